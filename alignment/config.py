@@ -1,0 +1,205 @@
+"""What every stage can be told: one frozen pydantic model a stage, units in the names, nothing unknown accepted.
+
+Derived values (parameter counts, tokens, steps) are not dials: `flows.plan` computes and prints them.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
+Natural = Annotated[int, Field(ge=0)]
+
+
+class Config(BaseModel):
+    """Base of all options: frozen, and an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class TownConfig(Config):
+    """The embedded world: a town whose facts are known, so that truth can be measured."""
+
+    people: Annotated[int, Field(ge=12, le=400)] = Field(48, description="people who exist")
+    documents: Count = Field(6000, description="documents of pretraining text")
+    demonstrations: Count = Field(600, description="human answers, of mixed quality")
+    prompts: Count = Field(600, description="prompts for sampling, labelling and PPO")
+    heldout_prompts: Count = Field(200, description="prompts for evaluation only")
+
+
+class TextSource(Config):
+    """A text to read: a plain file (paragraphs are documents) or JSONL, JSON, CSV, Parquet with a text column.
+
+    `town://NAME` names a file of the town; other paths are relative to the working directory.
+    """
+
+    path: str
+    text_field: str = "text"
+
+
+class RowSource(Config):
+    """Rows to read as prompts, demonstrations or comparisons.
+
+    `auto` reads the shapes that TRL reads (prompt/completion, messages, prompt/chosen/rejected, as text or as lists of
+    messages). `hh` reads Anthropic's transcripts. `template` fills `prompt` and `completion` from the row's fields, as in
+    "{instruction}" or "{answers[0]}".
+    """
+
+    path: str
+    format: Literal["auto", "hh", "template", "records"] = "auto"
+    prompt: str = ""
+    completion: str = ""
+    rows: str = Field("", description="for JSON files whose rows sit under a key")
+    limit: Natural = Field(0, description="use at most this many rows, 0 for all")
+
+    @model_validator(mode="after")
+    def _template_needs_fields(self) -> "RowSource":
+        if self.format == "template" and not self.prompt:
+            raise ValueError("format 'template' needs `prompt`, for example prompt: '{question}'")
+        if self.format != "template" and (self.prompt or self.completion):
+            raise ValueError("`prompt` and `completion` belong to format 'template'")
+        return self
+
+
+class CorpusConfig(Config):
+    """Cleaning, deduplication and split of the pretraining text."""
+
+    sources: tuple[TextSource, ...] = (TextSource(path="town://corpus.jsonl"),)
+    min_characters: Natural = 16
+    near_duplicate_similarity: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.9, description="Jaccard similarity of word 5-grams from which two documents count as one; 1 keeps all but exact copies"
+    )
+    heldout_share: Annotated[float, Field(gt=0, lt=0.5)] = 0.04
+    max_rejected_share: Share = Field(0.02, description="fail when more rows than this cannot be read")
+
+
+class TokenizerConfig(Config):
+    """Byte-level BPE."""
+
+    vocab_size: Annotated[int, Field(ge=264, le=262144)] = 768
+
+
+class ModelConfig(Config):
+    """A Llama-style decoder trained from scratch."""
+
+    hidden_size: Count = 128
+    layers: Count = 4
+    heads: Count = 4
+    intermediate_size: Count = 344
+    context_length: Count = 128
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> "ModelConfig":
+        if self.hidden_size % self.heads or (self.hidden_size // self.heads) % 2:
+            raise ValueError(f"hidden_size {self.hidden_size} must be an even multiple of heads {self.heads}")
+        return self
+
+
+class PretrainConfig(Config):
+    """Next-token prediction on packed text, from scratch or from a checkpoint.
+
+    With `checkpoint` (a path or a hub id) the model and tokenizer come from there, and `epochs: 0` takes them as they are.
+    """
+
+    checkpoint: str | None = None
+    model: ModelConfig = ModelConfig()
+    epochs: Annotated[float, Field(ge=0)] = 4
+    batch_sequences: Count = 32
+    learning_rate: Positive = 3e-3
+    min_learning_rate_share: Share = 0.05
+    warmup_share: Share = 0.03
+    weight_decay: Annotated[float, Field(ge=0)] = 0.1
+    max_grad_norm: Positive = 1.0
+    log_every_steps: Count = 10
+    checkpoint_every_steps: Count = 200
+
+    @model_validator(mode="after")
+    def _scratch_needs_training(self) -> "PretrainConfig":
+        if self.checkpoint is None and self.epochs == 0:
+            raise ValueError("epochs: 0 leaves a model from scratch untrained; set epochs, or give a checkpoint")
+        return self
+
+
+class DemonstrationsConfig(Config):
+    """Where human answers come from."""
+
+    sources: tuple[RowSource, ...] = (RowSource(path="town://demonstrations.jsonl", format="records"),)
+    max_rejected_share: Share = 0.05
+
+
+class PromptsConfig(Config):
+    """Where prompts come from, and how many are kept out of training for evaluation."""
+
+    sources: tuple[RowSource, ...] = (RowSource(path="town://prompts.jsonl", format="records"),)
+    heldout_share: Share = Field(0.2, description="for sources that bring no split of their own")
+    max_rejected_share: Share = 0.05
+
+
+class SFTConfig(Config):
+    """Supervised fine-tuning on demonstrations, loss on the response only."""
+
+    epochs: Positive = 3
+    batch_size: Count = 32
+    learning_rate: Positive = 1e-3
+    max_length_tokens: Count = 128
+    log_every_steps: Count = 5
+
+
+class SamplingConfig(Config):
+    """K responses for each of a number of prompts."""
+
+    prompts: Count = 300
+    responses_per_prompt: Annotated[int, Field(ge=2, le=9)] = 4
+    temperature: Positive = 1.0
+    max_new_tokens: Count = 48
+    batch_size: Count = 128
+
+
+class ComparisonsConfig(Config):
+    """Comparisons made elsewhere; with sources here nothing is sent to Label Studio."""
+
+    sources: tuple[RowSource, ...] = ()
+    heldout_share: Annotated[float, Field(gt=0, lt=0.9)] = Field(0.2, description="share of prompts kept for testing")
+    heldout_annotators: Natural = Field(1, description="annotators whose judgements are kept for testing only")
+    max_rejected_share: Share = 0.05
+
+
+class RewardConfig(Config):
+    """The reward model: Bradley-Terry over all pairs of a prompt."""
+
+    epochs: Positive = 4
+    batch_prompts: Count = 16
+    learning_rate: Positive = 3e-4
+    weight_decay: Annotated[float, Field(ge=0)] = 0.05
+    warmup_share: Share = 0.05
+    max_grad_norm: Positive = 1.0
+    max_length_tokens: Count = 128
+    log_every_steps: Count = 5
+
+
+class RewardGate(Config):
+    """What the reward model must reach before PPO may follow it."""
+
+    min_accuracy_heldout_prompts: Share = 0.55
+
+
+class EvaluationConfig(Config):
+    """Base, SFT and policy side by side on held-out prompts."""
+
+    prompts: Natural = Field(0, description="use at most this many held-out prompts, 0 for all")
+    samples_per_prompt: Count = 1
+    temperature: Positive = 1.0
+    max_new_tokens: Count = 48
+    curve_prompts: Count = Field(100, description="prompts for each point of the gold-against-proxy curve")
+
+
+class ReleaseGate(Config):
+    """What the policy must reach to become champion; figures that were not measured fail the gate that asks for them."""
+
+    min_win_rate: Share | None = None
+    min_win_rate_low: Share | None = None
+    min_harmless: Share | None = None
+    max_truthful_drop: Share | None = None
+    max_tax_ratio: Positive | None = None

@@ -1,0 +1,64 @@
+"""What a stage writes down while it works: metrics a step and figures, on disk first.
+
+Whoever runs the stage may listen (`on_metrics`) and send the same values to a tracking server; the file is the truth, so
+a server that is away for a while loses nothing.
+"""
+
+import json
+import math
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+Listener = Callable[[Mapping[str, float], int, int], None]
+
+
+class Journal:
+    """Appends to `metrics.jsonl` in a directory and saves figures below `figures/`.
+
+    A value that is not finite is left out of the file (JSON has no NaN) and of what the listener hears.
+    """
+
+    def __init__(self, directory: Path, on_metrics: Listener | None = None) -> None:
+        self.directory = directory
+        self.metrics_file = directory / "metrics.jsonl"
+        self._on_metrics = on_metrics
+        directory.mkdir(parents=True, exist_ok=True)
+
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        """Write one step's values: a line of {"step", "timestamp_ms", "values"}."""
+        finite = {name: float(value) for name, value in values.items() if math.isfinite(value)}
+        timestamp_ms = time.time_ns() // 1_000_000
+        with self.metrics_file.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, "timestamp_ms": timestamp_ms, "values": finite}) + "\n")
+        if self._on_metrics is not None:
+            self._on_metrics(finite, step, timestamp_ms)
+
+    def rewind(self, step: int) -> None:
+        """Forget every line after `step`: a resumed run writes them again."""
+        if not self.metrics_file.exists():
+            return
+        kept = [line for line in read_metrics(self.metrics_file) if line["step"] <= step]
+        temporary = self.metrics_file.with_name("metrics.jsonl.partial")
+        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+        temporary.replace(self.metrics_file)
+
+    def figure(self, name: str, figure: Figure) -> Path:
+        """Save a figure as `figures/NAME.png`."""
+        path = self.directory / "figures" / f"{name}.png"
+        path.parent.mkdir(exist_ok=True)
+        figure.savefig(path, dpi=120, bbox_inches="tight")
+        return path
+
+
+def read_metrics(path: Path) -> list[dict[str, object]]:
+    """The lines of a metrics file; a half-written last line (a killed process) is passed over."""
+    lines = []
+    for raw in path.read_text(encoding="utf-8").splitlines():
+        try:
+            lines.append(json.loads(raw))
+        except json.JSONDecodeError:
+            break
+    return lines
