@@ -1,0 +1,60 @@
+"""What can go wrong around Label Studio.
+
+    LabelingError
+    ├── ServerUnavailable      nothing answers, or it answers 5xx through all retries
+    ├── ServerStartFailed      a server that we started did not come up
+    ├── BadCredentials         the token or the password is not accepted
+    ├── RequestRefused         the server said no (4xx) to a request of ours
+    ├── UnexpectedAnswer       an answer that is not what the API promises
+    ├── TaskError              response sets that cannot be made into tasks
+    └── CollectionIncomplete   the deadline passed before enough judgements were there
+"""
+
+
+class LabelingError(Exception):
+    """Any failure of the labeling package."""
+
+
+class ServerUnavailable(LabelingError):
+    """Label Studio cannot be reached, or keeps failing."""
+
+    def __init__(self, url: str, cause: object) -> None:
+        super().__init__(
+            f"Label Studio at {url} does not answer ({cause}). `rlhf up` starts the local server; "
+            "for a server of your own check the labeling.url of the recipe."
+        )
+        self.url = url
+
+
+class ServerStartFailed(LabelingError):
+    """The server process ended, or its port was taken, before it was ready."""
+
+
+class BadCredentials(LabelingError):
+    """A token or a password was refused."""
+
+    def __init__(self, url: str, who: str) -> None:
+        super().__init__(
+            f"Label Studio at {url} refused the credentials of {who}. Tokens and passwords count only when an account "
+            "is first created: use those of that time, or read the token on the server's Account page."
+        )
+
+
+class RequestRefused(LabelingError):
+    """A 4xx answer: retrying will not help."""
+
+    def __init__(self, method: str, url: str, status: int, body: str) -> None:
+        super().__init__(f"{method} {url} was refused with {status}: {body[:500]}")
+        self.status = status
+
+
+class UnexpectedAnswer(LabelingError):
+    """The server's answer does not have the promised shape."""
+
+
+class TaskError(LabelingError):
+    """Response sets that cannot become tasks."""
+
+
+class CollectionIncomplete(LabelingError):
+    """Too few judgements at the deadline."""

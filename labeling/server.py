@@ -1,0 +1,202 @@
+"""Starting, awaiting and stopping a Label Studio server that lives in an environment of its own.
+
+`command` and `environment` say how to run it, for whoever supervises processes; `running_server` does it for the
+length of a `with` block.
+"""
+
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
+
+from labeling.errors import BadCredentials, ServerStartFailed, ServerUnavailable
+
+POLL_SECONDS = 0.2
+STOP_SECONDS = 10.0
+LOG_TAIL_CHARACTERS = 2000
+
+
+class ServerSettings(BaseModel):
+    """Where the server's program and data are, and the first account, which is made on the first start only."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    executable: Path
+    data_dir: Path
+    port: int = Field(ge=1, le=65535)
+    host: str = "127.0.0.1"
+    username: str = "owner@rlhf.local"
+    password: SecretStr = Field(min_length=8)
+    token: SecretStr
+    secret_key: SecretStr | None = None
+    task_lock_seconds: int = Field(default=1800, ge=1)
+
+    @field_validator("token")
+    @classmethod
+    def _token_is_forty_hex_digits(cls, token: SecretStr) -> SecretStr:
+        text = token.get_secret_value()
+        if len(text) != 40 or any(c not in "0123456789abcdef" for c in text):
+            raise ValueError("a Label Studio token is 40 lower-case hexadecimal digits")
+        return token
+
+    @property
+    def url(self) -> str:
+        """The address of the server, without a slash at the end."""
+        return f"http://{self.host}:{self.port}"
+
+    @property
+    def log_path(self) -> Path:
+        """The file that gets the server's output."""
+        return self.data_dir / "server.log"
+
+    @property
+    def working_dir(self) -> Path:
+        """An empty directory: the server puts it on `sys.path` and would import a stray `core.py` from it."""
+        return self.data_dir / "cwd"
+
+
+def command(settings: ServerSettings) -> list[str]:
+    """The command line that starts the server in the foreground."""
+    return [
+        str(settings.executable),
+        "start",
+        "--no-browser",
+        "--log-level", "WARNING",
+        "--internal-host", settings.host,
+        "--port", str(settings.port),
+        "--data-dir", str(settings.data_dir),
+        "--username", settings.username,
+        "--password", settings.password.get_secret_value(),
+        "--user-token", settings.token.get_secret_value(),
+        "--enable-legacy-api-token",
+    ]  # fmt: skip
+
+
+def environment(settings: ServerSettings) -> dict[str, str]:
+    """The whole environment of the server: ours, less what would leak into it, plus its switches.
+
+    Sign-up needs an invitation, and nothing outside is contacted: no analytics, version check or error reports.
+    """
+    leaky = ("PYTHON", "LABEL_STUDIO_", "DJANGO_", "POSTGRE_", "VIRTUAL_ENV", "SENTRY_")
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(leaky)}
+    secret = {} if settings.secret_key is None else {"SECRET_KEY": settings.secret_key.get_secret_value()}
+    return inherited | secret | {
+        "LABEL_STUDIO_HOST": settings.url,
+        "LABEL_STUDIO_DISABLE_SIGNUP_WITHOUT_LINK": "true",
+        "LABEL_STUDIO_COLLECT_ANALYTICS": "false",
+        "LABEL_STUDIO_LATEST_VERSION_CHECK": "false",
+        "LABEL_STUDIO_FEATURE_FLAGS_OFFLINE": "true",
+        "LABEL_STUDIO_TASK_LOCK_TTL": str(settings.task_lock_seconds),
+        "CORS_ALLOWED_ORIGINS": settings.url,
+        "SENTRY_DSN": "",
+        "FRONTEND_SENTRY_DSN": "",
+        "PYTHONUNBUFFERED": "1",
+    }  # fmt: skip
+
+
+def prepare(settings: ServerSettings) -> None:
+    """Make the directories and check what would otherwise fail late or in silence.
+
+    Label Studio takes the next port when its own is busy, so a busy port is an error here.
+    """
+    if not settings.executable.is_file():
+        raise ServerStartFailed(f"no Label Studio at {settings.executable}: install it in an environment of its own")
+    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    settings.working_dir.mkdir(exist_ok=True)
+    if any(settings.working_dir.iterdir()):
+        raise ServerStartFailed(f"{settings.working_dir} must be empty: the server would import modules from it")
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((settings.host, settings.port))
+        except OSError as error:
+            raise ServerStartFailed(f"port {settings.port} of {settings.host} is taken ({error})") from error
+
+
+def start(settings: ServerSettings) -> subprocess.Popen[bytes]:
+    """Start the server in a process group of its own, its output in `settings.log_path`; return without waiting."""
+    prepare(settings)
+    with settings.log_path.open("ab") as log:
+        return subprocess.Popen(
+            command(settings),
+            env=environment(settings),
+            cwd=settings.working_dir,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+
+def stop(process: subprocess.Popen[bytes], seconds: float = STOP_SECONDS) -> None:
+    """End the server and all its children: politely, and after `seconds` for good."""
+    for sign in (signal.SIGTERM, signal.SIGKILL):
+        try:
+            os.killpg(process.pid, sign)
+        except ProcessLookupError:
+            break
+        try:
+            process.wait(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            continue
+    process.wait()
+
+
+def is_ready(url: str, token: str, timeout_seconds: float = 5.0) -> tuple[bool, str]:
+    """Ask once: (True, "") when the server runs and knows the token, else (False, what was seen).
+
+    `/health` is a static answer, so the account is asked for as well. Raises BadCredentials for a refused token.
+    """
+    try:
+        with httpx.Client(base_url=url, timeout=timeout_seconds, trust_env=False) as http:
+            health = http.get("/health")
+            if health.status_code != 200:
+                return False, f"/health answers {health.status_code}"
+            who = http.get("/api/current-user/whoami", headers={"Authorization": f"Token {token}"})
+    except httpx.HTTPError as error:
+        return False, str(error) or type(error).__name__
+    if who.status_code in (401, 403):
+        raise BadCredentials(url, "the owner")
+    return who.status_code == 200, f"whoami answers {who.status_code}"
+
+
+def wait_until_ready(
+    url: str, token: str, timeout_seconds: float, process: subprocess.Popen[bytes] | None = None
+) -> None:
+    """Wait until the server answers with the account of `token`.
+
+    Raises ServerUnavailable after `timeout_seconds`, ServerStartFailed as soon as `process` has ended, and
+    BadCredentials when the server is up and refuses the token.
+    """
+    deadline = time.monotonic() + timeout_seconds
+    while True:
+        ready, seen = is_ready(url, token)
+        if ready:
+            return
+        if process is not None and process.poll() is not None:
+            raise ServerStartFailed(f"the server ended with code {process.returncode} before it was ready")
+        if time.monotonic() > deadline:
+            raise ServerUnavailable(url, f"not ready after {timeout_seconds:.0f} s: {seen}")
+        time.sleep(POLL_SECONDS)
+
+
+@contextmanager
+def running_server(settings: ServerSettings, timeout_seconds: float = 180.0) -> Iterator[str]:
+    """Run a server for the length of the block; yields its URL. A failed start shows the end of its log."""
+    process = start(settings)
+    try:
+        try:
+            wait_until_ready(settings.url, settings.token.get_secret_value(), timeout_seconds, process)
+        except (ServerStartFailed, ServerUnavailable) as error:
+            tail = settings.log_path.read_text(errors="replace")[-LOG_TAIL_CHARACTERS:]
+            raise ServerStartFailed(f"{error}\nThe end of {settings.log_path}:\n{tail}") from error
+        yield settings.url
+    finally:
+        stop(process)
