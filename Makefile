@@ -1,0 +1,73 @@
+# Everything sets itself up: Python 3.11 or newer and make are all that is needed beforehand.
+#
+#   make demo    install, start the servers, run the recipe `town`, print the report and the addresses
+#   make test    all tests          make check   ruff, mypy --strict, the architecture test
+#   make up      start the servers  make down    stop them          make clean   remove what can be made again
+
+SHELL := /bin/bash
+PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3.13 || command -v python3)
+VENV := .venv
+LABEL_STUDIO := .venv-label-studio
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+LABEL_STUDIO_READY := $(LABEL_STUDIO)/.ready
+BROWSER := $(shell command -v chromium || command -v chromium-browser || command -v google-chrome)
+PIP_FLAGS := --quiet --disable-pip-version-check
+
+.PHONY: demo test check format up down status setup browser clean distclean
+
+demo: setup
+	$(BIN)/rlhf up
+	$(BIN)/rlhf run town
+	$(BIN)/rlhf report
+	$(BIN)/rlhf status
+
+test: setup browser
+	$(BIN)/python -m pytest
+
+check: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q tests/test_architecture.py
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+
+up: setup
+	$(BIN)/rlhf up
+
+down:
+	$(BIN)/rlhf down
+
+status:
+	$(BIN)/rlhf status
+
+setup: $(READY) $(LABEL_STUDIO_READY)
+
+$(READY): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "Python 3.11 or newer is needed; say which with: make PYTHON=/path/to/python3.11"; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install $(PIP_FLAGS) -r requirements.lock
+	$(BIN)/python -m pip install $(PIP_FLAGS) --no-deps -e .
+	touch $@
+
+# Label Studio pins versions that Prefect cannot live with, so it has an environment of its own.
+$(LABEL_STUDIO_READY): requirements-label-studio.lock
+	test -x $(LABEL_STUDIO)/bin/python || $(PYTHON) -m venv $(LABEL_STUDIO)
+	$(LABEL_STUDIO)/bin/python -m pip install $(PIP_FLAGS) -r requirements-label-studio.lock
+	touch $@
+
+browser:
+	@if [ -z "$(BROWSER)" ]; then \
+		echo "The browser tests need Chromium or Chrome: 'apt-get install chromium' on Debian,"; \
+		echo "'brew install --cask chromium' on a Mac; without one they are skipped."; \
+	fi
+
+clean:
+	-test -x $(BIN)/rlhf && $(BIN)/rlhf down
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	find alignment flows labeling tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+distclean: clean
+	rm -rf $(VENV) $(LABEL_STUDIO) .rlhf
