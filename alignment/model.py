@@ -1,0 +1,111 @@
+"""Models with one number a token: the reward model and the value model.
+
+Both are plain `AutoModelForSequenceClassification` checkpoints with one label, so that they load anywhere; here their head
+is read at every token that is asked for. A reward model carries its normalisation in its config (`reward_bias`,
+`reward_scale`), so that a score means the same to whoever loads it: score = (raw - reward_bias) / reward_scale.
+"""
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from alignment.errors import CheckpointError
+from alignment.logprobs import at_least_float32, length_batches, right_pad
+
+
+def load_causal_model(path: str | Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """A language model from a directory or the hub, in eval mode."""
+    try:
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"no causal language model could be loaded from {path}: {error}") from error
+    model.eval()
+    return model
+
+
+def load_scalar_model(path: str | Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """A reward or value model (sequence classification with one label) in eval mode."""
+    try:
+        model: PreTrainedModel = AutoModelForSequenceClassification.from_pretrained(path, dtype=dtype)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"no sequence classification model could be loaded from {path}: {error}") from error
+    scalar_head(model)
+    model.eval()
+    return model
+
+
+def scalar_model_from(language_model: PreTrainedModel) -> PreTrainedModel:
+    """A scalar model with a copy of the language model's trunk and a head of zeros (deterministic: every score is 0)."""
+    config = copy.deepcopy(language_model.config)
+    config.num_labels = 1
+    with torch.random.fork_rng():
+        try:
+            model: PreTrainedModel = AutoModelForSequenceClassification.from_config(config, dtype=language_model.dtype)
+        except ValueError as error:
+            name = type(language_model).__name__
+            raise CheckpointError(f"{name} has no sequence classification form in transformers: {error}") from error
+    model.base_model.load_state_dict(language_model.base_model.state_dict())
+    nn.init.zeros_(scalar_head(model).weight)
+    model.to(device=language_model.device)
+    model.eval()
+    return model
+
+
+def save_model(model: PreTrainedModel, path: Path, tokenizer: PreTrainedTokenizerBase | None = None) -> None:
+    """Write safetensors, config and, where given, the tokenizer."""
+    model.save_pretrained(path)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(path)
+
+
+def scalar_head(model: PreTrainedModel) -> nn.Linear:
+    """The linear layer that turns a hidden state into one number."""
+    head = getattr(model, "score", None)
+    if not isinstance(head, nn.Linear) or head.out_features != 1:
+        raise CheckpointError(
+            f"{type(model).__name__} has no per-token head with one output; load it with load_scalar_model, or make one "
+            "from a causal model with scalar_model_from"
+        )
+    return head
+
+
+def scalar_values(model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+    """The raw number at every token. Shapes: (b, t), (b, t) -> (b, t). Right-padded rows need no mask."""
+    hidden = model.base_model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
+    return at_least_float32(scalar_head(model)(hidden).squeeze(-1))
+
+
+def set_normalisation(model: PreTrainedModel, bias: float, scale: float) -> None:
+    """Keep (raw - bias) / scale as the meaning of a score, for good: it is saved with the model's config."""
+    if not scale > 0:
+        raise CheckpointError(f"reward_scale must be positive, not {scale}; do the raw rewards vary at all?")
+    model.config.reward_bias = float(bias)
+    model.config.reward_scale = float(scale)
+
+
+def normalised(model: PreTrainedModel, raw: Tensor) -> Tensor:
+    """(raw - reward_bias) / reward_scale, with the figures kept in the model's config (0 and 1 where there are none)."""
+    bias = float(getattr(model.config, "reward_bias", 0.0))
+    scale = float(getattr(model.config, "reward_scale", 1.0))
+    return (raw - bias) / scale
+
+
+@torch.no_grad()
+def reward_scores(model: PreTrainedModel, sequences: Sequence[Sequence[int]], token_budget: int = 8192) -> Tensor:
+    """Normalised score of each prompt+response, read at its last token. Shape: (sequences,), on the CPU."""
+    scores = torch.zeros(len(sequences), dtype=torch.float64 if model.dtype == torch.float64 else torch.float32)
+    for rows in length_batches([len(sequence) for sequence in sequences], token_budget):
+        input_ids = right_pad([sequences[i] for i in rows]).to(model.device)
+        last = torch.tensor([len(sequences[i]) - 1 for i in rows], device=model.device)
+        values = scalar_values(model, input_ids)[torch.arange(len(rows), device=model.device), last]
+        scores[rows] = normalised(model, values).to(scores)
+    return scores
