@@ -1,0 +1,110 @@
+"""Stage `corpus`: raw text to clean, deduplicated, split documents."""
+
+import random
+import re
+import unicodedata
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from datasketch import MinHash, MinHashLSH
+
+from alignment.config import CorpusConfig, Share
+from alignment.errors import DataError
+from alignment.journal import Journal
+from alignment.records import Record, Rejected, write_records
+from alignment.sources import read_texts
+
+SHINGLE_WORDS = 5
+PERMUTATIONS = 64
+
+
+class Document(Record):
+    """One text of the corpus."""
+
+    text: str
+
+
+def prepare_corpus(config: CorpusConfig, out: Path, journal: Journal, *, seed: int, town: Path | None = None) -> dict[str, float]:
+    """Read all sources, clean them, drop exact and near copies, and write `train.jsonl` and `heldout.jsonl`.
+
+    Rows that cannot be read go to `rejected.jsonl`; more of them than `max_rejected_share` is an error.
+    """
+    texts: list[str] = []
+    rejected: list[Rejected] = []
+    for source in config.sources:
+        more, bad = read_texts(source, town)
+        texts += more
+        rejected += bad
+    settle_rejected(rejected, len(texts), config.max_rejected_share, out)
+    cleaned = [text for text in map(clean, texts) if len(text) >= config.min_characters]
+    distinct = list(dict.fromkeys(cleaned))
+    kept = drop_near_duplicates(distinct, config.near_duplicate_similarity)
+    if len(kept) < 2:
+        raise DataError(f"only {len(kept)} documents are left of {len(texts)}; check `corpus.sources` and `min_characters`")
+    random.Random(f"corpus-{seed}").shuffle(kept)
+    heldout = max(1, round(len(kept) * config.heldout_share))
+    write_documents(out / "heldout.jsonl", kept[:heldout])
+    write_documents(out / "train.jsonl", kept[heldout:])
+    counts = {"read": len(texts), "rejected": len(rejected), "too_short": len(texts) - len(cleaned),
+              "exact_copies": len(cleaned) - len(distinct), "near_copies": len(distinct) - len(kept),
+              "documents_train": len(kept) - heldout, "documents_heldout": heldout,
+              "characters": sum(map(len, kept))}
+    journal.log(counts, step=0)
+    return {name: float(count) for name, count in counts.items()}
+
+
+def settle_rejected(rejected: Sequence[Rejected], good: int, max_share: Share, out: Path) -> None:
+    """Write the rejected rows, and refuse to go on when they are too many."""
+    write_records(out / "rejected.jsonl", rejected)
+    total = good + len(rejected)
+    if total == 0:
+        raise DataError("the sources hold no rows; check their paths")
+    if len(rejected) / total > max_share:
+        first = rejected[0]
+        raise DataError(
+            f"{len(rejected)} of {total} rows could not be read, more than the allowed share {max_share:g}. "
+            f"First: {first.file} line {first.line}: {first.reason}. Mend the file, or raise `max_rejected_share`."
+        )
+
+
+def clean(text: str) -> str:
+    """Normalise to NFC, drop control characters, and squeeze runs of blanks and of empty lines."""
+    text = unicodedata.normalize("NFC", text)
+    text = "".join(c for c in text if c in "\n\t" or unicodedata.category(c)[0] != "C")
+    text = re.sub(r"[ \t]+", " ", text)
+    return re.sub(r" ?\n ?(\n ?)*", "\n", text).strip()
+
+
+def shingles(text: str) -> set[str]:
+    """The word 5-grams of a text, in lower case; a shorter text is one shingle."""
+    words = text.lower().split()
+    return {" ".join(words[i : i + SHINGLE_WORDS]) for i in range(max(1, len(words) - SHINGLE_WORDS + 1))}
+
+
+def drop_near_duplicates(texts: Sequence[str], similarity: float) -> list[str]:
+    """Keep the first of each group of texts whose shingles have an (estimated) Jaccard similarity of `similarity` or more.
+
+    MinHash with banding finds the candidates (Broder 1997); the true similarity decides, so that no distinct text is lost.
+    """
+    if similarity >= 1:
+        return list(texts)
+    index = MinHashLSH(threshold=similarity, num_perm=PERMUTATIONS)
+    kept: list[str] = []
+    sets = [shingles(text) for text in texts]
+    hashes = MinHash.bulk([[s.encode() for s in group] for group in sets], num_perm=PERMUTATIONS, seed=1)
+    for number, (text, minhash) in enumerate(zip(texts, hashes, strict=True)):
+        if any(jaccard(sets[number], sets[int(other)]) >= similarity for other in index.query(minhash)):
+            continue
+        index.insert(str(number), minhash)
+        kept.append(text)
+    return kept
+
+
+def jaccard(a: set[str], b: set[str]) -> float:
+    """|a ∩ b| / |a ∪ b|."""
+    return len(a & b) / len(a | b)
+
+
+def write_documents(path: Path, texts: Iterable[str]) -> None:
+    """Write documents as JSONL rows of {"text"}."""
+    write_records(path, (Document(text=text) for text in texts))

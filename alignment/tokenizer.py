@@ -1,0 +1,69 @@
+"""Stage `tokenizer`: a byte-level BPE with the special tokens and the chat template that every later stage uses."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from alignment.config import TokenizerConfig
+from alignment.journal import Journal
+from alignment.records import Message, read_lines
+
+PAD, EOS, USER, ASSISTANT, SYSTEM = "<|pad|>", "<|end|>", "<|user|>", "<|assistant|>", "<|system|>"
+
+# Each turn is <|role|>text<|end|>; the assistant's text and its end are marked for the loss.
+CHAT_TEMPLATE = (
+    "{%- for message in messages %}"
+    "{%- if message['role'] == 'assistant' %}<|assistant|>{% generation %}{{ message['content'] }}<|end|>{% endgeneration %}"
+    "{%- else %}<|{{ message['role'] }}|>{{ message['content'] }}<|end|>"
+    "{%- endif %}"
+    "{%- endfor %}"
+    "{%- if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
+def train_tokenizer(config: TokenizerConfig, out: Path, journal: Journal, *, corpus: Path, context_length: int) -> dict[str, float]:
+    """Train a byte-level BPE on the training documents and save it with its chat template; PAD and EOS differ."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=config.vocab_size, special_tokens=[PAD, EOS, USER, ASSISTANT, SYSTEM],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False,
+    )
+    texts = [row["text"] for _, row, _ in read_lines(corpus / "train.jsonl") if row]
+    tokenizer.train_from_iterator(texts, trainer=trainer)
+    wrapped = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token=PAD, eos_token=EOS, additional_special_tokens=[USER, ASSISTANT, SYSTEM],
+        model_max_length=context_length, clean_up_tokenization_spaces=False,
+    )
+    wrapped.chat_template = CHAT_TEMPLATE
+    wrapped.save_pretrained(out)
+    sample = texts[:2000]
+    tokens = sum(map(len, wrapped(sample)["input_ids"]))
+    figures = {"vocab_size": float(len(wrapped)), "bytes_per_token": sum(len(t.encode()) for t in sample) / tokens}
+    journal.log(figures, step=0)
+    return figures
+
+
+def prompt_tokens(tokenizer: PreTrainedTokenizerBase, messages: Iterable[Message]) -> list[int]:
+    """The token ids of a conversation, ready for the assistant's answer."""
+    turns = [{"role": m.role, "content": m.content} for m in messages]
+    return as_ids(tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=True))
+
+
+def response_tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """The token ids of an answer, with EOS."""
+    return [*tokenizer(text, add_special_tokens=False)["input_ids"], int(tokenizer.eos_token_id)]
+
+
+def decode_response(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int]) -> str:
+    """The text of an answer without EOS."""
+    return str(tokenizer.decode(list(tokens), skip_special_tokens=True)).strip()
+
+
+def as_ids(encoded: Any) -> list[int]:
+    """Token ids from what `apply_chat_template` returns (a list, or a mapping in newer releases)."""
+    return list(encoded["input_ids"] if hasattr(encoded, "keys") else encoded)
