@@ -2,8 +2,8 @@
 
 A causal model's logits at position t-1 are its distribution over token t. Rollout, reference and update all read them
 here, with the same sampling temperature, so that they can be compared. Rows are right-padded: prompt and response are
-contiguous, positions are the natural 0, 1, 2, ..., and because attention is causal no real token ever sees the padding, so
-no attention mask is needed. The output head runs on the positions that predict a response token and on no other.
+contiguous, positions are the natural 0, 1, 2, ..., and because attention is causal no real token ever sees the
+padding, so no attention mask is needed. The output head runs on the positions that predict a response token alone.
 """
 
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ class ScoringBatch:
     """b rows of at most t tokens, and the n response tokens among them, row by row and in order of time.
 
     Shapes: input_ids (b, t); all others (n,). `row` and `position` address the logits (or the value) that speak for a
-    response token inside this batch; `sequence` and `time` address the same token in tensors (sequences, response length).
+    response token inside this batch; `sequence` and `time` address that token in tensors (sequences, response length).
     """
 
     input_ids: Tensor
@@ -43,7 +43,7 @@ class ScoringBatch:
 def length_batches(lengths: Sequence[int], token_budget: int) -> list[list[int]]:
     """Group row numbers so that rows of like length meet and rows x longest stays within `token_budget`.
 
-    Longest first, so that what does not fit in memory fails at once. A row longer than the budget is a batch of its own.
+    Longest first, so that what does not fit in memory fails at once. A row above the budget is alone in its batch.
     """
     batches: list[list[int]] = []
     for row in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
@@ -97,8 +97,8 @@ def _scoring_batch(
 def token_logits(model: PreTrainedModel, input_ids: Tensor, row: Tensor, position: Tensor, **inputs: Any) -> Any:
     """The model's output with logits (n, V) at the places (row, position) only, at least float32.
 
-    A hook hands the output head those hidden states alone, so whatever the architecture does after its head (scaling, soft
-    capping) still happens, and the logits of all positions, (b, t, V), never exist.
+    A hook hands the output head those hidden states alone, so whatever the architecture does after its head (scaling,
+    soft capping) still happens, and the logits of all positions, (b, t, V), never exist.
     """
     head = model.get_output_embeddings()
     if not isinstance(head, nn.Module):

@@ -1,7 +1,7 @@
 """Models with one number a token: the reward model and the value model.
 
-Both are plain `AutoModelForSequenceClassification` checkpoints with one label, so that they load anywhere; here their head
-is read at every token that is asked for. A reward model carries its normalisation in its config (`reward_bias`,
+Both are plain `AutoModelForSequenceClassification` checkpoints with one label, so that they load anywhere; here their
+head is read at every token that is asked for. A reward model carries its normalisation in its config (`reward_bias`,
 `reward_scale`), so that a score means the same to whoever loads it: score = (raw - reward_bias) / reward_scale.
 """
 
@@ -44,7 +44,7 @@ def load_scalar_model(path: str | Path, dtype: torch.dtype = torch.float32) -> P
 
 
 def scalar_model_from(language_model: PreTrainedModel) -> PreTrainedModel:
-    """A scalar model with a copy of the language model's trunk and a head of zeros (deterministic: every score is 0)."""
+    """A scalar model with a copy of the language model's trunk and a head of zeros: nothing random, every score is 0."""
     config = copy.deepcopy(language_model.config)
     config.num_labels = 1
     with torch.random.fork_rng():
@@ -55,7 +55,7 @@ def scalar_model_from(language_model: PreTrainedModel) -> PreTrainedModel:
             raise CheckpointError(f"{name} has no sequence classification form in transformers: {error}") from error
     model.base_model.load_state_dict(language_model.base_model.state_dict())
     nn.init.zeros_(scalar_head(model).weight)
-    model.to(device=language_model.device)
+    model.to(device=language_model.device)  # type: ignore[call-arg]
     model.eval()
     return model
 
@@ -72,8 +72,8 @@ def scalar_head(model: PreTrainedModel) -> nn.Linear:
     head = getattr(model, "score", None)
     if not isinstance(head, nn.Linear) or head.out_features != 1:
         raise CheckpointError(
-            f"{type(model).__name__} has no per-token head with one output; load it with load_scalar_model, or make one "
-            "from a causal model with scalar_model_from"
+            f"{type(model).__name__} has no per-token head with one output; load it with load_scalar_model, or make "
+            "one from a causal model with scalar_model_from"
         )
     return head
 
@@ -93,7 +93,7 @@ def set_normalisation(model: PreTrainedModel, bias: float, scale: float) -> None
 
 
 def normalised(model: PreTrainedModel, raw: Tensor) -> Tensor:
-    """(raw - reward_bias) / reward_scale, with the figures kept in the model's config (0 and 1 where there are none)."""
+    """(raw - reward_bias) / reward_scale, with the figures kept in the model's config (0 and 1 where it has none)."""
     bias = float(getattr(model.config, "reward_bias", 0.0))
     scale = float(getattr(model.config, "reward_scale", 1.0))
     return (raw - bias) / scale
