@@ -1,0 +1,161 @@
+"""A thin HTTP client of the Label Studio API: raw JSON in and out, retries of network faults and 5xx only."""
+
+import time
+from collections.abc import Iterator
+from types import TracebackType
+from typing import Any, TypeVar
+
+import httpx
+
+from labeling.errors import BadCredentials, RequestRefused, ServerUnavailable, UnexpectedAnswer
+
+PAGE_SIZE = 1000
+IMPORT_BATCH = 250
+NEVER_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
+T = TypeVar("T")
+
+
+class LabelStudio:
+    """One account's access to a server.
+
+    Connections are not kept alive: the server writes an answer in two pieces, and on a kept connection the second waits
+    40 ms for a delayed acknowledgement, which doubles the price of a small request.
+
+    A request that may have done its work before it failed is repeated only where repeating is harmless: `get` and
+    `patch` are, `post` only when it never reached the server or found it busy (503).
+    """
+
+    def __init__(
+        self, url: str, token: str, *, timeout_seconds: float = 60.0, attempts: int = 4, backoff_seconds: float = 0.5
+    ) -> None:
+        self.url = url.rstrip("/")
+        self.token = token
+        self._attempts = attempts
+        self._backoff_seconds = backoff_seconds
+        self._http = httpx.Client(
+            base_url=self.url,
+            headers={"Authorization": f"Token {token}"},
+            timeout=timeout_seconds,
+            trust_env=False,
+            limits=httpx.Limits(max_keepalive_connections=0),
+        )
+
+    def __enter__(self) -> "LabelStudio":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._http.close()
+
+    def get(self, path: str, **params: Any) -> Any:
+        """GET a JSON value."""
+        return self._request("GET", path, params=params)
+
+    def post(self, path: str, json: Any, **params: Any) -> Any:
+        """POST a JSON value; see the class for when it is repeated."""
+        return self._request("POST", path, json=json, params=params)
+
+    def patch(self, path: str, json: Any) -> Any:
+        """PATCH with a JSON value."""
+        return self._request("PATCH", path, json=json)
+
+    def delete(self, path: str) -> None:
+        """DELETE; an answer without content is right."""
+        self._request("DELETE", path)
+
+    def _request(self, method: str, path: str, **arguments: Any) -> Any:
+        cause: object = "no attempt"
+        for attempt in range(self._attempts):
+            if attempt:
+                time.sleep(self._backoff_seconds * 2 ** (attempt - 1))
+            try:
+                answer = self._http.request(method, path, **arguments)
+            except httpx.TransportError as error:
+                cause = str(error) or type(error).__name__
+                if method == "POST" and not isinstance(error, NEVER_SENT):
+                    break
+                continue
+            if answer.status_code < 500:
+                return self._value(answer)
+            cause = f"{method} {path} answers {answer.status_code}"
+            if method == "POST" and answer.status_code != 503:
+                break
+        raise ServerUnavailable(self.url, cause)
+
+    def _value(self, answer: httpx.Response) -> Any:
+        request = answer.request
+        if answer.status_code == 401:
+            raise BadCredentials(self.url, "the given token")
+        if answer.status_code >= 300:
+            raise RequestRefused(request.method, str(request.url), answer.status_code, answer.text)
+        if not answer.content:
+            return None
+        try:
+            return answer.json()
+        except ValueError as error:
+            raise UnexpectedAnswer(f"{request.method} {request.url} did not answer with JSON: {error}") from error
+
+    def whoami(self) -> dict[str, Any]:
+        """The account of the token."""
+        return expect(self.get("/api/current-user/whoami"), dict, "whoami")
+
+    def projects(self) -> Iterator[dict[str, Any]]:
+        """All projects, with all their fields."""
+        page = 1
+        while True:
+            answer = expect(self.get("/api/projects", page=page, page_size=100), dict, "the list of projects")
+            yield from answer["results"]
+            if not answer.get("next"):
+                return
+            page += 1
+
+    def tasks(self, project_id: int, *fields: str) -> list[dict[str, Any]]:
+        """All tasks of a project, with the given `fields` of each and without annotations."""
+        rows: list[dict[str, Any]] = []
+        page, total = 1, 1
+        while len(rows) < total:
+            answer = self.get(
+                "/api/tasks",
+                project=project_id, page=page, page_size=PAGE_SIZE, fields="task_only", include=",".join(fields),
+            )  # fmt: skip
+            found = expect(answer, dict, "the list of tasks")
+            total, page = int(found["total"]), page + 1
+            if not found["tasks"]:
+                break
+            rows += found["tasks"]
+        return rows
+
+    def import_tasks(self, project_id: int, tasks: list[dict[str, Any]]) -> list[int]:
+        """Add tasks (`{"data": …}`) in batches; return their ids in the order given. Does not look for duplicates."""
+        ids: list[int] = []
+        for first in range(0, len(tasks), IMPORT_BATCH):
+            batch = tasks[first : first + IMPORT_BATCH]
+            answer = self.post(f"/api/projects/{project_id}/import", batch, return_task_ids="true")
+            ids += expect(answer, dict, "the answer to an import")["task_ids"]
+        if len(ids) != len(tasks):
+            raise UnexpectedAnswer(f"{len(tasks)} tasks were sent to project {project_id}, {len(ids)} were stored")
+        return ids
+
+    def export(self, project_id: int) -> list[dict[str, Any]]:
+        """Every task that has annotations, with all of them, cancelled ones too."""
+        answer = self.get(
+            f"/api/projects/{project_id}/export",
+            exportType="JSON", download_all_tasks="false", download_resources="false",
+        )  # fmt: skip
+        return expect(answer, list, "an export")
+
+    def annotate(self, task_id: int, result: list[dict[str, Any]], lead_time: float, *, skip: bool = False) -> int:
+        """Submit (or skip) a task as the account of this client; return the annotation's id."""
+        body = {"result": result, "lead_time": lead_time, "was_cancelled": skip, "ground_truth": False}
+        answer = self.post(f"/api/tasks/{task_id}/annotations/", body)
+        return int(expect(answer, dict, "the answer to an annotation")["id"])
+
+
+def expect(value: Any, kind: type[T], what: str) -> T:
+    """`value`, if it is of `kind`. Raises UnexpectedAnswer."""
+    if not isinstance(value, kind):
+        raise UnexpectedAnswer(f"{what} is {type(value).__name__}, not {kind.__name__}: {str(value)[:200]}")
+    return value

@@ -1,0 +1,232 @@
+"""The public face of the package: open a collection of judgements, watch it, let a crew work on it, pull it."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+
+from alignment.records import Comparison, Demonstration, Prompt, Rejected, ResponseSet
+from labeling.agreement import Agreement, agreement
+from labeling.annotations import Judged, pull
+from labeling.client import LabelStudio
+from labeling.comparisons import comparisons, demonstrations
+from labeling.config import CrewConfig, Kind, LabelingConfig
+from labeling.projects import Project, open_project
+from labeling.quality import AnnotatorQuality, quality
+from labeling.simulate import (
+    Annotator,
+    Judge,
+    annotate_project,
+    crew_accounts,
+    fitting_temperature,
+    make_crew,
+    utilities,
+)
+from labeling.tasks import Task, build_tasks, build_writing_tasks, push
+
+COLLECTION_FILE = "collection.json"
+
+
+class Batch(BaseModel):
+    """The tasks of a collection that lie in one project, and their ids on the server by uid."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    project: Project
+    tasks: tuple[Task, ...]
+    task_ids: dict[str, int]
+
+    @property
+    def needed(self) -> int:
+        """How many judgements are asked for."""
+        return len(self.tasks) * self.project.overlap
+
+
+class Collection(BaseModel):
+    """What was put before people. `rejected` are response sets that could not be made into tasks."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    batches: tuple[Batch, ...]
+    rejected: tuple[Rejected, ...] = ()
+
+    @property
+    def urls(self) -> dict[str, str]:
+        """Where people work, by kind of task."""
+        return {batch.project.kind: batch.project.labeling_url for batch in self.batches}
+
+    @property
+    def tasks(self) -> dict[str, Task]:
+        """All tasks by uid."""
+        return {task.uid: task for batch in self.batches for task in batch.tasks}
+
+
+class Progress(BaseModel):
+    """Judgements done and needed; `by_kind` has both for each kind of task."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    done: int
+    needed: int
+    by_kind: dict[str, tuple[int, int]]
+
+    @property
+    def share(self) -> float:
+        """Done out of needed, 1.0 when nothing is needed."""
+        return self.done / self.needed if self.needed else 1.0
+
+
+class Pulled(BaseModel):
+    """What people said. `ties` (strength 0) are kept apart from `comparisons`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    comparisons: list[Comparison]
+    ties: list[Comparison]
+    quarantined: list[Rejected]
+    judgements: int
+    skips: int
+    agreement: Agreement
+    quality: list[AnnotatorQuality]
+
+
+class PulledDemonstrations(BaseModel):
+    """The answers people wrote."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    demonstrations: list[Demonstration]
+    quarantined: list[Rejected]
+    skips: int
+
+
+class CrewReport(BaseModel):
+    """What a crew did: annotations submitted in this call, the noise they judged with, and who they are."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    submitted: int
+    temperature: float
+    annotators: dict[str, str]
+
+
+def open_collection(
+    client: LabelStudio, config: LabelingConfig, response_sets: Sequence[ResponseSet], out: Path
+) -> Collection:
+    """Put response sets before people: the first `rankings.prompts` to rank, the next `pairwise.prompts` to compare.
+
+    Repeatable: the same sets find their projects and tasks again. The collection is written to `out/collection.json`.
+    """
+    first, second = config.rankings.prompts, config.pairwise.prompts
+    shares: tuple[tuple[Kind, int, Sequence[ResponseSet]], ...] = (
+        ("ranking", config.rankings.overlap, response_sets[:first]),
+        ("pairwise", config.pairwise.overlap, response_sets[first : first + second]),
+    )
+    batches: list[Batch] = []
+    rejected: list[Rejected] = []
+    for kind, overlap, sets in shares:
+        tasks, unfit = build_tasks(kind, sets, config.seed)
+        rejected += unfit
+        if tasks:
+            batches.append(_open_batch(client, kind, config.title, overlap, tasks))
+    return _written(Collection(batches=tuple(batches), rejected=tuple(rejected)), out)
+
+
+def open_demonstrations(
+    client: LabelStudio, title: str, prompts: Sequence[Prompt], out: Path, overlap: int = 1
+) -> Collection:
+    """Ask people to write answers to prompts; repeatable like `open_collection`."""
+    tasks = build_writing_tasks(prompts)
+    batches = (_open_batch(client, "demonstration", title, overlap, tasks),) if tasks else ()
+    return _written(Collection(batches=batches), out)
+
+
+def _open_batch(client: LabelStudio, kind: Kind, title: str, overlap: int, tasks: Sequence[Task]) -> Batch:
+    project = open_project(client, kind, title, overlap)
+    return Batch(project=project, tasks=tuple(tasks), task_ids=dict(push(client, project, tasks)))
+
+
+def _written(collection: Collection, out: Path) -> Collection:
+    out.mkdir(parents=True, exist_ok=True)
+    temporary = out / (COLLECTION_FILE + ".partial")
+    temporary.write_text(collection.model_dump_json(), encoding="utf-8")
+    temporary.replace(out / COLLECTION_FILE)
+    return collection
+
+
+def read_collection(out: Path) -> Collection:
+    """The collection that was written to `out`."""
+    return Collection.model_validate_json((out / COLLECTION_FILE).read_text(encoding="utf-8"))
+
+
+def progress(client: LabelStudio, collection: Collection) -> Progress:
+    """How many judgements there are; more than the overlap on one task does not make up for another."""
+    by_kind: dict[str, tuple[int, int]] = {}
+    for batch in collection.batches:
+        ours = set(batch.task_ids.values())
+        rows = client.tasks(batch.project.id, "id", "total_annotations")
+        done = sum(min(int(row["total_annotations"]), batch.project.overlap) for row in rows if row["id"] in ours)
+        by_kind[batch.project.kind] = (done, batch.needed)
+    done, needed = (sum(counts[i] for counts in by_kind.values()) for i in (0, 1))
+    return Progress(done=done, needed=needed, by_kind=by_kind)
+
+
+def _pull_all(client: LabelStudio, collection: Collection) -> tuple[list[Judged], list[Rejected], dict[str, int]]:
+    judgements: list[Judged] = []
+    quarantined: list[Rejected] = []
+    skips: dict[str, int] = {}
+    for batch in collection.batches:
+        parsed = pull(client, batch.project, batch.tasks)
+        judgements += parsed.judgements
+        quarantined += parsed.quarantined
+        for annotator, count in parsed.skips.items():
+            skips[annotator] = skips.get(annotator, 0) + count
+    return judgements, quarantined, skips
+
+
+def pull_collection(client: LabelStudio, collection: Collection) -> Pulled:
+    """Everything said so far, as comparisons with their statistics. Reads the whole truth each time."""
+    judgements, quarantined, skips = _pull_all(client, collection)
+    rows, ties = comparisons(judgements, collection.tasks)
+    return Pulled(
+        comparisons=rows,
+        ties=ties,
+        quarantined=quarantined,
+        judgements=len(judgements),
+        skips=sum(skips.values()),
+        agreement=agreement(rows + ties),
+        quality=quality(judgements, collection.tasks, rows + ties, skips),
+    )
+
+
+def pull_demonstrations(client: LabelStudio, collection: Collection) -> PulledDemonstrations:
+    """The answers written so far."""
+    judgements, quarantined, skips = _pull_all(client, collection)
+    rows = demonstrations(judgements, collection.tasks)
+    return PulledDemonstrations(demonstrations=rows, quarantined=quarantined, skips=sum(skips.values()))
+
+
+def crew_temperature(crew: Sequence[Annotator], collection: Collection, judge: Judge, config: CrewConfig) -> float:
+    """The noise set in the options, else the one at which the crew agrees as asked on this collection's responses."""
+    if config.temperature is not None:
+        return config.temperature
+    tasks = collection.tasks.values()
+    scored = [[utilities(one, task.data, task.prompt.id, judge) for one in crew] for task in tasks]
+    return fitting_temperature(crew, scored, config.agreement)
+
+
+def simulate_collection(owner: LabelStudio, collection: Collection, config: CrewConfig, judge: Judge) -> CrewReport:
+    """Let the simulated crew do what is left of the collection through the API, each with an account and a token.
+
+    `judge(prompt id, response text)` gives helpful, truthful and harmless in 0..1. `owner` needs to be allowed to
+    invite. Repeatable: what is done stays done.
+    """
+    crew = make_crew(config)
+    accounts = crew_accounts(owner, crew)
+    heat = crew_temperature(crew, collection, judge, config)
+    submitted = 0
+    for batch in collection.batches:
+        prompt_ids = {task.uid: task.prompt.id for task in batch.tasks}
+        submitted += annotate_project(owner, batch.project, prompt_ids, crew, accounts, judge, heat, config)
+    people = {str(accounts[one.email].id): one.name for one in crew}
+    return CrewReport(submitted=submitted, temperature=heat, annotators=people)

@@ -1,0 +1,20 @@
+"""One at a time: what reads first and writes then must not be run twice side by side."""
+
+import fcntl
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def exclusively(name: str) -> Iterator[None]:
+    """Hold the lock called `name` against other processes and threads of this user on this machine."""
+    folder = Path(tempfile.gettempdir()) / f"rlhf-flows-locks-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    path = folder / f"{hashlib.sha256(name.encode()).hexdigest()[:16]}.lock"
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,95 @@
+"""Projects: one per kind of task, title and screen. A changed screen opens a new project.
+
+Label Studio lets a screen be edited under annotations that were made with the old one. So the project's title carries a
+hash of its screen, and a project is only used again if that is still the same.
+"""
+
+import hashlib
+from functools import cache
+from html import escape
+from importlib.resources import files
+
+from markdown_it import MarkdownIt
+from pydantic import BaseModel, ConfigDict
+
+from labeling.client import LabelStudio, expect
+from labeling.config import Kind
+from labeling.errors import UnexpectedAnswer
+from labeling.locks import exclusively
+
+TITLE_CHARACTERS = 50
+HASH_CHARACTERS = 8
+
+
+class Project(BaseModel):
+    """A project on the server."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    id: int
+    kind: Kind
+    title: str
+    overlap: int
+    screen_hash: str
+    url: str
+
+    @property
+    def labeling_url(self) -> str:
+        """Where an annotator starts to work."""
+        return f"{self.url}/projects/{self.id}/data?labeling=1"
+
+
+def _screen_file(name: str) -> str:
+    return files("labeling").joinpath("screens", name).read_text(encoding="utf-8")
+
+
+def guidelines() -> str:
+    """The guidelines for annotators, as Markdown."""
+    return _screen_file("guidelines.md")
+
+
+@cache
+def screen(kind: Kind) -> str:
+    """The label config of a kind of task, with the style and the guidelines put in."""
+    text = escape(guidelines(), quote=True).replace("\n", "&#10;")
+    return _screen_file(f"{kind}.xml").replace("{style}", _screen_file("style.css")).replace("{guidelines}", text)
+
+
+def screen_hash(kind: Kind) -> str:
+    """A short hash of all that an annotator is shown around a task."""
+    return hashlib.sha256(screen(kind).encode()).hexdigest()[:HASH_CHARACTERS]
+
+
+def open_project(client: LabelStudio, kind: Kind, title: str, overlap: int) -> Project:
+    """The project of this kind, title and screen: found, or made. Its overlap is set to `overlap`.
+
+    Repeatable; two callers on one machine get the same project.
+    """
+    digest = screen_hash(kind)
+    full_title = f"{title} {kind}"[: TITLE_CHARACTERS - HASH_CHARACTERS - 3] + f" [{digest}]"
+    with exclusively(f"{client.url} projects"):
+        found = [p for p in client.projects() if p["title"] == full_title]
+        if len(found) > 1:
+            raise UnexpectedAnswer(f"{len(found)} projects are called {full_title!r}: delete all but one")
+        project_id = int(found[0]["id"]) if found else _create(client, kind, full_title, overlap)
+        if found and found[0]["maximum_annotations"] != overlap:
+            client.patch(f"/api/projects/{project_id}/", {"maximum_annotations": overlap})
+    return Project(
+        id=project_id, kind=kind, title=full_title, overlap=overlap, screen_hash=digest, url=client.url
+    )  # fmt: skip
+
+
+def _create(client: LabelStudio, kind: Kind, title: str, overlap: int) -> int:
+    settings = {
+        "title": title,
+        "description": f"Made by rlhf-flows; screen {screen_hash(kind)}. Do not edit the labeling interface.",
+        "label_config": screen(kind),
+        "expert_instruction": MarkdownIt("commonmark", {"html": False}).render(guidelines()),
+        "show_instruction": True,
+        "maximum_annotations": overlap,
+        "sampling": "Uniform sampling",
+        "skip_queue": "REQUEUE_FOR_OTHERS",
+        "show_collab_predictions": False,
+        "enable_empty_annotation": True,
+    }
+    return int(expect(client.post("/api/projects", settings), dict, "a new project")["id"])

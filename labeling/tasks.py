@@ -1,0 +1,137 @@
+"""Blind tasks: what an annotator sees, and how we find back to the responses.
+
+In a task the responses stand in a seeded random order under ids that are good for this task alone. Everything an
+annotator can see of a task is in `Task.data`: there is no model name, no score and no id of ours in it.
+"""
+
+import random
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from alignment.records import Prompt, Rejected, Response, ResponseSet, stable_id
+from labeling.client import LabelStudio
+from labeling.config import Kind
+from labeling.errors import TaskError
+from labeling.locks import exclusively
+from labeling.projects import Project
+
+
+class Task(BaseModel):
+    """One piece of work. `responses` maps the task's opaque ids to ours, in the order shown."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    uid: str
+    kind: Kind
+    prompt: Prompt
+    responses: dict[str, Response]
+
+    @property
+    def shown(self) -> tuple[str, ...]:
+        """The opaque ids in the order shown."""
+        return tuple(self.responses)
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """The task as Label Studio stores it."""
+        common = {"uid": self.uid, "prompt": self.prompt.text}
+        if self.kind == "demonstration":
+            return common
+        if self.kind == "pairwise":
+            a, b = self.shown
+            return common | {
+                "a_id": a, "response_a": self.responses[a].text,
+                "b_id": b, "response_b": self.responses[b].text,
+            }  # fmt: skip
+        letters = "ABCDEFGHI"
+        listed = [
+            {"id": opaque, "title": f"Answer {letters[i]}", "body": self.responses[opaque].text}
+            for i, opaque in enumerate(self.shown)
+        ]
+        return common | {"responses": listed}
+
+
+def distinct(responses: Sequence[Response]) -> list[Response]:
+    """The responses without those whose text was already seen (spaces at the ends aside)."""
+    seen: dict[str, Response] = {}
+    for response in responses:
+        seen.setdefault(response.text.strip(), response)
+    return list(seen.values())
+
+
+def make_task(kind: Kind, prompt: Prompt, responses: Sequence[Response], seed: int) -> Task:
+    """One task, in an order drawn from the content and the seed; its uid is a hash of what is shown.
+
+    For a pairwise task with more than two responses, two are drawn. Raises TaskError for fewer than two distinct
+    responses, more than nine, and a text that is empty.
+    """
+    choices = distinct(responses)
+    _check(kind, prompt, choices)
+    rng = random.Random(f"{seed}:{kind}:{prompt.id}:" + ":".join(sorted(r.id for r in choices)))
+    if kind == "pairwise":
+        choices = rng.sample(choices, 2)
+    rng.shuffle(choices)
+    uid = stable_id("task", kind, prompt.id, prompt.text, *(f"{r.id}\x1e{r.text}" for r in choices))
+    return Task(uid=uid, kind=kind, prompt=prompt, responses={stable_id("r", uid, r.id): r for r in choices})
+
+
+def _check(kind: Kind, prompt: Prompt, choices: Sequence[Response]) -> None:
+    if not prompt.text.strip():
+        raise TaskError("the prompt is empty")
+    if kind == "demonstration":
+        return
+    if any(not response.text.strip() for response in choices):
+        raise TaskError("a response is empty")
+    if len({response.id for response in choices}) < len(choices):
+        raise TaskError("two responses share an id")
+    if not 2 <= len(choices) <= 9:
+        raise TaskError(f"{len(choices)} distinct responses; 2 to 9 can be judged against each other")
+
+
+def build_tasks(kind: Kind, sets: Sequence[ResponseSet], seed: int) -> tuple[list[Task], list[Rejected]]:
+    """Tasks for response sets; what cannot be judged, or is there twice, comes back as the second list."""
+    tasks: dict[str, Task] = {}
+    rejected: list[Rejected] = []
+    for number, row in enumerate(sets, start=1):
+        try:
+            task = make_task(kind, row.prompt, row.responses, seed)
+            if task.uid in tasks:
+                raise TaskError("the same prompt with the same responses came before")
+        except TaskError as error:
+            rejected.append(Rejected(file="response sets", line=number, reason=str(error), row=row.model_dump()))
+        else:
+            tasks[task.uid] = task
+    return list(tasks.values()), rejected
+
+
+def build_writing_tasks(prompts: Sequence[Prompt]) -> list[Task]:
+    """Tasks that ask for an answer to be written; a prompt that is there twice makes one task."""
+    tasks = (make_task("demonstration", prompt, (), seed=0) for prompt in prompts)
+    return list({task.uid: task for task in tasks}.values())
+
+
+def stored(client: LabelStudio, project: Project) -> dict[str, int]:
+    """The uid and id of every task in the project; of tasks with the same uid the oldest counts."""
+    found: dict[str, int] = {}
+    for row in client.tasks(project.id, "id", "data"):
+        uid = row["data"].get("uid")
+        if isinstance(uid, str):
+            found[uid] = min(int(row["id"]), found.get(uid, int(row["id"])))
+    return found
+
+
+def push(client: LabelStudio, project: Project, tasks: Sequence[Task]) -> Mapping[str, int]:
+    """Store the tasks that the project does not have yet; return the task id of each uid.
+
+    Label Studio has no notion of a duplicate, so the uids are read first, under a lock.
+    """
+    if any(task.kind != project.kind for task in tasks):
+        raise TaskError(f"a {project.kind} project takes only {project.kind} tasks")
+    with exclusively(f"{client.url} project {project.id}"):
+        known = stored(client, project)
+        missing = [task for task in tasks if task.uid not in known]
+        ids = client.import_tasks(project.id, [{"data": task.data} for task in missing])
+        known |= {task.uid: task_id for task, task_id in zip(missing, ids, strict=True)}
+    return {task.uid: known[task.uid] for task in tasks}
