@@ -44,7 +44,7 @@ def load_scalar_model(path: str | Path, dtype: torch.dtype = torch.float32) -> P
 
 
 def scalar_model_from(language_model: PreTrainedModel) -> PreTrainedModel:
-    """A scalar model with a copy of the language model's trunk and a head of zeros: nothing random, every score is 0."""
+    """A scalar model with a copy of the language model's trunk and a head of zeros: no chance in it, all scores 0."""
     config = copy.deepcopy(language_model.config)
     config.num_labels = 1
     with torch.random.fork_rng():

@@ -1,0 +1,7 @@
+"""PPO-RLHF: from a fine-tuned policy and a reward to an aligned policy, one formula a file."""
+
+from alignment.ppo.config import PPOConfig
+from alignment.ppo.rewards import ModelReward, RuleReward
+from alignment.ppo.train import PPOResult, Snapshot, train_ppo
+
+__all__ = ["ModelReward", "PPOConfig", "PPOResult", "RuleReward", "Snapshot", "train_ppo"]

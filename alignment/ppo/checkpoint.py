@@ -1,0 +1,112 @@
+"""Checkpoints from which a run continues bit for bit, and what must be the same for that."""
+
+import hashlib
+import json
+import os
+import pickle
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from alignment.errors import CheckpointError, ConfigError
+from alignment.ppo.config import PPOConfig
+from alignment.ppo.update import Learner
+
+KEPT = 2
+
+
+def fingerprint(
+    config: PPOConfig, prompts: Sequence[Sequence[int]], models: dict[str, nn.Module], ptx: object
+) -> dict[str, str]:
+    """Digests of all that a run starts from, by name; the options one by one."""
+    parts = {f"option {name}": json.dumps(value) for name, value in config.model_dump(mode="json").items()}
+    parts["prompts"] = _digest(json.dumps(list(map(list, prompts))))
+    parts["ptx_sequences"] = _digest(repr(ptx))
+    return parts | {name: _weights_digest(model) for name, model in models.items()}
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _weights_digest(model: nn.Module, sampled: int = 256) -> str:
+    """Names, shapes and some values of each tensor: enough to tell two models apart without reading gigabytes."""
+    tensors = model.state_dict().items()
+    values = (v.detach().flatten() for _, v in tensors)
+    spread = [v[:: max(1, len(v) // sampled)].double().tolist() for v in values]
+    return _digest(repr([(name, tuple(value.shape)) for name, value in tensors]) + repr(spread))
+
+
+def save_checkpoint(directory: Path, step: int, learner: Learner, extra: dict[str, Any]) -> Path:
+    """Write `step-00040.pt` in one move (a killed run leaves the one before intact) and forget all but the last two."""
+    directory.mkdir(parents=True, exist_ok=True)
+    path = directory / f"step-{step:05d}.pt"
+    temporary = path.with_suffix(".partial")
+    state = {
+        "step": step,
+        "policy": learner.policy.state_dict(),
+        "value_model": learner.value_model.state_dict(),
+        "policy_optimizer": learner.policy_optimizer.state_dict(),
+        "value_optimizer": learner.value_optimizer.state_dict(),
+        "average": learner.average,
+        "torch_rng": torch.get_rng_state(),
+        "extra": extra,
+    }
+    with temporary.open("wb") as file:
+        torch.save(state, file)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    for old in sorted(directory.glob("step-*.pt"))[:-KEPT]:
+        old.unlink()
+    return path
+
+
+def last_checkpoint(directory: Path) -> Path | None:
+    """The newest checkpoint that stands under its final name."""
+    paths = sorted(directory.glob("step-*.pt"))
+    return paths[-1] if paths else None
+
+
+def read_checkpoint(directory: Path, expected: dict[str, str]) -> dict[str, Any] | None:
+    """The newest checkpoint that can be read, or None where there is none; refuses one of another run."""
+    paths = sorted(directory.glob("step-*.pt"), reverse=True)
+    for path in paths:
+        try:
+            state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        except (OSError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
+            warnings.warn(f"{path} cannot be read ({error}); trying the one before", stacklevel=2)
+            continue
+        _check_same_run(state["extra"]["fingerprint"], expected, directory)
+        return state
+    if paths:
+        raise CheckpointError(f"none of the checkpoints in {directory} can be read; remove it to start from step 0")
+    return None
+
+
+def _check_same_run(found: dict[str, str], expected: dict[str, str], directory: Path) -> None:
+    changed = [name for name in sorted(expected | found) if found.get(name) != expected.get(name)]
+    if changed:
+        details = ", ".join(
+            f"{name} (was {found.get(name, 'absent')}, is {expected.get(name, 'absent')})" for name in changed
+        )
+        raise ConfigError(
+            f"{directory} belongs to a run that started from something else: {details}. Put it back as it was to "
+            f"continue that run, or remove {directory} or use another `out` to start anew"
+        )
+
+
+def restore(state: dict[str, Any], learner: Learner) -> None:
+    """Put weights, optimizers, average and torch's global random state back."""
+    learner.policy.load_state_dict(state["policy"])
+    learner.value_model.load_state_dict(state["value_model"])
+    learner.policy_optimizer.load_state_dict(state["policy_optimizer"])
+    learner.value_optimizer.load_state_dict(state["value_optimizer"])
+    if learner.average is not None:
+        for mean, saved in zip(learner.average, state["average"], strict=True):
+            mean.copy_(saved)
+    torch.set_rng_state(state["torch_rng"])

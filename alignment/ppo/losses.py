@@ -1,0 +1,41 @@
+"""The losses of PPO, a value for each token: pure functions that take and return tensors of one shape."""
+
+import torch
+from torch import Tensor
+
+
+def clipped_surrogate(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, clip_range: float) -> Tensor:
+    """The clipped surrogate objective as a loss (Schulman 2017, eq. 7), for each token.
+
+    ρ = π(a|s) / π_old(a|s)        loss = −min( ρ A, clip(ρ, 1−ε, 1+ε) A )
+
+    Shapes: all (...), and so is the result; the mean over response tokens is the caller's.
+    """
+    ratio = torch.exp(logprobs - old_logprobs)
+    clipped = torch.clamp(ratio, 1 - clip_range, 1 + clip_range)
+    return -torch.minimum(ratio * advantages, clipped * advantages)
+
+
+def clipped_value_loss(values: Tensor, old_values: Tensor, returns: Tensor, clip_range: float | None) -> Tensor:
+    """Squared error of the value, the larger of the plain and the clipped one (Schulman's baselines), for each token.
+
+    loss = ½ max( (V − R)², (V_old + clip(V − V_old, −ε, ε) − R)² );   without a clip range, ½ (V − R)².
+
+    Shapes: all (...), and so is the result.
+    """
+    squared = (values - returns) ** 2
+    if clip_range is not None:
+        clipped = old_values + torch.clamp(values - old_values, -clip_range, clip_range)
+        squared = torch.maximum(squared, (clipped - returns) ** 2)
+    return 0.5 * squared
+
+
+def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
+    """Mean of the elements whose mask is True; what stands elsewhere, NaN too, does not matter. Shape: scalar."""
+    return torch.where(mask, x, 0).sum() / mask.sum()
+
+
+def entropy(logits: Tensor) -> Tensor:
+    """−Σ π log π of the softmax of the logits. Shapes: (..., V) -> (...)."""
+    logs = torch.log_softmax(logits, dim=-1)
+    return -(logs.exp() * logs).sum(-1)

@@ -1,0 +1,160 @@
+"""A rollout: responses sampled from the policy, scored, and turned into advantages."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from alignment.logprobs import ScoringBatch, at_least_float32, response_logprobs, scoring_batches
+from alignment.model import normalised, scalar_head
+from alignment.ppo.advantages import gae, whiten
+from alignment.ppo.config import PPOConfig
+from alignment.ppo.kl import kl_estimate
+from alignment.ppo.rewards import Component, component_scores, total_score
+from alignment.ppo.shaping import clipped_score, length_penalised, missing_eos_score, token_rewards
+from alignment.sampling import generate
+
+
+@dataclass(frozen=True)
+class Episodes:
+    """B prompts with their sampled responses.
+
+    Shapes: response_mask, logprobs (B, T), T the longest response; ended (B,) bool.
+    """
+
+    sequences: list[list[int]]
+    prompt_lengths: list[int]
+    response_mask: Tensor
+    logprobs: Tensor
+    ended: Tensor
+
+    @property
+    def lengths(self) -> Tensor:
+        """Response tokens of each episode, the EOS included. Shape: (B,)."""
+        return self.response_mask.sum(-1)
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """Episodes with all that an update needs. Shapes: (B, T) for tensors a token, (B,) for `score`."""
+
+    episodes: Episodes
+    components: dict[str, Tensor]
+    reward: Tensor
+    score: Tensor
+    reference_logprobs: Tensor
+    values: Tensor
+    advantages: Tensor
+    returns: Tensor
+    padding_share: float
+
+    @property
+    def kl(self) -> Tensor:
+        """Unbiased estimate of KL[π ‖ π_ref] of each response, in nats: the sum of k1 over its tokens. Shape: (B,)."""
+        difference = kl_estimate(self.episodes.logprobs, self.reference_logprobs, "k1")
+        return torch.where(self.episodes.response_mask, difference, 0).sum(-1)
+
+
+def sample_episodes(
+    policy: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    config: PPOConfig,
+    eos_token_ids: set[int],
+    generator: torch.Generator,
+) -> Episodes:
+    """Sample one response a prompt, with the log-probabilities it was drawn with.
+
+    In single precision these equal those of a full forward to about 1e-6 (`sampling_mismatch` in the log keeps watch),
+    so no forward is spent on them; in half precision the difference would matter, and they are computed afresh.
+    """
+    samples = generate(
+        policy,
+        prompts,
+        max_new_tokens=config.max_new_tokens,
+        eos_token_ids=eos_token_ids,
+        temperature=config.temperature,
+        generator=generator,
+        batch_size=config.generation_batch_size,
+    )
+    sequences = [[*prompt, *sample.tokens] for prompt, sample in zip(prompts, samples, strict=True)]
+    lengths = torch.tensor([len(sample.tokens) for sample in samples])
+    mask = torch.arange(int(lengths.max())) < lengths.unsqueeze(-1)
+    logprobs = torch.zeros(mask.shape, dtype=at_least_float32(torch.empty(0, dtype=policy.dtype)).dtype)
+    logprobs[mask] = torch.tensor([p for sample in samples for p in sample.logprobs], dtype=logprobs.dtype)
+    episodes = Episodes(
+        sequences=sequences,
+        prompt_lengths=[len(prompt) for prompt in prompts],
+        response_mask=mask.to(policy.device),
+        logprobs=logprobs.to(policy.device),
+        ended=torch.tensor([sample.ended for sample in samples], device=policy.device),
+    )
+    if policy.dtype in (torch.float16, torch.bfloat16):
+        _recompute_logprobs(policy, episodes, config)
+    return episodes
+
+
+@torch.no_grad()
+def _recompute_logprobs(policy: PreTrainedModel, episodes: Episodes, config: PPOConfig) -> None:
+    for batch in micro_batches(episodes, config, episodes.logprobs.device):
+        episodes.logprobs[batch.sequence, batch.time] = response_logprobs(policy, batch, config.temperature)
+
+
+def micro_batches(
+    episodes: Episodes, config: PPOConfig, device: torch.device, rows: Sequence[int] | None = None
+) -> list[ScoringBatch]:
+    """Episodes (all, or the given rows) sorted by length into micro-batches under the token budget."""
+    return scoring_batches(episodes.sequences, episodes.prompt_lengths, config.micro_batch_tokens, device, rows)
+
+
+def response_values(value_model: PreTrainedModel, batch: ScoringBatch) -> Tensor:
+    """V before each response token, in units of the normalised score, read where its logits are. Shape: (n,)."""
+    hidden = value_model.base_model(input_ids=batch.input_ids, use_cache=False).last_hidden_state
+    raw = scalar_head(value_model)(hidden[batch.row, batch.position]).squeeze(-1)
+    return normalised(value_model, at_least_float32(raw))
+
+
+@torch.no_grad()
+def score_episodes(
+    episodes: Episodes,
+    components: Sequence[Component],
+    reference: PreTrainedModel,
+    value_model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    config: PPOConfig,
+    kl_coef: float,
+) -> Rollout:
+    """Score the responses, compare them with the reference, and estimate values and advantages."""
+    device = episodes.logprobs.device
+    parts = component_scores(
+        components, tokenizer, episodes.sequences, episodes.prompt_lengths, config.micro_batch_tokens
+    )
+    reward = total_score(components, parts).to(episodes.logprobs)
+    score = shaped_score(reward, episodes, config)
+
+    reference_logprobs, values = torch.zeros_like(episodes.logprobs), torch.zeros_like(episodes.logprobs)
+    batches = micro_batches(episodes, config, device)
+    for batch in batches:
+        at = (batch.sequence, batch.time)
+        reference_logprobs[at] = response_logprobs(reference, batch, config.temperature).to(values)
+        values[at] = response_values(value_model, batch).to(values)
+
+    mask = episodes.response_mask
+    kl = kl_estimate(episodes.logprobs, reference_logprobs, config.kl_estimator)
+    rewards = token_rewards(score, kl, mask, kl_coef)
+    if config.whiten_rewards:
+        rewards = whiten(rewards, mask, shift_mean=False)
+    advantages, returns = gae(rewards, values, mask, config.gamma, config.gae_lambda)
+    if config.whiten_advantages:
+        advantages = whiten(advantages, mask)
+    forwarded = sum(batch.input_ids.numel() for batch in batches)
+    padding_share = 1 - sum(batch.real_tokens for batch in batches) / forwarded
+    return Rollout(episodes, parts, reward, score, reference_logprobs, values, advantages, returns, padding_share)
+
+
+def shaped_score(reward: Tensor, episodes: Episodes, config: PPOConfig) -> Tensor:
+    """The score after length penalty, clipping and missing EOS, in this order. Shape: (B,)."""
+    score = length_penalised(reward, episodes.lengths, config.length_penalty)
+    score = clipped_score(score, config.score_clip)
+    return missing_eos_score(score, episodes.ended, config.missing_eos_penalty, config.missing_eos)

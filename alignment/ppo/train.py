@@ -1,0 +1,313 @@
+"""PPO-RLHF from a fine-tuned policy and a reward to a policy that people would prefer.
+
+Each step: (1) sample responses, (2) score them, compare them with the reference and estimate advantages, (3) update
+policy and value model, (4) adapt the KL coefficient, (5) log, (6) snapshot and checkpoint. A killed run continues from
+its last checkpoint and makes bit for bit the same policy: all randomness is drawn from (seed, purpose, step).
+"""
+
+import copy
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from alignment.errors import ConfigError, TrainingError
+from alignment.journal import Journal
+from alignment.model import save_model, scalar_head, scalar_model_from
+from alignment.ppo.advantages import explained_variance
+from alignment.ppo.checkpoint import fingerprint, last_checkpoint, read_checkpoint, restore, save_checkpoint
+from alignment.ppo.config import PPOConfig
+from alignment.ppo.kl import adapted_kl_coef
+from alignment.ppo.prompts import check_inputs, cycled_rows, seeded, tokenized_prompts
+from alignment.ppo.rewards import Component, ModelReward, Reward, reward_components
+from alignment.ppo.rollout import Rollout, sample_episodes, score_episodes
+from alignment.ppo.update import Learner, set_learning_rates, update
+from alignment.sampling import check_prompts_fit
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A policy kept on the way; `kl` to the reference is measured by the rollout after it (None after the last)."""
+
+    step: int
+    path: Path
+    kl: float | None
+
+
+@dataclass(frozen=True)
+class PPOResult:
+    """Where the policy is and how the run went. `policy_step` is the step its weights come from."""
+
+    model_dir: Path
+    steps: int
+    policy_step: int
+    stopped_early: bool
+    snapshots: list[Snapshot]
+    metrics: dict[str, float]
+
+
+@dataclass
+class _Run:
+    """What a run is made of, and the few figures it carries from step to step."""
+
+    config: PPOConfig
+    learner: Learner
+    reference: PreTrainedModel
+    components: list[Component]
+    tokenizer: PreTrainedTokenizerBase
+    prompts: list[list[int]]
+    ptx_sequences: Sequence[Sequence[int]] | None
+    eos_token_ids: set[int]
+    out: Path
+    kl_coef: float
+    step: int = 0
+    steps_above_limit: int = 0
+    snapshot_kl: dict[int, float | None] = field(default_factory=dict)
+
+    @property
+    def stopped_early(self) -> bool:
+        return self.config.early_stop_kl is not None and self.steps_above_limit >= self.config.early_stop_patience
+
+
+def train_ppo(
+    policy: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Sequence[int]] | Dataset,
+    reward: Reward,
+    config: PPOConfig,
+    *,
+    value_model: PreTrainedModel | None = None,
+    reference: PreTrainedModel | None = None,
+    ptx_sequences: Sequence[Sequence[int]] | None = None,
+    out: Path,
+    journal: Journal | None = None,
+) -> PPOResult:
+    """Train a copy of `policy`; write `out/model`, `out/snapshots/step-*` and `out/checkpoint`.
+
+    `prompts` are token ids, or a dataset with a column "prompt" (text or messages). `reward` is a model, a function of
+    (prompts, responses), or a list of `RuleReward` and `ModelReward`. Without `value_model` it starts as a copy of the
+    first reward model (of the policy's trunk where there is none); without `reference` that is `policy` itself. No
+    argument's weights are changed. A run found in `out` continues.
+    """
+    run = _prepare(policy, tokenizer, prompts, reward, config, value_model, reference, ptx_sequences, out)
+    journal = journal or Journal(out)
+    identity = _identity(run, policy, value_model)
+    _resume(run, journal, identity)
+    metrics: dict[str, float] = {}
+    while run.step < config.steps and not run.stopped_early:
+        metrics = _one_step(run)
+        run.step += 1
+        journal.log(metrics, run.step)
+        last = run.step == config.steps or run.stopped_early
+        if not run.stopped_early and (run.step % config.snapshot_every_steps == 0 or last):
+            _snapshot(run)
+        if run.step % config.checkpoint_every_steps == 0 or last:
+            _checkpoint(run, identity)
+    return _finish(run, metrics)
+
+
+def _prepare(
+    policy: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Sequence[int]] | Dataset,
+    reward: Reward,
+    config: PPOConfig,
+    value_model: PreTrainedModel | None,
+    reference: PreTrainedModel | None,
+    ptx_sequences: Sequence[Sequence[int]] | None,
+    out: Path,
+) -> _Run:
+    """Check the inputs and copy the models that will be trained."""
+    components = reward_components(reward, tokenizer)
+    tokens = tokenized_prompts(prompts, tokenizer)
+    check_inputs(policy, tokenizer, tokens, config.max_new_tokens)
+    if config.ptx_coef and not ptx_sequences:
+        raise ConfigError(f"ptx_coef is {config.ptx_coef} and there are no ptx_sequences: give some, or set it to 0")
+    check_prompts_fit(policy, ptx_sequences or [], 0)
+    if value_model is None:
+        models = [component.model for component in components if isinstance(component, ModelReward)]
+        value_model = models[0] if models else scalar_model_from(policy)
+    scalar_head(value_model)
+    reference = policy if reference is None else reference
+    reference.eval()
+    eos = policy.generation_config.eos_token_id if policy.generation_config is not None else None
+    return _Run(
+        config=config,
+        learner=Learner.of(copy.deepcopy(policy), copy.deepcopy(value_model), config),
+        reference=reference,
+        components=components,
+        tokenizer=tokenizer,
+        prompts=tokens,
+        ptx_sequences=ptx_sequences,
+        eos_token_ids={tokenizer.eos_token_id, *([] if eos is None else [eos] if isinstance(eos, int) else eos)},
+        out=out,
+        kl_coef=config.kl_coef,
+    )
+
+
+def _one_step(run: _Run) -> dict[str, float]:
+    """Steps (1) to (4) of the loop; returns what is logged."""
+    config, learner = run.config, run.learner
+    seconds: dict[str, float] = {}
+    rows = cycled_rows(len(run.prompts), config.batch_size, run.step, config.seed, "prompts")
+    generator = seeded(config.seed, "sampling", run.step, learner.policy.device)
+    with _timed("sampling", seconds):
+        episodes = sample_episodes(learner.policy, [run.prompts[i] for i in rows], config, run.eos_token_ids, generator)
+    with _timed("scoring", seconds):
+        rollout = score_episodes(
+            episodes, run.components, run.reference, learner.value_model, run.tokenizer, config, run.kl_coef
+        )
+    metrics = _rollout_metrics(rollout, run)
+    _watch_kl(run, metrics["kl"])
+    if not run.stopped_early:
+        rates = set_learning_rates(learner, config, run.step)
+        metrics |= {"policy_learning_rate": rates[0], "value_learning_rate": rates[1]}
+        with _timed("update", seconds), _naming_the_last_checkpoint(run):
+            metrics |= update(learner, rollout, config, run.step, run.ptx_sequences)
+        if run.step >= config.value_warmup_steps:
+            run.kl_coef = adapted_kl_coef(run.kl_coef, metrics["kl"], config.kl_target, config.kl_gain)
+    total = sum(seconds.values())
+    metrics |= {f"seconds_{name}": value for name, value in seconds.items()}
+    metrics["episodes_per_second"] = len(rows) / total
+    metrics["tokens_per_second"] = sum(map(len, episodes.sequences)) / total
+    return metrics
+
+
+def _rollout_metrics(rollout: Rollout, run: _Run) -> dict[str, float]:
+    episodes = rollout.episodes
+    kl = float(rollout.kl.mean())
+    return {
+        "reward": float(rollout.reward.mean()),
+        "reward_std": float(rollout.reward.std(correction=0)),
+        **{f"reward/{name}": float(scores.mean()) for name, scores in rollout.components.items()},
+        "score": float(rollout.score.mean()),
+        "objective": float(rollout.score.mean()) - run.kl_coef * kl,
+        "kl": kl,
+        "kl_coef": run.kl_coef,
+        "length": float(episodes.lengths.double().mean()),
+        "missing_eos": 1.0 - float(episodes.ended.double().mean()),
+        "explained_variance": explained_variance(rollout.values, rollout.returns, episodes.response_mask),
+        "padding_share": rollout.padding_share,
+    }
+
+
+def _watch_kl(run: _Run, kl: float) -> None:
+    """Note the KL of the snapshot this rollout was sampled from, and count steps above the limit."""
+    if run.step in run.snapshot_kl:
+        run.snapshot_kl[run.step] = kl
+    limit = run.config.early_stop_kl
+    run.steps_above_limit = run.steps_above_limit + 1 if limit is not None and kl > limit else 0
+
+
+@contextmanager
+def _timed(name: str, seconds: dict[str, float]) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    seconds[name] = time.perf_counter() - start
+
+
+@contextmanager
+def _naming_the_last_checkpoint(run: _Run) -> Iterator[None]:
+    try:
+        yield
+    except TrainingError as error:
+        last = last_checkpoint(run.out / "checkpoint")
+        raise TrainingError(
+            f"step {run.step + 1}: {error}. Last good checkpoint: {last or 'none yet'}. Lower the learning rates, or "
+            "look at the rewards of that step; weights of half precision may need float32"
+        ) from error
+
+
+def _snapshot_path(run: _Run, step: int) -> Path:
+    return run.out / "snapshots" / f"step-{step:05d}"
+
+
+def _snapshot(run: _Run) -> None:
+    """Keep the policy (its average, where there is one) as a checkpoint that loads anywhere."""
+    _publish(run, _snapshot_path(run, run.step))
+    run.snapshot_kl[run.step] = None
+
+
+def _publish(run: _Run, path: Path) -> None:
+    """Write the model and tokenizer to `path` in one move."""
+    temporary = path.with_name(path.name + ".partial")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    with _averaged(run.learner):
+        save_model(run.learner.policy, temporary, run.tokenizer)
+    shutil.rmtree(path, ignore_errors=True)
+    temporary.replace(path)
+
+
+@contextmanager
+def _averaged(learner: Learner) -> Iterator[None]:
+    """The policy holds its averaged weights for a while."""
+    if learner.average is None:
+        yield
+        return
+    weights = [weight.detach().clone() for weight in learner.policy.parameters()]
+    _assign(learner.policy, learner.average)
+    try:
+        yield
+    finally:
+        _assign(learner.policy, weights)
+
+
+@torch.no_grad()
+def _assign(model: PreTrainedModel, weights: Sequence[torch.Tensor]) -> None:
+    for parameter, weight in zip(model.parameters(), weights, strict=True):
+        parameter.copy_(weight)
+
+
+def _identity(run: _Run, policy: PreTrainedModel, value_model: PreTrainedModel | None) -> dict[str, str]:
+    models = {"policy": policy, "reference": run.reference, "value_model": run.learner.value_model}
+    rewards = {f"reward {c.name}": c.model for c in run.components if isinstance(c, ModelReward)}
+    rules = {f"reward {c.name} weight": str(c.weight) for c in run.components}
+    return fingerprint(run.config, run.prompts, {**models, **rewards}, run.ptx_sequences) | rules
+
+
+def _resume(run: _Run, journal: Journal, identity: dict[str, str]) -> None:
+    """Continue from the last checkpoint in `out`, or begin: step 0 has a snapshot too, to fall back on."""
+    state = read_checkpoint(run.out / "checkpoint", identity)
+    if state is None:
+        journal.rewind(0)
+        _snapshot(run)
+        return
+    restore(state, run.learner)
+    extra: dict[str, Any] = state["extra"]
+    run.step, run.kl_coef = state["step"], extra["kl_coef"]
+    run.steps_above_limit, run.snapshot_kl = extra["steps_above_limit"], dict(extra["snapshot_kl"])
+    journal.rewind(run.step)
+
+
+def _checkpoint(run: _Run, identity: dict[str, str]) -> None:
+    extra = {
+        "fingerprint": identity,
+        "kl_coef": run.kl_coef,
+        "steps_above_limit": run.steps_above_limit,
+        "snapshot_kl": run.snapshot_kl,
+    }
+    save_checkpoint(run.out / "checkpoint", run.step, run.learner, extra)
+
+
+def _finish(run: _Run, metrics: dict[str, float]) -> PPOResult:
+    """Publish the policy: the last one, or after an early stop the last snapshot whose KL was within the limit."""
+    policy_step = run.step
+    model_dir = run.out / "model"
+    if run.stopped_early:
+        limit = run.config.early_stop_kl
+        assert limit is not None
+        policy_step = max(step for step, kl in run.snapshot_kl.items() if step == 0 or (kl is not None and kl <= limit))
+        shutil.rmtree(model_dir, ignore_errors=True)
+        shutil.copytree(_snapshot_path(run, policy_step), model_dir)
+    else:
+        _publish(run, model_dir)
+    snapshots = [Snapshot(step, _snapshot_path(run, step), kl) for step, kl in sorted(run.snapshot_kl.items())]
+    return PPOResult(model_dir, run.step, policy_step, run.stopped_early, snapshots, metrics)

@@ -1,0 +1,209 @@
+"""The update: epochs of true minibatches over one rollout, each gathered from micro-batches of like length.
+
+A loss is the mean over all response tokens of the minibatch, wherever they stand: each micro-batch adds its sum divided
+by the tokens of the whole minibatch, so how a minibatch is cut changes nothing but memory.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.optim import AdamW
+from transformers import PreTrainedModel
+
+from alignment.errors import TrainingError
+from alignment.logprobs import response_logprobs, response_logprobs_and_entropy, scoring_batches
+from alignment.ppo.config import PPOConfig
+from alignment.ppo.kl import kl_estimate
+from alignment.ppo.losses import clipped_surrogate, clipped_value_loss
+from alignment.ppo.prompts import cycled_rows, seeded
+from alignment.ppo.rollout import Rollout, micro_batches, response_values
+
+Sums = defaultdict[str, float]
+
+
+@dataclass
+class Learner:
+    """What an update changes: two models, their optimizers, and the average of the policy's weights (if asked for)."""
+
+    policy: PreTrainedModel
+    value_model: PreTrainedModel
+    policy_optimizer: AdamW
+    value_optimizer: AdamW
+    average: list[Tensor] | None
+
+    @classmethod
+    def of(cls, policy: PreTrainedModel, value_model: PreTrainedModel, config: PPOConfig) -> "Learner":
+        """Optimizers over all weights, and the average started at the policy's own."""
+        for model in (policy, value_model):
+            model.eval()  # no dropout: old and new log-probabilities must come from the same function
+            model.requires_grad_(True)
+        return cls(
+            policy,
+            value_model,
+            _optimizer(policy, config.policy_learning_rate, config),
+            _optimizer(value_model, config.value_learning_rate, config),
+            None if config.ema_decay is None else [p.detach().clone() for p in policy.parameters()],
+        )
+
+
+def _optimizer(model: nn.Module, learning_rate: float, config: PPOConfig) -> AdamW:
+    parameters = list(model.parameters())
+    return AdamW(parameters, lr=learning_rate, betas=(0.9, 0.95), weight_decay=config.weight_decay, fused=True)
+
+
+def learning_rate_share(step: int, steps: int, warmup_steps: int, schedule: str, floor: float) -> float:
+    """Share of the full learning rate at `step` (from 0): a rise over warmup_steps, then constant, line or cosine."""
+    if step < warmup_steps:
+        return (step + 1) / (warmup_steps + 1)
+    progress = (step - warmup_steps) / max(1, steps - warmup_steps)
+    if schedule == "linear":
+        return 1 - (1 - floor) * progress
+    if schedule == "cosine":
+        return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress))
+    return 1.0
+
+
+def set_learning_rates(learner: Learner, config: PPOConfig, step: int) -> tuple[float, float]:
+    """Set and return the learning rates (policy, value): a function of the step alone, nothing to resume."""
+    trained, steps = step - config.value_warmup_steps, config.steps - config.value_warmup_steps
+    share = learning_rate_share(
+        max(0, trained), steps, config.warmup_steps, config.schedule, config.min_learning_rate_share
+    )
+    policy_rate = 0.0 if trained < 0 else config.policy_learning_rate * share
+    value_share = learning_rate_share(step, config.steps, 0, config.schedule, config.min_learning_rate_share)
+    value_rate = config.value_learning_rate * value_share
+    for optimizer, rate in ((learner.policy_optimizer, policy_rate), (learner.value_optimizer, value_rate)):
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+    return policy_rate, value_rate
+
+
+def update(
+    learner: Learner,
+    rollout: Rollout,
+    config: PPOConfig,
+    step: int,
+    ptx_sequences: Sequence[Sequence[int]] | None = None,
+) -> dict[str, float]:
+    """Learn from a rollout, and return means over all tokens (losses, KL, clip shares) and optimizer steps (norms)."""
+    train_policy = step >= config.value_warmup_steps
+    shuffle = seeded(config.seed, "minibatches", step)
+    totals: Sums = defaultdict(float)
+    for epoch in range(config.epochs):
+        order = torch.randperm(len(rollout.episodes.sequences), generator=shuffle).tolist()
+        for start in range(0, len(order), config.minibatch_size):
+            rows = order[start : start + config.minibatch_size]
+            sums = accumulate_gradients(learner, rollout, rows, config, train_policy)
+            if epoch == start == 0 and train_policy:
+                totals["sampling_mismatch"] = sums["largest_log_ratio"]  # nothing has been learnt yet
+            for name, value in sums.items():
+                totals[name] += value
+            if _moved_too_far(sums, config):
+                _forget_gradients(learner)
+                totals["update_stopped"] = 1
+                return _means(totals)
+            if train_policy and config.ptx_coef and ptx_sequences:
+                totals["ptx_loss"] += accumulate_ptx_gradients(
+                    learner.policy, ptx_sequences, config, step, int(totals["optimizer_steps"])
+                )
+            _step(learner, config, totals, train_policy)
+    return _means(totals)
+
+
+def accumulate_gradients(
+    learner: Learner, rollout: Rollout, rows: Sequence[int], config: PPOConfig, train_policy: bool = True
+) -> Sums:
+    """Add the gradients of one minibatch's losses to both models; return sums over its response tokens."""
+    episodes = rollout.episodes
+    device = episodes.logprobs.device
+    tokens = int(episodes.response_mask[torch.tensor(rows, device=device)].sum())
+    sums: Sums = defaultdict(float, tokens=tokens)
+    for batch in micro_batches(episodes, config, device, rows):
+        at = (batch.sequence, batch.time)
+        if train_policy:
+            logprobs, entropy = response_logprobs_and_entropy(learner.policy, batch, config.temperature)
+            old = episodes.logprobs[at]
+            surrogate = clipped_surrogate(logprobs, old, rollout.advantages[at], config.clip_range)
+            ((surrogate - config.entropy_coef * entropy).sum() / tokens).backward()
+            _add_policy_sums(sums, surrogate.detach(), logprobs.detach(), old, entropy.detach(), config)
+        values = response_values(learner.value_model, batch)
+        value_loss = clipped_value_loss(values, rollout.values[at], rollout.returns[at], config.value_clip_range)
+        (value_loss.sum() / tokens).backward()
+        sums["value_loss"] += float(value_loss.detach().sum())
+        if config.value_clip_range is not None:
+            moved = (values.detach() - rollout.values[at]).abs() > config.value_clip_range
+            sums["value_clip_fraction"] += int(moved.sum())
+    return sums
+
+
+def _add_policy_sums(
+    sums: Sums, surrogate: Tensor, logprobs: Tensor, old: Tensor, entropy: Tensor, config: PPOConfig
+) -> None:
+    log_ratio = logprobs - old
+    sums["policy_loss"] += float(surrogate.sum())
+    sums["entropy"] += float(entropy.sum())
+    sums["approx_kl"] += float(kl_estimate(old, logprobs, "k3").sum())
+    sums["clip_fraction"] += int(((log_ratio.exp() - 1).abs() > config.clip_range).sum())
+    sums["largest_log_ratio"] = max(sums["largest_log_ratio"], float(log_ratio.abs().max()))
+
+
+def _moved_too_far(sums: Sums, config: PPOConfig) -> bool:
+    """KL[π_old ‖ π] of this minibatch, a token, is above the limit of one update."""
+    return config.update_target_kl is not None and sums["approx_kl"] / sums["tokens"] > config.update_target_kl
+
+
+def accumulate_ptx_gradients(
+    policy: PreTrainedModel, sequences: Sequence[Sequence[int]], config: PPOConfig, step: int, minibatch: int
+) -> float:
+    """Add the gradient of ptx_coef · (next-token loss on pretraining text) (Ouyang 2022, eq. 2); return that loss."""
+    number = step * config.epochs * (config.batch_size // config.minibatch_size) + minibatch
+    rows = cycled_rows(len(sequences), config.ptx_batch_size, number, config.seed, "ptx")
+    drawn = [sequences[row] for row in rows]
+    tokens = sum(len(sequence) - 1 for sequence in drawn)
+    total = 0.0
+    for batch in scoring_batches(drawn, [1] * len(drawn), config.micro_batch_tokens, policy.device):
+        loss = -response_logprobs(policy, batch).sum() / tokens
+        (config.ptx_coef * loss).backward()
+        total += float(loss.detach())
+    return total
+
+
+def _step(learner: Learner, config: PPOConfig, totals: Sums, train_policy: bool) -> None:
+    """Clip the gradients, step both optimizers and move the average."""
+    jobs = [("value", learner.value_model, learner.value_optimizer)]
+    if train_policy:
+        jobs.insert(0, ("policy", learner.policy, learner.policy_optimizer))
+    for name, model, _ in jobs:
+        norm = float(nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm))
+        if not math.isfinite(norm):
+            raise TrainingError(f"the {name} gradient is not finite ({norm})")
+        totals[f"{name}_grad_norm"] += norm
+    for _, _, optimizer in jobs:
+        optimizer.step()
+    _forget_gradients(learner)
+    totals["optimizer_steps"] += 1
+    if train_policy and learner.average is not None:
+        assert config.ema_decay is not None
+        with torch.no_grad():
+            for mean, weight in zip(learner.average, learner.policy.parameters(), strict=True):
+                mean.lerp_(weight, 1 - config.ema_decay)
+
+
+def _forget_gradients(learner: Learner) -> None:
+    learner.policy_optimizer.zero_grad(set_to_none=True)
+    learner.value_optimizer.zero_grad(set_to_none=True)
+
+
+def _means(totals: Sums) -> dict[str, float]:
+    """Sums over tokens by the number of tokens, norms and the ptx loss by the number of optimizer steps."""
+    tokens, steps = max(1, totals["tokens"]), max(1, totals["optimizer_steps"])
+    by_token = ("policy_loss", "value_loss", "entropy", "approx_kl", "clip_fraction", "value_clip_fraction")
+    by_step = ("policy_grad_norm", "value_grad_norm", "ptx_loss")
+    means = {name: totals[name] / tokens for name in by_token if name in totals}
+    means |= {name: totals[name] / steps for name in by_step if name in totals}
+    kept = ("sampling_mismatch", "optimizer_steps", "update_stopped")
+    return means | {name: float(totals[name]) for name in kept if name in totals}
