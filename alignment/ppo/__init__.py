@@ -2,6 +2,7 @@
 
 from alignment.ppo.config import PPOConfig
 from alignment.ppo.rewards import ModelReward, RuleReward
-from alignment.ppo.train import PPOResult, Snapshot, train_ppo
+from alignment.ppo.snapshots import Snapshot
+from alignment.ppo.train import PPOResult, train_ppo
 
 __all__ = ["ModelReward", "PPOConfig", "PPOResult", "RuleReward", "Snapshot", "train_ppo"]

@@ -64,7 +64,9 @@ def _component(part: object) -> Component:
 def _check_model(component: ModelReward, tokenizer: PreTrainedTokenizerBase) -> None:
     scalar_head(component.model)
     component.model.eval()
-    rows = int(component.model.get_input_embeddings().weight.shape[0])
+    embeddings = component.model.get_input_embeddings()
+    assert isinstance(embeddings.weight, Tensor)
+    rows = len(embeddings.weight)
     if rows < len(tokenizer):
         raise CheckpointError(
             f"reward model '{component.name}' knows {rows} tokens and the policy's tokenizer has {len(tokenizer)}: "

@@ -6,7 +6,6 @@ its last checkpoint and makes bit for bit the same policy: all randomness is dra
 """
 
 import copy
-import shutil
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,13 +13,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from alignment.errors import ConfigError, TrainingError
 from alignment.journal import Journal
-from alignment.model import save_model, scalar_head, scalar_model_from
+from alignment.model import scalar_head, scalar_model_from
 from alignment.ppo.advantages import explained_variance
 from alignment.ppo.checkpoint import fingerprint, last_checkpoint, read_checkpoint, restore, save_checkpoint
 from alignment.ppo.config import PPOConfig
@@ -28,17 +26,9 @@ from alignment.ppo.kl import adapted_kl_coef
 from alignment.ppo.prompts import check_inputs, cycled_rows, seeded, tokenized_prompts
 from alignment.ppo.rewards import Component, ModelReward, Reward, reward_components
 from alignment.ppo.rollout import Rollout, sample_episodes, score_episodes
+from alignment.ppo.snapshots import Snapshot, copy_snapshot, last_within, publish, snapshot_path
 from alignment.ppo.update import Learner, set_learning_rates, update
 from alignment.sampling import check_prompts_fit
-
-
-@dataclass(frozen=True)
-class Snapshot:
-    """A policy kept on the way; `kl` to the reference is measured by the rollout after it (None after the last)."""
-
-    step: int
-    path: Path
-    kl: float | None
 
 
 @dataclass(frozen=True)
@@ -225,47 +215,6 @@ def _naming_the_last_checkpoint(run: _Run) -> Iterator[None]:
         ) from error
 
 
-def _snapshot_path(run: _Run, step: int) -> Path:
-    return run.out / "snapshots" / f"step-{step:05d}"
-
-
-def _snapshot(run: _Run) -> None:
-    """Keep the policy (its average, where there is one) as a checkpoint that loads anywhere."""
-    _publish(run, _snapshot_path(run, run.step))
-    run.snapshot_kl[run.step] = None
-
-
-def _publish(run: _Run, path: Path) -> None:
-    """Write the model and tokenizer to `path` in one move."""
-    temporary = path.with_name(path.name + ".partial")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    with _averaged(run.learner):
-        save_model(run.learner.policy, temporary, run.tokenizer)
-    shutil.rmtree(path, ignore_errors=True)
-    temporary.replace(path)
-
-
-@contextmanager
-def _averaged(learner: Learner) -> Iterator[None]:
-    """The policy holds its averaged weights for a while."""
-    if learner.average is None:
-        yield
-        return
-    weights = [weight.detach().clone() for weight in learner.policy.parameters()]
-    _assign(learner.policy, learner.average)
-    try:
-        yield
-    finally:
-        _assign(learner.policy, weights)
-
-
-@torch.no_grad()
-def _assign(model: PreTrainedModel, weights: Sequence[torch.Tensor]) -> None:
-    for parameter, weight in zip(model.parameters(), weights, strict=True):
-        parameter.copy_(weight)
-
-
 def _identity(run: _Run, policy: PreTrainedModel, value_model: PreTrainedModel | None) -> dict[str, str]:
     models = {"policy": policy, "reference": run.reference, "value_model": run.learner.value_model}
     rewards = {f"reward {c.name}": c.model for c in run.components if isinstance(c, ModelReward)}
@@ -297,17 +246,20 @@ def _checkpoint(run: _Run, identity: dict[str, str]) -> None:
     save_checkpoint(run.out / "checkpoint", run.step, run.learner, extra)
 
 
+def _snapshot(run: _Run) -> None:
+    publish(run.learner, run.tokenizer, snapshot_path(run.out, run.step))
+    run.snapshot_kl[run.step] = None
+
+
 def _finish(run: _Run, metrics: dict[str, float]) -> PPOResult:
     """Publish the policy: the last one, or after an early stop the last snapshot whose KL was within the limit."""
     policy_step = run.step
     model_dir = run.out / "model"
     if run.stopped_early:
-        limit = run.config.early_stop_kl
-        assert limit is not None
-        policy_step = max(step for step, kl in run.snapshot_kl.items() if step == 0 or (kl is not None and kl <= limit))
-        shutil.rmtree(model_dir, ignore_errors=True)
-        shutil.copytree(_snapshot_path(run, policy_step), model_dir)
+        assert run.config.early_stop_kl is not None
+        policy_step = last_within(run.snapshot_kl, run.config.early_stop_kl)
+        copy_snapshot(run.out, policy_step, model_dir)
     else:
-        _publish(run, model_dir)
-    snapshots = [Snapshot(step, _snapshot_path(run, step), kl) for step, kl in sorted(run.snapshot_kl.items())]
+        publish(run.learner, run.tokenizer, model_dir)
+    snapshots = [Snapshot(step, snapshot_path(run.out, step), kl) for step, kl in sorted(run.snapshot_kl.items())]
     return PPOResult(model_dir, run.step, policy_step, run.stopped_early, snapshots, metrics)

@@ -1,0 +1,80 @@
+"""Policies kept on the way, each a checkpoint that loads anywhere: points of the curve of gold against proxy reward."""
+
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from alignment.model import save_model
+from alignment.ppo.update import Learner
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A policy kept on the way; `kl` to the reference is measured by the rollout after it (None after the last)."""
+
+    step: int
+    path: Path
+    kl: float | None
+
+
+def snapshot_path(out: Path, step: int) -> Path:
+    """Where the snapshot of a step lies; step 0 is the policy that the run began with."""
+    return out / "snapshots" / f"step-{step:05d}"
+
+
+def publish(learner: Learner, tokenizer: PreTrainedTokenizerBase, path: Path) -> None:
+    """Write the policy (its average, where there is one) and the tokenizer to `path` in one move."""
+    temporary = _fresh_directory_beside(path)
+    with averaged(learner):
+        save_model(learner.policy, temporary, tokenizer)
+    _replace(temporary, path)
+
+
+def copy_snapshot(out: Path, step: int, path: Path) -> None:
+    """Make the snapshot of `step` the model at `path`, in one move."""
+    temporary = _fresh_directory_beside(path)
+    shutil.copytree(snapshot_path(out, step), temporary, dirs_exist_ok=True)
+    _replace(temporary, path)
+
+
+def last_within(snapshot_kl: Mapping[int, float | None], limit: float) -> int:
+    """The last snapshot whose KL was measured and within the limit; step 0, the reference itself, always is."""
+    return max(step for step, kl in snapshot_kl.items() if step == 0 or (kl is not None and kl <= limit))
+
+
+def _fresh_directory_beside(path: Path) -> Path:
+    temporary = path.with_name(path.name + ".partial")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    return temporary
+
+
+def _replace(temporary: Path, path: Path) -> None:
+    shutil.rmtree(path, ignore_errors=True)
+    temporary.replace(path)
+
+
+@contextmanager
+def averaged(learner: Learner) -> Iterator[None]:
+    """The policy holds its averaged weights for a while."""
+    if learner.average is None:
+        yield
+        return
+    weights = [weight.detach().clone() for weight in learner.policy.parameters()]
+    _assign(learner.policy, learner.average)
+    try:
+        yield
+    finally:
+        _assign(learner.policy, weights)
+
+
+@torch.no_grad()
+def _assign(model: PreTrainedModel, weights: Sequence[Tensor]) -> None:
+    for parameter, weight in zip(model.parameters(), weights, strict=True):
+        parameter.copy_(weight)
