@@ -19,6 +19,10 @@ from labeling.locks import exclusively
 
 TITLE_CHARACTERS = 50
 HASH_CHARACTERS = 8
+DIALOG_MARKUP = {
+    "<h1>": "<p><b>", "</h1>": "</b></p><br>", "<h2>": "<br><p><b>", "</h2>": "</b></p>",
+    "<li>": "<p>\u2022 ", "</li>": "</p>", "<ul>": "", "</ul>": "", "<ol>": "", "</ol>": "<br>",
+}  # fmt: skip
 
 
 class Project(BaseModel):
@@ -48,11 +52,22 @@ def guidelines() -> str:
     return _screen_file("guidelines.md")
 
 
+def instruction() -> str:
+    """The guidelines as HTML for the dialog that opens first.
+
+    That dialog takes away styles, list marks and margins, so lists and headings are spelt out in paragraphs.
+    """
+    html = str(MarkdownIt("commonmark", {"html": False}).render(guidelines()))
+    for tag, plain in DIALOG_MARKUP.items():
+        html = html.replace(tag, plain)
+    return html
+
+
 @cache
 def screen(kind: Kind) -> str:
     """The label config of a kind of task, with the style and the guidelines put in."""
     text = escape(guidelines(), quote=True).replace("\n", "&#10;")
-    return _screen_file(f"{kind}.xml").replace("{style}", _screen_file("style.css")).replace("{guidelines}", text)
+    return _screen_file(f"{kind}.xml").replace("{style}", _screen_file("style.xml")).replace("{guidelines}", text)
 
 
 def screen_hash(kind: Kind) -> str:
@@ -84,7 +99,7 @@ def _create(client: LabelStudio, kind: Kind, title: str, overlap: int) -> int:
         "title": title,
         "description": f"Made by rlhf-flows; screen {screen_hash(kind)}. Do not edit the labeling interface.",
         "label_config": screen(kind),
-        "expert_instruction": MarkdownIt("commonmark", {"html": False}).render(guidelines()),
+        "expert_instruction": instruction(),
         "show_instruction": True,
         "maximum_annotations": overlap,
         "sampling": "Uniform sampling",
