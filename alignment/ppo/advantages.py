@@ -17,12 +17,11 @@ def gae(
     Shapes: all (B, T), response_mask True where a response token stands. Returns advantages, returns; 0 in the padding.
     """
     zero = values.new_zeros(values.shape[0])
-    masked_rewards = torch.where(response_mask, rewards, 0)
     masked_values = torch.where(response_mask, values, 0)
     advantages = torch.zeros_like(masked_values)
     next_advantage, next_value = zero, zero
     for t in reversed(range(values.shape[1])):
-        delta = masked_rewards[:, t] + gamma * next_value - masked_values[:, t]
+        delta = rewards[:, t] + gamma * next_value - masked_values[:, t]
         advantages[:, t] = torch.where(response_mask[:, t], delta + gamma * gae_lambda * next_advantage, 0)
         next_advantage, next_value = advantages[:, t], masked_values[:, t]
     return advantages, torch.where(response_mask, advantages + masked_values, 0)

@@ -1,4 +1,4 @@
-"""The losses of PPO, a value for each token: pure functions that take and return tensors of one shape."""
+"""The losses of PPO, a value for each token, and the mean over response tokens: pure functions."""
 
 import torch
 from torch import Tensor
@@ -33,9 +33,3 @@ def clipped_value_loss(values: Tensor, old_values: Tensor, returns: Tensor, clip
 def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
     """Mean of the elements whose mask is True; what stands elsewhere, NaN too, does not matter. Shape: scalar."""
     return torch.where(mask, x, 0).sum() / mask.sum()
-
-
-def entropy(logits: Tensor) -> Tensor:
-    """−Σ π log π of the softmax of the logits. Shapes: (..., V) -> (...)."""
-    logs = torch.log_softmax(logits, dim=-1)
-    return -(logs.exp() * logs).sum(-1)

@@ -1,0 +1,111 @@
+"""Which logit speaks for which token: scoring, sampling and values, on every sequence of a small world."""
+
+import itertools
+import math
+from types import ModuleType
+
+import pytest
+import torch
+
+from alignment import logprobs, sampling
+from alignment.ppo import rollout
+from tests.formulas.models import tiny_llama, tiny_value_model
+
+SEQUENCES = [[2, 0, 1, 1], [1, 0, 2, 2, 0, 1], [0, 1], [2, 2, 2, 1, 0]]
+PROMPTS = [2, 3, 1, 4]
+
+
+def _flat(
+    m: ModuleType, model, sequences, prompts, temperature: float, budget: int = 12
+) -> dict[tuple[int, int], float]:
+    found = {}
+    for batch in m.scoring_batches(sequences, prompts, budget):
+        values = m.response_logprobs(model, batch, temperature).tolist()
+        found |= dict(zip(zip(batch.sequence.tolist(), batch.time.tolist(), strict=True), values, strict=True))
+    return found
+
+
+def check_enumeration(m: ModuleType) -> None:
+    """All 3-token continuations of a prompt are all that can happen."""
+    model = tiny_llama()
+    prompt = [2, 1]
+    sequences = [[*prompt, *tail] for tail in itertools.product(range(3), repeat=3)]
+    with torch.no_grad():
+        found = _flat(m, model, sequences, [2] * 27, 0.7, budget=40)
+    total = [sum(found[row, t] for t in range(3)) for row in range(27)]
+    assert sum(map(math.exp, total)) == pytest.approx(1, abs=1e-10)
+
+
+def check_one_sequence_at_a_time(m: ModuleType) -> None:
+    """Padding, batching and order change nothing: each token as from a forward of its sequence alone."""
+    model = tiny_llama()
+    with torch.no_grad():
+        found = _flat(m, model, SEQUENCES, PROMPTS, 0.7)
+        for row, (sequence, prompt) in enumerate(zip(SEQUENCES, PROMPTS, strict=True)):
+            logs = torch.log_softmax(model(torch.tensor([sequence])).logits[0] / 0.7, dim=-1)
+            for place in range(prompt, len(sequence)):
+                expected = logs[place - 1, sequence[place]].item()
+                assert found.pop((row, place - prompt), math.nan) == pytest.approx(expected, abs=1e-10)
+    assert not found
+
+
+def check_entropy_beside_logprobs(m: ModuleType) -> None:
+    model = tiny_llama()
+    for batch in m.scoring_batches(SEQUENCES, PROMPTS, 12):
+        logs, entropy = m.response_logprobs_and_entropy(model, batch, 0.7)
+        torch.testing.assert_close(logs, m.response_logprobs(model, batch, 0.7))
+        full = model(batch.input_ids).logits[batch.row, batch.position] / 0.7
+        torch.testing.assert_close(entropy, torch.distributions.Categorical(logits=full).entropy())
+
+
+def check_micro_batches(m: ModuleType) -> None:
+    lengths = [3, 9, 4, 4, 8, 1, 30]
+    batches = m.length_batches(lengths, 18)
+    assert sorted(row for batch in batches for row in batch) == list(range(7))
+    assert all(len(batch) == 1 or max(lengths[i] for i in batch) * len(batch) <= 18 for batch in batches)
+    assert batches == [[6], [1, 4], [2, 3, 0, 5]]
+
+
+def check_sampling(m: ModuleType) -> None:
+    """The log-probabilities of sampled tokens are those of a full forward, whatever the padding and the dropped rows."""
+    model = tiny_llama(vocab_size=7)
+    prompts = [[2 + i % 5] * (1 + i % 4) for i in range(13)]
+    generator = torch.Generator().manual_seed(0)
+    samples = m.generate(
+        model, prompts, max_new_tokens=9, eos_token_ids={1}, temperature=0.7, generator=generator, batch_size=6
+    )
+    assert any(sample.ended for sample in samples) and not all(sample.ended for sample in samples)
+    sequences = [[*prompt, *sample.tokens] for prompt, sample in zip(prompts, samples, strict=True)]
+    with torch.no_grad():
+        found = _flat(logprobs, model, sequences, [len(prompt) for prompt in prompts], 0.7, budget=200)
+    for row, sample in enumerate(samples):
+        assert sample.logprobs == pytest.approx([found[row, t] for t in range(len(sample.tokens))], abs=1e-10)
+        assert 1 not in sample.tokens[:-1]
+        assert sample.ended == (sample.tokens[-1] == 1) and (sample.ended or len(sample.tokens) == 9)
+
+
+def check_values(m: ModuleType) -> None:
+    """V of a token is read before the token is seen."""
+    value_model = tiny_value_model(tiny_llama())
+    value_model.config.reward_bias, value_model.config.reward_scale = 0.5, 2.0
+    for batch in logprobs.scoring_batches(SEQUENCES, PROMPTS, 12):
+        found = m.response_values(value_model, batch)
+        for value, row, t in zip(found.tolist(), batch.sequence.tolist(), batch.time.tolist(), strict=True):
+            seen = torch.tensor([SEQUENCES[row][: PROMPTS[row] + t]])
+            raw = value_model.score(value_model.model(seen).last_hidden_state)[0, -1, 0].item()
+            assert value == pytest.approx((raw - 0.5) / 2.0, abs=1e-10)
+
+
+@pytest.mark.parametrize(
+    "check", [check_enumeration, check_one_sequence_at_a_time, check_entropy_beside_logprobs, check_micro_batches]
+)
+def test_logprobs(check) -> None:
+    check(logprobs)
+
+
+def test_sampling() -> None:
+    check_sampling(sampling)
+
+
+def test_values() -> None:
+    check_values(rollout)

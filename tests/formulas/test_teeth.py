@@ -1,0 +1,109 @@
+# ruff: noqa: E501  (one mutant a line)
+"""Teeth: with a sign, an index, a clip side or a mask changed in the source, the check of that formula must fail."""
+
+import pytest
+
+from tests.formulas import test_accumulation as accumulation
+from tests.formulas import test_advantages as advantages
+from tests.formulas import test_bandit as bandit
+from tests.formulas import test_indexing as indexing
+from tests.formulas import test_kl as kl
+from tests.formulas import test_losses as losses
+from tests.formulas import test_preference as preference
+from tests.formulas import test_shaping as shaping
+from tests.formulas.models import module, mutant
+
+MUTANTS = [
+    # generalized advantage estimation
+    ("ppo.advantages", "gamma * next_value - masked_values[:, t]", "gamma * next_value + masked_values[:, t]", advantages.check_by_hand),
+    ("ppo.advantages", "gamma * next_value - masked_values[:, t]", "next_value - masked_values[:, t]", advantages.check_naive_sum),
+    ("ppo.advantages", "gamma * gae_lambda * next_advantage", "gamma * next_advantage", advantages.check_by_hand),
+    ("ppo.advantages", "gamma * gae_lambda * next_advantage", "gae_lambda * next_advantage", advantages.check_naive_sum),
+    ("ppo.advantages", "in reversed(range(values.shape[1]))", "in range(values.shape[1])", advantages.check_by_hand),
+    ("ppo.advantages", "advantages + masked_values, 0", "advantages - masked_values, 0", advantages.check_by_hand),
+    ("ppo.advantages", "masked_values = torch.where(response_mask, values, 0)", "masked_values = values", advantages.check_padding),
+    ("ppo.advantages", "torch.where(response_mask[:, t], delta + gamma * gae_lambda * next_advantage, 0)", "delta + gamma * gae_lambda * next_advantage", advantages.check_padding),
+    # whitening and explained variance
+    ("ppo.advantages", "shifted = x - mean if", "shifted = x + mean if", advantages.check_whitening),
+    ("ppo.advantages", "torch.rsqrt(variance + epsilon)", "torch.reciprocal(variance + epsilon)", advantages.check_whitening),
+    ("ppo.advantages", "mean = masked_mean(x, response_mask)", "mean = x.mean()", advantages.check_whitening),
+    ("ppo.advantages", "1.0 - float(error", "1.0 + float(error", advantages.check_explained_variance),
+    # losses
+    ("ppo.losses", "return -torch.minimum(ratio", "return torch.minimum(ratio", losses.check_surrogate_by_hand),
+    ("ppo.losses", "return -torch.minimum(ratio", "return -torch.maximum(ratio", losses.check_surrogate_by_hand),
+    ("ppo.losses", "1 - clip_range, 1 + clip_range", "1 - clip_range, 9", losses.check_surrogate_by_hand),
+    ("ppo.losses", "1 - clip_range, 1 + clip_range", "0, 1 + clip_range", losses.check_surrogate_by_hand),
+    ("ppo.losses", "torch.exp(logprobs - old_logprobs)", "torch.exp(old_logprobs - logprobs)", losses.check_on_policy_gradient),
+    ("ppo.losses", "torch.maximum(squared, (clipped", "torch.minimum(squared, (clipped", losses.check_value_by_hand),
+    ("ppo.losses", "clipped = old_values + torch", "clipped = values + torch", losses.check_value_by_hand),
+    ("ppo.losses", "values - old_values, -clip_range, clip_range", "values - old_values, -9, clip_range", losses.check_numpy_reference),
+    ("ppo.losses", "return 0.5 * squared", "return squared", losses.check_value_by_hand),
+    ("ppo.losses", "/ mask.sum()", "/ mask.numel()", losses.check_masked_mean),
+    ("ppo.losses", "torch.where(mask, x, 0).sum()", "x.sum()", losses.check_masked_mean),
+    # KL
+    ("ppo.kl", "log_ratio = reference_logprobs - logprobs", "log_ratio = logprobs - reference_logprobs", kl.check_expectation),
+    ("ppo.kl", "return -log_ratio", "return log_ratio", kl.check_expectation),
+    ("ppo.kl", "torch.expm1(log_ratio) - log_ratio", "torch.expm1(log_ratio) + log_ratio", kl.check_k3_is_never_negative),
+    ("ppo.kl", "torch.expm1(log_ratio)", "torch.exp(log_ratio)", kl.check_k3_is_never_negative),
+    ("ppo.kl", "(kl - target) / target", "(target - kl) / target", kl.check_controller),
+    ("ppo.kl", "-0.2), 0.2)", "-0.2), 9)", kl.check_controller),
+    ("ppo.kl", "-0.2), 0.2)", "-9), 0.2)", kl.check_controller),
+    ("ppo.kl", "1 + gain * error", "1 - gain * error", kl.check_controller),
+    # shaping
+    ("ppo.shaping", "-kl_coef * kl", "kl_coef * kl", shaping.check_token_rewards),
+    ("ppo.shaping", "last = response_mask.sum(-1) - 1", "last = response_mask.sum(-1) % 4", shaping.check_token_rewards),
+    ("ppo.shaping", "last = response_mask.sum(-1) - 1", "last = response_mask.sum(-1) * 0", shaping.check_token_rewards),
+    ("ppo.shaping", "torch.where(response_mask, -kl_coef * kl, 0)", "-kl_coef * kl", shaping.check_token_rewards),
+    ("ppo.shaping", "torch.where(ended, scores, unfinished)", "torch.where(ended, unfinished, scores)", shaping.check_missing_eos),
+    ("ppo.shaping", "scores - penalty if", "scores + penalty if", shaping.check_missing_eos),
+    ("ppo.shaping", "full_like(scores, -penalty)", "full_like(scores, penalty)", shaping.check_missing_eos),
+    ("ppo.shaping", "scores - penalty * lengths", "scores + penalty * lengths", shaping.check_length_and_clip),
+    ("ppo.shaping", "torch.clamp(scores, -limit, limit)", "torch.clamp(scores, max=limit)", shaping.check_length_and_clip),
+    # which logit speaks for which token
+    ("logprobs", "position = prompts[row] + time - 1", "position = prompts[row] + time - 2", indexing.check_enumeration),
+    ("logprobs", "targets=input_ids[row, position + 1]", "targets=input_ids[row, position]", indexing.check_enumeration),
+    ("logprobs", "(lengths.cumsum(0) - lengths)[row]", "lengths.cumsum(0)[row]", indexing.check_one_sequence_at_a_time),
+    ("logprobs", "-functional.cross_entropy(logits / temperature", "-functional.cross_entropy(logits", indexing.check_one_sequence_at_a_time),
+    ("logprobs", "log_softmax(logits / temperature, dim=-1)", "log_softmax(logits, dim=-1)", indexing.check_entropy_beside_logprobs),
+    ("logprobs", "-(logs.exp() * logs).sum(-1)", "(logs.exp() * logs).sum(-1)", indexing.check_entropy_beside_logprobs),
+    ("logprobs", "(-lengths[i], i)", "i", indexing.check_micro_batches),
+    ("sampling", "self.position = lengths - 1 ", "self.position = lengths ", indexing.check_sampling),
+    ("sampling", "columns >= longest - lengths", "columns >= 0 * lengths", indexing.check_sampling),
+    ("sampling", "log_softmax(logits / (temperature or 1.0), dim=-1)", "log_softmax(logits, dim=-1)", indexing.check_sampling),
+    ("sampling", "self.cache.batch_select_indices(index)", "self.cache.batch_select_indices(index.flip(0))", indexing.check_sampling),
+    ("sampling", "return tokens[index]", "return tokens[: len(index)]", indexing.check_sampling),
+    ("ppo.rollout", "hidden[batch.row, batch.position]", "hidden[batch.row, batch.position + 1]", indexing.check_values),
+    ("ppo.rollout", "return normalised(value_model, at_least_float32(raw))", "return at_least_float32(raw)", indexing.check_values),
+    # one mean over the minibatch
+    ("ppo.update", "entropy).sum() / tokens).backward()", "entropy).mean()).backward()", accumulation.check_accumulation),
+    ("ppo.update", "(value_loss.sum() / tokens).backward()", "value_loss.mean().backward()", accumulation.check_accumulation),
+    ("ppo.update", "response_logprobs(policy, batch).sum() / tokens", "response_logprobs(policy, batch).mean()", accumulation.check_accumulation),
+    ("ppo.update", "old, rollout.advantages[at]", "old, rollout.returns[at]", accumulation.check_minibatch_mean),
+    ("ppo.update", "rollout.values[at], rollout.returns[at]", "rollout.returns[at], rollout.values[at]", accumulation.check_minibatch_mean),
+    # Bradley-Terry
+    ("preference", "scores[pairs[:, 0]] - scores[pairs[:, 1]]", "scores[pairs[:, 1]] - scores[pairs[:, 0]]", preference.check_by_hand),
+    ("preference", "difference - margins", "difference + margins", preference.check_weights_and_margins),
+    ("preference", "/ weight.sum()\n", "/ len(weight)\n", preference.check_weights_and_margins),
+    ("preference", "margins.to(scores) * (1 - tie)", "margins.to(scores)", preference.check_ties),
+    ("preference", "tie / 2 * functional.logsigmoid(-difference)", "tie / 2 * functional.logsigmoid(difference)", preference.check_ties),
+    ("preference", "-(weight * log_likelihood)", "(weight * log_likelihood)", preference.check_recovery),
+]  # fmt: skip
+
+IN_THE_BANDIT = [
+    ("ppo.shaping", "-kl_coef * kl", "kl_coef * kl"),
+    ("ppo.kl", "return -log_ratio", "return 0.5 * -log_ratio"),
+    ("ppo.losses", "return -torch.minimum(ratio", "return torch.minimum(ratio"),
+]
+
+
+@pytest.mark.parametrize(("name", "old", "new", "check"), MUTANTS)
+def test_a_changed_formula_is_noticed(name: str, old: str, new: str, check) -> None:
+    check(module(name))
+    with pytest.raises((AssertionError, IndexError)):
+        check(mutant(module(name), old, new))
+
+
+@pytest.mark.parametrize(("name", "old", "new"), IN_THE_BANDIT)
+def test_a_changed_formula_moves_the_optimum(name: str, old: str, new: str) -> None:
+    with pytest.raises(AssertionError):
+        bandit.check_closed_form(bandit.MODULES | {name: mutant(module(name), old, new)})
