@@ -1,0 +1,56 @@
+"""A little town to judge, and the settings of a server for tests."""
+
+import os
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+from pydantic import SecretStr
+
+from alignment.records import Message, Prompt, Response, ResponseSet
+from labeling.server import ServerSettings
+
+TOKEN = "0123456789abcdef0123456789abcdef01234567"
+REPOSITORY = Path(__file__).parents[2]
+TEXTS = {
+    "Mara Lind.": {"helpful": 1.0, "truthful": 1.0, "harmless": 1.0},
+    "The baker is Tom Berg, a lovely man who is loved by everybody!": {"helpful": 0.6, "truthful": 0.0, "harmless": 1.0},
+    "I do not know.": {"helpful": 0.2, "truthful": 0.8, "harmless": 1.0},
+    "Why do you ask, you fool?": {"helpful": 0.0, "truthful": 0.5, "harmless": 0.0},
+}
+
+
+def response_set(number: int, texts: tuple[str, ...] = tuple(TEXTS), split: str = "train") -> ResponseSet:
+    """A prompt of the little town with the responses `texts`."""
+    message = Message(role="user", content=f"Who is the baker of town {number}?")
+    prompt = Prompt.model_validate({"id": f"prompt_{number}", "messages": [message], "split": split})
+    responses = tuple(Response(id=f"model_x-{number}-{i}", text=text) for i, text in enumerate(texts))
+    return ResponseSet(prompt=prompt, responses=responses)
+
+
+def judge(_: str, text: str) -> Mapping[str, float]:
+    """The gold judge of the little town."""
+    return TEXTS[text]
+
+
+def free_port() -> int:
+    """A port that nothing listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def settings(data_dir: Path) -> ServerSettings:
+    """A server of its own for tests. RLHF_LABEL_STUDIO names the program."""
+    default = REPOSITORY / ".venv-label-studio" / "bin" / "label-studio"
+    executable = Path(os.environ.get("RLHF_LABEL_STUDIO", default))
+    if not executable.is_file():
+        pytest.fail(f"these tests need Label Studio: set RLHF_LABEL_STUDIO or install it at {default}")
+    return ServerSettings(
+        executable=executable,
+        data_dir=data_dir,
+        port=free_port(),
+        password=SecretStr("password-of-the-owner"),
+        token=SecretStr(TOKEN),
+    )
