@@ -1,0 +1,46 @@
+"""Stage `ppo`: the fine-tuned policy, the reward model and the prompts, put into `alignment.ppo`."""
+
+import shutil
+from pathlib import Path
+
+from alignment.artifacts import write_json
+from alignment.checkpoint import load_tokenizer
+from alignment.errors import DataError
+from alignment.figures import panels
+from alignment.journal import Journal
+from alignment.model import load_causal_model, load_scalar_model
+from alignment.ppo import ModelReward, PPOConfig, train_ppo
+from alignment.pretrain import pack
+from alignment.records import Prompt, read_records
+from alignment.tokenizer import prompt_tokens
+
+CURVES = ("reward", "objective", "kl", "kl_coef", "entropy", "length", "missing_eos", "clip_fraction", "approx_kl",
+          "policy_loss", "value_loss", "explained_variance", "ptx_loss", "policy_grad_norm", "value_grad_norm")
+
+
+def align(
+    config: PPOConfig, out: Path, journal: Journal, *, sft: Path, reward: Path, prompts: Path, corpus: Path
+) -> dict[str, float]:
+    """Run PPO from `sft/model` against `reward/model` on the training prompts; the value model starts as the reward model.
+
+    Writes `model/`, `snapshots/step-*/` and `snapshots.json` (their steps, in order).
+    """
+    tokenizer = load_tokenizer(sft / "model")
+    policy = load_causal_model(sft / "model")
+    rows, _ = read_records(prompts / "prompts.jsonl", Prompt)
+    context = int(policy.config.max_position_embeddings)
+    encoded = [prompt_tokens(tokenizer, row.messages) for row in rows if row.split == "train"]
+    fitting = [tokens for tokens in encoded if len(tokens) + config.max_new_tokens <= context]
+    if not fitting:
+        raise DataError(f"no prompt leaves room for {config.max_new_tokens} tokens in a context of {context}; lower `ppo.max_new_tokens`")
+    ptx = pack(corpus / "train.jsonl", tokenizer, context).rows.tolist() if config.ptx_coef else None
+    result = train_ppo(
+        policy, tokenizer, fitting, [ModelReward("model", 1.0, load_scalar_model(reward / "model"))], config,
+        ptx_sequences=ptx, out=out, journal=journal,
+    )
+    shutil.rmtree(out / "checkpoint", ignore_errors=True)
+    write_json(out / "snapshots.json", [snapshot.step for snapshot in result.snapshots if snapshot.step <= result.policy_step])
+    journal.figure("ppo", panels(journal.read(), CURVES, "PPO"))
+    kept = ("reward", "objective", "kl", "entropy", "length", "missing_eos", "explained_variance")
+    return {name: result.metrics[name] for name in kept if name in result.metrics} | {
+        "steps": float(result.steps), "policy_step": float(result.policy_step), "stopped_early": float(result.stopped_early)}
