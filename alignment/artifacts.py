@@ -1,0 +1,186 @@
+"""Outputs of stages: what they are called, what they came from, and how they appear all at once or not at all.
+
+An artifact's *key* says what went in (stage, version, options, inputs, files read), so the same work has the same key
+on every machine. Its *digest* says what came out, so a changed or half-written output is noticed.
+"""
+
+import hashlib
+import json
+import math
+import os
+import shutil
+import uuid
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from alignment.errors import ArtifactError, DataError
+
+KEY_LENGTH_IN_NAMES = 16
+READ_BYTES = 1 << 20
+
+
+class Artifact(BaseModel):
+    """A handle on the published output of a stage; what travels between stages instead of models and tensors.
+
+    `model` is the registered version ("models:/sft/3") where the stage made one. `cached` and `seconds` tell of the run
+    that made it: whether this call found it done, and how long the work took when it was done.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    stage: str
+    key: str
+    run_id: str
+    path: Path
+    digest: str
+    model: str | None = None
+    cached: bool = False
+    seconds: float = 0.0
+
+    def file(self, name: str) -> Path:
+        """The path of one of its files. Raises ArtifactError when there is none of that name."""
+        path = self.path / name
+        if not path.exists():
+            raise ArtifactError(
+                f"the output of stage '{self.stage}' has no {name} in {self.path}; remove that directory and run again"
+            )
+        return path
+
+    def result(self) -> dict[str, float]:
+        """The figures that the stage returned."""
+        return read_result(self.path)
+
+
+def canonical(value: object) -> Any:
+    """The plain JSON form of a value that is the same in every process.
+
+    Raises ArtifactError for what has no such form: sets (order), functions and objects (addresses), floats that are not
+    finite, and paths (a path is not its content: pass the digest of the file).
+    """
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise ArtifactError(f"{value} cannot be part of a key: give a finite number")
+        return value
+    if isinstance(value, BaseModel):
+        return canonical(value.model_dump(mode="python"))
+    if isinstance(value, Mapping):
+        unnamed = [key for key in value if not isinstance(key, str)]
+        if unnamed:
+            raise ArtifactError(f"{unnamed[0]!r} cannot be part of a key: names must be text")
+        return {key: canonical(value[key]) for key in sorted(value)}
+    if isinstance(value, list | tuple):
+        return [canonical(item) for item in value]
+    raise ArtifactError(
+        f"a {type(value).__name__} ({value!r}) has no stable form and cannot be part of a key: "
+        "use numbers, text, lists and mappings, and the digest of a file instead of its path"
+    )
+
+
+def fingerprint(value: object) -> str:
+    """SHA-256 of the canonical JSON of `value`. Raises ArtifactError for values without a stable form."""
+    text = json.dumps(canonical(value), sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def stage_key(
+    stage: str, *, version: int, config: object, inputs: Mapping[str, str], file_digests: Sequence[str], seed: int
+) -> str:
+    """The key of a stage's output: everything that may change the result, and nothing else.
+
+    `version` is the stage's own number, raised when its code changes meaning; `inputs` maps names to keys.
+    """
+    return fingerprint(
+        {
+            "stage": stage,
+            "version": version,
+            "config": config,
+            "inputs": dict(inputs),
+            "files": list(file_digests),
+            "seed": seed,
+        }
+    )
+
+
+def output_name(stage: str, key: str) -> str:
+    """The directory name of a stage's output."""
+    return f"{stage}-{key[:KEY_LENGTH_IN_NAMES]}"
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file's bytes."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(READ_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def directory_digest(directory: Path) -> str:
+    """SHA-256 over the relative paths and the digests of all files below a directory."""
+    digest = hashlib.sha256()
+    for path in sorted(directory.rglob("*")):
+        if path.is_file():
+            digest.update(f"{path.relative_to(directory).as_posix()}\0{file_digest(path)}\n".encode())
+    return digest.hexdigest()
+
+
+def content_digest(path: Path) -> str:
+    """The digest of a file or a directory. Raises DataError when there is neither."""
+    if path.is_dir():
+        return directory_digest(path)
+    if path.is_file():
+        return file_digest(path)
+    raise DataError(f"there is no file {path}; check the path (relative ones start at {Path.cwd()})")
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write JSON in one move, so that a reader sees the whole file or none."""
+    temporary = path.with_name(path.name + ".partial")
+    with temporary.open("w", encoding="utf-8") as file:
+        json.dump(value, file, indent=2, sort_keys=True)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def read_result(directory: Path) -> dict[str, float]:
+    """The figures in `result.json` of a stage's output."""
+    path = directory / "result.json"
+    try:
+        result: dict[str, float] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError) as error:
+        raise ArtifactError(f"{path} cannot be read ({error}); remove {directory} and run again") from error
+    return result
+
+
+def publish(work: Path, final: Path) -> None:
+    """Move a finished directory to its final name in one step; whatever was there before is removed.
+
+    The files are flushed to disk first: after a power cut the name never stands for less than it should.
+    """
+    for path in work.rglob("*"):
+        if path.is_file():
+            _flush(path)
+    final.parent.mkdir(parents=True, exist_ok=True)
+    replaced = None
+    if final.exists():
+        replaced = final.with_name(f"{final.name}.replaced-{uuid.uuid4().hex[:8]}")
+        final.rename(replaced)
+    work.rename(final)
+    _flush(final.parent)
+    if replaced is not None:
+        shutil.rmtree(replaced)
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

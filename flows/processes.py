@@ -1,0 +1,138 @@
+"""Server processes that outlive the command that started them, found again and stopped without touching a stranger.
+
+A process is known by its id together with its start time, and every process of its group by a mark in its environment:
+an id that was given to somebody else meanwhile matches neither.
+"""
+
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import psutil
+from pydantic import BaseModel, ConfigDict
+
+from alignment.errors import RLHFError
+
+MARK = "RLHF_STACK_MARK"
+STOP_SECONDS = 15.0
+START_TIME_TOLERANCE_SECONDS = 1.0
+PORTS_TO_TRY = 200
+
+
+class StackError(RLHFError):
+    """A server of the local stack that cannot be started, found or reached."""
+
+
+class Process(BaseModel):
+    """A started server: enough to know it again, in a file, after a restart of anything."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    pid: int
+    started_at: float
+    mark: str
+
+
+def launch(command: Sequence[str], *, environment: Mapping[str, str], directory: Path, log: Path) -> Process:
+    """Start a command in a session of its own, with its output appended to `log`, and return at once."""
+    mark = secrets.token_hex(8)
+    directory.mkdir(parents=True, exist_ok=True)
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("ab") as output:
+        output.write(f"--- started {time.strftime('%Y-%m-%d %H:%M:%S')}\n".encode())
+        output.flush()
+        child = subprocess.Popen(
+            list(command),
+            env={**environment, MARK: mark},
+            cwd=directory,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    return Process(pid=child.pid, started_at=psutil.Process(child.pid).create_time(), mark=mark)
+
+
+def is_alive(process: Process) -> bool:
+    """Whether the process that was started still runs (a stranger with its id does not count)."""
+    return _leader(process) is not None
+
+
+def stop(process: Process, seconds: float = STOP_SECONDS) -> bool:
+    """End the process and its whole group: politely, and after `seconds` for good. False when nothing was left."""
+    found = members(process)
+    _send(found, signal.SIGTERM)
+    _, stubborn = psutil.wait_procs(found, timeout=seconds)
+    stubborn = [*stubborn, *(late for late in members(process) if late not in stubborn)]
+    _send(stubborn, signal.SIGKILL)
+    psutil.wait_procs(stubborn, timeout=seconds)
+    return bool(found)
+
+
+def members(process: Process) -> list[psutil.Process]:
+    """Every living process of the group that was started, also those whose leader is gone."""
+    leader = _leader(process)
+    if leader is None and not _may_have_orphans(process):
+        return []
+    return [other for other in psutil.process_iter() if _belongs(other, process, leader)]
+
+
+def _leader(process: Process) -> psutil.Process | None:
+    try:
+        found = psutil.Process(process.pid)
+        same = abs(found.create_time() - process.started_at) < START_TIME_TOLERANCE_SECONDS
+        return found if same and found.status() != psutil.STATUS_ZOMBIE else None
+    except psutil.NoSuchProcess:
+        return None
+
+
+def _may_have_orphans(process: Process) -> bool:
+    try:
+        os.killpg(process.pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _belongs(other: psutil.Process, process: Process, leader: psutil.Process | None) -> bool:
+    """In the group, and either the leader itself or carrying the mark."""
+    try:
+        if os.getpgid(other.pid) != process.pid or other.status() == psutil.STATUS_ZOMBIE:
+            return False
+        return other == leader or other.environ().get(MARK) == process.mark
+    except (ProcessLookupError, psutil.NoSuchProcess, psutil.AccessDenied):
+        return False
+
+
+def _send(processes: Sequence[psutil.Process], sign: signal.Signals) -> None:
+    for process in processes:
+        try:
+            process.send_signal(sign)  # psutil looks at the start time again before it sends
+        except psutil.NoSuchProcess:
+            continue
+
+
+def port_is_free(host: str, port: int) -> bool:
+    """Whether a server could listen there now."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError:
+            return False
+    return True
+
+
+def choose_port(host: str, preferred: int, taken: Sequence[int] = ()) -> int:
+    """The preferred port, or the next free one above it. Raises StackError when there is none nearby."""
+    for port in range(preferred, min(preferred + PORTS_TO_TRY, 65536)):
+        if port not in taken and port_is_free(host, port):
+            return port
+    raise StackError(f"no free port on {host} from {preferred} on; name one, for example RLHF_PREFECT_PORT=24200")
