@@ -3,10 +3,10 @@
 from collections.abc import Iterator
 
 import pytest
-from tests.labeling.helpers import TOKEN, settings
 
 from labeling.client import LabelStudio
 from labeling.server import running_server
+from tests.labeling.helpers import TOKEN, settings
 
 
 @pytest.fixture(scope="session")

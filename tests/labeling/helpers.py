@@ -15,7 +15,7 @@ TOKEN = "0123456789abcdef0123456789abcdef01234567"
 REPOSITORY = Path(__file__).parents[2]
 TEXTS = {
     "Mara Lind.": {"helpful": 1.0, "truthful": 1.0, "harmless": 1.0},
-    "The baker is Tom Berg, a lovely man who is loved by everybody!": {"helpful": 0.6, "truthful": 0.0, "harmless": 1.0},
+    "The baker is Tom Berg, a lovely man, loved by everybody!": {"helpful": 0.6, "truthful": 0.0, "harmless": 1.0},
     "I do not know.": {"helpful": 0.2, "truthful": 0.8, "harmless": 1.0},
     "Why do you ask, you fool?": {"helpful": 0.0, "truthful": 0.5, "harmless": 0.0},
 }

@@ -1,13 +1,13 @@
 """Agreement and quality against figures worked out by hand."""
 
 import pytest
-from tests.labeling.helpers import response_set
 
 from alignment.records import Comparison
 from labeling.agreement import agreement, alpha, double_judgements, rate, votes
 from labeling.annotations import PairwiseJudgement, RankingJudgement
 from labeling.quality import quality
 from labeling.tasks import make_task
+from tests.labeling.helpers import response_set
 
 ROW = response_set(1)
 FIRST, SECOND, THIRD, _ = sorted(ROW.responses, key=lambda response: response.id)
@@ -60,7 +60,9 @@ def test_agreement_by_criterion_and_by_pair_of_annotators() -> None:
     rows = [said("5", 1, helpful=2, truthful=1), said("6", 1, helpful=-1), said("7", -1, helpful=1)]
     found = agreement(rows)
     assert found.overall.share == pytest.approx(1 / 3)
-    assert found.criteria["helpful"].count == 3 and found.criteria["helpful"].share == pytest.approx(0 / 3 + 0.0)
+    # 5 says the first is more helpful, 6 and 7 the second
+    assert found.criteria["helpful"].count == 3
+    assert found.criteria["helpful"].share == pytest.approx(1 / 3)
     assert found.criteria["truthful"].count == 0
     assert {name: rated.share for name, rated in found.annotators.items()} == {
         "5 and 6": 1.0, "5 and 7": 0.0, "6 and 7": 0.0,

@@ -3,11 +3,11 @@
 from typing import Any
 
 import pytest
-from tests.labeling.helpers import response_set
 
 from labeling.annotations import PairwiseJudgement, RankingJudgement, Strange, WrittenAnswer, parse, parse_annotation
 from labeling.comparisons import comparisons, demonstrations
 from labeling.tasks import Task, make_task
+from tests.labeling.helpers import response_set
 
 ROW = response_set(1, split="heldout")
 RANKING = make_task("ranking", ROW.prompt, ROW.responses, 0)
@@ -38,7 +38,7 @@ def answer(text: str) -> dict[str, Any]:
     return {"type": "textarea", "from_name": "answer", "to_name": "prompt", "value": {"text": [text]}}
 
 
-def annotation(result: Any, number: int = 1, by: Any = 5, at: str = "2026-01-01T00:00:00Z", **more: Any) -> dict[str, Any]:
+def annotation(result: Any, number: int = 1, by: Any = 5, at: str = "2026-01-01", **more: Any) -> dict[str, Any]:
     return {
         "id": number, "completed_by": by, "result": result, "was_cancelled": False, "lead_time": 2.5, "task": 9,
         "created_at": at,

@@ -5,7 +5,6 @@ import random
 from collections import Counter
 
 import pytest
-from tests.labeling.helpers import judge, response_set
 
 from labeling.annotations import PairwiseJudgement, parse_annotation
 from labeling.config import CrewConfig
@@ -19,6 +18,7 @@ from labeling.simulate import (
     work_on,
 )
 from labeling.tasks import make_task
+from tests.labeling.helpers import judge, response_set
 
 ROWS = [response_set(number) for number in range(60)]
 

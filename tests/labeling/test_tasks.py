@@ -4,12 +4,12 @@ import json
 from collections import Counter
 
 import pytest
-from tests.labeling.helpers import TEXTS, response_set
 
 from alignment.records import Prompt, ResponseSet
 from labeling.config import LabelingConfig
 from labeling.errors import TaskError
 from labeling.tasks import build_tasks, build_writing_tasks, make_task
+from tests.labeling.helpers import TEXTS, response_set
 
 
 def test_a_task_shows_texts_and_nothing_of_ours() -> None:
