@@ -1,0 +1,204 @@
+"""A recipe: every option of one run of the pipeline, validated before anything starts.
+
+Recipes are YAML files in `flows/recipes/` (or anywhere); `--set a.b=VALUE` changes single options. What is unknown, of
+the wrong type or impossible together is refused with the key's path, the value and what is allowed.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import Field, ValidationError, model_validator
+
+from alignment.config import (
+    ComparisonsConfig,
+    Config,
+    CorpusConfig,
+    DemonstrationsConfig,
+    EvaluationConfig,
+    Natural,
+    PretrainConfig,
+    PromptsConfig,
+    ReleaseGate,
+    RewardConfig,
+    RewardGate,
+    SamplingConfig,
+    SFTConfig,
+    TokenizerConfig,
+    TownConfig,
+)
+from alignment.errors import ConfigError
+from alignment.ppo.config import PPOConfig
+from flows.complaints import complaint
+from labeling.config import LabelingConfig
+
+RECIPES = Path(__file__).parent / "recipes"
+TOWN_SCHEME = "town://"
+
+
+class Recipe(Config):
+    """One run of the pipeline, from corpus to a registered policy. `labeling: null` with `comparisons.sources` uses
+    comparisons made elsewhere; `town: null` runs on data of one's own."""
+
+    name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    description: str = ""
+    seed: Natural = 0
+    town: TownConfig | None = None
+    corpus: CorpusConfig = CorpusConfig()
+    tokenizer: TokenizerConfig = TokenizerConfig()
+    pretrain: PretrainConfig = PretrainConfig()
+    demonstrations: DemonstrationsConfig = DemonstrationsConfig()
+    prompts: PromptsConfig = PromptsConfig()
+    sft: SFTConfig = SFTConfig()
+    sampling: SamplingConfig = SamplingConfig()
+    labeling: LabelingConfig | None = None
+    comparisons: ComparisonsConfig = ComparisonsConfig()
+    reward: RewardConfig = RewardConfig()
+    reward_gate: RewardGate = RewardGate()
+    ppo: PPOConfig = PPOConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    release_gate: ReleaseGate = ReleaseGate()
+
+    @model_validator(mode="after")
+    def _possible(self) -> "Recipe":
+        problems = [*self._judgements(), *self._town(), *self._lengths()]
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+    def _judgements(self) -> Iterator[str]:
+        """Comparisons come from exactly one place, and there are prompts enough to judge."""
+        if self.labeling is None:
+            if not self.comparisons.sources:
+                yield "nothing says where comparisons come from: give `labeling`, or files in `comparisons.sources`"
+            return
+        if self.comparisons.sources:
+            yield "`comparisons.sources` and `labeling` are both given: set `labeling: null`, or take the sources out"
+        needed = max(self.labeling.rankings.prompts, self.labeling.pairwise.prompts)
+        if self.sampling.prompts < needed:
+            yield (
+                f"sampling.prompts is {self.sampling.prompts}, but labeling asks for {needed} judged prompts: raise "
+                "sampling.prompts, or lower labeling.rankings.prompts and labeling.pairwise.prompts"
+            )
+
+    def _town(self) -> Iterator[str]:
+        if self.town is not None:
+            return
+        for key, path in self._paths():
+            if path.startswith(TOWN_SCHEME):
+                yield f"{key} is {path}, but there is no town: add `town: {{}}`, or name a file"
+
+    def _paths(self) -> Iterator[tuple[str, str]]:
+        for section in ("corpus", "demonstrations", "prompts", "comparisons"):
+            for number, source in enumerate(getattr(self, section).sources):
+                yield f"{section}.sources.{number}.path", source.path
+
+    def _lengths(self) -> Iterator[str]:
+        """Only a model from scratch has a context that is known here; a checkpoint's is looked at when it is loaded."""
+        if self.pretrain.checkpoint is not None:
+            return
+        context = self.pretrain.model.context_length
+        for key, length in (
+            ("sft.max_length_tokens", self.sft.max_length_tokens),
+            ("reward.max_length_tokens", self.reward.max_length_tokens),
+        ):
+            if length > context:
+                yield f"{key} {length} is more than pretrain.model.context_length {context}: lower it, or raise that"
+        for key, length in (
+            ("sampling.max_new_tokens", self.sampling.max_new_tokens),
+            ("ppo.max_new_tokens", self.ppo.max_new_tokens),
+            ("evaluation.max_new_tokens", self.evaluation.max_new_tokens),
+        ):
+            if length >= context:
+                yield f"{key} {length} leaves no room for a prompt in pretrain.model.context_length {context}: lower it"
+
+
+def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe by name or path and apply `KEY=VALUE` overrides. Raises ConfigError."""
+    path = find_recipe(name_or_path)
+    values = _read(path)
+    values.setdefault("name", path.stem)
+    for override in overrides:
+        _set(values, override)
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(f"the recipe {path.name} cannot be run:\n{complaint(error, Recipe, values)}") from error
+
+
+def recipes() -> dict[str, str]:
+    """The recipes that come with the package, with what they are for."""
+    return {path.stem: str(_read(path).get("description", "")) for path in sorted(RECIPES.glob("*.yaml"))}
+
+
+def find_recipe(name_or_path: str) -> Path:
+    """The file of a recipe. Raises ConfigError with the names there are."""
+    own = RECIPES / f"{name_or_path}.yaml"
+    if own.is_file():
+        return own
+    path = Path(name_or_path)
+    if path.is_file():
+        return path
+    known = ", ".join(sorted(path.stem for path in RECIPES.glob("*.yaml")))
+    raise ConfigError(f"there is no recipe '{name_or_path}': name a YAML file, or one of {known or '(none installed)'}")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path} is not readable YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} must hold a mapping of options, not {type(values).__name__}; see flows/recipes/")
+    return values
+
+
+def _set(values: dict[str, Any], override: str) -> None:
+    """Apply one `a.b=VALUE` (VALUE is YAML) to nested mappings; numbers index lists."""
+    key, equals, text = override.partition("=")
+    if not equals or not all(key.split(".")):
+        raise ConfigError(f"--set {override}: write KEY=VALUE, for example --set ppo.kl_coef=0.1")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {override}: the value is not YAML: {error}") from error
+    *parents, last = key.split(".")
+    place: Any = values
+    for part in parents:
+        place = _step(place, part, override)
+    if isinstance(place, list):
+        place[_index(place, last, override)] = value
+    else:
+        place[last] = value
+
+
+def _step(place: Any, part: str, override: str) -> Any:
+    """One level down; a section that is absent or null is opened."""
+    if isinstance(place, list):
+        index = _index(place, part, override)
+        return place[index]
+    if not isinstance(place.get(part), dict | list):
+        if place.get(part) is not None:
+            raise ConfigError(f"--set {override}: {part} is {place[part]!r} and has no options below it")
+        place[part] = {}
+    return place[part]
+
+
+def _index(place: Sequence[Any], part: str, override: str) -> int:
+    if not part.isdigit() or int(part) >= len(place):
+        raise ConfigError(f"--set {override}: '{part}' must be a number from 0 to {len(place) - 1}, it indexes a list")
+    return int(part)
+
+
+def flatten(values: Mapping[str, Any] | Config, prefix: str = "") -> dict[str, Any]:
+    """Options as one level of dotted names, for parameters of a run."""
+    flat: dict[str, Any] = {}
+    items = values.model_dump(mode="json") if isinstance(values, Config) else values
+    for key, value in items.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping) and value:
+            flat |= flatten(value, f"{name}.")
+        else:
+            flat[name] = value
+    return flat
