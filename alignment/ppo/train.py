@@ -92,7 +92,8 @@ def train_ppo(
     _resume(run, journal, identity)
     metrics: dict[str, float] = {}
     while run.step < config.steps and not run.stopped_early:
-        metrics = _one_step(run)
+        with _naming_the_last_checkpoint(run):
+            metrics = _one_step(run)
         run.step += 1
         journal.log(metrics, run.step)
         last = run.step == config.steps or run.stopped_early
@@ -159,7 +160,7 @@ def _one_step(run: _Run) -> dict[str, float]:
     if not run.stopped_early:
         rates = set_learning_rates(learner, config, run.step)
         metrics |= {"policy_learning_rate": rates[0], "value_learning_rate": rates[1]}
-        with _timed("update", seconds), _naming_the_last_checkpoint(run):
+        with _timed("update", seconds):
             metrics |= update(learner, rollout, config, run.step, run.ptx_sequences)
         if run.step >= config.value_warmup_steps:
             run.kl_coef = adapted_kl_coef(run.kl_coef, metrics["kl"], config.kl_target, config.kl_gain)
@@ -209,10 +210,7 @@ def _naming_the_last_checkpoint(run: _Run) -> Iterator[None]:
         yield
     except TrainingError as error:
         last = last_checkpoint(run.out / "checkpoint")
-        raise TrainingError(
-            f"step {run.step + 1}: {error}. Last good checkpoint: {last or 'none yet'}. Lower the learning rates, or "
-            "look at the rewards of that step; weights of half precision may need float32"
-        ) from error
+        raise TrainingError(f"step {run.step + 1}: {error}. Last good checkpoint: {last or 'none yet'}") from error
 
 
 def _identity(run: _Run, policy: PreTrainedModel, value_model: PreTrainedModel | None) -> dict[str, str]:

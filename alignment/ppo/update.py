@@ -180,7 +180,10 @@ def _step(learner: Learner, config: PPOConfig, totals: Sums, train_policy: bool)
     for name, model, _ in jobs:
         norm = float(nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm))
         if not math.isfinite(norm):
-            raise TrainingError(f"the {name} gradient is not finite ({norm})")
+            raise TrainingError(
+                f"the norm of the {name} gradient is {norm}; lower {name}_learning_rate, and look at the scores of "
+                "this step (weights in half precision may need float32)"
+            )
         totals[f"{name}_grad_norm"] += norm
     for _, _, optimizer in jobs:
         optimizer.step()

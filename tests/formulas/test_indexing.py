@@ -67,7 +67,7 @@ def check_micro_batches(m: ModuleType) -> None:
 
 
 def check_sampling(m: ModuleType) -> None:
-    """The log-probabilities of sampled tokens are those of a full forward, whatever the padding and the dropped rows."""
+    """The log-probabilities of sampled tokens are those of a full forward, whatever was padded or dropped."""
     model = tiny_llama(vocab_size=7)
     prompts = [[2 + i % 5] * (1 + i % 4) for i in range(13)]
     generator = torch.Generator().manual_seed(0)

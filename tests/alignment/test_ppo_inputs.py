@@ -1,0 +1,127 @@
+"""What cannot train well is refused, and the message says what to do."""
+
+import math
+
+import pytest
+import torch
+from datasets import Dataset
+from pydantic import ValidationError
+
+from alignment.errors import CheckpointError, ConfigError, DataError, TrainingError
+from alignment.model import scalar_model_from
+from alignment.ppo import ModelReward, PPOConfig, RuleReward, train_ppo
+from alignment.ppo.prompts import cycled_rows, tokenized_prompts
+from alignment.ppo.update import learning_rate_share
+from tests.alignment import ppo_world as world
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch_size": 100, "minibatch_size": 32}, "not a multiple of minibatch_size"),
+        ({"kl_target": 6.0, "kl_coef": 0.0}, "0 stays 0"),
+        ({"kl_target": 6.0, "early_stop_kl": 5.0}, "well above kl_target"),
+        ({"steps": 5, "value_warmup_steps": 5}, "none of the 5 steps for the policy"),
+        ({"steps": 5, "warmup_steps": 4, "value_warmup_steps": 2}, "does not fit in the 3 steps"),
+        ({"score_clip": 1.0, "missing_eos": "replace", "missing_eos_penalty": 2.0}, "would cut"),
+        ({"temperature": 0}, "greater than 0"),
+        ({"value_coef": 0.5}, "Extra inputs"),
+    ],
+)
+def test_impossible_options(options, message) -> None:
+    with pytest.raises(ValidationError, match=message):
+        PPOConfig(**options)
+
+
+def _train(tmp_path, tokenizer=None, prompts=world.PROMPTS, reward=world.count_w7, policy=None, **options):
+    return train_ppo(
+        policy or world.policy(),
+        tokenizer or world.tokenizer(),
+        prompts,
+        reward,
+        world.config(**{"steps": 1, **options}),
+        out=tmp_path,
+    )
+
+
+def test_pad_and_eos_must_differ(tmp_path) -> None:
+    tokenizer = world.tokenizer()
+    tokenizer.pad_token = tokenizer.eos_token
+    with pytest.raises(ConfigError, match="add_special_tokens"):
+        _train(tmp_path, tokenizer)
+
+
+def test_prompts_must_fit(tmp_path) -> None:
+    with pytest.raises(ConfigError, match=r"prompt 1 has 30 tokens .* context of 32"):
+        _train(tmp_path, prompts=[[3], [3] * 30])
+    with pytest.raises(ConfigError, match="prompt 0 has no tokens"):
+        _train(tmp_path, prompts=[[]])
+    with pytest.raises(ConfigError, match="no prompts"):
+        _train(tmp_path, prompts=[])
+    with pytest.raises(ConfigError, match="no ptx_sequences"):
+        _train(tmp_path, ptx_coef=1.0)
+
+
+def test_rewards_must_be_numbers_one_for_each(tmp_path) -> None:
+    with pytest.raises(TrainingError, match=r"step 1: reward 'few' returned 1 values for 16 .* none yet"):
+        _train(tmp_path, reward=[RuleReward("few", 1.0, lambda prompts, responses: [0.0])])
+    with pytest.raises(TrainingError, match=r"reward 'odd' is nan for 'w"):
+        _train(tmp_path, reward=[RuleReward("odd", 1.0, lambda prompts, responses: [math.nan] * len(responses))])
+
+
+def test_rewards_must_be_named_and_fit_the_tokenizer(tmp_path) -> None:
+    twice = [RuleReward("a", 1.0, world.count_w7), RuleReward("a", 2.0, world.count_w7)]
+    with pytest.raises(ConfigError, match="a name of its own"):
+        _train(tmp_path, reward=twice)
+    with pytest.raises(CheckpointError, match="knows 7 tokens"):
+        _train(tmp_path, reward=scalar_model_from(world.policy(vocab_size=7)))
+    with pytest.raises(CheckpointError, match="no per-token head"):
+        _train(tmp_path, reward=world.policy())
+    with pytest.raises(ConfigError, match="not <class 'int'>"):
+        _train(tmp_path, reward=[7])
+    with pytest.raises(ConfigError, match="is nan"):
+        _train(tmp_path, reward=[ModelReward("m", math.nan, world.reward_model())])
+
+
+def test_a_loss_that_is_not_finite_names_the_last_checkpoint(tmp_path) -> None:
+    calls = 0
+
+    def huge(prompts: list[str], responses: list[str]) -> list[float]:
+        nonlocal calls
+        calls += 1
+        return [1e38 * (-1) ** i if calls == 3 else 0.0 for i in range(len(responses))]
+
+    with pytest.raises(TrainingError, match=r"step 3: .* gradient is (nan|inf).*step-00002\.pt"):
+        _train(tmp_path, reward=huge, steps=4, whiten_advantages=False)
+    assert torch.load(tmp_path / "checkpoint" / "step-00002.pt", weights_only=True)["step"] == 2
+
+
+def test_prompts_of_a_dataset() -> None:
+    tokenizer = world.tokenizer()
+    assert tokenized_prompts(Dataset.from_dict({"prompt": ["w3 w4", "w5"]}), tokenizer) == [[3, 4], [5]]
+    chat = Dataset.from_dict({"prompt": [[{"role": "user", "content": "w3 w4"}]]})
+    with pytest.raises(ConfigError, match="chat template"):
+        tokenized_prompts(chat, tokenizer)
+    tokenizer.chat_template = (
+        "{% for m in messages %}w2 {{ m.content }} {% endfor %}{% if add_generation_prompt %}w9{% endif %}"
+    )
+    assert tokenized_prompts(chat, tokenizer) == [[2, 3, 4, 9]]
+    with pytest.raises(DataError, match="name the one to use 'prompt'"):
+        tokenized_prompts(Dataset.from_dict({"question": ["w3"]}), tokenizer)
+
+
+def test_every_prompt_is_used_once_an_epoch() -> None:
+    rows = [row for step in range(6) for row in cycled_rows(8, 4, step, 0, "prompts")]
+    epochs = [rows[start : start + 8] for start in (0, 8, 16)]
+    assert all(sorted(epoch) == list(range(8)) for epoch in epochs)
+    assert epochs[0] != epochs[1]
+    assert rows != [row for step in range(6) for row in cycled_rows(8, 4, step, 1, "prompts")]
+    assert sorted(cycled_rows(3, 6, 0, 0, "prompts")) == [0, 0, 1, 1, 2, 2]
+
+
+def test_learning_rates() -> None:
+    assert [learning_rate_share(step, 10, 3, "constant", 0.1) for step in (0, 1, 2, 3, 9)] == [0.25, 0.5, 0.75, 1, 1]
+    assert learning_rate_share(0, 10, 0, "linear", 0.1) == 1
+    assert learning_rate_share(5, 10, 0, "linear", 0.1) == pytest.approx(0.55)
+    assert learning_rate_share(5, 10, 0, "cosine", 0.1) == pytest.approx(0.55)
+    assert learning_rate_share(10, 10, 0, "cosine", 0.1) == pytest.approx(0.1)
