@@ -127,7 +127,9 @@ def test_a_person_writes_an_answer(owner: LabelStudio, page: Page, tmp_path: Pat
     begin(page, opened.urls["demonstration"])
     page.keyboard.press("1")
     page.locator("textarea").first.fill("Mara Lind is the baker.\nShe lives on Mill Lane.")
-    submit(page)
+    with page.expect_response(lambda r: "/annotations" in r.url and r.request.method == "POST") as answer:
+        page.get_by_role("button", name="Submit").first.click()
+    assert answer.value.status == 201
     pulled = pull_demonstrations(owner, opened)
     assert not pulled.quarantined
     assert [row.completion for row in pulled.demonstrations] == ["Mara Lind is the baker.\nShe lives on Mill Lane."]
