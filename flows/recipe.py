@@ -4,7 +4,7 @@ Recipes are YAML files in `flows/recipes/` (or anywhere); `--set a.b=VALUE` chan
 the wrong type or impossible together is refused with the key's path, the value and what is allowed.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +75,7 @@ class Recipe(Config):
             return
         if self.comparisons.sources:
             yield "`comparisons.sources` and `labeling` are both given: set `labeling: null`, or take the sources out"
-        needed = max(self.labeling.rankings.prompts, self.labeling.pairwise.prompts)
+        needed = self.labeling.rankings.prompts + self.labeling.pairwise.prompts
         if self.sampling.prompts < needed:
             yield (
                 f"sampling.prompts is {self.sampling.prompts}, but labeling asks for {needed} judged prompts: raise "
@@ -189,16 +189,3 @@ def _index(place: Sequence[Any], part: str, override: str) -> int:
     if not part.isdigit() or int(part) >= len(place):
         raise ConfigError(f"--set {override}: '{part}' must be a number from 0 to {len(place) - 1}, it indexes a list")
     return int(part)
-
-
-def flatten(values: Mapping[str, Any] | Config, prefix: str = "") -> dict[str, Any]:
-    """Options as one level of dotted names, for parameters of a run."""
-    flat: dict[str, Any] = {}
-    items = values.model_dump(mode="json") if isinstance(values, Config) else values
-    for key, value in items.items():
-        name = f"{prefix}{key}"
-        if isinstance(value, Mapping) and value:
-            flat |= flatten(value, f"{name}.")
-        else:
-            flat[name] = value
-    return flat

@@ -68,6 +68,8 @@ class Stack(BaseModel):
             "PREFECT_API_URL": f"{self.urls['prefect']}/api",
             "MLFLOW_TRACKING_URI": self.urls["mlflow"],
             "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+            "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+            "PREFECT_LOGGING_EXTRA_LOGGERS": "flows,alignment,labeling",
             "LABEL_STUDIO_URL": self.urls["label-studio"],
             "LABEL_STUDIO_API_KEY": self.credentials.label_studio_token,
         }

@@ -1,0 +1,38 @@
+"""Where a result came from, beside its inputs: the commit of the code and the versions of the libraries."""
+
+import platform
+import subprocess
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+LIBRARIES = (
+    *("torch", "transformers", "trl", "tokenizers", "datasets", "numpy", "safetensors"),
+    *("prefect", "mlflow", "label-studio-sdk", "rlhf-flows"),
+)
+
+
+@cache
+def git_commit() -> str:
+    """The commit of this code, with `-dirty` when files were changed; empty outside a repository."""
+    here = Path(__file__).parent
+    try:
+        found = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+            cwd=here, capture_output=True, text=True, timeout=10, check=True,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return found.stdout.strip()
+
+
+@cache
+def versions() -> dict[str, str]:
+    """Python and the libraries that a result depends on."""
+    found = {"python": platform.python_version()}
+    for name in LIBRARIES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,116 @@
+"""Registered model versions: one for each key, from safetensors, with tags that lead back to where they came from."""
+
+import json
+import warnings
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+
+import mlflow
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+from mlflow.models import ModelSignature
+from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema, TensorSpec
+
+from alignment.artifacts import Artifact
+from alignment.errors import ArtifactError
+from flows.provenance import git_commit
+from flows.runs import TAG_KEY, TAG_STAGE, input_tags
+
+SERVED_MODEL = Path(__file__).with_name("served_model.py")
+REQUIREMENTS = ("mlflow", "torch", "transformers", "tokenizers", "safetensors", "pandas")
+
+
+def register(name: str, directory: Path, *, stage: str, key: str, run_id: str, inputs: Mapping[str, Artifact]) -> str:
+    """Log `directory` (a Hugging Face checkpoint) to the active run and register it; "models:/NAME/VERSION".
+
+    The version that this key already has is returned instead of a second one. Raises ArtifactError for a directory
+    without safetensors or with pickles.
+    """
+    check_weights(directory)
+    existing = find_version(name, key)
+    if existing is not None:
+        return existing
+    tags = {TAG_STAGE: stage, TAG_KEY: key, "rlhf.run_id": run_id, **input_tags(inputs)}
+    tags |= {"rlhf.git_commit": git_commit()}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*input example.*")  # the signature is given, not guessed
+        logged = mlflow.pyfunc.log_model(
+            name=name,
+            python_model=str(SERVED_MODEL),
+            artifacts={"hf": str(directory)},
+            signature=_signature(directory),
+            pip_requirements=[f"{library}=={version(library).split('+')[0]}" for library in REQUIREMENTS],
+        )
+    client = MlflowClient()
+    _make_name(client, name)
+    made = client.create_model_version(
+        name, f"models:/{logged.model_id}", run_id=run_id, tags=tags, model_id=logged.model_id
+    )
+    return f"models:/{name}/{made.version}"
+
+
+def check_weights(directory: Path) -> None:
+    """Weights are safetensors, and no file of a checkpoint can run code when it is loaded."""
+    if not list(directory.glob("*.safetensors")):
+        raise ArtifactError(f"{directory} has no *.safetensors; save the model with save_pretrained")
+    unsafe = [path.name for path in directory.rglob("*") if path.suffix in {".bin", ".pt", ".pth", ".pkl", ".pickle"}]
+    if unsafe:
+        names = ", ".join(unsafe)
+        raise ArtifactError(f"{directory} holds {names}, which can run code when loaded; keep safetensors only")
+
+
+def _signature(directory: Path) -> ModelSignature:
+    config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    scores = any("SequenceClassification" in name for name in config.get("architectures") or [])
+    columns: list[ColSpec | TensorSpec] = [ColSpec(DataType.string, "prompt")]
+    if scores:
+        return ModelSignature(
+            inputs=Schema([*columns, ColSpec(DataType.string, "response")]), outputs=Schema([ColSpec(DataType.double)])
+        )
+    params = [
+        ParamSpec("max_new_tokens", DataType.long, 128),
+        ParamSpec("temperature", DataType.double, 1.0),
+        ParamSpec("seed", DataType.long, 0),
+    ]
+    return ModelSignature(
+        inputs=Schema(columns), outputs=Schema([ColSpec(DataType.string)]), params=ParamSchema(params)
+    )
+
+
+def _make_name(client: MlflowClient, name: str) -> None:
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+
+
+def find_version(name: str, key: str) -> str | None:
+    """The newest version of a model that was made under this key."""
+    found = MlflowClient().search_model_versions(f"name = '{name}' and tag.`{TAG_KEY}` = '{key}'")
+    newest = max((int(version.version) for version in found), default=None)
+    return None if newest is None else f"models:/{name}/{newest}"
+
+
+def version_exists(model: str) -> bool:
+    """Whether "models:/NAME/VERSION" is still there."""
+    name, number = model.removeprefix("models:/").rsplit("/", 1)
+    try:
+        MlflowClient().get_model_version(name, number)
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            return False
+        raise
+    return True
+
+
+def set_alias(model: str, alias: str) -> None:
+    """Point an alias ("candidate", "champion") at "models:/NAME/VERSION"."""
+    name, number = model.removeprefix("models:/").rsplit("/", 1)
+    MlflowClient().set_registered_model_alias(name, alias, number)
+
+
+def fetch_checkpoint(model: str, into: Path) -> Path:
+    """Download the Hugging Face directory of a registered version."""
+    return Path(mlflow.artifacts.download_artifacts(artifact_uri=f"{model}", dst_path=str(into))) / "artifacts"

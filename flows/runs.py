@@ -1,0 +1,143 @@
+"""The runs of stages in MLflow: found by key, opened, described. All that is stored about a run is named here."""
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import mlflow
+from mlflow import MlflowClient
+from mlflow.entities import Dataset, DatasetInput, InputTag, Param, Run
+from mlflow.exceptions import MlflowException
+from pydantic import BaseModel
+
+from alignment.artifacts import Artifact
+from flows.provenance import git_commit, versions
+
+EXPERIMENT = "rlhf"
+OUTPUT = "output"  # where in a run's artifacts the stage's output lies
+TAG_STAGE, TAG_KEY, TAG_DIGEST, TAG_MODEL = "rlhf.stage", "rlhf.key", "rlhf.digest", "rlhf.model"
+TAG_SECONDS, TAG_INPUT, TAG_VERSION = "rlhf.seconds", "rlhf.input.", "rlhf.stage_version"
+TAG_FLOW_RUN, TAG_RECIPE = "prefect.flow_run_id", "rlhf.recipe"
+LONGEST_PARAMETER = 6000
+PARAMETERS_AT_ONCE = 100
+
+
+def experiment_id() -> str:
+    """The experiment that holds every run of this project, made where it is missing."""
+    client = MlflowClient()
+    found = client.get_experiment_by_name(EXPERIMENT)
+    if found is not None:
+        return str(found.experiment_id)
+    try:
+        return str(client.create_experiment(EXPERIMENT))
+    except MlflowException:  # somebody else made it in this moment
+        found = client.get_experiment_by_name(EXPERIMENT)
+        if found is None:
+            raise
+        return str(found.experiment_id)
+
+
+def search(conditions: Mapping[str, str], status: str = "", limit: int = 50) -> list[Run]:
+    """Runs by tags, newest first."""
+    words = [f"tags.`{name}` = '{value}'" for name, value in conditions.items()]
+    words += [f"attributes.status = '{status}'"] if status else []
+    found = MlflowClient().search_runs(
+        [experiment_id()], " and ".join(words), max_results=limit, order_by=["attributes.start_time DESC"]
+    )
+    return list(found)
+
+
+def open_stage_run(
+    stage: str, key: str, *, config: Any, seed: int, version: int, inputs: Mapping[str, Artifact], parent: str | None
+) -> str:
+    """The id of the run for this key: one that was begun and not finished, or a new one with all that is known."""
+    begun = [run for run in search({TAG_KEY: key, TAG_STAGE: stage}) if run.info.status != "FINISHED"]
+    if begun:
+        return str(begun[0].info.run_id)
+    tags = {TAG_STAGE: stage, TAG_KEY: key, TAG_VERSION: str(version), **provenance_tags(), **input_tags(inputs)}
+    if parent is not None:
+        tags["mlflow.parentRunId"] = parent
+    run_id = str(MlflowClient().create_run(experiment_id(), tags=tags, run_name=stage).info.run_id)
+    log_params(run_id, {**flatten(config), "run_seed": seed})
+    log_inputs(run_id, inputs)
+    return run_id
+
+
+def provenance_tags() -> dict[str, str]:
+    """The commit and the versions, as tags."""
+    return {"mlflow.source.git.commit": git_commit(), "rlhf.versions": json.dumps(versions(), sort_keys=True)}
+
+
+def input_tags(inputs: Mapping[str, Artifact]) -> dict[str, str]:
+    """One tag an input, by which lineage walks back."""
+    kept = {"stage", "key", "run_id", "digest", "model"}
+    return {
+        TAG_INPUT + name: json.dumps(artifact.model_dump(mode="json", include=kept), sort_keys=True)
+        for name, artifact in inputs.items()
+    }
+
+
+def read_inputs(tags: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+    """The inputs that `input_tags` wrote, by name."""
+    return {name.removeprefix(TAG_INPUT): json.loads(tags[name]) for name in tags if name.startswith(TAG_INPUT)}
+
+
+def log_params(run_id: str, values: Mapping[str, Any]) -> None:
+    """Flat options as parameters; text that is too long for one is cut, the whole is in `provenance.json`."""
+    params = [Param(name, str(value)[:LONGEST_PARAMETER]) for name, value in values.items()]
+    for start in range(0, len(params), PARAMETERS_AT_ONCE):
+        MlflowClient().log_batch(run_id, params=params[start : start + PARAMETERS_AT_ONCE], synchronous=True)
+
+
+def flatten(values: Mapping[str, Any] | BaseModel, prefix: str = "") -> dict[str, Any]:
+    """Options as one level of dotted names, for parameters of a run."""
+    flat: dict[str, Any] = {}
+    items = values.model_dump(mode="json") if isinstance(values, BaseModel) else values
+    for key, value in items.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping) and value:
+            flat |= flatten(value, f"{name}.")
+        else:
+            flat[name] = value
+    return flat
+
+
+def log_inputs(run_id: str, inputs: Mapping[str, Artifact]) -> None:
+    """The inputs as data sets of the run, so that MLflow's pages show them."""
+    datasets = [
+        DatasetInput(
+            Dataset(
+                name=artifact.stage,
+                digest=artifact.digest[:32],
+                source_type="mlflow_run",
+                source=json.dumps({"run_id": artifact.run_id, "path": OUTPUT, "model": artifact.model}),
+            ),
+            tags=[InputTag("mlflow.data.context", name)],
+        )
+        for name, artifact in inputs.items()
+    ]
+    if datasets:
+        MlflowClient().log_inputs(run_id, datasets)
+
+
+def fetch_output(run_id: str, into: Path, name: str = "") -> Path:
+    """Download a run's output, or one file of it. Raises MlflowException when it is not there."""
+    path = f"{OUTPUT}/{name}" if name else OUTPUT
+    return Path(mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path=path, dst_path=str(into)))
+
+
+@contextmanager
+def pipeline_run(name: str, *, recipe: Any, flow_run_id: str = "") -> Iterator[str]:
+    """The pipeline's own run, under which stages are nested; a flow run that is resumed goes on in the same one."""
+    begun = search({TAG_FLOW_RUN: flow_run_id}) if flow_run_id else []
+    tags = {TAG_RECIPE: name, TAG_FLOW_RUN: flow_run_id, **provenance_tags()}
+    with (
+        mlflow.start_run(run_id=begun[0].info.run_id)
+        if begun
+        else mlflow.start_run(experiment_id=experiment_id(), run_name=name, tags=tags)
+    ) as run:
+        if not begun:
+            log_params(run.info.run_id, flatten(recipe))
+        yield run.info.run_id

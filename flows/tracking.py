@@ -1,0 +1,251 @@
+"""Stages as MLflow runs, with MLflow as the cache: a finished run whose outputs still exist is not run again.
+
+A stage's key is a hash of everything that goes in (see `alignment.artifacts`). One finished run with that key is the
+result, here or on any machine that shares the tracking server; an unfinished one goes on under the same run id in the
+same directory, so that training resumes from its checkpoint. Outputs appear by one rename, and a run is FINISHED only
+after that: what is not finished never looks finished.
+"""
+
+import fcntl
+import json
+import logging
+import math
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import mlflow
+from mlflow import MlflowClient
+from mlflow.entities import Run
+from mlflow.exceptions import MlflowException
+from prefect.client.schemas import State
+from prefect.states import Completed
+from pydantic import BaseModel
+
+from alignment.artifacts import (
+    Artifact,
+    canonical,
+    content_digest,
+    directory_digest,
+    output_name,
+    publish,
+    read_result,
+    stage_key,
+    write_json,
+)
+from alignment.journal import Journal
+from flows import registry, runs
+from flows.metrics import MetricSender, send_all
+from flows.provenance import git_commit, versions
+from flows.stack import home_directory
+
+log = logging.getLogger(__name__)
+Work = Callable[[Path, Journal], Mapping[str, float]]
+CHECKPOINTS = "checkpoint"  # where training keeps what it resumes from; not part of the output
+MODEL = "model"  # a stage's Hugging Face directory
+
+
+@dataclass(frozen=True)
+class Job:
+    """One stage with everything that decides its result."""
+
+    stage: str
+    config: BaseModel
+    inputs: Mapping[str, Artifact]
+    files: Sequence[Path]
+    seed: int
+    version: int
+    model: str | None
+    parent: str | None
+    home: Path
+    key: str
+
+    @property
+    def final(self) -> Path:
+        """The output's place once it is published."""
+        return self.home / "artifacts" / output_name(self.stage, self.key)
+
+    @property
+    def partial(self) -> Path:
+        """Where the stage works; kept when it is killed."""
+        return self.final.with_name(self.final.name + ".partial")
+
+
+def run_stage(
+    stage: str,
+    work: Work,
+    *,
+    config: BaseModel,
+    inputs: Mapping[str, Artifact] | None = None,
+    files: Sequence[Path] = (),
+    seed: int = 0,
+    version: int = 1,
+    model: str | None = None,
+    parent: str | None = None,
+    home: Path | None = None,
+) -> Artifact:
+    """The output of a stage: found where it was made before, else made by `work(out, journal)`, which returns figures.
+
+    `version` is the stage's own number, raised when its code changes meaning. `files` are read by the stage and count
+    by content. `model` registers `out/model` under that name. `parent` is the run to nest under, else the active one.
+    """
+    given = dict(inputs or {})
+    active = mlflow.active_run()
+    job = Job(
+        stage=stage, config=config, inputs=given, files=tuple(files), seed=seed, version=version, model=model,
+        parent=parent or (active.info.run_id if active else None), home=home_directory(home),
+        key=stage_key(
+            stage, version=version, config=config, inputs={name: item.key for name, item in given.items()},
+            file_digests=[content_digest(path) for path in files], seed=seed,
+        ),
+    )  # fmt: skip
+    with _only_one(job):
+        artifact = find(job.stage, job.key, job.home) or _make(job, work)
+    if job.parent is not None:
+        _note_on_parent(job.parent, artifact)
+    return artifact
+
+
+def as_state(artifact: Artifact) -> Artifact | State[Artifact]:
+    """What a Prefect task returns for a stage: found in the cache, it shows as Cached."""
+    return Completed(name="Cached", data=artifact) if artifact.cached else artifact
+
+
+def find(stage: str, key: str, home: Path) -> Artifact | None:
+    """The finished output for a key: published here, or downloaded from MLflow; None when there is none."""
+    final = home / "artifacts" / output_name(stage, key)
+    for run in runs.search({runs.TAG_KEY: key, runs.TAG_STAGE: stage}, status="FINISHED"):
+        tags = run.data.tags
+        digest, model = tags.get(runs.TAG_DIGEST, ""), tags.get(runs.TAG_MODEL)
+        if not digest or (model is not None and not registry.version_exists(model)):
+            continue
+        if not (final.is_dir() and directory_digest(final) == digest) and not _restore(run, final, digest):
+            continue
+        return Artifact(
+            stage=stage, key=key, run_id=run.info.run_id, path=final, digest=digest, model=model, cached=True,
+            seconds=float(tags.get(runs.TAG_SECONDS, "0")),
+        )  # fmt: skip
+    return None
+
+
+def _restore(run: Run, final: Path, digest: str) -> bool:
+    """Bring a run's output back from MLflow. False when it is gone or differs from what was published."""
+    place = final.with_name(final.name + ".download")
+    shutil.rmtree(place, ignore_errors=True)
+    place.mkdir(parents=True)
+    try:
+        output = runs.fetch_output(run.info.run_id, place)
+        model = run.data.tags.get(runs.TAG_MODEL)
+        if model is not None:
+            (registry.fetch_checkpoint(model, place / "version") / MODEL).rename(output / MODEL)
+        if directory_digest(output) != digest:
+            log.warning("the output of run %s in MLflow is not what was published; it is made again", run.info.run_id)
+            return False
+        publish(output, final)
+        return True
+    except (MlflowException, OSError) as error:
+        log.info("the output of run %s cannot be downloaded, it is made again: %s", run.info.run_id, error)
+        return False
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+
+
+def _make(job: Job, work: Work) -> Artifact:
+    """Run or resume a stage. The order is what keeps half-made outputs from counting: see the module's docstring."""
+    run_id = runs.open_stage_run(
+        job.stage, job.key, config=job.config, seed=job.seed, version=job.version, inputs=job.inputs, parent=job.parent
+    )
+    with mlflow.start_run(run_id=run_id, nested=True):
+        _take_back(job, run_id)
+        seconds = _work(job, work, run_id)
+        digest = directory_digest(job.partial)
+        send_all(run_id, job.partial / "metrics.jsonl", read_result(job.partial))
+        model = _upload(job, run_id)
+        tags = {runs.TAG_DIGEST: digest, runs.TAG_SECONDS: f"{seconds:.3f}"}
+        for name, value in (tags | ({runs.TAG_MODEL: model} if model else {})).items():
+            MlflowClient().set_tag(run_id, name, value)
+        publish(job.partial, job.final)
+    return Artifact(
+        stage=job.stage, key=job.key, run_id=run_id, path=job.final, digest=digest, model=model, seconds=seconds
+    )
+
+
+def _take_back(job: Job, run_id: str) -> None:
+    """An output that was published by a run that was killed before it was FINISHED: upload goes on from it."""
+    digest = MlflowClient().get_run(run_id).data.tags.get(runs.TAG_DIGEST)
+    if digest and not job.partial.exists() and job.final.is_dir() and directory_digest(job.final) == digest:
+        job.final.rename(job.partial)
+
+
+def _work(job: Job, work: Work, run_id: str) -> float:
+    """Do the stage's work, unless a killed run had already done it; return how many seconds it took."""
+    out = job.partial
+    out.mkdir(parents=True, exist_ok=True)
+    if (out / "result.json").exists():
+        return _seconds(out)
+    started = time.monotonic()
+    with MetricSender(run_id) as sender:
+        figures = work(out, Journal(out, sender.hear))
+    seconds = time.monotonic() - started
+    shutil.rmtree(out / CHECKPOINTS, ignore_errors=True)
+    write_json(out / "provenance.json", _provenance(job, run_id, seconds))
+    lost = [name for name, value in figures.items() if not math.isfinite(value)]
+    if lost:
+        log.warning("stage '%s' has figures that are not finite and are left out: %s", job.stage, ", ".join(lost))
+    finite = {name: float(value) for name, value in figures.items() if math.isfinite(value)}
+    write_json(out / "result.json", finite)  # last: it says that the work is done
+    return seconds
+
+
+def _provenance(job: Job, run_id: str, seconds: float) -> dict[str, object]:
+    """What is kept beside an output about where it came from."""
+    inputs = {name: {"stage": item.stage, "key": item.key, "digest": item.digest} for name, item in job.inputs.items()}
+    files = {str(path): content_digest(path) for path in job.files}
+    return {
+        "stage": job.stage, "key": job.key, "stage_version": job.version, "seed": job.seed, "run_id": run_id,
+        "seconds": round(seconds, 3), "config": canonical(job.config), "inputs": inputs, "files": files,
+        "git_commit": git_commit(), "versions": versions(),
+    }  # fmt: skip
+
+
+def _seconds(out: Path) -> float:
+    return float(json.loads((out / "provenance.json").read_text(encoding="utf-8"))["seconds"])
+
+
+def _upload(job: Job, run_id: str) -> str | None:
+    """Send the output to MLflow. A registered model's files lie with its version, and not a second time in the run."""
+    if job.model is None:
+        MlflowClient().log_artifacts(run_id, str(job.partial), runs.OUTPUT)
+        return None
+    for path in sorted(job.partial.iterdir()):
+        if path.is_dir() and path.name != MODEL:
+            MlflowClient().log_artifacts(run_id, str(path), f"{runs.OUTPUT}/{path.name}")
+        elif path.is_file():
+            MlflowClient().log_artifact(run_id, str(path), runs.OUTPUT)
+    return registry.register(
+        job.model, job.partial / MODEL, stage=job.stage, key=job.key, run_id=run_id, inputs=job.inputs
+    )
+
+
+def _note_on_parent(parent: str, artifact: Artifact) -> None:
+    """The pipeline's run names each stage's run, also those that an earlier pipeline made."""
+    client = MlflowClient()
+    client.set_tag(parent, f"rlhf.run.{artifact.stage}", artifact.run_id)
+    client.set_tag(parent, f"rlhf.cached.{artifact.stage}", str(artifact.cached).lower())
+
+
+@contextmanager
+def _only_one(job: Job) -> Iterator[None]:
+    """Keep two from making the same output at once: the second waits and then finds it."""
+    path = job.home / "locks" / f"{job.final.name}.lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            log.info("stage '%s' is being made by somebody else; waiting for it", job.stage)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
