@@ -97,7 +97,9 @@ def component_scores(
         if not bool(torch.isfinite(values).all()):
             row = int((~torch.isfinite(values)).nonzero()[0])
             text = tokenizer.decode(list(sequences[row]))
-            raise TrainingError(f"reward '{component.name}' is {float(values[row])} for {text!r}, not a number that can be learnt from")
+            raise TrainingError(
+                f"reward '{component.name}' is {float(values[row])} for {text!r}, not a number that can be learnt from"
+            )
         scores[component.name] = values
     return scores
 
