@@ -148,12 +148,12 @@ def test_the_crew_fills_up_what_people_left(owner: LabelStudio, tmp_path: Path) 
     opened = open_collection(owner, config("shared work"), SETS[:3], tmp_path)
     batch = opened.batches[0]
     owner.annotate(batch.task_ids[batch.tasks[0].uid], ranking_result(batch.tasks[0].shown), 1.0)
-    assert simulate_collection(owner, opened, CrewConfig(), judge).submitted == 3 * 2 - 1
+    assert simulate_collection(owner, opened, CrewConfig(annotators=2), judge).submitted == 3 * 2 - 1
     assert progress(owner, opened).share == 1.0 and not pull_collection(owner, opened).quarantined
 
 
 def test_a_crew_that_was_interrupted_goes_on_as_it_would_have(owner: LabelStudio, tmp_path: Path) -> None:
-    crew = CrewConfig(temperature=0.2, threads=1)
+    crew = CrewConfig(annotators=2, temperature=0.2, threads=1)
     straight = open_collection(owner, config("straight"), SETS[:4], tmp_path / "one")
     simulate_collection(owner, straight, crew, judge)
     broken = open_collection(owner, config("broken"), SETS[:4], tmp_path / "two")
