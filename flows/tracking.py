@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import mlflow
 from mlflow import MlflowClient
@@ -43,6 +44,7 @@ from flows.provenance import git_commit, versions
 from flows.stack import home_directory
 
 log = logging.getLogger(__name__)
+Options = BaseModel | Mapping[str, Any]
 Work = Callable[[Path, Journal], Mapping[str, float]]
 CHECKPOINTS = "checkpoint"  # where training keeps what it resumes from; not part of the output
 MODEL = "model"  # a stage's Hugging Face directory
@@ -53,7 +55,7 @@ class Job:
     """One stage with everything that decides its result."""
 
     stage: str
-    config: BaseModel
+    config: Options
     inputs: Mapping[str, Artifact]
     files: Sequence[Path]
     seed: int
@@ -78,7 +80,7 @@ def run_stage(
     stage: str,
     work: Work,
     *,
-    config: BaseModel,
+    config: Options,
     inputs: Mapping[str, Artifact] | None = None,
     files: Sequence[Path] = (),
     seed: int = 0,

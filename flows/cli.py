@@ -1,0 +1,182 @@
+"""The command `rlhf`. Heavy libraries are imported inside the commands, so that `rlhf --help` is quick."""
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from alignment.errors import ConfigError, RLHFError
+from labeling.errors import LabelingError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from flows.stack import ServerStatus
+
+app = typer.Typer(
+    help="Raw text to a reviewed, PPO-aligned assistant with people in the loop.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+Home = Annotated[
+    Path | None, typer.Option("--home", help="Where the stack lives: RLHF_HOME, else ./.rlhf", show_default=False)
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change an option, as in --set ppo.kl_coef=0.1")
+]
+
+
+@app.command()
+def up(home: Home = None) -> None:
+    """Start the Prefect, MLflow and Label Studio servers that do not run yet, and wait until they work."""
+    from flows import stack
+
+    console = _console()
+    started = time.monotonic()
+    with console.status("starting the servers; Label Studio's first start takes half a minute or more"):
+        running = stack.up(home)
+    for note in running.notes:
+        console.print(f"note: {note}")
+    console.print(_status_table(stack.status(home)))
+    seconds = time.monotonic() - started
+    console.print(f"ready after {seconds:.0f} s; passwords are in {running.home / 'credentials.json'}", soft_wrap=True)
+
+
+@app.command()
+def down(home: Home = None) -> None:
+    """Stop exactly the servers that `rlhf up` started."""
+    from flows import stack
+
+    stopped = stack.down(home)
+    typer.echo(f"stopped {', '.join(stopped)}" if stopped else "nothing was running")
+
+
+@app.command()
+def status(home: Home = None) -> None:
+    """Show address, health, version and log-in of each server; exit code 1 when one does not work."""
+    from flows import stack
+
+    rows = stack.status(home)
+    _console().print(_status_table(rows))
+    if not all(row.health.ok for row in rows):
+        raise typer.Exit(1)
+
+
+@app.command()
+def recipes() -> None:
+    """List the recipes that come with the package."""
+    from rich.table import Table
+
+    from flows.recipe import recipes as known
+
+    table = Table("recipe", "what it is for")
+    for name, description in known().items():
+        table.add_row(name, description)
+    _console().print(table)
+
+
+@app.command()
+def run(
+    recipe: Annotated[str, typer.Argument(help="The name of a recipe, or a YAML file.")],
+    overrides: Overrides = None,
+    plan: Annotated[bool, typer.Option("--plan", help="Print the stages, which are cached, their cost.")] = False,
+    home: Home = None,
+) -> None:
+    """Run a recipe, from corpus to a registered policy; what is unchanged since an earlier run is not run again."""
+    from flows.recipe import load_recipe
+
+    chosen = load_recipe(recipe, overrides or [])
+    if plan:
+        from flows.plan import plan as planned
+        from flows.plan import plan_table
+
+        _console().print(plan_table(chosen, planned(chosen, home)))
+        return
+    _connect(home)
+    from flows.pipeline import rlhf
+
+    manifest = rlhf(chosen)
+    cached = manifest.get("cached", {})
+    typer.echo(f"release {manifest['release']}: {sum(map(bool, cached.values()))} of {len(cached)} stages were cached")
+
+
+@app.command()
+def report(
+    release: Annotated[str, typer.Argument(help="A release; the newest by default.")] = "",
+    as_json: AsJson = False,
+    home: Home = None,
+) -> None:
+    """Print the figures of a release."""
+    _connect(home)
+    from flows.report import load_release, report_view
+
+    manifest = load_release(release)
+    if as_json:
+        typer.echo(json.dumps(manifest, indent=2))
+    else:
+        _console().print(report_view(manifest))
+
+
+@app.command()
+def lineage(
+    model: Annotated[str, typer.Argument(help="NAME, NAME@ALIAS or NAME/VERSION, as in policy@candidate.")],
+    as_json: AsJson = False,
+    home: Home = None,
+) -> None:
+    """Walk from a registered model back to annotation ids and the corpus."""
+    _connect(home)
+    from flows import lineage as walk
+
+    found = walk.lineage(model, home)
+    if as_json:
+        typer.echo(json.dumps(found, indent=2))
+    else:
+        _console().print(walk.lineage_tree(found))
+
+
+def _connect(home: Path | None) -> None:
+    """Point Prefect and MLflow at the running stack, before either is imported."""
+    from flows.stack import connect
+
+    os.environ.update(connect(home).environment())
+
+
+def _status_table(rows: "list[ServerStatus]") -> Any:
+    from rich.table import Table
+
+    table = Table("service", "address", "health", "version", "log in as")
+    for row in rows:
+        health = "[green]works[/green]" if row.health.ok else f"[red]{row.health.problem}[/red]"
+        table.add_row(row.title, row.url, health, row.health.version, row.log_in_as)
+    return table
+
+
+def _console() -> "Console":
+    from rich.console import Console
+
+    return Console()
+
+
+def main() -> None:
+    """Run the command; errors raised on purpose are printed in words: exit code 2 for options, 1 for all others."""
+    try:
+        app()
+    except ConfigError as error:
+        _fail(error, 2)
+    except (RLHFError, LabelingError) as error:
+        _fail(error, 1)
+
+
+def _fail(error: Exception, code: int) -> None:
+    print(f"rlhf: {error}", file=sys.stderr)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

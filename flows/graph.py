@@ -1,0 +1,101 @@
+"""The stages of a recipe as data: what each is told, what it reads, and which stages it needs.
+
+The pipeline runs them and `rlhf run --plan` prints them; both take their keys from here.
+"""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from alignment.artifacts import content_digest, stage_key
+from flows.recipe import TOWN_SCHEME, Recipe
+
+
+class Step(BaseModel):
+    """One stage of a recipe. `inputs` maps the name an input has in the stage to the stage that makes it."""
+
+    model_config = ConfigDict(frozen=True, arbitrary_types_allowed=True)
+
+    stage: str
+    config: Any
+    inputs: dict[str, str] = {}
+    files: tuple[Path, ...] = ()
+    seed: int = 0
+    version: int = 1
+    model: str | None = None
+
+
+def steps(recipe: Recipe) -> dict[str, Step]:
+    """The stages in the order in which they run."""
+    return {step.stage: step.model_copy(update={"seed": recipe.seed}) for step in _steps(recipe)}
+
+
+def _steps(recipe: Recipe) -> Iterator[Step]:
+    yield from _data(recipe)
+    yield from _judgements(recipe)
+    yield Step(
+        stage="reward", config=recipe.reward, model="reward",
+        inputs=_same("sft", "comparisons", "demonstrations"),
+    )  # fmt: skip
+    yield Step(stage="ppo", config=recipe.ppo, model="policy", inputs=_same("sft", "reward", "prompts", "corpus"))
+    yield Step(
+        stage="evaluate", config=recipe.evaluation,
+        inputs={"base": "pretrain", "policy": "ppo", **_same("sft", "reward", "prompts", "corpus"), **_town(recipe)},
+    )  # fmt: skip
+
+
+def _data(recipe: Recipe) -> Iterator[Step]:
+    """From the town or files to a model that answers."""
+    town = _town(recipe)
+    if recipe.town is not None:
+        yield Step(stage="town", config=recipe.town)
+    yield Step(stage="corpus", config=recipe.corpus, inputs=town, files=_files(recipe.corpus.sources))
+    if recipe.pretrain.checkpoint is None:
+        told = {"tokenizer": recipe.tokenizer, "context_length": recipe.pretrain.model.context_length}
+        yield Step(stage="tokenizer", config=told, inputs=_same("corpus"))
+        yield Step(stage="pretrain", config=recipe.pretrain, inputs=_same("corpus", "tokenizer"), model="base")
+    else:
+        files = tuple(path for path in [Path(recipe.pretrain.checkpoint)] if path.exists())
+        yield Step(stage="pretrain", config=recipe.pretrain, inputs=_same("corpus"), files=files, model="base")
+    for stage, config in (("demonstrations", recipe.demonstrations), ("prompts", recipe.prompts)):
+        yield Step(stage=stage, config=config, inputs=town, files=_files(config.sources))
+    yield Step(stage="sft", config=recipe.sft, inputs={"base": "pretrain", **_same("demonstrations")}, model="sft")
+
+
+def _judgements(recipe: Recipe) -> Iterator[Step]:
+    """Comparisons, by people who look at sampled responses or from files."""
+    if recipe.labeling is None:
+        files = _files(recipe.comparisons.sources)
+        yield Step(stage="comparisons", config=recipe.comparisons, inputs=_town(recipe), files=files)
+        return
+    yield Step(stage="responses", config=recipe.sampling, inputs={"model": "sft", **_same("prompts")})
+    yield Step(stage="labeling", config=recipe.labeling, inputs={**_same("responses"), **_town(recipe)})
+    yield Step(stage="comparisons", config=recipe.comparisons, inputs={"labelled": "labeling"})
+
+
+def _same(*names: str) -> dict[str, str]:
+    return {name: name for name in names}
+
+
+def _town(recipe: Recipe) -> dict[str, str]:
+    return {} if recipe.town is None else {"town": "town"}
+
+
+def _files(sources: Any) -> tuple[Path, ...]:
+    """Local files among the sources; files of the town are an input, and data sets of the hub have no file here."""
+    paths = [Path(source.path) for source in sources if not source.path.startswith(TOWN_SCHEME)]
+    return tuple(path for path in paths if path.exists())
+
+
+def keys(chain: Mapping[str, Step]) -> dict[str, str]:
+    """The key of every stage, worked out without running any."""
+    found: dict[str, str] = {}
+    for stage, step in chain.items():
+        found[stage] = stage_key(
+            stage, version=step.version, config=step.config, seed=step.seed,
+            inputs={name: found[source] for name, source in step.inputs.items()},
+            file_digests=[content_digest(path) for path in step.files],
+        )  # fmt: skip
+    return found

@@ -1,0 +1,122 @@
+"""`rlhf report`: the figures of a release, read from MLflow."""
+
+import json
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import mlflow
+from mlflow.entities import Run
+from mlflow.exceptions import MlflowException
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from alignment.errors import ArtifactError
+from flows import runs
+
+MANIFEST = "report/release.json"
+TAG_RELEASE = "rlhf.release"
+MODELS = ("base", "sft", "policy")
+CRITERIA = ("helpful", "truthful", "harmless", "score")
+
+
+def log_release(run_id: str, manifest: Mapping[str, Any]) -> None:
+    """Keep a release's manifest with the pipeline's run, where `load_release` finds it."""
+    client = mlflow.MlflowClient()
+    client.log_dict(run_id, dict(manifest), MANIFEST)
+    client.set_tag(run_id, TAG_RELEASE, str(manifest["release"]))
+
+
+def load_release(release: str = "") -> dict[str, Any]:
+    """The manifest of a named release, or of the newest. Raises ArtifactError when there is none."""
+    found = runs.search({TAG_RELEASE: release}) if release else _newest()
+    if not found:
+        named = f"no release '{release}'" if release else "no release yet"
+        known = ", ".join(run.data.tags[TAG_RELEASE] for run in _newest(20))
+        raise ArtifactError(f"{named} in MLflow; {f'there are: {known}' if known else '`rlhf run town` makes one'}")
+    return _read(found[0])
+
+
+def _newest(count: int = 1) -> list[Run]:
+    found = mlflow.MlflowClient().search_runs(
+        [runs.experiment_id()], f"tags.`{TAG_RELEASE}` LIKE '%'", max_results=count,
+        order_by=["attributes.start_time DESC"],
+    )  # fmt: skip
+    return list(found)
+
+
+def _read(run: Run) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as place:
+        try:
+            path = mlflow.artifacts.download_artifacts(run_id=run.info.run_id, artifact_path=MANIFEST, dst_path=place)
+        except (MlflowException, OSError) as error:
+            raise ArtifactError(f"run {run.info.run_id} has lost its {MANIFEST}; run the recipe again") from error
+        manifest: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
+    return manifest
+
+
+def report_view(manifest: Mapping[str, Any]) -> Group:
+    """A release for people."""
+    head = Text(f"release {manifest.get('release')}   seed {manifest.get('seed')}", style="bold")
+    parts = [head, _gold(manifest), _headlines(manifest), _reward_model(manifest), _stages(manifest)]
+    return Group(*(part for part in parts if part is not None))
+
+
+def _gold(manifest: Mapping[str, Any]) -> Table | None:
+    """Gold rates by model, with the alignment tax."""
+    gold, tax = manifest.get("gold") or {}, manifest.get("tax") or {}
+    if not gold and not tax:
+        return None
+    table = Table(title="held-out prompts")
+    table.add_column("model")
+    for name in (*CRITERIA, "held-out loss"):
+        table.add_column(name, justify="right")
+    for model in MODELS:
+        rates = gold.get(model) or {}
+        table.add_row(model, *(_figure(rates.get(name)) for name in CRITERIA), _figure(tax.get(model)))
+    return table
+
+
+def _headlines(manifest: Mapping[str, Any]) -> Text:
+    win = manifest.get("win_rate_vs_sft") or {}
+    text = Text()
+    if win:
+        text.append(
+            f"policy beats SFT on {_figure(win.get('rate'))} of {win.get('decided')} decided prompts "
+            f"(95 % interval {_figure(win.get('low'))} to {_figure(win.get('high'))})\n"
+        )
+    text.append(f"KL to SFT {_figure(manifest.get('kl_to_sft'))} nats a response")
+    return text
+
+
+def _reward_model(manifest: Mapping[str, Any]) -> Table | None:
+    figures = manifest.get("reward_model") or {}
+    if not figures:
+        return None
+    table = Table(title=f"reward model, from {manifest.get('comparisons')} comparisons", show_header=False)
+    table.add_column("figure")
+    table.add_column("value", justify="right")
+    for name, value in figures.items():
+        table.add_row(name.replace("_", " "), _figure(value))
+    return table
+
+
+def _stages(manifest: Mapping[str, Any]) -> Table | None:
+    seconds, cached = manifest.get("seconds") or {}, manifest.get("cached") or {}
+    if not seconds:
+        return None
+    total = sum(value for stage, value in seconds.items() if not cached.get(stage))
+    table = Table(title=f"stages: {total:.0f} s of work in this run")
+    table.add_column("stage")
+    table.add_column("seconds", justify="right")
+    table.add_column("cached")
+    for stage, value in seconds.items():
+        table.add_row(stage, f"{value:.1f}", "cached" if cached.get(stage) else "")
+    return table
+
+
+def _figure(value: Any) -> str:
+    """Three decimals; a dash for what was not measured."""
+    return "–" if value is None else f"{value:.3f}" if isinstance(value, float) else str(value)
