@@ -55,7 +55,7 @@ class Artifact(BaseModel):
 
 
 def canonical(value: object) -> Any:
-    """The plain JSON form of a value that is the same in every process.
+    """The plain JSON form of a value that is the same in every process; 3 and 3.0 are one number.
 
     Raises ArtifactError for what has no such form: sets (order), functions and objects (addresses), floats that are not
     finite, and paths (a path is not its content: pass the digest of the file).
@@ -65,7 +65,7 @@ def canonical(value: object) -> Any:
     if isinstance(value, float):
         if not math.isfinite(value):
             raise ArtifactError(f"{value} cannot be part of a key: give a finite number")
-        return value
+        return int(value) if value.is_integer() else value
     if isinstance(value, BaseModel):
         return canonical(value.model_dump(mode="python"))
     if isinstance(value, Mapping):

@@ -11,7 +11,7 @@ from pathlib import Path
 from flows.recipe import TOWN_SCHEME, Recipe
 
 BYTES_PER_TOKEN = 3.5  # byte-level BPE of about a thousand tokens on English
-TOWN_DOCUMENT_BYTES = 150
+TOWN_DOCUMENT_BYTES = 110
 ROW_BYTES = 400  # a prompt with its answer, in files of others
 
 
