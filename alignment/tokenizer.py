@@ -13,11 +13,14 @@ from alignment.records import Message, read_lines
 
 PAD, EOS, USER, ASSISTANT, SYSTEM = "<|pad|>", "<|end|>", "<|user|>", "<|assistant|>", "<|system|>"
 
-# Each turn is <|role|>text<|end|>; the assistant's text and its end are marked for the loss.
+# <|user|>question<|assistant|>answer EOS, after BOS where the tokenizer has one. Only an answer ends with EOS: in pretraining
+# EOS parts documents that have nothing to do with each other, and an answer has to do with its question. The answer and its
+# EOS are marked for the loss.
 CHAT_TEMPLATE = (
+    "{{- bos_token if bos_token is defined and bos_token else '' }}"
     "{%- for message in messages %}"
-    "{%- if message['role'] == 'assistant' %}<|assistant|>{% generation %}{{ message['content'] }}<|end|>{% endgeneration %}"
-    "{%- else %}<|{{ message['role'] }}|>{{ message['content'] }}<|end|>"
+    "{%- if message['role'] == 'assistant' %}<|assistant|>{% generation %}{{ message['content'] + eos_token }}{% endgeneration %}"
+    "{%- else %}{{ '<|' + message['role'] + '|>' + message['content'] }}"
     "{%- endif %}"
     "{%- endfor %}"
     "{%- if add_generation_prompt %}<|assistant|>{% endif %}"
@@ -27,7 +30,8 @@ CHAT_TEMPLATE = (
 def train_tokenizer(config: TokenizerConfig, out: Path, journal: Journal, *, corpus: Path, context_length: int) -> dict[str, float]:
     """Train a byte-level BPE on the training documents and save it with its chat template; PAD and EOS differ."""
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    # A word is the same token at the start of an answer as inside a sentence, so what pretraining knows of it holds there too.
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=config.vocab_size, special_tokens=[PAD, EOS, USER, ASSISTANT, SYSTEM],

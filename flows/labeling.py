@@ -1,0 +1,104 @@
+"""Stage `labeling`: responses go to Label Studio, people or the simulated crew judge them, judgements come back."""
+
+import json
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from alignment.errors import ArtifactError, DataError
+from alignment.journal import Journal
+from alignment.records import ResponseSet, read_records, write_records
+from alignment.town import Judge
+from flows.processes import StackError
+from labeling.client import LabelStudio
+from labeling.collection import Collection, Pulled, open_collection, progress, pull_collection, simulate_collection
+from labeling.config import LabelingConfig
+
+
+def collect(
+    config: LabelingConfig, out: Path, journal: Journal, *, responses: Path, town: Path | None
+) -> Mapping[str, float]:
+    """Open the projects, wait until enough is judged, and write what came back.
+
+    Killed and started again, it finds the projects and every judgement that was made, and asks only for the rest.
+    """
+    sets, bad = read_records(responses / "responses.jsonl", ResponseSet)
+    if bad:
+        raise ArtifactError(f"{responses} holds {len(bad)} rows that are no response sets; remove it and run again")
+    with client(config) as label_studio:
+        collection = open_collection(label_studio, config, sets, out)
+        if config.annotators == "simulated":
+            assert town is not None, "the recipe refuses simulated annotators without a town"
+            let_the_crew_work(label_studio, collection, config, sets, town)
+        else:
+            wait_for_people(label_studio, collection, config)
+        pulled = pull_collection(label_studio, collection)
+    return write_down(pulled, collection, out, journal)
+
+
+def client(config: LabelingConfig) -> LabelStudio:
+    """Label Studio at the recipe's address, or of the local stack. Raises StackError where there is neither."""
+    url, token = config.url or os.environ.get("LABEL_STUDIO_URL"), os.environ.get("LABEL_STUDIO_API_KEY")
+    if not url or not token:
+        raise StackError("no Label Studio is known: start the local one with `rlhf up`, or set LABEL_STUDIO_URL and "
+                         "LABEL_STUDIO_API_KEY")  # fmt: skip
+    return LabelStudio(url, token)
+
+
+def let_the_crew_work(
+    label_studio: LabelStudio, collection: Collection, config: LabelingConfig, sets: list[ResponseSet], town: Path
+) -> None:
+    """The simulated annotators see the gold judge's criteria through their own noise and taste."""
+    gold = Judge.load(town / "facts.json")
+    prompts = {one.prompt.id: one.prompt for one in sets}
+
+    def judge(prompt_id: str, text: str) -> Mapping[str, float]:
+        verdict = gold(prompts[prompt_id], text)
+        return {"helpful": verdict.helpful, "truthful": verdict.truthful, "harmless": verdict.harmless}
+
+    simulate_collection(label_studio, collection, config.crew, judge)
+
+
+def wait_for_people(label_studio: LabelStudio, collection: Collection, config: LabelingConfig) -> None:
+    """Show where to work and how far it is, until `minimum_share` is judged or the deadline is reached."""
+    console = Console()
+    for kind, url in collection.urls.items():
+        console.print(f"waiting for people: {kind} at {url}", soft_wrap=True)
+    console.print("Ctrl-C stops the waiting; the same command goes on with everything that was judged")
+    deadline = time.monotonic() + config.deadline_hours * 3600
+    columns = (TextColumn("judged"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console) as bar:
+        judged = bar.add_task("judged")
+        while True:
+            state = progress(label_studio, collection)
+            bar.update(judged, completed=state.done, total=state.needed)
+            if state.done >= config.minimum_share * state.needed or (state.done and time.monotonic() > deadline):
+                return
+            if time.monotonic() > deadline:
+                raise DataError(f"nothing was judged within {config.deadline_hours:g} hours; raise "
+                                "`labeling.deadline_hours`, or see to it that people can reach the projects")  # fmt: skip
+            time.sleep(config.poll_seconds)
+
+
+def write_down(pulled: Pulled, collection: Collection, out: Path, journal: Journal) -> Mapping[str, float]:
+    """`comparisons.jsonl` (ties among them), `quarantine.jsonl`, `agreement.json` and `annotators.json`."""
+    write_records(out / "comparisons.jsonl", [*pulled.comparisons, *pulled.ties])
+    write_records(out / "quarantine.jsonl", [*collection.rejected, *pulled.quarantined])
+    (out / "agreement.json").write_text(pulled.agreement.model_dump_json(indent=1), encoding="utf-8")
+    rows = [one.model_dump(mode="json") for one in pulled.quality]
+    (out / "annotators.json").write_text(json.dumps(rows, indent=1), encoding="utf-8")
+    figures = {
+        "judgements": float(pulled.judgements), "comparisons": float(len(pulled.comparisons)),
+        "ties": float(len(pulled.ties)), "skips": float(pulled.skips), "annotators": float(len(pulled.quality)),
+        "quarantined": float(len(pulled.quarantined) + len(collection.rejected)),
+    }  # fmt: skip
+    overall = pulled.agreement.overall
+    measured = {"agreement": overall.share, "agreement_low": overall.low, "agreement_high": overall.high,
+                "alpha": pulled.agreement.alpha}  # fmt: skip
+    figures |= {name: value for name, value in measured.items() if value is not None}
+    journal.log(figures, step=0)
+    return figures

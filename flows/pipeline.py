@@ -1,0 +1,103 @@
+"""The pipeline: one round of alignment, from corpus to a registered policy."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import mlflow
+from prefect import flow, get_run_logger
+from prefect.artifacts import create_link_artifact, create_table_artifact
+from prefect.runtime import flow_run
+
+from alignment.artifacts import Artifact
+from flows import registry, runs, stages
+from flows.graph import Step, steps
+from flows.recipe import Recipe
+from flows.release import failures, release_manifest, require
+from flows.report import log_release
+
+SHOWN_FIGURES = ("gold_curve.png", "criteria.png", "ppo.png", "calibration.png")
+
+
+@flow(name="rlhf", persist_result=False)
+def rlhf(recipe: Recipe) -> dict[str, Any]:
+    """One round of alignment. Running it again skips what is unchanged; returns the release's manifest."""
+    step = steps(recipe)
+    with runs.pipeline_run(recipe.name, recipe=recipe, flow_run_id=str(flow_run.id or "")) as run_id:
+        made = run_stages(recipe, step)
+        return register(recipe, made, run_id)
+
+
+def run_stages(recipe: Recipe, step: Mapping[str, Step]) -> dict[str, Artifact]:
+    """The stages in order, each on what the ones before it made; returns every stage's artifact by its name."""
+    made: dict[str, Artifact] = {}
+
+    def run(stage: Callable[..., Artifact], name: str, *inputs: Artifact | None) -> Artifact:
+        made[name] = stage(step[name], *inputs)
+        return made[name]
+
+    town = run(stages.build_town, "town") if recipe.town else None
+    corpus = run(stages.prepare_corpus, "corpus", town)
+    tokenizer = run(stages.train_tokenizer, "tokenizer", corpus) if recipe.pretrain.checkpoint is None else None
+    base = run(stages.pretrain, "pretrain", corpus, tokenizer)
+    demonstrations = run(stages.collect_demonstrations, "demonstrations", town)
+    prompts = run(stages.collect_prompts, "prompts", town)
+    sft = run(stages.finetune, "sft", base, demonstrations)
+    judged = None
+    if recipe.labeling is not None:
+        responses = run(stages.sample_responses, "responses", sft, prompts)
+        judged = run(stages.collect_judgements, "labeling", responses, town)
+    comparisons = run(stages.build_comparisons, "comparisons", judged, town)
+    reward = run(stages.train_reward_model, "reward", sft, comparisons, demonstrations)
+    require(reward, recipe.reward_gate)
+    policy = run(stages.ppo, "ppo", sft, reward, prompts, corpus)
+    run(stages.evaluate, "evaluate", base, sft, policy, reward, prompts, corpus, town)
+    return made
+
+
+def register(recipe: Recipe, made: Mapping[str, Artifact], run_id: str) -> dict[str, Any]:
+    """Name the policy `candidate`, and `champion` when it passes the gate; keep the manifest with the pipeline's run."""
+    log = get_run_logger()
+    manifest = release_manifest(recipe, made)
+    missed = failures(recipe.release_gate, manifest)
+    policy = made["ppo"].model
+    assert policy is not None, "the policy is always registered"
+    registry.set_alias(policy, "candidate")
+    if not missed:
+        registry.set_alias(policy, "champion")
+    manifest |= {"gate": {"passed": not missed, "missed": missed}, "mlflow_run_id": run_id}
+    for line in missed:
+        log.warning("%s stays candidate. %s", policy, line)
+    log_release(run_id, manifest)
+    show(made, manifest, run_id)
+    skipped = [stage for stage, artifact in made.items() if artifact.cached]
+    log.info("%d of %d stages were cached%s", len(skipped), len(made), ": nothing was run again" if len(skipped) == len(made) else "")
+    return manifest
+
+
+def show(made: Mapping[str, Artifact], manifest: Mapping[str, Any], run_id: str) -> None:
+    """Headline figures and pictures on the pipeline's MLflow run, and links to it on the flow run's page."""
+    client = mlflow.MlflowClient()
+    for name, value in headlines(manifest).items():
+        client.log_metric(run_id, name, value)
+    for artifact in made.values():
+        for picture in sorted((artifact.path / "figures").glob("*.png")):
+            name = f"{artifact.stage}_{picture.name}" if picture.name not in SHOWN_FIGURES else picture.name
+            client.log_artifact(run_id, str(picture), f"report/{Path(name).stem}")
+    client.log_artifact(run_id, str(made["evaluate"].file("samples.md")), "report")
+    uri = mlflow.get_tracking_uri()
+    if uri.startswith("http"):
+        link = f"{uri}/#/experiments/{runs.experiment_id()}/runs/{run_id}"
+        create_link_artifact(link=link, key="mlflow-run", description="figures, pictures and stages of this run")
+    rows = [{"figure": name, "value": f"{value:.3f}"} for name, value in headlines(manifest).items()]
+    create_table_artifact(table=rows, key="headlines", description=f"release {manifest['release']}")
+
+
+def headlines(manifest: Mapping[str, Any]) -> dict[str, float]:
+    """The figures that a reviewer compares first."""
+    figures = {"win_rate_vs_sft": manifest["win_rate_vs_sft"]["rate"], "kl_to_sft": manifest["kl_to_sft"],
+               "tax_ratio": manifest["tax"]["policy"] / manifest["tax"]["sft"]}  # fmt: skip
+    for model, gold in (manifest["gold"] or {}).items():
+        figures |= {f"gold_{model}_{name}": value for name, value in gold.items()}
+    accuracy = manifest["reward_model"]["accuracy_heldout_prompts"]
+    return figures | {"reward_accuracy_heldout_prompts": accuracy}

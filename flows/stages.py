@@ -1,0 +1,224 @@
+"""Every stage as a Prefect task: what it reads, what it is told, and the one function that does its work.
+
+No science here. `run_stage` decides whether there is anything to do; the libraries a stage needs are imported by its work,
+so that a run in which everything is cached does not load torch.
+"""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, ParamSpec
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from alignment.artifacts import Artifact
+from flows.graph import Step
+from flows.tracking import Work, as_state, run_stage
+
+P = ParamSpec("P")
+
+
+def stage(function: Callable[P, Artifact]) -> Callable[P, Artifact]:
+    """A stage as a Prefect task. MLflow is the cache, so Prefect keeps nothing; a stage found done shows as Cached."""
+
+    def call(*args: P.args, **kwargs: P.kwargs) -> Any:
+        return as_state(function(*args, **kwargs))
+
+    call.__name__, call.__doc__ = function.__name__, function.__doc__
+    named = task(call, name=function.__name__.replace("_", "-"), cache_policy=NO_CACHE, persist_result=False)
+    return named  # type: ignore[return-value]
+
+
+def carry_out(step: Step, inputs: Mapping[str, Artifact | None], work: Work) -> Artifact:
+    """Run a step's work on its inputs, unless it was done before."""
+    given = {name: artifact for name, artifact in inputs.items() if artifact is not None}
+    assert given.keys() == step.inputs.keys(), f"{step.stage} needs {sorted(step.inputs)}, got {sorted(given)}"
+    return run_stage(step.stage, work, config=step.config, inputs=given, files=step.files, seed=step.seed,
+                     version=step.version, model=step.model)  # fmt: skip
+
+
+def path(artifact: Artifact | None) -> Path | None:
+    """Where an artifact lies, if there is one."""
+    return None if artifact is None else artifact.path
+
+
+@stage
+def build_town(step: Step) -> Artifact:
+    """The embedded world of the seed."""
+
+    def work(out: Path, _: Any) -> Mapping[str, float]:
+        from alignment import town
+
+        return town.build_town(step.config, step.seed, out)
+
+    return carry_out(step, {}, work)
+
+
+@stage
+def prepare_corpus(step: Step, town: Artifact | None) -> Artifact:
+    """Raw text to clean, deduplicated, split documents."""
+
+    def work(out: Path, journal: Any) -> Mapping[str, float]:
+        from alignment import corpus
+
+        return corpus.prepare_corpus(step.config, out, journal, seed=step.seed, town=path(town))
+
+    return carry_out(step, {"town": town}, work)
+
+
+@stage
+def train_tokenizer(step: Step, corpus: Artifact) -> Artifact:
+    """A byte-level BPE with a chat template."""
+
+    def work(out: Path, journal: Any) -> Mapping[str, float]:
+        from alignment import tokenizer
+
+        told = step.config
+        return tokenizer.train_tokenizer(
+            told["tokenizer"], out, journal, corpus=corpus.path, context_length=told["context_length"]
+        )
+
+    return carry_out(step, {"corpus": corpus}, work)
+
+
+@stage
+def pretrain(step: Step, corpus: Artifact, tokenizer: Artifact | None) -> Artifact:
+    """A base model, from scratch or from a checkpoint."""
+
+    def work(out: Path, journal: Any) -> Mapping[str, float]:
+        from alignment import pretrain as science
+
+        return science.pretrain(
+            step.config, out, journal, seed=step.seed, corpus=corpus.path, tokenizer=path(tokenizer)
+        )
+
+    return carry_out(step, {"corpus": corpus, "tokenizer": tokenizer}, work)
+
+
+@stage
+def collect_demonstrations(step: Step, town: Artifact | None) -> Artifact:
+    """Human answers from files."""
+
+    def work(out: Path, journal: Any) -> Mapping[str, float]:
+        from alignment import demonstrations
+
+        return demonstrations.collect_demonstrations(step.config, out, journal, town=path(town))
+
+    return carry_out(step, {"town": town}, work)
+
+
+@stage
+def collect_prompts(step: Step, town: Artifact | None) -> Artifact:
+    """Prompts for sampling, PPO and evaluation."""
+
+    def work(out: Path, journal: Any) -> Mapping[str, float]:
+        from alignment import prompts
+
+        return prompts.collect_prompts(step.config, out, journal, seed=step.seed, town=path(town))
+
+    return carry_out(step, {"town": town}, work)
+
+
+@stage
+def finetune(step: Step, base: Artifact, demonstrations: Artifact) -> Artifact:
+    """Supervised fine-tuning on the demonstrations."""
+
+    def work(out: Path, journal: Any) -> Mapping[str, float]:
+        from alignment import sft
+
+        return sft.finetune(
+            step.config, out, journal, seed=step.seed, base=base.path, demonstrations=demonstrations.path
+        )
+
+    return carry_out(step, {"base": base, "demonstrations": demonstrations}, work)
+
+
+@stage
+def sample_responses(step: Step, model: Artifact, prompts: Artifact) -> Artifact:
+    """K responses a prompt, to be judged blind."""
+
+    def work(out: Path, journal: Any) -> Mapping[str, float]:
+        from alignment import responses
+
+        return responses.sample_responses(
+            step.config, out, journal, seed=step.seed, model=model.path, prompts=prompts.path
+        )
+
+    return carry_out(step, {"model": model, "prompts": prompts}, work)
+
+
+@stage
+def collect_judgements(step: Step, responses: Artifact, town: Artifact | None) -> Artifact:
+    """People, or the town's simulated crew, judge the responses in Label Studio."""
+
+    def work(out: Path, journal: Any) -> Mapping[str, float]:
+        from flows.labeling import collect
+
+        return collect(step.config, out, journal, responses=responses.path, town=path(town))
+
+    return carry_out(step, {"responses": responses, "town": town}, work)
+
+
+@stage
+def build_comparisons(step: Step, labelled: Artifact | None, town: Artifact | None) -> Artifact:
+    """Comparisons split by prompt and annotator."""
+    source = {"labelled": labelled} if labelled is not None else {"town": town}
+
+    def work(out: Path, journal: Any) -> Mapping[str, float]:
+        from alignment import comparisons
+
+        judged = None if labelled is None else labelled.file("comparisons.jsonl")
+        return comparisons.build_comparisons(
+            step.config, out, journal, seed=step.seed, labelled=judged, town=path(town)
+        )
+
+    return carry_out(step, source, work)
+
+
+@stage
+def train_reward_model(step: Step, sft: Artifact, comparisons: Artifact, demonstrations: Artifact) -> Artifact:
+    """A reward model from the comparisons."""
+
+    def work(out: Path, journal: Any) -> Mapping[str, float]:
+        from alignment import reward
+
+        return reward.train_reward_model(
+            step.config, out, journal, seed=step.seed,
+            sft=sft.path, comparisons=comparisons.path, demonstrations=demonstrations.path,
+        )  # fmt: skip
+
+    return carry_out(step, {"sft": sft, "comparisons": comparisons, "demonstrations": demonstrations}, work)
+
+
+@stage
+def ppo(step: Step, sft: Artifact, reward: Artifact, prompts: Artifact, corpus: Artifact) -> Artifact:
+    """The policy: SFT moved towards what the reward model likes, and not too far."""
+
+    def work(out: Path, journal: Any) -> Mapping[str, float]:
+        from alignment import align
+
+        return align.align(
+            step.config.model_copy(update={"seed": step.seed}), out, journal,
+            sft=sft.path, reward=reward.path, prompts=prompts.path, corpus=corpus.path,
+        )  # fmt: skip
+
+    return carry_out(step, {"sft": sft, "reward": reward, "prompts": prompts, "corpus": corpus}, work)
+
+
+@stage
+def evaluate(
+    step: Step, base: Artifact, sft: Artifact, policy: Artifact, reward: Artifact, prompts: Artifact, corpus: Artifact,
+    town: Artifact | None,
+) -> Artifact:  # fmt: skip
+    """Base, SFT and policy side by side."""
+    inputs = {"base": base, "sft": sft, "policy": policy, "reward": reward, "prompts": prompts, "corpus": corpus}
+
+    def work(out: Path, journal: Any) -> Mapping[str, float]:
+        from alignment import evaluate as science
+        from alignment.town import Judge
+
+        judge = None if town is None else Judge.load(town.file("facts.json"))
+        paths = {name: artifact.path for name, artifact in inputs.items()}
+        return science.evaluate(step.config, out, journal, seed=step.seed, judge=judge, **paths)
+
+    return carry_out(step, {**inputs, "town": town}, work)
