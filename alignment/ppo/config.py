@@ -44,7 +44,9 @@ class PPOConfig(Config):
     # update
     epochs: Count = 2
     minibatch_size: Count = Field(32, description="episodes an optimizer step")
-    micro_batch_tokens: Count = Field(4096, description="padded tokens in one forward; bounds memory, not the result")
+    micro_batch_tokens: Count = Field(
+        1024, description="padded tokens in one forward; bounds memory and padding, not the result; more suits a GPU"
+    )
     clip_range: Annotated[float, Field(gt=0, lt=1)] = 0.2
     value_clip_range: Positive | None = Field(0.2, description="null: value loss without clipping")
     entropy_coef: NonNegative = 0.0
