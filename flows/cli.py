@@ -102,8 +102,9 @@ def run(
     from flows.pipeline import rlhf
 
     manifest = rlhf(chosen)
-    cached = manifest.get("cached", {})
-    typer.echo(f"release {manifest['release']}: {sum(map(bool, cached.values()))} of {len(cached)} stages were cached")
+    cached = list(manifest.get("cached", {}).values())
+    told = "all {} stages were cached, nothing was run again" if all(cached) else "{1} of {0} stages were cached"
+    typer.echo(f"release {manifest['release']}: {told.format(len(cached), sum(cached))}; `rlhf report` shows figures")
 
 
 @app.command()

@@ -75,6 +75,11 @@ class Recipe(Config):
             return
         if self.comparisons.sources:
             yield "`comparisons.sources` and `labeling` are both given: set `labeling: null`, or take the sources out"
+        if self.labeling.annotators == "simulated" and self.town is None:
+            yield (
+                "labeling.annotators is 'simulated', but without a town nobody knows what they should prefer: set "
+                "labeling.annotators: people, or give comparisons.sources and labeling: null"
+            )
         needed = self.labeling.rankings.prompts + self.labeling.pairwise.prompts
         if self.sampling.prompts < needed:
             yield (
