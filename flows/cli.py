@@ -99,8 +99,10 @@ def run(
         _console().print(plan_table(chosen, planned(chosen, home)))
         return
     _connect(home)
+    from flows.console import speak_in_words
     from flows.pipeline import rlhf
 
+    speak_in_words()
     manifest = rlhf(chosen)
     cached = list(manifest.get("cached", {}).values())
     told = "all {} stages were cached, nothing was run again" if all(cached) else "{1} of {0} stages were cached"

@@ -97,7 +97,7 @@ def flatten(values: Mapping[str, Any] | BaseModel, prefix: str = "") -> dict[str
     items = values.model_dump(mode="json") if isinstance(values, BaseModel) else values
     for key, value in items.items():
         name = f"{prefix}{key}"
-        if isinstance(value, Mapping) and value:
+        if isinstance(value, BaseModel) or (isinstance(value, Mapping) and value):
             flat |= flatten(value, f"{name}.")
         else:
             flat[name] = value

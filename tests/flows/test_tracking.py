@@ -270,3 +270,9 @@ def test_prefect_shows_a_found_stage_as_cached(tmp_path: Path) -> None:
     state = as_state(made.model_copy(update={"cached": True}))
     assert not isinstance(state, Artifact)
     assert (state.name, state.is_completed()) == ("Cached", True)
+
+
+def test_parameters_are_one_level_of_dotted_names() -> None:
+    given = {"tokenizer": TokenizerConfig(vocab_size=300), "context_length": 64, "empty": {}, "list": [1, 2]}
+    expected = {"tokenizer.vocab_size": 300, "context_length": 64, "empty": {}, "list": [1, 2]}
+    assert runs.flatten(given) == expected

@@ -1,0 +1,38 @@
+"""What a person at the terminal sees of a run: errors raised on purpose in words, all others with their traceback."""
+
+import copy
+import logging
+
+from alignment.errors import RLHFError
+from labeling.errors import LabelingError
+
+ON_PURPOSE = (RLHFError, LabelingError)
+
+
+class InWords(logging.Formatter):
+    """Formats as another formatter does, without the traceback of an error raised on purpose.
+
+    The record itself stays whole, so Prefect's pages still show where the error came from.
+    """
+
+    def __init__(self, inner: logging.Formatter) -> None:
+        super().__init__()
+        self._inner = inner
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line, and a traceback only for what was not expected."""
+        error = record.exc_info[1] if record.exc_info else None
+        if not isinstance(error, ON_PURPOSE):
+            return self._inner.format(record)
+        bare = copy.copy(record)
+        bare.exc_info, bare.exc_text = None, None
+        return self._inner.format(bare)
+
+
+def speak_in_words() -> None:
+    """Let what Prefect and the root logger write to the terminal leave out tracebacks of errors raised on purpose."""
+    for name in ("", "prefect"):
+        for handler in logging.getLogger(name).handlers:
+            inner = handler.formatter
+            if isinstance(handler, logging.StreamHandler) and inner is not None and not isinstance(inner, InWords):
+                handler.setFormatter(InWords(inner))
