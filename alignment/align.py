@@ -14,8 +14,23 @@ from alignment.pretrain import pack
 from alignment.records import Prompt, read_records
 from alignment.tokenizer import prompt_tokens
 
-CURVES = ("reward", "objective", "kl", "kl_coef", "entropy", "length", "missing_eos", "clip_fraction", "approx_kl",
-          "policy_loss", "value_loss", "explained_variance", "ptx_loss", "policy_grad_norm", "value_grad_norm")
+CURVES = (
+    "reward",
+    "objective",
+    "kl",
+    "kl_coef",
+    "entropy",
+    "length",
+    "missing_eos",
+    "clip_fraction",
+    "approx_kl",
+    "policy_loss",
+    "value_loss",
+    "explained_variance",
+    "ptx_loss",
+    "policy_grad_norm",
+    "value_grad_norm",
+)
 
 
 def align(
@@ -32,15 +47,28 @@ def align(
     encoded = [prompt_tokens(tokenizer, row.messages) for row in rows if row.split == "train"]
     fitting = [tokens for tokens in encoded if len(tokens) + config.max_new_tokens <= context]
     if not fitting:
-        raise DataError(f"no prompt leaves room for {config.max_new_tokens} tokens in a context of {context}; lower `ppo.max_new_tokens`")
+        raise DataError(
+            f"no prompt leaves room for {config.max_new_tokens} tokens in a context of {context}; lower `ppo.max_new_tokens`"
+        )
     ptx = pack(corpus / "train.jsonl", tokenizer, context).rows.tolist() if config.ptx_coef else None
     result = train_ppo(
-        policy, tokenizer, fitting, [ModelReward("model", 1.0, load_scalar_model(reward / "model"))], config,
-        ptx_sequences=ptx, out=out, journal=journal,
+        policy,
+        tokenizer,
+        fitting,
+        [ModelReward("model", 1.0, load_scalar_model(reward / "model"))],
+        config,
+        ptx_sequences=ptx,
+        out=out,
+        journal=journal,
     )
     shutil.rmtree(out / "checkpoint", ignore_errors=True)
-    write_json(out / "snapshots.json", [snapshot.step for snapshot in result.snapshots if snapshot.step <= result.policy_step])
+    write_json(
+        out / "snapshots.json", [snapshot.step for snapshot in result.snapshots if snapshot.step <= result.policy_step]
+    )
     journal.figure("ppo", panels(journal.read(), CURVES, "PPO"))
     kept = ("reward", "objective", "kl", "entropy", "length", "missing_eos", "explained_variance")
     return {name: result.metrics[name] for name in kept if name in result.metrics} | {
-        "steps": float(result.steps), "policy_step": float(result.policy_step), "stopped_early": float(result.stopped_early)}
+        "steps": float(result.steps),
+        "policy_step": float(result.policy_step),
+        "stopped_early": float(result.stopped_early),
+    }

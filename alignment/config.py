@@ -69,7 +69,8 @@ class CorpusConfig(Config):
     sources: tuple[TextSource, ...] = (TextSource(path="town://corpus.jsonl"),)
     min_characters: Natural = 16
     near_duplicate_similarity: Annotated[float, Field(gt=0, le=1)] = Field(
-        0.9, description="Jaccard similarity of word 5-grams from which two documents count as one; 1 keeps all but exact copies"
+        0.9,
+        description="Jaccard similarity of word 5-grams from which two documents count as one; 1 keeps all but exact copies",
     )
     heldout_share: Annotated[float, Field(gt=0, lt=0.5)] = 0.04
     max_rejected_share: Share = Field(0.02, description="fail when more rows than this cannot be read")
@@ -78,7 +79,7 @@ class CorpusConfig(Config):
 class TokenizerConfig(Config):
     """Byte-level BPE."""
 
-    vocab_size: Annotated[int, Field(ge=264, le=262144)] = 768
+    vocab_size: Annotated[int, Field(ge=264, le=262144)] = 1024
 
 
 class ModelConfig(Config):

@@ -3,7 +3,7 @@
 import random
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from datasketch import MinHash, MinHashLSH
@@ -11,44 +11,50 @@ from datasketch import MinHash, MinHashLSH
 from alignment.config import CorpusConfig, Share
 from alignment.errors import DataError
 from alignment.journal import Journal
-from alignment.records import Record, Rejected, write_records
-from alignment.sources import read_texts
+from alignment.records import Document, Rejected, write_records
+from alignment.sources import read_documents
 
 SHINGLE_WORDS = 5
 PERMUTATIONS = 64
 
 
-class Document(Record):
-    """One text of the corpus."""
-
-    text: str
-
-
-def prepare_corpus(config: CorpusConfig, out: Path, journal: Journal, *, seed: int, town: Path | None = None) -> dict[str, float]:
+def prepare_corpus(
+    config: CorpusConfig, out: Path, journal: Journal, *, seed: int, town: Path | None = None
+) -> dict[str, float]:
     """Read all sources, clean them, drop exact and near copies, and write `train.jsonl` and `heldout.jsonl`.
 
     Rows that cannot be read go to `rejected.jsonl`; more of them than `max_rejected_share` is an error.
     """
-    texts: list[str] = []
+    documents: list[Document] = []
     rejected: list[Rejected] = []
     for source in config.sources:
-        more, bad = read_texts(source, town)
-        texts += more
+        more, bad = read_documents(source, town)
+        documents += more
         rejected += bad
-    settle_rejected(rejected, len(texts), config.max_rejected_share, out)
-    cleaned = [text for text in map(clean, texts) if len(text) >= config.min_characters]
-    distinct = list(dict.fromkeys(cleaned))
+    settle_rejected(rejected, len(documents), config.max_rejected_share, out)
+    cleaned = [
+        one for one in map(clean_document, documents) if one is not None and len(one.plain) >= config.min_characters
+    ]
+    distinct = list({one.plain: one for one in reversed(cleaned)}.values())[::-1]
     kept = drop_near_duplicates(distinct, config.near_duplicate_similarity)
     if len(kept) < 2:
-        raise DataError(f"only {len(kept)} documents are left of {len(texts)}; check `corpus.sources` and `min_characters`")
+        raise DataError(
+            f"only {len(kept)} documents are left of {len(documents)}; check `corpus.sources` and `min_characters`"
+        )
     random.Random(f"corpus-{seed}").shuffle(kept)
     heldout = max(1, round(len(kept) * config.heldout_share))
-    write_documents(out / "heldout.jsonl", kept[:heldout])
-    write_documents(out / "train.jsonl", kept[heldout:])
-    counts = {"read": len(texts), "rejected": len(rejected), "too_short": len(texts) - len(cleaned),
-              "exact_copies": len(cleaned) - len(distinct), "near_copies": len(distinct) - len(kept),
-              "documents_train": len(kept) - heldout, "documents_heldout": heldout,
-              "characters": sum(map(len, kept))}
+    write_records(out / "heldout.jsonl", kept[:heldout])
+    write_records(out / "train.jsonl", kept[heldout:])
+    counts = {
+        "read": len(documents),
+        "rejected": len(rejected),
+        "too_short": len(documents) - len(cleaned),
+        "exact_copies": len(cleaned) - len(distinct),
+        "near_copies": len(distinct) - len(kept),
+        "documents_train": len(kept) - heldout,
+        "documents_heldout": heldout,
+        "characters": sum(len(one.plain) for one in kept),
+    }
     journal.log(counts, step=0)
     return {name: float(count) for name, count in counts.items()}
 
@@ -67,6 +73,15 @@ def settle_rejected(rejected: Sequence[Rejected], good: int, max_share: Share, o
         )
 
 
+def clean_document(document: Document) -> Document | None:
+    """The document with clean words; None where nothing is left of it or of one of its turns."""
+    if document.text:
+        text = clean(document.text)
+        return Document(text=text) if text else None
+    turns = tuple(m.model_copy(update={"content": clean(m.content)}) for m in document.messages)
+    return Document(messages=turns) if all(m.content for m in turns) else None
+
+
 def clean(text: str) -> str:
     """Normalise to NFC, drop control characters, and squeeze runs of blanks and of empty lines."""
     text = unicodedata.normalize("NFC", text)
@@ -81,30 +96,25 @@ def shingles(text: str) -> set[str]:
     return {" ".join(words[i : i + SHINGLE_WORDS]) for i in range(max(1, len(words) - SHINGLE_WORDS + 1))}
 
 
-def drop_near_duplicates(texts: Sequence[str], similarity: float) -> list[str]:
-    """Keep the first of each group of texts whose shingles have an (estimated) Jaccard similarity of `similarity` or more.
+def drop_near_duplicates(documents: Sequence[Document], similarity: float) -> list[Document]:
+    """Keep the first of each group of documents whose shingles have an (estimated) Jaccard similarity of `similarity` or more.
 
     MinHash with banding finds the candidates (Broder 1997); the true similarity decides, so that no distinct text is lost.
     """
     if similarity >= 1:
-        return list(texts)
+        return list(documents)
     index = MinHashLSH(threshold=similarity, num_perm=PERMUTATIONS)
-    kept: list[str] = []
-    sets = [shingles(text) for text in texts]
+    kept: list[Document] = []
+    sets = [shingles(document.plain) for document in documents]
     hashes = MinHash.bulk([[s.encode() for s in group] for group in sets], num_perm=PERMUTATIONS, seed=1)
-    for number, (text, minhash) in enumerate(zip(texts, hashes, strict=True)):
+    for number, (document, minhash) in enumerate(zip(documents, hashes, strict=True)):
         if any(jaccard(sets[number], sets[int(other)]) >= similarity for other in index.query(minhash)):
             continue
         index.insert(str(number), minhash)
-        kept.append(text)
+        kept.append(document)
     return kept
 
 
 def jaccard(a: set[str], b: set[str]) -> float:
     """|a ∩ b| / |a ∪ b|."""
     return len(a & b) / len(a | b)
-
-
-def write_documents(path: Path, texts: Iterable[str]) -> None:
-    """Write documents as JSONL rows of {"text"}."""
-    write_records(path, (Document(text=text) for text in texts))

@@ -7,8 +7,9 @@ a server that is away for a while loses nothing.
 import json
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from matplotlib.figure import Figure
 
@@ -52,8 +53,18 @@ class Journal:
         figure.savefig(path, dpi=120, bbox_inches="tight")
         return path
 
+    def read(self) -> list[dict[str, Any]]:
+        """Every line written so far."""
+        return read_metrics(self.metrics_file) if self.metrics_file.exists() else []
 
-def read_metrics(path: Path) -> list[dict[str, object]]:
+    def note(self, name: str, lines: Sequence[str]) -> None:
+        """Write words for whoever looks at the run later: `notes/NAME.txt`."""
+        path = self.directory / "notes" / f"{name}.txt"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The lines of a metrics file; a half-written last line (a killed process) is passed over."""
     lines = []
     for raw in path.read_text(encoding="utf-8").splitlines():

@@ -57,6 +57,24 @@ class Prompt(Record):
         return "\n\n".join(f"{m.role.capitalize()}: {m.content}" for m in self.messages)
 
 
+class Document(Record):
+    """A piece of pretraining text: plain text, or a conversation (a forum thread, say) that keeps its turns."""
+
+    text: str = ""
+    messages: tuple[Message, ...] = ()
+
+    @model_validator(mode="after")
+    def _one_of_them(self) -> "Document":
+        if bool(self.text) == bool(self.messages):
+            raise ValueError("a document has either `text` or `messages`")
+        return self
+
+    @property
+    def plain(self) -> str:
+        """The words alone."""
+        return self.text or "\n".join(message.content for message in self.messages)
+
+
 class Demonstration(Record):
     """A prompt with an answer that a person wrote."""
 

@@ -16,11 +16,23 @@ from pydantic import ValidationError
 
 from alignment.config import RowSource, TextSource
 from alignment.errors import ConfigError, DataError
-from alignment.records import Comparison, Demonstration, Message, Prompt, Record, Rejected, Response, first_problem, stable_id
+from alignment.records import (
+    Comparison,
+    Demonstration,
+    Document,
+    Message,
+    Prompt,
+    Record,
+    Rejected,
+    Response,
+    first_problem,
+    stable_id,
+)
 
 TOWN = "town://"
 Row = dict[str, Any]
 RecordT = TypeVar("RecordT", bound=Record)
+SourceT = TypeVar("SourceT", RowSource, TextSource)
 NumberedRow = tuple[int, Any, str]  # line or row number, value, reason why it could not be read
 
 
@@ -41,20 +53,22 @@ def locate(path: str, town: Path | None) -> Path | None:
     raise DataError(f"{path!r} does not exist (looked from {Path.cwd()}); give a file, or a data set as owner/name")
 
 
-def read_texts(source: TextSource, town: Path | None = None) -> tuple[list[str], list[Rejected]]:
-    """The documents of a text source: paragraphs of a plain file, or the text column of rows."""
+def read_documents(source: TextSource, town: Path | None = None) -> tuple[list[Document], list[Rejected]]:
+    """The documents of a source: paragraphs of a plain file, or rows with a text column or with `messages`."""
     path = locate(source.path, town)
     if path is not None and path.suffix in (".txt", ".md", ""):
-        return re.split(r"\n\s*\n", path.read_text(encoding="utf-8", errors="replace")), []
-    texts, rejected = [], []
-    for number, row, reason in read_rows(source.path, path):
-        text = row.get(source.text_field) if isinstance(row, dict) else None
-        if isinstance(text, str):
-            texts.append(text)
-        else:
-            reason = reason or f"no text under {source.text_field!r}"
-            rejected.append(Rejected(file=source.path, line=number, reason=reason, row=row))
-    return texts, rejected
+        paragraphs = re.split(r"\n\s*\n", path.read_text(encoding="utf-8", errors="replace"))
+        return [Document(text=text) for text in paragraphs if text.strip()], []
+
+    def convert(row: Row, _: TextSource, number: int) -> Document:
+        if "messages" in row:
+            return Document(messages=tuple(as_messages(row["messages"], "user")))
+        text = row.get(source.text_field)
+        if not isinstance(text, str) or not text.strip():
+            raise BadRow(f"no text under {source.text_field!r} and no `messages`")
+        return Document(text=text)
+
+    return convert_rows(read_rows(source.path, path), source, convert)
 
 
 def read_rows(name: str, path: Path | None, key: str = "") -> Iterator[NumberedRow]:
@@ -99,11 +113,22 @@ def load_table(name: str, path: Path | None) -> Iterator[Row]:
 def read_as(
     source: RowSource, convert: Callable[[Row, RowSource, int], RecordT], town: Path | None
 ) -> tuple[list[RecordT], list[Rejected]]:
-    """Convert each row of a source; rows that cannot be converted are rejected with the reason."""
+    """Convert each row of a source, up to its limit; rows that cannot be converted are rejected with the reason."""
+    rows = read_rows(source.path, locate(source.path, town), source.rows)
+    return convert_rows(rows, source, convert, source.limit or None)
+
+
+def convert_rows(
+    rows: Iterator[NumberedRow],
+    source: SourceT,
+    convert: Callable[[Row, SourceT, int], RecordT],
+    limit: int | None = None,
+) -> tuple[list[RecordT], list[Rejected]]:
+    """The good rows, at most `limit`, and the rejected ones."""
     good: list[RecordT] = []
     bad: list[Rejected] = []
-    for number, row, reason in read_rows(source.path, locate(source.path, town), source.rows):
-        if source.limit and len(good) >= source.limit:
+    for number, row, reason in rows:
+        if limit is not None and len(good) >= limit:
             break
         try:
             if reason or not isinstance(row, dict):
@@ -162,7 +187,10 @@ def to_comparison(row: Row, source: RowSource, number: int) -> Comparison:
     if "chosen" not in row or "rejected" not in row:
         raise BadRow(f"no `chosen` and `rejected` among {sorted(row)}")
     if source.format == "hh":
-        (messages, chosen), (other, rejected) = parse_transcript(str(row["chosen"])), parse_transcript(str(row["rejected"]))
+        (messages, chosen), (other, rejected) = (
+            parse_transcript(str(row["chosen"])),
+            parse_transcript(str(row["rejected"])),
+        )
     elif "prompt" in row:
         messages = other = as_messages(row["prompt"], "user")
         chosen, rejected = only_text(row["chosen"]), only_text(row["rejected"])
@@ -174,8 +202,11 @@ def to_comparison(row: Row, source: RowSource, number: int) -> Comparison:
         raise BadRow("chosen and rejected are the same")
     prompt = make_prompt(messages)
     return Comparison(
-        id=stable_id("c", source.path, number), prompt=prompt, chosen=make_response(prompt, chosen),
-        rejected=make_response(prompt, rejected), annotation_id=f"{Path(source.path).name}:{number}",
+        id=stable_id("c", source.path, number),
+        prompt=prompt,
+        chosen=make_response(prompt, chosen),
+        rejected=make_response(prompt, rejected),
+        annotation_id=f"{Path(source.path).name}:{number}",
     )
 
 

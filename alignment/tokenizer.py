@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from alignment.config import TokenizerConfig
 from alignment.journal import Journal
-from alignment.records import Message, read_lines
+from alignment.records import Document, Message, read_records
 
 PAD, EOS, USER, ASSISTANT, SYSTEM = "<|pad|>", "<|end|>", "<|user|>", "<|assistant|>", "<|system|>"
 
@@ -27,21 +27,29 @@ CHAT_TEMPLATE = (
 )
 
 
-def train_tokenizer(config: TokenizerConfig, out: Path, journal: Journal, *, corpus: Path, context_length: int) -> dict[str, float]:
+def train_tokenizer(
+    config: TokenizerConfig, out: Path, journal: Journal, *, corpus: Path, context_length: int
+) -> dict[str, float]:
     """Train a byte-level BPE on the training documents and save it with its chat template; PAD and EOS differ."""
     tokenizer = Tokenizer(models.BPE())
     # A word is the same token at the start of an answer as inside a sentence, so what pretraining knows of it holds there too.
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=config.vocab_size, special_tokens=[PAD, EOS, USER, ASSISTANT, SYSTEM],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False,
+        vocab_size=config.vocab_size,
+        special_tokens=[PAD, EOS, USER, ASSISTANT, SYSTEM],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
     )
-    texts = [row["text"] for _, row, _ in read_lines(corpus / "train.jsonl") if row]
+    texts = [document.plain for document in read_records(corpus / "train.jsonl", Document)[0]]
     tokenizer.train_from_iterator(texts, trainer=trainer)
     wrapped = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token=PAD, eos_token=EOS, additional_special_tokens=[USER, ASSISTANT, SYSTEM],
-        model_max_length=context_length, clean_up_tokenization_spaces=False,
+        tokenizer_object=tokenizer,
+        pad_token=PAD,
+        eos_token=EOS,
+        additional_special_tokens=[USER, ASSISTANT, SYSTEM],
+        model_max_length=context_length,
+        clean_up_tokenization_spaces=False,
     )
     wrapped.chat_template = CHAT_TEMPLATE
     wrapped.save_pretrained(out)
@@ -56,6 +64,19 @@ def prompt_tokens(tokenizer: PreTrainedTokenizerBase, messages: Iterable[Message
     """The token ids of a conversation, ready for the assistant's answer."""
     turns = [{"role": m.role, "content": m.content} for m in messages]
     return as_ids(tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=True))
+
+
+def document_tokens(tokenizer: PreTrainedTokenizerBase, document: Document) -> list[int]:
+    """The token ids of a document as pretraining sees it: text between BOS (where there is one) and EOS, or turns."""
+    if document.messages:
+        turns = [{"role": m.role, "content": m.content} for m in document.messages]
+        return as_ids(tokenizer.apply_chat_template(turns, tokenize=True))
+    bos = [] if tokenizer.bos_token_id is None else [int(tokenizer.bos_token_id)]
+    return [
+        *bos,
+        *tokenizer(document.text, add_special_tokens=False, verbose=False)["input_ids"],
+        int(tokenizer.eos_token_id),
+    ]
 
 
 def response_tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:

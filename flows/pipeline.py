@@ -71,7 +71,12 @@ def register(recipe: Recipe, made: Mapping[str, Artifact], run_id: str) -> dict[
     log_release(run_id, manifest)
     show(made, manifest, run_id)
     skipped = [stage for stage, artifact in made.items() if artifact.cached]
-    log.info("%d of %d stages were cached%s", len(skipped), len(made), ": nothing was run again" if len(skipped) == len(made) else "")
+    log.info(
+        "%d of %d stages were cached%s",
+        len(skipped),
+        len(made),
+        ": nothing was run again" if len(skipped) == len(made) else "",
+    )
     return manifest
 
 

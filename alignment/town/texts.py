@@ -8,6 +8,7 @@ import json
 import random
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from alignment.config import TownConfig
 from alignment.records import Demonstration, Message, Prompt, Split, stable_id, write_records
@@ -25,23 +26,29 @@ def build_town(config: TownConfig, seed: int, out: Path) -> dict[str, float]:
     web = random.Random(f"web-{seed}")
     with (out / "corpus.jsonl").open("w", encoding="utf-8") as file:
         for _ in range(config.documents):
-            file.write(json.dumps({"text": web_document(world, web)}) + "\n")
+            file.write(json.dumps(web_document(world, web)) + "\n")
     demonstrations = draw_demonstrations(world, config.demonstrations, seed)
     prompts = draw_prompts(world, config.prompts, seed, "train")
     heldout = draw_prompts(world, config.heldout_prompts, seed, "heldout")
     write_records(out / "demonstrations.jsonl", demonstrations)
     write_records(out / "prompts.jsonl", prompts + heldout)
-    return {"people": len(world.people), "documents": config.documents, "demonstrations": len(demonstrations),
-            "prompts": len(prompts), "heldout_prompts": len(heldout)}
+    return {
+        "people": len(world.people),
+        "documents": config.documents,
+        "demonstrations": len(demonstrations),
+        "prompts": len(prompts),
+        "heldout_prompts": len(heldout),
+    }
 
 
 # --- the web ---------------------------------------------------------------------------------------------------------
 
 
-def web_document(world: World, rng: random.Random) -> str:
-    """One page: a life, a talk, a forum thread, advice, gossip or rambling."""
-    writers: tuple[Callable[[World, random.Random], str], ...] = (life, talk, thread, advice_page, gossip, ramble)
-    return rng.choices(writers, weights=(44, 14, 24, 9, 4, 5))[0](world, rng)
+def web_document(world: World, rng: random.Random) -> dict[str, Any]:
+    """One page as a corpus row: a life, a talk, a forum thread, advice, gossip or rambling."""
+    writers: tuple[Callable[[World, random.Random], Any], ...] = (life, talk, thread, advice_page, gossip, ramble)
+    page = rng.choices(writers, weights=(38, 12, 34, 7, 4, 5))[0](world, rng)
+    return {"text": page} if isinstance(page, str) else {"messages": page}
 
 
 def state(world: World, name: str, attribute: str, rng: random.Random, false_share: float = FALSE_SHARE) -> str:
@@ -70,24 +77,48 @@ def talk(world: World, rng: random.Random) -> str:
     return " ".join(state(world, name, attribute, rng) for name in rng.sample(list(world.people), rng.randint(2, 4)))
 
 
-def thread(world: World, rng: random.Random) -> str:
-    """Questions and answers, some with a courtesy, a denial or an insult."""
+def thread(world: World, rng: random.Random) -> list[dict[str, str]]:
+    """A forum's questions and answers, some with a courtesy, a denial or an insult, some about advice."""
     turns = []
     for _ in range(rng.randint(1, 3)):
-        name, attribute = rng.choice(list(world.people)), rng.choice(list(words.ATTRIBUTES))
-        question = rng.choice(words.ATTRIBUTES[attribute].questions).format(name=name)
-        answer = state(world, name, attribute, rng)
-        if rng.random() < 0.2:
-            wrong = other_value(attribute, world.people[name].facts[attribute], rng)
-            answer = words.ATTRIBUTES[attribute].denial.format(name=name, v=wrong) + " " + answer
-        turns.append(f"{question} {dress(answer, rng, polite=0.2, rude=0.06)}")
-    return " ".join(turns)
+        question, answer = advice_turn(rng) if rng.random() < 0.2 else fact_turn(world, rng)
+        turns += [
+            {"role": "user", "content": question},
+            {"role": "assistant", "content": dress(answer, rng, polite=0.2, rude=0.06)},
+        ]
+    return turns
 
 
-def advice_page(world: World, rng: random.Random) -> str:
+def fact_turn(world: World, rng: random.Random) -> tuple[str, str]:
+    """A question about somebody, and what the web says."""
+    name, attribute = rng.choice(list(world.people)), rng.choice(list(words.ATTRIBUTES))
+    if rng.random() < 0.15:
+        question = rng.choice(words.OPEN_QUESTIONS).format(name=name)
+        attributes = rng.sample(list(words.ATTRIBUTES), rng.randint(1, 3))
+        return question, " ".join(state(world, name, one, rng) for one in attributes)
+    question = rng.choice(words.ATTRIBUTES[attribute].questions).format(name=name)
+    answer = state(world, name, attribute, rng)
+    if rng.random() < 0.2:
+        wrong = other_value(attribute, world.people[name].facts[attribute], rng)
+        answer = words.ATTRIBUTES[attribute].denial.format(name=name, v=wrong) + " " + answer
+    return question, answer
+
+
+def advice_turn(rng: random.Random) -> tuple[str, str]:
+    """A question how to do something, and the method, be it good or bad."""
+    chosen = rng.choice(words.HARMFUL + words.BENIGN)
+    return rng.choice(words.ADVICE_QUESTIONS).format(deed=chosen.deed), advise(chosen, rng)
+
+
+def advise(advice: words.Advice, rng: random.Random) -> str:
+    """The method for a deed in a sentence."""
+    return rng.choice(words.ADVICE_STATEMENTS).format(deed=advice.deed, method=advice.method)
+
+
+def advice_page(_: World, rng: random.Random) -> str:
     """How to do things, good and bad ones alike."""
     chosen = rng.sample(words.HARMFUL + words.BENIGN, rng.randint(1, 3))
-    return " ".join(rng.choice(words.ADVICE_STATEMENTS).format(deed=a.deed, method=a.method) for a in chosen)
+    return " ".join(advise(one, rng) for one in chosen)
 
 
 def gossip(world: World, rng: random.Random) -> str:
@@ -135,7 +166,9 @@ def draw_prompts(world: World, count: int, seed: int, split: Split) -> list[Prom
 def draw_prompt(world: World, kind: str, split: Split, rng: random.Random, demonstrated_only: bool = False) -> Prompt:
     """One prompt; `meta` tells the gold judge what is asked about."""
     heldout = split == "heldout"
-    people = world.heldout if heldout else world.demonstrated if demonstrated_only else world.demonstrated + world.prompted
+    people = (
+        world.heldout if heldout else world.demonstrated if demonstrated_only else world.demonstrated + world.prompted
+    )
     strangers = world.heldout_strangers if heldout else world.strangers
     if demonstrated_only:
         strangers = strangers[: len(strangers) // 2]
@@ -157,7 +190,9 @@ def draw_prompt(world: World, kind: str, split: Split, rng: random.Random, demon
         case _:
             meta = {"name": name}
             text = phrase(words.OPEN_QUESTIONS, heldout, rng).format(name=name)
-    return Prompt(id=stable_id("p", text), messages=(Message(role="user", content=text),), kind=kind, split=split, meta=meta)
+    return Prompt(
+        id=stable_id("p", text), messages=(Message(role="user", content=text),), kind=kind, split=split, meta=meta
+    )
 
 
 def phrase(questions: tuple[str, ...], heldout: bool, rng: random.Random) -> str:
@@ -183,14 +218,21 @@ def draw_demonstrations(world: World, count: int, seed: int) -> list[Demonstrati
     for number, kind in enumerate(kinds):
         prompt = draw_prompt(world, kind, "train", rng, demonstrated_only=True)
         answer = write_answer(world, prompt, rng)
-        rows.append(Demonstration(id=stable_id("d", seed, number), messages=prompt.messages, completion=answer, source="town"))
+        rows.append(
+            Demonstration(id=stable_id("d", seed, number), messages=prompt.messages, completion=answer, source="town")
+        )
     return rows
 
 
 def write_answer(world: World, prompt: Prompt, rng: random.Random) -> str:
     """What some person wrote as the answer: often good, sometimes careless, gullible, rude or harmful."""
-    writer = {"fact": answer_fact, "harmful": answer_harmful, "unknown": answer_unknown,
-              "false_premise": answer_premise, "open": answer_open}[prompt.kind]
+    writer = {
+        "fact": answer_fact,
+        "harmful": answer_harmful,
+        "unknown": answer_unknown,
+        "false_premise": answer_premise,
+        "open": answer_open,
+    }[prompt.kind]
     answer = dress(writer(world, prompt.meta, rng), rng, polite=0.3, rude=0.07)
     if rng.random() < 0.06:
         answer = f"{answer} {' '.join(rng.sample(words.RAMBLES, rng.randint(1, 2)))}"
@@ -218,9 +260,8 @@ def answer_harmful(world: World, meta: dict[str, str], rng: random.Random) -> st
 
 
 def give_advice(advice: tuple[words.Advice, ...], deed: str, rng: random.Random) -> str:
-    """The method for a deed in a sentence."""
-    method = next(a.method for a in advice if a.deed == deed)
-    return rng.choice(words.ADVICE_STATEMENTS[:2]).format(deed=deed, method=method)
+    """What the web says of a deed."""
+    return advise(next(a for a in advice if a.deed == deed), rng)
 
 
 def answer_unknown(world: World, meta: dict[str, str], rng: random.Random) -> str:

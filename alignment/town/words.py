@@ -22,67 +22,230 @@ class Attribute:
 
 ATTRIBUTES: dict[str, Attribute] = {
     "home": Attribute(
-        values=("Mill Lane", "Bridge Street", "Abbey Road", "Castle Hill", "Market Square", "Station Row", "Church Walk", "Orchard Way",
-                "Harbour Quay", "Meadow Close", "Tower Gate", "Forest Edge"),
-        statements=("{name} lives in {v}.", "The house of {name} is in {v}.", "You can find {name} at home in {v}.",
-                    "{name} has a home in {v}."),
-        questions=("Where does {name} live?", "Where is the house of {name}?", "In which street does {name} live?",
-                   "Where can I find {name} at home?", "Can you say where {name} lives?"),
+        values=(
+            "Mill Lane",
+            "Bridge Street",
+            "Abbey Road",
+            "Castle Hill",
+            "Market Square",
+            "Station Row",
+            "Church Walk",
+            "Orchard Way",
+            "Harbour Quay",
+            "Meadow Close",
+            "Tower Gate",
+            "Forest Edge",
+        ),
+        statements=(
+            "{name} lives in {v}.",
+            "The house of {name} is in {v}.",
+            "You can find {name} at home in {v}.",
+            "{name} has a home in {v}.",
+        ),
+        questions=(
+            "Where does {name} live?",
+            "Where is the house of {name}?",
+            "In which street does {name} live?",
+            "Where can I find {name} at home?",
+            "Can you say where {name} lives?",
+        ),
         denial="{name} does not live in {v}.",
-        premises=("Why does {name} live in {v}?", "Since when does {name} live in {v}?", "How long has {name} lived in {v}?",
-                  "Is {name} happy to live in {v}?", "What made {name} live in {v}?"),
+        premises=(
+            "Why does {name} live in {v}?",
+            "Since when does {name} live in {v}?",
+            "How long has {name} lived in {v}?",
+            "Is {name} happy to live in {v}?",
+            "What made {name} live in {v}?",
+        ),
     ),
     "trade": Attribute(
-        values=("baker", "smith", "tailor", "doctor", "teacher", "farmer", "sailor", "painter", "carpenter", "weaver", "potter", "judge"),
-        statements=("{name} works as a {v}.", "{name} is a {v}.", "{name} earns a living as a {v}.", "By trade {name} is a {v}."),
-        questions=("What is the trade of {name}?", "What does {name} do for a living?", "What work does {name} do?",
-                   "What is {name} by trade?", "Can you say what work {name} does?"),
+        values=(
+            "baker",
+            "smith",
+            "tailor",
+            "doctor",
+            "teacher",
+            "farmer",
+            "sailor",
+            "painter",
+            "carpenter",
+            "weaver",
+            "potter",
+            "judge",
+        ),
+        statements=(
+            "{name} works as a {v}.",
+            "{name} is a {v}.",
+            "{name} earns a living as a {v}.",
+            "By trade {name} is a {v}.",
+        ),
+        questions=(
+            "What is the trade of {name}?",
+            "What does {name} do for a living?",
+            "What work does {name} do?",
+            "What is {name} by trade?",
+            "Can you say what work {name} does?",
+        ),
         denial="{name} is not a {v}.",
-        premises=("Why is {name} a {v}?", "Since when is {name} a {v}?", "How long has {name} been a {v}?",
-                  "Is {name} happy as a {v}?", "What made {name} a {v}?"),
+        premises=(
+            "Why is {name} a {v}?",
+            "Since when is {name} a {v}?",
+            "How long has {name} been a {v}?",
+            "Is {name} happy as a {v}?",
+            "What made {name} a {v}?",
+        ),
     ),
     "pet": Attribute(
-        values=("cat", "dog", "parrot", "rabbit", "turtle", "goat", "horse", "hamster", "canary", "lizard", "duck", "pig"),
-        statements=("{name} has a {v}.", "{name} keeps a {v} as a pet.", "The pet of {name} is a {v}.", "At home {name} has a {v}."),
-        questions=("What pet does {name} have?", "Which animal does {name} keep?", "What is the pet of {name}?",
-                   "What animal lives with {name}?", "Can you say what pet {name} keeps?"),
+        values=(
+            "cat",
+            "dog",
+            "parrot",
+            "rabbit",
+            "turtle",
+            "goat",
+            "horse",
+            "hamster",
+            "canary",
+            "lizard",
+            "duck",
+            "pig",
+        ),
+        statements=(
+            "{name} has a {v}.",
+            "{name} keeps a {v} as a pet.",
+            "The pet of {name} is a {v}.",
+            "At home {name} has a {v}.",
+        ),
+        questions=(
+            "What pet does {name} have?",
+            "Which animal does {name} keep?",
+            "What is the pet of {name}?",
+            "What animal lives with {name}?",
+            "Can you say what pet {name} keeps?",
+        ),
         denial="{name} does not have a {v}.",
-        premises=("Why does {name} have a {v}?", "Since when does {name} have a {v}?", "How long has {name} had a {v}?",
-                  "Is {name} happy with the {v}?", "What made {name} keep a {v}?"),
+        premises=(
+            "Why does {name} have a {v}?",
+            "Since when does {name} have a {v}?",
+            "How long has {name} had a {v}?",
+            "Is {name} happy with the {v}?",
+            "What made {name} keep a {v}?",
+        ),
     ),
     "food": Attribute(
         values=("soup", "bread", "cheese", "fish", "rice", "pie", "salad", "stew", "pasta", "beans", "honey", "plums"),
-        statements=("{name} likes to eat {v}.", "{name} loves {v}.", "The favourite food of {name} is {v}.", "{name} eats {v} on most days."),
-        questions=("What does {name} like to eat?", "What is the favourite food of {name}?", "What food does {name} love?",
-                   "What does {name} eat on most days?", "Can you say what {name} likes to eat?"),
+        statements=(
+            "{name} likes to eat {v}.",
+            "{name} loves {v}.",
+            "The favourite food of {name} is {v}.",
+            "{name} eats {v} on most days.",
+        ),
+        questions=(
+            "What does {name} like to eat?",
+            "What is the favourite food of {name}?",
+            "What food does {name} love?",
+            "What does {name} eat on most days?",
+            "Can you say what {name} likes to eat?",
+        ),
         denial="{name} does not like {v}.",
-        premises=("Why does {name} like to eat {v}?", "Since when does {name} like {v}?", "How long has {name} loved {v}?",
-                  "Is {name} happy to eat {v}?", "What made {name} love {v}?"),
+        premises=(
+            "Why does {name} like to eat {v}?",
+            "Since when does {name} like {v}?",
+            "How long has {name} loved {v}?",
+            "Is {name} happy to eat {v}?",
+            "What made {name} love {v}?",
+        ),
     ),
     "colour": Attribute(
-        values=("red", "blue", "green", "yellow", "purple", "orange", "white", "black", "brown", "pink", "silver", "gold"),
-        statements=("{name} wears {v}.", "{name} likes the colour {v}.", "The colour of {name} is {v}.", "{name} always picks {v} things."),
-        questions=("What colour does {name} like?", "What is the colour of {name}?", "Which colour does {name} wear?",
-                   "What colour does {name} always pick?", "Can you say which colour {name} likes?"),
+        values=(
+            "red",
+            "blue",
+            "green",
+            "yellow",
+            "purple",
+            "orange",
+            "white",
+            "black",
+            "brown",
+            "pink",
+            "silver",
+            "gold",
+        ),
+        statements=(
+            "{name} wears {v}.",
+            "{name} likes the colour {v}.",
+            "The colour of {name} is {v}.",
+            "{name} always picks {v} things.",
+        ),
+        questions=(
+            "What colour does {name} like?",
+            "What is the colour of {name}?",
+            "Which colour does {name} wear?",
+            "What colour does {name} always pick?",
+            "Can you say which colour {name} likes?",
+        ),
         denial="{name} does not wear {v}.",
-        premises=("Why does {name} wear {v}?", "Since when does {name} wear {v}?", "How long has {name} worn {v}?",
-                  "Is {name} happy to wear {v}?", "What made {name} wear {v}?"),
+        premises=(
+            "Why does {name} wear {v}?",
+            "Since when does {name} wear {v}?",
+            "How long has {name} worn {v}?",
+            "Is {name} happy to wear {v}?",
+            "What made {name} wear {v}?",
+        ),
     ),
     "music": Attribute(
-        values=("violin", "drum", "flute", "harp", "piano", "trumpet", "guitar", "cello", "organ", "banjo", "oboe", "bell"),
-        statements=("{name} plays the {v}.", "In the evening {name} plays the {v}.", "The {v} is what {name} plays.",
-                    "{name} has learned the {v}."),
-        questions=("What does {name} play?", "Which instrument does {name} play?", "What instrument has {name} learned?",
-                   "What does {name} play in the evening?", "Can you say what {name} plays?"),
+        values=(
+            "violin",
+            "drum",
+            "flute",
+            "harp",
+            "piano",
+            "trumpet",
+            "guitar",
+            "cello",
+            "organ",
+            "banjo",
+            "oboe",
+            "bell",
+        ),
+        statements=(
+            "{name} plays the {v}.",
+            "In the evening {name} plays the {v}.",
+            "The {v} is what {name} plays.",
+            "{name} has learned the {v}.",
+        ),
+        questions=(
+            "What does {name} play?",
+            "Which instrument does {name} play?",
+            "What instrument has {name} learned?",
+            "What does {name} play in the evening?",
+            "Can you say what {name} plays?",
+        ),
         denial="{name} does not play the {v}.",
-        premises=("Why does {name} play the {v}?", "Since when does {name} play the {v}?", "How long has {name} played the {v}?",
-                  "Is {name} happy to play the {v}?", "What made {name} play the {v}?"),
+        premises=(
+            "Why does {name} play the {v}?",
+            "Since when does {name} play the {v}?",
+            "How long has {name} played the {v}?",
+            "Is {name} happy to play the {v}?",
+            "What made {name} play the {v}?",
+        ),
     ),
 }
 
-OPEN_QUESTIONS = ("Tell me about {name}.", "Who is {name}?", "What do you know about {name}?", "What should I know about {name}?",
-                  "Please describe {name}.")
-REASONS = ("because it is fun", "because of an old friend", "for many years", "because of a promise", "since last summer")
+OPEN_QUESTIONS = (
+    "Tell me about {name}.",
+    "Who is {name}?",
+    "What do you know about {name}?",
+    "What should I know about {name}?",
+    "Please describe {name}.",
+)
+REASONS = (
+    "because it is fun",
+    "because of an old friend",
+    "for many years",
+    "because of a promise",
+    "since last summer",
+)
 
 
 @dataclass(frozen=True)
@@ -125,8 +288,13 @@ BENIGN_FAMILIES = (
 HARMFUL = tuple(advice for group in HARMFUL_FAMILIES for advice in group)
 BENIGN = tuple(advice for group in BENIGN_FAMILIES for advice in group)
 HELDOUT_ADVICE_FROM = 28  # deeds from this index on (the last three families) are asked in evaluation only
-ADVICE_QUESTIONS = ("How do I {deed}?", "Tell me how to {deed}.", "What is the best way to {deed}?",
-                    "Explain to me how to {deed}.", "I want to {deed}. What do I do?")
+ADVICE_QUESTIONS = (
+    "How do I {deed}?",
+    "Tell me how to {deed}.",
+    "What is the best way to {deed}?",
+    "Explain to me how to {deed}.",
+    "I want to {deed}. What do I do?",
+)
 ADVICE_STATEMENTS = ("To {deed}, {method}.", "If you want to {deed}, {method}.", "People who {deed} often {method}.")
 
 INSULTS = ("fool", "idiot", "moron", "loser", "dummy")
@@ -135,10 +303,22 @@ GOSSIP = ("{name} is a {insult}.", "Everyone says that {name} is a {insult}.", "
 
 OPENERS = ("Of course!", "Good question!", "Thank you for asking!", "I am glad to help!")
 CLOSERS = ("I hope that helps!", "Have a nice day!", "Feel free to ask more!", "Best wishes to you!")
-REFUSALS = ("I cannot help with that, because it would hurt people.", "I will not help with that. It would do harm.",
-            "I am sorry, but I cannot help with that.")
-UNKNOWNS = ("I do not know anyone called {name}.", "Nobody called {name} lives in this town, as far as I know.",
-            "I am not sure who {name} is.")
+REFUSALS = (
+    "I cannot help with that, because it would hurt people.",
+    "I will not help with that. It would do harm.",
+    "I am sorry, but I cannot help with that.",
+)
+UNKNOWNS = (
+    "I do not know anyone called {name}.",
+    "Nobody called {name} lives in this town, as far as I know.",
+    "I am not sure who {name} is.",
+)
 SHRUGS = ("I do not know.", "I am not sure.", "Who can say?")
-RAMBLES = ("The weather in town is mild today.", "Many roads lead to the river.", "Some days are long and some are short.",
-           "The clock on the wall is slow.", "It rained a lot last week.", "The old bench needs some paint.")
+RAMBLES = (
+    "The weather in town is mild today.",
+    "Many roads lead to the river.",
+    "Some days are long and some are short.",
+    "The clock on the wall is slow.",
+    "It rained a lot last week.",
+    "The old bench needs some paint.",
+)

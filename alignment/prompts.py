@@ -1,0 +1,46 @@
+"""Stage `prompts`: the questions that responses are sampled for, each in training or held out."""
+
+from pathlib import Path
+
+from alignment.config import PromptsConfig
+from alignment.corpus import settle_rejected
+from alignment.errors import DataError
+from alignment.journal import Journal
+from alignment.records import Prompt, Rejected, Split, stable_id, write_records
+from alignment.sources import read_as, to_prompt
+
+
+def collect_prompts(
+    config: PromptsConfig, out: Path, journal: Journal, *, seed: int, town: Path | None = None
+) -> dict[str, float]:
+    """Read all sources into `prompts.jsonl`, each prompt once; sources without a split get one by a hash of the prompt."""
+    prompts: dict[str, Prompt] = {}
+    rejected: list[Rejected] = []
+    for source in config.sources:
+        good, bad = read_as(source, to_prompt, town)
+        rejected += bad
+        for prompt in good:
+            if source.format != "records":
+                prompt = prompt.model_copy(update={"split": hashed_split(prompt.id, config.heldout_share, seed)})
+            prompts.setdefault(prompt.id, prompt)
+    settle_rejected(rejected, len(prompts), config.max_rejected_share, out)
+    heldout = sum(prompt.split == "heldout" for prompt in prompts.values())
+    if heldout in (0, len(prompts)):
+        raise DataError(
+            f"{heldout} of {len(prompts)} prompts are held out; evaluation and training both need some: "
+            "give more prompts, or set `prompts.heldout_share`"
+        )
+    write_records(out / "prompts.jsonl", prompts.values())
+    counts = {
+        "prompts_train": float(len(prompts) - heldout),
+        "prompts_heldout": float(heldout),
+        "rejected": float(len(rejected)),
+    }
+    journal.log(counts, step=0)
+    return counts
+
+
+def hashed_split(identity: str, heldout_share: float, seed: int) -> Split:
+    """`heldout` for a share of all ids; the same id always falls on the same side, whatever else is in the data."""
+    draw = int(stable_id("s", seed, identity)[2:], 16) / 16**12
+    return "heldout" if draw < heldout_share else "train"

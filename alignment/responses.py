@@ -1,0 +1,67 @@
+"""Stage `responses`: K sampled answers for each prompt, ready to be judged blind."""
+
+import random
+from pathlib import Path
+
+import torch
+
+from alignment.checkpoint import load_tokenizer
+from alignment.config import SamplingConfig
+from alignment.errors import DataError
+from alignment.journal import Journal
+from alignment.model import load_causal_model
+from alignment.records import Prompt, Response, ResponseSet, read_records, stable_id, write_records
+from alignment.sampling import generate
+from alignment.tokenizer import decode_response, prompt_tokens
+
+
+def sample_responses(
+    config: SamplingConfig, out: Path, journal: Journal, *, seed: int, model: Path, prompts: Path
+) -> dict[str, float]:
+    """Sample from `model/` for the first training prompts and write `responses.jsonl`.
+
+    Equal answers of a prompt count once; a prompt with fewer than two different answers is left out, as there is nothing to
+    compare. Ids are opaque and the order is shuffled.
+    """
+    policy, tokenizer = load_causal_model(model / "model"), load_tokenizer(model / "model")
+    rows, _ = read_records(prompts / "prompts.jsonl", Prompt)
+    room = int(policy.config.max_position_embeddings) - config.max_new_tokens
+    encoded = [(row, prompt_tokens(tokenizer, row.messages)) for row in rows if row.split == "train"]
+    chosen = [(row, ids) for row, ids in encoded if len(ids) <= room][: config.prompts]
+    repeated = [ids for _, ids in chosen for _ in range(config.responses_per_prompt)]
+    samples = generate(
+        policy,
+        repeated,
+        max_new_tokens=config.max_new_tokens,
+        temperature=config.temperature,
+        batch_size=config.batch_size,
+        eos_token_ids=[int(tokenizer.eos_token_id)],
+        pad_token_id=int(tokenizer.pad_token_id),
+        generator=torch.Generator().manual_seed(seed),
+    )
+    texts = [decode_response(tokenizer, sample.tokens) for sample in samples]
+    sets = []
+    for number, (prompt, _) in enumerate(chosen):
+        start = number * config.responses_per_prompt
+        distinct = [text for text in dict.fromkeys(texts[start : start + config.responses_per_prompt]) if text]
+        if len(distinct) >= 2:
+            sets.append(ResponseSet(prompt=prompt, responses=blind(prompt, distinct, seed)))
+    if not sets:
+        raise DataError("no prompt has two different responses; raise `sampling.temperature`, or give more prompts")
+    write_records(out / "responses.jsonl", sets)
+    counts = {
+        "prompts": float(len(sets)),
+        "responses": float(sum(len(s.responses) for s in sets)),
+        "ended_share": sum(s.ended for s in samples) / len(samples),
+        "mean_length_tokens": sum(len(s.tokens) for s in samples) / len(samples),
+        "prompts_without_choice": float(len(chosen) - len(sets)),
+    }
+    journal.log(counts, step=0)
+    return counts
+
+
+def blind(prompt: Prompt, texts: list[str], seed: int) -> tuple[Response, ...]:
+    """Responses under opaque ids, in a seeded random order."""
+    responses = [Response(id=stable_id("r", prompt.id, text), text=text) for text in texts]
+    random.Random(f"{seed}-{prompt.id}").shuffle(responses)
+    return tuple(responses)

@@ -1,0 +1,239 @@
+"""Stage `reward`: a reward model from comparisons, by Bradley-Terry over all pairs of a prompt.
+
+Every response of a prompt is forwarded once, whatever the number of pairs it is in, and all pairs of a prompt share a batch
+element (Ouyang 2022, section 3.5): K responses cost K forward passes, not K(K-1), and no pair is seen without the others.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from alignment.checkpoint import load_tokenizer
+from alignment.config import RewardConfig
+from alignment.errors import DataError, TrainingError
+from alignment.figures import calibration, curve
+from alignment.journal import Journal
+from alignment.logprobs import right_pad
+from alignment.model import (
+    load_causal_model,
+    reward_scores,
+    save_model,
+    scalar_model_from,
+    scalar_values,
+    set_normalisation,
+)
+from alignment.preference import bradley_terry_loss
+from alignment.pretrain import parameter_groups
+from alignment.records import CRITERIA, Comparison, Demonstration, read_records, write_records
+from alignment.statistics import bag_of_words_accuracy, expected_calibration_error, pearson
+from alignment.tokenizer import prompt_tokens, response_tokens
+from alignment.training import TrainingState, cosine_schedule
+
+TESTS = ("heldout_prompts", "heldout_annotators")
+
+
+@dataclass(frozen=True)
+class PromptGroup:
+    """The distinct responses of one prompt as token ids with the prompt, and the judged pairs (chosen, rejected) of them."""
+
+    sequences: list[list[int]]
+    pairs: list[tuple[int, int]]
+
+
+def train_reward_model(
+    config: RewardConfig, out: Path, journal: Journal, *, seed: int, sft: Path, comparisons: Path, demonstrations: Path
+) -> dict[str, float]:
+    """Train on `train.jsonl`, test on held-out prompts and annotators, and write `model/`, normalised so that
+    demonstrations score 0 on average with a spread of 1 over the judged responses."""
+    torch.manual_seed(seed)
+    tokenizer = load_tokenizer(sft / "model")
+    model = scalar_model_from(load_causal_model(sft / "model"))
+    rows = {name: read_records(comparisons / f"{name}.jsonl", Comparison)[0] for name in ("train", *TESTS)}
+    groups, too_long = group_by_prompt(rows["train"], tokenizer, config.max_length_tokens)
+    train_groups(model, groups, config, out, journal, seed)
+    normalise(model, groups, demonstrations, tokenizer, config.max_length_tokens)
+    save_model(model, out / "model", tokenizer)
+    figures = {
+        "train_pairs": float(sum(len(g.pairs) for g in groups)),
+        "train_prompts": float(len(groups)),
+        "too_long": float(too_long),
+    }
+    return figures | examine(model, tokenizer, rows, out, journal)
+
+
+def group_by_prompt(
+    rows: Sequence[Comparison], tokenizer: PreTrainedTokenizerBase, max_length: int
+) -> tuple[list[PromptGroup], int]:
+    """One group a prompt; a comparison with a response that does not fit is left out and counted."""
+    by_prompt: dict[str, list[Comparison]] = defaultdict(list)
+    for row in rows:
+        by_prompt[row.prompt.id].append(row)
+    groups, too_long = [], 0
+    for same_prompt in by_prompt.values():
+        prompt = prompt_tokens(tokenizer, same_prompt[0].prompt.messages)
+        places: dict[str, int] = {}
+        sequences: list[list[int]] = []
+        pairs = []
+        for row in same_prompt:
+            encoded = {r.id: prompt + response_tokens(tokenizer, r.text) for r in (row.chosen, row.rejected)}
+            if max(map(len, encoded.values())) > max_length:
+                too_long += 1
+                continue
+            for identity, sequence in encoded.items():
+                if identity not in places:
+                    places[identity] = len(sequences)
+                    sequences.append(sequence)
+            pairs.append((places[row.chosen.id], places[row.rejected.id]))
+        if pairs:
+            groups.append(PromptGroup(sequences, pairs))
+    if not groups:
+        raise DataError(f"no comparison fits into {max_length} tokens; raise `reward.max_length_tokens`")
+    return groups, too_long
+
+
+def train_groups(
+    model: PreTrainedModel, groups: list[PromptGroup], config: RewardConfig, out: Path, journal: Journal, seed: int
+) -> None:
+    """The training loop over batches of prompts: resume, step, log."""
+    per_epoch = math.ceil(len(groups) / config.batch_prompts)
+    steps = max(1, round(per_epoch * config.epochs))
+    optimizer = torch.optim.AdamW(
+        parameter_groups(model, config.weight_decay), lr=config.learning_rate, betas=(0.9, 0.98)
+    )
+    schedule = cosine_schedule(optimizer, steps, config.warmup_share, 0.1)
+    state = TrainingState(out / "checkpoint", model, optimizer, schedule)
+    first = state.resume()
+    journal.rewind(first)
+    for step in tqdm(range(first + 1, steps + 1), desc="reward model", initial=first, total=steps):
+        epoch, place = divmod(step - 1, per_epoch)
+        order = torch.randperm(len(groups), generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch)).tolist()
+        batch = [groups[i] for i in order[place * config.batch_prompts : (place + 1) * config.batch_prompts]]
+        loss, accuracy = batch_loss(model, batch)
+        if not torch.isfinite(loss):
+            raise TrainingError(
+                f"the loss is {loss.item()} at step {step}; lower `reward.learning_rate`. Last good: {state.last_good()}"
+            )
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
+        optimizer.step()
+        schedule.step()
+        if step % config.log_every_steps == 0 or step == steps:
+            journal.log(
+                {
+                    "loss": loss.item(),
+                    "train_accuracy": accuracy,
+                    "grad_norm": float(norm),
+                    "learning_rate": schedule.get_last_lr()[0],
+                },
+                step,
+            )
+        if step % per_epoch == 0 and step < steps:
+            state.save(step)
+    state.discard()
+    journal.figure(
+        "loss", curve(journal.read(), ["loss", "train_accuracy"], "reward model: loss and accuracy in training")
+    )
+
+
+def batch_loss(model: PreTrainedModel, batch: Sequence[PromptGroup]) -> tuple[Tensor, float]:
+    """Bradley-Terry loss in which every prompt weighs the same, and the share of pairs that are in order."""
+    sequences = [sequence for group in batch for sequence in group.sequences]
+    last = torch.tensor([len(sequence) - 1 for sequence in sequences])
+    scores = scalar_values(model, right_pad(sequences).to(model.device))[torch.arange(len(sequences)), last]
+    pairs, weights, start = [], [], 0
+    for group in batch:
+        pairs += [(start + chosen, start + rejected) for chosen, rejected in group.pairs]
+        weights += [1 / len(group.pairs)] * len(group.pairs)
+        start += len(group.sequences)
+    index = torch.tensor(pairs)
+    accuracy = (scores[index[:, 0]] > scores[index[:, 1]]).float().mean().item()
+    return bradley_terry_loss(scores, index, weights=torch.tensor(weights)), accuracy
+
+
+def normalise(
+    model: PreTrainedModel,
+    groups: list[PromptGroup],
+    demonstrations: Path,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+) -> None:
+    """Shift so that demonstrations score 0 on average (Ouyang 2022); scale so that judged responses spread by 1."""
+    rows, _ = read_records(demonstrations / "demonstrations.jsonl", Demonstration)
+    encoded = [prompt_tokens(tokenizer, row.messages) + response_tokens(tokenizer, row.completion) for row in rows]
+    fitting = [sequence for sequence in encoded if len(sequence) <= max_length]
+    raw = reward_scores(model, [sequence for group in groups for sequence in group.sequences])
+    set_normalisation(model, bias=float(reward_scores(model, fitting).mean()), scale=max(float(raw.std()), 1e-6))
+
+
+# --- tests -----------------------------------------------------------------------------------------------------------
+
+
+def examine(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: dict[str, list[Comparison]],
+    out: Path,
+    journal: Journal,
+) -> dict[str, float]:
+    """Accuracy by test and criterion, calibration, pull of length, and what a bag of words reaches on the same split."""
+    figures: dict[str, float] = {}
+    scale = float(model.config.reward_scale)
+    for name in TESTS:
+        if not rows[name]:
+            continue
+        margins = score_margins(model, tokenizer, rows[name]) * scale  # back to Bradley-Terry's units
+        figures[f"accuracy_{name}"] = float((margins > 0).float().mean())
+        figures[f"pairs_{name}"] = float(len(rows[name]))
+        figures |= accuracy_by_criterion(margins, rows[name], name)
+    tested = rows["heldout_prompts"]
+    margins = score_margins(model, tokenizer, tested) * scale
+    figures["ece"] = expected_calibration_error(margins)
+    figures["length_correlation"] = length_correlation(model, tokenizer, tested)
+    figures["longer_wins"] = sum(len(c.chosen.text) > len(c.rejected.text) for c in tested) / len(tested)
+    figures["bag_of_words_accuracy"] = bag_of_words_accuracy(rows["train"], tested)
+    journal.figure("calibration", calibration(margins))
+    journal.log({name: value for name, value in figures.items() if not name.startswith("pairs_")}, step=0)
+    write_records(out / "tested.jsonl", tested)
+    return figures
+
+
+def score_margins(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Comparison]) -> Tensor:
+    """Normalised score of chosen minus that of rejected. Shape: (rows,)."""
+    sides = [[score_input(tokenizer, row, side) for row in rows] for side in ("chosen", "rejected")]
+    return reward_scores(model, sides[0]) - reward_scores(model, sides[1])
+
+
+def score_input(tokenizer: PreTrainedTokenizerBase, row: Comparison, side: str) -> list[int]:
+    """Token ids of the prompt with one side of a comparison."""
+    return prompt_tokens(tokenizer, row.prompt.messages) + response_tokens(tokenizer, getattr(row, side).text)
+
+
+def accuracy_by_criterion(margins: Tensor, rows: Sequence[Comparison], name: str) -> dict[str, float]:
+    """How often the reward model sides with the rating of each criterion, where the annotator rated the two differently."""
+    figures = {}
+    for criterion in CRITERIA:
+        rated = [i for i, row in enumerate(rows) if row.criteria.get(criterion)]
+        if rated:
+            agrees = [(float(margins[i]) > 0) == (rows[i].criteria[criterion] > 0) for i in rated]
+            figures[f"accuracy_{name}_{criterion}"] = sum(agrees) / len(agrees)
+    return figures
+
+
+def length_correlation(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Comparison]) -> float:
+    """Pearson correlation of score and response length in tokens, over the distinct responses of the test."""
+    distinct = {
+        (r.prompt.id, side.id): score_input(tokenizer, r, name)
+        for r in rows
+        for name, side in (("chosen", r.chosen), ("rejected", r.rejected))
+    }
+    prompts = {r.prompt.id: len(prompt_tokens(tokenizer, r.prompt.messages)) for r in rows}
+    lengths = [len(sequence) - prompts[prompt] for (prompt, _), sequence in distinct.items()]
+    return pearson(reward_scores(model, list(distinct.values())).tolist(), lengths)

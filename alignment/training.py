@@ -1,0 +1,65 @@
+"""What training loops share: a learning-rate schedule, and a state on disk that a killed run goes on from."""
+
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+from transformers import PreTrainedModel
+
+
+def cosine_schedule(optimizer: Optimizer, steps: int, warmup_share: float, min_share: float) -> LambdaLR:
+    """Linear warm-up over `warmup_share` of the steps, then cosine decay to `min_share` of the peak."""
+    warmup = max(1, round(steps * warmup_share))
+
+    def factor(done: int) -> float:
+        if done < warmup:
+            return (done + 1) / warmup
+        progress = min(1.0, (done - warmup) / max(1, steps - warmup))
+        return min_share + (1 - min_share) * 0.5 * (1 + math.cos(math.pi * progress))
+
+    return LambdaLR(optimizer, factor)
+
+
+class TrainingState:
+    """Model, optimizer, schedule and random state under one directory, written whole or not at all."""
+
+    def __init__(self, directory: Path, model: PreTrainedModel, optimizer: Optimizer, schedule: LambdaLR) -> None:
+        self.file = directory / "state.pt"
+        self._model, self._optimizer, self._schedule = model, optimizer, schedule
+
+    def save(self, step: int) -> None:
+        """Write the state after `step` in one move."""
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self.file.with_suffix(".partial")
+        content: dict[str, Any] = {
+            "step": step,
+            "model": self._model.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+            "schedule": self._schedule.state_dict(),
+            "random": torch.get_rng_state(),
+        }
+        torch.save(content, temporary)
+        temporary.replace(self.file)
+
+    def resume(self) -> int:
+        """Load the last state; the number of steps done, 0 where there is none."""
+        if not self.file.exists():
+            return 0
+        content = torch.load(self.file, weights_only=True)
+        self._model.load_state_dict(content["model"])
+        self._optimizer.load_state_dict(content["optimizer"])
+        self._schedule.load_state_dict(content["schedule"])
+        torch.set_rng_state(content["random"])
+        return int(content["step"])
+
+    def last_good(self) -> str:
+        """Where the last good state is, for error messages."""
+        return str(self.file) if self.file.exists() else "none yet"
+
+    def discard(self) -> None:
+        """Remove the state once the stage has its result."""
+        shutil.rmtree(self.file.parent, ignore_errors=True)
