@@ -36,7 +36,7 @@ CURVES = (
 def align(
     config: PPOConfig, out: Path, journal: Journal, *, sft: Path, reward: Path, prompts: Path, corpus: Path
 ) -> dict[str, float]:
-    """Run PPO from `sft/model` against `reward/model` on the training prompts; the value model starts as the reward model.
+    """Run PPO from `sft/model` against `reward/model` on the training prompts; the value model starts as the reward's.
 
     Writes `model/`, `snapshots/step-*/` and `snapshots.json` (their steps, in order).
     """
@@ -48,7 +48,8 @@ def align(
     fitting = [tokens for tokens in encoded if len(tokens) + config.max_new_tokens <= context]
     if not fitting:
         raise DataError(
-            f"no prompt leaves room for {config.max_new_tokens} tokens in a context of {context}; lower `ppo.max_new_tokens`"
+            f"no prompt leaves room for {config.max_new_tokens} tokens in a context of {context}; "
+            "lower `ppo.max_new_tokens`"
         )
     ptx = pack(corpus / "train.jsonl", tokenizer, context).rows.tolist() if config.ptx_coef else None
     result = train_ppo(

@@ -6,6 +6,7 @@ Weights are read from safetensors by `transformers`; remote code is never run.
 from pathlib import Path
 
 import torch
+from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from alignment.errors import CheckpointError
@@ -32,7 +33,7 @@ def import_checkpoint(path: str | Path) -> tuple[PreTrainedModel, PreTrainedToke
         raise CheckpointError(
             f"the tokenizer of {path} has no EOS token, so a response could never end; set `eos_token` in it"
         )
-    rows = model.get_input_embeddings().weight.shape[0]
+    rows = len(weight_of(model.get_input_embeddings()))
     if len(tokenizer) > rows:
         raise CheckpointError(f"the tokenizer of {path} has {len(tokenizer)} tokens but the model embeds only {rows}")
     changes = []
@@ -51,14 +52,22 @@ def import_checkpoint(path: str | Path) -> tuple[PreTrainedModel, PreTrainedToke
 
 def grow_embeddings(model: PreTrainedModel, size: int) -> None:
     """Make room for added tokens; a new row is the mean of the old ones, so that it starts unremarkable."""
-    old = model.get_input_embeddings().weight.shape[0]
+    old = len(weight_of(model.get_input_embeddings()))
     if size <= old:
         return
     model.resize_token_embeddings(size, mean_resizing=False)
     with torch.no_grad():
         for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
             if layer is not None:
-                layer.weight[old:] = layer.weight[:old].mean(dim=0)
+                weight = weight_of(layer)
+                weight[old:] = weight[:old].mean(dim=0)
+
+
+def weight_of(layer: nn.Module) -> Tensor:
+    """The matrix of an embedding or of an output head."""
+    weight = layer.weight
+    assert isinstance(weight, Tensor), f"{type(layer).__name__} has no weight matrix"
+    return weight
 
 
 def align_special_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:

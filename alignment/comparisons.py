@@ -21,7 +21,7 @@ from alignment.sources import read_as, to_comparison
 
 @dataclass(frozen=True)
 class SplitComparisons:
-    """Disjoint by prompt: train against the two tests. `aside` holds ties and what held-out annotators said elsewhere."""
+    """Disjoint by prompt: train against both tests. `aside` holds ties and what held-out annotators said elsewhere."""
 
     train: list[Comparison]
     heldout_prompts: list[Comparison]
@@ -72,7 +72,7 @@ def build_comparisons(
 
 
 def split_comparisons(rows: Sequence[Comparison], config: ComparisonsConfig, seed: int) -> SplitComparisons:
-    """Hold out prompts, preferably ones that a held-out annotator judged, so that both tests are as large as they can be.
+    """Hold out prompts, preferably ones that a held-out annotator judged, so that both tests are as large as can be.
 
     Who was dealt which prompt says nothing of its content, so this preference does not bias the test.
     """

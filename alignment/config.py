@@ -43,8 +43,8 @@ class RowSource(Config):
     """Rows to read as prompts, demonstrations or comparisons.
 
     `auto` reads the shapes that TRL reads (prompt/completion, messages, prompt/chosen/rejected, as text or as lists of
-    messages). `hh` reads Anthropic's transcripts. `template` fills `prompt` and `completion` from the row's fields, as in
-    "{instruction}" or "{answers[0]}".
+    messages). `hh` reads Anthropic's transcripts. `template` fills `prompt` and `completion` from the row's fields, as
+    in "{instruction}" or "{answers[0]}".
     """
 
     path: str
@@ -70,7 +70,8 @@ class CorpusConfig(Config):
     min_characters: Natural = 16
     near_duplicate_similarity: Annotated[float, Field(gt=0, le=1)] = Field(
         0.9,
-        description="Jaccard similarity of word 5-grams from which two documents count as one; 1 keeps all but exact copies",
+        description="Jaccard similarity of word 5-grams from which two documents count as one; "
+        "1 keeps all but exact copies",
     )
     heldout_share: Annotated[float, Field(gt=0, lt=0.5)] = 0.04
     max_rejected_share: Share = Field(0.02, description="fail when more rows than this cannot be read")
@@ -101,7 +102,7 @@ class ModelConfig(Config):
 class PretrainConfig(Config):
     """Next-token prediction on packed text, from scratch or from a checkpoint.
 
-    With `checkpoint` (a path or a hub id) the model and tokenizer come from there, and `epochs: 0` takes them as they are.
+    With `checkpoint` (a path or a hub id) the model and tokenizer come from there; `epochs: 0` takes them as they are.
     """
 
     checkpoint: str | None = None
@@ -197,7 +198,7 @@ class EvaluationConfig(Config):
 
 
 class ReleaseGate(Config):
-    """What the policy must reach to become champion; figures that were not measured fail the gate that asks for them."""
+    """What the policy must reach to become champion; a figure that was not measured fails the gate that asks for it."""
 
     min_win_rate: Share | None = None
     min_win_rate_low: Share | None = None

@@ -97,9 +97,10 @@ def shingles(text: str) -> set[str]:
 
 
 def drop_near_duplicates(documents: Sequence[Document], similarity: float) -> list[Document]:
-    """Keep the first of each group of documents whose shingles have an (estimated) Jaccard similarity of `similarity` or more.
+    """Keep the first of each group of documents whose shingles have a Jaccard similarity of `similarity` or more.
 
-    MinHash with banding finds the candidates (Broder 1997); the true similarity decides, so that no distinct text is lost.
+    MinHash with banding finds the candidates (Broder 1997); the true similarity decides, so that no distinct text is
+    lost.
     """
     if similarity >= 1:
         return list(documents)

@@ -1,7 +1,7 @@
 """Stage `evaluate`: base, SFT and policy side by side on held-out prompts.
 
-With the town's facts the gold judge scores every response. Without a gold judge the reward model's score is all there is,
-and the report says so: a reward model cannot tell whether it was fooled.
+With the town's facts the gold judge scores every response. Without a gold judge the reward model's score is all there
+is, and the report says so: a reward model cannot tell whether it was fooled.
 """
 
 import json

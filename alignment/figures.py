@@ -9,7 +9,7 @@ from torch import Tensor
 
 from alignment.statistics import bin_index
 
-STYLE = {"linewidth": 1.6}
+STYLE: dict[str, Any] = {"linewidth": 1.6}
 
 
 def curve(lines: Sequence[Mapping[str, Any]], names: Sequence[str], title: str) -> Figure:

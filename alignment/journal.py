@@ -1,7 +1,7 @@
 """What a stage writes down while it works: metrics a step and figures, on disk first.
 
-Whoever runs the stage may listen (`on_metrics`) and send the same values to a tracking server; the file is the truth, so
-a server that is away for a while loses nothing.
+Whoever runs the stage may listen (`on_metrics`) and send the same values to a tracking server; the file is the truth,
+so a server that is away for a while loses nothing.
 """
 
 import json

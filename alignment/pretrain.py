@@ -122,7 +122,8 @@ def train_packed(
         loss = next_token_loss(model, batch)
         if not torch.isfinite(loss):
             raise TrainingError(
-                f"the loss is {loss.item()} at step {step}; lower `pretrain.learning_rate`. Last good: {state.last_good()}"
+                f"the loss is {loss.item()} at step {step}; lower `pretrain.learning_rate`. "
+                f"Last good: {state.last_good()}"
             )
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -131,7 +132,8 @@ def train_packed(
         schedule.step()
         if step % config.log_every_steps == 0 or step == steps:
             journal.log(
-                {"loss": loss.item(), "grad_norm": float(norm), "learning_rate": schedule.get_last_lr()[0]}, step
+                {"loss": loss.item(), "grad_norm": float(norm), "learning_rate": float(schedule.get_last_lr()[0])},
+                step,
             )
         if step % config.checkpoint_every_steps == 0 and step < steps:
             journal.log({"heldout_loss": heldout_loss(model, heldout.rows[:64])}, step)
@@ -149,7 +151,7 @@ def parameter_groups(model: PreTrainedModel, weight_decay: float) -> list[dict[s
 
 
 def batch_rows(step: int, rows: int, batch: int, seed: int) -> list[int]:
-    """The rows of step 1, 2, …: a new order each epoch that depends on the seed and the epoch alone, so a resumed run agrees."""
+    """The rows of step 1, 2, …: a new order each epoch, by seed and epoch alone, so that a resumed run agrees."""
     per_epoch = math.ceil(rows / batch)
     epoch, place = divmod(step - 1, per_epoch)
     order = torch.randperm(rows, generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch)).tolist()

@@ -13,7 +13,7 @@ from alignment.sources import read_as, to_prompt
 def collect_prompts(
     config: PromptsConfig, out: Path, journal: Journal, *, seed: int, town: Path | None = None
 ) -> dict[str, float]:
-    """Read all sources into `prompts.jsonl`, each prompt once; sources without a split get one by a hash of the prompt."""
+    """Read all sources into `prompts.jsonl`, each prompt once; where no split is given, a hash decides."""
     prompts: dict[str, Prompt] = {}
     rejected: list[Rejected] = []
     for source in config.sources:

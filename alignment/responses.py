@@ -20,8 +20,8 @@ def sample_responses(
 ) -> dict[str, float]:
     """Sample from `model/` for the first training prompts and write `responses.jsonl`.
 
-    Equal answers of a prompt count once; a prompt with fewer than two different answers is left out, as there is nothing to
-    compare. Ids are opaque and the order is shuffled.
+    Equal answers of a prompt count once; a prompt with fewer than two different answers is left out: there is nothing
+    to compare. Ids are opaque and the order is shuffled.
     """
     policy, tokenizer = load_causal_model(model / "model"), load_tokenizer(model / "model")
     rows, _ = read_records(prompts / "prompts.jsonl", Prompt)

@@ -1,7 +1,8 @@
 """Stage `reward`: a reward model from comparisons, by Bradley-Terry over all pairs of a prompt.
 
-Every response of a prompt is forwarded once, whatever the number of pairs it is in, and all pairs of a prompt share a batch
-element (Ouyang 2022, section 3.5): K responses cost K forward passes, not K(K-1), and no pair is seen without the others.
+Every response of a prompt is forwarded once, whatever the number of pairs it is in, and all pairs of a prompt share a
+batch element (Ouyang 2022, section 3.5): K responses cost K forward passes, not K(K-1), and no pair is seen without the
+others.
 """
 
 import math
@@ -41,7 +42,7 @@ TESTS = ("heldout_prompts", "heldout_annotators")
 
 @dataclass(frozen=True)
 class PromptGroup:
-    """The distinct responses of one prompt as token ids with the prompt, and the judged pairs (chosen, rejected) of them."""
+    """The distinct responses of a prompt as token ids with the prompt, and the judged pairs (chosen, rejected)."""
 
     sequences: list[list[int]]
     pairs: list[tuple[int, int]]
@@ -118,7 +119,8 @@ def train_groups(
         loss, accuracy = batch_loss(model, batch)
         if not torch.isfinite(loss):
             raise TrainingError(
-                f"the loss is {loss.item()} at step {step}; lower `reward.learning_rate`. Last good: {state.last_good()}"
+                f"the loss is {loss.item()} at step {step}; lower `reward.learning_rate`. "
+                f"Last good: {state.last_good()}"
             )
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -131,7 +133,7 @@ def train_groups(
                     "loss": loss.item(),
                     "train_accuracy": accuracy,
                     "grad_norm": float(norm),
-                    "learning_rate": schedule.get_last_lr()[0],
+                    "learning_rate": float(schedule.get_last_lr()[0]),
                 },
                 step,
             )
@@ -183,7 +185,7 @@ def examine(
     out: Path,
     journal: Journal,
 ) -> dict[str, float]:
-    """Accuracy by test and criterion, calibration, pull of length, and what a bag of words reaches on the same split."""
+    """Accuracy by test and criterion, calibration, pull of length, and what a bag of words reaches on the same data."""
     figures: dict[str, float] = {}
     scale = float(model.config.reward_scale)
     for name in TESTS:
@@ -217,7 +219,7 @@ def score_input(tokenizer: PreTrainedTokenizerBase, row: Comparison, side: str) 
 
 
 def accuracy_by_criterion(margins: Tensor, rows: Sequence[Comparison], name: str) -> dict[str, float]:
-    """How often the reward model sides with the rating of each criterion, where the annotator rated the two differently."""
+    """How often the reward model sides with the rating of each criterion, where the two were rated differently."""
     figures = {}
     for criterion in CRITERIA:
         rated = [i for i, row in enumerate(rows) if row.criteria.get(criterion)]

@@ -20,7 +20,7 @@ from alignment.records import Demonstration, read_records
 from alignment.tokenizer import prompt_tokens, response_tokens
 
 
-class JournalCallback(TrainerCallback):  # type: ignore[misc]
+class JournalCallback(TrainerCallback):
     """Writes what the trainer logs into the stage's journal."""
 
     def __init__(self, journal: Journal) -> None:

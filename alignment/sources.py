@@ -1,7 +1,7 @@
 """Reading what others made: texts, prompts, demonstrations and comparisons from local files or Hugging Face datasets.
 
-Local JSONL (also gzipped) is read line by line, so that a bad row can be named by its line; JSON, CSV, Parquet and data sets
-of the hub go through `datasets`. Every reader returns the good rows and the rejected ones; nothing is dropped in silence.
+Local JSONL (also gzipped) is read line by line, so that a bad row can be named by its line; CSV, Parquet and data sets
+of the hub go through `datasets`. Every reader returns the good rows and the rejected ones: none is dropped in silence.
 """
 
 import gzip
@@ -231,7 +231,7 @@ def parse_transcript(transcript: str) -> tuple[list[Message], str]:
     if parts[0].strip() or len(parts) < 5:
         raise BadRow("not a transcript of Human and Assistant turns")
     roles = {"Human": "user", "Assistant": "assistant"}
-    turns = [Message(role=roles[who], content=said.strip()) for who, said in zip(parts[1::2], parts[2::2], strict=True)]  # type: ignore[arg-type]
+    turns = [Message(role=roles[who], content=said.strip()) for who, said in zip(parts[1::2], parts[2::2], strict=True)]
     if turns[-1].role != "assistant":
         raise BadRow("the transcript does not end with an Assistant turn")
     return turns[:-1], turns[-1].content
@@ -248,7 +248,7 @@ def split_messages(value: Any) -> tuple[list[Message], str]:
 def as_messages(value: Any, role: str) -> list[Message]:
     """A string as one turn of `role`, or a list of {role, content}."""
     if isinstance(value, str):
-        return [Message(role=role, content=value)]  # type: ignore[arg-type]
+        return [Message(role=role, content=value)]
     if not isinstance(value, list) or not value:
         raise BadRow(f"expected text or a list of messages, found {type(value).__name__}")
     return [Message.model_validate(message) for message in value]

@@ -1,4 +1,4 @@
-"""Small statistics that reports rest on: intervals, calibration, correlation, and the baseline a reward model must beat."""
+"""Small statistics that reports rest on: intervals, calibration, correlation, and a baseline for the reward model."""
 
 import math
 from collections.abc import Sequence

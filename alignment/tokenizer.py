@@ -13,13 +13,14 @@ from alignment.records import Document, Message, read_records
 
 PAD, EOS, USER, ASSISTANT, SYSTEM = "<|pad|>", "<|end|>", "<|user|>", "<|assistant|>", "<|system|>"
 
-# <|user|>question<|assistant|>answer EOS, after BOS where the tokenizer has one. Only an answer ends with EOS: in pretraining
-# EOS parts documents that have nothing to do with each other, and an answer has to do with its question. The answer and its
-# EOS are marked for the loss.
+# <|user|>question<|assistant|>answer EOS, after BOS where the tokenizer has one. Only an answer ends with EOS: in
+# pretraining EOS parts documents that have nothing to do with each other, and an answer has to do with its question.
+# The answer and its EOS are marked for the loss.
 CHAT_TEMPLATE = (
     "{{- bos_token if bos_token is defined and bos_token else '' }}"
     "{%- for message in messages %}"
-    "{%- if message['role'] == 'assistant' %}<|assistant|>{% generation %}{{ message['content'] + eos_token }}{% endgeneration %}"
+    "{%- if message['role'] == 'assistant' %}<|assistant|>"
+    "{% generation %}{{ message['content'] + eos_token }}{% endgeneration %}"
     "{%- else %}{{ '<|' + message['role'] + '|>' + message['content'] }}"
     "{%- endif %}"
     "{%- endfor %}"
@@ -32,7 +33,7 @@ def train_tokenizer(
 ) -> dict[str, float]:
     """Train a byte-level BPE on the training documents and save it with its chat template; PAD and EOS differ."""
     tokenizer = Tokenizer(models.BPE())
-    # A word is the same token at the start of an answer as inside a sentence, so what pretraining knows of it holds there too.
+    # A word is the same token at the start of an answer as inside a sentence: what is known of it holds in both places.
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(

@@ -79,8 +79,10 @@ def wait_for_people(label_studio: LabelStudio, collection: Collection, config: L
             if state.done >= config.minimum_share * state.needed or (state.done and time.monotonic() > deadline):
                 return
             if time.monotonic() > deadline:
-                raise DataError(f"nothing was judged within {config.deadline_hours:g} hours; raise "
-                                "`labeling.deadline_hours`, or see to it that people can reach the projects")  # fmt: skip
+                raise DataError(
+                    f"nothing was judged within {config.deadline_hours:g} hours; raise `labeling.deadline_hours`, or "
+                    "see to it that people can reach the projects"
+                )
             time.sleep(config.poll_seconds)
 
 

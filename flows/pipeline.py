@@ -56,7 +56,7 @@ def run_stages(recipe: Recipe, step: Mapping[str, Step]) -> dict[str, Artifact]:
 
 
 def register(recipe: Recipe, made: Mapping[str, Artifact], run_id: str) -> dict[str, Any]:
-    """Name the policy `candidate`, and `champion` when it passes the gate; keep the manifest with the pipeline's run."""
+    """Name the policy `candidate`, and `champion` when it passes the gate; keep the manifest with this flow's run."""
     log = get_run_logger()
     manifest = release_manifest(recipe, made)
     missed = failures(recipe.release_gate, manifest)

@@ -72,8 +72,8 @@ def require(reward: Artifact, gate: RewardGate) -> None:
     if accuracy < gate.min_accuracy_heldout_prompts:
         raise GateError(
             f"the reward model orders {accuracy:.3f} of the held-out pairs as people did, and reward_gate."
-            f"min_accuracy_heldout_prompts asks for {gate.min_accuracy_heldout_prompts}: collect more comparisons, train "
-            "it longer, or lower the gate"
+            f"min_accuracy_heldout_prompts asks for {gate.min_accuracy_heldout_prompts}: collect more comparisons, "
+            "train it longer, or lower the gate"
         )
 
 

@@ -1,10 +1,11 @@
 """Every stage as a Prefect task: what it reads, what it is told, and the one function that does its work.
 
-No science here. `run_stage` decides whether there is anything to do; the libraries a stage needs are imported by its work,
-so that a run in which everything is cached does not load torch.
+No science here. `run_stage` decides whether there is anything to do; the libraries a stage needs are imported by its
+work, so that a run in which everything is cached does not load torch.
 """
 
 from collections.abc import Callable, Mapping
+from functools import wraps
 from pathlib import Path
 from typing import Any, ParamSpec
 
@@ -21,12 +22,12 @@ P = ParamSpec("P")
 def stage(function: Callable[P, Artifact]) -> Callable[P, Artifact]:
     """A stage as a Prefect task. MLflow is the cache, so Prefect keeps nothing; a stage found done shows as Cached."""
 
-    def call(*args: P.args, **kwargs: P.kwargs) -> Any:
+    @task(name=function.__name__.replace("_", "-"), cache_policy=NO_CACHE, persist_result=False)
+    @wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> Any:  # a state here is an artifact to whoever calls the task
         return as_state(function(*args, **kwargs))
 
-    call.__name__, call.__doc__ = function.__name__, function.__doc__
-    named = task(call, name=function.__name__.replace("_", "-"), cache_policy=NO_CACHE, persist_result=False)
-    return named  # type: ignore[return-value]
+    return call
 
 
 def carry_out(step: Step, inputs: Mapping[str, Artifact | None], work: Work) -> Artifact:

@@ -1,7 +1,7 @@
 """What is written in the town: the web, the demonstrations and the prompts, all from a seed.
 
-The web is mostly true, partly false, and holds insults, rambling and harmful advice. Demonstrations are of mixed quality:
-some are wrong, rude, gullible, or help with harm. Nobody who trains on them is told which.
+The web is mostly true, partly false, and holds insults, rambling and harmful advice. Demonstrations are of mixed
+quality: some are wrong, rude, gullible, or help with harm. Nobody who trains on them is told which.
 """
 
 import json

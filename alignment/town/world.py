@@ -1,7 +1,7 @@
 """The people of the town, drawn from a seed, and who of them is met where.
 
-Every person appears in the pretraining text. Demonstrations cover the `demonstrated`, prompts for labelling and PPO also
-the `prompted`; the `heldout` are asked about in evaluation only. `strangers` do not exist.
+Every person appears in the pretraining text. Demonstrations cover the `demonstrated`, prompts for labelling and PPO
+also the `prompted`; the `heldout` are asked about in evaluation only. `strangers` do not exist.
 """
 
 import json
