@@ -11,6 +11,7 @@ from typing import Any, ParamSpec
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas import State
 
 from alignment.artifacts import Artifact
 from flows.graph import Step
@@ -20,12 +21,20 @@ P = ParamSpec("P")
 
 
 def stage(function: Callable[P, Artifact]) -> Callable[P, Artifact]:
-    """A stage as a Prefect task. MLflow is the cache, so Prefect keeps nothing; a stage found done shows as Cached."""
+    """A stage as a Prefect task. MLflow is the cache, so Prefect keeps nothing; a stage found done shows as Cached.
+
+    A task that returns a state hands that state, and not its data, to whoever called it; so the caller asks for it.
+    """
 
     @task(name=function.__name__.replace("_", "-"), cache_policy=NO_CACHE, persist_result=False)
     @wraps(function)
-    def call(*args: P.args, **kwargs: P.kwargs) -> Any:  # a state here is an artifact to whoever calls the task
+    def run(*args: P.args, **kwargs: P.kwargs) -> Any:
         return as_state(function(*args, **kwargs))
+
+    @wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> Artifact:
+        state: State[Artifact] = run(*args, **kwargs, return_state=True)
+        return state.result()
 
     return call
 
