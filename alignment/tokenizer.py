@@ -1,5 +1,6 @@
 """Stage `tokenizer`: a byte-level BPE with the special tokens and the chat template that every later stage uses."""
 
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from alignment.journal import Journal
 from alignment.records import Document, Message, read_records
 
 PAD, EOS, USER, ASSISTANT, SYSTEM = "<|pad|>", "<|end|>", "<|user|>", "<|assistant|>", "<|system|>"
+PLACE = "\ue000"  # a private character of Unicode: stands where a turn's words go in a rendered template
 
 # <|user|>question<|assistant|>answer EOS, after BOS where the tokenizer has one. Only an answer ends with EOS: in
 # pretraining EOS parts documents that have nothing to do with each other, and an answer has to do with its question.
@@ -63,26 +65,47 @@ def train_tokenizer(
 
 def prompt_tokens(tokenizer: PreTrainedTokenizerBase, messages: Iterable[Message]) -> list[int]:
     """The token ids of a conversation, ready for the assistant's answer."""
-    turns = [{"role": m.role, "content": m.content} for m in messages]
-    return as_ids(tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=True))
+    return conversation_tokens(tokenizer, tuple(messages), add_generation_prompt=True)
 
 
 def document_tokens(tokenizer: PreTrainedTokenizerBase, document: Document) -> list[int]:
     """The token ids of a document as pretraining sees it: text between BOS (where there is one) and EOS, or turns."""
     if document.messages:
-        turns = [{"role": m.role, "content": m.content} for m in document.messages]
-        return as_ids(tokenizer.apply_chat_template(turns, tokenize=True))
+        return conversation_tokens(tokenizer, document.messages, add_generation_prompt=False)
     bos = [] if tokenizer.bos_token_id is None else [int(tokenizer.bos_token_id)]
-    return [
-        *bos,
-        *tokenizer(document.text, add_special_tokens=False, verbose=False)["input_ids"],
-        int(tokenizer.eos_token_id),
-    ]
+    return [*bos, *plain_tokens(tokenizer, document.text), int(tokenizer.eos_token_id)]
 
 
 def response_tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     """The token ids of an answer, with EOS."""
-    return [*tokenizer(text, add_special_tokens=False)["input_ids"], int(tokenizer.eos_token_id)]
+    return [*plain_tokens(tokenizer, text), int(tokenizer.eos_token_id)]
+
+
+def plain_tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """The token ids of what somebody wrote: "<|assistant|>" in it is thirteen characters, never the special token."""
+    return list(tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"])
+
+
+def conversation_tokens(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], *, add_generation_prompt: bool
+) -> list[int]:
+    """The token ids of turns under the chat template, whose special tokens are the template's alone.
+
+    A turn in which somebody wrote one (to speak for the assistant, say) is laid into the template as plain tokens.
+    """
+    special = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+    if not any(token in message.content for message in messages for token in special):
+        turns = [{"role": m.role, "content": m.content} for m in messages]
+        return as_ids(tokenizer.apply_chat_template(turns, add_generation_prompt=add_generation_prompt, tokenize=True))
+    places = [{"role": m.role, "content": f"{PLACE}{number}{PLACE}"} for number, m in enumerate(messages)]
+    frame = tokenizer.apply_chat_template(places, add_generation_prompt=add_generation_prompt, tokenize=False)
+    ids: list[int] = []
+    for number, piece in enumerate(re.split(f"{PLACE}(\\d+){PLACE}", str(frame))):
+        if number % 2:
+            ids += plain_tokens(tokenizer, messages[int(piece)].content)
+        else:
+            ids += tokenizer(piece, add_special_tokens=False)["input_ids"]
+    return ids
 
 
 def decode_response(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int]) -> str:
