@@ -171,6 +171,8 @@ class ComparisonsConfig(Config):
 class RewardConfig(Config):
     """The reward model: Bradley-Terry over all pairs of a prompt."""
 
+    head_speed: Positive = Field(10.0, description="learning rate of the new head, as a multiple of the trunk's")
+
     epochs: Positive = 4
     batch_prompts: Count = 16
     learning_rate: Positive = 3e-4

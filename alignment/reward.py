@@ -26,6 +26,7 @@ from alignment.model import (
     load_causal_model,
     reward_scores,
     save_model,
+    scalar_head,
     scalar_model_from,
     scalar_values,
     set_normalisation,
@@ -106,7 +107,7 @@ def train_groups(
     per_epoch = math.ceil(len(groups) / config.batch_prompts)
     steps = max(1, round(per_epoch * config.epochs))
     optimizer = torch.optim.AdamW(
-        parameter_groups(model, config.weight_decay), lr=config.learning_rate, betas=(0.9, 0.98)
+        groups_with_head(model, config), lr=config.learning_rate, betas=(0.9, 0.98)
     )
     schedule = cosine_schedule(optimizer, steps, config.warmup_share, 0.1)
     state = TrainingState(out / "checkpoint", model, optimizer, schedule)
@@ -143,6 +144,12 @@ def train_groups(
     journal.figure(
         "loss", curve(journal.read(), ["loss", "train_accuracy"], "reward model: loss and accuracy in training")
     )
+
+
+def groups_with_head(model: PreTrainedModel, config: RewardConfig) -> list[dict[str, object]]:
+    """The trunk at `learning_rate`, so that what it knows survives; the new head, which starts at 0, faster."""
+    head = {"params": [scalar_head(model).weight], "weight_decay": 0.0, "lr": config.learning_rate * config.head_speed}
+    return [*parameter_groups(model.base_model, config.weight_decay), head]
 
 
 def batch_loss(model: PreTrainedModel, batch: Sequence[PromptGroup]) -> tuple[Tensor, float]:
