@@ -16,6 +16,7 @@ from alignment.sources import read_documents
 
 SHINGLE_WORDS = 5
 PERMUTATIONS = 64
+RECALL = 0.99
 
 
 def prepare_corpus(
@@ -104,7 +105,7 @@ def drop_near_duplicates(documents: Sequence[Document], similarity: float) -> li
     """
     if similarity >= 1:
         return list(documents)
-    index = MinHashLSH(threshold=similarity, num_perm=PERMUTATIONS)
+    index = MinHashLSH(params=bands(similarity), num_perm=PERMUTATIONS)
     kept: list[Document] = []
     sets = [shingles(document.plain) for document in documents]
     hashes = MinHash.bulk([[s.encode() for s in group] for group in sets], num_perm=PERMUTATIONS, seed=1)
@@ -114,6 +115,18 @@ def drop_near_duplicates(documents: Sequence[Document], similarity: float) -> li
         index.insert(str(number), minhash)
         kept.append(document)
     return kept
+
+
+def bands(similarity: float) -> tuple[int, int]:
+    """The number b of bands and r of hashes in each: the widest bands that find `RECALL` of the pairs at the threshold.
+
+    A pair of similarity s shares a band with probability 1 − (1 − s^r)^b; wider bands give fewer false candidates.
+    """
+    for rows in range(PERMUTATIONS, 1, -1):
+        count = PERMUTATIONS // rows
+        if 1 - (1 - similarity**rows) ** count >= RECALL:
+            return count, rows
+    return PERMUTATIONS, 1
 
 
 def jaccard(a: set[str], b: set[str]) -> float:
