@@ -266,10 +266,14 @@ def only_text(value: Any) -> str:
 
 def fill(template: str, row: Row) -> str:
     """Fill "{field}" and "{field[0][sub]}" from a row. Attributes are not reachable: only keys and indices are."""
-    for _, field, _, _ in Formatter().parse(template):
-        if field is not None and ("." in field or "__" in field):
+    try:
+        fields = [(field, shape or "") for _, field, shape, _ in Formatter().parse(template) if field is not None]
+    except ValueError as error:
+        raise ConfigError(f"template {template!r} cannot be read: {error}; write {{{{ for a brace") from error
+    for field, shape in fields:
+        if "." in field or "__" in field or "{" in shape:
             raise ConfigError(f"template {template!r}: use keys and indices as in {{field[0][key]}}, not {field!r}")
     try:
         return template.format(**row).strip()
-    except (KeyError, IndexError, TypeError) as error:
+    except (KeyError, IndexError, TypeError, ValueError) as error:
         raise BadRow(f"template {template!r} does not fit the row: {type(error).__name__} {error}") from error
