@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 from tqdm import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
@@ -117,7 +117,7 @@ def train_packed(
     first = state.resume()
     journal.rewind(first)
     model.train()
-    for step in tqdm(range(first + 1, steps + 1), desc="pretrain", initial=first, total=steps):
+    for step in tqdm(range(first + 1, steps + 1), desc="pretrain", initial=first, total=steps, disable=None):
         batch = train.rows[batch_rows(step, len(train.rows), config.batch_sequences, seed)]
         loss = next_token_loss(model, batch)
         if not torch.isfinite(loss):
@@ -143,7 +143,7 @@ def train_packed(
     journal.figure("loss", curve(journal.read(), ["loss", "heldout_loss"], "pretraining loss (nats per token)"))
 
 
-def parameter_groups(model: PreTrainedModel, weight_decay: float) -> list[dict[str, object]]:
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
     """Weight decay for matrices; none for gains and biases."""
     matrices = [p for p in model.parameters() if p.dim() >= 2]
     vectors = [p for p in model.parameters() if p.dim() < 2]
