@@ -1,0 +1,103 @@
+"""Judgements split by prompt and by annotator; nothing is lost, and nothing is in two places."""
+
+import pytest
+
+from alignment.comparisons import build_comparisons, choose_annotators, split_comparisons
+from alignment.config import ComparisonsConfig, RowSource
+from alignment.errors import DataError
+from alignment.journal import Journal
+from alignment.records import Comparison, read_records
+from tests.alignment.tiny_world import comparison, write, write_lines
+
+CREW = ("ann", "ben", "cy", "dot")
+# every prompt is judged by two of four people; every tenth judgement is a tie
+ROWS = [
+    comparison(f"q{i}", "good", "bad", annotator_id=CREW[(i + k) % 4], strength=0 if (2 * i + k) % 10 == 0 else 1)
+    for i in range(40)
+    for k in (0, 1)
+]
+PARTS = ("train", "heldout_prompts", "heldout_annotators", "aside")
+
+
+def split(rows=ROWS, seed=0, **options):
+    return split_comparisons(rows, ComparisonsConfig(**options), seed)
+
+
+def asked(rows) -> set[str]:
+    return {row.prompt.id for row in rows}
+
+
+def people(rows) -> set[str]:
+    return {row.annotator_id for row in rows}
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_prompts_are_on_one_side_and_no_judgement_is_lost(seed) -> None:
+    parts = split(seed=seed, heldout_share=0.3)
+    assert not asked(parts.train) & (asked(parts.heldout_prompts) | asked(parts.heldout_annotators))
+    together = [row.id for name in PARTS for row in getattr(parts, name)]
+    assert sorted(together) == sorted(row.id for row in ROWS)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_held_out_annotator_is_in_one_test_alone(seed) -> None:
+    parts = split(seed=seed, heldout_share=0.3)
+    (held,) = choose_annotators(ROWS, 1, seed)
+    assert people(parts.heldout_annotators) == {held}
+    assert held not in people(parts.train) | people(parts.heldout_prompts)
+    # of 40 prompts 12 are held out, and each person judged 20: all 12 can be prompts that the held-out one judged
+    assert len(asked(parts.heldout_prompts) | asked(parts.heldout_annotators)) <= 12
+    assert len(asked([r for r in ROWS if r.annotator_id == held]) & asked(parts.heldout_annotators)) >= 9
+
+
+def test_ties_are_set_aside_and_nothing_else_but_what_the_held_out_said_elsewhere() -> None:
+    parts = split(heldout_share=0.3)
+    (held,) = choose_annotators(ROWS, 1, 0)
+    ties = [row for row in parts.aside if row.strength == 0]
+    assert len(ties) == sum(row.strength == 0 for row in ROWS) == 8
+    others = [row for row in parts.aside if row.strength]
+    assert people(others) == {held} and not asked(others) & asked(parts.heldout_annotators)
+    assert all(row.strength for name in PARTS[:3] for row in getattr(parts, name))
+
+
+def test_without_annotators_a_hash_of_the_prompt_decides_whatever_else_is_there() -> None:
+    rows = [comparison(f"q{i}", "good", "bad") for i in range(400)]
+    parts, fewer = split(rows, heldout_share=0.25), split(rows[:200], heldout_share=0.25)
+    assert not parts.heldout_annotators and not parts.aside
+    assert 70 <= len(parts.heldout_prompts) <= 130  # 100 ± 3.5 standard deviations of √(400·¼·¾) = 8.7
+    assert asked(fewer.heldout_prompts) == asked(parts.heldout_prompts) & asked(rows[:200])
+    assert split(rows, heldout_share=0.25) == parts
+    assert asked(split(rows, seed=1, heldout_share=0.25).heldout_prompts) != asked(parts.heldout_prompts)
+
+
+@pytest.mark.parametrize(("crew", "wanted", "held"), [(4, 1, 1), (4, 3, 1), (6, 3, 2), (2, 1, 0), (0, 1, 0), (9, 0, 0)])
+def test_never_more_than_a_third_of_the_annotators_is_held_out(crew, wanted, held) -> None:
+    rows = [comparison(f"q{i}", "a", "b", annotator_id=f"a{i}") for i in range(crew)] or [comparison("q", "a", "b")]
+    assert len(choose_annotators(rows, wanted, 0)) == held
+
+
+def test_the_stage_writes_its_parts_and_counts_them(tmp_path) -> None:
+    labelled = write(tmp_path / "in" / "comparisons.jsonl", ROWS) / "comparisons.jsonl"
+    out = tmp_path / "out"
+    counts = build_comparisons(ComparisonsConfig(heldout_share=0.3), out, Journal(out), seed=0, labelled=labelled)
+    parts = split(heldout_share=0.3)
+    for name in PARTS[:3]:
+        assert read_records(out / f"{name}.jsonl", Comparison)[0] == getattr(parts, name)
+        assert counts[name] == len(getattr(parts, name))
+    assert (counts["comparisons"], counts["prompts"], counts["annotators"], counts["ties"]) == (80, 40, 4, 8)
+
+
+def test_comparisons_of_others_are_read_and_bad_rows_counted(tmp_path) -> None:
+    rows = [{"prompt": f"q{i}", "chosen": "a", "rejected": "b"} for i in range(30)] + [{"prompt": "q"}]
+    source = RowSource(path=str(write_lines(tmp_path / "rows.jsonl", rows)))
+    counts = build_comparisons(ComparisonsConfig(sources=(source,)), tmp_path, Journal(tmp_path), seed=0)
+    assert (counts["comparisons"], counts["rejected"], counts["annotators"]) == (30, 1, 0)
+    with pytest.raises(DataError, match=r"1 of 31 rows .* line 31"):
+        strict = ComparisonsConfig(sources=(source,), max_rejected_share=0.01)
+        build_comparisons(strict, tmp_path, Journal(tmp_path), seed=0)
+
+
+def test_too_few_comparisons_to_test_on_are_an_error_in_words(tmp_path) -> None:
+    labelled = write(tmp_path / "comparisons.jsonl", [comparison("q", "a", "b")]) / "comparisons.jsonl"
+    with pytest.raises(DataError, match="1 comparisons leave"):
+        build_comparisons(ComparisonsConfig(), tmp_path / "o", Journal(tmp_path / "o"), seed=0, labelled=labelled)
