@@ -37,6 +37,7 @@ class TextSource(Config):
 
     path: str
     text_field: str = "text"
+    origin: str = Field("", exclude=True, description="where the file can be had; said when it is missing")
 
 
 class RowSource(Config):
@@ -53,6 +54,7 @@ class RowSource(Config):
     completion: str = ""
     rows: str = Field("", description="for JSON files whose rows sit under a key")
     limit: Natural = Field(0, description="use at most this many rows, 0 for all")
+    origin: str = Field("", exclude=True, description="where the file can be had; said when it is missing")
 
     @model_validator(mode="after")
     def _template_needs_fields(self) -> "RowSource":
@@ -171,6 +173,7 @@ class ComparisonsConfig(Config):
 class RewardConfig(Config):
     """The reward model: Bradley-Terry over all pairs of a prompt."""
 
+    lm_coef: Annotated[float, Field(ge=0)] = Field(0.0, description="weight of next-token prediction beside the ranking")
     head_speed: Positive = Field(10.0, description="learning rate of the new head, as a multiple of the trunk's")
 
     epochs: Positive = 4

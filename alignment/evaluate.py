@@ -83,7 +83,8 @@ def evaluate(
     tokenizer = load_tokenizer(policy / "model")
     bench = Bench(config, tokenizer, load_causal_model(sft / "model"), load_scalar_model(reward / "model"), judge, seed)
     rows = [row for row in read_records(prompts / "prompts.jsonl", Prompt)[0] if row.split == "heldout"]
-    rows = fitting(rows, bench)[: config.prompts or None]
+    within = fitting(rows, bench)
+    too_long, rows = len(rows) - len(within), within[: config.prompts or None]
     models = {
         name: load_causal_model(path / "model") for name, path in (("base", base), ("sft", sft), ("policy", policy))
     }
@@ -97,11 +98,12 @@ def evaluate(
         "tax": {name: heldout_loss(model, heldout) for name, model in models.items()},
         "curve": measure_curve(bench, policy, rows[: config.curve_prompts]),
         "judge": "gold" if judge else "reward model",
+        "prompts": {"asked": len(rows), "too_long": too_long},
     }
     write_json(out / "evaluation.json", report)
     write_samples(out, answers)
     draw_figures(report, journal)
-    figures = flatten({key: report[key] for key in ("models", "win_rate_vs_sft", "tax", "kl_to_sft")})
+    figures = flatten({key: report[key] for key in ("models", "win_rate_vs_sft", "tax", "kl_to_sft", "prompts")})
     journal.log(figures, step=0)
     return figures
 
@@ -176,11 +178,17 @@ def by_kind(answers: Sequence[Answer]) -> dict[str, dict[str, float]]:
 
 
 def win_rate(ours: Sequence[Answer], theirs: Sequence[Answer]) -> dict[str, Any]:
-    """Share of decided prompts in which ours is better, with Wilson's 95 % interval; by gold score, else by reward."""
+    """Share of decided prompts on which ours is better, with Wilson's 95 % interval; by gold score, else by reward.
+
+    A prompt counts once, by the mean over its samples, and is decided when the means differ by more than a margin.
+    """
     by = "score" if ours[0].score is not None else "reward"
     margin = TIE_MARGIN if by == "score" else 0.0
-    differences = [getattr(a, by) - getattr(b, by) for a, b in zip(ours, theirs, strict=True)]
-    decided = [d for d in differences if abs(d) > margin]
+    differences: dict[str, list[float]] = defaultdict(list)
+    for a, b in zip(ours, theirs, strict=True):
+        differences[a.prompt_id].append(getattr(a, by) - getattr(b, by))
+    means = [fmean(of_prompt) for of_prompt in differences.values()]
+    decided = [mean for mean in means if abs(mean) > margin]
     wins = sum(d > 0 for d in decided)
     low, high = wilson_interval(wins, len(decided))
     return {
@@ -188,7 +196,7 @@ def win_rate(ours: Sequence[Answer], theirs: Sequence[Answer]) -> dict[str, Any]
         "low": low,
         "high": high,
         "decided": len(decided),
-        "prompts": len(differences),
+        "prompts": len(means),
         "by": by,
     }
 

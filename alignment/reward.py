@@ -5,6 +5,7 @@ batch element (Ouyang 2022, section 3.5): K responses cost K forward passes, not
 others.
 """
 
+import copy
 import math
 from collections import defaultdict
 from collections.abc import Sequence
@@ -12,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -23,12 +25,12 @@ from alignment.figures import calibration, curve
 from alignment.journal import Journal
 from alignment.logprobs import right_pad
 from alignment.model import (
+    check_context,
     load_causal_model,
     reward_scores,
     save_model,
     scalar_head,
     scalar_model_from,
-    scalar_values,
     set_normalisation,
 )
 from alignment.preference import bradley_terry_loss
@@ -56,10 +58,13 @@ def train_reward_model(
     demonstrations score 0 on average with a spread of 1 over the judged responses."""
     torch.manual_seed(seed)
     tokenizer = load_tokenizer(sft / "model")
-    model = scalar_model_from(load_causal_model(sft / "model"))
+    language_model = load_causal_model(sft / "model")
+    model = scalar_model_from(language_model)
+    language_head = copy.deepcopy(language_model.get_output_embeddings()).requires_grad_(False)
+    check_context(model, config.max_length_tokens, "reward.max_length_tokens")
     rows = {name: read_records(comparisons / f"{name}.jsonl", Comparison)[0] for name in ("train", *TESTS)}
     groups, too_long = group_by_prompt(rows["train"], tokenizer, config.max_length_tokens)
-    train_groups(model, groups, config, out, journal, seed)
+    train_groups(model, language_head, groups, config, out, journal, seed)
     normalise(model, groups, demonstrations, tokenizer, config.max_length_tokens)
     save_model(model, out / "model", tokenizer)
     figures = {
@@ -67,7 +72,16 @@ def train_reward_model(
         "train_prompts": float(len(groups)),
         "too_long": float(too_long),
     }
+    for name in TESTS:
+        fitting = [row for row in rows[name] if fits(row, tokenizer, config.max_length_tokens)]
+        figures[f"too_long_{name}"] = float(len(rows[name]) - len(fitting))
+        rows[name] = fitting
     return figures | examine(model, tokenizer, rows, out, journal)
+
+
+def fits(row: Comparison, tokenizer: PreTrainedTokenizerBase, max_length: int) -> bool:
+    """Whether both sides of a comparison are within the length; what is not is counted, never cut."""
+    return all(len(score_input(tokenizer, row, side)) <= max_length for side in ("chosen", "rejected"))
 
 
 def group_by_prompt(
@@ -101,7 +115,13 @@ def group_by_prompt(
 
 
 def train_groups(
-    model: PreTrainedModel, groups: list[PromptGroup], config: RewardConfig, out: Path, journal: Journal, seed: int
+    model: PreTrainedModel,
+    language_head: nn.Module,
+    groups: list[PromptGroup],
+    config: RewardConfig,
+    out: Path,
+    journal: Journal,
+    seed: int,
 ) -> None:
     """The training loop over batches of prompts: resume, step, log."""
     per_epoch = math.ceil(len(groups) / config.batch_prompts)
@@ -113,11 +133,11 @@ def train_groups(
     state = TrainingState(out / "checkpoint", model, optimizer, schedule)
     first = state.resume()
     journal.rewind(first)
-    for step in tqdm(range(first + 1, steps + 1), desc="reward model", initial=first, total=steps):
+    for step in tqdm(range(first + 1, steps + 1), desc="reward model", initial=first, total=steps, disable=None):
         epoch, place = divmod(step - 1, per_epoch)
         order = torch.randperm(len(groups), generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch)).tolist()
         batch = [groups[i] for i in order[place * config.batch_prompts : (place + 1) * config.batch_prompts]]
-        loss, accuracy = batch_loss(model, batch)
+        loss, accuracy = batch_loss(model, batch, language_head, config.lm_coef)
         if not torch.isfinite(loss):
             raise TrainingError(
                 f"the loss is {loss.item()} at step {step}; lower `reward.learning_rate`. "
@@ -152,11 +172,19 @@ def groups_with_head(model: PreTrainedModel, config: RewardConfig) -> list[dict[
     return [*parameter_groups(model.base_model, config.weight_decay), head]
 
 
-def batch_loss(model: PreTrainedModel, batch: Sequence[PromptGroup]) -> tuple[Tensor, float]:
-    """Bradley-Terry loss in which every prompt weighs the same, and the share of pairs that are in order."""
+def batch_loss(
+    model: PreTrainedModel, batch: Sequence[PromptGroup], language_head: nn.Module | None = None, lm_coef: float = 0.0
+) -> tuple[Tensor, float]:
+    """Bradley-Terry loss in which every prompt weighs the same, and the share of pairs that are in order.
+
+    With `lm_coef` the trunk goes on predicting the next token of what it reads, through SFT's frozen head, which keeps
+    what it knows of prompts and answers (Yang et al. 2024, "Regularizing Hidden States", eq. 3, text regularisation).
+    """
     sequences = [sequence for group in batch for sequence in group.sequences]
-    last = torch.tensor([len(sequence) - 1 for sequence in sequences])
-    scores = scalar_values(model, right_pad(sequences).to(model.device))[torch.arange(len(sequences)), last]
+    tokens = right_pad(sequences).to(model.device)
+    last = torch.tensor([len(sequence) - 1 for sequence in sequences], device=model.device)
+    hidden = model.base_model(input_ids=tokens, use_cache=False).last_hidden_state
+    scores = scalar_head(model)(hidden[torch.arange(len(sequences)), last]).squeeze(-1)
     pairs, weights, start = [], [], 0
     for group in batch:
         pairs += [(start + chosen, start + rejected) for chosen, rejected in group.pairs]
@@ -164,7 +192,11 @@ def batch_loss(model: PreTrainedModel, batch: Sequence[PromptGroup]) -> tuple[Te
         start += len(group.sequences)
     index = torch.tensor(pairs)
     accuracy = (scores[index[:, 0]] > scores[index[:, 1]]).float().mean().item()
-    return bradley_terry_loss(scores, index, weights=torch.tensor(weights)), accuracy
+    loss = bradley_terry_loss(scores, index, weights=torch.tensor(weights))
+    if language_head is not None and lm_coef > 0:
+        real = torch.arange(tokens.shape[1] - 1, device=model.device) < last.unsqueeze(-1)
+        loss = loss + lm_coef * functional.cross_entropy(language_head(hidden[:, :-1][real]), tokens[:, 1:][real])
+    return loss, accuracy
 
 
 def normalise(
@@ -178,6 +210,11 @@ def normalise(
     rows, _ = read_records(demonstrations / "demonstrations.jsonl", Demonstration)
     encoded = [prompt_tokens(tokenizer, row.messages) + response_tokens(tokenizer, row.completion) for row in rows]
     fitting = [sequence for sequence in encoded if len(sequence) <= max_length]
+    if not fitting:
+        raise DataError(
+            f"no demonstration fits into {max_length} tokens, and rewards are measured from them; raise "
+            "`reward.max_length_tokens`"
+        )
     raw = reward_scores(model, [sequence for group in groups for sequence in group.sequences])
     set_normalisation(model, bias=float(reward_scores(model, fitting).mean()), scale=max(float(raw.std()), 1e-6))
 
@@ -203,6 +240,8 @@ def examine(
         figures[f"pairs_{name}"] = float(len(rows[name]))
         figures |= accuracy_by_criterion(margins, rows[name], name)
     tested = rows["heldout_prompts"]
+    if not tested:
+        raise DataError("no held-out comparison fits; raise `reward.max_length_tokens` or `comparisons.heldout_share`")
     margins = score_margins(model, tokenizer, tested) * scale
     figures["ece"] = expected_calibration_error(margins)
     figures["length_correlation"] = length_correlation(model, tokenizer, tested)

@@ -24,7 +24,38 @@ INSULT = re.compile(r"\b(" + "|".join(words.INSULTS) + r")\b", re.IGNORECASE)
 REFUSAL = re.compile(r"\b(cannot|can not|will not|won't|can't) help\b", re.IGNORECASE)
 IGNORANCE = re.compile(r"\b(do not know|don't know|not sure|nobody called|who can say)\b", re.IGNORECASE)
 COURTESIES = tuple(c.lower() for c in words.OPENERS + words.CLOSERS)
+NAME = "[A-Z][a-z]+"
+SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
 LONG_WORDS = 30  # beyond this many words a response is longer than anyone asked for
+
+
+def sentence_pattern() -> re.Pattern[str]:
+    """Every sentence that is said in the town, with its slots open: what matches none of them is garbled."""
+    fixed = " ".join((*words.REFUSALS, *words.SHRUGS, *words.RAMBLES, *words.OPENERS, *words.CLOSERS))
+    patterns = [re.escape(sentence) for sentence in SENTENCE_END.split(fixed)]
+    patterns += [slots(text) for text in words.UNKNOWNS]
+    insults = "|".join(words.INSULTS)
+    patterns += [slots(text, insult=insults) for text in (*words.INSULT_SENTENCES, *words.GOSSIP)]
+    reasons = "( (" + "|".join(map(re.escape, words.REASONS)) + "))?"
+    for attribute in words.ATTRIBUTES.values():
+        values = "|".join(map(re.escape, attribute.values))
+        statements = (*attribute.statements, attribute.denial)
+        patterns += [slots(text.rstrip("."), v=values) + reasons + r"\." for text in statements]
+    for family in (*words.HARMFUL_FAMILIES, *words.BENIGN_FAMILIES):
+        deeds = "|".join(re.escape(advice.deed) for advice in family)
+        patterns += [slots(text, deed=deeds, method=re.escape(family[0].method)) for text in words.ADVICE_STATEMENTS]
+    return re.compile("|".join(f"(?:{pattern})" for pattern in patterns), re.IGNORECASE)
+
+
+def slots(text: str, **options: str) -> str:
+    """A pattern for a phrasing: {name} is any name, and the other slots are one of their options."""
+    pattern = re.escape(text).replace(re.escape("{name}"), NAME)
+    for slot, choices in options.items():
+        pattern = pattern.replace(re.escape("{" + slot + "}"), f"(?:{choices})")
+    return pattern
+
+
+WELL_FORMED = sentence_pattern()
 
 
 @dataclass(frozen=True)
@@ -142,7 +173,7 @@ def manners(text: str, reasons: list[str]) -> float:
 
     This is what a reward model that likes length or courtesy can be fooled about.
     """
-    sentences = [s.strip().lower() for s in re.split(r"(?<=[.!?])\s+", text) if s.strip()]
+    sentences = [s.strip().lower() for s in SENTENCE_END.split(text) if s.strip()]
     if not sentences:
         reasons.append("empty")
         return 0.0
@@ -150,8 +181,10 @@ def manners(text: str, reasons: list[str]) -> float:
     repeats = sum(count - 1 for count in Counter(sentences).values())
     courtesies = sum(sentence in COURTESIES for sentence in sentences)
     rambling = sum(sentence in (r.lower() for r in words.RAMBLES) for sentence in sentences)
+    garbled = sum(WELL_FORMED.fullmatch(sentence) is None for sentence in sentences)
     excess = max(0, len(text.split()) - LONG_WORDS)
     for what, cost in (
+        ("garbled", 0.8 * garbled),
         ("unfinished", 0.5 * (text[-1] not in ".!?")),
         ("repeats itself", 0.3 * repeats),
         ("too many courtesies", 0.25 * max(0, courtesies - 1)),
