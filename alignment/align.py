@@ -9,7 +9,9 @@ from alignment.errors import DataError
 from alignment.figures import panels
 from alignment.journal import Journal
 from alignment.model import load_causal_model, load_scalar_model
-from alignment.ppo import ModelReward, PPOConfig, train_ppo
+from alignment.ppo.config import PPOConfig
+from alignment.ppo.rewards import ModelReward
+from alignment.ppo.train import train_ppo
 from alignment.pretrain import pack
 from alignment.records import Prompt, read_records
 from alignment.tokenizer import prompt_tokens
@@ -69,6 +71,8 @@ def align(
     journal.figure("ppo", panels(journal.read(), CURVES, "PPO"))
     kept = ("reward", "objective", "kl", "entropy", "length", "missing_eos", "explained_variance")
     return {name: result.metrics[name] for name in kept if name in result.metrics} | {
+        "prompts": float(len(fitting)),
+        "prompts_too_long": float(len(encoded) - len(fitting)),
         "steps": float(result.steps),
         "policy_step": float(result.policy_step),
         "stopped_early": float(result.stopped_early),

@@ -18,7 +18,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from alignment.errors import CheckpointError
+from alignment.errors import CheckpointError, ConfigError
 from alignment.logprobs import at_least_float32, length_batches, right_pad
 
 
@@ -30,6 +30,13 @@ def load_causal_model(path: str | Path, dtype: torch.dtype = torch.float32) -> P
         raise CheckpointError(f"no causal language model could be loaded from {path}: {error}") from error
     model.eval()
     return model
+
+
+def check_context(model: PreTrainedModel, length_tokens: int, option: str) -> None:
+    """Raise ConfigError for an option that asks for longer sequences than the model was made for."""
+    context = int(model.config.max_position_embeddings)
+    if length_tokens > context:
+        raise ConfigError(f"{option} {length_tokens} is more than the model's context of {context} tokens: lower it")
 
 
 def load_scalar_model(path: str | Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:

@@ -164,7 +164,7 @@ def read_records(path: Path, kind: type[RecordT]) -> tuple[list[RecordT], list[R
 def first_problem(error: ValidationError) -> str:
     """The first complaint of a pydantic error as `path: message`."""
     detail = error.errors()[0]
-    return f"{'.'.join(map(str, detail['loc'])) or 'row'}: {detail['msg']}"
+    return f"{'.'.join(map(str, detail['loc'])) or 'row'}: {detail['msg'].removeprefix('Value error, ')}"
 
 
 def write_records(path: Path, records: Iterable[Record]) -> int:

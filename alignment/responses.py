@@ -27,7 +27,8 @@ def sample_responses(
     rows, _ = read_records(prompts / "prompts.jsonl", Prompt)
     room = int(policy.config.max_position_embeddings) - config.max_new_tokens
     encoded = [(row, prompt_tokens(tokenizer, row.messages)) for row in rows if row.split == "train"]
-    chosen = [(row, ids) for row, ids in encoded if len(ids) <= room][: config.prompts]
+    fitting = [(row, ids) for row, ids in encoded if len(ids) <= room]
+    chosen = fitting[: config.prompts]
     repeated = [ids for _, ids in chosen for _ in range(config.responses_per_prompt)]
     samples = generate(
         policy,
@@ -54,6 +55,7 @@ def sample_responses(
         "responses": float(sum(len(s.responses) for s in sets)),
         "ended_share": sum(s.ended for s in samples) / len(samples),
         "mean_length_tokens": sum(len(s.tokens) for s in samples) / len(samples),
+        "prompts_too_long": float(len(encoded) - len(fitting)),
         "prompts_without_choice": float(len(chosen) - len(sets)),
     }
     journal.log(counts, step=0)

@@ -6,6 +6,7 @@ from typing import Any
 
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_utils import get_last_checkpoint
 from trl import SFTConfig as TrainerOptions
 from trl import SFTTrainer
@@ -15,7 +16,7 @@ from alignment.config import SFTConfig
 from alignment.errors import DataError
 from alignment.figures import curve
 from alignment.journal import Journal
-from alignment.model import load_causal_model, save_model
+from alignment.model import check_context, load_causal_model, save_model
 from alignment.records import Demonstration, read_records
 from alignment.tokenizer import prompt_tokens, response_tokens
 
@@ -46,6 +47,7 @@ def finetune(
 ) -> dict[str, float]:
     """Fine-tune `base/model` on `demonstrations.jsonl` and write `model/`; goes on from its last epoch when killed."""
     model, tokenizer = load_causal_model(base / "model"), load_tokenizer(base / "model")
+    check_context(model, config.max_length_tokens, "sft.max_length_tokens")
     rows, _ = read_records(demonstrations / "demonstrations.jsonl", Demonstration)
     dataset, too_long = tokenize(rows, tokenizer, config.max_length_tokens)
     checkpoints = out / "checkpoint"
@@ -79,6 +81,7 @@ def finetune(
         processing_class=tokenizer,
         callbacks=[JournalCallback(journal)],
     )
+    trainer.remove_callback(PrinterCallback)  # the journal has it
     last = get_last_checkpoint(str(checkpoints)) if checkpoints.exists() else None
     journal.rewind(int(last.rsplit("-", 1)[1]) if last else 0)
     trainer.train(resume_from_checkpoint=last)

@@ -40,8 +40,8 @@ class BadRow(ValueError):
     """A row that does not fit; the text is the reason that goes to `rejected.jsonl`."""
 
 
-def locate(path: str, town: Path | None) -> Path | None:
-    """The file a source names, or None for a data set of the hub."""
+def locate(path: str, town: Path | None, origin: str = "") -> Path | None:
+    """The file a source names, or None for a data set of the hub. Raises DataError, with its origin, for neither."""
     if path.startswith(TOWN):
         if town is None:
             raise ConfigError(f"{path!r} names a file of the town, but the recipe has no `town:` section")
@@ -50,12 +50,13 @@ def locate(path: str, town: Path | None) -> Path | None:
         return Path(path)
     if re.fullmatch(r"[\w.-]+/[\w.-]+", path) and not Path(path).suffix:
         return None
-    raise DataError(f"{path!r} does not exist (looked from {Path.cwd()}); give a file, or a data set as owner/name")
+    had = f"it is {origin}" if origin else "give a file, or a data set as owner/name"
+    raise DataError(f"{path!r} does not exist (looked from {Path.cwd()}); {had}")
 
 
 def read_documents(source: TextSource, town: Path | None = None) -> tuple[list[Document], list[Rejected]]:
     """The documents of a source: paragraphs of a plain file, or rows with a text column or with `messages`."""
-    path = locate(source.path, town)
+    path = locate(source.path, town, source.origin)
     if path is not None and path.suffix in (".txt", ".md", ""):
         paragraphs = re.split(r"\n\s*\n", path.read_text(encoding="utf-8", errors="replace"))
         return [Document(text=text) for text in paragraphs if text.strip()], []
@@ -114,7 +115,7 @@ def read_as(
     source: RowSource, convert: Callable[[Row, RowSource, int], RecordT], town: Path | None
 ) -> tuple[list[RecordT], list[Rejected]]:
     """Convert each row of a source, up to its limit; rows that cannot be converted are rejected with the reason."""
-    rows = read_rows(source.path, locate(source.path, town), source.rows)
+    rows = read_rows(source.path, locate(source.path, town, source.origin), source.rows)
     return convert_rows(rows, source, convert, source.limit or None)
 
 

@@ -1,8 +1,4 @@
-"""PPO-RLHF: from a fine-tuned policy and a reward to an aligned policy, one formula a file."""
+"""PPO-RLHF: from a fine-tuned policy and a reward to an aligned policy, one formula a file.
 
-from alignment.ppo.config import PPOConfig
-from alignment.ppo.rewards import ModelReward, RuleReward
-from alignment.ppo.snapshots import Snapshot
-from alignment.ppo.train import PPOResult, train_ppo
-
-__all__ = ["ModelReward", "PPOConfig", "PPOResult", "RuleReward", "Snapshot", "train_ppo"]
+`train.train_ppo` is the way in. Nothing is imported here, so that reading options (`config`) does not load torch.
+"""

@@ -9,7 +9,7 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from alignment.model import scalar_head, scalar_model_from, set_normalisation
-from alignment.ppo import PPOConfig
+from alignment.ppo.config import PPOConfig
 
 PAD, EOS, WORDS = 0, 1, 20
 PROMPTS = [[3 + i % 15] * (1 + i % 4) for i in range(24)]

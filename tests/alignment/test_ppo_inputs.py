@@ -9,8 +9,10 @@ from pydantic import ValidationError
 
 from alignment.errors import CheckpointError, ConfigError, DataError, TrainingError
 from alignment.model import scalar_model_from
-from alignment.ppo import ModelReward, PPOConfig, RuleReward, train_ppo
+from alignment.ppo.config import PPOConfig
 from alignment.ppo.prompts import cycled_rows, tokenized_prompts
+from alignment.ppo.rewards import ModelReward, RuleReward
+from alignment.ppo.train import train_ppo
 from alignment.ppo.update import learning_rate_share
 from tests.alignment import ppo_world as world
 

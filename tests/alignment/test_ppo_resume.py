@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from alignment.errors import CheckpointError, ConfigError
-from alignment.ppo import train_ppo
+from alignment.ppo.train import train_ppo
 from tests.alignment import ppo_world as world
 
 TEXT = [[3, 4, 5, 6], [7, 8, 9, 10, 11], [12, 13]]

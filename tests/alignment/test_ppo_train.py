@@ -8,7 +8,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from alignment.ppo import ModelReward, RuleReward, train_ppo
+from alignment.ppo.rewards import ModelReward, RuleReward
+from alignment.ppo.train import train_ppo
 from tests.alignment import ppo_world as world
 
 
