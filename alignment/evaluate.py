@@ -234,13 +234,14 @@ def write_samples(out: Path, answers: Mapping[str, Sequence[Answer]], shown: int
             f"{cell(a.response)}<br>{a.reward:+.2f}" + ("" if a.score is None else f" · gold {a.score:.2f}")
             for a in same
         ]
-        lines.append(f"| {same[0].kind} | {cell(same[0].prompt)} | " + " | ".join(cells) + " |")
+        lines.append(f"| {cell(same[0].kind)} | {cell(same[0].prompt)} | " + " | ".join(cells) + " |")
     (out / "samples.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def cell(text: str) -> str:
     """Text that cannot break out of a table cell."""
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace("|", "&#124;").replace("\n", "<br>")
+    shown = text.replace("&", "&amp;").replace("<", "&lt;").replace("|", "&#124;")
+    return "<br>".join(shown.splitlines())
 
 
 def draw_figures(report: Mapping[str, Any], journal: Journal) -> None:

@@ -15,6 +15,7 @@ REWARD_FIGURES = (
     "accuracy_heldout_prompts", "accuracy_heldout_annotators", "ece", "length_correlation", "longer_wins",
     "bag_of_words_accuracy",
 )  # fmt: skip
+ASIDE = ("rejected", "quarantined", "too_short", "exact_copies", "near_copies", "prompts_without_choice")
 
 
 def release_manifest(recipe: Recipe, made: Mapping[str, Artifact]) -> dict[str, Any]:
@@ -27,6 +28,7 @@ def release_manifest(recipe: Recipe, made: Mapping[str, Artifact]) -> dict[str, 
         "release": f"{recipe.name}-{recipe.seed}-{made['ppo'].key[:8]}",
         "recipe": recipe.name,
         "seed": recipe.seed,
+        "judge": evaluation["judge"],
         "gold": gold if evaluation["judge"] == "gold" else None,
         "win_rate_vs_sft": evaluation["win_rate_vs_sft"],
         "kl_to_sft": evaluation["kl_to_sft"],
@@ -35,12 +37,22 @@ def release_manifest(recipe: Recipe, made: Mapping[str, Artifact]) -> dict[str, 
         "length_tokens": {name: figures["tokens"] for name, figures in evaluation["models"].items()},
         "reward_model": {**_pick(reward, REWARD_FIGURES), **_agreement(made), "by_criterion": by_criterion},
         "comparisons": int(made["comparisons"].result()["comparisons"]),
+        "put_aside": put_aside(made),
         "by_kind": evaluation["by_kind"],
         "curve": evaluation["curve"],
         "models": {name: made[stage].model for name, stage in _model_stages().items()},
         "seconds": {stage: artifact.seconds for stage, artifact in made.items()},
         "cached": {stage: artifact.cached for stage, artifact in made.items()},
     }
+
+
+def put_aside(made: Mapping[str, Artifact]) -> dict[str, dict[str, int]]:
+    """Rows that a stage did not use, by stage and reason: what could not be read, and what no context has room for."""
+    counts = {
+        stage: {name: int(value) for name, value in artifact.result().items() if name in ASIDE or "too_long" in name}
+        for stage, artifact in made.items()
+    }
+    return {stage: {name: count for name, count in found.items() if count} for stage, found in counts.items()}
 
 
 def _model_stages() -> dict[str, str]:
@@ -69,7 +81,7 @@ def _agreement(made: Mapping[str, Artifact]) -> dict[str, float | None]:
 def require(reward: Artifact, gate: RewardGate) -> None:
     """Raise GateError when the reward model is too weak for PPO to follow."""
     accuracy = reward.result()["accuracy_heldout_prompts"]
-    if accuracy < gate.min_accuracy_heldout_prompts:
+    if not accuracy >= gate.min_accuracy_heldout_prompts:
         raise GateError(
             f"the reward model orders {accuracy:.3f} of the held-out pairs as people did, and reward_gate."
             f"min_accuracy_heldout_prompts asks for {gate.min_accuracy_heldout_prompts}: collect more comparisons, "
@@ -78,8 +90,15 @@ def require(reward: Artifact, gate: RewardGate) -> None:
 
 
 def failures(gate: ReleaseGate, manifest: Mapping[str, Any]) -> list[str]:
-    """What keeps a policy from being champion: each figure of the gate that was missed, and by how much."""
-    gold, tax, win = manifest["gold"] or {}, manifest["tax"], manifest["win_rate_vs_sft"]
+    """What keeps a policy from being champion: each figure of the gate that was missed, and by how much.
+
+    A win by the reward model's own score is no win: PPO was after that score. A gate that asks for nothing makes nobody
+    champion; that is then for a reviewer to do.
+    """
+    if all(limit is None for limit in gate.model_dump().values()):
+        return ["release_gate asks for nothing, so a reviewer decides who becomes champion"]
+    gold, tax = manifest["gold"] or {}, manifest["tax"]
+    win = manifest["win_rate_vs_sft"] if gold else {"rate": None, "low": None}
     policy, sft = gold.get("policy", {}), gold.get("sft", {})
     drop = sft["truthful"] - policy["truthful"] if gold else None
     checks = (
@@ -95,6 +114,6 @@ def failures(gate: ReleaseGate, manifest: Mapping[str, Any]) -> list[str]:
             continue
         if value is None:
             missed.append(f"release_gate.{name} {limit} was not measured (no gold judge)")
-        elif side * (value - limit) < 0:
+        elif not side * (value - limit) >= 0:  # what is not a number passes nothing
             missed.append(f"release_gate.{name}: {value:.3f}, missed {limit} by {abs(value - limit):.3f}")
     return missed
