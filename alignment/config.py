@@ -173,7 +173,7 @@ class ComparisonsConfig(Config):
 class RewardConfig(Config):
     """The reward model: Bradley-Terry over all pairs of a prompt."""
 
-    lm_coef: Annotated[float, Field(ge=0)] = Field(0.0, description="weight of next-token prediction beside the ranking")
+    lm_coef: Annotated[float, Field(ge=0)] = Field(0.0, description="weight of next-token prediction beside ranking")
     head_speed: Positive = Field(10.0, description="learning rate of the new head, as a multiple of the trunk's")
 
     epochs: Positive = 4
