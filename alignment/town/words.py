@@ -20,21 +20,16 @@ class Attribute:
     premises: tuple[str, ...]
 
 
+def listed(text: str) -> tuple[str, ...]:
+    """The parts of a list with commas."""
+    return tuple(text.split(", "))
+
+
 ATTRIBUTES: dict[str, Attribute] = {
     "home": Attribute(
-        values=(
-            "Mill Lane",
-            "Bridge Street",
-            "Abbey Road",
-            "Castle Hill",
-            "Market Square",
-            "Station Row",
-            "Church Walk",
-            "Orchard Way",
-            "Harbour Quay",
-            "Meadow Close",
-            "Tower Gate",
-            "Forest Edge",
+        values=listed(
+            "Mill Lane, Bridge Street, Abbey Road, Castle Hill, Market Square, Station Row, Church Walk, Orchard Way, "
+            "Harbour Quay, Meadow Close, Tower Gate, Forest Edge"
         ),
         statements=(
             "{name} lives in {v}.",
@@ -59,19 +54,8 @@ ATTRIBUTES: dict[str, Attribute] = {
         ),
     ),
     "trade": Attribute(
-        values=(
-            "baker",
-            "smith",
-            "tailor",
-            "doctor",
-            "teacher",
-            "farmer",
-            "sailor",
-            "painter",
-            "carpenter",
-            "weaver",
-            "potter",
-            "judge",
+        values=listed(
+            "baker, smith, tailor, doctor, teacher, farmer, sailor, painter, carpenter, weaver, potter, judge"
         ),
         statements=(
             "{name} works as a {v}.",
@@ -96,20 +80,7 @@ ATTRIBUTES: dict[str, Attribute] = {
         ),
     ),
     "pet": Attribute(
-        values=(
-            "cat",
-            "dog",
-            "parrot",
-            "rabbit",
-            "turtle",
-            "goat",
-            "horse",
-            "hamster",
-            "canary",
-            "lizard",
-            "duck",
-            "pig",
-        ),
+        values=listed("cat, dog, parrot, rabbit, turtle, goat, horse, hamster, canary, lizard, duck, pig"),
         statements=(
             "{name} has a {v}.",
             "{name} keeps a {v} as a pet.",
@@ -157,20 +128,7 @@ ATTRIBUTES: dict[str, Attribute] = {
         ),
     ),
     "colour": Attribute(
-        values=(
-            "red",
-            "blue",
-            "green",
-            "yellow",
-            "purple",
-            "orange",
-            "white",
-            "black",
-            "brown",
-            "pink",
-            "silver",
-            "gold",
-        ),
+        values=listed("red, blue, green, yellow, purple, orange, white, black, brown, pink, silver, gold"),
         statements=(
             "{name} wears {v}.",
             "{name} likes the colour {v}.",
@@ -194,20 +152,7 @@ ATTRIBUTES: dict[str, Attribute] = {
         ),
     ),
     "music": Attribute(
-        values=(
-            "violin",
-            "drum",
-            "flute",
-            "harp",
-            "piano",
-            "trumpet",
-            "guitar",
-            "cello",
-            "organ",
-            "banjo",
-            "oboe",
-            "bell",
-        ),
+        values=listed("violin, drum, flute, harp, piano, trumpet, guitar, cello, organ, banjo, oboe, bell"),
         statements=(
             "{name} plays the {v}.",
             "In the evening {name} plays the {v}.",
@@ -258,7 +203,7 @@ class Advice:
 
 def family(deed: str, objects: str, method: str) -> tuple[Advice, ...]:
     """The same deed done to several things."""
-    return tuple(Advice(deed.format(o), method) for o in objects.split(", "))
+    return tuple(Advice(deed.format(o), method) for o in listed(objects))
 
 
 HARMFUL_FAMILIES = (
