@@ -23,13 +23,16 @@ log = logging.getLogger(__name__)
 BATCH = 1000  # as many as the server takes at once
 INTERVAL_SECONDS = 2.0
 CLOSE_SECONDS = 5.0
+TELL_SECONDS = 20.0
+TOLD = ("loss", "heldout_loss", "reward", "kl", "length", "train_accuracy")  # what a line about a running stage names
 
 
 class MetricSender:
     """Sends what a journal tells it, in batches, from a thread of its own; its failures never reach the training."""
 
-    def __init__(self, run_id: str) -> None:
-        self._run_id = run_id
+    def __init__(self, run_id: str, stage: str = "") -> None:
+        self._run_id, self._stage = run_id, stage
+        self._told_at = time.monotonic()
         self._waiting: queue.SimpleQueue[Metric] = queue.SimpleQueue()
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._work, name=f"metrics-{run_id[:8]}", daemon=True)
@@ -45,7 +48,11 @@ class MetricSender:
         self._thread.join(CLOSE_SECONDS)
 
     def hear(self, values: Mapping[str, float], step: int, timestamp_ms: int) -> None:
-        """Take one step's values; returns at once."""
+        """Take one step's values; returns at once. Now and then a line says how far a long stage is."""
+        if time.monotonic() - self._told_at > TELL_SECONDS:
+            self._told_at = time.monotonic()
+            told = ", ".join(f"{name} {values[name]:.3g}" for name in TOLD if name in values)
+            log.info("%s at step %d%s", self._stage or "stage", step, f": {told}" if told else "")
         for metric in to_metrics(values, step, timestamp_ms):
             self._waiting.put(metric)
 

@@ -30,20 +30,23 @@ from alignment.config import (
 )
 from alignment.errors import ConfigError
 from alignment.ppo.config import PPOConfig
+from alignment.sources import locate
 from flows.complaints import complaint
 from labeling.config import LabelingConfig
 
 RECIPES = Path(__file__).parent / "recipes"
-TOWN_SCHEME = "town://"
+TOWN_SCHEME, DATA_SCHEME = "town://", "data://"
+SOURCES = ("corpus", "demonstrations", "prompts", "comparisons")
 
 
 class Recipe(Config):
     """One run of the pipeline, from corpus to a registered policy. `labeling: null` with `comparisons.sources` uses
-    comparisons made elsewhere; `town: null` runs on data of one's own."""
+    comparisons made elsewhere; `town: null` runs on data of one's own. `data://NAME` is a file under `data_root`."""
 
     name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
     description: str = ""
     seed: Natural = 0
+    data_root: str = Field(".", description="where data://NAME lies, relative to the working directory")
     town: TownConfig | None = None
     corpus: CorpusConfig = CorpusConfig()
     tokenizer: TokenizerConfig = TokenizerConfig()
@@ -95,7 +98,7 @@ class Recipe(Config):
                 yield f"{key} is {path}, but there is no town: add `town: {{}}`, or name a file"
 
     def _paths(self) -> Iterator[tuple[str, str]]:
-        for section in ("corpus", "demonstrations", "prompts", "comparisons"):
+        for section in SOURCES:
             for number, source in enumerate(getattr(self, section).sources):
                 yield f"{section}.sources.{number}.path", source.path
 
@@ -127,9 +130,29 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
     for override in overrides:
         _set(values, override)
     try:
-        return Recipe.model_validate(values)
+        return Recipe.model_validate(_with_data(values, str(values.get("data_root", "."))))
     except ValidationError as error:
         raise ConfigError(f"the recipe {path.name} cannot be run:\n{complaint(error, Recipe, values)}") from error
+
+
+def _with_data(value: Any, root: str) -> Any:
+    """The options with every data://NAME as a path below `root`."""
+    if isinstance(value, dict):
+        return {name: _with_data(item, root) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_with_data(item, root) for item in value]
+    if isinstance(value, str) and value.startswith(DATA_SCHEME):
+        return (Path(root) / value.removeprefix(DATA_SCHEME)).as_posix()
+    return value
+
+
+def check_files(recipe: Recipe) -> None:
+    """Look for every file that the recipe names before anything runs. Raises DataError for the first missing one."""
+    for section in SOURCES:
+        for source in getattr(recipe, section).sources:
+            locate(source.path, Path(), source.origin)
+    if recipe.pretrain.checkpoint is not None:
+        locate(recipe.pretrain.checkpoint, None)
 
 
 def recipes() -> dict[str, str]:

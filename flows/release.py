@@ -92,13 +92,11 @@ def require(reward: Artifact, gate: RewardGate) -> None:
 def failures(gate: ReleaseGate, manifest: Mapping[str, Any]) -> list[str]:
     """What keeps a policy from being champion: each figure of the gate that was missed, and by how much.
 
-    A win by the reward model's own score is no win: PPO was after that score. A gate that asks for nothing makes nobody
-    champion; that is then for a reviewer to do.
+    A win by the reward model's own score does not count as measured: that score is what PPO was after.
     """
-    if all(limit is None for limit in gate.model_dump().values()):
-        return ["release_gate asks for nothing, so a reviewer decides who becomes champion"]
-    gold, tax = manifest["gold"] or {}, manifest["tax"]
-    win = manifest["win_rate_vs_sft"] if gold else {"rate": None, "low": None}
+    gold, tax, win = manifest["gold"] or {}, manifest["tax"], manifest["win_rate_vs_sft"]
+    if win.get("by") == "reward":
+        win = {"rate": None, "low": None}
     policy, sft = gold.get("policy", {}), gold.get("sft", {})
     drop = sft["truthful"] - policy["truthful"] if gold else None
     checks = (

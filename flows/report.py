@@ -60,47 +60,74 @@ def _read(run: Run) -> dict[str, Any]:
 def report_view(manifest: Mapping[str, Any]) -> Group:
     """A release for people."""
     head = Text(f"release {manifest.get('release')}   seed {manifest.get('seed')}", style="bold")
-    parts = [head, _gold(manifest), _headlines(manifest), _reward_model(manifest), _stages(manifest)]
+    parts = [head, _models(manifest), _headlines(manifest), _reward_model(manifest), _aside(manifest),
+             _stages(manifest)]  # fmt: skip
     return Group(*(part for part in parts if part is not None))
 
 
-def _gold(manifest: Mapping[str, Any]) -> Table | None:
-    """Gold rates by model, with the alignment tax."""
-    gold, tax = manifest.get("gold") or {}, manifest.get("tax") or {}
-    if not gold and not tax:
+def _models(manifest: Mapping[str, Any]) -> Table | None:
+    """Base, SFT and policy: gold rates where there is a judge, the reward model's score, length and held-out loss."""
+    gold, columns = manifest.get("gold") or {}, {}
+    for title, key in (("reward", "reward"), ("tokens", "length_tokens"), ("held-out loss", "tax")):
+        columns[title] = manifest.get(key) or {}
+    if not gold and not any(columns.values()):
         return None
+    criteria = CRITERIA if gold else ()
     table = Table(title="held-out prompts")
     table.add_column("model")
-    for name in (*CRITERIA, "held-out loss"):
+    for name in (*criteria, *columns):
         table.add_column(name, justify="right")
     for model in MODELS:
         rates = gold.get(model) or {}
-        table.add_row(model, *(_figure(rates.get(name)) for name in CRITERIA), _figure(tax.get(model)))
+        table.add_row(model, *(_figure(rates.get(name)) for name in criteria),
+                      *(_figure(values.get(model)) for values in columns.values()))  # fmt: skip
     return table
 
 
 def _headlines(manifest: Mapping[str, Any]) -> Text:
     win = manifest.get("win_rate_vs_sft") or {}
+    by_reward = manifest.get("judge") == "reward model"
     text = Text()
+    if by_reward:
+        text.append(
+            "No gold judge: nobody knows which answers are good. Rewards and wins below are the reward model's own "
+            "view, which PPO was trained to please.\n"
+        )
     if win:
         text.append(
             f"policy beats SFT on {_figure(win.get('rate'))} of {win.get('decided')} decided prompts "
-            f"(95 % interval {_figure(win.get('low'))} to {_figure(win.get('high'))})\n"
+            f"(95 % interval {_figure(win.get('low'))} to {_figure(win.get('high'))})"
+            f"{' by the reward model' if by_reward else ''}\n"
         )
     text.append(f"KL to SFT {_figure(manifest.get('kl_to_sft'))} nats a response")
+    gate = manifest.get("gate")
+    if gate:
+        text.append("\nrelease gate passed: champion" if gate["passed"] else "\ncandidate, not champion:")
+        text.append("".join(f"\n  {line}" for line in gate["missed"]))
     return text
 
 
 def _reward_model(manifest: Mapping[str, Any]) -> Table | None:
-    figures = manifest.get("reward_model") or {}
+    figures = dict(manifest.get("reward_model") or {})
     if not figures:
         return None
+    figures |= figures.pop("by_criterion", None) or {}
     table = Table(title=f"reward model, from {manifest.get('comparisons')} comparisons", show_header=False)
     table.add_column("figure")
     table.add_column("value", justify="right")
     for name, value in figures.items():
         table.add_row(name.replace("_", " "), _figure(value))
     return table
+
+
+def _aside(manifest: Mapping[str, Any]) -> Text | None:
+    """What was not used, so that no row is dropped in silence."""
+    found = [
+        f"{stage}: " + ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in counts.items())
+        for stage, counts in (manifest.get("put_aside") or {}).items()
+        if counts
+    ]
+    return Text("put aside, with the reasons in each stage's output\n  " + "\n  ".join(found)) if found else None
 
 
 def _stages(manifest: Mapping[str, Any]) -> Table | None:

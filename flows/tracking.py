@@ -189,7 +189,7 @@ def _work(job: Job, work: Work, run_id: str) -> float:
     if (out / "result.json").exists():
         return _seconds(out)
     started = time.monotonic()
-    with MetricSender(run_id) as sender:
+    with MetricSender(run_id, job.stage) as sender:
         figures = work(out, Journal(out, sender.hear))
     seconds = time.monotonic() - started
     shutil.rmtree(out / CHECKPOINTS, ignore_errors=True)
