@@ -71,8 +71,6 @@ def finetune(
         report_to="none",
         dataloader_num_workers=0,
         disable_tqdm=True,
-        eos_token=tokenizer.eos_token,
-        pad_token=tokenizer.pad_token,
     )
     trainer = SFTTrainer(
         model=model,

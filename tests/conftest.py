@@ -1,0 +1,72 @@
+"""What several folders of tests share: one real Label Studio server for all of them, and a place to run pipelines."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import mlflow
+import pytest
+import torch
+
+from flows.services import QUIET
+from labeling.client import LabelStudio
+from labeling.server import running_server
+from tests.labeling.helpers import TOKEN, settings
+
+HERE = Path(__file__).parent
+TINY = HERE / "recipes" / "tiny.yaml"
+SHARED_DATA = HERE.parent.parent / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def server_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A running Label Studio server."""
+    with running_server(settings(tmp_path_factory.mktemp("label-studio"))) as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def owner(server_url: str) -> Iterator[LabelStudio]:
+    """The first account's client."""
+    with LabelStudio(server_url, TOKEN) as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An MLflow database with the schema in place: making one takes seconds, copying one nothing."""
+    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    mlflow.MlflowClient(f"sqlite:///{path}").search_experiments()
+    return path
+
+
+@pytest.fixture(scope="session")
+def prefect_server() -> Iterator[str]:
+    """A Prefect server with a fresh database, for all tests; yields its address."""
+    from prefect.settings import PREFECT_API_URL, PREFECT_SERVER_ANALYTICS_ENABLED, temporary_settings
+    from prefect.testing.utilities import prefect_test_harness
+
+    with temporary_settings({PREFECT_SERVER_ANALYTICS_ENABLED: False}), prefect_test_harness(server_startup_timeout=90):
+        yield str(PREFECT_API_URL.value())
+
+
+@pytest.fixture(scope="module")
+def workplace(
+    tmp_path_factory: pytest.TempPathFactory, empty_store: Path, prefect_server: str
+) -> Iterator[Path]:
+    """A home for the pipelines of a file of tests: outputs, and an MLflow store in SQLite. One thread for torch."""
+    home = tmp_path_factory.mktemp("home")
+    (home / "mlflow.db").write_bytes(empty_store.read_bytes())
+    store = f"sqlite:///{home / 'mlflow.db'}"
+    told = {"RLHF_HOME": str(home), "MLFLOW_TRACKING_URI": store, "PREFECT_API_URL": prefect_server, **QUIET}
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in (told | {"OMP_NUM_THREADS": "1"}).items():
+            patch.setenv(name, value)
+        patch.chdir(home)  # a store without a server puts artifacts under ./mlruns
+        mlflow.set_tracking_uri(store)
+        mlflow.set_registry_uri(store)
+        yield home
+        mlflow.set_tracking_uri(None)  # type: ignore[arg-type]
+        mlflow.set_registry_uri(None)  # type: ignore[arg-type]
+    torch.set_num_threads(threads)

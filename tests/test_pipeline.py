@@ -1,0 +1,270 @@
+"""The pipeline end to end on a town of fourteen people, with a real Label Studio, Prefect and MLflow store."""
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pytest
+from mlflow import MlflowClient
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import FlowRunFilter
+
+from alignment.config import CorpusConfig
+from alignment.errors import DataError
+from alignment.journal import Journal
+from alignment.records import Comparison, read_records
+from flows import runs
+from flows.cli import main
+from flows.graph import keys, steps
+from flows.lineage import lineage
+from flows.pipeline import rlhf
+from flows.plan import finished
+from flows.recipe import Recipe, load_recipe
+from flows.report import load_release
+from flows.tracking import find
+from labeling.client import LabelStudio
+from labeling.errors import ServerUnavailable
+from labeling.simulate import pairwise_result, ranking_result, responses_of
+from labeling.users import ensure_account
+from tests.conftest import TINY
+from tests.labeling.helpers import TOKEN, free_port
+
+pytestmark = pytest.mark.server
+STAGES = ["town", "corpus", "tokenizer", "pretrain", "demonstrations", "prompts", "sft", "responses", "labeling",
+          "comparisons", "reward", "ppo", "evaluate"]  # fmt: skip
+TRAINED = {"pretrain": "base", "sft": "sft", "reward": "reward", "ppo": "policy"}
+PART = """
+import sys
+from flows import stages
+from flows.graph import steps
+from flows.recipe import load_recipe
+step = steps(load_recipe(sys.argv[1], sys.argv[2:]))
+town = stages.build_town(step["town"])
+corpus = stages.prepare_corpus(step["corpus"], town)
+made = stages.pretrain(step["pretrain"], corpus, stages.train_tokenizer(step["tokenizer"], corpus))
+print(made.run_id, made.cached, corpus.cached)
+"""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def label_studio(server_url: str) -> Any:
+    """The pipeline finds Label Studio by these names, as it does under `rlhf run`."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LABEL_STUDIO_URL", server_url)
+        patch.setenv("LABEL_STUDIO_API_KEY", TOKEN)
+        yield
+
+
+@pytest.fixture(scope="module")
+def release(workplace: Path) -> dict[str, Any]:
+    """The manifest of a first run; every test of this file is about it or comes after it."""
+    return rlhf(load_recipe(str(TINY)))
+
+
+def annotations_of(owner: LabelStudio, title: str) -> dict[str, dict[str, Any]]:
+    """Every annotation in the projects of a title, by id."""
+    ours = [project["id"] for project in owner.projects() if project["title"].startswith(title)]
+    return {str(one["id"]): one for number in ours for task in owner.export(number) for one in task["annotations"]}
+
+
+def test_every_stage_runs_once_and_the_manifest_has_every_headline(release: dict[str, Any]) -> None:
+    assert list(release["seconds"]) == list(release["cached"]) == STAGES
+    assert not any(release["cached"].values()) and all(seconds > 0 for seconds in release["seconds"].values())
+    assert release["seed"] == 0 and release["comparisons"] > 30
+    for model in ("base", "sft", "policy"):
+        assert release["gold"][model].keys() == {"helpful", "truthful", "harmless", "score"}
+        assert release["tax"][model] > 0
+    assert release["win_rate_vs_sft"].keys() >= {"rate", "low", "high", "decided"}
+    wanted = {"accuracy_heldout_prompts", "accuracy_heldout_annotators", "annotator_agreement", "ece",
+              "length_correlation", "bag_of_words_accuracy"}  # fmt: skip
+    assert release["reward_model"].keys() >= wanted
+    assert isinstance(release["kl_to_sft"], float)
+    assert load_release() == load_release(release["release"]) == json.loads(json.dumps(release))
+
+
+def test_mlflow_has_a_nested_run_a_stage_and_four_models(release: dict[str, Any]) -> None:
+    client = MlflowClient()
+    nested = runs.search({"mlflow.parentRunId": release["mlflow_run_id"]})
+    by_stage = {run.data.tags[runs.TAG_STAGE]: run for run in nested}
+    assert sorted(by_stage) == sorted(STAGES)
+    for stage, run in by_stage.items():
+        assert run.info.status == "FINISHED"
+        assert run.data.params["run_seed"] == "0"
+        assert "mlflow.source.git.commit" in run.data.tags and "torch" in run.data.tags["rlhf.versions"]
+        assert len(run.inputs.dataset_inputs) == len(steps(load_recipe(str(TINY)))[stage].inputs)
+    for stage, name in TRAINED.items():
+        assert len(client.get_metric_history(by_stage[stage].info.run_id, "loss" if stage != "ppo" else "kl")) >= 3
+        figures = [file.path for file in client.list_artifacts(by_stage[stage].info.run_id, f"{runs.OUTPUT}/figures")]
+        assert figures and all(path.endswith(".png") for path in figures)
+        assert release["models"][name] == f"models:/{name}/1"
+        assert client.get_model_version(name, "1").run_id == by_stage[stage].info.run_id
+    shown = {file.path for file in client.list_artifacts(release["mlflow_run_id"], "report")}
+    assert {"report/gold_curve", "report/release.json", "report/samples.md"} <= shown
+    assert not list(Path("mlruns").rglob("*.bin")) and not list(Path("mlruns").rglob("*.pkl"))
+
+
+def test_lineage_reaches_annotations_that_are_in_label_studio(release: dict[str, Any], owner: LabelStudio) -> None:
+    found = lineage("policy@candidate")
+    judged = found["inputs"]["reward"]["inputs"]["comparisons"]
+    there = annotations_of(owner, "tiny")
+    assert len(judged["annotation_ids"]) >= 20 and set(judged["annotation_ids"]) <= set(there)
+    assert {str(there[one]["completed_by"]) for one in judged["annotation_ids"]} == set(judged["annotator_ids"])
+    assert found["inputs"]["corpus"]["inputs"]["town"]["stage"] == "town"
+    assert judged["inputs"]["labelled"]["inputs"]["responses"]["inputs"]["model"]["stage"] == "sft"
+
+
+def task_states(flow_run_id: str) -> list[str]:
+    """The names of the states in which a flow run's tasks ended, as Prefect has them."""
+
+    async def ask() -> list[str]:
+        async with get_client() as client:
+            found = await client.read_task_runs(flow_run_filter=FlowRunFilter(id={"any_": [flow_run_id]}))
+            return [str(run.state_name) for run in found]
+
+    return asyncio.run(ask())
+
+
+def test_a_rerun_is_cached_throughout(release: dict[str, Any]) -> None:
+    started = time.monotonic()
+    again = rlhf(load_recipe(str(TINY)))
+    assert time.monotonic() - started < 25
+    assert all(again["cached"].values()) and list(again["cached"]) == STAGES
+    for same in ("release", "models", "gold", "win_rate_vs_sft", "kl_to_sft", "tax", "comparisons", "reward_model"):
+        assert again[same] == release[same]
+    assert again["seconds"] == pytest.approx(release["seconds"], abs=1e-3)
+    flow_run = MlflowClient().get_run(again["mlflow_run_id"]).data.tags[runs.TAG_FLOW_RUN]
+    deadline = time.monotonic() + 10  # Prefect's client hands states over in the background
+    while (states := task_states(flow_run)) != ["Cached"] * len(STAGES) and time.monotonic() < deadline:
+        time.sleep(0.5)
+    assert states == ["Cached"] * len(STAGES)
+
+
+def test_a_stage_that_is_killed_counts_as_nothing_and_goes_on_afterwards(workplace: Path) -> None:
+    changed = ["seed=1", "pretrain.epochs=8", "pretrain.checkpoint_every_steps=5", "pretrain.log_every_steps=1"]
+    command = [sys.executable, "-c", PART, str(TINY), *changed]
+    recipe = load_recipe(str(TINY), changed)
+    wanted = keys(steps(recipe))
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
+        kept = workplace / "artifacts" / f"pretrain-{wanted['pretrain'][:16]}.partial" / "checkpoint" / "state.pt"
+        deadline = time.monotonic() + 60
+        while not kept.exists():
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.02)
+        process.send_signal(signal.SIGKILL)
+    assert find("pretrain", wanted["pretrain"], workplace) is None
+    assert finished(wanted) == {"town", "corpus", "tokenizer"}
+    assert not (kept.parent.parent.with_suffix("")).exists()
+    (begun,) = runs.search({runs.TAG_KEY: wanted["pretrain"]})
+    assert begun.info.status != "FINISHED"
+    fewer = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    assert fewer[-3:] == [begun.info.run_id, "False", "True"]
+    made = find("pretrain", wanted["pretrain"], workplace)
+    assert made is not None
+    logged = [line["step"] for line in Journal(made.path).read() if "loss" in line["values"]]
+    assert logged == list(range(1, max(logged) + 1))
+    assert begun.info.start_time == MlflowClient().get_run(made.run_id).info.start_time
+
+
+def person(owner: LabelStudio, title: str, judged: list[int]) -> None:
+    """Somebody who likes short answers waits for tasks in projects of a title, and judges them through the API."""
+    account = ensure_account(owner, "paul@rlhf.local", "password-of-paul", "Paul")
+    deadline = time.monotonic() + 60
+    with LabelStudio(owner.url, account.token.get_secret_value()) as client:
+        while not (ours := [p["id"] for p in owner.projects() if p["title"].startswith(title) and p["task_number"]]):
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        time.sleep(1.5)  # the second kind of task
+        ours = [project["id"] for project in owner.projects() if project["title"].startswith(title)]
+        for row in [row for number in ours for row in owner.tasks(number, "id", "data")]:
+            shown = responses_of(row["data"])
+            if "responses" in row["data"]:
+                result = ranking_result([one for one, _ in sorted(shown, key=lambda pair: len(pair[1]))])
+            else:
+                result = pairwise_result(9.0 if len(shown[0][1]) < len(shown[1][1]) else -9.0, [(3, 3, 3)] * 2)
+            judged.append(client.annotate(row["id"], result, 5.0))
+
+
+def test_people_are_waited_for_until_enough_is_judged(release: dict[str, Any], owner: LabelStudio) -> None:
+    changed = ["annotators=people", "title=paul", "poll_seconds=0.3", "minimum_share=0.5"]
+    recipe = load_recipe(str(TINY), [f"labeling.{option}" for option in changed])
+    judged: list[int] = []
+    paul = threading.Thread(target=person, args=(owner, "paul", judged), daemon=True)
+    paul.start()
+    made = rlhf(recipe)
+    paul.join(30)
+    before = STAGES[: STAGES.index("labeling")]
+    assert [stage for stage, cached in made["cached"].items() if cached] == before
+    assert made["release"] != release["release"] and made["models"]["policy"] == "models:/policy/2"
+    said = lineage("policy@candidate")["inputs"]["reward"]["inputs"]["comparisons"]
+    assert set(said["annotation_ids"]) <= set(map(str, judged)) and len(said["annotation_ids"]) >= 8
+    assert len(said["annotator_ids"]) == 1
+    rows, _ = read_records(artifact(recipe, "comparisons") / "comparisons.jsonl", Comparison)
+    assert rows and all(len(row.chosen.text) <= len(row.rejected.text) for row in rows)
+
+
+def artifact(recipe: Recipe, stage: str) -> Path:
+    """Where a stage's output lies."""
+    return Path(os.environ["RLHF_HOME"]) / "artifacts" / f"{stage}-{keys(steps(recipe))[stage][:16]}"
+
+
+def test_a_label_studio_that_stopped_says_which_command_starts_it(
+    release: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LABEL_STUDIO_URL", f"http://127.0.0.1:{free_port()}")
+    with pytest.raises(ServerUnavailable, match="`rlhf up` starts the local server"):
+        rlhf(load_recipe(str(TINY), ["labeling.title=nowhere"]))
+    assert mlflow.active_run() is None
+    assert load_release()["release"] != "nowhere"
+
+
+@pytest.mark.parametrize(
+    ("told", "code", "words"),
+    [
+        (["--set", "ppo.kl_coeff=1"], 2, ["ppo.kl_coeff: unknown key", "Did you mean ppo.kl_coef?"]),
+        (["--set", "sft.epochs=many"], 2, ["sft.epochs: 'many' is not allowed", "a number above 0"]),
+        (["--set", "sampling.prompts=3"], 2, ["sampling.prompts is 3, but labeling asks for 16 judged prompts"]),
+        (["--set", "corpus.sources=[{path: lost.txt, origin: in the attic}]"], 1,
+         ["'lost.txt' does not exist", "it is in the attic"]),
+        ([], 1, ["Label Studio (not running)", "start the servers with `rlhf up`"]),
+    ],
+)  # fmt: skip
+def test_what_the_command_says(
+    told: list[str], code: int, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.setattr(sys, "argv", ["rlhf", "run", str(TINY), "--home", str(tmp_path), *told])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    said = capsys.readouterr().err
+    assert ended.value.code == code
+    assert all(word in said for word in words), said
+    assert "Traceback" not in said
+
+
+def corrupt(path: Path, bad: int) -> CorpusConfig:
+    """A corpus of forty lines, the last `bad` of which are broken."""
+    good = [json.dumps({"text": f"The {n}th house on the hill has a door of its own."}) for n in range(40 - bad)]
+    path.write_text("\n".join([*good, *['{"text": "cut off'] * bad]) + "\n", encoding="utf-8")
+    return CorpusConfig.model_validate({"sources": [{"path": str(path)}], "max_rejected_share": 0.05})
+
+
+def test_a_corrupt_line_is_put_aside_and_too_many_are_refused(workplace: Path, tmp_path: Path) -> None:
+    from flows import stages
+    from flows.graph import Step
+
+    source = tmp_path / "corpus.jsonl"
+    made = stages.prepare_corpus(Step(stage="corpus", config=corrupt(source, 2), files=(source,)), None)
+    rows = [json.loads(line) for line in made.file("rejected.jsonl").read_text().splitlines()]
+    assert [(row["file"], row["line"]) for row in rows] == [(str(source), 39), (str(source), 40)]
+    assert all("not a line of UTF-8 JSON" in row["reason"] for row in rows)
+    assert made.result()["rejected"] == 2
+    with pytest.raises(DataError, match=r"3 of 40 rows could not be read.*First: .*corpus.jsonl line 38: not a line"):
+        stages.prepare_corpus(Step(stage="corpus", config=corrupt(source, 3), files=(source,)), None)
