@@ -68,7 +68,7 @@ def wait_for_people(label_studio: LabelStudio, collection: Collection, config: L
     console = Console()
     for kind, url in collection.urls.items():
         console.print(f"waiting for people: {kind} at {url}", soft_wrap=True)
-    console.print("Ctrl-C stops the waiting; the same command goes on with everything that was judged")
+    console.print("Ctrl-C stops the waiting; the same command goes on with what was judged", soft_wrap=True)
     deadline = time.monotonic() + config.deadline_hours * 3600
     columns = (TextColumn("judged"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console) as bar:
