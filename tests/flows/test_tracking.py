@@ -182,7 +182,7 @@ def test_a_server_that_is_away_does_not_hurt_the_training(home: Path, monkeypatc
 
 
 def test_two_who_want_the_same_do_it_once(home: Path) -> None:
-    context = multiprocessing.get_context("fork")
+    context = multiprocessing.get_context("spawn")  # a fork would inherit the threads of whatever ran before
     uri = mlflow.get_tracking_uri()
     racers = [context.Process(target=racing_stage, args=(str(home), uri)) for _ in range(2)]
     for racer in racers:
