@@ -6,6 +6,7 @@ import logging
 from alignment.errors import RLHFError
 from labeling.errors import LabelingError
 
+OURS = ("flows", "alignment", "labeling")
 ON_PURPOSE = (RLHFError, LabelingError)
 
 
@@ -30,7 +31,9 @@ class InWords(logging.Formatter):
 
 
 def speak_in_words() -> None:
-    """Let what Prefect and the root logger write to the terminal leave out tracebacks of errors raised on purpose."""
+    """Show what our own packages tell, and leave out tracebacks of errors raised on purpose."""
+    for package in OURS:
+        logging.getLogger(package).setLevel(logging.INFO)
     for name in ("", "prefect"):
         for handler in logging.getLogger(name).handlers:
             inner = handler.formatter
