@@ -32,6 +32,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "raises": {},
     "resumed": {},
     "few": {"batch_size": 1, "minibatch_size": 1},
+    "different": {},
     "sharded": {},
 }  # fmt: skip
 
@@ -54,8 +55,9 @@ def run(out: Path, name: str, rule=world.count_w7) -> PPOResult:
     """One run in double precision, where processes and one process must agree very closely."""
     reward = [ModelReward("model", 1.0, world.reward_model().double()), RuleReward("w7", 0.5, rule)]
     options = world.config(**{"steps": 3, "micro_batch_tokens": 32, **OPTIONS[name]})
+    policy = world.policy(seed=int(os.environ.get("RANK", "0")) if name == "different" else 0).double()
     return train_ppo(
-        world.policy().double(), world.tokenizer(), world.PROMPTS, reward, options, ptx_sequences=TEXT, out=out / name
+        policy, world.tokenizer(), world.PROMPTS, reward, options, ptx_sequences=TEXT, out=out / name
     )
 
 
