@@ -36,6 +36,7 @@ def generate(
     temperature: float = 1.0,
     top_p: float = 1.0,
     generator: torch.Generator | None = None,
+    uniforms: Tensor | None = None,
     batch_size: int = 128,
 ) -> list[Sample]:
     """Sample one response for each prompt of token ids, in the order of the prompts.
@@ -43,28 +44,49 @@ def generate(
     `temperature=0` takes the most likely token. `logprobs` are those of the whole distribution at this temperature (at
     1 where greedy); `top_p` limits what is drawn and leaves them as they are. The same generator state gives the same
     samples for the same prompts and batch size. `generator` lives on the model's device.
+
+    `uniforms`, numbers in [0, 1) of shape (prompts, max_new_tokens), take the generator's place: token t of prompt i is
+    decided by number (i, t) alone, so that a response does not depend on what is sampled beside it, nor where.
     """
     _check(model, prompts, max_new_tokens, temperature, top_p)
+    assert uniforms is None or uniforms.shape == (len(prompts), max_new_tokens), uniforms.shape
     samples = [Sample() for _ in prompts]
     order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i))
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]
-        batch = _Batch(model, [prompts[i] for i in rows], [samples[i] for i in rows], pad_token_id)
-        for _ in range(max_new_tokens):
-            tokens, logprobs = draw(batch.logits, temperature, top_p, generator)
+        numbers = None if uniforms is None else uniforms[rows].to(model.device)
+        batch = _Batch(model, [prompts[i] for i in rows], [samples[i] for i in rows], pad_token_id, numbers)
+        for time in range(max_new_tokens):
+            column = None if batch.uniforms is None else batch.uniforms[:, time]
+            tokens, logprobs = draw(batch.logits, temperature, top_p, generator, column)
             if not batch.advance(tokens, logprobs, eos_token_ids):
                 break
     return samples
 
 
-def draw(logits: Tensor, temperature: float, top_p: float, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
-    """One token a row and its log-probability. Shapes: (b, V) -> (b,), (b,)."""
+def draw(
+    logits: Tensor, temperature: float, top_p: float, generator: torch.Generator | None, uniforms: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """One token a row and its log-probability. Shapes: (b, V), uniforms (b,) -> (b,), (b,)."""
     logs = functional.log_softmax(logits / (temperature or 1.0), dim=-1)
     if temperature == 0:
         tokens = logs.argmax(-1, keepdim=True)
-    else:
+    elif uniforms is None:
         tokens = torch.multinomial(nucleus(logs.exp(), top_p), 1, generator=generator)
+    else:
+        tokens = quantile(nucleus(logs.exp(), top_p), uniforms).unsqueeze(-1)
     return tokens.squeeze(-1), logs.gather(-1, tokens).squeeze(-1)
+
+
+def quantile(weights: Tensor, uniforms: Tensor) -> Tensor:
+    """Inverse transform sampling: the first token i with Σ_{j≤i} w_j > u Σ_j w_j (Devroye 1986, III.2.1).
+
+    Sums are in double precision: in single, tokens late in a large vocabulary would lose theirs to rounding.
+    Shapes: weights (b, V), not normalised; uniforms (b,) in [0, 1) -> (b,).
+    """
+    cumulative = weights.cumsum(-1, dtype=torch.float64)
+    places = torch.searchsorted(cumulative, uniforms.to(cumulative).unsqueeze(-1) * cumulative[:, -1:], right=True)
+    return places.squeeze(-1).clamp(max=weights.shape[-1] - 1)  # only NaN goes beyond, and the update names that
 
 
 def nucleus(probabilities: Tensor, top_p: float) -> Tensor:
@@ -80,9 +102,14 @@ class _Batch:
     """The rows still being written: their cache, attention mask and next-token logits."""
 
     def __init__(
-        self, model: PreTrainedModel, prompts: list[Sequence[int]], samples: list[Sample], pad_token_id: int
+        self,
+        model: PreTrainedModel,
+        prompts: list[Sequence[int]],
+        samples: list[Sample],
+        pad_token_id: int,
+        uniforms: Tensor | None,
     ) -> None:
-        self.model, self.samples = model, samples
+        self.model, self.samples, self.uniforms = model, samples, uniforms
         longest = max(map(len, prompts))
         padded = [[pad_token_id] * (longest - len(prompt)) + list(prompt) for prompt in prompts]
         input_ids = torch.tensor(padded, device=model.device)
@@ -120,6 +147,7 @@ class _Batch:
         self.cache.batch_select_indices(index)
         self.samples = [self.samples[row] for row in alive]
         self.mask, self.position = self.mask[index], self.position[index]
+        self.uniforms = None if self.uniforms is None else self.uniforms[index]
         return tokens[index]
 
     def _read(self, tokens: Tensor) -> None:

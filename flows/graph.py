@@ -39,7 +39,9 @@ def _steps(recipe: Recipe) -> Iterator[Step]:
         stage="reward", config=recipe.reward, model="reward",
         inputs=_same("sft", "comparisons", "demonstrations"),
     )  # fmt: skip
-    yield Step(stage="ppo", config=recipe.ppo, model="policy", inputs=_same("sft", "reward", "prompts", "corpus"))
+    yield Step(
+        stage="ppo", version=2, config=recipe.ppo, model="policy", inputs=_same("sft", "reward", "prompts", "corpus")
+    )
     yield Step(
         stage="evaluate", config=recipe.evaluation,
         inputs={"base": "pretrain", "policy": "ppo", **_same("sft", "reward", "prompts", "corpus"), **_town(recipe)},

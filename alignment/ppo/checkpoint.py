@@ -89,15 +89,20 @@ def read_checkpoint(directory: Path, expected: dict[str, str]) -> dict[str, Any]
 
 
 def _check_same_run(found: dict[str, str], expected: dict[str, str], directory: Path) -> None:
-    changed = [name for name in sorted(expected | found) if found.get(name) != expected.get(name)]
-    if changed:
-        details = ", ".join(
-            f"{name} (was {found.get(name, 'absent')}, is {expected.get(name, 'absent')})" for name in changed
-        )
+    if found != expected:
         raise ConfigError(
-            f"{directory} belongs to a run that started from something else: {details}. Put it back as it was to "
-            f"continue that run, or remove {directory} or use another `out` to start anew"
+            f"{directory} belongs to a run that started from something else: {changes(found, expected)}. Put it back "
+            f"as it was to continue that run, or remove {directory} or use another `out` to start anew"
         )
+
+
+def changes(before: dict[str, str], now: dict[str, str]) -> str:
+    """What differs between two fingerprints, by name."""
+    return ", ".join(
+        f"{name} (was {before.get(name, 'absent')}, is {now.get(name, 'absent')})"
+        for name in sorted(before | now)
+        if before.get(name) != now.get(name)
+    )
 
 
 def restore(state: dict[str, Any], learner: Learner) -> None:

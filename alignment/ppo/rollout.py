@@ -37,6 +37,21 @@ class Episodes:
 
 
 @dataclass(frozen=True)
+class Scored:
+    """Episodes with what models say of them, one process's or all. Shapes: (B,) a component, (B, T) a tensor.
+
+    Positions are what the scoring forwarded: those that held a token, and all of them.
+    """
+
+    episodes: Episodes
+    components: dict[str, Tensor]
+    reference_logprobs: Tensor
+    values: Tensor
+    real_positions: int
+    positions: int
+
+
+@dataclass(frozen=True)
 class Rollout:
     """Episodes with all that an update needs. Shapes: (B, T) for tensors a token, (B,) for `score`."""
 
@@ -62,10 +77,11 @@ def sample_episodes(
     prompts: Sequence[Sequence[int]],
     config: PPOConfig,
     eos_token_ids: set[int],
-    generator: torch.Generator,
+    uniforms: Tensor,
 ) -> Episodes:
     """Sample one response a prompt, with the log-probabilities it was drawn with.
 
+    `uniforms`, (B, max_new_tokens) in [0, 1), decide each token, so that a response does not depend on its neighbours.
     In single precision these equal those of a full forward to about 1e-6 (`sampling_mismatch` in the log keeps watch),
     so no forward is spent on them; in half precision the difference would matter, and they are computed afresh.
     """
@@ -75,7 +91,7 @@ def sample_episodes(
         max_new_tokens=config.max_new_tokens,
         eos_token_ids=eos_token_ids,
         temperature=config.temperature,
-        generator=generator,
+        uniforms=uniforms,
         batch_size=config.generation_batch_size,
     )
     sequences = [[*prompt, *sample.tokens] for prompt, sample in zip(prompts, samples, strict=True)]
@@ -123,33 +139,37 @@ def score_episodes(
     value_model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     config: PPOConfig,
-    kl_coef: float,
-) -> Rollout:
-    """Score the responses, compare them with the reference, and estimate values and advantages."""
+) -> Scored:
+    """Score the responses, compare them with the reference, and estimate values."""
     device = episodes.logprobs.device
     parts = component_scores(
         components, tokenizer, episodes.sequences, episodes.prompt_lengths, config.micro_batch_tokens
     )
-    reward = total_score(components, parts).to(episodes.logprobs)
-    score = shaped_score(reward, episodes, config)
-
     reference_logprobs, values = torch.zeros_like(episodes.logprobs), torch.zeros_like(episodes.logprobs)
     batches = micro_batches(episodes, config, device)
     for batch in batches:
         at = (batch.sequence, batch.time)
         reference_logprobs[at] = response_logprobs(reference, batch, config.temperature).to(values)
         values[at] = response_values(value_model, batch).to(values)
+    positions = sum(batch.input_ids.numel() for batch in batches)
+    real_positions = sum(batch.real_tokens for batch in batches)
+    return Scored(episodes, parts, reference_logprobs, values, real_positions, positions)
 
-    mask = episodes.response_mask
-    kl = kl_estimate(episodes.logprobs, reference_logprobs, config.kl_estimator)
+
+def rollout_of(scored: Scored, components: Sequence[Component], config: PPOConfig, kl_coef: float) -> Rollout:
+    """Rewards and advantages of the whole rollout, so that whitening sees every episode of every process."""
+    episodes, mask, values = scored.episodes, scored.episodes.response_mask, scored.values
+    reward = total_score(components, scored.components).to(episodes.logprobs)
+    score = shaped_score(reward, episodes, config)
+    kl = kl_estimate(episodes.logprobs, scored.reference_logprobs, config.kl_estimator)
     rewards = token_rewards(score, kl, mask, kl_coef)
     if config.whiten_rewards:
         rewards = whiten(rewards, mask, shift_mean=False)
     advantages, returns = gae(rewards, values, mask, config.gamma, config.gae_lambda)
     if config.whiten_advantages:
         advantages = whiten(advantages, mask)
-    forwarded = sum(batch.input_ids.numel() for batch in batches)
-    padding_share = 1 - sum(batch.real_tokens for batch in batches) / forwarded
+    parts, reference_logprobs = scored.components, scored.reference_logprobs
+    padding_share = 1 - scored.real_positions / scored.positions
     return Rollout(episodes, parts, reward, score, reference_logprobs, values, advantages, returns, padding_share)
 
 

@@ -2,7 +2,8 @@
 
 Each step: (1) sample responses, (2) score them, compare them with the reference and estimate advantages, (3) update
 policy and value model, (4) adapt the KL coefficient, (5) log, (6) snapshot and checkpoint. A killed run continues from
-its last checkpoint and makes bit for bit the same policy: all randomness is drawn from (seed, purpose, step).
+its last checkpoint and makes bit for bit the same policy: all randomness is drawn from (seed, purpose, step), for each
+episode by itself. So several processes (`accelerate launch`) make the policy that one would, but for rounding.
 """
 
 import copy
@@ -13,19 +14,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from alignment.errors import ConfigError, TrainingError
 from alignment.journal import Journal
 from alignment.model import scalar_head, scalar_model_from
+from alignment.ppo import processes
 from alignment.ppo.advantages import explained_variance
-from alignment.ppo.checkpoint import fingerprint, last_checkpoint, read_checkpoint, restore, save_checkpoint
+from alignment.ppo.checkpoint import changes, fingerprint, last_checkpoint, read_checkpoint, restore, save_checkpoint
 from alignment.ppo.config import PPOConfig
 from alignment.ppo.kl import adapted_kl_coef
 from alignment.ppo.prompts import check_inputs, cycled_rows, seeded, tokenized_prompts
 from alignment.ppo.rewards import Component, ModelReward, Reward, reward_components
-from alignment.ppo.rollout import Rollout, sample_episodes, score_episodes
+from alignment.ppo.rollout import Rollout, Scored, rollout_of, sample_episodes, score_episodes
+from alignment.ppo.shares import whole
 from alignment.ppo.snapshots import Snapshot, copy_snapshot, last_within, publish, snapshot_path
 from alignment.ppo.update import Learner, set_learning_rates, update
 from alignment.sampling import check_prompts_fit
@@ -85,7 +89,13 @@ def train_ppo(
     (prompts, responses), or a list of `RuleReward` and `ModelReward`. Without `value_model` it starts as a copy of the
     first reward model (of the policy's trunk where there is none); without `reference` that is `policy` itself. No
     argument's weights are changed. A run found in `out` continues.
+
+    In a script that `accelerate launch` started several times, every process gives the same arguments with models on
+    its own device, and gets the same result. `batch_size` counts the episodes of all; a function that is a reward gets
+    the responses of its process. The main process writes to `out`, from which all resume; a resumed run may have
+    another number of processes.
     """
+    processes.connect(config.batch_size, policy.device)
     run = _prepare(policy, tokenizer, prompts, reward, config, value_model, reference, ptx_sequences, out)
     journal = journal or Journal(out)
     identity = _identity(run, policy, value_model)
@@ -95,7 +105,7 @@ def train_ppo(
         with _naming_the_last_checkpoint(run):
             metrics = _one_step(run)
         run.step += 1
-        journal.log(metrics, run.step)
+        processes.on_main(journal.log, metrics, run.step)
         last = run.step == config.steps or run.stopped_early
         if not run.stopped_early and (run.step % config.snapshot_every_steps == 0 or last):
             _snapshot(run)
@@ -148,14 +158,10 @@ def _one_step(run: _Run) -> dict[str, float]:
     config, learner = run.config, run.learner
     seconds: dict[str, float] = {}
     rows = cycled_rows(len(run.prompts), config.batch_size, run.step, config.seed, "prompts")
-    generator = seeded(config.seed, "sampling", run.step, learner.policy.device)
-    with _timed("sampling", seconds):
-        episodes = sample_episodes(learner.policy, [run.prompts[i] for i in rows], config, run.eos_token_ids, generator)
-    with _timed("scoring", seconds):
-        rollout = score_episodes(
-            episodes, run.components, run.reference, learner.value_model, run.tokenizer, config, run.kl_coef
-        )
-    metrics = _rollout_metrics(rollout, run)
+    rollout = rollout_of(
+        whole(lambda: _scored_share(run, rows, seconds), learner.policy.device), run.components, config, run.kl_coef
+    )
+    metrics = processes.from_main(_rollout_metrics(rollout, run))
     _watch_kl(run, metrics["kl"])
     if not run.stopped_early:
         rates = set_learning_rates(learner, config, run.step)
@@ -167,8 +173,22 @@ def _one_step(run: _Run) -> dict[str, float]:
     total = sum(seconds.values())
     metrics |= {f"seconds_{name}": value for name, value in seconds.items()}
     metrics["episodes_per_second"] = len(rows) / total
-    metrics["tokens_per_second"] = sum(map(len, episodes.sequences)) / total
+    metrics["tokens_per_second"] = sum(map(len, rollout.episodes.sequences)) / total
     return metrics
+
+
+def _scored_share(run: _Run, rows: Sequence[int], seconds: dict[str, float]) -> Scored:
+    """This process's share of steps (1) and (2): its rows, each with random numbers of its own."""
+    config, learner = run.config, run.learner
+    uniforms = torch.rand(
+        (len(rows), config.max_new_tokens), generator=seeded(config.seed, "sampling", run.step), dtype=torch.float64
+    )
+    places = processes.share_of(range(len(rows)))
+    prompts = [run.prompts[rows[place]] for place in places]
+    with _timed("sampling", seconds):
+        episodes = sample_episodes(learner.policy, prompts, config, run.eos_token_ids, uniforms[places])
+    with _timed("scoring", seconds):
+        return score_episodes(episodes, run.components, run.reference, learner.value_model, run.tokenizer, config)
 
 
 def _rollout_metrics(rollout: Rollout, run: _Run) -> dict[str, float]:
@@ -222,16 +242,19 @@ def _identity(run: _Run, policy: PreTrainedModel, value_model: PreTrainedModel |
 
 def _resume(run: _Run, journal: Journal, identity: dict[str, str]) -> None:
     """Continue from the last checkpoint in `out`, or begin: step 0 has a snapshot too, to fall back on."""
+    processes.check_same(identity, changes)
     state = read_checkpoint(run.out / "checkpoint", identity)
+    found = 0 if state is None else state["step"]
+    processes.check_same(found, lambda a, b: f"the checkpoint in {run.out} is of step {a} there and of {b} here")
     if state is None:
-        journal.rewind(0)
+        processes.on_main(journal.rewind, 0)
         _snapshot(run)
         return
     restore(state, run.learner)
     extra: dict[str, Any] = state["extra"]
     run.step, run.kl_coef = state["step"], extra["kl_coef"]
     run.steps_above_limit, run.snapshot_kl = extra["steps_above_limit"], dict(extra["snapshot_kl"])
-    journal.rewind(run.step)
+    processes.on_main(journal.rewind, run.step)
 
 
 def _checkpoint(run: _Run, identity: dict[str, str]) -> None:
@@ -241,11 +264,11 @@ def _checkpoint(run: _Run, identity: dict[str, str]) -> None:
         "steps_above_limit": run.steps_above_limit,
         "snapshot_kl": run.snapshot_kl,
     }
-    save_checkpoint(run.out / "checkpoint", run.step, run.learner, extra)
+    processes.on_main(save_checkpoint, run.out / "checkpoint", run.step, run.learner, extra)
 
 
 def _snapshot(run: _Run) -> None:
-    publish(run.learner, run.tokenizer, snapshot_path(run.out, run.step))
+    processes.on_main(publish, run.learner, run.tokenizer, snapshot_path(run.out, run.step))
     run.snapshot_kl[run.step] = None
 
 
@@ -256,8 +279,8 @@ def _finish(run: _Run, metrics: dict[str, float]) -> PPOResult:
     if run.stopped_early:
         assert run.config.early_stop_kl is not None
         policy_step = last_within(run.snapshot_kl, run.config.early_stop_kl)
-        copy_snapshot(run.out, policy_step, model_dir)
+        processes.on_main(copy_snapshot, run.out, policy_step, model_dir)
     else:
-        publish(run.learner, run.tokenizer, model_dir)
+        processes.on_main(publish, run.learner, run.tokenizer, model_dir)
     snapshots = [Snapshot(step, snapshot_path(run.out, step), kl) for step, kl in sorted(run.snapshot_kl.items())]
     return PPOResult(model_dir, run.step, policy_step, run.stopped_early, snapshots, metrics)

@@ -19,6 +19,7 @@ from alignment.logprobs import response_logprobs, response_logprobs_and_entropy,
 from alignment.ppo.config import PPOConfig
 from alignment.ppo.kl import kl_estimate
 from alignment.ppo.losses import clipped_surrogate, clipped_value_loss
+from alignment.ppo.processes import gathered, share_of, sum_gradients
 from alignment.ppo.prompts import cycled_rows, seeded
 from alignment.ppo.rollout import Rollout, micro_batches, response_values
 
@@ -97,7 +98,7 @@ def update(
         order = torch.randperm(len(rollout.episodes.sequences), generator=shuffle).tolist()
         for start in range(0, len(order), config.minibatch_size):
             rows = order[start : start + config.minibatch_size]
-            sums = accumulate_gradients(learner, rollout, rows, config, train_policy)
+            sums = _of_all(gathered(accumulate_gradients, learner, rollout, rows, config, train_policy))
             if epoch == start == 0 and train_policy:
                 totals["sampling_mismatch"] = sums["largest_log_ratio"]  # nothing has been learnt yet
             for name, value in sums.items():
@@ -107,9 +108,9 @@ def update(
                 totals["update_stopped"] = 1
                 return _means(totals)
             if train_policy and config.ptx_coef and ptx_sequences:
-                totals["ptx_loss"] += accumulate_ptx_gradients(
-                    learner.policy, ptx_sequences, config, step, int(totals["optimizer_steps"])
-                )
+                number = int(totals["optimizer_steps"])
+                losses = gathered(accumulate_ptx_gradients, learner.policy, ptx_sequences, config, step, number)
+                totals["ptx_loss"] += sum(losses)
             _step(learner, config, totals, train_policy)
     return _means(totals)
 
@@ -117,12 +118,17 @@ def update(
 def accumulate_gradients(
     learner: Learner, rollout: Rollout, rows: Sequence[int], config: PPOConfig, train_policy: bool = True
 ) -> Sums:
-    """Add the gradients of one minibatch's losses to both models; return sums over its response tokens."""
+    """Add the gradients of one minibatch's losses to both models; return sums over its response tokens.
+
+    Of several processes each takes its share of the rows (longest first, so that all have like work), and divides by
+    the tokens of the whole minibatch.
+    """
     episodes = rollout.episodes
     device = episodes.logprobs.device
     tokens = int(episodes.response_mask[torch.tensor(rows, device=device)].sum())
     sums: Sums = defaultdict(float, tokens=tokens)
-    for batch in micro_batches(episodes, config, device, rows):
+    mine = share_of(sorted(rows, key=lambda row: -len(episodes.sequences[row])))
+    for batch in micro_batches(episodes, config, device, mine):
         at = (batch.sequence, batch.time)
         if train_policy:
             logprobs, entropy = response_logprobs_and_entropy(learner.policy, batch, config.temperature)
@@ -151,6 +157,18 @@ def _add_policy_sums(
     sums["largest_log_ratio"] = max(sums["largest_log_ratio"], float(log_ratio.abs().max()))
 
 
+def _of_all(shares: Sequence[Sums]) -> Sums:
+    """The sums of all processes together: each counted all tokens, and the largest log-ratio is the largest of all."""
+    sums: Sums = defaultdict(float)
+    for share in shares:
+        for name, value in share.items():
+            sums[name] += value
+    sums["tokens"] = shares[0]["tokens"]
+    if "largest_log_ratio" in sums:
+        sums["largest_log_ratio"] = max(share.get("largest_log_ratio", 0.0) for share in shares)
+    return sums
+
+
 def _moved_too_far(sums: Sums, config: PPOConfig) -> bool:
     """KL[π_old ‖ π] of this minibatch, a token, is above the limit of one update."""
     return config.update_target_kl is not None and sums["approx_kl"] / sums["tokens"] > config.update_target_kl
@@ -164,8 +182,9 @@ def accumulate_ptx_gradients(
     rows = cycled_rows(len(sequences), config.ptx_batch_size, number, config.seed, "ptx")
     drawn = [sequences[row] for row in rows]
     tokens = sum(len(sequence) - 1 for sequence in drawn)
+    mine = share_of(drawn)
     total = 0.0
-    for batch in scoring_batches(drawn, [1] * len(drawn), config.micro_batch_tokens, policy.device):
+    for batch in scoring_batches(mine, [1] * len(mine), config.micro_batch_tokens, policy.device):
         loss = -response_logprobs(policy, batch).sum() / tokens
         (config.ptx_coef * loss).backward()
         total += float(loss.detach())
@@ -173,10 +192,11 @@ def accumulate_ptx_gradients(
 
 
 def _step(learner: Learner, config: PPOConfig, totals: Sums, train_policy: bool) -> None:
-    """Clip the gradients, step both optimizers and move the average."""
+    """Add up the gradients of all processes, clip them, step both optimizers and move the average."""
     jobs = [("value", learner.value_model, learner.value_optimizer)]
     if train_policy:
         jobs.insert(0, ("policy", learner.policy, learner.policy_optimizer))
+    sum_gradients([model for _, model, _ in jobs])
     for name, model, _ in jobs:
         norm = float(nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm))
         if not math.isfinite(norm):

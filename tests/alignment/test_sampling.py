@@ -6,7 +6,7 @@ from transformers import Gemma2Config, Gemma2ForCausalLM, GPT2Config, GPT2LMHead
 
 from alignment.errors import ConfigError
 from alignment.logprobs import response_logprobs, scoring_batches
-from alignment.sampling import generate, nucleus
+from alignment.sampling import draw, generate, nucleus
 from tests.alignment import ppo_world as world
 
 
@@ -63,6 +63,19 @@ def test_a_generator_decides_all() -> None:
         samples = generate(model, world.PROMPTS, max_new_tokens=8, eos_token_ids={1}, generator=generator)
         draws.append([sample.tokens for sample in samples])
     assert draws[0] == draws[1] != draws[2]
+
+
+def test_given_numbers_sample_the_distribution() -> None:
+    """Evenly spread numbers: every token as often as its probability says, within one."""
+    logits = torch.randn(1, 50, generator=torch.Generator().manual_seed(0)).mul(2).expand(1000, 50)
+    uniforms = (torch.arange(1000, dtype=torch.float64) + 0.5) / 1000
+    tokens, logprobs = draw(logits, 0.7, 1.0, None, uniforms)
+    counts = torch.bincount(tokens, minlength=50)
+    expected = (logits[0] / 0.7).softmax(-1)
+    assert (counts - 1000 * expected).abs().max() <= 1
+    torch.testing.assert_close(logprobs.exp(), expected[tokens])
+    kept, _ = draw(logits, 0.7, 0.5, None, uniforms)
+    assert set(kept.tolist()) == set(nucleus(expected.unsqueeze(0), 0.5).nonzero()[:, 1].tolist())
 
 
 def test_nucleus() -> None:

@@ -1,6 +1,7 @@
-"""How a minibatch is cut into micro-batches does not matter: the mean is over all its response tokens."""
+"""How a minibatch is cut into micro-batches and processes does not matter: the mean is over all its response tokens."""
 
 from types import ModuleType
+from unittest import mock
 
 import pytest
 import torch
@@ -58,6 +59,25 @@ def check_accumulation(m: ModuleType) -> None:
     torch.testing.assert_close(whole, single, rtol=1e-9, atol=1e-12)
 
 
+def check_shares(m: ModuleType) -> None:
+    """The gradients and sums of 1, 2 and 11 processes (then three have nothing to do), added up, are the same."""
+    whole = _of_processes(m, 1)
+    for count in (2, 11):
+        torch.testing.assert_close(_of_processes(m, count), whole, rtol=1e-9, atol=1e-12)
+
+
+def _of_processes(m: ModuleType, count: int) -> tuple[list[torch.Tensor], dict[str, float]]:
+    """One learner plays all processes in turn: its gradients add up by themselves."""
+    policy, config = tiny_llama(vocab_size=5), _config(10_000)
+    learner, shares = m.Learner.of(policy, tiny_value_model(policy), config), []
+    for number in range(count):
+        with mock.patch.object(m, "share_of", lambda rows, first=number: list(rows[first::count])):
+            shares.append(m.accumulate_gradients(learner, _rollout(), range(8), config))
+            m.accumulate_ptx_gradients(policy, [[1, 2, 3], [3, 2, 1, 4, 0, 1], [2, 2], [4, 3, 1, 1]], config, 0, 0)
+    weights = [weight for model in (learner.policy, learner.value_model) for weight in model.parameters()]
+    return [weight.grad for weight in weights if weight.grad is not None], dict(m._of_all(shares))
+
+
 def check_minibatch_mean(m: ModuleType) -> None:
     """The reported losses are means over tokens, as the formula applied to one padded batch has them."""
     policy = tiny_llama(vocab_size=5)
@@ -85,6 +105,6 @@ def check_minibatch_mean(m: ModuleType) -> None:
     assert sums["value_loss"] == pytest.approx(values, rel=1e-9)
 
 
-@pytest.mark.parametrize("check", [check_accumulation, check_minibatch_mean])
+@pytest.mark.parametrize("check", [check_accumulation, check_shares, check_minibatch_mean])
 def test_update(check) -> None:
     check(update)

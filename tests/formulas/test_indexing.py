@@ -84,6 +84,27 @@ def check_sampling(m: ModuleType) -> None:
         assert sample.ended == (sample.tokens[-1] == 1) and (sample.ended or len(sample.tokens) == 9)
 
 
+def check_quantile(m: ModuleType) -> None:
+    """Weights 2, 0, 1, 1 share [0, 1) out as [0, ½), nothing, [½, ¾), [¾, 1)."""
+    uniforms = [0.0, 0.4999, 0.5, 0.7499, 0.75, 1 - 2**-53]
+    weights = torch.tensor([[2.0, 0.0, 1.0, 1.0]]).expand(6, 4)
+    assert m.quantile(weights, torch.tensor(uniforms, dtype=torch.float64)).tolist() == [0, 0, 2, 2, 3, 3]
+    assert m.quantile(torch.tensor([[0.0, 1.0]]), torch.zeros(1, dtype=torch.float64)).tolist() == [1]
+
+
+def check_own_numbers(m: ModuleType) -> None:
+    """A response is decided by its own numbers: sampled alone it is the same as among any others."""
+    model = tiny_llama(vocab_size=7)
+    prompts = [[2 + i % 5] * (1 + i % 4) for i in range(13)]
+    uniforms = torch.rand(13, 9, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    options = {"max_new_tokens": 9, "eos_token_ids": {1}, "temperature": 0.7}
+    alone = [m.generate(model, [p], uniforms=uniforms[i : i + 1], **options)[0].tokens for i, p in enumerate(prompts)]
+    assert len({len(tokens) for tokens in alone}) > 2
+    for batch_size in (6, 13):
+        together = m.generate(model, prompts, uniforms=uniforms, batch_size=batch_size, **options)
+        assert [sample.tokens for sample in together] == alone
+
+
 def check_values(m: ModuleType) -> None:
     """V of a token is read before the token is seen."""
     value_model = tiny_value_model(tiny_llama())
@@ -103,8 +124,9 @@ def test_logprobs(check) -> None:
     check(logprobs)
 
 
-def test_sampling() -> None:
-    check_sampling(sampling)
+@pytest.mark.parametrize("check", [check_sampling, check_quantile, check_own_numbers])
+def test_sampling(check) -> None:
+    check(sampling)
 
 
 def test_values() -> None:

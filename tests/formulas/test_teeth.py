@@ -11,6 +11,7 @@ from tests.formulas import test_kl as kl
 from tests.formulas import test_losses as losses
 from tests.formulas import test_preference as preference
 from tests.formulas import test_shaping as shaping
+from tests.formulas import test_shares as shares
 from tests.formulas.models import module, mutant
 
 MUTANTS = [
@@ -80,6 +81,20 @@ MUTANTS = [
     ("ppo.update", "response_logprobs(policy, batch).sum() / tokens", "response_logprobs(policy, batch).mean()", accumulation.check_accumulation),
     ("ppo.update", "old, rollout.advantages[at]", "old, rollout.returns[at]", accumulation.check_minibatch_mean),
     ("ppo.update", "rollout.values[at], rollout.returns[at]", "rollout.returns[at], rollout.values[at]", accumulation.check_minibatch_mean),
+    # shares of several processes
+    ("ppo.update", "micro_batches(episodes, config, device, mine)", "micro_batches(episodes, config, device, rows)", accumulation.check_shares),
+    ("ppo.update", "torch.tensor(rows, device=device)", "torch.tensor(share_of(rows), device=device, dtype=int)", accumulation.check_shares),
+    ("ppo.update", "mine = share_of(drawn)", "mine = drawn", accumulation.check_shares),
+    ("ppo.update", 'sums["tokens"] = shares[0]["tokens"]', "pass", accumulation.check_shares),
+    ("ppo.update", 'max(share.get("largest_log_ratio", 0.0)', 'sum(share.get("largest_log_ratio", 0.0)', accumulation.check_shares),
+    ("ppo.shares", "values=_rows([share.values for share in shares])", "values=torch.cat([functional.pad(s.values, (0, 7 - s.values.shape[1])) for s in shares])", shares.check_whitening_over_shares),
+    ("ppo.shares", "functional.pad(share, (0, longest - share.shape[1]))", "functional.pad(share, (longest - share.shape[1], 0))", shares.check_whitening_over_shares),
+    ("ppo.processes", "rows[number :: len(shares)] = share", "rows[: len(share)] = share", shares.check_order),
+    # sampling by given numbers
+    ("sampling", "* cumulative[:, -1:], right=True)", ", right=True)", indexing.check_quantile),
+    ("sampling", "cumulative[:, -1:], right=True)", "cumulative[:, -1:], right=False)", indexing.check_quantile),
+    ("sampling", "self.uniforms is None else self.uniforms[index]", "self.uniforms is None else self.uniforms[: len(index)]", indexing.check_own_numbers),
+    ("sampling", "uniforms[rows].to(model.device)", "uniforms[: len(rows)].to(model.device)", indexing.check_own_numbers),
     # Bradley-Terry
     ("preference", "scores[pairs[:, 0]] - scores[pairs[:, 1]]", "scores[pairs[:, 1]] - scores[pairs[:, 0]]", preference.check_by_hand),
     ("preference", "difference - margins", "difference + margins", preference.check_weights_and_margins),

@@ -1,0 +1,176 @@
+"""Several processes, each with a whole copy of the models: every one does its share, and all know the whole.
+
+`accelerate launch` (or `torchrun`) starts a script several times, and `train_ppo` in it finds the others. Rollouts are
+shared out by rows and gathered, so that everything that looks at a whole rollout (whitening, KL, metrics, when to stop)
+is computed from the same numbers everywhere. A minibatch is shared out by rows too, each loss divided by the tokens of
+the whole minibatch, and the gradients are added up once an optimizer step.
+
+`DistributedDataParallel` would average gradients over
+processes, which weighs a token by how few stand beside it on its process, and would wait for a process whose share is
+empty; a sum has neither fault and is as simple.
+
+In a single process each function here does nothing, and torch.distributed is not even initialised.
+"""
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import ParamSpec, TypeVar
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
+from torch import Tensor, distributed, nn
+
+from alignment.errors import ConfigError, TrainingError
+
+T = TypeVar("T")
+P = ParamSpec("P")
+
+BUCKET_VALUES = 2**26  # gradients added up at a time: bounds the memory of their copy
+
+
+def connect(batch_size: int, device: torch.device) -> None:
+    """Find the other processes, if a launcher started several; refuse what cannot be shared out.
+
+    `device` is that of the models: on the CPU processes talk through gloo, on GPUs through NCCL.
+    """
+    started = int(os.environ.get("WORLD_SIZE", "1"))
+    if started > 1:
+        PartialState(cpu=device.type == "cpu")
+    if process_count() < started:
+        raise ConfigError(
+            f"WORLD_SIZE says that {started} processes were started and this one found no other: make "
+            "accelerate.PartialState(cpu=True) at the top of the script where models stay on the CPU"
+        )
+    if process_count() > 1:
+        for problem in _problems(batch_size, device):
+            raise ConfigError(problem)
+
+
+def _problems(batch_size: int, device: torch.device) -> Iterator[str]:
+    for kind in ("FSDP", "DEEPSPEED"):
+        if os.environ.get(f"ACCELERATE_USE_{kind}", "false").lower() == "true":
+            yield (
+                f"PPO keeps whole models in each process and cannot run under {kind}: launch it with "
+                "deploy/accelerate/ddp.yaml (GPUs) or deploy/accelerate/cpu-2.yaml"
+            )
+    if batch_size < process_count():
+        yield (
+            f"batch_size {batch_size} leaves some of the {process_count()} processes without an episode: raise "
+            f"batch_size to at least {process_count()}, or launch fewer processes"
+        )
+    own = PartialState().device
+    if device.type != own.type or (device.index is not None and device.index != own.index):
+        yield (
+            f"the policy of process {process_index()} is on {device} and this process works on {own}: move the models "
+            "there with .to(accelerate.PartialState().device) before train_ppo"
+        )
+
+
+def process_count() -> int:
+    """How many processes work on this run."""
+    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
+
+
+def process_index() -> int:
+    """The number of this process, from 0."""
+    return distributed.get_rank() if process_count() > 1 else 0
+
+
+def share_of(rows: Sequence[T]) -> list[T]:
+    """This process's rows: every n-th of n processes. Sorted rows so come in equal measure to all."""
+    return list(rows[process_index() :: process_count()])
+
+
+def interleaved(shares: Sequence[Sequence[T]]) -> list[T]:
+    """The rows of all shares in the order they had before `share_of`."""
+    rows: list[T | None] = [None] * sum(map(len, shares))
+    for number, share in enumerate(shares):
+        rows[number :: len(shares)] = share
+    return rows  # type: ignore[return-value]
+
+
+def gathered(work: Callable[P, T], *args: P.args, **options: P.kwargs) -> list[T]:
+    """Do this process's part, and return what it gave in every process, in their order.
+
+    The processes meet here. Where the part raises in one of them, it raises there what it raised and TrainingError in
+    all others, so that none waits for ever. What is returned is pickled: tensors must be on the CPU.
+    """
+    if process_count() == 1:
+        return [work(*args, **options)]
+    failure: Exception | None = None
+    result: T | None = None
+    try:
+        result = work(*args, **options)
+    except Exception as error:
+        failure = error
+    message = None if failure is None else f"{type(failure).__name__}: {failure}"
+    found: list[tuple[T, str | None]] = gather_object([(result, message)])
+    if failure is not None:
+        raise failure
+    for number, (_, other) in enumerate(found):
+        if other is not None:
+            raise TrainingError(f"process {number} failed with {other}")
+    return [value for value, _ in found]
+
+
+def on_main(work: Callable[P, object], *args: P.args, **options: P.kwargs) -> None:
+    """Let the main process alone do it (whatever is written to disk), and all others wait until it is done."""
+    gathered(lambda: work(*args, **options) if process_index() == 0 else None)
+
+
+def from_main(value: T) -> T:
+    """The main process's value, in all: what decides must not differ by a rounding."""
+    return gathered(lambda: value)[0]
+
+
+def check_same(value: T, describe: Callable[[T, T], str]) -> None:
+    """Raise ConfigError in all processes where one holds another value than the main process."""
+    values = gathered(lambda: value)
+    for number, other in enumerate(values):
+        if other != values[0]:
+            raise ConfigError(
+                f"process {number} differs from process 0: {describe(values[0], other)}; give every process the same "
+                "arguments, weights included, and an `out` that all can read"
+            )
+
+
+@torch.no_grad()
+def sum_gradients(models: Iterable[nn.Module]) -> None:
+    """Replace every gradient by its sum over all processes.
+
+    A process whose share was empty adds zeros. A weight without a gradient in any process is left without one: an
+    optimizer passes over it, as it would in a single process.
+    """
+    if process_count() == 1:
+        return
+    trained = (weight for model in models for weight in model.parameters() if weight.requires_grad)
+    weights = list({id(weight): weight for weight in trained}.values())  # models may share some
+    present = torch.tensor([weight.grad is not None for weight in weights], device=weights[0].device, dtype=torch.int32)
+    distributed.all_reduce(present)
+    for bucket in _buckets([weight for weight, count in zip(weights, present.tolist(), strict=True) if count]):
+        _sum_bucket(bucket)
+
+
+def _buckets(weights: Sequence[nn.Parameter]) -> list[list[nn.Parameter]]:
+    """Neighbours of one type, up to BUCKET_VALUES values together."""
+    buckets: list[list[nn.Parameter]] = []
+    held = 0
+    for weight in weights:
+        if not buckets or weight.dtype != buckets[-1][0].dtype or held + weight.numel() > BUCKET_VALUES:
+            buckets.append([])
+            held = 0
+        buckets[-1].append(weight)
+        held += weight.numel()
+    return buckets
+
+
+def _sum_bucket(bucket: Sequence[nn.Parameter]) -> None:
+    gradients = [torch.zeros_like(weight) if weight.grad is None else weight.grad for weight in bucket]
+    flat: Tensor = torch.cat([gradient.flatten() for gradient in gradients])
+    distributed.all_reduce(flat)
+    for weight, gradient, total in zip(
+        bucket, gradients, flat.split([weight.numel() for weight in bucket]), strict=True
+    ):
+        gradient.copy_(total.view_as(gradient))
+        weight.grad = gradient

@@ -1,0 +1,82 @@
+"""What `accelerate launch` starts in test_ppo_processes.py: runs of the trainer in one folder, each in one of its own.
+
+python -m tests.alignment.ppo_processes FOLDER NAME… works in one process too. What a run raises is written to
+`NAME/process-N.txt`, and raised again once all runs have been tried.
+"""
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from alignment.ppo import processes
+from alignment.ppo.rewards import ModelReward, RuleReward
+from alignment.ppo.train import PPOResult, train_ppo
+from tests.alignment import ppo_world as world
+
+TEXT = [[2, 3, 4, 5, 6, 7], [7, 6, 5, 4], [9, 10, 11, 12, 13]]
+OPTIONS: dict[str, dict[str, Any]] = {
+    # 15 episodes are 8 and 7 for two processes, a minibatch of 5 is 3 and 2
+    "uneven": {
+        "batch_size": 15, "minibatch_size": 5, "whiten_rewards": True, "kl_target": 0.5, "kl_gain": 0.5,
+        "ptx_coef": 0.5, "ptx_batch_size": 3, "ema_decay": 0.9, "weight_decay": 0.1, "entropy_coef": 0.01,
+        "value_warmup_steps": 1,
+    },
+    "empty": {"batch_size": 3, "minibatch_size": 1, "ptx_coef": 0.5, "ptx_batch_size": 1, "update_target_kl": 1.0},
+    "stops": {
+        "steps": 12, "policy_learning_rate": 2e-2, "kl_coef": 0, "missing_eos_penalty": 0, "epochs": 4,
+        "update_target_kl": 0.02, "early_stop_kl": 0.3, "early_stop_patience": 1, "snapshot_every_steps": 1,
+    },
+    "raises": {},
+    "resumed": {},
+    "few": {"batch_size": 1, "minibatch_size": 1},
+    "different": {},
+    "sharded": {},
+}  # fmt: skip
+
+
+def raising(call: int, process: int):
+    """count_w7 that fails at its call number `call` in this process."""
+    calls = 0
+
+    def count_w7(prompts: list[str], responses: list[str]) -> list[float]:
+        nonlocal calls
+        calls += 1
+        if calls == call and processes.process_index() == process:
+            raise ZeroDivisionError("no reward today")
+        return world.count_w7(prompts, responses)
+
+    return count_w7
+
+
+def run(out: Path, name: str, rule=world.count_w7) -> PPOResult:
+    """One run in double precision, where processes and one process must agree very closely."""
+    reward = [ModelReward("model", 1.0, world.reward_model().double()), RuleReward("w7", 0.5, rule)]
+    options = world.config(**{"steps": 3, "micro_batch_tokens": 32, **OPTIONS[name]})
+    policy = world.policy(seed=int(os.environ.get("RANK", "0")) if name == "different" else 0).double()
+    return train_ppo(
+        policy, world.tokenizer(), world.PROMPTS, reward, options, ptx_sequences=TEXT, out=out / name
+    )
+
+
+def main(out: Path, names: list[str]) -> None:
+    """Run all of them, note what they raise, and raise the last of it."""
+    torch.set_num_threads(1)
+    failure = None
+    for name in names:
+        os.environ["ACCELERATE_USE_FSDP"] = str(name == "sharded").lower()
+        try:
+            run(out, name, raising(3, process=1) if name == "raises" else world.count_w7)
+        except Exception as error:
+            failure = error
+            (out / name).mkdir(exist_ok=True)
+            note = out / name / f"process-{processes.process_index()}.txt"
+            note.write_text(f"{type(error).__name__}: {error}", encoding="utf-8")
+    if failure is not None:
+        raise failure
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2:])

@@ -1,0 +1,132 @@
+"""Two processes started by `accelerate launch` make what one makes; an error in one of them ends both."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from alignment.ppo import processes
+from tests.alignment import ppo_processes as runs
+from tests.alignment import ppo_world as world
+
+ROOT = Path(__file__).parent.parent.parent
+CPU_2 = ROOT / "deploy" / "accelerate" / "cpu-2.yaml"
+OF_THE_CUT = ("padding_share", "sampling_mismatch")  # these tell how the work was cut, and of rounding
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory) -> Path:
+    """The runs in this process."""
+    out = tmp_path_factory.mktemp("alone")
+    for name in ("uneven", "empty", "stops", "raises"):
+        runs.run(out, name)
+    assert not torch.distributed.is_initialized()
+    return out
+
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess]:
+    """Every run in two processes, "resumed" from what one process left; and what the launcher said."""
+    out = tmp_path_factory.mktemp("together")
+    with pytest.raises(ZeroDivisionError):
+        runs.run(out, "resumed", runs.raising(3, process=0))
+    command = [
+        *(sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(CPU_2), "--main_process_port", "0"),
+        *("-m", "tests.alignment.ppo_processes", str(out), *runs.OPTIONS),
+    ]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=ROOT, env=environment, check=False, capture_output=True, text=True, timeout=120)
+    return out, done
+
+
+def assert_same_run(one: Path, two: Path) -> None:
+    """Logged values, snapshots and the published model agree, but for the rounding of sums in another order."""
+    first, second = world.logged(one), world.logged(two)
+    assert len(first) == len(second) > 0
+    for line, other in zip(first, second, strict=True):
+        assert line.keys() == other.keys()
+        for name in line.keys() - set(OF_THE_CUT):
+            assert other[name] == pytest.approx(line[name], rel=1e-10, abs=1e-10), name
+    places = sorted(path.relative_to(one) for path in one.rglob("model.safetensors"))
+    assert places == sorted(path.relative_to(two) for path in two.rglob("model.safetensors"))
+    for place in places:
+        torch.testing.assert_close(load_file(two / place), load_file(one / place), rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", ["uneven", "empty", "stops"])
+def test_two_processes_make_what_one_makes(alone, together, name) -> None:
+    out, done = together
+    assert (out / name / "model").exists(), done.stderr
+    assert_same_run(alone / name, out / name)
+
+
+def test_the_runs_are_not_idle(alone) -> None:
+    """Weights move, the coefficient adapts, updates and a run are ended: there is something to agree on."""
+    uneven, stops = world.logged(alone / "uneven"), world.logged(alone / "stops")
+    assert uneven[0]["kl_coef"] != uneven[-1]["kl_coef"] and uneven[-1]["ptx_loss"] > 0
+    assert any("update_stopped" in line for line in stops) and len(stops) < 12
+    places = [alone / "uneven" / place / "model.safetensors" for place in ("snapshots/step-00000", "model")]
+    start, end = map(load_file, places)
+    assert max(float((end[name] - start[name]).abs().max()) for name in start) > 1e-4
+
+
+def test_an_error_in_one_process_ends_all(together) -> None:
+    out, done = together
+    assert done.returncode != 0
+    assert (out / "raises" / "process-1.txt").read_text() == "ZeroDivisionError: no reward today"
+    told = (out / "raises" / "process-0.txt").read_text()
+    assert "TrainingError: step 3: process 1 failed with ZeroDivisionError: no reward today" in told
+    assert "step-00002.pt" in told and not (out / "raises" / "model").exists()
+
+
+def test_one_process_goes_on_where_two_stopped(alone, together) -> None:
+    out, _ = together
+    assert [line["step"] for line in world.logged(out / "raises")] == [1, 2]
+    runs.run(out, "raises")
+    assert_same_run(alone / "raises", out / "raises")
+
+
+def test_two_processes_go_on_where_one_stopped(alone, together) -> None:
+    out, done = together
+    assert (out / "resumed" / "model").exists(), done.stderr
+    assert_same_run(alone / "raises", out / "resumed")
+
+
+def test_what_cannot_be_shared_out_is_refused(together) -> None:
+    out, _ = together
+    for process in (0, 1):
+        told = (out / "few" / f"process-{process}.txt").read_text()
+        assert "ConfigError: batch_size 1 leaves some of the 2 processes" in told and "at least 2" in told
+        told = (out / "different" / f"process-{process}.txt").read_text()
+        assert "process 1 differs from process 0: policy (was" in told and "the same arguments" in told
+        assert "cannot run under FSDP" in (out / "sharded" / f"process-{process}.txt").read_text()
+
+
+def test_a_single_process_meets_nobody() -> None:
+    assert processes.share_of("abc") == ["a", "b", "c"]
+    assert processes.gathered(max, 1, 2) == [2] and processes.from_main(3) == 3
+    model = torch.nn.Linear(2, 1)
+    model(torch.ones(1, 2)).sum().backward()
+    processes.sum_gradients([model])
+    assert model.weight.grad is not None and model.weight.grad.tolist() == [[1.0, 1.0]]
+    assert not torch.distributed.is_initialized()
+
+
+def test_gradients_travel_in_buckets_of_one_type(monkeypatch) -> None:
+    monkeypatch.setattr(processes, "BUCKET_VALUES", 6)
+    sizes = [(4, torch.float32), (2, torch.float32), (1, torch.float32), (9, torch.float32), (1, torch.float64)]
+    weights = [torch.nn.Parameter(torch.zeros(size, dtype=dtype)) for size, dtype in sizes]
+    assert [[len(weight) for weight in bucket] for bucket in processes._buckets(weights)] == [[4, 2], [1], [9], [1]]
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "deploy" / "accelerate").glob("*.yaml")), ids=lambda path: path.stem)
+def test_launch_files_are_those_of_accelerate(path) -> None:
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    config = load_config_from_file(str(path))
+    assert config.num_processes == yaml.safe_load(path.read_text(encoding="utf-8"))["num_processes"] > 1
