@@ -122,8 +122,9 @@ def _reward_model(manifest: Mapping[str, Any]) -> Table | None:
 
 def _aside(manifest: Mapping[str, Any]) -> Text | None:
     """What was not used, so that no row is dropped in silence."""
+    words = str.maketrans("_.", "  ")
     found = [
-        f"{stage}: " + ", ".join(f"{count} {name.replace('_', ' ').replace('.', ' ')}" for name, count in counts.items())
+        f"{stage}: " + ", ".join(f"{count} {name.translate(words)}" for name, count in counts.items())
         for stage, counts in (manifest.get("put_aside") or {}).items()
         if counts
     ]
