@@ -174,6 +174,9 @@ class RewardConfig(Config):
     """The reward model: Bradley-Terry over all pairs of a prompt."""
 
     lm_coef: Annotated[float, Field(ge=0)] = Field(0.0, description="weight of next-token prediction beside ranking")
+    likelihood: bool = Field(
+        False, description="add a learnt coefficient times the response's mean log-probability to the score"
+    )
     head_speed: Positive = Field(10.0, description="learning rate of the new head, as a multiple of the trunk's")
 
     epochs: Positive = 4

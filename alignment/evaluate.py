@@ -134,9 +134,8 @@ def answer_all(bench: Bench, model: PreTrainedModel, rows: Sequence[Prompt]) -> 
         pad_token_id=int(tokenizer.pad_token_id),
         generator=torch.Generator(device=model.device).manual_seed(bench.seed),
     )
-    rewards = reward_scores(
-        bench.reward, [turn + sample.tokens for turn, sample in zip(turns, samples, strict=True)]
-    ).tolist()
+    sequences = [turn + sample.tokens for turn, sample in zip(turns, samples, strict=True)]
+    rewards = reward_scores(bench.reward, sequences, [len(turn) for turn in turns]).tolist()
     kls = sequence_kl(bench.sft, turns, samples, config.temperature)
     return [judged(bench, *fields) for fields in zip(repeated, samples, rewards, kls, strict=True)]
 

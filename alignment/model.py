@@ -19,6 +19,7 @@ from transformers import (
 )
 
 from alignment.errors import CheckpointError, ConfigError
+from alignment.likelihood import likelihood_head, load_likelihood, save_likelihood
 from alignment.logprobs import at_least_float32, length_batches, right_pad
 
 
@@ -46,6 +47,7 @@ def load_scalar_model(path: str | Path, dtype: torch.dtype = torch.float32) -> P
     except (OSError, ValueError) as error:
         raise CheckpointError(f"no sequence classification model could be loaded from {path}: {error}") from error
     scalar_head(model)
+    load_likelihood(model, Path(path))
     model.eval()
     return model
 
@@ -69,7 +71,9 @@ def scalar_model_from(language_model: PreTrainedModel) -> PreTrainedModel:
 
 def save_model(model: PreTrainedModel, path: Path, tokenizer: PreTrainedTokenizerBase | None = None) -> None:
     """Write safetensors, config and, where given, the tokenizer."""
-    model.save_pretrained(path)
+    weights = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("likelihood.")}
+    model.save_pretrained(path, state_dict=weights)
+    save_likelihood(model, path)
     if tokenizer is not None:
         tokenizer.save_pretrained(path)
 
@@ -106,13 +110,29 @@ def normalised(model: PreTrainedModel, raw: Tensor) -> Tensor:
     return (raw - bias) / scale
 
 
+def raw_scores(
+    model: PreTrainedModel, hidden: Tensor, input_ids: Tensor, prompt_lengths: Tensor, lengths: Tensor
+) -> Tensor:
+    """Scalar head at the last token, and the likelihood term where there is one.
+
+    Shapes: (b, t, h), (b, t), (b,), (b,) -> (b,).
+    """
+    last = hidden[torch.arange(len(lengths), device=hidden.device), lengths - 1]
+    scores = at_least_float32(scalar_head(model)(last).squeeze(-1))
+    head = likelihood_head(model)
+    return scores if head is None else scores + head(hidden, input_ids, prompt_lengths, lengths)
+
+
 @torch.no_grad()
-def reward_scores(model: PreTrainedModel, sequences: Sequence[Sequence[int]], token_budget: int = 8192) -> Tensor:
-    """Normalised score of each prompt+response, read at its last token. Shape: (sequences,), on the CPU."""
+def reward_scores(
+    model: PreTrainedModel, sequences: Sequence[Sequence[int]], prompt_lengths: Sequence[int], token_budget: int = 8192
+) -> Tensor:
+    """Normalised score of each prompt+response. Shape: (sequences,), on the CPU."""
     scores = torch.zeros(len(sequences), dtype=torch.float64 if model.dtype == torch.float64 else torch.float32)
     for rows in length_batches([len(sequence) for sequence in sequences], token_budget):
         input_ids = right_pad([sequences[i] for i in rows]).to(model.device)
-        last = torch.tensor([len(sequences[i]) - 1 for i in rows], device=model.device)
-        values = scalar_values(model, input_ids)[torch.arange(len(rows), device=model.device), last]
-        scores[rows] = normalised(model, values).to(scores)
+        hidden = model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
+        prompts = torch.tensor([prompt_lengths[i] for i in rows], device=model.device)
+        lengths = torch.tensor([len(sequences[i]) for i in rows], device=model.device)
+        scores[rows] = normalised(model, raw_scores(model, hidden, input_ids, prompts, lengths)).to(scores)
     return scores

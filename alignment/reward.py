@@ -21,12 +21,15 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from alignment.checkpoint import load_tokenizer
 from alignment.config import RewardConfig
 from alignment.errors import DataError, TrainingError
-from alignment.figures import calibration, curve
+from alignment.examination import TESTS, examine, score_input, transposed
+from alignment.figures import curve
 from alignment.journal import Journal
+from alignment.likelihood import add_likelihood, likelihood_head
 from alignment.logprobs import right_pad
 from alignment.model import (
     check_context,
     load_causal_model,
+    raw_scores,
     reward_scores,
     save_model,
     scalar_head,
@@ -35,12 +38,9 @@ from alignment.model import (
 )
 from alignment.preference import bradley_terry_loss
 from alignment.pretrain import parameter_groups
-from alignment.records import CRITERIA, Comparison, Demonstration, read_records, write_records
-from alignment.statistics import bag_of_words_accuracy, expected_calibration_error, pearson
+from alignment.records import Comparison, Demonstration, read_records
 from alignment.tokenizer import prompt_tokens, response_tokens
 from alignment.training import TrainingState, cosine_schedule
-
-TESTS = ("heldout_prompts", "heldout_annotators")
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,7 @@ class PromptGroup:
 
     sequences: list[list[int]]
     pairs: list[tuple[int, int]]
+    prompt_length: int
 
 
 def train_reward_model(
@@ -61,6 +62,8 @@ def train_reward_model(
     language_model = load_causal_model(sft / "model")
     model = scalar_model_from(language_model)
     language_head = copy.deepcopy(language_model.get_output_embeddings()).requires_grad_(False)
+    if config.likelihood:
+        add_likelihood(model, language_head)
     check_context(model, config.max_length_tokens, "reward.max_length_tokens")
     rows = {name: read_records(comparisons / f"{name}.jsonl", Comparison)[0] for name in ("train", *TESTS)}
     groups, too_long = group_by_prompt(rows["train"], tokenizer, config.max_length_tokens)
@@ -108,7 +111,7 @@ def group_by_prompt(
                     sequences.append(sequence)
             pairs.append((places[row.chosen.id], places[row.rejected.id]))
         if pairs:
-            groups.append(PromptGroup(sequences, pairs))
+            groups.append(PromptGroup(sequences, pairs, len(prompt)))
     if not groups:
         raise DataError(f"no comparison fits into {max_length} tokens; raise `reward.max_length_tokens`")
     return groups, too_long
@@ -126,9 +129,7 @@ def train_groups(
     """The training loop over batches of prompts: resume, step, log."""
     per_epoch = math.ceil(len(groups) / config.batch_prompts)
     steps = max(1, round(per_epoch * config.epochs))
-    optimizer = torch.optim.AdamW(
-        groups_with_head(model, config), lr=config.learning_rate, betas=(0.9, 0.98)
-    )
+    optimizer = torch.optim.AdamW(groups_with_head(model, config), lr=config.learning_rate, betas=(0.9, 0.98))
     schedule = cosine_schedule(optimizer, steps, config.warmup_share, 0.1)
     state = TrainingState(out / "checkpoint", model, optimizer, schedule)
     first = state.resume()
@@ -167,8 +168,10 @@ def train_groups(
 
 
 def groups_with_head(model: PreTrainedModel, config: RewardConfig) -> list[dict[str, object]]:
-    """The trunk at `learning_rate`, so that what it knows survives; the new head, which starts at 0, faster."""
-    head = {"params": [scalar_head(model).weight], "weight_decay": 0.0, "lr": config.learning_rate * config.head_speed}
+    """The trunk at `learning_rate`, so that what it knows survives; what is new and starts at 0, faster."""
+    likelihood = likelihood_head(model)
+    new = [scalar_head(model).weight] + ([] if likelihood is None else [likelihood.coef])
+    head = {"params": new, "weight_decay": 0.0, "lr": config.learning_rate * config.head_speed}
     return [*parameter_groups(model.base_model, config.weight_decay), head]
 
 
@@ -182,9 +185,10 @@ def batch_loss(
     """
     sequences = [sequence for group in batch for sequence in group.sequences]
     tokens = right_pad(sequences).to(model.device)
-    last = torch.tensor([len(sequence) - 1 for sequence in sequences], device=model.device)
+    lengths = torch.tensor([len(sequence) for sequence in sequences], device=model.device)
+    prompts = torch.tensor([group.prompt_length for group in batch for _ in group.sequences], device=model.device)
     hidden = model.base_model(input_ids=tokens, use_cache=False).last_hidden_state
-    scores = scalar_head(model)(hidden[torch.arange(len(sequences)), last]).squeeze(-1)
+    scores = raw_scores(model, hidden, tokens, prompts, lengths)
     pairs, weights, start = [], [], 0
     for group in batch:
         pairs += [(start + chosen, start + rejected) for chosen, rejected in group.pairs]
@@ -194,7 +198,7 @@ def batch_loss(
     accuracy = (scores[index[:, 0]] > scores[index[:, 1]]).float().mean().item()
     loss = bradley_terry_loss(scores, index, weights=torch.tensor(weights))
     if language_head is not None and lm_coef > 0:
-        real = torch.arange(tokens.shape[1] - 1, device=model.device) < last.unsqueeze(-1)
+        real = torch.arange(1, tokens.shape[1], device=model.device) < lengths.unsqueeze(-1)
         loss = loss + lm_coef * functional.cross_entropy(language_head(hidden[:, :-1][real]), tokens[:, 1:][real])
     return loss, accuracy
 
@@ -208,80 +212,15 @@ def normalise(
 ) -> None:
     """Shift so that demonstrations score 0 on average (Ouyang 2022); scale so that judged responses spread by 1."""
     rows, _ = read_records(demonstrations / "demonstrations.jsonl", Demonstration)
-    encoded = [prompt_tokens(tokenizer, row.messages) + response_tokens(tokenizer, row.completion) for row in rows]
-    fitting = [sequence for sequence in encoded if len(sequence) <= max_length]
+    prompts = [prompt_tokens(tokenizer, row.messages) for row in rows]
+    encoded = [p + response_tokens(tokenizer, row.completion) for p, row in zip(prompts, rows, strict=True)]
+    fitting = [(whole, len(p)) for whole, p in zip(encoded, prompts, strict=True) if len(whole) <= max_length]
     if not fitting:
         raise DataError(
             f"no demonstration fits into {max_length} tokens, and rewards are measured from them; raise "
             "`reward.max_length_tokens`"
         )
-    raw = reward_scores(model, [sequence for group in groups for sequence in group.sequences])
-    set_normalisation(model, bias=float(reward_scores(model, fitting).mean()), scale=max(float(raw.std()), 1e-6))
-
-
-# --- tests -----------------------------------------------------------------------------------------------------------
-
-
-def examine(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    rows: dict[str, list[Comparison]],
-    out: Path,
-    journal: Journal,
-) -> dict[str, float]:
-    """Accuracy by test and criterion, calibration, pull of length, and what a bag of words reaches on the same data."""
-    figures: dict[str, float] = {}
-    scale = float(model.config.reward_scale)
-    for name in TESTS:
-        if not rows[name]:
-            continue
-        margins = score_margins(model, tokenizer, rows[name]) * scale  # back to Bradley-Terry's units
-        figures[f"accuracy_{name}"] = float((margins > 0).float().mean())
-        figures[f"pairs_{name}"] = float(len(rows[name]))
-        figures |= accuracy_by_criterion(margins, rows[name], name)
-    tested = rows["heldout_prompts"]
-    if not tested:
-        raise DataError("no held-out comparison fits; raise `reward.max_length_tokens` or `comparisons.heldout_share`")
-    margins = score_margins(model, tokenizer, tested) * scale
-    figures["ece"] = expected_calibration_error(margins)
-    figures["length_correlation"] = length_correlation(model, tokenizer, tested)
-    figures["longer_wins"] = sum(len(c.chosen.text) > len(c.rejected.text) for c in tested) / len(tested)
-    figures["bag_of_words_accuracy"] = bag_of_words_accuracy(rows["train"], tested)
-    journal.figure("calibration", calibration(margins))
-    journal.log({name: value for name, value in figures.items() if not name.startswith("pairs_")}, step=0)
-    write_records(out / "tested.jsonl", tested)
-    return figures
-
-
-def score_margins(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Comparison]) -> Tensor:
-    """Normalised score of chosen minus that of rejected. Shape: (rows,)."""
-    sides = [[score_input(tokenizer, row, side) for row in rows] for side in ("chosen", "rejected")]
-    return reward_scores(model, sides[0]) - reward_scores(model, sides[1])
-
-
-def score_input(tokenizer: PreTrainedTokenizerBase, row: Comparison, side: str) -> list[int]:
-    """Token ids of the prompt with one side of a comparison."""
-    return prompt_tokens(tokenizer, row.prompt.messages) + response_tokens(tokenizer, getattr(row, side).text)
-
-
-def accuracy_by_criterion(margins: Tensor, rows: Sequence[Comparison], name: str) -> dict[str, float]:
-    """How often the reward model sides with the rating of each criterion, where the two were rated differently."""
-    figures = {}
-    for criterion in CRITERIA:
-        rated = [i for i, row in enumerate(rows) if row.criteria.get(criterion)]
-        if rated:
-            agrees = [(float(margins[i]) > 0) == (rows[i].criteria[criterion] > 0) for i in rated]
-            figures[f"accuracy_{name}_{criterion}"] = sum(agrees) / len(agrees)
-    return figures
-
-
-def length_correlation(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Comparison]) -> float:
-    """Pearson correlation of score and response length in tokens, over the distinct responses of the test."""
-    distinct = {
-        (r.prompt.id, side.id): score_input(tokenizer, r, name)
-        for r in rows
-        for name, side in (("chosen", r.chosen), ("rejected", r.rejected))
-    }
-    prompts = {r.prompt.id: len(prompt_tokens(tokenizer, r.prompt.messages)) for r in rows}
-    lengths = [len(sequence) - prompts[prompt] for (prompt, _), sequence in distinct.items()]
-    return pearson(reward_scores(model, list(distinct.values())).tolist(), lengths)
+    judged = [(sequence, group.prompt_length) for group in groups for sequence in group.sequences]
+    raw = reward_scores(model, *transposed(judged))
+    bias = float(reward_scores(model, *transposed(fitting)).mean())
+    set_normalisation(model, bias=bias, scale=max(float(raw.std()), 1e-6))

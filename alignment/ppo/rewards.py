@@ -91,7 +91,7 @@ def component_scores(
     scores = {}
     for component in components:
         if isinstance(component, ModelReward):
-            values = reward_scores(component.model, sequences, token_budget)
+            values = reward_scores(component.model, sequences, prompt_lengths, token_budget)
         else:
             values = _rule_scores(component, prompts, responses)
         if not bool(torch.isfinite(values).all()):

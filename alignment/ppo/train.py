@@ -20,6 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from alignment.errors import ConfigError, TrainingError
 from alignment.journal import Journal
+from alignment.likelihood import without_likelihood
 from alignment.model import scalar_head, scalar_model_from
 from alignment.ppo import processes
 from alignment.ppo.advantages import explained_variance
@@ -141,7 +142,7 @@ def _prepare(
     eos = policy.generation_config.eos_token_id if policy.generation_config is not None else None
     return _Run(
         config=config,
-        learner=Learner.of(copy.deepcopy(policy), copy.deepcopy(value_model), config),
+        learner=Learner.of(copy.deepcopy(policy), without_likelihood(copy.deepcopy(value_model)), config),
         reference=reference,
         components=components,
         tokenizer=tokenizer,

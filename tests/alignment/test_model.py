@@ -17,6 +17,7 @@ from alignment.model import (
 from tests.alignment import ppo_world as world
 
 SEQUENCES = [[3, 4, 5], [6, 7, 8, 9, 10, 11], [12], [3, 3, 4, 4]]
+STARTS = [1, 2, 1, 3]
 
 
 def test_scores_are_those_of_transformers_normalised(tmp_path) -> None:
@@ -25,7 +26,7 @@ def test_scores_are_those_of_transformers_normalised(tmp_path) -> None:
     plain = AutoModelForSequenceClassification.from_pretrained(tmp_path)
     expected = [(plain(torch.tensor([s])).logits[0, 0].item() - 0.25) / 2.0 for s in SEQUENCES]
     for budget in (1, 8, 1000):
-        assert reward_scores(load_scalar_model(tmp_path), SEQUENCES, budget).tolist() == pytest.approx(
+        assert reward_scores(load_scalar_model(tmp_path), SEQUENCES, STARTS, budget).tolist() == pytest.approx(
             expected, abs=1e-5
         )
 
@@ -46,7 +47,7 @@ def test_a_scalar_model_starts_at_zero_and_draws_nothing() -> None:
     state = torch.get_rng_state()
     model = scalar_model_from(policy)
     assert torch.equal(torch.get_rng_state(), state)
-    assert reward_scores(model, SEQUENCES).tolist() == [0, 0, 0, 0]
+    assert reward_scores(model, SEQUENCES, STARTS).tolist() == [0, 0, 0, 0]
     assert all(torch.equal(a, b) for a, b in zip(model.model.parameters(), policy.model.parameters(), strict=True))
 
 

@@ -6,21 +6,15 @@ import pytest
 import torch
 from torch import nn
 
-from alignment import reward as stage
+from alignment import examination
 from alignment.config import RewardConfig
 from alignment.errors import DataError
+from alignment.examination import accuracy_by_criterion, length_correlation, score_margins
 from alignment.journal import Journal
+from alignment.likelihood import add_likelihood, likelihood_head, without_likelihood
 from alignment.model import load_scalar_model, reward_scores, save_model, scalar_head, scalar_model_from
 from alignment.records import Comparison, read_records
-from alignment.reward import (
-    accuracy_by_criterion,
-    batch_loss,
-    group_by_prompt,
-    length_correlation,
-    normalise,
-    score_margins,
-    train_reward_model,
-)
+from alignment.reward import batch_loss, group_by_prompt, groups_with_head, normalise, train_reward_model
 from alignment.tokenizer import prompt_tokens, response_tokens
 from tests.alignment.tiny_world import comparison, demonstration, make_base, make_model, user, write
 
@@ -101,8 +95,11 @@ def test_demonstrations_score_nil_on_average_and_judged_responses_spread_by_one(
     groups, _ = group_by_prompt(all_pairs("Who?"), tokenizer, 64)
     normalise(model, groups, tmp_path, tokenizer, 64)
     demos = [prompt_tokens(tokenizer, r.messages) + response_tokens(tokenizer, r.completion) for r in rows]
-    assert float(reward_scores(model, demos).mean()) == pytest.approx(0, abs=1e-5)
-    assert float(reward_scores(model, groups[0].sequences).std()) == pytest.approx(1, abs=1e-5)
+    starts = [len(prompt_tokens(tokenizer, r.messages)) for r in rows]
+    assert float(reward_scores(model, demos, starts).mean()) == pytest.approx(0, abs=1e-5)
+    judged = groups[0].sequences
+    spread = reward_scores(model, judged, [groups[0].prompt_length] * len(judged)).std()
+    assert float(spread) == pytest.approx(1, abs=1e-5)
 
 
 # --- examination, with a model whose score is the number in the response --------------------------------------------
@@ -111,11 +108,11 @@ def test_demonstrations_score_nil_on_average_and_judged_responses_spread_by_one(
 def scored(monkeypatch, tokenizer) -> None:
     """Responses are numbers, and their own score."""
 
-    def scores(model, sequences):
+    def scores(model, sequences, prompt_lengths):
         texts = [tokenizer.decode(sequence) for sequence in sequences]
         return torch.tensor([float(text.split("<|assistant|>")[1].removesuffix("<|end|>")) for text in texts])
 
-    monkeypatch.setattr(stage, "reward_scores", scores)
+    monkeypatch.setattr(examination, "reward_scores", scores)
 
 
 def test_accuracy_by_criterion_counts_only_what_was_rated_differently() -> None:
@@ -174,7 +171,7 @@ def test_known_utilities_are_recovered_up_to_a_constant_and_the_scale(base, trai
     model = load_scalar_model(trained[0] / "out" / "model")
     asked = [prompt_tokens(base[2], user(f"Who {n}?")) for n in range(80, 120)]  # held out
     sequences = [head + response_tokens(base[2], word) for word in WORDS for head in asked]
-    scores = reward_scores(model, sequences).view(4, 40).mean(1)
+    scores = reward_scores(model, sequences, [len(head) for head in asked] * len(WORDS)).view(4, 40).mean(1)
     raw = scores * model.config.reward_scale
     wanted = torch.tensor(list(WORDS.values())) - sum(WORDS.values()) / 4
     # 80 judgements of each pair leave a standard error of about 0.25 on a utility
@@ -212,3 +209,60 @@ def test_the_score_means_the_same_after_loading(base, model, tmp_path) -> None:
     loaded = load_scalar_model(tmp_path / "model")
     before, after = (score_margins(one, base[2], rows).tolist() for one in (model, loaded))
     assert after == pytest.approx(before, abs=1e-5)
+
+
+# --- the likelihood term ---------------------------------------------------------------------------------------------
+
+
+def by_hand(language_model, sequence: list[int], prompt_length: int) -> float:
+    """Mean log-probability of the response, one token at a time through the whole language model."""
+    total = 0.0
+    for place in range(prompt_length, len(sequence)):
+        with torch.no_grad():
+            logits = language_model(torch.tensor([sequence[:place]])).logits[0, -1]
+        total += (logits - logits.logsumexp(-1))[sequence[place]].item()
+    return total / (len(sequence) - prompt_length)
+
+
+def with_likelihood(base, coef: float):
+    """A reward model with a head of zeros, so that its likelihood term is all there is, and its language model."""
+    language_model = make_model(base[2])
+    made = scalar_model_from(language_model)
+    add_likelihood(made, language_model.get_output_embeddings())
+    likelihood_head(made).coef.data.fill_(coef)
+    return made, language_model
+
+
+def test_the_likelihood_term_is_the_mean_over_the_response_alone(base) -> None:
+    made, language_model = with_likelihood(base, 0.5)
+    sequences, starts = [[5, 6, 7, 8, 9], [5, 6, 7], [9, 4, 4, 4, 4, 4, 8]], [2, 2, 1]
+    expected = [0.5 * by_hand(language_model, *row) for row in zip(sequences, starts, strict=True)]
+    for budget in (1, 1000):  # alone, and padded beside longer ones
+        assert reward_scores(made, sequences, starts, budget).tolist() == pytest.approx(expected, abs=1e-5)
+
+
+def test_people_who_like_likely_answers_teach_a_positive_coefficient(base, tmp_path) -> None:
+    made, language_model = with_likelihood(base, 0.0)
+    groups, _ = group_by_prompt(all_pairs("Who?"), base[2], 64)
+    (group,) = groups
+    values = [by_hand(language_model, s, group.prompt_length) for s in group.sequences]
+    pairs = [(i, j) for i in range(len(values)) for j in range(len(values)) if values[i] > values[j]]
+    loss, _ = batch_loss(made, [type(group)(group.sequences, pairs, group.prompt_length)])
+    loss.backward()
+    coef = likelihood_head(made).coef
+    # d/dc of mean log(1 + exp(-c Δ)) at c = 0 is -mean Δ / 2
+    mean = sum(values[i] - values[j] for i, j in pairs) / len(pairs)
+    assert coef.grad.item() == pytest.approx(-mean / 2, rel=1e-4)
+    assert any(coef is p for p in groups_with_head(made, RewardConfig())[-1]["params"])
+    assert not any(p.requires_grad for p in likelihood_head(made).language_head.parameters())
+
+
+def test_the_likelihood_term_is_saved_beside_a_plain_model_and_left_out_of_a_value_model(base, tmp_path) -> None:
+    made, _ = with_likelihood(base, 0.5)
+    save_model(made, tmp_path / "model")
+    loaded = load_scalar_model(tmp_path / "model")
+    rows, starts = [[5, 6, 7, 8], [5, 6]], [2, 1]
+    expected = reward_scores(made, rows, starts).tolist()
+    assert min(map(abs, expected)) > 0.1
+    assert reward_scores(loaded, rows, starts).tolist() == pytest.approx(expected, abs=1e-6)
+    assert reward_scores(without_likelihood(loaded), rows, starts).tolist() == [0, 0]

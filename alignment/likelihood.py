@@ -1,0 +1,83 @@
+"""The likelihood term of a reward model: what its own language head makes of a response.
+
+    r(x, y) = w · h_T + c · (1/|y|) Σ_t log p(y_t | x, y_<t)
+
+The first part is the usual scalar head at the last token. The second lets the score use what the trunk knows as a
+language model: a calibrated one gives false statements a low probability (Kadavath et al. 2022, "Language Models
+(Mostly) Know What They Know"), while a scalar head would have to learn each fact again from comparisons. The
+coefficient c is learnt from the comparisons like any other weight, so people decide what likelihood is worth. The mean
+over the response's tokens neither likes nor dislikes length. The language head is SFT's, and stays as it is.
+"""
+
+import copy
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import PreTrainedModel
+
+from alignment.errors import CheckpointError
+
+FILE = "likelihood.safetensors"
+
+
+class LikelihoodHead(nn.Module):
+    """A frozen language head and the coefficient c, which starts at 0."""
+
+    def __init__(self, language_head: nn.Module) -> None:
+        super().__init__()
+        if not isinstance(language_head, nn.Linear):
+            raise CheckpointError(
+                f"a likelihood term needs a linear language head, not {type(language_head).__name__}: set "
+                "`reward.likelihood: false`"
+            )
+        self.language_head = copy.deepcopy(language_head).requires_grad_(False)
+        self.coef = nn.Parameter(torch.zeros((), device=language_head.weight.device))
+
+    def forward(self, hidden: Tensor, input_ids: Tensor, prompt_lengths: Tensor, lengths: Tensor) -> Tensor:
+        """c · mean log-probability of the response. Shapes: (b, t, h), (b, t), (b,), (b,) -> (b,)."""
+        predicted = torch.arange(1, input_ids.shape[1], device=input_ids.device)
+        inside = (predicted >= prompt_lengths.unsqueeze(-1)) & (predicted < lengths.unsqueeze(-1))
+        logits = self.language_head(hidden[:, :-1][inside]).float()
+        logprobs = -functional.cross_entropy(logits, input_ids[:, 1:][inside], reduction="none")
+        rows = inside.nonzero()[:, 0]
+        totals = torch.zeros(len(input_ids), device=logprobs.device, dtype=logprobs.dtype)
+        return self.coef * totals.index_add(0, rows, logprobs) / inside.sum(-1).clamp(min=1)
+
+
+def likelihood_head(model: nn.Module) -> LikelihoodHead | None:
+    """The model's likelihood term, or None where it has none."""
+    head = getattr(model, "likelihood", None)
+    return head if isinstance(head, LikelihoodHead) else None
+
+
+def add_likelihood(model: PreTrainedModel, language_head: nn.Module) -> None:
+    """Give a reward model a likelihood term that counts for nothing yet."""
+    model.add_module("likelihood", LikelihoodHead(language_head))
+
+
+def without_likelihood(model: PreTrainedModel) -> PreTrainedModel:
+    """The same model, changed in place to its scalar head alone: a value model needs no more."""
+    if likelihood_head(model) is not None:
+        del model.likelihood
+    return model
+
+
+def save_likelihood(model: PreTrainedModel, path: Path) -> None:
+    """Write the term beside the model's weights, where there is one."""
+    head = likelihood_head(model)
+    if head is not None:
+        save_file({name: tensor.contiguous() for name, tensor in head.state_dict().items()}, path / FILE)
+
+
+def load_likelihood(model: PreTrainedModel, path: Path) -> None:
+    """Put the term back, where one was written."""
+    if not (path / FILE).exists():
+        return
+    state = load_file(path / FILE)
+    outputs, inputs = state["language_head.weight"].shape
+    head = nn.Linear(inputs, outputs, bias="language_head.bias" in state, dtype=model.dtype)
+    add_likelihood(model, head)
+    model.get_submodule("likelihood").load_state_dict(state)
