@@ -27,7 +27,7 @@ def examine(
 ) -> dict[str, float]:
     """Accuracy by test and criterion, calibration, pull of length, and what a bag of words reaches on the same data."""
     likelihood = likelihood_head(model)
-    figures: dict[str, float] = {} if likelihood is None else {"likelihood_coef": float(likelihood.coef)}
+    figures: dict[str, float] = {} if likelihood is None else {"likelihood_coef": likelihood.coef.item()}
     scale = float(model.config.reward_scale)
     for name in TESTS:
         if not rows[name]:

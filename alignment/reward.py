@@ -42,6 +42,8 @@ from alignment.records import Comparison, Demonstration, read_records
 from alignment.tokenizer import prompt_tokens, response_tokens
 from alignment.training import TrainingState, cosine_schedule
 
+COEFFICIENT_SPEED = 10.0  # one number has further to go than each of the head's weights
+
 
 @dataclass(frozen=True)
 class PromptGroup:
@@ -169,10 +171,12 @@ def train_groups(
 
 def groups_with_head(model: PreTrainedModel, config: RewardConfig) -> list[dict[str, object]]:
     """The trunk at `learning_rate`, so that what it knows survives; what is new and starts at 0, faster."""
+    rate = config.learning_rate * config.head_speed
+    new = [{"params": [scalar_head(model).weight], "weight_decay": 0.0, "lr": rate}]
     likelihood = likelihood_head(model)
-    new = [scalar_head(model).weight] + ([] if likelihood is None else [likelihood.coef])
-    head = {"params": new, "weight_decay": 0.0, "lr": config.learning_rate * config.head_speed}
-    return [*parameter_groups(model.base_model, config.weight_decay), head]
+    if likelihood is not None:
+        new.append({"params": [likelihood.coef], "weight_decay": 0.0, "lr": rate * COEFFICIENT_SPEED})
+    return [*parameter_groups(model.base_model, config.weight_decay), *new]
 
 
 def batch_loss(
