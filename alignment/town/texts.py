@@ -6,7 +6,7 @@ quality: some are wrong, rude, gullible, or help with harm. Nobody who trains on
 
 import json
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ def build_town(config: TownConfig, seed: int, out: Path) -> dict[str, float]:
             file.write(json.dumps(web_document(world, web)) + "\n")
     demonstrations = draw_demonstrations(world, config.demonstrations, seed)
     prompts = draw_prompts(world, config.prompts, seed, "train")
-    heldout = draw_prompts(world, config.heldout_prompts, seed, "heldout")
+    heldout = draw_prompts(world, config.heldout_prompts, seed, "heldout", taken={prompt.id for prompt in prompts})
     write_records(out / "demonstrations.jsonl", demonstrations)
     write_records(out / "prompts.jsonl", prompts + heldout)
     return {
@@ -148,16 +148,23 @@ def dress(answer: str, rng: random.Random, polite: float, rude: float) -> str:
 # --- prompts ---------------------------------------------------------------------------------------------------------
 
 
-def draw_prompts(world: World, count: int, seed: int, split: Split) -> list[Prompt]:
-    """Distinct prompts of the five kinds in fixed shares; held-out ones have people and phrasings of their own."""
+def draw_prompts(
+    world: World, count: int, seed: int, split: Split, taken: Collection[str] = frozenset()
+) -> list[Prompt]:
+    """Distinct prompts of the five kinds in fixed shares; held-out ones have people and phrasings of their own.
+
+    None has an id in `taken`: what is asked in training is not asked again.
+    """
     rng = random.Random(f"prompts-{split}-{seed}")
     prompts: dict[str, Prompt] = {}
     for kind, share in KINDS.items():
         goal, misses = len(prompts) + round(count * share), 0
         while len(prompts) < goal and misses < 2000:
             prompt = draw_prompt(world, kind, split, rng)
-            misses += prompt.id in prompts
-            prompts[prompt.id] = prompt
+            if prompt.id in prompts or prompt.id in taken:
+                misses += 1
+            else:
+                prompts[prompt.id] = prompt
     shuffled = list(prompts.values())
     rng.shuffle(shuffled)
     return shuffled

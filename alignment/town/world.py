@@ -16,6 +16,7 @@ ONSETS = ("B", "Br", "C", "D", "F", "G", "H", "J", "K", "L", "M", "N", "P", "R",
 VOWELS = ("a", "e", "i", "o", "u")
 MIDDLES = ("l", "r", "n", "m", "d", "v", "s", "t", "b", "k")
 ENDINGS = ("a", "en", "in", "o", "is", "el", "ar", "y", "us", "ette")
+STRANGERS = 96  # so many that "nobody I know" is learnt, not a list of names
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class World:
 def draw_world(config: TownConfig, seed: int) -> World:
     """Draw the town of a seed: half its people demonstrated, another quarter prompted, the last quarter held out."""
     rng = random.Random(f"world-{seed}")
-    strangers = max(24, config.people // 2)
+    strangers = max(STRANGERS, config.people // 2)
     names = draw_names(rng, config.people + 2 * strangers)
     known, unknown = names[: config.people], names[config.people :]
     people = {name: Person(name, {key: rng.choice(a.values) for key, a in ATTRIBUTES.items()}) for name in known}

@@ -63,8 +63,8 @@ def test_groups_of_names_are_disjoint_and_facts_survive_the_file(town) -> None:
     world = World.load(town / "facts.json")
     assert world == draw_world(CONFIG, 7)
     groups = (world.demonstrated, world.prompted, world.heldout, world.strangers, world.heldout_strangers)
-    assert [len(group) for group in groups] == [20, 10, 10, 24, 24]
-    assert len({name for group in groups for name in group}) == 88
+    assert [len(group) for group in groups] == [20, 10, 10, 96, 96]
+    assert len({name for group in groups for name in group}) == 232
     assert set(world.people) == {name for group in groups[:3] for name in group}
 
 
@@ -92,9 +92,8 @@ def test_prompts_are_of_five_kinds_and_none_comes_twice(town, tmp_path) -> None:
         asked = [p for p in read_records(town / "prompts.jsonl", Prompt)[0] if p.split == split]
         assert {p.kind for p in asked} == set(texts.KINDS)
         assert len({p.id for p in asked}) == len(asked) == len({p.text for p in asked})
-    collect_prompts(PromptsConfig(), tmp_path, Journal(tmp_path), seed=0, town=town)
-    kept = [p.text for p in read_records(tmp_path / "prompts.jsonl", Prompt)[0]]
-    assert len(set(kept)) == len(kept)  # what both splits ask is for training alone
+    figures = collect_prompts(PromptsConfig(), tmp_path, Journal(tmp_path), seed=0, town=town)
+    assert figures["prompts_heldout"] == len(asked)  # nothing that training asks is asked again
 
 
 def test_half_of_the_demonstrations_is_not_perfect_and_half_is_good(town) -> None:
@@ -104,7 +103,7 @@ def test_half_of_the_demonstrations_is_not_perfect_and_half_is_good(town) -> Non
     asked = [(by_text.get(d.messages[0].content), d.completion) for d in rows]
     scores = [judge(question, answer).score for question, answer in asked if question is not None]
     perfect = sum(score > 0.99 for score in scores) / len(scores)
-    assert len(scores) > 50 and 0.2 < perfect < 0.8
+    assert len(scores) > 30 and 0.2 < perfect < 0.8
 
 
 def test_corpus_rows_are_documents_of_text_or_turns(town) -> None:
