@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from alignment.logprobs import ScoringBatch, at_least_float32, response_logprobs, scoring_batches
-from alignment.model import normalised, scalar_head
+from alignment.model import head_values, normalised
 from alignment.ppo.advantages import gae, whiten
 from alignment.ppo.config import PPOConfig
 from alignment.ppo.kl import kl_estimate
@@ -127,8 +127,12 @@ def micro_batches(
 def response_values(value_model: PreTrainedModel, batch: ScoringBatch) -> Tensor:
     """V before each response token, in units of the normalised score, read where its logits are. Shape: (n,)."""
     hidden = value_model.base_model(input_ids=batch.input_ids, use_cache=False).last_hidden_state
-    raw = scalar_head(value_model)(hidden[batch.row, batch.position]).squeeze(-1)
-    return normalised(value_model, at_least_float32(raw))
+    return values_at(value_model, hidden[batch.row, batch.position])
+
+
+def values_at(value_model: PreTrainedModel, hidden: Tensor) -> Tensor:
+    """V for each hidden state of the trunk, in units of the normalised score. Shapes: (n, h) -> (n,)."""
+    return normalised(value_model, head_values(value_model, hidden))
 
 
 @torch.no_grad()

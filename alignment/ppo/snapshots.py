@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from alignment.model import save_model
 from alignment.ppo.update import Learner
@@ -66,15 +66,15 @@ def averaged(learner: Learner) -> Iterator[None]:
     if learner.average is None:
         yield
         return
-    weights = [weight.detach().clone() for weight in learner.policy.parameters()]
-    _assign(learner.policy, learner.average)
+    weights = [weight.detach().clone() for weight in learner.policy_weights.values()]
+    _assign(learner, learner.average)
     try:
         yield
     finally:
-        _assign(learner.policy, weights)
+        _assign(learner, weights)
 
 
 @torch.no_grad()
-def _assign(model: PreTrainedModel, weights: Sequence[Tensor]) -> None:
-    for parameter, weight in zip(model.parameters(), weights, strict=True):
+def _assign(learner: Learner, weights: Sequence[Tensor]) -> None:
+    for parameter, weight in zip(learner.policy_weights.values(), weights, strict=True):
         parameter.copy_(weight)
