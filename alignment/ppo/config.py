@@ -8,7 +8,7 @@ from alignment.config import Config, Count, Natural, Positive, Share
 
 NonNegative = Annotated[float, Field(ge=0)]
 # Options that act in one layout alone; elsewhere they keep their default.
-LAYOUT_OF = {"value_coef": "shared_trunk"}
+LAYOUT_OF = {"value_coef": "shared_trunk", "lora_rank": "lora", "lora_alpha": "lora", "lora_targets": "lora"}
 
 
 class PPOConfig(Config):
@@ -18,10 +18,15 @@ class PPOConfig(Config):
     seed: Natural = 0
 
     # which models there are, and how they lie in memory
-    layout: Literal["separate", "shared_trunk"] = Field(
-        "separate", description="shared_trunk: the value is a head on the policy's trunk"
+    layout: Literal["separate", "shared_trunk", "lora"] = Field(
+        "separate",
+        description="shared_trunk: the value is a head on the policy's trunk; lora: policy and value are adapters over "
+        "one frozen base, which is the reference, and so is a reward model that is an adapter of it",
     )
     value_coef: Positive = Field(0.1, description="shared_trunk: weight of the value loss, which moves the trunk too")
+    lora_rank: Count = 16
+    lora_alpha: Count = Field(32, description="an adapter adds (lora_alpha / lora_rank) · B A")
+    lora_targets: tuple[str, ...] | None = Field(None, description="names of layers; null: all linear ones")
 
     # rollout
     batch_size: Count = Field(128, description="episodes a step")

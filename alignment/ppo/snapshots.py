@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from alignment.adapters import has_adapter, merged
 from alignment.model import save_model
 from alignment.ppo.update import Learner
 
@@ -29,10 +30,11 @@ def snapshot_path(out: Path, step: int) -> Path:
 
 
 def publish(learner: Learner, tokenizer: PreTrainedTokenizerBase, path: Path) -> None:
-    """Write the policy (its average, where there is one) and the tokenizer to `path` in one move."""
+    """Write the policy (its average, where there is one; an adapter merged) and the tokenizer to `path` in one move."""
     temporary = _fresh_directory_beside(path)
     with averaged(learner):
-        save_model(learner.policy, temporary, tokenizer)
+        policy = merged(learner.policy) if has_adapter(learner.policy) else learner.policy
+        save_model(policy, temporary, tokenizer)
     _replace(temporary, path)
 
 

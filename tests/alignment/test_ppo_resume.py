@@ -27,6 +27,7 @@ def options(**changes):
 LAYOUTS = {
     "separate": {},
     "shared_trunk": {"layout": "shared_trunk", "value_coef": 0.3},
+    "lora": {"layout": "lora", "lora_rank": 4},
 }
 
 

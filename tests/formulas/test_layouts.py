@@ -1,11 +1,14 @@
 """Models that share weights learn what separate ones would, put together by hand: float64, one minibatch."""
 
+import copy
 from types import ModuleType
 
+import pytest
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from alignment.adapters import adapter_weights, add_adapter, merged, over_base, scalar_adapter_over
 from alignment.logprobs import response_logprobs_and_entropy
 from alignment.model import scalar_head, scalar_model_over
 from alignment.ppo import models, update
@@ -81,3 +84,37 @@ def test_one_pass() -> None:
 def test_a_warming_value_leaves_the_shared_trunk_alone() -> None:
     shared, head = _gradients(update, True, _config(layout="shared_trunk"), train_policy=False)
     assert all(not gradient.any() for gradient in shared.values()) and head["score.weight"].any()
+
+
+def test_lora_gradient_is_that_of_the_merged_weight() -> None:
+    """With W' = W + s B A:   ∂L/∂B = s (∂L/∂W') Aᵀ and ∂L/∂A = s Bᵀ (∂L/∂W'), for both models.
+
+    The gradients of the merged weights come from separate plain models; norms in float32 set the tolerance.
+    """
+    config = _config(layout="lora", lora_rank=3, lora_alpha=6)
+    base = tiny_llama(vocab_size=5)
+    policy = over_base(base)
+    add_adapter(policy, 3, 6)
+    value_model = scalar_adapter_over(base, 3, 6)
+    for model in (policy, value_model):
+        for weight in adapter_weights(model).values():
+            nn.init.normal_(weight, std=0.3, generator=torch.Generator().manual_seed(2))
+    plain = [copy.deepcopy(merged(model)) for model in (policy, value_model)]
+    learner = update.Learner.of(policy, value_model, config)
+    sums = update.accumulate_gradients(learner, _rollout(), range(8), config)
+    separate = update.Learner.of(plain[0], plain[1], _config())
+    expected_sums = update.accumulate_gradients(separate, _rollout(), range(8), _config())
+    for name in ("policy_loss", "value_loss", "entropy"):
+        assert sums[name] == pytest.approx(expected_sums[name], rel=1e-6)
+    for adapted, whole in ((policy, plain[0]), (value_model, plain[1])):
+        weights = dict(whole.named_parameters())
+        found = adapter_weights(adapted)
+        for name in [name for name in found if ".lora_A." in name]:
+            a, b = found[name], found[name.replace(".lora_A.", ".lora_B.")]
+            gradient = weights[name.replace(".lora_A.default", "")].grad
+            torch.testing.assert_close(b.grad, 2.0 * gradient @ a.T, rtol=1e-5, atol=1e-6)
+            torch.testing.assert_close(a.grad, 2.0 * b.T @ gradient, rtol=1e-5, atol=1e-6)
+            assert float(a.grad.abs().max()) > 1e-5
+    head = adapter_weights(value_model)["score.weight"].grad
+    torch.testing.assert_close(head, dict(plain[1].named_parameters())["score.weight"].grad, rtol=1e-5, atol=1e-6)
+    assert all(weight.grad is None for weight in base.parameters())
