@@ -25,13 +25,9 @@ NAME = "default"
 WEIGHTS_FILE = "adapter_model.safetensors"
 
 
-def over_base(model: PreTrainedModel, dtype: torch.dtype | None = None) -> PreTrainedModel:
-    """A model with modules of its own over the memory of the given one; adapters and scalar head alone are copied.
-
-    With another `dtype` the base is converted, once, and whatever is made over the result shares that.
-    """
-    frozen = {id(w): w.detach().to(dtype or w.dtype) for name, w in model.named_parameters() if not _is_own(name)}
-    return _copy_over(model, frozen)
+def over_base(model: PreTrainedModel) -> PreTrainedModel:
+    """A model with modules of its own over the memory of the given one; adapters and scalar head alone are copied."""
+    return _copy_over(model, {id(w): w.detach() for name, w in model.named_parameters() if not _is_own(name)})
 
 
 def rebased(model: PreTrainedModel, base: PreTrainedModel) -> PreTrainedModel | None:
@@ -109,20 +105,21 @@ def _inject(model: PreTrainedModel, config: LoraConfig, seed: int) -> None:
     model.eval()
 
 
-def merged(model: PreTrainedModel, dtype: torch.dtype | None = None) -> PreTrainedModel:
+def merged(model: PreTrainedModel) -> PreTrainedModel:
     """The plain model that computes the same: W + (alpha / rank) · B A in place of each adapted W.
 
-    Weights without an adapter are the given model's memory; train a copy of the result, not the result itself.
+    It is in float32 or better, since what an adapter adds may be less than half precision can tell. Weights without an
+    adapter may be the given model's memory: train a copy of the result, not the result itself.
     """
     plain = over_base(model)
     for name, layer in list(plain.named_modules()):
         if isinstance(layer, LoraLayer):
             base: Any = layer.get_base_layer()
             weight = at_least_float32(base.weight) + _delta(layer)
-            base.weight = nn.Parameter(weight.detach().to(dtype or base.weight.dtype), requires_grad=False)
+            base.weight = nn.Parameter(weight.detach(), requires_grad=False)
             plain.set_submodule(name, base)
     for parameter in plain.parameters():
-        parameter.data = parameter.data.to(dtype or parameter.dtype)
+        parameter.data = at_least_float32(parameter.data)
     return plain
 
 

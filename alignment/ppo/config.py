@@ -28,6 +28,14 @@ class PPOConfig(Config):
     lora_alpha: Count = Field(32, description="an adapter adds (lora_alpha / lora_rank) · B A")
     lora_targets: tuple[str, ...] | None = Field(None, description="names of layers; null: all linear ones")
 
+    # memory and speed, with the same formulas
+    bfloat16: bool = Field(
+        False, description="forwards in bfloat16; trained weights, optimizers, log-probabilities and losses in float32"
+    )
+    gradient_checkpointing: bool = Field(
+        False, description="recompute layers in the backward pass: memory of one layer at a time for a forward more"
+    )
+
     # rollout
     batch_size: Count = Field(128, description="episodes a step")
     max_new_tokens: Count = 48

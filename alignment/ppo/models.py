@@ -13,8 +13,7 @@ import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedModel
 
 from alignment.adapters import (
@@ -27,11 +26,11 @@ from alignment.adapters import (
     scalar_adapter_over,
 )
 from alignment.errors import ConfigError
-from alignment.logprobs import ScoringBatch, response_logprobs_and_entropy
 from alignment.model import scalar_head, scalar_model_from, scalar_model_over, set_normalisation
 from alignment.ppo.config import PPOConfig
+from alignment.ppo.memory import check_bfloat16, recompute_layers
 from alignment.ppo.rewards import Component, ModelReward
-from alignment.ppo.rollout import values_at
+from alignment.ppo.rollout import shares_trunk
 
 
 @dataclass(frozen=True)
@@ -56,19 +55,41 @@ def lay_out(
         raise ConfigError(
             f"layout {config.layout} makes its own value model: leave value_model out, or set layout to separate"
         )
+    if config.bfloat16:
+        check_bfloat16(policy)
     if has_adapter(policy):
         raise ConfigError("the policy carries a LoRA adapter: give alignment.adapters.merged(policy)")
     if config.layout == "lora":
-        return _over_one_base(config, policy, reference, components)
+        models = _over_one_base(config, policy, reference, components)
+    else:
+        models = _whole_models(config, policy, value_model, reference, components)
+    models.reference.eval()
+    if config.gradient_checkpointing:
+        recompute_layers(models.policy)
+        if not shares_trunk(models.policy, models.value_model):
+            recompute_layers(models.value_model)
+    return models
+
+
+def _whole_models(
+    config: PPOConfig,
+    policy: PreTrainedModel,
+    value_model: PreTrainedModel | None,
+    reference: PreTrainedModel | None,
+    components: Sequence[Component],
+) -> Models:
+    """Copies of whole models to train, in float32 or better where bfloat16 is for their forwards alone."""
     trained = copy.deepcopy(policy)
+    if config.bfloat16:
+        trained.float()
     if config.layout == "shared_trunk":
         value_model = scalar_model_over(trained)
         _take_head(value_model, reward_models(components))
     else:
         value_model = _own_value_model(policy, value_model, reward_models(components))
-    reference = policy if reference is None else reference
-    reference.eval()
-    return Models(trained, value_model, reference, list(components))
+        if config.bfloat16:
+            value_model.float()
+    return Models(trained, value_model, policy if reference is None else reference, list(components))
 
 
 def reward_models(components: Sequence[Component]) -> list[PreTrainedModel]:
@@ -94,7 +115,6 @@ def _over_one_base(
     if reference is not None:
         raise ConfigError("in layout lora the reference is the policy without its adapter: leave reference out")
     base = over_base(policy)
-    base.eval()
     over = [_component_over(base, component) for component in components]
     options = (config.lora_rank, config.lora_alpha, config.lora_targets, config.seed)
     trained = over_base(base)
@@ -142,30 +162,3 @@ def trained_weights(
 
 def _learnt(model: PreTrainedModel) -> dict[str, nn.Parameter]:
     return adapter_weights(model) if has_adapter(model) else dict(model.named_parameters())
-
-
-def shares_trunk(policy: PreTrainedModel, value_model: PreTrainedModel) -> bool:
-    """Whether the value model's head sits on the policy's own trunk."""
-    return value_model.base_model is policy.base_model
-
-
-def policy_and_values(
-    policy: PreTrainedModel, value_model: PreTrainedModel, batch: ScoringBatch, temperature: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """log π(token), entropy and V before the token from one forward of the trunk they share. Shapes: (n,) each."""
-    hidden: list[Tensor] = []
-    hook = policy.base_model.register_forward_hook(
-        lambda _, __, output: hidden.append(output.last_hidden_state[batch.row, batch.position])
-    )
-    try:
-        logprobs, entropy = response_logprobs_and_entropy(policy, batch, temperature)
-    finally:
-        hook.remove()
-    return logprobs, entropy, values_at(value_model, hidden[0])
-
-
-def values_with_still_trunk(value_model: PreTrainedModel, batch: ScoringBatch) -> Tensor:
-    """V with gradients to the head alone, and no graph of the trunk. Shape: (n,)."""
-    with torch.no_grad():
-        hidden = value_model.base_model(input_ids=batch.input_ids, use_cache=False).last_hidden_state
-    return values_at(value_model, hidden[batch.row, batch.position])

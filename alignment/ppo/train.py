@@ -182,7 +182,8 @@ def _scored_share(run: _Run, rows: Sequence[int], seconds: dict[str, float]) -> 
     with _timed("sampling", seconds):
         episodes = sample_episodes(learner.policy, prompts, config, run.eos_token_ids, uniforms[places])
     with _timed("scoring", seconds):
-        return score_episodes(episodes, run.components, run.reference, learner.value_model, run.tokenizer, config)
+        models = (run.reference, learner.policy, learner.value_model)
+        return score_episodes(episodes, run.components, *models, run.tokenizer, config)
 
 
 def _rollout_metrics(rollout: Rollout, run: _Run) -> dict[str, float]:

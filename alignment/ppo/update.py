@@ -19,10 +19,18 @@ from alignment.logprobs import ScoringBatch, response_logprobs, response_logprob
 from alignment.ppo.config import PPOConfig
 from alignment.ppo.kl import kl_estimate
 from alignment.ppo.losses import clipped_surrogate, clipped_value_loss
-from alignment.ppo.models import policy_and_values, shares_trunk, trained_weights, values_with_still_trunk
+from alignment.ppo.memory import computing
+from alignment.ppo.models import trained_weights
 from alignment.ppo.processes import gathered, share_of, sum_gradients
 from alignment.ppo.prompts import cycled_rows, seeded
-from alignment.ppo.rollout import Rollout, micro_batches, response_values
+from alignment.ppo.rollout import (
+    Rollout,
+    micro_batches,
+    policy_and_values,
+    response_values,
+    shares_trunk,
+    values_with_still_trunk,
+)
 
 Sums = defaultdict[str, float]
 
@@ -154,17 +162,20 @@ def _losses(
 
     With a shared trunk they are one, L = L_policy + value_coef · L_value; while the value warms up the trunk stays.
     """
-    if not learner.shares_trunk:
-        if train_policy:
-            logprobs, entropy = response_logprobs_and_entropy(learner.policy, batch, config.temperature)
-            yield _policy_loss(logprobs, entropy, rollout, batch, config, sums)
-        yield _value_loss(response_values(learner.value_model, batch), rollout, batch, config, sums)
-    elif train_policy:
-        outputs = policy_and_values(learner.policy, learner.value_model, batch, config.temperature)
-        policy_loss = _policy_loss(outputs[0], outputs[1], rollout, batch, config, sums)
-        yield policy_loss + config.value_coef * _value_loss(outputs[2], rollout, batch, config, sums)
-    else:
-        yield _value_loss(values_with_still_trunk(learner.value_model, batch), rollout, batch, config, sums)
+    policy, value_model, device = learner.policy, learner.value_model, batch.input_ids.device
+    if learner.shares_trunk and train_policy:
+        with computing(config, device):
+            logprobs, entropy, values = policy_and_values(policy, value_model, batch, config.temperature)
+        policy_loss = _policy_loss(logprobs, entropy, rollout, batch, config, sums)
+        yield policy_loss + config.value_coef * _value_loss(values, rollout, batch, config, sums)
+        return
+    if train_policy:
+        with computing(config, device):
+            logprobs, entropy = response_logprobs_and_entropy(policy, batch, config.temperature)
+        yield _policy_loss(logprobs, entropy, rollout, batch, config, sums)
+    with computing(config, device):
+        values = (values_with_still_trunk if learner.shares_trunk else response_values)(value_model, batch)
+    yield _value_loss(values, rollout, batch, config, sums)
 
 
 def _policy_loss(
@@ -228,7 +239,8 @@ def accumulate_ptx_gradients(
     mine = share_of(drawn)
     total = 0.0
     for batch in scoring_batches(mine, [1] * len(mine), config.micro_batch_tokens, policy.device):
-        loss = -response_logprobs(policy, batch).sum() / tokens
+        with computing(config, policy.device):
+            loss = -response_logprobs(policy, batch).sum() / tokens
         (config.ptx_coef * loss).backward()
         total += float(loss.detach())
     return total

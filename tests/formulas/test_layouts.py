@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from alignment.adapters import adapter_weights, add_adapter, merged, over_base, scalar_adapter_over
 from alignment.logprobs import response_logprobs_and_entropy
 from alignment.model import scalar_head, scalar_model_over
-from alignment.ppo import models, update
+from alignment.ppo import rollout, update
 from alignment.ppo.config import PPOConfig
 from alignment.ppo.rollout import micro_batches, response_values
 from tests.formulas.models import tiny_llama, tiny_value_model
@@ -78,7 +78,7 @@ def test_shared_trunk_gradient() -> None:
 
 
 def test_one_pass() -> None:
-    check_one_pass(models)
+    check_one_pass(rollout)
 
 
 def test_a_warming_value_leaves_the_shared_trunk_alone() -> None:

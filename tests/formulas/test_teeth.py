@@ -82,7 +82,7 @@ MUTANTS = [
     ("ppo.update", "(loss / tokens).backward()", "(loss / batch.real_tokens).backward()", accumulation.check_accumulation),
     ("ppo.update", "policy_loss + config.value_coef *", "policy_loss +", layouts.check_shared_trunk_gradient),
     ("ppo.update", "policy_loss + config.value_coef *", "policy_loss - config.value_coef *", layouts.check_shared_trunk_gradient),
-    ("ppo.models", "append(output.last_hidden_state[batch.row, batch.position])", "append(output.last_hidden_state[batch.row, batch.position + 1])", layouts.check_one_pass),
+    ("ppo.rollout", "append(output.last_hidden_state[batch.row, batch.position])", "append(output.last_hidden_state[batch.row, batch.position + 1])", layouts.check_one_pass),
     ("ppo.update", "response_logprobs(policy, batch).sum() / tokens", "response_logprobs(policy, batch).mean()", accumulation.check_accumulation),
     ("ppo.update", "old, rollout.advantages[at]", "old, rollout.returns[at]", accumulation.check_minibatch_mean),
     ("ppo.update", "rollout.values[at], rollout.returns[at]", "rollout.returns[at], rollout.values[at]", accumulation.check_minibatch_mean),
