@@ -18,6 +18,7 @@ from transformers import AutoConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from alignment.errors import CheckpointError, ConfigError
+from alignment.likelihood import likelihood_head, load_likelihood, save_likelihood
 from alignment.logprobs import at_least_float32
 from alignment.model import scalar_model_over, set_normalisation
 
@@ -36,12 +37,25 @@ def rebased(model: PreTrainedModel, base: PreTrainedModel) -> PreTrainedModel | 
     own = {n.replace(".base_layer", ""): w for n, w in model.base_model.named_parameters() if not _is_own(n)}
     if own.keys() != given.keys() or not all(_same(weight, given[name]) for name, weight in own.items()):
         return None
-    return _copy_over(model, {id(weight): given[name].detach() for name, weight in own.items()})
+    shared = {id(weight): given[name].detach() for name, weight in own.items()}
+    return _copy_over(model, shared | _shared_language_head(model, base))
+
+
+def _shared_language_head(model: PreTrainedModel, base: PreTrainedModel) -> dict[int, Tensor]:
+    """The language head of a reward's likelihood term, where it is the base's own."""
+    term, head = likelihood_head(model), base.get_output_embeddings()
+    if term is None or not isinstance(head, nn.Linear) or not _same(term.language_head.weight, head.weight):
+        return {}
+    return {id(term.language_head.weight): head.weight.detach()}
 
 
 def _same(weight: Tensor, given: Tensor) -> bool:
     """Equal, to the precision of the second."""
-    return weight.device == given.device and torch.equal(weight.detach().to(given.dtype), given.detach())
+    return (
+        weight.device == given.device
+        and weight.shape == given.shape
+        and torch.equal(weight.detach().to(given.dtype), given.detach())
+    )
 
 
 def _copy_over(model: PreTrainedModel, tensors: dict[int, Tensor]) -> PreTrainedModel:
@@ -51,8 +65,8 @@ def _copy_over(model: PreTrainedModel, tensors: dict[int, Tensor]) -> PreTrained
 
 
 def _is_own(name: str) -> bool:
-    """Whether a parameter belongs to one model alone: its adapter, or the head of a scalar model."""
-    return ".lora_" in name or name.startswith("score.")
+    """Whether a parameter belongs to one model alone: its adapter, or what a scalar model makes its number with."""
+    return ".lora_" in name or name.startswith("score.") or name == "likelihood.coef"
 
 
 def has_adapter(model: nn.Module) -> bool:
@@ -61,7 +75,7 @@ def has_adapter(model: nn.Module) -> bool:
 
 
 def adapter_weights(model: PreTrainedModel) -> dict[str, nn.Parameter]:
-    """The adapter's matrices, and the head of a scalar model, by name."""
+    """The adapter's matrices, and the head (and likelihood coefficient) of a scalar model, by name."""
     return {name: weight for name, weight in model.named_parameters() if _is_own(name)}
 
 
@@ -150,8 +164,8 @@ def save_scalar_adapter(model: PreTrainedModel, path: Path, base: str = "") -> N
     saved.base_model_name_or_path, saved.task_type, saved.modules_to_save = base, "SEQ_CLS", ["score"]
     saved.inference_mode = True
     saved.save_pretrained(str(path))
-    weights = {_name_in_file(name): weight.detach().contiguous() for name, weight in adapter_weights(model).items()}
-    save_file(weights, path / WEIGHTS_FILE)
+    save_file({name: w.detach().contiguous() for name, w in _in_file(model).items()}, path / WEIGHTS_FILE)
+    save_likelihood(model, path)
     model.config.save_pretrained(path)
 
 
@@ -170,7 +184,7 @@ def load_scalar_adapter(path: Path, language_model: PreTrainedModel) -> PreTrain
         _inject(model, config, 0)
     except ValueError as error:
         raise CheckpointError(f"the adapter in {path} does not fit {type(language_model).__name__}: {error}") from error
-    expected = {_name_in_file(name): weight for name, weight in adapter_weights(model).items()}
+    expected = _in_file(model)
     if {n: w.shape for n, w in saved.items()} != {n: w.shape for n, w in expected.items()}:
         raise CheckpointError(f"the adapter in {path} does not fit {type(language_model).__name__}: was it its base?")
     for name, weight in expected.items():
@@ -178,9 +192,13 @@ def load_scalar_adapter(path: Path, language_model: PreTrainedModel) -> PreTrain
     if (path / "config.json").exists():
         kept = AutoConfig.from_pretrained(path)
         set_normalisation(model, getattr(kept, "reward_bias", 0.0), getattr(kept, "reward_scale", 1.0))
-    return model
+    load_likelihood(model, path)
+    shared = rebased(model, language_model)
+    assert shared is not None, "the trunk is the language model's"
+    return shared
 
 
-def _name_in_file(name: str) -> str:
-    """`peft` writes neither the name of the adapter nor leaves out the wrapper."""
-    return "base_model.model." + name.replace(f".{NAME}.", ".")
+def _in_file(model: PreTrainedModel) -> dict[str, nn.Parameter]:
+    """Adapter and head under the names that `peft` gives them: with its wrapper, without the name of the adapter."""
+    weights = {name: w for name, w in adapter_weights(model).items() if not name.startswith("likelihood.")}
+    return {"base_model.model." + name.replace(f".{NAME}.", "."): weight for name, weight in weights.items()}

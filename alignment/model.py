@@ -147,7 +147,7 @@ def raw_scores(
     Shapes: (b, t, h), (b, t), (b,), (b,) -> (b,).
     """
     last = hidden[torch.arange(len(lengths), device=hidden.device), lengths - 1]
-    scores = at_least_float32(scalar_head(model)(last).squeeze(-1))
+    scores = head_values(model, last)
     head = likelihood_head(model)
     return scores if head is None else scores + head(hidden, input_ids, prompt_lengths, lengths)
 

@@ -26,6 +26,7 @@ from alignment.adapters import (
     scalar_adapter_over,
 )
 from alignment.errors import ConfigError
+from alignment.likelihood import without_likelihood
 from alignment.model import scalar_head, scalar_model_from, scalar_model_over, set_normalisation
 from alignment.ppo.config import PPOConfig
 from alignment.ppo.memory import check_bfloat16, recompute_layers
@@ -105,7 +106,7 @@ def _own_value_model(
         return scalar_model_from(policy)
     start = rewards[0] if value_model is None else value_model
     scalar_head(start)
-    return copy.deepcopy(merged(start) if has_adapter(start) else start)
+    return without_likelihood(copy.deepcopy(merged(start) if has_adapter(start) else start))
 
 
 def _over_one_base(
@@ -121,7 +122,7 @@ def _over_one_base(
     add_adapter(trained, *options)
     adapters = reward_models([new for new, old in zip(over, components, strict=True) if new is not old])
     if adapters:
-        value_model = over_base(adapters[0])
+        value_model = without_likelihood(over_base(adapters[0]))
     else:
         value_model = scalar_adapter_over(base, *options)
         _take_head(value_model, reward_models(components))

@@ -8,6 +8,7 @@ from transformers import AutoModelForSequenceClassification, GPT2Config, GPT2LMH
 
 from alignment import adapters
 from alignment.errors import CheckpointError, ConfigError
+from alignment.likelihood import add_likelihood
 from alignment.model import reward_scores, save_model, scalar_head, scalar_model_from, set_normalisation
 from tests.alignment import ppo_world as world
 
@@ -66,21 +67,21 @@ def test_all_linear_layers_of_the_trunk_or_those_that_are_named() -> None:
 def test_a_reward_adapter_scores_as_the_merged_model(tmp_path) -> None:
     base = world.policy()
     model = reward_adapter(base)
-    expected = reward_scores(model, SEQUENCES)
+    expected = reward_scores(model, SEQUENCES, [1, 1, 2])
     save_model(adapters.merged(model), tmp_path)
     plain = AutoModelForSequenceClassification.from_pretrained(tmp_path)
     assert not adapters.has_adapter(plain)
-    torch.testing.assert_close(reward_scores(plain, SEQUENCES), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(reward_scores(plain, SEQUENCES, [1, 1, 2]), expected, rtol=1e-5, atol=1e-5)
     assert len(set(expected.tolist())) == 3
 
 
 def test_a_reward_adapter_is_saved_for_us_and_for_peft(tmp_path) -> None:
     base = world.policy()
     model = reward_adapter(base)
-    expected = reward_scores(model, SEQUENCES)
+    expected = reward_scores(model, SEQUENCES, [1, 1, 2])
     adapters.save_scalar_adapter(model, tmp_path, "where/the/base/is")
     loaded = adapters.load_scalar_adapter(tmp_path, base)
-    assert torch.equal(reward_scores(loaded, SEQUENCES), expected)
+    assert torch.equal(reward_scores(loaded, SEQUENCES, [1, 1, 2]), expected)
     assert loaded.base_model.embed_tokens.weight.data_ptr() == base.get_input_embeddings().weight.data_ptr()
     theirs = PeftModel.from_pretrained(scalar_model_from(base), tmp_path)
     raw = torch.stack([theirs(torch.tensor([sequence])).logits[0, 0] for sequence in SEQUENCES])
@@ -96,7 +97,7 @@ def test_an_adapter_that_peft_saved_is_read(tmp_path) -> None:
             nn.init.normal_(weight.data, std=0.3)
     theirs.save_pretrained(tmp_path)
     raw = torch.stack([theirs(torch.tensor([sequence])).logits[0, 0] for sequence in SEQUENCES])
-    found = reward_scores(adapters.load_scalar_adapter(tmp_path, base), SEQUENCES)
+    found = reward_scores(adapters.load_scalar_adapter(tmp_path, base), SEQUENCES, [1, 1, 2])
     torch.testing.assert_close(found, raw.detach(), rtol=1e-5, atol=1e-5)
 
 
@@ -116,9 +117,26 @@ def test_an_adapter_moves_to_an_equal_base_and_to_no_other() -> None:
     model = reward_adapter(world.policy())
     base = world.policy()
     moved = adapters.rebased(model, base)
-    assert moved is not None and torch.equal(reward_scores(moved, SEQUENCES), reward_scores(model, SEQUENCES))
+    assert moved is not None and torch.equal(
+        reward_scores(moved, SEQUENCES, [1, 1, 2]), reward_scores(model, SEQUENCES, [1, 1, 2])
+    )
     memory = {weight.data_ptr() for weight in base.parameters()}
     own = {name for name, weight in moved.named_parameters() if weight.data_ptr() not in memory}
     assert own == set(adapters.adapter_weights(moved)) and "score.weight" in own
     assert scalar_head(moved).weight.data_ptr() != scalar_head(model).weight.data_ptr()
     assert adapters.rebased(model, world.policy(seed=5)) is None
+
+
+def test_a_likelihood_term_comes_along_and_shares_the_language_head(tmp_path) -> None:
+    base = world.policy()
+    model = reward_adapter(base)
+    add_likelihood(model, base.get_output_embeddings())
+    nn.init.constant_(model.likelihood.coef, 0.5)
+    expected = reward_scores(model, SEQUENCES, [1, 1, 2])
+    assert not torch.equal(expected, reward_scores(reward_adapter(base), SEQUENCES, [1, 1, 2]))
+    plain = adapters.merged(model)
+    torch.testing.assert_close(reward_scores(plain, SEQUENCES, [1, 1, 2]), expected, rtol=1e-5, atol=1e-5)
+    adapters.save_scalar_adapter(model, tmp_path)
+    loaded = adapters.load_scalar_adapter(tmp_path, base)
+    assert torch.equal(reward_scores(loaded, SEQUENCES, [1, 1, 2]), expected)
+    assert loaded.likelihood.language_head.weight.data_ptr() == base.lm_head.weight.data_ptr()

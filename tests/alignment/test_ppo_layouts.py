@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from alignment.adapters import adapter_weights, add_adapter, has_adapter
 from alignment.errors import ConfigError
@@ -25,6 +25,10 @@ def _bytes(*models: torch.nn.Module) -> int:
     return sum(storages.values())
 
 
+def _scores(model: PreTrainedModel) -> torch.Tensor:
+    return reward_scores(model, world.PROMPTS, [len(prompt) for prompt in world.PROMPTS])
+
+
 def test_shared_trunk_is_one_trunk() -> None:
     policy, reward = world.policy(), ModelReward("model", 1.0, world.reward_model())
     models = lay_out(world.config(**SHARED), policy, None, None, [reward])
@@ -45,8 +49,8 @@ def test_lora_is_one_base_with_adapters() -> None:
     own = [sum(w.numel() for w in adapter_weights(m).values()) for m in (models.policy, models.value_model, scorer)]
     assert _bytes(policy, models.policy, models.reference, models.value_model, scorer) == _bytes(policy) + 4 * sum(own)
     assert own[1] == own[2] < own[0] < sum(w.numel() for w in policy.parameters()) / 2
-    assert torch.equal(reward_scores(scorer, world.PROMPTS), reward_scores(reward.model, world.PROMPTS))
-    assert torch.equal(reward_scores(models.value_model, world.PROMPTS), reward_scores(scorer, world.PROMPTS))
+    assert torch.equal(_scores(scorer), _scores(reward.model))
+    assert torch.equal(_scores(models.value_model), _scores(scorer))
     weights = (adapter_weights(models.value_model)["score.weight"], adapter_weights(scorer)["score.weight"])
     assert weights[0].data_ptr() != weights[1].data_ptr()
 
@@ -115,5 +119,5 @@ def test_a_reward_adapter_serves_the_other_layouts_too() -> None:
     reward = ModelReward("model", 1.0, reward_adapter(world.policy()))
     models = lay_out(world.config(), world.policy(), None, None, [reward])
     assert not has_adapter(models.value_model)
-    expected = reward_scores(reward.model, world.PROMPTS)
-    torch.testing.assert_close(reward_scores(models.value_model, world.PROMPTS), expected, rtol=1e-5, atol=1e-5)
+    expected = _scores(reward.model)
+    torch.testing.assert_close(_scores(models.value_model), expected, rtol=1e-5, atol=1e-5)
