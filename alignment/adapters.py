@@ -20,7 +20,7 @@ from transformers.pytorch_utils import Conv1D
 from alignment.errors import CheckpointError, ConfigError
 from alignment.likelihood import likelihood_head, load_likelihood, save_likelihood
 from alignment.logprobs import at_least_float32
-from alignment.model import scalar_model_over, set_normalisation
+from alignment.model import load_scalar_model, scalar_model_over, set_normalisation
 
 NAME = "default"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -196,6 +196,13 @@ def load_scalar_adapter(path: Path, language_model: PreTrainedModel) -> PreTrain
     shared = rebased(model, language_model)
     assert shared is not None, "the trunk is the language model's"
     return shared
+
+
+def load_reward(path: Path, language_model: PreTrainedModel, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """A reward model, be it whole (in `dtype`) or an adapter, which takes the language model's memory for its base."""
+    if (path / "adapter_config.json").exists():
+        return load_scalar_adapter(path, language_model)
+    return load_scalar_model(path, dtype)
 
 
 def _in_file(model: PreTrainedModel) -> dict[str, nn.Parameter]:
