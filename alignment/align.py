@@ -3,12 +3,15 @@
 import shutil
 from pathlib import Path
 
+import torch
+
+from alignment.adapters import load_reward
 from alignment.artifacts import write_json
 from alignment.checkpoint import load_tokenizer
 from alignment.errors import DataError
 from alignment.figures import panels
 from alignment.journal import Journal
-from alignment.model import load_causal_model, load_scalar_model
+from alignment.model import load_causal_model
 from alignment.ppo.config import PPOConfig
 from alignment.ppo.rewards import ModelReward
 from alignment.ppo.train import train_ppo
@@ -43,7 +46,8 @@ def align(
     Writes `model/`, `snapshots/step-*/` and `snapshots.json` (their steps, in order).
     """
     tokenizer = load_tokenizer(sft / "model")
-    policy = load_causal_model(sft / "model")
+    frozen = torch.bfloat16 if config.bfloat16 else torch.float32
+    policy = load_causal_model(sft / "model", frozen if config.layout == "lora" else torch.float32)
     rows, _ = read_records(prompts / "prompts.jsonl", Prompt)
     context = int(policy.config.max_position_embeddings)
     encoded = [prompt_tokens(tokenizer, row.messages) for row in rows if row.split == "train"]
@@ -58,7 +62,7 @@ def align(
         policy,
         tokenizer,
         fitting,
-        [ModelReward("model", 1.0, load_scalar_model(reward / "model"))],
+        [ModelReward("model", 1.0, load_reward(reward / "model", policy, frozen))],
         config,
         ptx_sequences=ptx,
         out=out,

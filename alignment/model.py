@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
@@ -69,6 +70,26 @@ def scalar_model_from(language_model: PreTrainedModel) -> PreTrainedModel:
     return model
 
 
+def scalar_model_over(language_model: PreTrainedModel) -> PreTrainedModel:
+    """A scalar model on the language model's very trunk, not a copy, and a head of zeros in float32 or better."""
+    config = copy.deepcopy(language_model.config)
+    config.num_labels = 1
+    with torch.device("meta"):  # the trunk that comes with the class is never filled
+        try:
+            model: PreTrainedModel = AutoModelForSequenceClassification.from_config(config)
+        except ValueError as error:
+            name = type(language_model).__name__
+            raise CheckpointError(f"{name} has no sequence classification form in transformers: {error}") from error
+    setattr(model, model.base_model_prefix, language_model.base_model)
+    head = scalar_head(model)
+    head.to_empty(device=language_model.device)
+    head.to(torch.promote_types(language_model.dtype, torch.float32))
+    for weight in head.parameters():
+        nn.init.zeros_(weight)
+    model.eval()
+    return model
+
+
 def save_model(model: PreTrainedModel, path: Path, tokenizer: PreTrainedTokenizerBase | None = None) -> None:
     """Write safetensors, config and, where given, the tokenizer."""
     weights = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("likelihood.")}
@@ -92,7 +113,15 @@ def scalar_head(model: PreTrainedModel) -> nn.Linear:
 def scalar_values(model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
     """The raw number at every token. Shapes: (b, t), (b, t) -> (b, t). Right-padded rows need no mask."""
     hidden = model.base_model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
-    return at_least_float32(scalar_head(model)(hidden).squeeze(-1))
+    return head_values(model, hidden)
+
+
+def head_values(model: PreTrainedModel, hidden: Tensor) -> Tensor:
+    """The head's raw number for each hidden state, in float32 or better. Shapes: (..., h) -> (...)."""
+    head = scalar_head(model)
+    bias = None if head.bias is None else at_least_float32(head.bias)
+    with torch.autocast(hidden.device.type, enabled=False):
+        return functional.linear(at_least_float32(hidden), at_least_float32(head.weight), bias).squeeze(-1)
 
 
 def set_normalisation(model: PreTrainedModel, bias: float, scale: float) -> None:
@@ -118,7 +147,7 @@ def raw_scores(
     Shapes: (b, t, h), (b, t), (b,), (b,) -> (b,).
     """
     last = hidden[torch.arange(len(lengths), device=hidden.device), lengths - 1]
-    scores = at_least_float32(scalar_head(model)(last).squeeze(-1))
+    scores = head_values(model, last)
     head = likelihood_head(model)
     return scores if head is None else scores + head(hidden, input_ids, prompt_lengths, lengths)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from alignment.errors import CheckpointError, ConfigError
 from alignment.ppo.config import PPOConfig
@@ -48,8 +48,8 @@ def save_checkpoint(directory: Path, step: int, learner: Learner, extra: dict[st
     temporary = path.with_suffix(".partial")
     state = {
         "step": step,
-        "policy": learner.policy.state_dict(),
-        "value_model": learner.value_model.state_dict(),
+        "policy": _values(learner.policy_weights),
+        "value_model": _values(learner.value_weights),
         "policy_optimizer": learner.policy_optimizer.state_dict(),
         "value_optimizer": learner.value_optimizer.state_dict(),
         "average": learner.average,
@@ -64,6 +64,17 @@ def save_checkpoint(directory: Path, step: int, learner: Learner, extra: dict[st
     for old in sorted(directory.glob("step-*.pt"))[:-KEPT]:
         old.unlink()
     return path
+
+
+def _values(weights: dict[str, nn.Parameter]) -> dict[str, Tensor]:
+    """What was learnt; whatever a run does not train, it finds again where it began."""
+    return {name: weight.detach() for name, weight in weights.items()}
+
+
+@torch.no_grad()
+def _assign(weights: dict[str, nn.Parameter], saved: dict[str, Tensor]) -> None:
+    for name, weight in weights.items():
+        weight.copy_(saved[name])
 
 
 def last_checkpoint(directory: Path) -> Path | None:
@@ -107,8 +118,8 @@ def changes(before: dict[str, str], now: dict[str, str]) -> str:
 
 def restore(state: dict[str, Any], learner: Learner) -> None:
     """Put weights, optimizers, average and torch's global random state back."""
-    learner.policy.load_state_dict(state["policy"])
-    learner.value_model.load_state_dict(state["value_model"])
+    _assign(learner.policy_weights, state["policy"])
+    _assign(learner.value_weights, state["value_model"])
     learner.policy_optimizer.load_state_dict(state["policy_optimizer"])
     learner.value_optimizer.load_state_dict(state["value_optimizer"])
     if learner.average is not None:

@@ -7,13 +7,34 @@ from pydantic import Field, model_validator
 from alignment.config import Config, Count, Natural, Positive, Share
 
 NonNegative = Annotated[float, Field(ge=0)]
+# Options that act in one layout alone; elsewhere they keep their default.
+LAYOUT_OF = {"value_coef": "shared_trunk", "lora_rank": "lora", "lora_alpha": "lora", "lora_targets": "lora"}
 
 
 class PPOConfig(Config):
-    """PPO-RLHF (Ouyang 2022) with a separate value model."""
+    """PPO-RLHF (Ouyang 2022)."""
 
     steps: Count = 60
     seed: Natural = 0
+
+    # which models there are, and how they lie in memory
+    layout: Literal["separate", "shared_trunk", "lora"] = Field(
+        "separate",
+        description="shared_trunk: the value is a head on the policy's trunk; lora: policy and value are adapters over "
+        "one frozen base, which is the reference, and so is a reward model that is an adapter of it",
+    )
+    value_coef: Positive = Field(0.1, description="shared_trunk: weight of the value loss, which moves the trunk too")
+    lora_rank: Count = 16
+    lora_alpha: Count = Field(32, description="an adapter adds (lora_alpha / lora_rank) · B A")
+    lora_targets: tuple[str, ...] | None = Field(None, description="names of layers; null: all linear ones")
+
+    # memory and speed, with the same formulas
+    bfloat16: bool = Field(
+        False, description="forwards in bfloat16; trained weights, optimizers, log-probabilities and losses in float32"
+    )
+    gradient_checkpointing: bool = Field(
+        False, description="recompute layers in the backward pass: memory of one layer at a time for a forward more"
+    )
 
     # rollout
     batch_size: Count = Field(128, description="episodes a step")
@@ -108,4 +129,14 @@ class PPOConfig(Config):
                 f"score_clip {self.score_clip} would cut missing_eos_penalty {self.missing_eos_penalty}: raise "
                 "score_clip, or lower the penalty"
             )
-        return problems
+        return problems + self._layout_problems()
+
+    def _layout_problems(self) -> list[str]:
+        """Options of another layout than the one chosen, which would be ignored."""
+        defaults = {name: field.default for name, field in type(self).model_fields.items()}
+        return [
+            f"{name} {getattr(self, name)} does nothing in layout {self.layout}: "
+            f"leave it out, or set layout to {layout}"
+            for name, layout in LAYOUT_OF.items()
+            if layout != self.layout and getattr(self, name) != defaults[name]
+        ]

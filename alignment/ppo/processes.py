@@ -13,7 +13,7 @@ In a single process each function here does nothing, and torch.distributed is no
 """
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import ParamSpec, TypeVar
 
 import torch
@@ -136,16 +136,14 @@ def check_same(value: T, describe: Callable[[T, T], str]) -> None:
 
 
 @torch.no_grad()
-def sum_gradients(models: Iterable[nn.Module]) -> None:
-    """Replace every gradient by its sum over all processes.
+def sum_gradients(weights: Sequence[nn.Parameter]) -> None:
+    """Replace the gradient of each weight by its sum over all processes.
 
     A process whose share was empty adds zeros. A weight without a gradient in any process is left without one: an
     optimizer passes over it, as it would in a single process.
     """
     if process_count() == 1:
         return
-    trained = (weight for model in models for weight in model.parameters() if weight.requires_grad)
-    weights = list({id(weight): weight for weight in trained}.values())  # models may share some
     present = torch.tensor([weight.grad is not None for weight in weights], device=weights[0].device, dtype=torch.int32)
     distributed.all_reduce(present)
     for bucket in _buckets([weight for weight, count in zip(weights, present.tolist(), strict=True) if count]):

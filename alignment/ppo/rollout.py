@@ -7,11 +7,18 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from alignment.logprobs import ScoringBatch, at_least_float32, response_logprobs, scoring_batches
-from alignment.model import normalised, scalar_head
+from alignment.logprobs import (
+    ScoringBatch,
+    at_least_float32,
+    response_logprobs,
+    response_logprobs_and_entropy,
+    scoring_batches,
+)
+from alignment.model import head_values, normalised
 from alignment.ppo.advantages import gae, whiten
 from alignment.ppo.config import PPOConfig
 from alignment.ppo.kl import kl_estimate
+from alignment.ppo.memory import computes_in_half, computing
 from alignment.ppo.rewards import Component, component_scores, total_score
 from alignment.ppo.shaping import clipped_score, length_penalised, missing_eos_score, token_rewards
 from alignment.sampling import generate
@@ -83,38 +90,30 @@ def sample_episodes(
 
     `uniforms`, (B, max_new_tokens) in [0, 1), decide each token, so that a response does not depend on its neighbours.
     In single precision these equal those of a full forward to about 1e-6 (`sampling_mismatch` in the log keeps watch),
-    so no forward is spent on them; in half precision the difference would matter, and they are computed afresh.
+    so no forward is spent on them; in half precision the difference would matter, and scoring computes them afresh.
     """
-    samples = generate(
-        policy,
-        prompts,
-        max_new_tokens=config.max_new_tokens,
-        eos_token_ids=eos_token_ids,
-        temperature=config.temperature,
-        uniforms=uniforms,
-        batch_size=config.generation_batch_size,
-    )
+    with computing(config, policy.device):
+        samples = generate(
+            policy,
+            prompts,
+            max_new_tokens=config.max_new_tokens,
+            eos_token_ids=eos_token_ids,
+            temperature=config.temperature,
+            uniforms=uniforms,
+            batch_size=config.generation_batch_size,
+        )
     sequences = [[*prompt, *sample.tokens] for prompt, sample in zip(prompts, samples, strict=True)]
     lengths = torch.tensor([len(sample.tokens) for sample in samples])
     mask = torch.arange(int(lengths.max())) < lengths.unsqueeze(-1)
     logprobs = torch.zeros(mask.shape, dtype=at_least_float32(torch.empty(0, dtype=policy.dtype)).dtype)
     logprobs[mask] = torch.tensor([p for sample in samples for p in sample.logprobs], dtype=logprobs.dtype)
-    episodes = Episodes(
+    return Episodes(
         sequences=sequences,
         prompt_lengths=[len(prompt) for prompt in prompts],
         response_mask=mask.to(policy.device),
         logprobs=logprobs.to(policy.device),
         ended=torch.tensor([sample.ended for sample in samples], device=policy.device),
     )
-    if policy.dtype in (torch.float16, torch.bfloat16):
-        _recompute_logprobs(policy, episodes, config)
-    return episodes
-
-
-@torch.no_grad()
-def _recompute_logprobs(policy: PreTrainedModel, episodes: Episodes, config: PPOConfig) -> None:
-    for batch in micro_batches(episodes, config, episodes.logprobs.device):
-        episodes.logprobs[batch.sequence, batch.time] = response_logprobs(policy, batch, config.temperature)
 
 
 def micro_batches(
@@ -127,8 +126,39 @@ def micro_batches(
 def response_values(value_model: PreTrainedModel, batch: ScoringBatch) -> Tensor:
     """V before each response token, in units of the normalised score, read where its logits are. Shape: (n,)."""
     hidden = value_model.base_model(input_ids=batch.input_ids, use_cache=False).last_hidden_state
-    raw = scalar_head(value_model)(hidden[batch.row, batch.position]).squeeze(-1)
-    return normalised(value_model, at_least_float32(raw))
+    return values_at(value_model, hidden[batch.row, batch.position])
+
+
+def shares_trunk(policy: PreTrainedModel, value_model: PreTrainedModel) -> bool:
+    """Whether the value model's head sits on the policy's own trunk."""
+    return value_model.base_model is policy.base_model
+
+
+def policy_and_values(
+    policy: PreTrainedModel, value_model: PreTrainedModel, batch: ScoringBatch, temperature: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """log π(token), entropy and V before the token from one forward of the trunk they share. Shapes: (n,) each."""
+    hidden: list[Tensor] = []
+    hook = policy.base_model.register_forward_hook(
+        lambda _, __, output: hidden.append(output.last_hidden_state[batch.row, batch.position])
+    )
+    try:
+        logprobs, entropy = response_logprobs_and_entropy(policy, batch, temperature)
+    finally:
+        hook.remove()
+    return logprobs, entropy, values_at(value_model, hidden[0])
+
+
+def values_with_still_trunk(value_model: PreTrainedModel, batch: ScoringBatch) -> Tensor:
+    """V with gradients to the head alone, and no graph of the trunk. Shape: (n,)."""
+    with torch.no_grad():
+        hidden = value_model.base_model(input_ids=batch.input_ids, use_cache=False).last_hidden_state
+    return values_at(value_model, hidden[batch.row, batch.position])
+
+
+def values_at(value_model: PreTrainedModel, hidden: Tensor) -> Tensor:
+    """V for each hidden state of the trunk, in units of the normalised score. Shapes: (n, h) -> (n,)."""
+    return normalised(value_model, head_values(value_model, hidden))
 
 
 @torch.no_grad()
@@ -136,11 +166,15 @@ def score_episodes(
     episodes: Episodes,
     components: Sequence[Component],
     reference: PreTrainedModel,
+    policy: PreTrainedModel,
     value_model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     config: PPOConfig,
 ) -> Scored:
-    """Score the responses, compare them with the reference, and estimate values."""
+    """Score the responses, compare them with the reference, and estimate values.
+
+    In half precision the policy's log-probabilities are put into the episodes, as the update will compute them.
+    """
     device = episodes.logprobs.device
     parts = component_scores(
         components, tokenizer, episodes.sequences, episodes.prompt_lengths, config.micro_batch_tokens
@@ -149,11 +183,26 @@ def score_episodes(
     batches = micro_batches(episodes, config, device)
     for batch in batches:
         at = (batch.sequence, batch.time)
-        reference_logprobs[at] = response_logprobs(reference, batch, config.temperature).to(values)
-        values[at] = response_values(value_model, batch).to(values)
+        with computing(config, device):
+            reference_logprobs[at] = response_logprobs(reference, batch, config.temperature).to(values)
+            if not computes_in_half(policy, config):
+                values[at] = response_values(value_model, batch).to(values)
+            else:
+                logprobs, values_now = _logprobs_and_values(policy, value_model, batch, config.temperature)
+                episodes.logprobs[at], values[at] = logprobs.to(values), values_now.to(values)
     positions = sum(batch.input_ids.numel() for batch in batches)
     real_positions = sum(batch.real_tokens for batch in batches)
     return Scored(episodes, parts, reference_logprobs, values, real_positions, positions)
+
+
+def _logprobs_and_values(
+    policy: PreTrainedModel, value_model: PreTrainedModel, batch: ScoringBatch, temperature: float
+) -> tuple[Tensor, Tensor]:
+    """log π(token) and V before it, in one forward where there is one trunk. Shapes: (n,), (n,)."""
+    if shares_trunk(policy, value_model):
+        logprobs, _, values = policy_and_values(policy, value_model, batch, temperature)
+        return logprobs, values
+    return response_logprobs(policy, batch, temperature), response_values(value_model, batch)
 
 
 def rollout_of(scored: Scored, components: Sequence[Component], config: PPOConfig, kl_coef: float) -> Rollout:

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
+from alignment.adapters import has_adapter, merged
 from alignment.model import save_model
 from alignment.ppo.update import Learner
 
@@ -29,10 +30,11 @@ def snapshot_path(out: Path, step: int) -> Path:
 
 
 def publish(learner: Learner, tokenizer: PreTrainedTokenizerBase, path: Path) -> None:
-    """Write the policy (its average, where there is one) and the tokenizer to `path` in one move."""
+    """Write the policy (its average, where there is one; an adapter merged) and the tokenizer to `path` in one move."""
     temporary = _fresh_directory_beside(path)
     with averaged(learner):
-        save_model(learner.policy, temporary, tokenizer)
+        policy = merged(learner.policy) if has_adapter(learner.policy) else learner.policy
+        save_model(policy, temporary, tokenizer)
     _replace(temporary, path)
 
 
@@ -66,15 +68,15 @@ def averaged(learner: Learner) -> Iterator[None]:
     if learner.average is None:
         yield
         return
-    weights = [weight.detach().clone() for weight in learner.policy.parameters()]
-    _assign(learner.policy, learner.average)
+    weights = [weight.detach().clone() for weight in learner.policy_weights.values()]
+    _assign(learner, learner.average)
     try:
         yield
     finally:
-        _assign(learner.policy, weights)
+        _assign(learner, weights)
 
 
 @torch.no_grad()
-def _assign(model: PreTrainedModel, weights: Sequence[Tensor]) -> None:
-    for parameter, weight in zip(model.parameters(), weights, strict=True):
+def _assign(learner: Learner, weights: Sequence[Tensor]) -> None:
+    for parameter, weight in zip(learner.policy_weights.values(), weights, strict=True):
         parameter.copy_(weight)

@@ -6,7 +6,6 @@ its last checkpoint and makes bit for bit the same policy: all randomness is dra
 episode by itself. So several processes (`accelerate launch`) make the policy that one would, but for rounding.
 """
 
-import copy
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,13 +19,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from alignment.errors import ConfigError, TrainingError
 from alignment.journal import Journal
-from alignment.likelihood import without_likelihood
-from alignment.model import scalar_head, scalar_model_from
 from alignment.ppo import processes
 from alignment.ppo.advantages import explained_variance
 from alignment.ppo.checkpoint import changes, fingerprint, last_checkpoint, read_checkpoint, restore, save_checkpoint
 from alignment.ppo.config import PPOConfig
 from alignment.ppo.kl import adapted_kl_coef
+from alignment.ppo.models import lay_out
 from alignment.ppo.prompts import check_inputs, cycled_rows, seeded, tokenized_prompts
 from alignment.ppo.rewards import Component, ModelReward, Reward, reward_components
 from alignment.ppo.rollout import Rollout, Scored, rollout_of, sample_episodes, score_episodes
@@ -88,8 +86,8 @@ def train_ppo(
 
     `prompts` are token ids, or a dataset with a column "prompt" (text or messages). `reward` is a model, a function of
     (prompts, responses), or a list of `RuleReward` and `ModelReward`. Without `value_model` it starts as a copy of the
-    first reward model (of the policy's trunk where there is none); without `reference` that is `policy` itself. No
-    argument's weights are changed. A run found in `out` continues.
+    first reward model (of the policy's trunk where there is none); without `reference` that is `policy` itself.
+    `config.layout` says which of them share weights. No argument's weights are changed. A run found in `out` continues.
 
     In a script that `accelerate launch` started several times, every process gives the same arguments with models on
     its own device, and gets the same result. `batch_size` counts the episodes of all; a function that is a reward gets
@@ -133,18 +131,13 @@ def _prepare(
     if config.ptx_coef and not ptx_sequences:
         raise ConfigError(f"ptx_coef is {config.ptx_coef} and there are no ptx_sequences: give some, or set it to 0")
     check_prompts_fit(policy, ptx_sequences or [], 0)
-    if value_model is None:
-        models = [component.model for component in components if isinstance(component, ModelReward)]
-        value_model = models[0] if models else scalar_model_from(policy)
-    scalar_head(value_model)
-    reference = policy if reference is None else reference
-    reference.eval()
+    models = lay_out(config, policy, value_model, reference, components)
     eos = policy.generation_config.eos_token_id if policy.generation_config is not None else None
     return _Run(
         config=config,
-        learner=Learner.of(copy.deepcopy(policy), without_likelihood(copy.deepcopy(value_model)), config),
-        reference=reference,
-        components=components,
+        learner=Learner.of(models.policy, models.value_model, config),
+        reference=models.reference,
+        components=models.components,
         tokenizer=tokenizer,
         prompts=tokens,
         ptx_sequences=ptx_sequences,
@@ -189,7 +182,8 @@ def _scored_share(run: _Run, rows: Sequence[int], seconds: dict[str, float]) -> 
     with _timed("sampling", seconds):
         episodes = sample_episodes(learner.policy, prompts, config, run.eos_token_ids, uniforms[places])
     with _timed("scoring", seconds):
-        return score_episodes(episodes, run.components, run.reference, learner.value_model, run.tokenizer, config)
+        models = (run.reference, learner.policy, learner.value_model)
+        return score_episodes(episodes, run.components, *models, run.tokenizer, config)
 
 
 def _rollout_metrics(rollout: Rollout, run: _Run) -> dict[str, float]:

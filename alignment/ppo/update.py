@@ -6,7 +6,7 @@ by the tokens of the whole minibatch, so how a minibatch is cut changes nothing 
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,44 +15,65 @@ from torch.optim import AdamW
 from transformers import PreTrainedModel
 
 from alignment.errors import TrainingError
-from alignment.logprobs import response_logprobs, response_logprobs_and_entropy, scoring_batches
+from alignment.logprobs import ScoringBatch, response_logprobs, response_logprobs_and_entropy, scoring_batches
 from alignment.ppo.config import PPOConfig
 from alignment.ppo.kl import kl_estimate
 from alignment.ppo.losses import clipped_surrogate, clipped_value_loss
+from alignment.ppo.memory import computing
+from alignment.ppo.models import trained_weights
 from alignment.ppo.processes import gathered, share_of, sum_gradients
 from alignment.ppo.prompts import cycled_rows, seeded
-from alignment.ppo.rollout import Rollout, micro_batches, response_values
+from alignment.ppo.rollout import (
+    Rollout,
+    micro_batches,
+    policy_and_values,
+    response_values,
+    shares_trunk,
+    values_with_still_trunk,
+)
 
 Sums = defaultdict[str, float]
 
 
 @dataclass
 class Learner:
-    """What an update changes: two models, their optimizers, and the average of the policy's weights (if asked for)."""
+    """What an update changes: weights of two models, their optimizers, and the policy's average (if asked for)."""
 
     policy: PreTrainedModel
     value_model: PreTrainedModel
+    policy_weights: dict[str, nn.Parameter]
+    value_weights: dict[str, nn.Parameter]
     policy_optimizer: AdamW
     value_optimizer: AdamW
     average: list[Tensor] | None
 
     @classmethod
     def of(cls, policy: PreTrainedModel, value_model: PreTrainedModel, config: PPOConfig) -> "Learner":
-        """Optimizers over all weights, and the average started at the policy's own."""
+        """Optimizers over the weights that the layout trains, and the average started at the policy's own."""
+        policy_weights, value_weights = trained_weights(policy, value_model)
         for model in (policy, value_model):
             model.eval()  # no dropout: old and new log-probabilities must come from the same function
-            model.requires_grad_(True)
+            model.requires_grad_(False)
+        for weight in (*policy_weights.values(), *value_weights.values()):
+            weight.requires_grad_(True)
         return cls(
             policy,
             value_model,
-            _optimizer(policy, config.policy_learning_rate, config),
-            _optimizer(value_model, config.value_learning_rate, config),
-            None if config.ema_decay is None else [p.detach().clone() for p in policy.parameters()],
+            policy_weights,
+            value_weights,
+            _optimizer(policy_weights, config.policy_learning_rate, config),
+            _optimizer(value_weights, config.value_learning_rate, config),
+            None if config.ema_decay is None else [w.detach().clone() for w in policy_weights.values()],
         )
 
+    @property
+    def shares_trunk(self) -> bool:
+        """Whether one forward gives log-probabilities and values."""
+        return shares_trunk(self.policy, self.value_model)
 
-def _optimizer(model: nn.Module, learning_rate: float, config: PPOConfig) -> AdamW:
-    parameters = list(model.parameters())
+
+def _optimizer(weights: dict[str, nn.Parameter], learning_rate: float, config: PPOConfig) -> AdamW:
+    parameters = list(weights.values())
     return AdamW(parameters, lr=learning_rate, betas=(0.9, 0.95), weight_decay=config.weight_decay, fused=True)
 
 
@@ -129,21 +150,54 @@ def accumulate_gradients(
     sums: Sums = defaultdict(float, tokens=tokens)
     mine = share_of(sorted(rows, key=lambda row: -len(episodes.sequences[row])))
     for batch in micro_batches(episodes, config, device, mine):
-        at = (batch.sequence, batch.time)
-        if train_policy:
-            logprobs, entropy = response_logprobs_and_entropy(learner.policy, batch, config.temperature)
-            old = episodes.logprobs[at]
-            surrogate = clipped_surrogate(logprobs, old, rollout.advantages[at], config.clip_range)
-            ((surrogate - config.entropy_coef * entropy).sum() / tokens).backward()
-            _add_policy_sums(sums, surrogate.detach(), logprobs.detach(), old, entropy.detach(), config)
-        values = response_values(learner.value_model, batch)
-        value_loss = clipped_value_loss(values, rollout.values[at], rollout.returns[at], config.value_clip_range)
-        (value_loss.sum() / tokens).backward()
-        sums["value_loss"] += float(value_loss.detach().sum())
-        if config.value_clip_range is not None:
-            moved = (values.detach() - rollout.values[at]).abs() > config.value_clip_range
-            sums["value_clip_fraction"] += int(moved.sum())
+        for loss in _losses(learner, rollout, batch, config, train_policy, sums):
+            (loss / tokens).backward()
     return sums
+
+
+def _losses(
+    learner: Learner, rollout: Rollout, batch: ScoringBatch, config: PPOConfig, train_policy: bool, sums: Sums
+) -> Iterator[Tensor]:
+    """The losses of a micro-batch, summed over its tokens, one after the other so that one graph is alive at a time.
+
+    With a shared trunk they are one, L = L_policy + value_coef · L_value; while the value warms up the trunk stays.
+    """
+    policy, value_model, device = learner.policy, learner.value_model, batch.input_ids.device
+    if learner.shares_trunk and train_policy:
+        with computing(config, device):
+            logprobs, entropy, values = policy_and_values(policy, value_model, batch, config.temperature)
+        policy_loss = _policy_loss(logprobs, entropy, rollout, batch, config, sums)
+        yield policy_loss + config.value_coef * _value_loss(values, rollout, batch, config, sums)
+        return
+    if train_policy:
+        with computing(config, device):
+            logprobs, entropy = response_logprobs_and_entropy(policy, batch, config.temperature)
+        yield _policy_loss(logprobs, entropy, rollout, batch, config, sums)
+    with computing(config, device):
+        values = (values_with_still_trunk if learner.shares_trunk else response_values)(value_model, batch)
+    yield _value_loss(values, rollout, batch, config, sums)
+
+
+def _policy_loss(
+    logprobs: Tensor, entropy: Tensor, rollout: Rollout, batch: ScoringBatch, config: PPOConfig, sums: Sums
+) -> Tensor:
+    """Clipped surrogate less the entropy bonus, summed. Shapes: (n,), (n,) -> ()."""
+    at = (batch.sequence, batch.time)
+    old = rollout.episodes.logprobs[at]
+    surrogate = clipped_surrogate(logprobs, old, rollout.advantages[at], config.clip_range)
+    _add_policy_sums(sums, surrogate.detach(), logprobs.detach(), old, entropy.detach(), config)
+    return (surrogate - config.entropy_coef * entropy).sum()
+
+
+def _value_loss(values: Tensor, rollout: Rollout, batch: ScoringBatch, config: PPOConfig, sums: Sums) -> Tensor:
+    """Clipped value loss, summed. Shapes: (n,) -> ()."""
+    at = (batch.sequence, batch.time)
+    loss = clipped_value_loss(values, rollout.values[at], rollout.returns[at], config.value_clip_range)
+    sums["value_loss"] += float(loss.detach().sum())
+    if config.value_clip_range is not None:
+        moved = (values.detach() - rollout.values[at]).abs() > config.value_clip_range
+        sums["value_clip_fraction"] += int(moved.sum())
+    return loss.sum()
 
 
 def _add_policy_sums(
@@ -185,7 +239,8 @@ def accumulate_ptx_gradients(
     mine = share_of(drawn)
     total = 0.0
     for batch in scoring_batches(mine, [1] * len(mine), config.micro_batch_tokens, policy.device):
-        loss = -response_logprobs(policy, batch).sum() / tokens
+        with computing(config, policy.device):
+            loss = -response_logprobs(policy, batch).sum() / tokens
         (config.ptx_coef * loss).backward()
         total += float(loss.detach())
     return total
@@ -193,12 +248,12 @@ def accumulate_ptx_gradients(
 
 def _step(learner: Learner, config: PPOConfig, totals: Sums, train_policy: bool) -> None:
     """Add up the gradients of all processes, clip them, step both optimizers and move the average."""
-    jobs = [("value", learner.value_model, learner.value_optimizer)]
+    jobs = [("value", learner.value_weights, learner.value_optimizer)]
     if train_policy:
-        jobs.insert(0, ("policy", learner.policy, learner.policy_optimizer))
-    sum_gradients([model for _, model, _ in jobs])
-    for name, model, _ in jobs:
-        norm = float(nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm))
+        jobs.insert(0, ("policy", learner.policy_weights, learner.policy_optimizer))
+    sum_gradients([weight for _, weights, _ in jobs for weight in weights.values()])
+    for name, weights, _ in jobs:
+        norm = float(nn.utils.clip_grad_norm_(weights.values(), config.max_grad_norm))
         if not math.isfinite(norm):
             raise TrainingError(
                 f"the norm of the {name} gradient is {norm}; lower {name}_learning_rate, and look at the scores of "
@@ -212,7 +267,7 @@ def _step(learner: Learner, config: PPOConfig, totals: Sums, train_policy: bool)
     if train_policy and learner.average is not None:
         assert config.ema_decay is not None
         with torch.no_grad():
-            for mean, weight in zip(learner.average, learner.policy.parameters(), strict=True):
+            for mean, weight in zip(learner.average, learner.policy_weights.values(), strict=True):
                 mean.lerp_(weight, 1 - config.ema_decay)
 
 

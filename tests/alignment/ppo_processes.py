@@ -29,6 +29,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "steps": 12, "policy_learning_rate": 2e-2, "kl_coef": 0, "missing_eos_penalty": 0, "epochs": 4,
         "update_target_kl": 0.02, "early_stop_kl": 0.3, "early_stop_patience": 1, "snapshot_every_steps": 1,
     },
+    "shared_trunk": {"layout": "shared_trunk", "value_warmup_steps": 1, "batch_size": 15, "minibatch_size": 5},
+    "lora": {"layout": "lora", "lora_rank": 4, "batch_size": 15, "minibatch_size": 5},
     "raises": {},
     "resumed": {},
     "few": {"batch_size": 1, "minibatch_size": 1},

@@ -27,7 +27,8 @@ from tests.alignment import ppo_world as world
         ({"steps": 5, "warmup_steps": 4, "value_warmup_steps": 2}, "does not fit in the 3 steps"),
         ({"score_clip": 1.0, "missing_eos": "replace", "missing_eos_penalty": 2.0}, "would cut"),
         ({"temperature": 0}, "greater than 0"),
-        ({"value_coef": 0.5}, "Extra inputs"),
+        ({"value_coef": 0.5}, "value_coef 0.5 does nothing in layout separate: .* set layout to shared_trunk"),
+        ({"vf_coef": 0.5}, "Extra inputs"),
     ],
 )
 def test_impossible_options(options, message) -> None:

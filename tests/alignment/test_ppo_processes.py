@@ -23,7 +23,7 @@ OF_THE_CUT = ("padding_share", "sampling_mismatch")  # these tell how the work w
 def alone(tmp_path_factory) -> Path:
     """The runs in this process."""
     out = tmp_path_factory.mktemp("alone")
-    for name in ("uneven", "empty", "stops", "raises"):
+    for name in ("uneven", "empty", "stops", "shared_trunk", "lora", "raises"):
         runs.run(out, name)
     assert not torch.distributed.is_initialized()
     return out
@@ -58,7 +58,7 @@ def assert_same_run(one: Path, two: Path) -> None:
         torch.testing.assert_close(load_file(two / place), load_file(one / place), rtol=0, atol=1e-10)
 
 
-@pytest.mark.parametrize("name", ["uneven", "empty", "stops"])
+@pytest.mark.parametrize("name", ["uneven", "empty", "stops", "shared_trunk", "lora"])
 def test_two_processes_make_what_one_makes(alone, together, name) -> None:
     out, done = together
     assert (out / name / "model").exists(), done.stderr
@@ -112,7 +112,7 @@ def test_a_single_process_meets_nobody() -> None:
     assert processes.gathered(max, 1, 2) == [2] and processes.from_main(3) == 3
     model = torch.nn.Linear(2, 1)
     model(torch.ones(1, 2)).sum().backward()
-    processes.sum_gradients([model])
+    processes.sum_gradients(list(model.parameters()))
     assert model.weight.grad is not None and model.weight.grad.tolist() == [[1.0, 1.0]]
     assert not torch.distributed.is_initialized()
 

@@ -24,8 +24,16 @@ def options(**changes):
     )  # fmt: skip
 
 
-def run(out: Path, reward=world.count_w7, **changes):
+LAYOUTS = {
+    "separate": {},
+    "shared_trunk": {"layout": "shared_trunk", "value_coef": 0.3},
+    "lora": {"layout": "lora", "lora_rank": 4},
+}
+
+
+def run(out: Path, reward=world.count_w7, layout="separate", **changes):
     """One run with all of it."""
+    changes = {**LAYOUTS[layout], **changes}
     return train_ppo(
         world.policy(), world.tokenizer(), world.PROMPTS, reward, options(**changes), ptx_sequences=TEXT, out=out
     )
@@ -71,6 +79,16 @@ def whole(tmp_path_factory) -> Path:
     return out
 
 
+@pytest.fixture(scope="module", params=LAYOUTS)
+def whole_of(request, whole, tmp_path_factory) -> tuple[str, Path]:
+    """A layout and a run in it that nothing cut off."""
+    if request.param == "separate":
+        return request.param, whole
+    out = tmp_path_factory.mktemp(request.param)
+    run(out, layout=request.param)
+    return request.param, out
+
+
 def test_resume_after_an_error(whole, tmp_path) -> None:
     with pytest.raises(Stop):
         run(tmp_path, count_until(4, interrupt))  # step 4; the last checkpoint is that of step 2
@@ -81,15 +99,18 @@ def test_resume_after_an_error(whole, tmp_path) -> None:
     assert_same(whole, tmp_path)
 
 
-def test_resume_after_sigkill(whole, tmp_path) -> None:
+def test_resume_after_sigkill(whole_of, tmp_path) -> None:
+    layout, whole = whole_of
     code = (
         "import os, signal, sys; from pathlib import Path; from tests.alignment import test_ppo_resume as t;"
         "import torch; torch.set_num_threads(1);"
-        "t.run(Path(sys.argv[1]), t.count_until(4, lambda: os.kill(os.getpid(), signal.SIGKILL)))"
+        "t.run(Path(sys.argv[1]), t.count_until(4, lambda: os.kill(os.getpid(), signal.SIGKILL)),"
+        " layout=sys.argv[2])"
     )
-    killed = subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, check=False, capture_output=True)
+    command = [sys.executable, "-c", code, str(tmp_path), layout]
+    killed = subprocess.run(command, cwd=ROOT, check=False, capture_output=True)
     assert killed.returncode == -9, killed.stderr.decode()
-    run(tmp_path)
+    run(tmp_path, layout=layout)
     assert_same(whole, tmp_path)
 
 

@@ -8,6 +8,7 @@ from tests.formulas import test_advantages as advantages
 from tests.formulas import test_bandit as bandit
 from tests.formulas import test_indexing as indexing
 from tests.formulas import test_kl as kl
+from tests.formulas import test_layouts as layouts
 from tests.formulas import test_losses as losses
 from tests.formulas import test_preference as preference
 from tests.formulas import test_shaping as shaping
@@ -74,10 +75,14 @@ MUTANTS = [
     ("sampling", "self.cache.batch_select_indices(index)", "self.cache.batch_select_indices(index.flip(0))", indexing.check_sampling),
     ("sampling", "return tokens[index]", "return tokens[: len(index)]", indexing.check_sampling),
     ("ppo.rollout", "hidden[batch.row, batch.position]", "hidden[batch.row, batch.position + 1]", indexing.check_values),
-    ("ppo.rollout", "return normalised(value_model, at_least_float32(raw))", "return at_least_float32(raw)", indexing.check_values),
+    ("ppo.rollout", "return normalised(value_model, head_values(value_model, hidden))", "return head_values(value_model, hidden)", indexing.check_values),
     # one mean over the minibatch
-    ("ppo.update", "entropy).sum() / tokens).backward()", "entropy).mean()).backward()", accumulation.check_accumulation),
-    ("ppo.update", "(value_loss.sum() / tokens).backward()", "value_loss.mean().backward()", accumulation.check_accumulation),
+    ("ppo.update", "config.entropy_coef * entropy).sum()", "config.entropy_coef * entropy).mean()", accumulation.check_accumulation),
+    ("ppo.update", "return loss.sum()", "return loss.mean()", accumulation.check_accumulation),
+    ("ppo.update", "(loss / tokens).backward()", "(loss / batch.real_tokens).backward()", accumulation.check_accumulation),
+    ("ppo.update", "policy_loss + config.value_coef *", "policy_loss +", layouts.check_shared_trunk_gradient),
+    ("ppo.update", "policy_loss + config.value_coef *", "policy_loss - config.value_coef *", layouts.check_shared_trunk_gradient),
+    ("ppo.rollout", "append(output.last_hidden_state[batch.row, batch.position])", "append(output.last_hidden_state[batch.row, batch.position + 1])", layouts.check_one_pass),
     ("ppo.update", "response_logprobs(policy, batch).sum() / tokens", "response_logprobs(policy, batch).mean()", accumulation.check_accumulation),
     ("ppo.update", "old, rollout.advantages[at]", "old, rollout.returns[at]", accumulation.check_minibatch_mean),
     ("ppo.update", "rollout.values[at], rollout.returns[at]", "rollout.returns[at], rollout.values[at]", accumulation.check_minibatch_mean),

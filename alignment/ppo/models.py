@@ -1,0 +1,165 @@
+"""The models of a run and how they lie in memory: what is trained, what is frozen, what is shared.
+
+- `separate`: policy, value model, reference and reward models, each by itself.
+- `shared_trunk`: the value is one linear layer on the policy's trunk, so that one forward gives log-probabilities and
+  values, and both losses move the trunk.
+- `lora`: one frozen base, which is the reference; policy and value model are adapters over it, and so is each reward
+  model that is an adapter of the same base. Adapters and the value's head alone are trained.
+
+Whatever the layout, all models are plain `PreTrainedModel`s that the rest of the trainer uses in the same way.
+"""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from alignment.adapters import (
+    adapter_weights,
+    add_adapter,
+    has_adapter,
+    merged,
+    over_base,
+    rebased,
+    scalar_adapter_over,
+)
+from alignment.errors import ConfigError
+from alignment.likelihood import without_likelihood
+from alignment.model import scalar_head, scalar_model_from, scalar_model_over, set_normalisation
+from alignment.ppo.config import PPOConfig
+from alignment.ppo.memory import check_bfloat16, recompute_layers
+from alignment.ppo.rewards import Component, ModelReward
+from alignment.ppo.rollout import shares_trunk
+
+
+@dataclass(frozen=True)
+class Models:
+    """The models of a run: copies of those that are trained, and the frozen ones."""
+
+    policy: PreTrainedModel
+    value_model: PreTrainedModel
+    reference: PreTrainedModel
+    components: list[Component]
+
+
+def lay_out(
+    config: PPOConfig,
+    policy: PreTrainedModel,
+    value_model: PreTrainedModel | None,
+    reference: PreTrainedModel | None,
+    components: Sequence[Component],
+) -> Models:
+    """The models in the layout that was chosen; the arguments' weights are left alone."""
+    if config.layout != "separate" and value_model is not None:
+        raise ConfigError(
+            f"layout {config.layout} makes its own value model: leave value_model out, or set layout to separate"
+        )
+    if config.bfloat16:
+        check_bfloat16(policy)
+    if has_adapter(policy):
+        raise ConfigError("the policy carries a LoRA adapter: give alignment.adapters.merged(policy)")
+    if config.layout == "lora":
+        models = _over_one_base(config, policy, reference, components)
+    else:
+        models = _whole_models(config, policy, value_model, reference, components)
+    models.reference.eval()
+    if config.gradient_checkpointing:
+        recompute_layers(models.policy)
+        if not shares_trunk(models.policy, models.value_model):
+            recompute_layers(models.value_model)
+    return models
+
+
+def _whole_models(
+    config: PPOConfig,
+    policy: PreTrainedModel,
+    value_model: PreTrainedModel | None,
+    reference: PreTrainedModel | None,
+    components: Sequence[Component],
+) -> Models:
+    """Copies of whole models to train, in float32 or better where bfloat16 is for their forwards alone."""
+    trained = copy.deepcopy(policy)
+    if config.bfloat16:
+        trained.float()
+    if config.layout == "shared_trunk":
+        value_model = scalar_model_over(trained)
+        _take_head(value_model, reward_models(components))
+    else:
+        value_model = _own_value_model(policy, value_model, reward_models(components))
+        if config.bfloat16:
+            value_model.float()
+    return Models(trained, value_model, policy if reference is None else reference, list(components))
+
+
+def reward_models(components: Sequence[Component]) -> list[PreTrainedModel]:
+    """The models among the rewards, in their order."""
+    return [component.model for component in components if isinstance(component, ModelReward)]
+
+
+def _own_value_model(
+    policy: PreTrainedModel, value_model: PreTrainedModel | None, rewards: Sequence[PreTrainedModel]
+) -> PreTrainedModel:
+    """A copy of the value model given, else of the first reward model, else the policy's trunk under a head of 0."""
+    if value_model is None and not rewards:
+        return scalar_model_from(policy)
+    start = rewards[0] if value_model is None else value_model
+    scalar_head(start)
+    return without_likelihood(copy.deepcopy(merged(start) if has_adapter(start) else start))
+
+
+def _over_one_base(
+    config: PPOConfig, policy: PreTrainedModel, reference: PreTrainedModel | None, components: Sequence[Component]
+) -> Models:
+    """Adapters over the policy's own memory; the value starts as the first reward adapter of this base, if any."""
+    if reference is not None:
+        raise ConfigError("in layout lora the reference is the policy without its adapter: leave reference out")
+    base = over_base(policy)
+    over = [_component_over(base, component) for component in components]
+    options = (config.lora_rank, config.lora_alpha, config.lora_targets, config.seed)
+    trained = over_base(base)
+    add_adapter(trained, *options)
+    adapters = reward_models([new for new, old in zip(over, components, strict=True) if new is not old])
+    if adapters:
+        value_model = without_likelihood(over_base(adapters[0]))
+    else:
+        value_model = scalar_adapter_over(base, *options)
+        _take_head(value_model, reward_models(components))
+    return Models(trained, value_model, base, over)
+
+
+def _component_over(base: PreTrainedModel, component: Component) -> Component:
+    """A reward model that is an adapter of the base gives up its own copy of it; every other reward stays."""
+    if isinstance(component, ModelReward) and has_adapter(component.model):
+        model = rebased(component.model, base)
+        return component if model is None else replace(component, model=model)
+    return component
+
+
+def _take_head(value_model: PreTrainedModel, rewards: Sequence[PreTrainedModel]) -> None:
+    """Start with the head and scale of the first reward model that was made from the same architecture, else at 0."""
+    for reward in rewards:
+        head, given = scalar_head(value_model), scalar_head(reward)
+        if _architecture(reward) == _architecture(value_model) and (head.bias is None) == (given.bias is None):
+            head.load_state_dict(given.state_dict())
+            scale, bias = getattr(reward.config, "reward_scale", 1.0), getattr(reward.config, "reward_bias", 0.0)
+            set_normalisation(value_model, bias, scale)
+            return
+
+
+def _architecture(model: PreTrainedModel) -> tuple[object, ...]:
+    return (model.config.model_type, model.config.num_hidden_layers, scalar_head(model).in_features)
+
+
+def trained_weights(
+    policy: PreTrainedModel, value_model: PreTrainedModel
+) -> tuple[dict[str, nn.Parameter], dict[str, nn.Parameter]]:
+    """The weights that are learnt, by name: those of the policy, and those of the value model that it has alone."""
+    policy_weights, value_weights = _learnt(policy), _learnt(value_model)
+    shared = {id(weight) for weight in policy_weights.values()}
+    return policy_weights, {name: weight for name, weight in value_weights.items() if id(weight) not in shared}
+
+
+def _learnt(model: PreTrainedModel) -> dict[str, nn.Parameter]:
+    return adapter_weights(model) if has_adapter(model) else dict(model.named_parameters())
