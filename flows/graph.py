@@ -52,7 +52,7 @@ def _data(recipe: Recipe) -> Iterator[Step]:
     """From the town or files to a model that answers."""
     town = _town(recipe)
     if recipe.town is not None:
-        yield Step(stage="town", config=recipe.town)
+        yield Step(stage="town", version=2, config=recipe.town)
     yield Step(stage="corpus", config=recipe.corpus, inputs=town, files=_files(recipe.corpus.sources))
     if recipe.pretrain.checkpoint is None:
         told = {"tokenizer": recipe.tokenizer, "context_length": recipe.pretrain.model.context_length}
