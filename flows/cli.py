@@ -86,6 +86,7 @@ def run(
     recipe: Annotated[str, typer.Argument(help="The name of a recipe, or a YAML file.")],
     overrides: Overrides = None,
     plan: Annotated[bool, typer.Option("--plan", help="Print the stages, which are cached, their cost.")] = False,
+    stage: Annotated[str, typer.Option(help="Run this stage alone, after those it needs that are not done yet.")] = "",
     home: Home = None,
 ) -> None:
     """Run a recipe, from corpus to a registered policy; what is unchanged since an earlier run is not run again."""
@@ -101,9 +102,12 @@ def run(
         return
     _connect(home)
     from flows.console import speak_in_words
-    from flows.pipeline import rlhf
+    from flows.pipeline import rlhf, run_stage_alone
 
     speak_in_words()
+    if stage:
+        typer.echo(str(run_stage_alone(chosen, stage).path))
+        return
     manifest = rlhf(chosen)
     cached = list(manifest.get("cached", {}).values())
     told = "all {} stages were cached, nothing was run again" if all(cached) else "{1} of {0} stages were cached"

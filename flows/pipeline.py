@@ -1,6 +1,7 @@
 """The pipeline: one round of alignment, from corpus to a registered policy."""
 
 from collections.abc import Callable, Mapping
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,28 @@ from prefect.artifacts import create_link_artifact, create_table_artifact
 from prefect.runtime import flow_run
 
 from alignment.artifacts import Artifact
+from alignment.errors import ConfigError
 from flows import registry, runs, stages
 from flows.graph import Step, steps
 from flows.recipe import Recipe
 from flows.release import failures, release_manifest, require
 from flows.report import log_release
 
+STAGES: dict[str, Callable[..., Artifact]] = {
+    "town": stages.build_town,
+    "corpus": stages.prepare_corpus,
+    "tokenizer": stages.train_tokenizer,
+    "pretrain": stages.pretrain,
+    "demonstrations": stages.collect_demonstrations,
+    "prompts": stages.collect_prompts,
+    "sft": stages.finetune,
+    "responses": stages.sample_responses,
+    "labeling": stages.collect_judgements,
+    "comparisons": stages.build_comparisons,
+    "reward": stages.train_reward_model,
+    "ppo": stages.ppo,
+    "evaluate": stages.evaluate,
+}
 SHOWN_FIGURES = ("gold_curve.png", "criteria.png", "ppo.png", "calibration.png")
 
 
@@ -53,6 +70,30 @@ def run_stages(recipe: Recipe, step: Mapping[str, Step]) -> dict[str, Artifact]:
     policy = run(stages.ppo, "ppo", sft, reward, prompts, corpus)
     run(stages.evaluate, "evaluate", base, sft, policy, reward, prompts, corpus, town)
     return made
+
+
+@flow(name="rlhf-stage", persist_result=False)
+def run_stage_alone(recipe: Recipe, stage: str) -> Artifact:
+    """One stage of a recipe by itself. What it needs is taken as it was made before, or made first."""
+    chain = steps(recipe)
+    made: dict[str, Artifact] = {}
+    for name in needed(chain, stage):
+        step = chain[name]
+        work = STAGES[name]
+        absent = dict.fromkeys(list(signature(work).parameters)[1:])
+        made[name] = work(step, **(absent | {given: made[source] for given, source in step.inputs.items()}))
+    return made[stage]
+
+
+def needed(chain: Mapping[str, Step], stage: str) -> list[str]:
+    """A stage and all that it is made from, in the order in which they run."""
+    if stage not in chain:
+        raise ConfigError(f"the recipe has no stage '{stage}'; it has {', '.join(chain)}")
+    wanted = {stage}
+    for name in reversed(list(chain)):
+        if name in wanted:
+            wanted |= set(chain[name].inputs.values())
+    return [name for name in chain if name in wanted]
 
 
 def register(recipe: Recipe, made: Mapping[str, Artifact], run_id: str) -> dict[str, Any]:

@@ -18,14 +18,14 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter
 
 from alignment.config import CorpusConfig
-from alignment.errors import DataError
+from alignment.errors import ConfigError, DataError
 from alignment.journal import Journal
 from alignment.records import Comparison, read_records
 from flows import runs
 from flows.cli import main
 from flows.graph import keys, steps
 from flows.lineage import lineage
-from flows.pipeline import rlhf
+from flows.pipeline import needed, rlhf, run_stage_alone
 from flows.plan import finished
 from flows.recipe import Recipe, load_recipe
 from flows.report import load_release
@@ -145,6 +145,16 @@ def test_a_rerun_is_cached_throughout(release: dict[str, Any]) -> None:
     while (states := task_states(flow_run)) != ["Cached"] * len(STAGES) and time.monotonic() < deadline:
         time.sleep(0.5)
     assert states == ["Cached"] * len(STAGES)
+
+
+def test_a_stage_runs_by_itself_on_what_it_needs(release: dict[str, Any]) -> None:
+    recipe = load_recipe(str(TINY), ["reward.epochs=1"])
+    assert needed(steps(recipe), "sft") == ["town", "corpus", "tokenizer", "pretrain", "demonstrations", "sft"]
+    before = len(runs.search({}, status="FINISHED"))
+    assert run_stage_alone(recipe, "sft").cached and not run_stage_alone(recipe, "reward").cached
+    assert len(runs.search({}, status="FINISHED")) == before + 1
+    with pytest.raises(ConfigError, match="no stage 'rewrad'; it has town, corpus"):
+        run_stage_alone(recipe, "rewrad")
 
 
 def test_a_stage_that_is_killed_counts_as_nothing_and_goes_on_afterwards(workplace: Path) -> None:
