@@ -11,9 +11,9 @@ from alignment.checkpoint import load_tokenizer
 from alignment.errors import DataError
 from alignment.figures import panels
 from alignment.journal import Journal
-from alignment.model import load_causal_model
+from alignment.model import load_causal_model, load_rewards
 from alignment.ppo.config import PPOConfig
-from alignment.ppo.rewards import ModelReward
+from alignment.ppo.rewards import model_component
 from alignment.ppo.train import train_ppo
 from alignment.pretrain import pack
 from alignment.records import Prompt, read_records
@@ -62,7 +62,7 @@ def align(
         policy,
         tokenizer,
         fitting,
-        [ModelReward("model", 1.0, load_reward(reward / "model", policy, frozen))],
+        [model_component("model", 1.0, load_rewards(reward, lambda path: load_reward(path, policy, frozen)))],
         config,
         ptx_sequences=ptx,
         out=out,

@@ -18,11 +18,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from alignment.artifacts import write_json
 from alignment.checkpoint import load_tokenizer
 from alignment.config import EvaluationConfig
+from alignment.ensemble import Ensemble
 from alignment.errors import DataError
 from alignment.figures import gold_curve, kinds_chart
 from alignment.journal import Journal
 from alignment.logprobs import response_logprobs, scoring_batches
-from alignment.model import load_causal_model, load_scalar_model, reward_scores
+from alignment.model import load_causal_model, load_rewards, reward_scores
 from alignment.pretrain import heldout_loss, pack
 from alignment.records import CRITERIA, Prompt, read_records
 from alignment.sampling import Sample, generate
@@ -60,7 +61,7 @@ class Bench:
     config: EvaluationConfig
     tokenizer: PreTrainedTokenizerBase
     sft: PreTrainedModel
-    reward: PreTrainedModel
+    reward: PreTrainedModel | Ensemble
     judge: Judge | None
     seed: int
 
@@ -81,7 +82,7 @@ def evaluate(
 ) -> dict[str, float]:
     """Write `evaluation.json`, `samples.jsonl`, `samples.md` and the figures; return the headline figures."""
     tokenizer = load_tokenizer(policy / "model")
-    bench = Bench(config, tokenizer, load_causal_model(sft / "model"), load_scalar_model(reward / "model"), judge, seed)
+    bench = Bench(config, tokenizer, load_causal_model(sft / "model"), load_rewards(reward), judge, seed)
     rows = [row for row in read_records(prompts / "prompts.jsonl", Prompt)[0] if row.split == "heldout"]
     within = fitting(rows, bench)
     too_long, rows = len(rows) - len(within), within[: config.prompts or None]

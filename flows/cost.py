@@ -135,7 +135,7 @@ def _reward_tokens(recipe: Recipe) -> int:
         ranked, paired = recipe.labeling.rankings.prompts, recipe.labeling.pairwise.prompts
         responses = ranked * recipe.sampling.responses_per_prompt + 2 * paired
     kept = 1 - recipe.comparisons.heldout_share
-    return round(responses * kept * recipe.reward.max_length_tokens * recipe.reward.epochs)
+    return round(responses * kept * recipe.reward.max_length_tokens * recipe.reward.epochs * recipe.reward.members)
 
 
 def _ppo(recipe: Recipe, n: int | None) -> Cost:

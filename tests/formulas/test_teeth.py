@@ -6,6 +6,7 @@ import pytest
 from tests.formulas import test_accumulation as accumulation
 from tests.formulas import test_advantages as advantages
 from tests.formulas import test_bandit as bandit
+from tests.formulas import test_ensemble as ensemble
 from tests.formulas import test_indexing as indexing
 from tests.formulas import test_kl as kl
 from tests.formulas import test_layouts as layouts
@@ -107,6 +108,11 @@ MUTANTS = [
     ("preference", "margins.to(scores) * (1 - tie)", "margins.to(scores)", preference.check_ties),
     ("preference", "tie / 2 * functional.logsigmoid(-difference)", "tie / 2 * functional.logsigmoid(difference)", preference.check_ties),
     ("preference", "-(weight * log_likelihood)", "(weight * log_likelihood)", preference.check_recovery),
+    # ensembles of reward models
+    ("ensemble", "scores.min(0)", "scores.max(0)", ensemble.check_by_hand),
+    ("ensemble", "mean - coef * scores", "mean + coef * scores", ensemble.check_by_hand),
+    ("ensemble", "mean - coef * scores.var(0, correction=0)", "mean - coef * scores.std(0, correction=0)", ensemble.check_by_hand),
+    ("ensemble", "scores.var(0, correction=0)", "scores.var(0)", ensemble.check_by_hand),
 ]  # fmt: skip
 
 IN_THE_BANDIT = [
