@@ -1,6 +1,7 @@
 """Stage `ppo`: the fine-tuned policy, the reward model and the prompts, put into `alignment.ppo`."""
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -11,12 +12,13 @@ from alignment.checkpoint import load_tokenizer
 from alignment.errors import DataError
 from alignment.figures import panels
 from alignment.journal import Journal
-from alignment.model import load_causal_model, load_rewards
+from alignment.model import load_causal_model
 from alignment.ppo.config import PPOConfig
-from alignment.ppo.rewards import model_component
+from alignment.ppo.rewards import RuleReward
 from alignment.ppo.train import train_ppo
 from alignment.pretrain import pack
 from alignment.records import Prompt, read_records
+from alignment.scoring import reward_parts
 from alignment.tokenizer import prompt_tokens
 
 CURVES = (
@@ -39,9 +41,18 @@ CURVES = (
 
 
 def align(
-    config: PPOConfig, out: Path, journal: Journal, *, sft: Path, reward: Path, prompts: Path, corpus: Path
+    config: PPOConfig,
+    out: Path,
+    journal: Journal,
+    *,
+    sft: Path,
+    reward: Path,
+    prompts: Path,
+    corpus: Path,
+    rules: Sequence[RuleReward] = (),
 ) -> dict[str, float]:
-    """Run PPO from `sft/model` against `reward/model` on the training prompts; the value model starts as the reward's.
+    """Run PPO from `sft/model` against the reward model and the rules on the training prompts; the value model starts
+    as the reward model.
 
     Writes `model/`, `snapshots/step-*/` and `snapshots.json` (their steps, in order).
     """
@@ -62,7 +73,7 @@ def align(
         policy,
         tokenizer,
         fitting,
-        [model_component("model", 1.0, load_rewards(reward, lambda path: load_reward(path, policy, frozen)))],
+        reward_parts(reward, rules, lambda path: load_reward(path, policy, frozen)),
         config,
         ptx_sequences=ptx,
         out=out,

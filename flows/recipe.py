@@ -29,6 +29,7 @@ from alignment.config import (
     TownConfig,
 )
 from alignment.errors import ConfigError
+from alignment.methods import AlignConfig
 from alignment.ppo.config import PPOConfig
 from alignment.sources import locate
 from flows.complaints import complaint
@@ -59,6 +60,7 @@ class Recipe(Config):
     comparisons: ComparisonsConfig = ComparisonsConfig()
     reward: RewardConfig = RewardConfig()
     reward_gate: RewardGate = RewardGate()
+    align: AlignConfig = AlignConfig()
     ppo: PPOConfig = PPOConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     release_gate: ReleaseGate = ReleaseGate()
