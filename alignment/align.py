@@ -9,7 +9,6 @@ import torch
 from alignment.adapters import load_reward
 from alignment.artifacts import write_json
 from alignment.checkpoint import load_tokenizer
-from alignment.errors import DataError
 from alignment.figures import panels
 from alignment.journal import Journal
 from alignment.model import load_causal_model
@@ -17,9 +16,8 @@ from alignment.ppo.config import PPOConfig
 from alignment.ppo.rewards import RuleReward
 from alignment.ppo.train import train_ppo
 from alignment.pretrain import pack
-from alignment.records import Prompt, read_records
+from alignment.prompts import training_prompts
 from alignment.scoring import reward_parts
-from alignment.tokenizer import prompt_tokens
 
 CURVES = (
     "reward",
@@ -59,20 +57,13 @@ def align(
     tokenizer = load_tokenizer(sft / "model")
     frozen = torch.bfloat16 if config.bfloat16 else torch.float32
     policy = load_causal_model(sft / "model", frozen if config.layout == "lora" else torch.float32)
-    rows, _ = read_records(prompts / "prompts.jsonl", Prompt)
     context = int(policy.config.max_position_embeddings)
-    encoded = [prompt_tokens(tokenizer, row.messages) for row in rows if row.split == "train"]
-    fitting = [tokens for tokens in encoded if len(tokens) + config.max_new_tokens <= context]
-    if not fitting:
-        raise DataError(
-            f"no prompt leaves room for {config.max_new_tokens} tokens in a context of {context}; "
-            "lower `ppo.max_new_tokens`"
-        )
+    fitting, too_long = training_prompts(prompts, tokenizer, context, config.max_new_tokens, "ppo.max_new_tokens")
     ptx = pack(corpus / "train.jsonl", tokenizer, context).rows.tolist() if config.ptx_coef else None
     result = train_ppo(
         policy,
         tokenizer,
-        fitting,
+        [tokens for _, tokens in fitting],
         reward_parts(reward, rules, lambda path: load_reward(path, policy, frozen)),
         config,
         ptx_sequences=ptx,
@@ -87,7 +78,7 @@ def align(
     kept = ("reward", "objective", "kl", "entropy", "length", "missing_eos", "explained_variance")
     return {name: result.metrics[name] for name in kept if name in result.metrics} | {
         "prompts": float(len(fitting)),
-        "prompts_too_long": float(len(encoded) - len(fitting)),
+        "prompts_too_long": float(too_long),
         "steps": float(result.steps),
         "policy_step": float(result.policy_step),
         "stopped_early": float(result.stopped_early),

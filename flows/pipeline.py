@@ -30,7 +30,7 @@ STAGES: dict[str, Callable[..., Artifact]] = {
     "labeling": stages.collect_judgements,
     "comparisons": stages.build_comparisons,
     "reward": stages.train_reward_model,
-    "ppo": stages.ppo,
+    **dict.fromkeys(("ppo", "dpo", "rloo", "best_of_n"), stages.align),
     "evaluate": stages.evaluate,
 }
 SHOWN_FIGURES = ("gold_curve.png", "criteria.png", "ppo.png", "calibration.png")

@@ -225,8 +225,18 @@ def by_method(step: Step, out: Path, journal: Any, paths: Mapping[str, Path]) ->
             from alignment import align as science
 
             return science.align(told["ppo"].model_copy(update={"seed": step.seed}), out, journal, rules=rules, **paths)
-        case other:
-            raise AssertionError(other)
+        case "dpo":
+            from alignment.dpo import dpo
+
+            return dpo(told["dpo"], out, journal, seed=step.seed, **paths)
+        case "rloo":
+            from alignment.rloo import rloo
+
+            return rloo(told["rloo"], out, journal, seed=step.seed, rules=rules, **paths)
+        case _:
+            from alignment.best_of_n import best_of_n
+
+            return best_of_n(told["best_of_n"], out, journal, seed=step.seed, rules=rules, **paths)
 
 
 @stage

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from alignment.errors import ConfigError
 from alignment.records import Comparison, Prompt, Response, read_records, write_records
 from flows import pipeline, stages
 from flows.graph import keys, steps
@@ -53,3 +54,40 @@ def test_rules_are_part_of_the_key_and_of_the_log(place: Path) -> None:
     manifest = release_manifest(ruled, made)
     assert manifest["method"] == "ppo" and manifest["models"]["policy"] == "models:/policy/1"
     assert isinstance(failures(ruled.release_gate, manifest), list)
+
+
+def test_each_method_stands_in_the_same_place(place: Path) -> None:
+    methods = {
+        "dpo": ["align.dpo.max_length_tokens=96", "align.dpo.batch_size=8"],
+        "rloo": ["align.rloo.steps=2", "align.rloo.batch_size=8", "align.rloo.max_new_tokens=16"],
+        "best_of_n": ["align.best_of_n.samples=4", "align.best_of_n.prompts=12", "align.best_of_n.max_new_tokens=48",
+                      "align.best_of_n.finetune.max_length_tokens=96", "align.best_of_n.finetune.log_every_steps=1"],
+    }  # fmt: skip
+    told = {name: recipe(place, f"align.method={name}", *options) for name, options in methods.items()}
+    assert len({keys(steps(one))["evaluate"] for one in told.values()}) == 3
+    for number, (name, one) in enumerate(told.items(), start=1):
+        made = pipeline.run_stages(one, steps(one))
+        manifest = release_manifest(one, made)
+        assert list(made)[-2:] == [name, "evaluate"] and manifest["method"] == name
+        assert manifest["models"]["policy"] == f"models:/policy/{number}" and manifest["curve"] == []
+        assert manifest["release"].endswith(made[name].key[:8]) and manifest["kl_to_sft"] != 0
+        assert ("reward" if name == "rloo" else "loss") in made[name].result()
+        assert not (made[name].path / "checkpoint").exists() and list((made[name].path / "figures").glob("*.png"))
+    changed = keys(steps(recipe(place, "align.method=dpo", *methods["dpo"], "align.rloo.steps=3", "ppo.steps=9")))
+    assert changed == keys(steps(told["dpo"]))  # what another method is told counts for nothing
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("align.method=dpo", "align.dpo.max_length_tokens 128 is more than pretrain.model.context_length 96"),
+        ("align.method=rloo", None),
+        ("align.rloo.max_new_tokens=100", None),
+    ],
+)
+def test_lengths_are_those_of_the_chosen_method(override: str, words: str | None) -> None:
+    if words is None:
+        load_recipe(str(TINY), [override])
+        return
+    with pytest.raises(ConfigError, match=words):
+        load_recipe(str(TINY), [override])
