@@ -213,6 +213,9 @@ class EvaluationConfig(Config):
     temperature: Positive = 1.0
     max_new_tokens: Count = 48
     curve_prompts: Count = Field(100, description="prompts for each point of the gold-against-proxy curve")
+    best_of_n: tuple[Count, ...] = Field(
+        (), description="also measure best-of-n sampling from SFT, for each of these n; (4, 16), say"
+    )
 
 
 class ReleaseGate(Config):

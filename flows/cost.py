@@ -187,6 +187,7 @@ def _evaluation(recipe: Recipe, n: int | None) -> Cost:
     prompts = options.prompts or (recipe.town.heldout_prompts if recipe.town else _rows(recipe, "prompts") // 5)
     length = _prompt_tokens(recipe, options.max_new_tokens) + options.max_new_tokens
     points = recipe.ppo.steps // recipe.ppo.snapshot_every_steps if recipe.align.method == "ppo" else 0
+    points += max(options.best_of_n, default=0)
     tokens = (3 * prompts * options.samples_per_prompt + points * options.curve_prompts) * length
     return Cost(n, tokens, None if n is None else 4 * 2 * n * tokens)
 

@@ -51,7 +51,7 @@ def _steps(recipe: Recipe) -> Iterator[Step]:
     yield _align(recipe)
     measured = _same("sft", "reward", "prompts", "corpus")
     yield Step(
-        stage="evaluate", config=recipe.evaluation,
+        stage="evaluate", version=2, config=recipe.evaluation,
         inputs={"base": "pretrain", "policy": recipe.align.method, **measured, **_town(recipe)},
     )  # fmt: skip
 

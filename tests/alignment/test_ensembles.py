@@ -7,11 +7,11 @@ import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file
 
+from alignment.answers import Bench, answer_all
 from alignment.checkpoint import load_tokenizer
 from alignment.config import EvaluationConfig, RewardConfig
 from alignment.ensemble import Ensemble
 from alignment.errors import ConfigError
-from alignment.evaluate import Bench, answer_all
 from alignment.journal import Journal
 from alignment.model import load_causal_model, load_rewards, load_scalar_model, member_scores, reward_scores
 from alignment.ppo.rewards import EnsembleReward, model_component, reward_components

@@ -11,6 +11,7 @@ from tests.formulas import test_indexing as indexing
 from tests.formulas import test_kl as kl
 from tests.formulas import test_layouts as layouts
 from tests.formulas import test_losses as losses
+from tests.formulas import test_overoptimization as overoptimization
 from tests.formulas import test_preference as preference
 from tests.formulas import test_shaping as shaping
 from tests.formulas import test_shares as shares
@@ -113,6 +114,15 @@ MUTANTS = [
     ("ensemble", "mean - coef * scores", "mean + coef * scores", ensemble.check_by_hand),
     ("ensemble", "mean - coef * scores.var(0, correction=0)", "mean - coef * scores.std(0, correction=0)", ensemble.check_by_hand),
     ("ensemble", "scores.var(0, correction=0)", "scores.var(0)", ensemble.check_by_hand),
+    # gold against proxy
+    ("overoptimization", "torch.stack([d, -d * d.log()]", "torch.stack([d, d * d.log()]", overoptimization.check_recovery),
+    ("overoptimization", "torch.stack([d, -d * d.log()]", "torch.stack([d, -d * d]", overoptimization.check_recovery),
+    ("overoptimization", "(math.sqrt(distance), reward)", "(distance, reward)", overoptimization.check_recovery),
+    ("overoptimization", "math.exp(self.alpha / self.beta - 1)", "math.exp(self.alpha / self.beta)", overoptimization.check_recovery),
+    ("overoptimization", ".pow(2).mean().sqrt()", ".pow(2).mean()", overoptimization.check_residual),
+    ("overoptimization", "math.comb(place, n - 1)", "math.comb(place + 1, n - 1)", overoptimization.check_best_of_n),
+    ("overoptimization", "key=lambda i: proxy[i]", "key=lambda i: -proxy[i]", overoptimization.check_best_of_n),
+    ("overoptimization", "math.log(n) - (n - 1) / n", "math.log(n) - (n - 1)", overoptimization.check_distance),
 ]  # fmt: skip
 
 IN_THE_BANDIT = [
