@@ -1,6 +1,7 @@
 """Stage `ppo`: the fine-tuned policy, the reward model and the prompts, put into `alignment.ppo`."""
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -8,16 +9,15 @@ import torch
 from alignment.adapters import load_reward
 from alignment.artifacts import write_json
 from alignment.checkpoint import load_tokenizer
-from alignment.errors import DataError
 from alignment.figures import panels
 from alignment.journal import Journal
 from alignment.model import load_causal_model
 from alignment.ppo.config import PPOConfig
-from alignment.ppo.rewards import ModelReward
+from alignment.ppo.rewards import RuleReward
 from alignment.ppo.train import train_ppo
 from alignment.pretrain import pack
-from alignment.records import Prompt, read_records
-from alignment.tokenizer import prompt_tokens
+from alignment.prompts import training_prompts
+from alignment.scoring import reward_parts
 
 CURVES = (
     "reward",
@@ -39,30 +39,32 @@ CURVES = (
 
 
 def align(
-    config: PPOConfig, out: Path, journal: Journal, *, sft: Path, reward: Path, prompts: Path, corpus: Path
+    config: PPOConfig,
+    out: Path,
+    journal: Journal,
+    *,
+    sft: Path,
+    reward: Path,
+    prompts: Path,
+    corpus: Path,
+    rules: Sequence[RuleReward] = (),
 ) -> dict[str, float]:
-    """Run PPO from `sft/model` against `reward/model` on the training prompts; the value model starts as the reward's.
+    """Run PPO from `sft/model` against the reward model and the rules on the training prompts; the value model starts
+    as the reward model.
 
     Writes `model/`, `snapshots/step-*/` and `snapshots.json` (their steps, in order).
     """
     tokenizer = load_tokenizer(sft / "model")
     frozen = torch.bfloat16 if config.bfloat16 else torch.float32
     policy = load_causal_model(sft / "model", frozen if config.layout == "lora" else torch.float32)
-    rows, _ = read_records(prompts / "prompts.jsonl", Prompt)
     context = int(policy.config.max_position_embeddings)
-    encoded = [prompt_tokens(tokenizer, row.messages) for row in rows if row.split == "train"]
-    fitting = [tokens for tokens in encoded if len(tokens) + config.max_new_tokens <= context]
-    if not fitting:
-        raise DataError(
-            f"no prompt leaves room for {config.max_new_tokens} tokens in a context of {context}; "
-            "lower `ppo.max_new_tokens`"
-        )
+    fitting, too_long = training_prompts(prompts, tokenizer, context, config.max_new_tokens, "ppo.max_new_tokens")
     ptx = pack(corpus / "train.jsonl", tokenizer, context).rows.tolist() if config.ptx_coef else None
     result = train_ppo(
         policy,
         tokenizer,
-        fitting,
-        [ModelReward("model", 1.0, load_reward(reward / "model", policy, frozen))],
+        [tokens for _, tokens in fitting],
+        reward_parts(reward, rules, lambda path: load_reward(path, policy, frozen)),
         config,
         ptx_sequences=ptx,
         out=out,
@@ -76,7 +78,7 @@ def align(
     kept = ("reward", "objective", "kl", "entropy", "length", "missing_eos", "explained_variance")
     return {name: result.metrics[name] for name in kept if name in result.metrics} | {
         "prompts": float(len(fitting)),
-        "prompts_too_long": float(len(encoded) - len(fitting)),
+        "prompts_too_long": float(too_long),
         "steps": float(result.steps),
         "policy_step": float(result.policy_step),
         "stopped_early": float(result.stopped_early),

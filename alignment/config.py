@@ -11,6 +11,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
 Natural = Annotated[int, Field(ge=0)]
+Combine = Literal["mean", "worst", "uncertainty"]
 
 
 class Config(BaseModel):
@@ -178,6 +179,9 @@ class RewardConfig(Config):
         False, description="add a learnt coefficient times the response's mean log-probability to the score"
     )
     head_speed: Positive = Field(10.0, description="learning rate of the new head, as a multiple of the trunk's")
+    members: Count = Field(1, description="reward models to train on the same comparisons, asked together afterwards")
+    combine: Combine = Field("mean", description="of the members' scores: mean, lowest, or mean − coef · variance")
+    combine_coef: Annotated[float, Field(ge=0)] = Field(0.5, description="weight of the variance in 'uncertainty'")
 
     epochs: Positive = 4
     batch_prompts: Count = 16
@@ -187,6 +191,12 @@ class RewardConfig(Config):
     max_grad_norm: Positive = 1.0
     max_length_tokens: Count = 128
     log_every_steps: Count = 5
+
+    @model_validator(mode="after")
+    def _one_cannot_disagree(self) -> "RewardConfig":
+        if self.members == 1 and self.combine != "mean":
+            raise ValueError(f"combine '{self.combine}' compares members, and there is 1: raise members, or use 'mean'")
+        return self
 
 
 class RewardGate(Config):
@@ -203,6 +213,9 @@ class EvaluationConfig(Config):
     temperature: Positive = 1.0
     max_new_tokens: Count = 48
     curve_prompts: Count = Field(100, description="prompts for each point of the gold-against-proxy curve")
+    best_of_n: tuple[Count, ...] = Field(
+        (), description="also measure best-of-n sampling from SFT, for each of these n; (4, 16), say"
+    )
 
 
 class ReleaseGate(Config):

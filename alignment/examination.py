@@ -6,11 +6,12 @@ from pathlib import Path
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from alignment.ensemble import Ensemble, spread
 from alignment.errors import DataError
 from alignment.figures import calibration
 from alignment.journal import Journal
 from alignment.likelihood import likelihood_head
-from alignment.model import reward_scores
+from alignment.model import member_scores, reward_scores
 from alignment.records import CRITERIA, Comparison, write_records
 from alignment.statistics import bag_of_words_accuracy, expected_calibration_error, pearson
 from alignment.tokenizer import prompt_tokens, response_tokens
@@ -19,16 +20,17 @@ TESTS = ("heldout_prompts", "heldout_annotators")
 
 
 def examine(
-    model: PreTrainedModel,
+    model: PreTrainedModel | Ensemble,
     tokenizer: PreTrainedTokenizerBase,
     rows: dict[str, list[Comparison]],
     out: Path,
     journal: Journal,
 ) -> dict[str, float]:
     """Accuracy by test and criterion, calibration, pull of length, and what a bag of words reaches on the same data."""
-    likelihood = likelihood_head(model)
+    members = model.models if isinstance(model, Ensemble) else (model,)
+    likelihood = likelihood_head(members[0])
     figures: dict[str, float] = {} if likelihood is None else {"likelihood_coef": likelihood.coef.item()}
-    scale = float(model.config.reward_scale)
+    scale = sum(float(member.config.reward_scale) for member in members) / len(members)
     for name in TESTS:
         if not rows[name]:
             continue
@@ -44,13 +46,30 @@ def examine(
     figures["length_correlation"] = length_correlation(model, tokenizer, tested)
     figures["longer_wins"] = sum(len(c.chosen.text) > len(c.rejected.text) for c in tested) / len(tested)
     figures["bag_of_words_accuracy"] = bag_of_words_accuracy(rows["train"], tested)
+    if isinstance(model, Ensemble):
+        figures |= examine_members(model, tokenizer, tested)
     journal.figure("calibration", calibration(margins))
     journal.log({name: value for name, value in figures.items() if not name.startswith("pairs_")}, step=0)
     write_records(out / "tested.jsonl", tested)
     return figures
 
 
-def score_margins(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Comparison]) -> Tensor:
+def examine_members(
+    ensemble: Ensemble, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Comparison]
+) -> dict[str, float]:
+    """Accuracy of each member alone, and how far members are apart on a response (in standard deviations of score)."""
+    figures = {}
+    for number, model in enumerate(ensemble.models):
+        margins = score_margins(model, tokenizer, rows)
+        figures[f"member_{number}_accuracy"] = float((margins > 0).float().mean())
+    prompts = [len(prompt_tokens(tokenizer, row.prompt.messages)) for row in rows]
+    chosen = member_scores(ensemble, [score_input(tokenizer, row, "chosen") for row in rows], prompts)
+    return figures | {"member_spread": float(spread(chosen).mean())}
+
+
+def score_margins(
+    model: PreTrainedModel | Ensemble, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Comparison]
+) -> Tensor:
     """Normalised score of chosen minus that of rejected. Shape: (rows,)."""
     prompts = [len(prompt_tokens(tokenizer, row.prompt.messages)) for row in rows]
     sides = [[score_input(tokenizer, row, side) for row in rows] for side in ("chosen", "rejected")]
@@ -78,7 +97,9 @@ def accuracy_by_criterion(margins: Tensor, rows: Sequence[Comparison], name: str
     return figures
 
 
-def length_correlation(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Comparison]) -> float:
+def length_correlation(
+    model: PreTrainedModel | Ensemble, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Comparison]
+) -> float:
     """Pearson correlation of score and response length in tokens, over the distinct responses of the test."""
     distinct = {
         (r.prompt.id, side.id): (score_input(tokenizer, r, name), len(prompt_tokens(tokenizer, r.prompt.messages)))

@@ -1,5 +1,6 @@
 """Figures that people look at: curves over steps, the gold curve, calibration."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -7,6 +8,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from alignment.overoptimization import Fit
 from alignment.statistics import bin_index
 
 STYLE: dict[str, Any] = {"linewidth": 1.6}
@@ -67,31 +69,65 @@ def calibration(margins: Tensor, bins: int = 10) -> Figure:
     return figure
 
 
-def gold_curve(points: Sequence[Mapping[str, float]]) -> Figure:
-    """Gold and proxy score of the policy on its way, over the distance √KL from where it began (Gao 2023)."""
+def gold_curve(
+    points: Sequence[Mapping[str, float]],
+    fits: Mapping[str, Mapping[str, float]] | None = None,
+    best_of_n: Sequence[Mapping[str, float]] = (),
+    chosen: int | None = None,
+) -> Figure:
+    """Gold and proxy score of the policy on its way, over the distance √KL from where it began (Gao 2023).
+
+    Dashed: the laws that were fitted to them; hollow: best-of-n sampling from SFT; a line at the snapshot that was
+    chosen.
+    """
     figure, axes = new_figure("the policy on its way: proxy reward and gold score")
-    distance = [max(0.0, point["kl"]) ** 0.5 for point in points]
-    axes.plot(
-        distance,
-        [point["reward"] for point in points],
-        marker="o",
-        color="tab:orange",
-        label="reward model (proxy)",
-        **STYLE,
-    )
     axes.set_xlabel("√KL(policy ‖ SFT), nats½ a response")
     axes.set_ylabel("normalised reward", color="tab:orange")
-    if "score" in points[0]:
+    everything = [*points, *best_of_n]
+    reach = max((_distance(point) for point in everything), default=0.0)
+    sides = [(axes, "reward", "proxy", "tab:orange", "o", "reward model (proxy)")]
+    if any("score" in point for point in everything):
         gold = axes.twinx()
-        gold.plot(
-            distance, [point["score"] for point in points], marker="s", color="tab:blue", label="gold score", **STYLE
-        )
         gold.set_ylabel("gold score", color="tab:blue")
-    for x, point in zip(distance, points, strict=True):
-        axes.annotate(
-            f"{point['step']:.0f}", (x, point["reward"]), textcoords="offset points", xytext=(4, -11), fontsize=7
-        )
+        sides.append((gold, "score", "gold", "tab:blue", "s", "gold score"))
+    for side, key, name, color, marker, label in sides:
+        _line(side, points, key, {"marker": marker, "color": color, "label": label, **STYLE})
+        hollow = {"marker": marker, "color": color, "linestyle": ":", "markerfacecolor": "none", "linewidth": 1}
+        _line(side, best_of_n, key, {**hollow, "label": f"{label}, best of n"})
+        if fits and name in fits:
+            _fitted(side, fits[name], reach, color)
+    for point in points:
+        _tag(axes, point, f"{point['step']:.0f}")
+        if point["step"] == chosen:
+            axes.axvline(_distance(point), color="grey", linewidth=1, linestyle="--", label="chosen")
+    for point in best_of_n:
+        _tag(axes, point, f"n={point['n']:.0f}")
+    handles = [handle for side, *_ in sides for handle in side.get_legend_handles_labels()[0]]
+    axes.legend(handles=handles, frameon=False, fontsize=7)
     return figure
+
+
+def _distance(point: Mapping[str, float]) -> float:
+    return math.sqrt(max(0.0, point["kl"]))
+
+
+def _line(axes: Any, points: Sequence[Mapping[str, float]], key: str, style: Mapping[str, Any]) -> None:
+    if points:
+        axes.plot([_distance(point) for point in points], [point[key] for point in points], **style)
+
+
+def _fitted(axes: Any, fit: Mapping[str, float], reach: float, color: str) -> None:
+    """The law of a fit, from the start that its rewards were counted from."""
+    law = Fit(fit["alpha"], fit["beta"], fit["residual"], int(fit["points"]))
+    distances = [reach * i / 100 for i in range(101)]
+    values = [fit["start"] + law.at(distance) for distance in distances]
+    label = f"d ({law.alpha:.2f} − {law.beta:.2f} log d), residual {law.residual:.3f}"
+    axes.plot(distances, values, color=color, linestyle="--", linewidth=1, label=label)
+
+
+def _tag(axes: Any, point: Mapping[str, float], text: str) -> None:
+    where = (_distance(point), point["reward"])
+    axes.annotate(text, where, textcoords="offset points", xytext=(4, -11), fontsize=7)
 
 
 def kinds_chart(models: Mapping[str, Mapping[str, float]]) -> Figure:

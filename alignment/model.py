@@ -6,7 +6,8 @@ head is read at every token that is asked for. A reward model carries its normal
 """
 
 import copy
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -19,9 +20,12 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from alignment.ensemble import Ensemble, combined
 from alignment.errors import CheckpointError, ConfigError
 from alignment.likelihood import likelihood_head, load_likelihood, save_likelihood
 from alignment.logprobs import at_least_float32, length_batches, right_pad
+
+ENSEMBLE_FILE = "ensemble.json"
 
 
 def load_causal_model(path: str | Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
@@ -51,6 +55,19 @@ def load_scalar_model(path: str | Path, dtype: torch.dtype = torch.float32) -> P
     load_likelihood(model, Path(path))
     model.eval()
     return model
+
+
+def load_rewards(
+    directory: Path, load: Callable[[Path], PreTrainedModel] = load_scalar_model
+) -> PreTrainedModel | Ensemble:
+    """What the stage `reward` left: its reward model, or the ensemble of all members (`model/`, `model-1/`, …)."""
+    model = load(directory / "model")
+    file = directory / ENSEMBLE_FILE
+    if not file.exists():
+        return model
+    told = json.loads(file.read_text(encoding="utf-8"))
+    others = [load(directory / f"model-{number}") for number in range(1, told["members"])]
+    return Ensemble((model, *others), told["combine"], told["combine_coef"])
 
 
 def scalar_model_from(language_model: PreTrainedModel) -> PreTrainedModel:
@@ -152,11 +169,32 @@ def raw_scores(
     return scores if head is None else scores + head(hidden, input_ids, prompt_lengths, lengths)
 
 
-@torch.no_grad()
 def reward_scores(
-    model: PreTrainedModel, sequences: Sequence[Sequence[int]], prompt_lengths: Sequence[int], token_budget: int = 8192
+    reward: PreTrainedModel | Ensemble,
+    sequences: Sequence[Sequence[int]],
+    prompt_lengths: Sequence[int],
+    token_budget: int = 8192,
 ) -> Tensor:
     """Normalised score of each prompt+response. Shape: (sequences,), on the CPU."""
+    scores = member_scores(reward, sequences, prompt_lengths, token_budget)
+    return combined(scores, reward.combine, reward.coef) if isinstance(reward, Ensemble) else scores[0]
+
+
+@torch.no_grad()
+def member_scores(
+    reward: PreTrainedModel | Ensemble,
+    sequences: Sequence[Sequence[int]],
+    prompt_lengths: Sequence[int],
+    token_budget: int = 8192,
+) -> Tensor:
+    """Normalised scores by each member of an ensemble (a reward model has one). Shape: (members, sequences)."""
+    models = reward.models if isinstance(reward, Ensemble) else (reward,)
+    return torch.stack([_scores_by_one(model, sequences, prompt_lengths, token_budget) for model in models])
+
+
+def _scores_by_one(
+    model: PreTrainedModel, sequences: Sequence[Sequence[int]], prompt_lengths: Sequence[int], token_budget: int
+) -> Tensor:
     scores = torch.zeros(len(sequences), dtype=torch.float64 if model.dtype == torch.float64 else torch.float32)
     for rows in length_batches([len(sequence) for sequence in sequences], token_budget):
         input_ids = right_pad([sequences[i] for i in rows]).to(model.device)

@@ -2,12 +2,15 @@
 
 from pathlib import Path
 
+from transformers import PreTrainedTokenizerBase
+
 from alignment.config import PromptsConfig
 from alignment.corpus import settle_rejected
 from alignment.errors import DataError
 from alignment.journal import Journal
-from alignment.records import Prompt, Rejected, Split, stable_id, write_records
+from alignment.records import Prompt, Rejected, Split, read_records, stable_id, write_records
 from alignment.sources import read_as, to_prompt
+from alignment.tokenizer import prompt_tokens
 
 
 def collect_prompts(
@@ -44,3 +47,20 @@ def hashed_split(identity: str, heldout_share: float, seed: int) -> Split:
     """`heldout` for a share of all ids; the same id always falls on the same side, whatever else is in the data."""
     draw = int(stable_id("s", seed, identity)[2:], 16) / 16**12
     return "heldout" if draw < heldout_share else "train"
+
+
+def training_prompts(
+    prompts: Path, tokenizer: PreTrainedTokenizerBase, context: int, max_new_tokens: int, option: str
+) -> tuple[list[tuple[Prompt, list[int]]], int]:
+    """Prompts of the training split with their token ids, and how many leave no room for a response in the context.
+
+    Raises DataError, which names `option`, when none does.
+    """
+    rows, _ = read_records(prompts / "prompts.jsonl", Prompt)
+    encoded = [(row, prompt_tokens(tokenizer, row.messages)) for row in rows if row.split == "train"]
+    fitting = [(row, tokens) for row, tokens in encoded if len(tokens) + max_new_tokens <= context]
+    if not fitting:
+        raise DataError(
+            f"no prompt leaves room for {max_new_tokens} tokens in a context of {context}; lower `{option}`"
+        )
+    return fitting, len(encoded) - len(fitting)

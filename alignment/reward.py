@@ -26,12 +26,12 @@ from alignment.figures import curve
 from alignment.journal import Journal
 from alignment.likelihood import add_likelihood, likelihood_head
 from alignment.logprobs import right_pad
+from alignment.members import member_seed, shake_head, train_members
 from alignment.model import (
     check_context,
     load_causal_model,
     raw_scores,
     reward_scores,
-    save_model,
     scalar_head,
     scalar_model_from,
     set_normalisation,
@@ -58,20 +58,22 @@ def train_reward_model(
     config: RewardConfig, out: Path, journal: Journal, *, seed: int, sft: Path, comparisons: Path, demonstrations: Path
 ) -> dict[str, float]:
     """Train on `train.jsonl`, test on held-out prompts and annotators, and write `model/`, normalised so that
-    demonstrations score 0 on average with a spread of 1 over the judged responses."""
-    torch.manual_seed(seed)
+    demonstrations score 0 on average with a spread of 1 over the judged responses. With more members than one, the
+    others are `model-1/`, …, each normalised by itself, and the test is of the ensemble."""
     tokenizer = load_tokenizer(sft / "model")
     language_model = load_causal_model(sft / "model")
-    model = scalar_model_from(language_model)
-    language_head = copy.deepcopy(language_model.get_output_embeddings()).requires_grad_(False)
-    if config.likelihood:
-        add_likelihood(model, language_head)
-    check_context(model, config.max_length_tokens, "reward.max_length_tokens")
+    check_context(language_model, config.max_length_tokens, "reward.max_length_tokens")
     rows = {name: read_records(comparisons / f"{name}.jsonl", Comparison)[0] for name in ("train", *TESTS)}
     groups, too_long = group_by_prompt(rows["train"], tokenizer, config.max_length_tokens)
-    train_groups(model, language_head, groups, config, out, journal, seed)
-    normalise(model, groups, demonstrations, tokenizer, config.max_length_tokens)
-    save_model(model, out / "model", tokenizer)
+
+    def member(number: int, place: Path, notes: Journal) -> PreTrainedModel:
+        model, language_head = untrained(language_model, config, number)
+        train_groups(model, language_head, groups, config, place, notes, member_seed(seed, number))
+        normalise(model, groups, demonstrations, tokenizer, config.max_length_tokens)
+        return model
+
+    torch.manual_seed(seed)
+    model = train_members(member, config, tokenizer, out, journal)
     figures = {
         "train_pairs": float(sum(len(g.pairs) for g in groups)),
         "train_prompts": float(len(groups)),
@@ -82,6 +84,19 @@ def train_reward_model(
         figures[f"too_long_{name}"] = float(len(rows[name]) - len(fitting))
         rows[name] = fitting
     return figures | examine(model, tokenizer, rows, out, journal)
+
+
+def untrained(
+    language_model: PreTrainedModel, config: RewardConfig, number: int
+) -> tuple[PreTrainedModel, nn.Module]:
+    """A reward model to start from, and the language model's head, frozen."""
+    model = scalar_model_from(language_model)
+    if number > 0:
+        shake_head(model, number)
+    language_head = copy.deepcopy(language_model.get_output_embeddings()).requires_grad_(False)
+    if config.likelihood:
+        add_likelihood(model, language_head)
+    return model, language_head
 
 
 def fits(row: Comparison, tokenizer: PreTrainedTokenizerBase, max_length: int) -> bool:

@@ -2,12 +2,9 @@
 
 import shutil
 from pathlib import Path
-from typing import Any
 
 from datasets import Dataset
-from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer_callback import PrinterCallback
-from transformers.trainer_utils import get_last_checkpoint
+from transformers import PreTrainedTokenizerBase
 from trl import SFTConfig as TrainerOptions
 from trl import SFTTrainer
 
@@ -19,27 +16,7 @@ from alignment.journal import Journal
 from alignment.model import check_context, load_causal_model, save_model
 from alignment.records import Demonstration, read_records
 from alignment.tokenizer import prompt_tokens, response_tokens
-
-
-class JournalCallback(TrainerCallback):
-    """Writes what the trainer logs into the stage's journal."""
-
-    def __init__(self, journal: Journal) -> None:
-        self._journal = journal
-
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, Any] | None = None,
-        **_: Any,
-    ) -> None:
-        """Take over loss, gradient norm and learning rate."""
-        names = ("loss", "grad_norm", "learning_rate", "mean_token_accuracy")
-        values = {name: float((logs or {})[name]) for name in names if name in (logs or {})}
-        if values:
-            self._journal.log(values, state.global_step)
+from alignment.trainers import run_trainer, shared_options
 
 
 def finetune(
@@ -52,37 +29,20 @@ def finetune(
     dataset, too_long = tokenize(rows, tokenizer, config.max_length_tokens)
     checkpoints = out / "checkpoint"
     options = TrainerOptions(
-        output_dir=str(checkpoints),
         num_train_epochs=config.epochs,
         per_device_train_batch_size=config.batch_size,
         learning_rate=config.learning_rate,
         lr_scheduler_type="cosine",
         warmup_steps=0.05,
         weight_decay=0.01,
-        seed=seed,
         max_length=config.max_length_tokens,
         completion_only_loss=True,
-        bf16=False,
-        gradient_checkpointing=False,
-        use_cpu=model.device.type == "cpu",
         logging_steps=config.log_every_steps,
         save_strategy="epoch",
-        save_total_limit=1,
-        report_to="none",
-        dataloader_num_workers=0,
-        disable_tqdm=True,
+        **shared_options(checkpoints, seed, on_cpu=model.device.type == "cpu"),
     )
-    trainer = SFTTrainer(
-        model=model,
-        args=options,
-        train_dataset=dataset,
-        processing_class=tokenizer,
-        callbacks=[JournalCallback(journal)],
-    )
-    trainer.remove_callback(PrinterCallback)  # the journal has it
-    last = get_last_checkpoint(str(checkpoints)) if checkpoints.exists() else None
-    journal.rewind(int(last.rsplit("-", 1)[1]) if last else 0)
-    trainer.train(resume_from_checkpoint=last)
+    trainer = SFTTrainer(model=model, args=options, train_dataset=dataset, processing_class=tokenizer)
+    run_trainer(trainer, checkpoints, journal, {"mean_token_accuracy": "mean_token_accuracy"})
     model.eval()
     save_model(model, out / "model", tokenizer)
     shutil.rmtree(checkpoints, ignore_errors=True)

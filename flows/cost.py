@@ -74,7 +74,7 @@ def costs(recipe: Recipe) -> dict[str, Cost]:
         "sft": _training(n, sft_tokens),
         "responses": _forward(n, _sampled_tokens(recipe)),
         "reward": _training(n, _reward_tokens(recipe)),
-        "ppo": _ppo(recipe, n),
+        recipe.align.method: _alignment(recipe, n),
         "evaluate": _evaluation(recipe, n),
     }
 
@@ -135,7 +135,37 @@ def _reward_tokens(recipe: Recipe) -> int:
         ranked, paired = recipe.labeling.rankings.prompts, recipe.labeling.pairwise.prompts
         responses = ranked * recipe.sampling.responses_per_prompt + 2 * paired
     kept = 1 - recipe.comparisons.heldout_share
-    return round(responses * kept * recipe.reward.max_length_tokens * recipe.reward.epochs)
+    return round(responses * kept * recipe.reward.max_length_tokens * recipe.reward.epochs * recipe.reward.members)
+
+
+def _alignment(recipe: Recipe, n: int | None) -> Cost:
+    """The chosen method: what is sampled, read by other models and trained on."""
+    align = recipe.align
+    if align.method == "ppo":
+        return _ppo(recipe, n)
+    if align.method == "dpo":  # a pair is two sequences, read by the reference and trained on
+        pairs = _judged_pairs(recipe) * (1 - recipe.comparisons.heldout_share)
+        tokens = round(2 * pairs * align.dpo.max_length_tokens * align.dpo.epochs)
+        return Cost(n, tokens, None if n is None else (6 + 2) * n * tokens)
+    if align.method == "rloo":  # sampled, scored, read by policy and reference, trained on
+        length = _prompt_tokens(recipe, align.rloo.max_new_tokens) + align.rloo.max_new_tokens
+        tokens = align.rloo.steps * align.rloo.batch_size * length
+        return Cost(n, tokens, None if n is None else (6 + 4 * 2) * n * tokens)
+    told = align.best_of_n
+    prompts = told.prompts or _rows(recipe, "prompts")
+    length = _prompt_tokens(recipe, told.max_new_tokens) + told.max_new_tokens
+    sampled = prompts * told.samples * length
+    tuned = round(prompts * told.finetune.max_length_tokens * told.finetune.epochs)
+    return Cost(n, sampled + tuned, None if n is None else n * (2 * 2 * sampled + 6 * tuned))
+
+
+def _judged_pairs(recipe: Recipe) -> int:
+    """Comparisons that come out of the labelling, or stand in files: all pairs of a ranking, each by its judges."""
+    if recipe.labeling is None:
+        return _rows(recipe, "comparisons")
+    responses, labeling = recipe.sampling.responses_per_prompt, recipe.labeling
+    ranked = labeling.rankings.prompts * labeling.rankings.overlap * responses * (responses - 1) // 2
+    return ranked + labeling.pairwise.prompts * labeling.pairwise.overlap
 
 
 def _ppo(recipe: Recipe, n: int | None) -> Cost:
@@ -156,7 +186,8 @@ def _evaluation(recipe: Recipe, n: int | None) -> Cost:
     options = recipe.evaluation
     prompts = options.prompts or (recipe.town.heldout_prompts if recipe.town else _rows(recipe, "prompts") // 5)
     length = _prompt_tokens(recipe, options.max_new_tokens) + options.max_new_tokens
-    points = recipe.ppo.steps // recipe.ppo.snapshot_every_steps
+    points = recipe.ppo.steps // recipe.ppo.snapshot_every_steps if recipe.align.method == "ppo" else 0
+    points += max(options.best_of_n, default=0)
     tokens = (3 * prompts * options.samples_per_prompt + points * options.curve_prompts) * length
     return Cost(n, tokens, None if n is None else 4 * 2 * n * tokens)
 

@@ -10,7 +10,16 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from alignment.artifacts import content_digest, stage_key
+from alignment.methods import Method
 from flows.recipe import TOWN_SCHEME, Recipe
+
+METHOD_INPUTS: dict[Method, tuple[str, ...]] = {
+    "ppo": ("sft", "reward", "prompts", "corpus"),
+    "dpo": ("sft", "comparisons"),
+    "rloo": ("sft", "reward", "prompts"),
+    "best_of_n": ("sft", "reward", "prompts"),
+}
+METHOD_VERSIONS: dict[Method, int] = {"ppo": 3, "dpo": 1, "rloo": 1, "best_of_n": 1}
 
 
 class Step(BaseModel):
@@ -39,13 +48,21 @@ def _steps(recipe: Recipe) -> Iterator[Step]:
         stage="reward", config=recipe.reward, model="reward",
         inputs=_same("sft", "comparisons", "demonstrations"),
     )  # fmt: skip
+    yield _align(recipe)
+    measured = _same("sft", "reward", "prompts", "corpus")
     yield Step(
-        stage="ppo", version=2, config=recipe.ppo, model="policy", inputs=_same("sft", "reward", "prompts", "corpus")
-    )
-    yield Step(
-        stage="evaluate", config=recipe.evaluation,
-        inputs={"base": "pretrain", "policy": "ppo", **_same("sft", "reward", "prompts", "corpus"), **_town(recipe)},
+        stage="evaluate", version=2, config=recipe.evaluation,
+        inputs={"base": "pretrain", "policy": recipe.align.method, **measured, **_town(recipe)},
     )  # fmt: skip
+
+
+def _align(recipe: Recipe) -> Step:
+    """From SFT to the policy, by the method that the recipe names; that is the stage's name too."""
+    align, inputs = recipe.align, _same(*METHOD_INPUTS[recipe.align.method])
+    told: dict[str, Any] = {align.method: recipe.ppo if align.method == "ppo" else getattr(align, align.method)}
+    if align.rules:
+        told |= {"rules": align.rules, "safety": align.safety, "format": align.format}
+    return Step(stage=align.method, version=METHOD_VERSIONS[align.method], config=told, model="policy", inputs=inputs)
 
 
 def _data(recipe: Recipe) -> Iterator[Step]:

@@ -30,7 +30,7 @@ STAGES: dict[str, Callable[..., Artifact]] = {
     "labeling": stages.collect_judgements,
     "comparisons": stages.build_comparisons,
     "reward": stages.train_reward_model,
-    "ppo": stages.ppo,
+    **dict.fromkeys(("ppo", "dpo", "rloo", "best_of_n"), stages.align),
     "evaluate": stages.evaluate,
 }
 SHOWN_FIGURES = ("gold_curve.png", "criteria.png", "ppo.png", "calibration.png")
@@ -67,7 +67,7 @@ def run_stages(recipe: Recipe, step: Mapping[str, Step]) -> dict[str, Artifact]:
     comparisons = run(stages.build_comparisons, "comparisons", judged, town)
     reward = run(stages.train_reward_model, "reward", sft, comparisons, demonstrations)
     require(reward, recipe.reward_gate)
-    policy = run(stages.ppo, "ppo", sft, reward, prompts, corpus)
+    policy = run(stages.align, recipe.align.method, sft, comparisons, reward, prompts, corpus)
     run(stages.evaluate, "evaluate", base, sft, policy, reward, prompts, corpus, town)
     return made
 
@@ -101,7 +101,7 @@ def register(recipe: Recipe, made: Mapping[str, Artifact], run_id: str) -> dict[
     log = get_run_logger()
     manifest = release_manifest(recipe, made)
     missed = failures(recipe.release_gate, manifest)
-    policy = made["ppo"].model
+    policy = made[recipe.align.method].model
     assert policy is not None, "the policy is always registered"
     registry.set_alias(policy, "candidate")
     if not missed:

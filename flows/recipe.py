@@ -29,6 +29,7 @@ from alignment.config import (
     TownConfig,
 )
 from alignment.errors import ConfigError
+from alignment.methods import AlignConfig
 from alignment.ppo.config import PPOConfig
 from alignment.sources import locate
 from flows.complaints import complaint
@@ -59,6 +60,7 @@ class Recipe(Config):
     comparisons: ComparisonsConfig = ComparisonsConfig()
     reward: RewardConfig = RewardConfig()
     reward_gate: RewardGate = RewardGate()
+    align: AlignConfig = AlignConfig()
     ppo: PPOConfig = PPOConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     release_gate: ReleaseGate = ReleaseGate()
@@ -107,19 +109,34 @@ class Recipe(Config):
         if self.pretrain.checkpoint is not None:
             return
         context = self.pretrain.model.context_length
+        lengths, new = self._method_lengths()
         for key, length in (
             ("sft.max_length_tokens", self.sft.max_length_tokens),
             ("reward.max_length_tokens", self.reward.max_length_tokens),
+            *lengths,
         ):
             if length > context:
                 yield f"{key} {length} is more than pretrain.model.context_length {context}: lower it, or raise that"
         for key, length in (
             ("sampling.max_new_tokens", self.sampling.max_new_tokens),
-            ("ppo.max_new_tokens", self.ppo.max_new_tokens),
+            *new,
             ("evaluation.max_new_tokens", self.evaluation.max_new_tokens),
         ):
             if length >= context:
                 yield f"{key} {length} leaves no room for a prompt in pretrain.model.context_length {context}: lower it"
+
+
+    def _method_lengths(self) -> tuple[list[tuple[str, int]], list[tuple[str, int]]]:
+        """Lengths of whole sequences and of responses that the chosen method asks for."""
+        align = self.align
+        if align.method == "ppo":
+            return [], [("ppo.max_new_tokens", self.ppo.max_new_tokens)]
+        if align.method == "dpo":
+            return [("align.dpo.max_length_tokens", align.dpo.max_length_tokens)], []
+        if align.method == "rloo":
+            return [], [("align.rloo.max_new_tokens", align.rloo.max_new_tokens)]
+        tuned = ("align.best_of_n.finetune.max_length_tokens", align.best_of_n.finetune.max_length_tokens)
+        return [tuned], [("align.best_of_n.max_new_tokens", align.best_of_n.max_new_tokens)]
 
 
 def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:

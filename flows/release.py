@@ -25,9 +25,10 @@ def release_manifest(recipe: Recipe, made: Mapping[str, Artifact]) -> dict[str, 
     gold = {name: _pick(figures, CRITERIA) for name, figures in evaluation["models"].items()}
     by_criterion = {k: v for k, v in reward.items() if k.startswith("accuracy_heldout") and k not in REWARD_FIGURES}
     return {
-        "release": f"{recipe.name}-{recipe.seed}-{made['ppo'].key[:8]}",
+        "release": f"{recipe.name}-{recipe.seed}-{made[recipe.align.method].key[:8]}",
         "recipe": recipe.name,
         "seed": recipe.seed,
+        "method": recipe.align.method,
         "judge": evaluation["judge"],
         "gold": gold if evaluation["judge"] == "gold" else None,
         "win_rate_vs_sft": evaluation["win_rate_vs_sft"],
@@ -40,7 +41,10 @@ def release_manifest(recipe: Recipe, made: Mapping[str, Artifact]) -> dict[str, 
         "put_aside": put_aside(made),
         "by_kind": evaluation["by_kind"],
         "curve": evaluation["curve"],
-        "models": {name: made[stage].model for name, stage in _model_stages().items()},
+        "curve_fit": evaluation["curve_fit"],
+        "chosen_step": evaluation["chosen_step"],
+        "best_of_n": evaluation["best_of_n"],
+        "models": {name: made[stage].model for name, stage in _model_stages(recipe).items()},
         "seconds": {stage: artifact.seconds for stage, artifact in made.items()},
         "cached": {stage: artifact.cached for stage, artifact in made.items()},
     }
@@ -55,8 +59,8 @@ def put_aside(made: Mapping[str, Artifact]) -> dict[str, dict[str, int]]:
     return {stage: {name: count for name, count in found.items() if count} for stage, found in counts.items()}
 
 
-def _model_stages() -> dict[str, str]:
-    return {"base": "pretrain", "sft": "sft", "reward": "reward", "policy": "ppo"}
+def _model_stages(recipe: Recipe) -> dict[str, str]:
+    return {"base": "pretrain", "sft": "sft", "reward": "reward", "policy": recipe.align.method}
 
 
 def _pick(figures: Mapping[str, float], names: tuple[str, ...]) -> dict[str, float | None]:

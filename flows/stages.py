@@ -201,18 +201,42 @@ def train_reward_model(step: Step, sft: Artifact, comparisons: Artifact, demonst
 
 
 @stage
-def ppo(step: Step, sft: Artifact, reward: Artifact, prompts: Artifact, corpus: Artifact) -> Artifact:
-    """The policy: SFT moved towards what the reward model likes, and not too far."""
+def align(
+    step: Step, sft: Artifact, comparisons: Artifact, reward: Artifact, prompts: Artifact, corpus: Artifact
+) -> Artifact:
+    """The policy: SFT moved towards what people prefer, and not too far, by the method that the recipe names."""
+    given = {"sft": sft, "comparisons": comparisons, "reward": reward, "prompts": prompts, "corpus": corpus}
+    inputs = {name: given[name] for name in step.inputs}
 
     def work(out: Path, journal: Any) -> Mapping[str, float]:
-        from alignment import align
+        return by_method(step, out, journal, {name: artifact.path for name, artifact in inputs.items()})
 
-        return align.align(
-            step.config.model_copy(update={"seed": step.seed}), out, journal,
-            sft=sft.path, reward=reward.path, prompts=prompts.path, corpus=corpus.path,
-        )  # fmt: skip
+    return carry_out(step, inputs, work)
 
-    return carry_out(step, {"sft": sft, "reward": reward, "prompts": prompts, "corpus": corpus}, work)
+
+def by_method(step: Step, out: Path, journal: Any, paths: Mapping[str, Path]) -> Mapping[str, float]:
+    """The work of the method after which the step is called."""
+    from alignment import scoring
+
+    told = step.config
+    rules = scoring.rule_rewards(told["rules"], told["safety"], told["format"]) if "rules" in told else []
+    match step.stage:
+        case "ppo":
+            from alignment import align as science
+
+            return science.align(told["ppo"].model_copy(update={"seed": step.seed}), out, journal, rules=rules, **paths)
+        case "dpo":
+            from alignment.dpo import dpo
+
+            return dpo(told["dpo"], out, journal, seed=step.seed, **paths)
+        case "rloo":
+            from alignment.rloo import rloo
+
+            return rloo(told["rloo"], out, journal, seed=step.seed, rules=rules, **paths)
+        case _:
+            from alignment.best_of_n import best_of_n
+
+            return best_of_n(told["best_of_n"], out, journal, seed=step.seed, rules=rules, **paths)
 
 
 @stage

@@ -11,7 +11,8 @@ PACKAGES = ("alignment", "flows", "labeling")
 FOUNDATIONS = {"alignment.config", "alignment.records", "alignment.errors"}
 MATHEMATICS = {
     *("alignment.ppo.advantages", "alignment.ppo.losses", "alignment.ppo.kl", "alignment.ppo.shaping"),
-    *("alignment.logprobs", "alignment.preference", "alignment.statistics"),
+    *("alignment.logprobs", "alignment.preference", "alignment.statistics", "alignment.ensemble"),
+    "alignment.overoptimization",
 }
 FORBIDDEN = {
     "alignment": ("flows", "labeling", "prefect", "mlflow", "label_studio_sdk", "typer"),

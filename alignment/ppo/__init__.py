@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING, Any
 from alignment.ppo.config import PPOConfig
 
 if TYPE_CHECKING:
-    from alignment.ppo.rewards import ModelReward, RuleReward
+    from alignment.ppo.rewards import EnsembleReward, ModelReward, RuleReward
     from alignment.ppo.snapshots import Snapshot
     from alignment.ppo.train import PPOResult, train_ppo
 
-__all__ = ["ModelReward", "PPOConfig", "PPOResult", "RuleReward", "Snapshot", "train_ppo"]
+__all__ = ["EnsembleReward", "ModelReward", "PPOConfig", "PPOResult", "RuleReward", "Snapshot", "train_ppo"]
 _HOMES = {
+    "EnsembleReward": "rewards",
     "ModelReward": "rewards",
     "RuleReward": "rewards",
     "Snapshot": "snapshots",

@@ -30,7 +30,7 @@ from alignment.likelihood import without_likelihood
 from alignment.model import scalar_head, scalar_model_from, scalar_model_over, set_normalisation
 from alignment.ppo.config import PPOConfig
 from alignment.ppo.memory import check_bfloat16, recompute_layers
-from alignment.ppo.rewards import Component, ModelReward
+from alignment.ppo.rewards import Component, EnsembleReward, ModelReward, named_models
 from alignment.ppo.rollout import shares_trunk
 
 
@@ -94,8 +94,8 @@ def _whole_models(
 
 
 def reward_models(components: Sequence[Component]) -> list[PreTrainedModel]:
-    """The models among the rewards, in their order."""
-    return [component.model for component in components if isinstance(component, ModelReward)]
+    """The models among the rewards, in their order; every member of an ensemble."""
+    return [model for _, model in named_models(components)]
 
 
 def _own_value_model(
@@ -120,7 +120,8 @@ def _over_one_base(
     options = (config.lora_rank, config.lora_alpha, config.lora_targets, config.seed)
     trained = over_base(base)
     add_adapter(trained, *options)
-    adapters = reward_models([new for new, old in zip(over, components, strict=True) if new is not old])
+    changed = [new for new, old in zip(over, components, strict=True) if new is not old]
+    adapters = [model for model in reward_models(changed) if has_adapter(model)]
     if adapters:
         value_model = without_likelihood(over_base(adapters[0]))
     else:
@@ -131,10 +132,19 @@ def _over_one_base(
 
 def _component_over(base: PreTrainedModel, component: Component) -> Component:
     """A reward model that is an adapter of the base gives up its own copy of it; every other reward stays."""
-    if isinstance(component, ModelReward) and has_adapter(component.model):
-        model = rebased(component.model, base)
-        return component if model is None else replace(component, model=model)
+    if isinstance(component, ModelReward):
+        model = _over(base, component.model)
+        return component if model is component.model else replace(component, model=model)
+    if isinstance(component, EnsembleReward):
+        models = [_over(base, model) for model in component.models]
+        unchanged = all(new is old for new, old in zip(models, component.models, strict=True))
+        return component if unchanged else replace(component, models=models)
     return component
+
+
+def _over(base: PreTrainedModel, reward: PreTrainedModel) -> PreTrainedModel:
+    """The reward model over the policy's own memory, where it is an adapter of the same base."""
+    return (rebased(reward, base) if has_adapter(reward) else None) or reward
 
 
 def _take_head(value_model: PreTrainedModel, rewards: Sequence[PreTrainedModel]) -> None:

@@ -1,15 +1,17 @@
 """What scores a response: reward models and plain functions, weighted and added, each logged by itself."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from alignment.config import Combine
+from alignment.ensemble import Ensemble, combined, spread
 from alignment.errors import CheckpointError, ConfigError, TrainingError
-from alignment.model import reward_scores, scalar_head
+from alignment.model import member_scores, scalar_head
 
 RewardFunction = Callable[[list[str], list[str]], Sequence[float]]
 
@@ -32,7 +34,21 @@ class ModelReward:
     model: PreTrainedModel
 
 
-Component = RuleReward | ModelReward
+@dataclass(frozen=True)
+class EnsembleReward:
+    """Several such models with scores on one scale: their mean, the lowest, or mean − coef · variance.
+
+    How far they are apart is logged as `reward/NAME/spread`; where that rises, the policy has left what they know.
+    """
+
+    name: str
+    weight: float
+    models: Sequence[PreTrainedModel]
+    combine: Combine = "mean"
+    coef: float = 0.5
+
+
+Component = RuleReward | ModelReward | EnsembleReward
 Reward = PreTrainedModel | RewardFunction | Sequence[Component | PreTrainedModel]
 
 
@@ -44,32 +60,52 @@ def reward_components(reward: Reward, tokenizer: PreTrainedTokenizerBase) -> lis
     if not names or len(set(names)) < len(names):
         raise ConfigError(f"the reward needs at least one part, and each a name of its own; these are {names}")
     for component in components:
-        if isinstance(component, ModelReward):
-            _check_model(component, tokenizer)
+        if isinstance(component, EnsembleReward) and not component.models:
+            raise ConfigError(f"reward '{component.name}' is an ensemble of no models: give at least one")
         if not math.isfinite(component.weight):
             raise ConfigError(f"the weight of reward '{component.name}' is {component.weight}; give it a number")
+    for name, model in named_models(components):
+        _check_model(name, model, tokenizer)
     return components
 
 
+def model_component(name: str, weight: float, reward: PreTrainedModel | Ensemble) -> Component:
+    """What `alignment.model.load_rewards` gives, as a part of the reward."""
+    if isinstance(reward, Ensemble):
+        return EnsembleReward(name, weight, reward.models, reward.combine, reward.coef)
+    return ModelReward(name, weight, reward)
+
+
+def named_models(components: Sequence[Component]) -> Iterator[tuple[str, PreTrainedModel]]:
+    """Every model among the parts: a reward model by its part's name, members of an ensemble by name and number."""
+    for component in components:
+        if isinstance(component, ModelReward):
+            yield component.name, component.model
+        elif isinstance(component, EnsembleReward):
+            yield from ((f"{component.name}/{number}", model) for number, model in enumerate(component.models))
+
+
 def _component(part: object) -> Component:
-    if isinstance(part, RuleReward | ModelReward):
+    if isinstance(part, RuleReward | ModelReward | EnsembleReward):
         return part
     if isinstance(part, PreTrainedModel):
         return ModelReward("model", 1.0, part)
     if callable(part):
         return RuleReward(getattr(part, "__name__", "rule").strip("<>"), 1.0, part)
-    raise ConfigError(f"a reward is a model, a function or a list of RuleReward and ModelReward, not {type(part)}")
+    raise ConfigError(
+        f"a reward is a model, a function or a list of RuleReward, ModelReward and EnsembleReward, not {type(part)}"
+    )
 
 
-def _check_model(component: ModelReward, tokenizer: PreTrainedTokenizerBase) -> None:
-    scalar_head(component.model)
-    component.model.eval()
-    embeddings = component.model.get_input_embeddings()
+def _check_model(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    scalar_head(model)
+    model.eval()
+    embeddings = model.get_input_embeddings()
     assert isinstance(embeddings.weight, Tensor)
     rows = len(embeddings.weight)
     if rows < len(tokenizer):
         raise CheckpointError(
-            f"reward model '{component.name}' knows {rows} tokens and the policy's tokenizer has {len(tokenizer)}: "
+            f"reward model '{name}' knows {rows} tokens and the policy's tokenizer has {len(tokenizer)}: "
             "train the reward model with the policy's tokenizer, or wrap it in a RuleReward that reads text"
         )
 
@@ -81,19 +117,27 @@ def component_scores(
     prompt_lengths: Sequence[int],
     token_budget: int,
 ) -> dict[str, Tensor]:
-    """Unweighted scores by component. Shapes: (B,), on the CPU. Raises TrainingError for a wrong count or a NaN."""
+    """Unweighted scores by component, and `NAME/spread` beside an ensemble's. Shapes: (B,), on the CPU.
+
+    Raises TrainingError for a wrong count or a NaN.
+    """
     prompts: list[str] = []
     responses: list[str] = []
     if any(isinstance(component, RuleReward) for component in components):
         pairs = list(zip(sequences, prompt_lengths, strict=True))
         prompts = tokenizer.batch_decode([list(s[:n]) for s, n in pairs], skip_special_tokens=True)
         responses = tokenizer.batch_decode([list(s[n:]) for s, n in pairs], skip_special_tokens=True)
-    scores = {}
+    scores: dict[str, Tensor] = {}
     for component in components:
-        if isinstance(component, ModelReward):
-            values = reward_scores(component.model, sequences, prompt_lengths, token_budget)
-        else:
+        if isinstance(component, RuleReward):
             values = _rule_scores(component, prompts, responses)
+        elif isinstance(component, ModelReward):
+            values = member_scores(component.model, sequences, prompt_lengths, token_budget)[0]
+        else:
+            ensemble = Ensemble(tuple(component.models), component.combine, component.coef)
+            members = member_scores(ensemble, sequences, prompt_lengths, token_budget)
+            values = combined(members, component.combine, component.coef)
+            scores[f"{component.name}/spread"] = spread(members)
         if not bool(torch.isfinite(values).all()):
             row = int((~torch.isfinite(values)).nonzero()[0])
             text = tokenizer.decode(list(sequences[row]))

@@ -26,7 +26,7 @@ from alignment.ppo.config import PPOConfig
 from alignment.ppo.kl import adapted_kl_coef
 from alignment.ppo.models import lay_out
 from alignment.ppo.prompts import check_inputs, cycled_rows, seeded, tokenized_prompts
-from alignment.ppo.rewards import Component, ModelReward, Reward, reward_components
+from alignment.ppo.rewards import Component, EnsembleReward, Reward, named_models, reward_components
 from alignment.ppo.rollout import Rollout, Scored, rollout_of, sample_episodes, score_episodes
 from alignment.ppo.shares import whole
 from alignment.ppo.snapshots import Snapshot, copy_snapshot, last_within, publish, snapshot_path
@@ -85,9 +85,10 @@ def train_ppo(
     """Train a copy of `policy`; write `out/model`, `out/snapshots/step-*` and `out/checkpoint`.
 
     `prompts` are token ids, or a dataset with a column "prompt" (text or messages). `reward` is a model, a function of
-    (prompts, responses), or a list of `RuleReward` and `ModelReward`. Without `value_model` it starts as a copy of the
-    first reward model (of the policy's trunk where there is none); without `reference` that is `policy` itself.
-    `config.layout` says which of them share weights. No argument's weights are changed. A run found in `out` continues.
+    (prompts, responses), or a list of `RuleReward`, `ModelReward` and `EnsembleReward`. Without `value_model` it starts
+    as a copy of the first reward model (of the policy's trunk where there is none); without `reference` that is
+    `policy` itself. `config.layout` says which of them share weights. No argument's weights are changed. A run found in
+    `out` continues.
 
     In a script that `accelerate launch` started several times, every process gives the same arguments with models on
     its own device, and gets the same result. `batch_size` counts the episodes of all; a function that is a reward gets
@@ -230,8 +231,11 @@ def _naming_the_last_checkpoint(run: _Run) -> Iterator[None]:
 
 def _identity(run: _Run, policy: PreTrainedModel, value_model: PreTrainedModel | None) -> dict[str, str]:
     models = {"policy": policy, "reference": run.reference, "value_model": run.learner.value_model}
-    rewards = {f"reward {c.name}": c.model for c in run.components if isinstance(c, ModelReward)}
+    rewards = {f"reward {name}": model for name, model in named_models(run.components)}
     rules = {f"reward {c.name} weight": str(c.weight) for c in run.components}
+    rules |= {
+        f"reward {c.name} combine": f"{c.combine} {c.coef}" for c in run.components if isinstance(c, EnsembleReward)
+    }
     return fingerprint(run.config, run.prompts, {**models, **rewards}, run.ptx_sequences) | rules
 
 

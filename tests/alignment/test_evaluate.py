@@ -1,18 +1,21 @@
 """Evaluation: who wins and by how surely, the distance to SFT, the curve, and a table that no answer can break."""
 
 import json
+import math
 from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
-from alignment import evaluate as stage
+from alignment.answers import Answer, Bench, answer_all, sequence_kl, summary
+from alignment.checkpoint import load_tokenizer
 from alignment.config import EvaluationConfig
 from alignment.errors import DataError
-from alignment.evaluate import Answer, by_kind, cell, evaluate, flatten, sequence_kl, summary, win_rate, write_samples
+from alignment.evaluate import by_kind, cell, evaluate, flatten, win_rate, write_samples
+from alignment.goldcurve import chosen_step, curve_fits, measure_best_of_n, measure_curve
 from alignment.journal import Journal
-from alignment.model import save_model, scalar_head, scalar_model_from
+from alignment.model import load_causal_model, load_rewards, save_model, scalar_head, scalar_model_from
 from alignment.records import Document
 from alignment.sampling import Sample
 from alignment.town import Verdict
@@ -193,5 +196,45 @@ def test_no_prompt_that_fits_is_an_error_in_words(world, tmp_path) -> None:
 
 
 def test_a_policy_without_snapshots_has_no_curve(world, tmp_path) -> None:
-    bench = stage.Bench(EvaluationConfig(), None, None, None, None, 0)
-    assert stage.measure_curve(bench, tmp_path, []) == []
+    bench = Bench(EvaluationConfig(), None, None, None, None, 0)
+    assert measure_curve(bench, tmp_path, []) == [] and chosen_step(tmp_path) is None
+    assert curve_fits([]) == {} and measure_best_of_n(bench, [], ()) == []
+
+
+def point(step: int, kl: float, gold: float) -> dict[str, float]:
+    return {"step": float(step), "kl": kl, "reward": 0.5 + 2 * kl**0.5, "score": gold}
+
+
+def test_the_curve_is_fitted_from_sft_on() -> None:
+    def law(d: float) -> float:
+        return 0.6 + d * (0.3 - 0.2 * math.log(d))
+
+    points = [point(0, 1e-5, 0.6), *(point(n, d * d, law(d)) for n, d in enumerate((0.4, 0.9, 1.7, 2.6), start=8))]
+    fits = curve_fits(points)
+    gold = fits["gold"]
+    assert (gold["alpha"], gold["beta"], gold["start"], gold["points"]) == pytest.approx((0.3, 0.2, 0.6, 4), abs=1e-9)
+    assert gold["residual"] < 1e-9 and gold["peak_distance"] == pytest.approx(math.exp(0.5))
+    # the proxy rises by 2 d: α = 2, β = 0, and no peak (0.0063 is the proxy's own start, √1e-5 · 2)
+    assert fits["proxy"]["alpha"] == pytest.approx(2, abs=0.02) and abs(fits["proxy"]["beta"]) < 0.02
+    assert curve_fits(points[1:]) == {} and curve_fits(points[:3]) == {}
+    assert "gold" not in curve_fits([{k: v for k, v in one.items() if k != "score"} for one in points])
+
+
+def test_best_of_n_sampling_is_measured_at_its_distance(world, tmp_path) -> None:
+    figures, report = run(world, tmp_path, judge, best_of_n=[1, 4], curve_prompts=2)
+    one, four = report["best_of_n"]
+    assert (one["n"], four["n"]) == (1, 4) and one["kl"] == 0
+    assert four["kl"] == pytest.approx(math.log(4) - 0.75)
+    assert four["reward"] > one["reward"] and figures["best_of_4.score"] == four["score"]
+    assert report["curve_fit"] == {} and report["chosen_step"] is None  # no snapshot of step 0
+
+
+def test_best_of_all_that_were_sampled_is_the_best_one(world) -> None:
+    bench = Bench(EvaluationConfig(max_new_tokens=8, samples_per_prompt=3), load_tokenizer(world / "model"),
+                  load_causal_model(world / "sft" / "model"), load_rewards(world / "reward"), None, 0)  # fmt: skip
+    rows = [prompt("What does Ada play?"), prompt("Who?")]
+    rewards = [answer.reward for answer in answer_all(bench, bench.sft, rows)]
+    (first, last) = measure_best_of_n(bench, rows, [3, 1])
+    assert first["reward"] == pytest.approx(sum(rewards) / 6)
+    assert last["reward"] == pytest.approx((max(rewards[:3]) + max(rewards[3:])) / 2)
+    assert "score" not in last

@@ -6,10 +6,12 @@ import pytest
 from tests.formulas import test_accumulation as accumulation
 from tests.formulas import test_advantages as advantages
 from tests.formulas import test_bandit as bandit
+from tests.formulas import test_ensemble as ensemble
 from tests.formulas import test_indexing as indexing
 from tests.formulas import test_kl as kl
 from tests.formulas import test_layouts as layouts
 from tests.formulas import test_losses as losses
+from tests.formulas import test_overoptimization as overoptimization
 from tests.formulas import test_preference as preference
 from tests.formulas import test_shaping as shaping
 from tests.formulas import test_shares as shares
@@ -107,6 +109,20 @@ MUTANTS = [
     ("preference", "margins.to(scores) * (1 - tie)", "margins.to(scores)", preference.check_ties),
     ("preference", "tie / 2 * functional.logsigmoid(-difference)", "tie / 2 * functional.logsigmoid(difference)", preference.check_ties),
     ("preference", "-(weight * log_likelihood)", "(weight * log_likelihood)", preference.check_recovery),
+    # ensembles of reward models
+    ("ensemble", "scores.min(0)", "scores.max(0)", ensemble.check_by_hand),
+    ("ensemble", "mean - coef * scores", "mean + coef * scores", ensemble.check_by_hand),
+    ("ensemble", "mean - coef * scores.var(0, correction=0)", "mean - coef * scores.std(0, correction=0)", ensemble.check_by_hand),
+    ("ensemble", "scores.var(0, correction=0)", "scores.var(0)", ensemble.check_by_hand),
+    # gold against proxy
+    ("overoptimization", "torch.stack([d, -d * d.log()]", "torch.stack([d, d * d.log()]", overoptimization.check_recovery),
+    ("overoptimization", "torch.stack([d, -d * d.log()]", "torch.stack([d, -d * d]", overoptimization.check_recovery),
+    ("overoptimization", "(math.sqrt(distance), reward)", "(distance, reward)", overoptimization.check_recovery),
+    ("overoptimization", "math.exp(self.alpha / self.beta - 1)", "math.exp(self.alpha / self.beta)", overoptimization.check_recovery),
+    ("overoptimization", ".pow(2).mean().sqrt()", ".pow(2).mean()", overoptimization.check_residual),
+    ("overoptimization", "math.comb(place, n - 1)", "math.comb(place + 1, n - 1)", overoptimization.check_best_of_n),
+    ("overoptimization", "key=lambda i: proxy[i]", "key=lambda i: -proxy[i]", overoptimization.check_best_of_n),
+    ("overoptimization", "math.log(n) - (n - 1) / n", "math.log(n) - (n - 1)", overoptimization.check_distance),
 ]  # fmt: skip
 
 IN_THE_BANDIT = [

@@ -1,0 +1,110 @@
+"""Options of what makes the policy from SFT: the method, its own options, and rules beside the reward model.
+
+PPO's own options are in `alignment.ppo.config`; here are those of its alternatives and what all of them share.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from alignment.config import Config, Count, Natural, Positive, SFTConfig
+from alignment.safety import SafetyLists
+
+Method = Literal["ppo", "dpo", "rloo", "best_of_n"]
+RuleName = Literal["refusal", "format", "arithmetic", "safety"]
+NonNegative = Annotated[float, Field(ge=0)]
+
+
+class RuleOption(Config):
+    """A rule reward beside the reward model; see `alignment.rules` for what each of them counts."""
+
+    name: RuleName
+    weight: Positive = Field(1.0, description="in standard deviations of the reward model's score")
+
+
+class FormatLimits(Config):
+    """What the rule `format` takes for a well-made length."""
+
+    min_words: Natural = 1
+    max_words: Count = 60
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "FormatLimits":
+        if self.min_words > self.max_words:
+            raise ValueError(f"min_words {self.min_words} is more than max_words {self.max_words}: lower it")
+        return self
+
+
+class DPOConfig(Config):
+    """Direct preference optimization on the training comparisons (Rafailov et al. 2023)."""
+
+    epochs: Positive = 1
+    batch_size: Count = Field(32, description="comparisons an optimizer step")
+    learning_rate: Positive = 1e-4
+    beta: Positive = Field(0.1, description="how much a nat of distance to SFT weighs")
+    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = Field(
+        0.0, description="share of comparisons taken to be the wrong way round"
+    )
+    max_length_tokens: Count = 128
+    log_every_steps: Count = 5
+
+
+class RLOOConfig(Config):
+    """REINFORCE with a leave-one-out baseline (Ahmadian et al. 2024): no value model, k responses a prompt instead."""
+
+    steps: Count = 60
+    batch_size: Count = Field(128, description="episodes a step")
+    responses_per_prompt: Annotated[int, Field(ge=2)] = 4
+    max_new_tokens: Count = 48
+    temperature: Positive = 1.0
+    kl_coef: NonNegative = 0.05
+    missing_eos_penalty: NonNegative = 1.0
+    learning_rate: Positive = 1e-4
+    max_grad_norm: Positive = 1.0
+    log_every_steps: Count = 1
+    checkpoint_every_steps: Count = 20
+
+    @model_validator(mode="after")
+    def _whole_groups(self) -> "RLOOConfig":
+        if self.batch_size % self.responses_per_prompt:
+            raise ValueError(
+                f"batch_size {self.batch_size} is not a multiple of responses_per_prompt {self.responses_per_prompt}: "
+                "change one of them"
+            )
+        return self
+
+
+class BestOfNConfig(Config):
+    """Rejection sampling: SFT's best of n responses a training prompt by the reward, and fine-tuning on those."""
+
+    samples: Annotated[int, Field(ge=2)] = Field(8, description="n, responses a prompt")
+    prompts: Natural = Field(0, description="use at most this many training prompts, 0 for all")
+    temperature: Positive = 1.0
+    max_new_tokens: Count = 48
+    batch_size: Count = Field(128, description="responses sampled at a time")
+    finetune: SFTConfig = SFTConfig(epochs=2, learning_rate=1e-4)
+
+
+class AlignConfig(Config):
+    """What makes the policy. The options of the methods that are not chosen count for nothing."""
+
+    method: Method = "ppo"
+    rules: tuple[RuleOption, ...] = Field((), description="rule rewards, added to the reward model's score")
+    safety: SafetyLists = SafetyLists()
+    format: FormatLimits = FormatLimits()
+    dpo: DPOConfig = DPOConfig()
+    rloo: RLOOConfig = RLOOConfig()
+    best_of_n: BestOfNConfig = BestOfNConfig()
+
+    @model_validator(mode="after")
+    def _possible(self) -> "AlignConfig":
+        names = [rule.name for rule in self.rules]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"rule '{twice[0]}' is given {names.count(twice[0])} times: give it once, with its weight")
+        if self.rules and self.method == "dpo":
+            raise ValueError(
+                "method 'dpo' learns from comparisons and asks no reward, so `rules` would do nothing: take them out, "
+                "or use 'ppo', 'rloo' or 'best_of_n'"
+            )
+        return self

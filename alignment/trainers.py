@@ -1,0 +1,57 @@
+"""What stages share that train with one of TRL's trainers: going on after a kill, and what they log."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_callback import PrinterCallback
+from transformers.trainer_utils import get_last_checkpoint
+
+from alignment.journal import Journal
+
+ALWAYS = {name: name for name in ("loss", "grad_norm", "learning_rate")}
+
+
+class JournalCallback(TrainerCallback):
+    """Writes what the trainer logs into the stage's journal. `names` maps the trainer's names to the journal's."""
+
+    def __init__(self, journal: Journal, names: Mapping[str, str]) -> None:
+        self._journal, self._names = journal, {**ALWAYS, **names}
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **_: Any,
+    ) -> None:
+        """Take over loss, gradient norm, learning rate and the names asked for."""
+        values = {ours: float((logs or {})[theirs]) for theirs, ours in self._names.items() if theirs in (logs or {})}
+        if values:
+            self._journal.log(values, state.global_step)
+
+
+def shared_options(checkpoints: Path, seed: int, *, on_cpu: bool) -> dict[str, Any]:
+    """Arguments that every trainer is given: quiet, in single precision, with one checkpoint at a time."""
+    return {
+        "output_dir": str(checkpoints),
+        "seed": seed,
+        "bf16": False,
+        "gradient_checkpointing": False,
+        "use_cpu": on_cpu,
+        "save_total_limit": 1,
+        "report_to": "none",
+        "dataloader_num_workers": 0,
+        "disable_tqdm": True,
+    }
+
+
+def run_trainer(trainer: Trainer, checkpoints: Path, journal: Journal, names: Mapping[str, str]) -> None:
+    """Train, from the last checkpoint where there is one, and write the log into the journal."""
+    trainer.add_callback(JournalCallback(journal, names))
+    trainer.remove_callback(PrinterCallback)  # the journal has it
+    last = get_last_checkpoint(str(checkpoints)) if checkpoints.exists() else None
+    journal.rewind(int(last.rsplit("-", 1)[1]) if last else 0)
+    trainer.train(resume_from_checkpoint=last)

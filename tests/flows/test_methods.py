@@ -1,0 +1,93 @@
+"""Every method that makes a policy stands in the same place of the pipeline: run through the graph, without servers."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from alignment.errors import ConfigError
+from alignment.records import Comparison, Prompt, Response, read_records, write_records
+from flows import pipeline, stages
+from flows.graph import keys, steps
+from flows.recipe import Recipe, load_recipe
+from flows.release import failures, release_manifest
+from tests.conftest import TINY
+
+SMALL = ["town.documents=120", "pretrain.epochs=1", "reward.epochs=1", "evaluation.prompts=6",
+         "evaluation.curve_prompts=2", "sft.epochs=1"]  # fmt: skip
+STAGES = ("build_town", "prepare_corpus", "train_tokenizer", "pretrain", "collect_demonstrations", "collect_prompts",
+          "finetune", "build_comparisons", "train_reward_model", "align", "evaluate")  # fmt: skip
+
+
+def recipe(place: Path, *told: str) -> Recipe:
+    """The tiny recipe with comparisons from a file, so that nobody is asked."""
+    source = f"comparisons.sources=[{{path: {place / 'judged.jsonl'}, format: records}}]"
+    return load_recipe(str(TINY), ["labeling=null", source, *SMALL, *told])
+
+
+@pytest.fixture
+def place(home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A home with judgements in it, where stages are plain functions and no Prefect tasks."""
+    for name in STAGES:
+        monkeypatch.setattr(stages, name, getattr(stages, name).__wrapped__)
+    told = steps(load_recipe(str(TINY), SMALL))
+    town = stages.build_town(told["town"])
+    prompts, _ = read_records(stages.collect_prompts(told["prompts"], town).file("prompts.jsonl"), Prompt)
+    sides = [Response(id=word, text=word) for word in ("I do not know.", "Ask somebody else, you fool.")]
+    write_records(home / "judged.jsonl", [
+        Comparison(id=row.id, prompt=row, chosen=sides[0], rejected=sides[1]) for row in prompts if row.split == "train"
+    ])  # fmt: skip
+    return home
+
+
+def test_rules_are_part_of_the_key_and_of_the_log(place: Path) -> None:
+    plain = recipe(place)
+    ruled = recipe(place, "align.rules=[{name: safety, weight: 0.5}, {name: format}]")
+    different = {stage for stage, key in keys(steps(ruled)).items() if keys(steps(plain))[stage] != key}
+    assert different == {"ppo", "evaluate"}
+    assert keys(steps(recipe(place, "align.safety.insults=[turnip]"))) == keys(steps(plain))  # no rule reads it
+    made = pipeline.run_stages(ruled, steps(ruled))
+    line = json.loads(made["ppo"].file("metrics.jsonl").read_text().splitlines()[0])["values"]
+    assert line["reward"] == pytest.approx(
+        line["reward/model"] + 0.5 * line["reward/safety"] + line["reward/format"], abs=1e-5
+    )
+    manifest = release_manifest(ruled, made)
+    assert manifest["method"] == "ppo" and manifest["models"]["policy"] == "models:/policy/1"
+    assert isinstance(failures(ruled.release_gate, manifest), list)
+
+
+def test_each_method_stands_in_the_same_place(place: Path) -> None:
+    methods = {
+        "dpo": ["align.dpo.max_length_tokens=96", "align.dpo.batch_size=8"],
+        "rloo": ["align.rloo.steps=2", "align.rloo.batch_size=8", "align.rloo.max_new_tokens=16"],
+        "best_of_n": ["align.best_of_n.samples=4", "align.best_of_n.prompts=12", "align.best_of_n.max_new_tokens=48",
+                      "align.best_of_n.finetune.max_length_tokens=96", "align.best_of_n.finetune.log_every_steps=1"],
+    }  # fmt: skip
+    told = {name: recipe(place, f"align.method={name}", *options) for name, options in methods.items()}
+    assert len({keys(steps(one))["evaluate"] for one in told.values()}) == 3
+    for number, (name, one) in enumerate(told.items(), start=1):
+        made = pipeline.run_stages(one, steps(one))
+        manifest = release_manifest(one, made)
+        assert list(made)[-2:] == [name, "evaluate"] and manifest["method"] == name
+        assert manifest["models"]["policy"] == f"models:/policy/{number}" and manifest["curve"] == []
+        assert manifest["release"].endswith(made[name].key[:8]) and manifest["kl_to_sft"] != 0
+        assert ("reward" if name == "rloo" else "loss") in made[name].result()
+        assert not (made[name].path / "checkpoint").exists() and list((made[name].path / "figures").glob("*.png"))
+    changed = keys(steps(recipe(place, "align.method=dpo", *methods["dpo"], "align.rloo.steps=3", "ppo.steps=9")))
+    assert changed == keys(steps(told["dpo"]))  # what another method is told counts for nothing
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("align.method=dpo", "align.dpo.max_length_tokens 128 is more than pretrain.model.context_length 96"),
+        ("align.method=rloo", None),
+        ("align.rloo.max_new_tokens=100", None),
+    ],
+)
+def test_lengths_are_those_of_the_chosen_method(override: str, words: str | None) -> None:
+    if words is None:
+        load_recipe(str(TINY), [override])
+        return
+    with pytest.raises(ConfigError, match=words):
+        load_recipe(str(TINY), [override])
