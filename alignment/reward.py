@@ -199,8 +199,9 @@ def batch_loss(
 ) -> tuple[Tensor, float]:
     """Bradley-Terry loss in which every prompt weighs the same, and the share of pairs that are in order.
 
-    With `lm_coef` the trunk goes on predicting the next token of what it reads, through SFT's frozen head, which keeps
-    what it knows of prompts and answers (Yang et al. 2024, "Regularizing Hidden States", eq. 3, text regularisation).
+    With `lm_coef` the trunk goes on predicting the next token through SFT's frozen head, which keeps what it knows of
+    prompts and answers (Yang et al. 2024, "Regularizing Hidden States", text regularisation on what was chosen): each
+    response counts by the share of its comparisons that it won.
     """
     sequences = [sequence for group in batch for sequence in group.sequences]
     tokens = right_pad(sequences).to(model.device)
@@ -208,18 +209,32 @@ def batch_loss(
     prompts = torch.tensor([group.prompt_length for group in batch for _ in group.sequences], device=model.device)
     hidden = model.base_model(input_ids=tokens, use_cache=False).last_hidden_state
     scores = raw_scores(model, hidden, tokens, prompts, lengths)
-    pairs, weights, start = [], [], 0
+    pairs, per_prompt, start = [], [], 0
     for group in batch:
         pairs += [(start + chosen, start + rejected) for chosen, rejected in group.pairs]
-        weights += [1 / len(group.pairs)] * len(group.pairs)
+        per_prompt += [1 / len(group.pairs)] * len(group.pairs)
         start += len(group.sequences)
     index = torch.tensor(pairs)
     accuracy = (scores[index[:, 0]] > scores[index[:, 1]]).float().mean().item()
-    loss = bradley_terry_loss(scores, index, weights=torch.tensor(weights))
+    loss = bradley_terry_loss(scores, index, weights=torch.tensor(per_prompt))
     if language_head is not None and lm_coef > 0:
-        real = torch.arange(1, tokens.shape[1], device=model.device) < lengths.unsqueeze(-1)
-        loss = loss + lm_coef * functional.cross_entropy(language_head(hidden[:, :-1][real]), tokens[:, 1:][real])
+        won = torch.tensor([share for group in batch for share in won_shares(group)], device=model.device)
+        weights = won.unsqueeze(-1) * (torch.arange(1, tokens.shape[1], device=model.device) < lengths.unsqueeze(-1))
+        counts = weights > 0
+        logits = language_head(hidden[:, :-1][counts])
+        losses = functional.cross_entropy(logits, tokens[:, 1:][counts], reduction="none")
+        loss = loss + lm_coef * (weights[counts] * losses).sum() / weights.sum()
     return loss, accuracy
+
+
+def won_shares(group: PromptGroup) -> list[float]:
+    """The share of its comparisons that each response of a prompt won. Shape: (sequences,)."""
+    won, judged = [0] * len(group.sequences), [0] * len(group.sequences)
+    for chosen, rejected in group.pairs:
+        won[chosen] += 1
+        judged[chosen] += 1
+        judged[rejected] += 1
+    return [wins / max(1, count) for wins, count in zip(won, judged, strict=True)]
 
 
 def normalise(

@@ -14,7 +14,15 @@ from alignment.journal import Journal
 from alignment.likelihood import add_likelihood, likelihood_head, without_likelihood
 from alignment.model import load_scalar_model, reward_scores, save_model, scalar_head, scalar_model_from
 from alignment.records import Comparison, read_records
-from alignment.reward import batch_loss, group_by_prompt, groups_with_head, normalise, train_reward_model
+from alignment.reward import (
+    PromptGroup,
+    batch_loss,
+    group_by_prompt,
+    groups_with_head,
+    normalise,
+    train_reward_model,
+    won_shares,
+)
 from alignment.tokenizer import prompt_tokens, response_tokens
 from tests.alignment.tiny_world import comparison, demonstration, make_base, make_model, user, write
 
@@ -266,3 +274,14 @@ def test_the_likelihood_term_is_saved_beside_a_plain_model_and_left_out_of_a_val
     assert min(map(abs, expected)) > 0.1
     assert reward_scores(loaded, rows, starts).tolist() == pytest.approx(expected, abs=1e-6)
     assert reward_scores(without_likelihood(loaded), rows, starts).tolist() == [0, 0]
+
+
+def test_text_regularisation_counts_a_response_by_what_it_won(base) -> None:
+    made, language_model = with_likelihood(base, 0.0)
+    head = language_model.get_output_embeddings()
+    group = PromptGroup([[5, 6, 7], [5, 8, 9, 4], [5, 4]], [(0, 1), (0, 1), (1, 0), (0, 2)], 1)
+    assert won_shares(group) == [3 / 4, 1 / 3, 0]
+    ranking, with_text = (batch_loss(made, [group], head, coef)[0].item() for coef in (0.0, 2.0))
+    totals = [by_hand(language_model, s, 1) * (len(s) - 1) for s in group.sequences]
+    expected = -(3 / 4 * totals[0] + 1 / 3 * totals[1]) / (3 / 4 * 2 + 1 / 3 * 3)
+    assert with_text - ranking == pytest.approx(2 * expected, rel=1e-4)
