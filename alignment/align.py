@@ -18,6 +18,7 @@ from alignment.ppo.train import train_ppo
 from alignment.pretrain import pack
 from alignment.prompts import training_prompts
 from alignment.scoring import reward_parts
+from alignment.selection import select_snapshot
 
 CURVES = (
     "reward",
@@ -48,11 +49,15 @@ def align(
     prompts: Path,
     corpus: Path,
     rules: Sequence[RuleReward] = (),
+    validation: Path | None = None,
+    select_prompts: int = 0,
 ) -> dict[str, float]:
     """Run PPO from `sft/model` against the reward model and the rules on the training prompts; the value model starts
     as the reward model.
 
-    Writes `model/`, `snapshots/step-*/` and `snapshots.json` (their steps, in order).
+    With `validation`, a reward model from other labels, the policy is the snapshot that this one chooses by answers to
+    `select_prompts` of the prompts; see `alignment.selection`. Writes `model/`, `snapshots/step-*/`, `snapshots.json`
+    (their steps, in order) and, where one was chosen, `selection.json`.
     """
     tokenizer = load_tokenizer(sft / "model")
     frozen = torch.bfloat16 if config.bfloat16 else torch.float32
@@ -70,16 +75,21 @@ def align(
         out=out,
         journal=journal,
     )
+    steps = [snapshot.step for snapshot in result.snapshots if snapshot.step <= result.policy_step]
+    policy_step = result.policy_step
+    if validation is not None:
+        asked = [tokens for _, tokens in fitting[:select_prompts]]
+        policy_step = select_snapshot(
+            config, out, journal, steps=steps, validation=validation, prompts=asked, tokenizer=tokenizer
+        )
     shutil.rmtree(out / "checkpoint", ignore_errors=True)
-    write_json(
-        out / "snapshots.json", [snapshot.step for snapshot in result.snapshots if snapshot.step <= result.policy_step]
-    )
+    write_json(out / "snapshots.json", steps)
     journal.figure("ppo", panels(journal.read(), CURVES, "PPO"))
     kept = ("reward", "objective", "kl", "entropy", "length", "missing_eos", "explained_variance")
     return {name: result.metrics[name] for name in kept if name in result.metrics} | {
         "prompts": float(len(fitting)),
         "prompts_too_long": float(too_long),
         "steps": float(result.steps),
-        "policy_step": float(result.policy_step),
+        "policy_step": float(policy_step),
         "stopped_early": float(result.stopped_early),
     }

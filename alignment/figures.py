@@ -121,7 +121,7 @@ def _fitted(axes: Any, fit: Mapping[str, float], reach: float, color: str) -> No
     law = Fit(fit["alpha"], fit["beta"], fit["residual"], int(fit["points"]))
     distances = [reach * i / 100 for i in range(101)]
     values = [fit["start"] + law.at(distance) for distance in distances]
-    label = f"d ({law.alpha:.2f} − {law.beta:.2f} log d), residual {law.residual:.3f}"
+    label = f"d ({law.alpha:.3f} − {law.beta:.3f} log d), residual {law.residual:.3f}"
     axes.plot(distances, values, color=color, linestyle="--", linewidth=1, label=label)
 
 

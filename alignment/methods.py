@@ -89,6 +89,10 @@ class AlignConfig(Config):
     """What makes the policy. The options of the methods that are not chosen count for nothing."""
 
     method: Method = "ppo"
+    select: Literal["last", "heldout_reward"] = Field(
+        "last", description="which snapshot of PPO is the policy: the last, or by a reward model from held-out labels"
+    )
+    select_prompts: Count = Field(200, description="training prompts that each snapshot answers to be chosen")
     rules: tuple[RuleOption, ...] = Field((), description="rule rewards, added to the reward model's score")
     safety: SafetyLists = SafetyLists()
     format: FormatLimits = FormatLimits()
@@ -107,4 +111,6 @@ class AlignConfig(Config):
                 "method 'dpo' learns from comparisons and asks no reward, so `rules` would do nothing: take them out, "
                 "or use 'ppo', 'rloo' or 'best_of_n'"
             )
+        if self.select != "last" and self.method != "ppo":
+            raise ValueError(f"method '{self.method}' keeps no snapshots to select from: set select to 'last'")
         return self

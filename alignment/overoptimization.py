@@ -28,7 +28,7 @@ class Fit:
 
     @property
     def peak(self) -> float | None:
-        if self.beta <= 0 or self.alpha / self.beta > 50:  # further off than any policy goes
+        if self.beta <= 0 or self.alpha / self.beta > 5:  # further off than any policy goes
             return None
         return math.exp(self.alpha / self.beta - 1)
 

@@ -55,15 +55,26 @@ class PromptGroup:
 
 
 def train_reward_model(
-    config: RewardConfig, out: Path, journal: Journal, *, seed: int, sft: Path, comparisons: Path, demonstrations: Path
+    config: RewardConfig,
+    out: Path,
+    journal: Journal,
+    *,
+    seed: int,
+    sft: Path,
+    comparisons: Path,
+    demonstrations: Path,
+    swapped: bool = False,
 ) -> dict[str, float]:
     """Train on `train.jsonl`, test on held-out prompts and annotators, and write `model/`, normalised so that
     demonstrations score 0 on average with a spread of 1 over the judged responses. With more members than one, the
-    others are `model-1/`, …, each normalised by itself, and the test is of the ensemble."""
+    others are `model-1/`, …, each normalised by itself, and the test is of the ensemble. `swapped` trains on what was
+    held out and tests on `train.jsonl`: a second opinion, from other labels."""
     tokenizer = load_tokenizer(sft / "model")
     language_model = load_causal_model(sft / "model")
     check_context(language_model, config.max_length_tokens, "reward.max_length_tokens")
     rows = {name: read_records(comparisons / f"{name}.jsonl", Comparison)[0] for name in ("train", *TESTS)}
+    if swapped:
+        rows = {"train": rows[TESTS[0]] + rows[TESTS[1]], TESTS[0]: rows["train"], TESTS[1]: []}
     groups, too_long = group_by_prompt(rows["train"], tokenizer, config.max_length_tokens)
 
     def member(number: int, place: Path, notes: Journal) -> PreTrainedModel:

@@ -74,6 +74,7 @@ def costs(recipe: Recipe) -> dict[str, Cost]:
         "sft": _training(n, sft_tokens),
         "responses": _forward(n, _sampled_tokens(recipe)),
         "reward": _training(n, _reward_tokens(recipe)),
+        "validation": _training(n, _validation_tokens(recipe)),
         recipe.align.method: _alignment(recipe, n),
         "evaluate": _evaluation(recipe, n),
     }
@@ -125,6 +126,12 @@ def _sampled_tokens(recipe: Recipe) -> int:
     sampling = recipe.sampling
     length = _prompt_tokens(recipe, sampling.max_new_tokens) + sampling.max_new_tokens
     return sampling.prompts * sampling.responses_per_prompt * length
+
+
+def _validation_tokens(recipe: Recipe) -> int:
+    """A reward model on what was held out from the others."""
+    held = recipe.comparisons.heldout_share
+    return round(_reward_tokens(recipe) / recipe.reward.members * held / (1 - held))
 
 
 def _reward_tokens(recipe: Recipe) -> int:

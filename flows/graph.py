@@ -48,6 +48,9 @@ def _steps(recipe: Recipe) -> Iterator[Step]:
         stage="reward", config=recipe.reward, model="reward",
         inputs=_same("sft", "comparisons", "demonstrations"),
     )  # fmt: skip
+    if recipe.align.select == "heldout_reward":
+        one = recipe.reward.model_copy(update={"members": 1, "combine": "mean"})
+        yield Step(stage="validation", config=one, inputs=_same("sft", "comparisons", "demonstrations"))
     yield _align(recipe)
     measured = _same("sft", "reward", "prompts", "corpus")
     yield Step(
@@ -62,6 +65,8 @@ def _align(recipe: Recipe) -> Step:
     told: dict[str, Any] = {align.method: recipe.ppo if align.method == "ppo" else getattr(align, align.method)}
     if align.rules:
         told |= {"rules": align.rules, "safety": align.safety, "format": align.format}
+    if align.select == "heldout_reward":
+        inputs, told = inputs | _same("validation"), told | {"select_prompts": align.select_prompts}
     return Step(stage=align.method, version=METHOD_VERSIONS[align.method], config=told, model="policy", inputs=inputs)
 
 

@@ -30,6 +30,7 @@ STAGES: dict[str, Callable[..., Artifact]] = {
     "labeling": stages.collect_judgements,
     "comparisons": stages.build_comparisons,
     "reward": stages.train_reward_model,
+    "validation": stages.train_reward_model,
     **dict.fromkeys(("ppo", "dpo", "rloo", "best_of_n"), stages.align),
     "evaluate": stages.evaluate,
 }
@@ -67,7 +68,10 @@ def run_stages(recipe: Recipe, step: Mapping[str, Step]) -> dict[str, Artifact]:
     comparisons = run(stages.build_comparisons, "comparisons", judged, town)
     reward = run(stages.train_reward_model, "reward", sft, comparisons, demonstrations)
     require(reward, recipe.reward_gate)
-    policy = run(stages.align, recipe.align.method, sft, comparisons, reward, prompts, corpus)
+    second = None
+    if "validation" in step:
+        second = run(stages.train_reward_model, "validation", sft, comparisons, demonstrations)
+    policy = run(stages.align, recipe.align.method, sft, comparisons, reward, second, prompts, corpus)
     run(stages.evaluate, "evaluate", base, sft, policy, reward, prompts, corpus, town)
     return made
 

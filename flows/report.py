@@ -99,7 +99,9 @@ def _headlines(manifest: Mapping[str, Any]) -> Text:
             f"(95 % interval {_figure(win.get('low'))} to {_figure(win.get('high'))})"
             f"{' by the reward model' if by_reward else ''}\n"
         )
-    text.append(f"KL to SFT {_figure(manifest.get('kl_to_sft'))} nats a response")
+    text.append(f"KL to SFT {_figure(manifest.get('kl_to_sft'))} nats a response, by {manifest.get('method', 'ppo')}")
+    if manifest.get("chosen_step") is not None:
+        text.append(f"; step {manifest['chosen_step']}, chosen by held-out labels")
     gate = manifest.get("gate")
     if gate:
         text.append("\nrelease gate passed: champion" if gate["passed"] else "\ncandidate, not champion:")

@@ -187,7 +187,7 @@ def build_comparisons(step: Step, labelled: Artifact | None, town: Artifact | No
 
 @stage
 def train_reward_model(step: Step, sft: Artifact, comparisons: Artifact, demonstrations: Artifact) -> Artifact:
-    """A reward model from the comparisons."""
+    """A reward model from the comparisons; `validation` is one from those that were held out."""
 
     def work(out: Path, journal: Any) -> Mapping[str, float]:
         from alignment import reward
@@ -195,6 +195,7 @@ def train_reward_model(step: Step, sft: Artifact, comparisons: Artifact, demonst
         return reward.train_reward_model(
             step.config, out, journal, seed=step.seed,
             sft=sft.path, comparisons=comparisons.path, demonstrations=demonstrations.path,
+            swapped=step.stage == "validation",
         )  # fmt: skip
 
     return carry_out(step, {"sft": sft, "comparisons": comparisons, "demonstrations": demonstrations}, work)
@@ -202,11 +203,13 @@ def train_reward_model(step: Step, sft: Artifact, comparisons: Artifact, demonst
 
 @stage
 def align(
-    step: Step, sft: Artifact, comparisons: Artifact, reward: Artifact, prompts: Artifact, corpus: Artifact
-) -> Artifact:
+    step: Step, sft: Artifact, comparisons: Artifact, reward: Artifact, validation: Artifact | None, prompts: Artifact,
+    corpus: Artifact,
+) -> Artifact:  # fmt: skip
     """The policy: SFT moved towards what people prefer, and not too far, by the method that the recipe names."""
-    given = {"sft": sft, "comparisons": comparisons, "reward": reward, "prompts": prompts, "corpus": corpus}
-    inputs = {name: given[name] for name in step.inputs}
+    given = {"sft": sft, "comparisons": comparisons, "reward": reward, "validation": validation, "prompts": prompts,
+             "corpus": corpus}  # fmt: skip
+    inputs = {name: artifact for name, artifact in given.items() if name in step.inputs and artifact is not None}
 
     def work(out: Path, journal: Any) -> Mapping[str, float]:
         return by_method(step, out, journal, {name: artifact.path for name, artifact in inputs.items()})
@@ -224,7 +227,8 @@ def by_method(step: Step, out: Path, journal: Any, paths: Mapping[str, Path]) ->
         case "ppo":
             from alignment import align as science
 
-            return science.align(told["ppo"].model_copy(update={"seed": step.seed}), out, journal, rules=rules, **paths)
+            config, asked = told["ppo"].model_copy(update={"seed": step.seed}), told.get("select_prompts", 0)
+            return science.align(config, out, journal, rules=rules, select_prompts=asked, **paths)
         case "dpo":
             from alignment.dpo import dpo
 

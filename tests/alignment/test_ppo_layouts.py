@@ -9,7 +9,7 @@ from alignment.errors import ConfigError
 from alignment.logprobs import response_logprobs, scoring_batches
 from alignment.model import reward_scores, scalar_head
 from alignment.ppo.models import lay_out
-from alignment.ppo.rewards import ModelReward
+from alignment.ppo.rewards import EnsembleReward, ModelReward
 from alignment.ppo.train import train_ppo
 from alignment.ppo.update import Learner
 from tests.alignment import ppo_world as world
@@ -53,6 +53,18 @@ def test_lora_is_one_base_with_adapters() -> None:
     assert torch.equal(_scores(models.value_model), _scores(scorer))
     weights = (adapter_weights(models.value_model)["score.weight"], adapter_weights(scorer)["score.weight"])
     assert weights[0].data_ptr() != weights[1].data_ptr()
+
+
+def test_in_lora_every_adapter_of_an_ensemble_shares_the_base() -> None:
+    reward = EnsembleReward("people", 1.0, [world.reward_model(), *(reward_adapter(world.policy()) for _ in range(2))])
+    models = lay_out(world.config(layout="lora"), world.policy(), None, None, [reward])
+    (ensemble,) = models.components
+    whole, *adapters = ensemble.models
+    base = models.reference.get_input_embeddings().weight.data_ptr()
+    assert [model.get_input_embeddings().weight.data_ptr() == base for model in ensemble.models] == [False, True, True]
+    assert whole is reward.models[0]
+    weights = (adapter_weights(models.value_model)["score.weight"], adapter_weights(adapters[0])["score.weight"])
+    assert torch.equal(*weights)
 
 
 def test_in_lora_the_reference_is_the_starting_policy() -> None:

@@ -117,6 +117,7 @@ def test_rules_stand_beside_the_model_and_are_logged_by_name(tmp_path) -> None:
         ({"rules": [{"name": "gold"}]}, "'refusal', 'format', 'arithmetic' or 'safety'"),
         ({"rules": [{"name": "safety", "weight": -1}]}, "greater than 0"),
         ({"rules": [{"name": "safety"}], "method": "dpo"}, "asks no reward"),
+        ({"method": "rloo", "select": "heldout_reward"}, "keeps no snapshots to select from"),
         ({"format": {"min_words": 9, "max_words": 3}}, "min_words 9 is more than max_words 3"),
     ],
 )

@@ -56,6 +56,28 @@ def test_rules_are_part_of_the_key_and_of_the_log(place: Path) -> None:
     assert isinstance(failures(ruled.release_gate, manifest), list)
 
 
+def test_a_snapshot_is_chosen_by_held_out_labels(place: Path) -> None:
+    plain, chosen = recipe(place), recipe(place, "align.select=heldout_reward", "align.select_prompts=6")
+    assert [*steps(chosen)][-3:] == ["validation", "ppo", "evaluate"] and "validation" not in steps(plain)
+    assert keys(steps(chosen))["reward"] == keys(steps(plain))["reward"] != keys(steps(chosen))["validation"]
+    made = pipeline.run_stages(chosen, steps(chosen))
+    first, second = (made[name].result() for name in ("reward", "validation"))
+    assert second["train_pairs"] == first["pairs_heldout_prompts"] < first["train_pairs"]
+    assert second["pairs_heldout_prompts"] == first["train_pairs"]
+    selection = json.loads(made["ppo"].file("selection.json").read_text())
+    assert list(selection["means"]) == ["0", "2", "3"] and selection["prompts"] == 6
+    ppo = made["ppo"].path
+    places = ("model", f"snapshots/step-{selection['step']:05d}")
+    weights = [(ppo / at / "model.safetensors").read_bytes() for at in places]
+    assert weights[0] == weights[1] and made["ppo"].result()["policy_step"] == selection["step"]
+    logged = {line["step"]: line["values"]["heldout_reward"] for line in map(json.loads, (ppo / "metrics.jsonl").open())
+              if "heldout_reward" in line["values"]}  # fmt: skip
+    assert {str(step): value for step, value in logged.items()} == selection["means"]
+    assert (ppo / "figures" / "selection.png").exists()
+    manifest = release_manifest(chosen, made)
+    assert manifest["chosen_step"] == selection["step"] and [point["step"] for point in manifest["curve"]] == [0, 2, 3]
+
+
 def test_each_method_stands_in_the_same_place(place: Path) -> None:
     methods = {
         "dpo": ["align.dpo.max_length_tokens=96", "align.dpo.batch_size=8"],

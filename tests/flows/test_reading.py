@@ -72,7 +72,8 @@ def test_a_plan_says_what_is_cached(home: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{home / 'mlflow.db'}")
     chain = steps(TOWN)
     assert {row.state for row in plan(TOWN)} == {"to run"}
-    town = run_stage("town", Counted(), config=chain["town"].config, seed=chain["town"].seed)
+    first = chain["town"]
+    town = run_stage("town", Counted(), config=first.config, seed=first.seed, version=first.version)
     corpus = run_stage("corpus", Counted(), config=chain["corpus"].config, inputs={"town": town})
     assert corpus.key == keys(chain)["corpus"]
     rows = plan(TOWN)

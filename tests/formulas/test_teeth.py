@@ -13,6 +13,7 @@ from tests.formulas import test_layouts as layouts
 from tests.formulas import test_losses as losses
 from tests.formulas import test_overoptimization as overoptimization
 from tests.formulas import test_preference as preference
+from tests.formulas import test_selection as selection
 from tests.formulas import test_shaping as shaping
 from tests.formulas import test_shares as shares
 from tests.formulas.models import module, mutant
@@ -123,6 +124,12 @@ MUTANTS = [
     ("overoptimization", "math.comb(place, n - 1)", "math.comb(place + 1, n - 1)", overoptimization.check_best_of_n),
     ("overoptimization", "key=lambda i: proxy[i]", "key=lambda i: -proxy[i]", overoptimization.check_best_of_n),
     ("overoptimization", "math.log(n) - (n - 1) / n", "math.log(n) - (n - 1)", overoptimization.check_distance),
+    # the choice of a snapshot
+    ("selection", "rewards[best].double() - rewards.double()", "rewards.double() - rewards[best].double()", selection.check_by_hand),
+    ("selection", "/ math.sqrt(rewards.shape[1])", "", selection.check_by_hand),
+    ("selection", "lacks[i].mean() <= errors[i]", "lacks[i].mean() <= 0", selection.check_within_the_error),
+    ("selection", "step=steps[good[0]]", "step=steps[good[-1]]", selection.check_within_the_error),
+    ("selection", "means.argmax()", "means.argmin()", selection.check_by_hand),
 ]  # fmt: skip
 
 IN_THE_BANDIT = [
