@@ -5,9 +5,10 @@ from collections.abc import Sequence
 
 import torch
 from datasets import Dataset
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from alignment.errors import ConfigError, DataError
+from alignment.errors import CheckpointError, ConfigError, DataError
 from alignment.sampling import check_prompts_fit
 
 
@@ -16,10 +17,24 @@ def tokenized_prompts(
 ) -> list[list[int]]:
     """Token ids of prompts given as ids, or of a dataset with a column "prompt": text, or messages of a chat."""
     if not isinstance(prompts, Dataset):
-        return [list(prompt) for prompt in prompts]
+        return [_token_ids(prompt, number) for number, prompt in enumerate(prompts)]
     if "prompt" not in prompts.column_names:
-        raise DataError(f"the prompts have the columns {prompts.column_names}; name the one to use 'prompt'")
+        raise DataError(
+            f"the prompts have the columns {prompts.column_names}; name the one to use 'prompt' where it is text or "
+            "messages, and give the column alone, prompts['input_ids'], where it is token ids"
+        )
     return [_tokens(prompt, tokenizer) for prompt in prompts["prompt"]]
+
+
+def _token_ids(prompt: object, number: int) -> list[int]:
+    """Token ids as a plain list, from whatever holds integers (a tensor or an array too)."""
+    ids = prompt.tolist() if hasattr(prompt, "tolist") else prompt
+    if not isinstance(ids, Sequence) or not all(type(token) is int for token in ids):
+        raise DataError(
+            f"prompt {number} is {prompt!r:.80}, not a list of token ids: give tokenizer(text)['input_ids'] for each, "
+            "or a datasets.Dataset with a column 'prompt'"
+        )
+    return list(ids)
 
 
 def _tokens(prompt: object, tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -46,6 +61,29 @@ def check_inputs(
             "learnt never to end: tokenizer.add_special_tokens({'pad_token': '<|pad|>'}), and resize the embeddings"
         )
     check_prompts_fit(policy, prompts, max_new_tokens)
+    _check_language_model(policy, tokenizer, prompts)
+
+
+def _check_language_model(
+    policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Sequence[int]]
+) -> None:
+    """Refuse a policy that writes nothing, and token ids that it does not have."""
+    if policy.get_output_embeddings() is None:
+        raise CheckpointError(f"{type(policy).__name__} has no output head; load it with AutoModelForCausalLM")
+    embeddings = policy.get_input_embeddings().weight
+    assert isinstance(embeddings, Tensor)
+    rows = len(embeddings)
+    for number, prompt in enumerate(prompts):
+        if min(prompt) < 0 or max(prompt) >= rows:
+            raise CheckpointError(
+                f"prompt {number} has the token ids {min(prompt)} to {max(prompt)} and the policy knows 0 to "
+                f"{rows - 1}: encode the prompts with the policy's own tokenizer"
+            )
+    if tokenizer.eos_token_id >= rows:
+        raise CheckpointError(
+            f"EOS is token {tokenizer.eos_token_id} and the policy knows 0 to {rows - 1}, so no response could end: "
+            "use the policy's own tokenizer, or resize the embeddings"
+        )
 
 
 def seeded(seed: int, purpose: str, number: int, device: torch.device | str = "cpu") -> torch.Generator:

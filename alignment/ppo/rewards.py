@@ -149,12 +149,19 @@ def component_scores(
 
 
 def _rule_scores(rule: RuleReward, prompts: list[str], responses: list[str]) -> Tensor:
-    values = list(rule.fn(prompts, responses))
+    given = rule.fn(prompts, responses)
+    try:
+        values = [float(value) for value in given]
+    except (TypeError, ValueError) as error:
+        shown = " ".join(repr(given).split())[:80]
+        raise TrainingError(
+            f"reward '{rule.name}' returned {shown} for {len(responses)} responses; return a list with a number for each"
+        ) from error
     if len(values) != len(responses):
         raise TrainingError(
             f"reward '{rule.name}' returned {len(values)} values for {len(responses)} responses; return one for each"
         )
-    return torch.tensor([float(value) for value in values])
+    return torch.tensor(values)
 
 
 def total_score(components: Sequence[Component], scores: dict[str, Tensor]) -> Tensor:

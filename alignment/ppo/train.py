@@ -79,7 +79,7 @@ def train_ppo(
     value_model: PreTrainedModel | None = None,
     reference: PreTrainedModel | None = None,
     ptx_sequences: Sequence[Sequence[int]] | None = None,
-    out: Path,
+    out: str | Path,
     journal: Journal | None = None,
 ) -> PPOResult:
     """Train a copy of `policy`; write `out/model`, `out/snapshots/step-*` and `out/checkpoint`.
@@ -96,11 +96,12 @@ def train_ppo(
     another number of processes.
     """
     processes.connect(config.batch_size, policy.device)
+    out = Path(out)
     run = _prepare(policy, tokenizer, prompts, reward, config, value_model, reference, ptx_sequences, out)
     journal = journal or Journal(out)
     identity = _identity(run, policy, value_model)
     _resume(run, journal, identity)
-    metrics: dict[str, float] = {}
+    metrics = _last_metrics(journal, run.step)
     while run.step < config.steps and not run.stopped_early:
         with _naming_the_last_checkpoint(run):
             metrics = _one_step(run)
@@ -254,6 +255,12 @@ def _resume(run: _Run, journal: Journal, identity: dict[str, str]) -> None:
     run.step, run.kl_coef = state["step"], extra["kl_coef"]
     run.steps_above_limit, run.snapshot_kl = extra["steps_above_limit"], dict(extra["snapshot_kl"])
     processes.on_main(journal.rewind, run.step)
+
+
+def _last_metrics(journal: Journal, step: int) -> dict[str, float]:
+    """What the last step logged: a run that was finished before gives what it gave then."""
+    lines = journal.read()
+    return lines[-1]["values"] if lines and lines[-1]["step"] == step else {}
 
 
 def _checkpoint(run: _Run, identity: dict[str, str]) -> None:

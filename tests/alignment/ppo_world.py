@@ -32,9 +32,9 @@ def policy(seed: int = 0, **options) -> PreTrainedModel:
         "num_hidden_layers": 2,
         "num_attention_heads": 2,
         "intermediate_size": 64,
+        "max_position_embeddings": 32,
     }
     config = LlamaConfig(
-        max_position_embeddings=32,
         attention_dropout=0.5,  # must never act
         bos_token_id=None,
         eos_token_id=EOS,

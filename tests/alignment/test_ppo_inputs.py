@@ -72,6 +72,34 @@ def test_rewards_must_be_numbers_one_for_each(tmp_path) -> None:
         _train(tmp_path, reward=[RuleReward("odd", 1.0, lambda prompts, responses: [math.nan] * len(responses))])
 
 
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (None, "returned None for 16 responses"),
+        (1.0, r"returned 1\.0 for 16 responses"),
+        ([None] * 16, r"returned \[None, "),
+        (["good"] * 16, r"returned \['good', "),
+        (torch.ones(16, 2), r"returned tensor"),
+    ],
+)
+def test_what_a_reward_returns_is_said_where_it_is_no_list_of_numbers(tmp_path, given, said) -> None:
+    with pytest.raises(TrainingError, match=f"step 1: reward 'odd' {said}.*a number for each"):
+        _train(tmp_path, reward=RuleReward("odd", 1.0, lambda prompts, responses: given))
+
+
+def test_an_error_inside_a_reward_comes_out_as_it_is(tmp_path) -> None:
+    def broken(prompts: list[str], responses: list[str]) -> list[float]:
+        raise TypeError("of its own")
+
+    with pytest.raises(TypeError, match="of its own"):
+        _train(tmp_path, reward=broken)
+
+
+def test_rewards_may_be_arrays(tmp_path) -> None:
+    result = _train(str(tmp_path), reward=lambda prompts, responses: torch.full((len(responses), 1), 0.5))
+    assert result.metrics["reward"] == result.metrics["reward/lambda"] == 0.5
+
+
 def test_rewards_must_be_named_and_fit_the_tokenizer(tmp_path) -> None:
     twice = [RuleReward("a", 1.0, world.count_w7), RuleReward("a", 2.0, world.count_w7)]
     with pytest.raises(ConfigError, match="a name of its own"):
@@ -111,6 +139,32 @@ def test_prompts_of_a_dataset() -> None:
     assert tokenized_prompts(chat, tokenizer) == [[2, 3, 4, 9]]
     with pytest.raises(DataError, match="name the one to use 'prompt'"):
         tokenized_prompts(Dataset.from_dict({"question": ["w3"]}), tokenizer)
+
+
+def test_prompts_of_token_ids() -> None:
+    tokenizer, ids = world.tokenizer(), [[3, 4], [5, 6]]
+    dataset = Dataset.from_dict({"input_ids": ids})
+    for given in (ids, torch.tensor(ids), torch.tensor(ids).numpy(), dataset["input_ids"]):
+        assert tokenized_prompts(given, tokenizer) == ids
+        assert all(type(token) is int for prompt in tokenized_prompts(given, tokenizer) for token in prompt)
+    with pytest.raises(DataError, match=r"give the column alone, prompts\['input_ids'\]"):
+        tokenized_prompts(dataset, tokenizer)
+    for wrong in (["w3 w4"], [{"prompt": "w3"}], [["w3", "w4"]], dataset.to_iterable_dataset(), tokenizer(["w3"])):
+        with pytest.raises(DataError, match=r"prompt 0 is .*, not a list of token ids"):
+            tokenized_prompts(wrong, tokenizer)
+
+
+def test_prompts_and_policy_must_fit_each_other(tmp_path) -> None:
+    with pytest.raises(CheckpointError, match="prompt 1 has the token ids 3 to 20 and the policy knows 0 to 19"):
+        _train(tmp_path, prompts=[[3], [3, 20]])
+    with pytest.raises(CheckpointError, match="the token ids -1 to 3"):
+        _train(tmp_path, prompts=[[3, -1]])
+    tokenizer = world.tokenizer()
+    tokenizer.add_special_tokens({"eos_token": "<end>"})
+    with pytest.raises(CheckpointError, match="EOS is token 20 and the policy knows 0 to 19"):
+        _train(tmp_path, tokenizer)
+    with pytest.raises(CheckpointError, match="LlamaForSequenceClassification has no output head"):
+        _train(tmp_path, policy=world.reward_model())
 
 
 def test_every_prompt_is_used_once_an_epoch() -> None:

@@ -147,3 +147,4 @@ def test_a_finished_run_is_returned_as_it_is(whole) -> None:
     before = world.logged(whole)
     result = run(whole)
     assert result.steps == 5 and world.logged(whole) == before
+    assert before[-1].items() <= {"step": 5, **result.metrics}.items()

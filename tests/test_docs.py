@@ -1,0 +1,70 @@
+"""What docs/ppo.md says is so: every option with its default, every logged value, and an example that runs."""
+
+import ast
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from alignment.ppo import PPOConfig
+from tests.alignment import ppo_world as world
+
+ROOT = Path(__file__).parents[1]
+PAGE = (ROOT / "docs" / "ppo.md").read_text(encoding="utf-8")
+ROWS = re.findall(r"^\| `(\w+)` \| `([^`]+)` \|", PAGE, flags=re.MULTILINE)
+
+
+def test_the_page_has_every_option_once_with_its_default() -> None:
+    documented = [(name, ast.literal_eval(default)) for name, default in ROWS]
+    options = {name: field.default for name, field in PPOConfig.model_fields.items()}
+    assert dict(documented) == options
+    assert len(documented) == len(options)
+
+
+def first_example() -> str:
+    blocks = re.findall(r"^```python\n(.*?)^```", PAGE, flags=re.MULTILINE | re.DOTALL)
+    assert isinstance(blocks[0], str)
+    return blocks[0]
+
+
+@pytest.fixture(scope="module")
+def example(tmp_path_factory) -> tuple[Path, str]:
+    """The first example of the page, on a random model and for two steps: its folder and what it printed."""
+    folder = tmp_path_factory.mktemp("example")
+    world.policy(max_position_embeddings=64).save_pretrained(folder / "model")
+    world.tokenizer().save_pretrained(folder / "model")
+    code = first_example()
+    for given, here in (('"path or hub id"', '"model"'), ("steps=20", "steps=2")):
+        assert code.count(given) == 1, given
+        code = code.replace(given, here)
+    (folder / "first.py").write_text(code, encoding="utf-8")
+    environment = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PATH": ""}
+    done = subprocess.run(
+        [sys.executable, "first.py"], cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return folder, done.stdout
+
+
+def test_the_first_example_runs_and_is_ten_lines(example) -> None:
+    folder, printed = example
+    assert len([line for line in first_example().splitlines() if line.strip()]) <= 10
+    assert printed.startswith("run/model ")
+    assert (folder / "run" / "model" / "model.safetensors").exists()
+
+
+def test_the_page_explains_every_value_that_is_logged(example) -> None:
+    folder, _ = example
+    last = (folder / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1]
+    names = {name for name in json.loads(last)["values"] if not name.startswith("reward/")}
+    assert len(names) > 20
+    assert not [name for name in names if f"`{name}`" not in PAGE]
+
+
+def test_links_of_the_page_lead_somewhere() -> None:
+    later = {"benchmarks.md"}
+    links = {link.partition("#")[0] for link in re.findall(r"\]\(([^)]+)\)", PAGE) if "://" not in link}
+    assert not [link for link in links - later if link and not (ROOT / "docs" / link).exists()]
