@@ -48,7 +48,7 @@ def test_sampled_logprobs_are_those_of_a_full_forward(make) -> None:
 
 @pytest.mark.parametrize("make", [world.policy, _gpt2, _gemma2])
 def test_gradients_are_those_of_a_full_forward(make) -> None:
-    """The last block's shortcut is exact: places that are not read have no part in any gradient."""
+    """Places that are not read have no part in any gradient. Norms compute in single precision whatever the weights are."""
     torch.manual_seed(0)
     model = make().double().eval()
     sequences, prompts = [[3, 5, 7, 9, 4, 6, 8], [4, 4, 2], [9, 8, 7, 6, 5, 4]], [4, 1, 2]
@@ -59,7 +59,7 @@ def test_gradients_are_those_of_a_full_forward(make) -> None:
     for sequence, prompt in zip(sequences, prompts, strict=True):
         logs = model(torch.tensor([sequence])).logits[0].log_softmax(-1)
         sum(logs[t - 1, sequence[t]] ** 2 for t in range(prompt, len(sequence))).backward()
-    torch.testing.assert_close(found, [parameter.grad for parameter in model.parameters()], rtol=1e-9, atol=1e-10)
+    torch.testing.assert_close(found, [parameter.grad for parameter in model.parameters()], rtol=1e-5, atol=1e-7)
 
 
 def test_greedy_is_what_transformers_generates() -> None:
