@@ -48,7 +48,7 @@ def test_sampled_logprobs_are_those_of_a_full_forward(make) -> None:
 
 @pytest.mark.parametrize("make", [world.policy, _gpt2, _gemma2])
 def test_gradients_are_those_of_a_full_forward(make) -> None:
-    """Places that are not read have no part in any gradient. Norms compute in single precision whatever the weights are."""
+    """Places that are not read have no part in any gradient. (Norms are in single precision, hence the tolerance.)"""
     torch.manual_seed(0)
     model = make().double().eval()
     sequences, prompts = [[3, 5, 7, 9, 4, 6, 8], [4, 4, 2], [9, 8, 7, 6, 5, 4]], [4, 1, 2]
