@@ -8,7 +8,8 @@ padding, so no attention mask is needed. The output head runs on the positions t
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -133,17 +134,28 @@ def token_logits(model: PreTrainedModel, input_ids: Tensor, row: Tensor, positio
     return output
 
 
-@contextmanager
-def read_only_at(model: PreTrainedModel, row: Tensor, position: Tensor) -> Iterator[None]:
+def read_only_at(model: PreTrainedModel, row: Tensor, position: Tensor) -> AbstractContextManager[None]:
     """Forwards inside compute the last hidden states at the places (row, position) only; elsewhere they are not valid.
 
     What follows the last block's attention works token by token, and no other token sees it: its feed-forward network
     runs on those places alone and leaves zeros elsewhere. Models whose blocks have no `mlp` run as they are.
     """
     mlp = _last_feed_forward(model)
-    if mlp is None:
-        yield
-        return
+    return nullcontext() if mlp is None else _narrowed(mlp, row, position)
+
+
+def narrowed_as_now() -> AbstractContextManager[None]:
+    """What `read_only_at` has opened at this moment, to be opened again: for a forward that a backward repeats."""
+    places = _open_places.get()
+    return nullcontext() if places is None else _narrowed(*places)
+
+
+_open_places: ContextVar[tuple[nn.Module, Tensor, Tensor] | None] = ContextVar("open_places", default=None)
+
+
+@contextmanager
+def _narrowed(mlp: nn.Module, row: Tensor, position: Tensor) -> Iterator[None]:
+    """Hooks that hand `mlp` the tokens at the places alone, and put what it makes of them back in their place."""
     shape: list[torch.Size] = []
 
     def gather(_: nn.Module, hidden: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -158,23 +170,23 @@ def read_only_at(model: PreTrainedModel, row: Tensor, position: Tensor) -> Itera
         return (whole, *rest) if isinstance(found, tuple) else whole
 
     hooks = [mlp.register_forward_pre_hook(gather), mlp.register_forward_hook(scatter)]
+    before = _open_places.set((mlp, row, position))
     try:
         yield
     finally:
+        _open_places.reset(before)
         for hook in hooks:
             hook.remove()
 
 
 def _last_feed_forward(model: PreTrainedModel) -> nn.Module | None:
-    """`mlp` of the last block, unless the block may run again in the backward, when the hooks are gone."""
+    """`mlp` of the last block, unless transformers' own checkpointing would run it again when the hooks are gone."""
     count = getattr(model.config, "num_hidden_layers", None)
     stacks = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == count]
-    if len(stacks) != 1:
+    if len(stacks) != 1 or (model.is_activation_checkpointing and model.training):
         return None
-    block = stacks[0][-1]
-    runs_again = "forward" in vars(block) or (model.is_activation_checkpointing and model.training)
-    mlp = getattr(block, "mlp", None)
-    return mlp if isinstance(mlp, nn.Module) and not runs_again else None
+    mlp = getattr(stacks[0][-1], "mlp", None)
+    return mlp if isinstance(mlp, nn.Module) else None
 
 
 def at_least_float32(tensor: Tensor) -> Tensor:
