@@ -5,7 +5,6 @@ import json
 from pathlib import Path
 from typing import TypeVar
 
-import torch
 from accelerate.utils import gather_object
 from transformers import PreTrainedModel
 
@@ -29,9 +28,8 @@ def main() -> None:
     args = _arguments()
     config = PPOConfig(**{**FAIR, "steps": args.episodes // args.batch_size, **_batches(args), **args.options})
     baseline = resident_mib()
-    dtype = torch.bfloat16 if args.bf16 else torch.float32
-    policy = load_causal_model(args.workload / "policy", dtype)
-    reward = load_scalar_model(args.workload / "reward", dtype)
+    policy = load_causal_model(args.workload / "policy")
+    reward = load_scalar_model(args.workload / "reward")
     prompts = read_prompts(args.workload, args.episodes)
     clock = Clock()
     train_ppo(policy, tokenizer(), prompts, reward, config, out=args.out)
@@ -78,7 +76,6 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--max-new-tokens", type=int, default=64)
     parser.add_argument("--out", type=Path, required=True, help="an empty folder")
-    parser.add_argument("--bf16", action="store_true")
     parser.add_argument("--name", default="ours")
     parser.add_argument("--options", type=json.loads, default={}, help="options of PPOConfig as JSON")
     return parser.parse_args()

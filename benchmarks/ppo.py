@@ -73,10 +73,9 @@ def _run(row: Row, workload: Path, episodes: int, threads: int, trl: Path) -> Fi
     command = [str(trl), "-m", "benchmarks.theirs"] if row.trl else [sys.executable, *_launcher(row), "benchmarks.ours"]
     command += [str(workload), "--name", row.name, "--episodes", str(-(-episodes // row.batch_size) * row.batch_size)]
     command += ["--batch-size", str(row.batch_size), "--max-new-tokens", str(row.max_new_tokens)]
-    command += ["--bf16"] if row.bf16 else []
     environment = os.environ | {"OMP_NUM_THREADS": str(max(1, threads // row.processes)), "PYTHONPATH": str(ROOT)}
     with tempfile.TemporaryDirectory() as out:
-        command += ["--out", out] + ([] if row.trl else ["--options", json.dumps(row.options)])
+        command += ["--out", out] + (["--bf16"] * row.bf16 if row.trl else ["--options", json.dumps(row.options)])
         done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
     if done.returncode or not lines:

@@ -8,7 +8,7 @@ from benchmarks.workload import Shape
 
 @dataclass(frozen=True)
 class Row:
-    """A run. `options` are those of PPOConfig; `trl` says that TRL runs it; `rival` names the row to divide by."""
+    """A run of ours with options of PPOConfig, or of TRL; `rival` names the row that it is held against."""
 
     name: str
     rival: str | None = None
@@ -24,11 +24,16 @@ class Row:
 ROWS = [
     Row("TRL", trl=True),
     Row("separate", "TRL"),
+    Row("shared trunk", "TRL", {"layout": "shared_trunk"}),
+    Row("LoRA", "TRL", {"layout": "lora"}),
 ]
 ON_REQUEST = [
     Row("separate, 2 processes", "TRL", processes=2),
     Row("TRL bf16", trl=True, bf16=True),
-    Row("separate bf16", "TRL bf16", bf16=True),
+    Row("separate bf16", "TRL bf16", {"bfloat16": True}),
+    Row("shared trunk bf16", "TRL bf16", {"layout": "shared_trunk", "bfloat16": True}),
+    Row("LoRA bf16", "TRL bf16", {"layout": "lora", "bfloat16": True}),
+    Row("separate, recomputing", "TRL", {"gradient_checkpointing": True}),
 ]
 
 
