@@ -14,6 +14,7 @@ Summary = dict[str, str | float | None]
 COLUMNS = {  # heading: (key, format)
     "episodes/s": ("episodes_per_second", "{:.2f}"),
     "× rival": ("speedup", "{:.2f}"),
+    "by CPU time": ("cpu_speedup", "{:.2f}"),
     "tokens/s": ("response_tokens_per_second", "{:.0f}"),
     "generate s": ("generate_seconds", "{:.1f}"),
     "score s": ("score_seconds", "{:.1f}"),
