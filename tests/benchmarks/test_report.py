@@ -34,7 +34,7 @@ def test_ratios_are_taken_within_a_round() -> None:
     assert theirs["speedup"] is None and theirs["episodes_per_second"] == 2
     assert ours["speedup"] == 4 and ours["memory_ratio"] == 0.5 and ours["matrix_share"] == pytest.approx(0.5)
     assert ours["memory_over_baseline_ratio"] == pytest.approx(100 / 600)
-    facts = {"processor": "P", "cores": 2, "threads": 2, "rounds": 3, "matrix_gflops": 20, "versions": {}, "command": ""}
+    facts = {"processor": "P", "cores": 2, "threads": 2, "rounds": 3, "matrix_gflops": 9, "versions": {}, "command": ""}
     assert "| ours | 10.00 | 4.00 | 1.00 | 200 |" in markdown(facts, [ours])
 
 
