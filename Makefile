@@ -70,4 +70,4 @@ clean:
 	find alignment flows labeling tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 distclean: clean
-	rm -rf $(VENV) $(LABEL_STUDIO) .rlhf
+	rm -rf $(VENV) $(LABEL_STUDIO) .rlhf .bench

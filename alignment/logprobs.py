@@ -6,7 +6,10 @@ contiguous, positions are the natural 0, 1, 2, ..., and because attention is cau
 padding, so no attention mask is needed. The output head runs on the positions that predict a response token alone.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,10 +20,15 @@ from transformers import PreTrainedModel
 
 from alignment.errors import CheckpointError
 
+# A batch costs this share of the token budget beside its tokens (dispatch, kernel launches, adding up gradients).
+BATCH_COST = 1 / 16
+
 
 @dataclass(frozen=True)
 class ScoringBatch:
-    """b rows of at most t tokens, and the n response tokens among them, row by row and in order of time.
+    """b rows of at most t tokens, and the n response tokens that they predict, row by row and in order of time.
+
+    The last token of a sequence predicts nothing and is left out.
 
     Shapes: input_ids (b, t); all others (n,). `row` and `position` address the logits (or the value) that speak for a
     response token inside this batch; `sequence` and `time` address that token in tensors (sequences, response length).
@@ -43,14 +51,27 @@ class ScoringBatch:
 def length_batches(lengths: Sequence[int], token_budget: int) -> list[list[int]]:
     """Group row numbers so that rows of like length meet and rows x longest stays within `token_budget`.
 
-    Longest first, so that what does not fit in memory fails at once. A row above the budget is alone in its batch.
+    Of all cuts of the rows in order of length, the one with the least work: padded tokens, and BATCH_COST for each
+    batch. Longest first, so that what does not fit in memory fails at once. A row above the budget is alone.
     """
+    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
+    batch_cost = BATCH_COST * token_budget
+    least, start = [0.0], [0]  # of the first n rows: their least work, and where their last batch begins
+    for end in range(1, len(order) + 1):
+        work, begin = math.inf, end - 1
+        for first in range(end - 1, -1, -1):
+            padded = lengths[order[first]] * (end - first)
+            if padded > token_budget and first < end - 1:
+                break
+            if least[first] + padded < work:
+                work, begin = least[first] + padded, first
+        least.append(work + batch_cost)
+        start.append(begin)
     batches: list[list[int]] = []
-    for row in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        if batches and lengths[batches[-1][0]] * (len(batches[-1]) + 1) <= token_budget:
-            batches[-1].append(row)
-        else:
-            batches.append([row])
+    end = len(order)
+    while end:
+        batches.insert(0, order[start[end] : end])
+        end = start[end]
     return batches
 
 
@@ -69,7 +90,7 @@ def scoring_batches(
 ) -> list[ScoringBatch]:
     """Batches over `rows` (all by default) of prompt+response sequences; every prompt has at least one token."""
     rows = range(len(sequences)) if rows is None else rows
-    groups = length_batches([len(sequences[i]) for i in rows], token_budget)
+    groups = length_batches([len(sequences[i]) - 1 for i in rows], token_budget)
     return [_scoring_batch(sequences, prompt_lengths, [rows[j] for j in group], device) for group in groups]
 
 
@@ -79,18 +100,18 @@ def _scoring_batch(
     lengths = torch.tensor([len(sequences[i]) - prompt_lengths[i] for i in rows])
     prompts = torch.tensor([prompt_lengths[i] for i in rows])
     assert int(prompts.min()) >= 1, "a token needs one before it to be predicted from"
-    input_ids = right_pad([sequences[i] for i in rows])
+    tokens = right_pad([sequences[i] for i in rows])
     row = torch.repeat_interleave(torch.arange(len(rows)), lengths)
     time = torch.arange(int(lengths.sum())) - (lengths.cumsum(0) - lengths)[row]
     position = prompts[row] + time - 1
     return ScoringBatch(
-        input_ids=input_ids.to(device),
+        input_ids=tokens[:, : max(1, tokens.shape[1] - 1)].to(device),
         row=row.to(device),
         position=position.to(device),
-        targets=input_ids[row, position + 1].to(device),
+        targets=tokens[row, position + 1].to(device),
         sequence=torch.tensor(rows)[row].to(device),
         time=time.to(device),
-        real_tokens=sum(len(sequences[i]) for i in rows),
+        real_tokens=sum(len(sequences[i]) - 1 for i in rows),
     )
 
 
@@ -105,11 +126,67 @@ def token_logits(model: PreTrainedModel, input_ids: Tensor, row: Tensor, positio
         raise CheckpointError(f"{type(model).__name__} has no output head; load it with AutoModelForCausalLM")
     hook = head.register_forward_pre_hook(lambda _, hidden: (hidden[0][row, position].unsqueeze(0),))
     try:
-        output = model(input_ids=input_ids, **inputs)
+        with read_only_at(model, row, position):
+            output = model(input_ids=input_ids, **inputs)
     finally:
         hook.remove()
     output.logits = at_least_float32(output.logits.squeeze(0))
     return output
+
+
+def read_only_at(model: PreTrainedModel, row: Tensor, position: Tensor) -> AbstractContextManager[None]:
+    """Forwards inside compute the last hidden states at the places (row, position) only; elsewhere they are not valid.
+
+    What follows the last block's attention works token by token, and no other token sees it: its feed-forward network
+    runs on those places alone and leaves zeros elsewhere. Models whose blocks have no `mlp` run as they are.
+    """
+    mlp = _last_feed_forward(model)
+    return nullcontext() if mlp is None else _narrowed(mlp, row, position)
+
+
+def narrowed_as_now() -> AbstractContextManager[None]:
+    """What `read_only_at` has opened at this moment, to be opened again: for a forward that a backward repeats."""
+    places = _open_places.get()
+    return nullcontext() if places is None else _narrowed(*places)
+
+
+_open_places: ContextVar[tuple[nn.Module, Tensor, Tensor] | None] = ContextVar("open_places", default=None)
+
+
+@contextmanager
+def _narrowed(mlp: nn.Module, row: Tensor, position: Tensor) -> Iterator[None]:
+    """Hooks that hand `mlp` the tokens at the places alone, and put what it makes of them back in their place."""
+    shape: list[torch.Size] = []
+
+    def gather(_: nn.Module, hidden: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        shape.append(hidden[0].shape)
+        places = row * hidden[0].shape[1] + position
+        return hidden[0].flatten(0, 1).index_select(0, places).unsqueeze(0), *hidden[1:]
+
+    def scatter(_: nn.Module, __: tuple[Tensor, ...], found: Any) -> Any:
+        b, t, d = shape.pop()
+        out, *rest = found if isinstance(found, tuple) else (found,)
+        whole = out.new_zeros(b * t, d).index_copy(0, row * t + position, out.squeeze(0)).view(b, t, d)
+        return (whole, *rest) if isinstance(found, tuple) else whole
+
+    hooks = [mlp.register_forward_pre_hook(gather), mlp.register_forward_hook(scatter)]
+    before = _open_places.set((mlp, row, position))
+    try:
+        yield
+    finally:
+        _open_places.reset(before)
+        for hook in hooks:
+            hook.remove()
+
+
+def _last_feed_forward(model: PreTrainedModel) -> nn.Module | None:
+    """`mlp` of the last block, unless transformers' own checkpointing would run it again when the hooks are gone."""
+    count = getattr(model.config, "num_hidden_layers", None)
+    stacks = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == count]
+    if len(stacks) != 1 or (model.is_activation_checkpointing and model.training):
+        return None
+    mlp = getattr(stacks[0][-1], "mlp", None)
+    return mlp if isinstance(mlp, nn.Module) else None
 
 
 def at_least_float32(tensor: Tensor) -> Tensor:
@@ -124,9 +201,14 @@ def response_logprobs(model: PreTrainedModel, batch: ScoringBatch, temperature: 
 
 
 def response_logprobs_and_entropy(
-    model: PreTrainedModel, batch: ScoringBatch, temperature: float = 1.0
+    model: PreTrainedModel, batch: ScoringBatch, temperature: float = 1.0, learn_entropy: bool = True
 ) -> tuple[Tensor, Tensor]:
-    """log π(token) and the entropy -Σ π log π of the distribution it was drawn from. Shapes: (n,), (n,)."""
+    """log π(token) and the entropy -Σ π log π of the distribution it was drawn from. Shapes: (n,), (n,).
+
+    Entropy that is only looked at (`learn_entropy=False`) carries no gradient, which saves three tensors (n, V).
+    """
     logits = token_logits(model, batch.input_ids, batch.row, batch.position, use_cache=False).logits
     logs = functional.log_softmax(logits / temperature, dim=-1)
-    return logs.gather(-1, batch.targets.unsqueeze(-1)).squeeze(-1), -(logs.exp() * logs).sum(-1)
+    with torch.set_grad_enabled(learn_entropy and torch.is_grad_enabled()):
+        entropy = -(logs.exp() * logs).sum(-1)
+    return logs.gather(-1, batch.targets.unsqueeze(-1)).squeeze(-1), entropy

@@ -8,6 +8,7 @@ head is read at every token that is asked for. A reward model carries its normal
 import copy
 import json
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import torch
@@ -23,7 +24,7 @@ from transformers import (
 from alignment.ensemble import Ensemble, combined
 from alignment.errors import CheckpointError, ConfigError
 from alignment.likelihood import likelihood_head, load_likelihood, save_likelihood
-from alignment.logprobs import at_least_float32, length_batches, right_pad
+from alignment.logprobs import at_least_float32, length_batches, read_only_at, right_pad
 
 ENSEMBLE_FILE = "ensemble.json"
 
@@ -169,6 +170,13 @@ def raw_scores(
     return scores if head is None else scores + head(hidden, input_ids, prompt_lengths, lengths)
 
 
+def _reading(model: PreTrainedModel, lengths: Tensor) -> AbstractContextManager[None]:
+    """A score reads the last hidden state of a row alone, unless a likelihood term reads the whole response."""
+    if likelihood_head(model) is not None:
+        return nullcontext()
+    return read_only_at(model, torch.arange(len(lengths), device=lengths.device), lengths - 1)
+
+
 def reward_scores(
     reward: PreTrainedModel | Ensemble,
     sequences: Sequence[Sequence[int]],
@@ -198,8 +206,9 @@ def _scores_by_one(
     scores = torch.zeros(len(sequences), dtype=torch.float64 if model.dtype == torch.float64 else torch.float32)
     for rows in length_batches([len(sequence) for sequence in sequences], token_budget):
         input_ids = right_pad([sequences[i] for i in rows]).to(model.device)
-        hidden = model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
         prompts = torch.tensor([prompt_lengths[i] for i in rows], device=model.device)
         lengths = torch.tensor([len(sequences[i]) for i in rows], device=model.device)
+        with _reading(model, lengths):
+            hidden = model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
         scores[rows] = normalised(model, raw_scores(model, hidden, input_ids, prompts, lengths)).to(scores)
     return scores

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from alignment.errors import ConfigError
+from alignment.logprobs import narrowed_as_now
 from alignment.ppo.config import PPOConfig
 
 HALF = (torch.float16, torch.bfloat16)
@@ -71,4 +72,7 @@ def _recomputed(forward: Any, *args: Any, **options: Any) -> Any:
     """forward(…), of which nothing but the inputs is kept for the gradient. Nothing in it is random."""
     if not torch.is_grad_enabled():
         return forward(*args, **options)
-    return checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=False, **options)
+    return checkpoint(
+        forward, *args, use_reentrant=False, preserve_rng_state=False,
+        context_fn=lambda: (nullcontext(), narrowed_as_now()), **options,
+    )  # fmt: skip

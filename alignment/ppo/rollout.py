@@ -10,6 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from alignment.logprobs import (
     ScoringBatch,
     at_least_float32,
+    read_only_at,
     response_logprobs,
     response_logprobs_and_entropy,
     scoring_batches,
@@ -125,7 +126,8 @@ def micro_batches(
 
 def response_values(value_model: PreTrainedModel, batch: ScoringBatch) -> Tensor:
     """V before each response token, in units of the normalised score, read where its logits are. Shape: (n,)."""
-    hidden = value_model.base_model(input_ids=batch.input_ids, use_cache=False).last_hidden_state
+    with read_only_at(value_model, batch.row, batch.position):
+        hidden = value_model.base_model(input_ids=batch.input_ids, use_cache=False).last_hidden_state
     return values_at(value_model, hidden[batch.row, batch.position])
 
 
@@ -135,7 +137,11 @@ def shares_trunk(policy: PreTrainedModel, value_model: PreTrainedModel) -> bool:
 
 
 def policy_and_values(
-    policy: PreTrainedModel, value_model: PreTrainedModel, batch: ScoringBatch, temperature: float
+    policy: PreTrainedModel,
+    value_model: PreTrainedModel,
+    batch: ScoringBatch,
+    temperature: float,
+    learn_entropy: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """log π(token), entropy and V before the token from one forward of the trunk they share. Shapes: (n,) each."""
     hidden: list[Tensor] = []
@@ -143,7 +149,7 @@ def policy_and_values(
         lambda _, __, output: hidden.append(output.last_hidden_state[batch.row, batch.position])
     )
     try:
-        logprobs, entropy = response_logprobs_and_entropy(policy, batch, temperature)
+        logprobs, entropy = response_logprobs_and_entropy(policy, batch, temperature, learn_entropy)
     finally:
         hook.remove()
     return logprobs, entropy, values_at(value_model, hidden[0])
@@ -196,7 +202,11 @@ def score_episodes(
 
 
 def _logprobs_and_values(
-    policy: PreTrainedModel, value_model: PreTrainedModel, batch: ScoringBatch, temperature: float
+    policy: PreTrainedModel,
+    value_model: PreTrainedModel,
+    batch: ScoringBatch,
+    temperature: float,
+    learn_entropy: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """log π(token) and V before it, in one forward where there is one trunk. Shapes: (n,), (n,)."""
     if shares_trunk(policy, value_model):

@@ -163,15 +163,16 @@ def _losses(
     With a shared trunk they are one, L = L_policy + value_coef · L_value; while the value warms up the trunk stays.
     """
     policy, value_model, device = learner.policy, learner.value_model, batch.input_ids.device
+    options = (config.temperature, config.entropy_coef != 0)
     if learner.shares_trunk and train_policy:
         with computing(config, device):
-            logprobs, entropy, values = policy_and_values(policy, value_model, batch, config.temperature)
+            logprobs, entropy, values = policy_and_values(policy, value_model, batch, *options)
         policy_loss = _policy_loss(logprobs, entropy, rollout, batch, config, sums)
         yield policy_loss + config.value_coef * _value_loss(values, rollout, batch, config, sums)
         return
     if train_policy:
         with computing(config, device):
-            logprobs, entropy = response_logprobs_and_entropy(policy, batch, config.temperature)
+            logprobs, entropy = response_logprobs_and_entropy(policy, batch, *options)
         yield _policy_loss(logprobs, entropy, rollout, batch, config, sums)
     with computing(config, device):
         values = (values_with_still_trunk if learner.shares_trunk else response_values)(value_model, batch)

@@ -46,6 +46,22 @@ def test_sampled_logprobs_are_those_of_a_full_forward(make) -> None:
         assert samples[i].logprobs == pytest.approx(expected, abs=1e-5)
 
 
+@pytest.mark.parametrize("make", [world.policy, _gpt2, _gemma2])
+def test_gradients_are_those_of_a_full_forward(make) -> None:
+    """Places that are not read have no part in any gradient. (Norms are in single precision, hence the tolerance.)"""
+    torch.manual_seed(0)
+    model = make().double().eval()
+    sequences, prompts = [[3, 5, 7, 9, 4, 6, 8], [4, 4, 2], [9, 8, 7, 6, 5, 4]], [4, 1, 2]
+    for batch in scoring_batches(sequences, prompts, 24):
+        response_logprobs(model, batch).square().sum().backward()
+    found = [parameter.grad.clone() for parameter in model.parameters()]
+    model.zero_grad()
+    for sequence, prompt in zip(sequences, prompts, strict=True):
+        logs = model(torch.tensor([sequence])).logits[0].log_softmax(-1)
+        sum(logs[t - 1, sequence[t]] ** 2 for t in range(prompt, len(sequence))).backward()
+    torch.testing.assert_close(found, [parameter.grad for parameter in model.parameters()], rtol=1e-5, atol=1e-7)
+
+
 def test_greedy_is_what_transformers_generates() -> None:
     model = world.policy(initializer_range=0.3).eval()
     samples = generate(model, world.PROMPTS, max_new_tokens=8, eos_token_ids={1}, temperature=0, batch_size=7)

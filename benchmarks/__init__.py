@@ -1,0 +1,1 @@
+"""The PPO trainer side by side with TRL's, the same work in turn."""
