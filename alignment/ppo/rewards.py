@@ -155,7 +155,7 @@ def _rule_scores(rule: RuleReward, prompts: list[str], responses: list[str]) -> 
     except (TypeError, ValueError) as error:
         shown = " ".join(repr(given).split())[:80]
         raise TrainingError(
-            f"reward '{rule.name}' returned {shown} for {len(responses)} responses; return a list with a number for each"
+            f"reward '{rule.name}' returned {shown} for {len(responses)} responses; return a list, a number for each"
         ) from error
     if len(values) != len(responses):
         raise TrainingError(
