@@ -7,8 +7,7 @@ reaches without training, and at which distance from SFT, is measured by the sta
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from alignment.checkpoint import load_tokenizer
 from alignment.errors import DataError
@@ -18,7 +17,8 @@ from alignment.model import load_causal_model
 from alignment.ppo.rewards import Component, RuleReward, component_scores, reward_components, total_score
 from alignment.prompts import training_prompts
 from alignment.records import Demonstration, Prompt, write_records
-from alignment.sampling import Sample, generate
+from alignment.responses import sample
+from alignment.sampling import Sample
 from alignment.scoring import reward_parts
 from alignment.sft import finetune
 from alignment.tokenizer import decode_response
@@ -78,26 +78,6 @@ def choose(
         "reward_of_all": sum(scores) / len(scores),
         "reward_of_best": sum(scores[place] for place in places) / len(places),
     }
-
-
-def sample(
-    config: BestOfNConfig,
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[list[int]],
-    seed: int,
-) -> list[Sample]:
-    """One response to each of the prompts."""
-    return generate(
-        model,
-        prompts,
-        max_new_tokens=config.max_new_tokens,
-        temperature=config.temperature,
-        batch_size=config.batch_size,
-        eos_token_ids=[int(tokenizer.eos_token_id)],
-        pad_token_id=int(tokenizer.pad_token_id),
-        generator=torch.Generator(device=model.device).manual_seed(seed),
-    )
 
 
 def scored(

@@ -23,7 +23,7 @@ from alignment.methods import DPOConfig
 from alignment.model import check_context, load_causal_model, save_model
 from alignment.records import Comparison, read_records
 from alignment.tokenizer import prompt_tokens, response_tokens
-from alignment.trainers import run_trainer, shared_options
+from alignment.trainers import by_epochs, run_trainer, shared_options
 
 LOGGED = {"rewards/accuracies": "accuracy", "rewards/margins": "margin", "rewards/chosen": "chosen_reward",
           "rewards/rejected": "rejected_reward", "entropy": "entropy"}  # fmt: skip
@@ -40,18 +40,12 @@ def dpo(
     dataset, too_long = pairs(rows, tokenizer, config.max_length_tokens)
     checkpoints = out / "checkpoint"
     options = TrainerOptions(
-        num_train_epochs=config.epochs,
-        per_device_train_batch_size=config.batch_size,
-        learning_rate=config.learning_rate,
-        lr_scheduler_type="cosine",
-        warmup_steps=0.05,
         beta=config.beta,
         label_smoothing=config.label_smoothing,
         max_length=None,  # what is too long was left out
         remove_unused_columns=False,  # the tokens in them are what is trained on
-        logging_steps=config.log_every_steps,
         logging_first_step=True,
-        save_strategy="epoch",
+        **by_epochs(config),
         **shared_options(checkpoints, seed, on_cpu=model.device.type == "cpu"),
     )
     trainer = DPOTrainer(

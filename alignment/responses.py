@@ -1,18 +1,22 @@
 """Stage `responses`: K sampled answers for each prompt, ready to be judged blind."""
 
 import random
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from alignment.checkpoint import load_tokenizer
 from alignment.config import SamplingConfig
 from alignment.errors import DataError
 from alignment.journal import Journal
+from alignment.methods import BestOfNConfig
 from alignment.model import load_causal_model
-from alignment.records import Prompt, Response, ResponseSet, read_records, stable_id, write_records
-from alignment.sampling import generate
-from alignment.tokenizer import decode_response, prompt_tokens
+from alignment.prompts import training_prompts
+from alignment.records import Prompt, Response, ResponseSet, stable_id, write_records
+from alignment.sampling import Sample, generate
+from alignment.tokenizer import decode_response
 
 
 def sample_responses(
@@ -24,21 +28,11 @@ def sample_responses(
     to compare. Ids are opaque and the order is shuffled.
     """
     policy, tokenizer = load_causal_model(model / "model"), load_tokenizer(model / "model")
-    rows, _ = read_records(prompts / "prompts.jsonl", Prompt)
-    room = int(policy.config.max_position_embeddings) - config.max_new_tokens
-    encoded = [(row, prompt_tokens(tokenizer, row.messages)) for row in rows if row.split == "train"]
-    fitting = [(row, ids) for row, ids in encoded if len(ids) <= room]
+    context = int(policy.config.max_position_embeddings)
+    fitting, too_long = training_prompts(prompts, tokenizer, context, config.max_new_tokens, "sampling.max_new_tokens")
     chosen = fitting[: config.prompts]
-    repeated = [ids for _, ids in chosen for _ in range(config.responses_per_prompt)]
-    samples = generate(
-        policy,
-        repeated,
-        max_new_tokens=config.max_new_tokens,
-        temperature=config.temperature,
-        batch_size=config.batch_size,
-        eos_token_ids=[int(tokenizer.eos_token_id)],
-        pad_token_id=int(tokenizer.pad_token_id),
-        generator=torch.Generator().manual_seed(seed),
+    samples = sample(
+        config, policy, tokenizer, [ids for _, ids in chosen for _ in range(config.responses_per_prompt)], seed
     )
     texts = [decode_response(tokenizer, sample.tokens) for sample in samples]
     sets = []
@@ -55,11 +49,31 @@ def sample_responses(
         "responses": float(sum(len(s.responses) for s in sets)),
         "ended_share": sum(s.ended for s in samples) / len(samples),
         "mean_length_tokens": sum(len(s.tokens) for s in samples) / len(samples),
-        "prompts_too_long": float(len(encoded) - len(fitting)),
+        "prompts_too_long": float(too_long),
         "prompts_without_choice": float(len(chosen) - len(sets)),
     }
     journal.log(counts, step=0)
     return counts
+
+
+def sample(
+    config: SamplingConfig | BestOfNConfig,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[list[int]],
+    seed: int,
+) -> list[Sample]:
+    """One response to each of the prompts."""
+    return generate(
+        model,
+        prompts,
+        max_new_tokens=config.max_new_tokens,
+        temperature=config.temperature,
+        batch_size=config.batch_size,
+        eos_token_ids=[int(tokenizer.eos_token_id)],
+        pad_token_id=int(tokenizer.pad_token_id),
+        generator=torch.Generator(device=model.device).manual_seed(seed),
+    )
 
 
 def blind(prompt: Prompt, texts: list[str], seed: int) -> tuple[Response, ...]:

@@ -16,7 +16,7 @@ from alignment.journal import Journal
 from alignment.model import check_context, load_causal_model, save_model
 from alignment.records import Demonstration, read_records
 from alignment.tokenizer import prompt_tokens, response_tokens
-from alignment.trainers import run_trainer, shared_options
+from alignment.trainers import by_epochs, run_trainer, shared_options
 
 
 def finetune(
@@ -29,16 +29,10 @@ def finetune(
     dataset, too_long = tokenize(rows, tokenizer, config.max_length_tokens)
     checkpoints = out / "checkpoint"
     options = TrainerOptions(
-        num_train_epochs=config.epochs,
-        per_device_train_batch_size=config.batch_size,
-        learning_rate=config.learning_rate,
-        lr_scheduler_type="cosine",
-        warmup_steps=0.05,
         weight_decay=0.01,
         max_length=config.max_length_tokens,
         completion_only_loss=True,
-        logging_steps=config.log_every_steps,
-        save_strategy="epoch",
+        **by_epochs(config),
         **shared_options(checkpoints, seed, on_cpu=model.device.type == "cpu"),
     )
     trainer = SFTTrainer(model=model, args=options, train_dataset=dataset, processing_class=tokenizer)

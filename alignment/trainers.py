@@ -8,7 +8,9 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_utils import get_last_checkpoint
 
+from alignment.config import SFTConfig
 from alignment.journal import Journal
+from alignment.methods import DPOConfig
 
 ALWAYS = {name: name for name in ("loss", "grad_norm", "learning_rate")}
 
@@ -45,6 +47,19 @@ def shared_options(checkpoints: Path, seed: int, *, on_cpu: bool) -> dict[str, A
         "report_to": "none",
         "dataloader_num_workers": 0,
         "disable_tqdm": True,
+    }
+
+
+def by_epochs(config: SFTConfig | DPOConfig) -> dict[str, Any]:
+    """Arguments of training on rows: so many epochs, a short warm-up and a cosine, a checkpoint an epoch."""
+    return {
+        "num_train_epochs": config.epochs,
+        "per_device_train_batch_size": config.batch_size,
+        "learning_rate": config.learning_rate,
+        "lr_scheduler_type": "cosine",
+        "warmup_steps": 0.05,
+        "logging_steps": config.log_every_steps,
+        "save_strategy": "epoch",
     }
 
 

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-from pathlib import Path
 from typing import TypeVar
 
 from accelerate.utils import gather_object
@@ -12,7 +11,7 @@ from alignment.model import load_causal_model, load_scalar_model
 from alignment.ppo import PPOConfig, train_ppo
 from alignment.ppo.processes import process_count, process_index
 from benchmarks.figures import Clock, Figures, peak_mib, resident_mib, update_flops
-from benchmarks.workload import read_prompts, tokenizer
+from benchmarks.workload import read_prompts, run_arguments, tokenizer
 
 T = TypeVar("T")
 EPOCHS = 4
@@ -70,13 +69,7 @@ def _batches(args: argparse.Namespace) -> dict[str, int]:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("workload", type=Path)
-    parser.add_argument("--episodes", type=int, default=256)
-    parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--max-new-tokens", type=int, default=64)
-    parser.add_argument("--out", type=Path, required=True, help="an empty folder")
-    parser.add_argument("--name", default="ours")
+    parser = run_arguments(__doc__, "ours")
     parser.add_argument("--options", type=json.loads, default={}, help="options of PPOConfig as JSON")
     return parser.parse_args()
 

@@ -5,7 +5,6 @@ import contextlib
 import os
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
@@ -15,7 +14,7 @@ from transformers import LlamaForCausalLM, LlamaForSequenceClassification
 from trl.experimental.ppo import PPOConfig, PPOTrainer, ppo_trainer
 
 from benchmarks.figures import Clock, Figures, peak_mib, resident_mib, update_flops
-from benchmarks.workload import PAD, read_prompts, response_length, tokenizer
+from benchmarks.workload import PAD, read_prompts, response_length, run_arguments, tokenizer
 
 EPOCHS = 4
 
@@ -106,14 +105,8 @@ def _trainer(args: argparse.Namespace) -> PPOTrainer:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("workload", type=Path)
-    parser.add_argument("--episodes", type=int, default=256)
-    parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--max-new-tokens", type=int, default=64)
-    parser.add_argument("--out", type=Path, required=True, help="an empty folder")
+    parser = run_arguments(__doc__, "TRL")
     parser.add_argument("--bf16", action="store_true")
-    parser.add_argument("--name", default="TRL")
     return parser.parse_args()
 
 

@@ -106,6 +106,18 @@ def response_length(tokens: Sequence[int]) -> int:
     return list(tokens).index(EOS) + 1 if EOS in tokens else len(tokens)
 
 
+def run_arguments(description: str | None, name: str) -> argparse.ArgumentParser:
+    """What a run of either side is told; each adds what it alone knows."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("workload", type=Path)
+    parser.add_argument("--episodes", type=int, default=256)
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--max-new-tokens", type=int, default=64)
+    parser.add_argument("--out", type=Path, required=True, help="an empty folder")
+    parser.add_argument("--name", default=name)
+    return parser
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Make the weights and prompts of the benchmark")
     parser.add_argument("out", type=Path)

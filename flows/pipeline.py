@@ -86,6 +86,8 @@ def run_stage_alone(recipe: Recipe, stage: str) -> Artifact:
         work = STAGES[name]
         absent = dict.fromkeys(list(signature(work).parameters)[1:])
         made[name] = work(step, **(absent | {given: made[source] for given, source in step.inputs.items()}))
+        if name == "reward" != stage:
+            require(made[name], recipe.reward_gate)
     return made[stage]
 
 
