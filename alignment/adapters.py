@@ -66,7 +66,7 @@ def _copy_over(model: PreTrainedModel, tensors: dict[int, Tensor]) -> PreTrained
 
 def _is_own(name: str) -> bool:
     """Whether a parameter belongs to one model alone: its adapter, or what a scalar model makes its number with."""
-    return ".lora_" in name or name.startswith("score.") or name == "likelihood.coef"
+    return ".lora_" in name or name.startswith(("score.", "likelihood.coef."))
 
 
 def has_adapter(model: nn.Module) -> bool:
@@ -75,7 +75,7 @@ def has_adapter(model: nn.Module) -> bool:
 
 
 def adapter_weights(model: PreTrainedModel) -> dict[str, nn.Parameter]:
-    """The adapter's matrices, and the head (and likelihood coefficient) of a scalar model, by name."""
+    """The adapter's matrices, and the head (and likelihood coefficients) of a scalar model, by name."""
     return {name: weight for name, weight in model.named_parameters() if _is_own(name)}
 
 

@@ -176,7 +176,7 @@ class RewardConfig(Config):
 
     lm_coef: Annotated[float, Field(ge=0)] = Field(0.0, description="weight of next-token prediction beside ranking")
     likelihood: bool = Field(
-        False, description="add a learnt coefficient times the response's mean log-probability to the score"
+        False, description="add the mean of the response's log-probabilities, each times a learnt coefficient"
     )
     head_speed: Positive = Field(10.0, description="learning rate of the new head, as a multiple of the trunk's")
     members: Count = Field(1, description="reward models to train on the same comparisons, asked together afterwards")

@@ -29,7 +29,7 @@ def examine(
     """Accuracy by test and criterion, calibration, pull of length, and what a bag of words reaches on the same data."""
     members = model.models if isinstance(model, Ensemble) else (model,)
     likelihood = likelihood_head(members[0])
-    figures: dict[str, float] = {} if likelihood is None else {"likelihood_coef": likelihood.coef.item()}
+    figures: dict[str, float] = {} if likelihood is None else {"likelihood_coef": likelihood.coef.bias.item()}
     scale = sum(float(member.config.reward_scale) for member in members) / len(members)
     for name in TESTS:
         if not rows[name]:

@@ -1,12 +1,14 @@
 """The likelihood term of a reward model: what its own language head makes of a response.
 
-    r(x, y) = w · h_T + c · (1/|y|) Σ_t log p(y_t | x, y_<t)
+    r(x, y) = w · h_T + (1/|y|) Σ_t (c + u · h_t) log p(y_t | x, y_<t)
 
 The first part is the usual scalar head at the last token. The second lets the score use what the trunk knows as a
 language model: a calibrated one gives false statements a low probability (Kadavath et al. 2022, "Language Models
-(Mostly) Know What They Know"), while a scalar head would have to learn each fact again from comparisons. The
-coefficient c is learnt from the comparisons like any other weight, so people decide what likelihood is worth. The mean
-over the response's tokens neither likes nor dislikes length. The language head is SFT's, and stays as it is.
+(Mostly) Know What They Know"), while a scalar head would have to learn each fact again from comparisons. What the
+likelihood of a token is worth is c + u · h_t, from the hidden state that has read it: the token that names a place says
+whether a statement is true, the one that opens a courtesy does not. c and u are learnt from the comparisons like any
+other weight, so people decide what likelihood is worth. The mean over the response's tokens neither likes nor
+dislikes length. The language head is SFT's, and stays as it is.
 """
 
 import copy
@@ -24,7 +26,7 @@ FILE = "likelihood.safetensors"
 
 
 class LikelihoodHead(nn.Module):
-    """A frozen language head and the coefficient c, which starts at 0."""
+    """A frozen language head, and the coefficient c + u · h_t of a token, which starts at 0."""
 
     def __init__(self, language_head: nn.Module) -> None:
         super().__init__()
@@ -34,17 +36,24 @@ class LikelihoodHead(nn.Module):
                 "`reward.likelihood: false`"
             )
         self.language_head = copy.deepcopy(language_head).requires_grad_(False)
-        self.coef = nn.Parameter(torch.zeros((), device=language_head.weight.device))
+        weight = language_head.weight
+        self.coef = nn.Linear(language_head.in_features, 1, device=weight.device, dtype=weight.dtype)
+        nn.init.zeros_(self.coef.weight)
+        nn.init.zeros_(self.coef.bias)
 
     def forward(self, hidden: Tensor, input_ids: Tensor, prompt_lengths: Tensor, lengths: Tensor) -> Tensor:
-        """c · mean log-probability of the response. Shapes: (b, t, h), (b, t), (b,), (b,) -> (b,)."""
+        """Mean of the response's log-probabilities, each times its coefficient.
+
+        Shapes: (b, t, h), (b, t), (b,), (b,) -> (b,).
+        """
         predicted = torch.arange(1, input_ids.shape[1], device=input_ids.device)
         inside = (predicted >= prompt_lengths.unsqueeze(-1)) & (predicted < lengths.unsqueeze(-1))
         logits = self.language_head(hidden[:, :-1][inside]).float()
         logprobs = -functional.cross_entropy(logits, input_ids[:, 1:][inside], reduction="none")
+        coefs = self.coef(hidden[:, 1:][inside]).squeeze(-1).float()
         rows = inside.nonzero()[:, 0]
         totals = torch.zeros(len(input_ids), device=logprobs.device, dtype=logprobs.dtype)
-        return self.coef * totals.index_add(0, rows, logprobs) / inside.sum(-1).clamp(min=1)
+        return totals.index_add(0, rows, coefs * logprobs) / inside.sum(-1).clamp(min=1)
 
 
 def likelihood_head(model: nn.Module) -> LikelihoodHead | None:
@@ -80,4 +89,7 @@ def load_likelihood(model: PreTrainedModel, path: Path) -> None:
     outputs, inputs = state["language_head.weight"].shape
     head = nn.Linear(inputs, outputs, bias="language_head.bias" in state, dtype=model.dtype)
     add_likelihood(model, head)
-    model.get_submodule("likelihood").load_state_dict(state)
+    try:
+        model.get_submodule("likelihood").load_state_dict(state)
+    except RuntimeError as error:
+        raise CheckpointError(f"{path / FILE} does not fit its model; train the reward model again: {error}") from error

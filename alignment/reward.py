@@ -198,11 +198,13 @@ def train_groups(
 def groups_with_head(model: PreTrainedModel, config: RewardConfig) -> list[dict[str, object]]:
     """The trunk at `learning_rate`, so that what it knows survives; what is new and starts at 0, faster."""
     rate = config.learning_rate * config.head_speed
-    new = [{"params": [scalar_head(model).weight], "weight_decay": 0.0, "lr": rate}]
-    likelihood = likelihood_head(model)
+    new, likelihood = [scalar_head(model).weight], likelihood_head(model)
+    groups = parameter_groups(model.base_model, config.weight_decay)
+    groups.append({"params": new, "weight_decay": 0.0, "lr": rate})
     if likelihood is not None:
-        new.append({"params": [likelihood.coef], "weight_decay": 0.0, "lr": rate * COEFFICIENT_SPEED})
-    return [*parameter_groups(model.base_model, config.weight_decay), *new]
+        new.append(likelihood.coef.weight)
+        groups.append({"params": [likelihood.coef.bias], "weight_decay": 0.0, "lr": rate * COEFFICIENT_SPEED})
+    return groups
 
 
 def batch_loss(

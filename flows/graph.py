@@ -45,7 +45,7 @@ def _steps(recipe: Recipe) -> Iterator[Step]:
     yield from _data(recipe)
     yield from _judgements(recipe)
     yield Step(
-        stage="reward", config=recipe.reward, model="reward",
+        stage="reward", version=2, config=recipe.reward, model="reward",
         inputs=_same("sft", "comparisons", "demonstrations"),
     )  # fmt: skip
     if recipe.align.select == "heldout_reward":

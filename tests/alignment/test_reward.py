@@ -222,13 +222,15 @@ def test_the_score_means_the_same_after_loading(base, model, tmp_path) -> None:
 # --- the likelihood term ---------------------------------------------------------------------------------------------
 
 
-def by_hand(language_model, sequence: list[int], prompt_length: int) -> float:
-    """Mean log-probability of the response, one token at a time through the whole language model."""
+def by_hand(language_model, sequence: list[int], prompt_length: int, c: float = 1.0, u=None) -> float:
+    """Mean of (c + u · h_t) log p(y_t), one token at a time through the whole language model."""
     total = 0.0
     for place in range(prompt_length, len(sequence)):
         with torch.no_grad():
             logits = language_model(torch.tensor([sequence[:place]])).logits[0, -1]
-        total += (logits - logits.logsumexp(-1))[sequence[place]].item()
+            read = language_model.base_model(torch.tensor([sequence[: place + 1]])).last_hidden_state[0, -1]
+        coef = c if u is None else c + (u * read).sum().item()
+        total += coef * (logits - logits.logsumexp(-1))[sequence[place]].item()
     return total / (len(sequence) - prompt_length)
 
 
@@ -237,7 +239,7 @@ def with_likelihood(base, coef: float):
     language_model = make_model(base[2])
     made = scalar_model_from(language_model)
     add_likelihood(made, language_model.get_output_embeddings())
-    likelihood_head(made).coef.data.fill_(coef)
+    likelihood_head(made).coef.bias.data.fill_(coef)
     return made, language_model
 
 
@@ -247,6 +249,15 @@ def test_the_likelihood_term_is_the_mean_over_the_response_alone(base) -> None:
     expected = [0.5 * by_hand(language_model, *row) for row in zip(sequences, starts, strict=True)]
     for budget in (1, 1000):  # alone, and padded beside longer ones
         assert reward_scores(made, sequences, starts, budget).tolist() == pytest.approx(expected, abs=1e-5)
+
+
+def test_what_a_tokens_likelihood_is_worth_is_read_from_its_own_hidden_state(base) -> None:
+    made, language_model = with_likelihood(base, 0.5)
+    u = torch.linspace(-1, 2, made.config.hidden_size)
+    likelihood_head(made).coef.weight.data.copy_(u)
+    sequences, starts = [[5, 6, 7, 8, 9], [5, 6, 7], [9, 4, 4, 4, 4, 4, 8]], [2, 2, 1]
+    expected = [by_hand(language_model, *row, 0.5, u) for row in zip(sequences, starts, strict=True)]
+    assert reward_scores(made, sequences, starts).tolist() == pytest.approx(expected, abs=1e-4)
 
 
 def test_people_who_like_likely_answers_teach_a_positive_coefficient(base, tmp_path) -> None:
@@ -260,13 +271,15 @@ def test_people_who_like_likely_answers_teach_a_positive_coefficient(base, tmp_p
     coef = likelihood_head(made).coef
     # d/dc of mean log(1 + exp(-c Δ)) at c = 0 is -mean Δ / 2
     mean = sum(values[i] - values[j] for i, j in pairs) / len(pairs)
-    assert coef.grad.item() == pytest.approx(-mean / 2, rel=1e-4)
-    assert any(coef is p for p in groups_with_head(made, RewardConfig())[-1]["params"])
+    assert coef.bias.grad.item() == pytest.approx(-mean / 2, rel=1e-4)
+    trained = [p for each in groups_with_head(made, RewardConfig()) for p in each["params"]]
+    assert all(sum(p is one for one in trained) == 1 for p in coef.parameters())
     assert not any(p.requires_grad for p in likelihood_head(made).language_head.parameters())
 
 
 def test_the_likelihood_term_is_saved_beside_a_plain_model_and_left_out_of_a_value_model(base, tmp_path) -> None:
     made, _ = with_likelihood(base, 0.5)
+    likelihood_head(made).coef.weight.data.fill_(0.25)
     save_model(made, tmp_path / "model")
     loaded = load_scalar_model(tmp_path / "model")
     rows, starts = [[5, 6, 7, 8], [5, 6]], [2, 1]
