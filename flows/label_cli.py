@@ -19,6 +19,9 @@ Home = Annotated[
     Path | None, typer.Option("--home", help="Where the stack lives: RLHF_HOME, else ./.rlhf", show_default=False)
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
+Projects = Annotated[
+    list[int] | None, typer.Option("--project", metavar="NUMBER", help="Only this project; can be repeated.")
+]
 NEXT_STEP = (
     "no project of ours is known: `rlhf run RECIPE --stage labeling` opens one and prints where people work; "
     "`rlhf recipes` lists the recipes"
@@ -28,6 +31,7 @@ NEXT_STEP = (
 @app.command()
 def sync(
     whole: Annotated[bool, typer.Option("--whole", help="Read everything again, not only what changed.")] = False,
+    project: Projects = None,
     as_json: AsJson = False,
     home: Home = None,
 ) -> None:
@@ -37,7 +41,7 @@ def sync(
 
     store = annotation_store(home)
     with _label_studio(home) as client:
-        done = syncing.sync(client, store, whole=whole)
+        done = syncing.sync(client, store, project or (), whole=whole)
     if as_json:
         shown = [one.model_dump(mode="json", exclude={"project": {"config"}}) for one in done]
         typer.echo(json.dumps(shown, indent=2))
@@ -52,7 +56,7 @@ def sync(
 
 
 @app.command()
-def status(as_json: AsJson = False, home: Home = None) -> None:
+def status(project: Projects = None, as_json: AsJson = False, home: Home = None) -> None:
     """Show progress, pace, expected end, agreement and each annotator, by project."""
     from alignment.errors import RLHFError
     from flows.labeling import annotation_store
@@ -62,10 +66,10 @@ def status(as_json: AsJson = False, home: Home = None) -> None:
     store = annotation_store(home)
     try:
         with _label_studio(home) as client:
-            syncing.sync(client, store)
+            syncing.sync(client, store, project or ())
     except (RLHFError, LabelingError) as error:
         typer.echo(f"as of the last sync, since Label Studio cannot be asked now: {error}", err=True)
-    rows = of_store(store)
+    rows = of_store(store, project or ())
     if as_json:
         typer.echo(json.dumps([row.model_dump(mode="json") for row in rows], indent=2))
     elif rows:

@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime, timedelta
 from statistics import median
 from typing import Any, get_args
@@ -60,9 +60,9 @@ class ProjectStatus(Values):
     last_sync: datetime | None
 
 
-def status(store: Store) -> list[ProjectStatus]:
-    """Every project that the store knows, the oldest first."""
-    return [project_status(store, project) for project in store.projects()]
+def status(store: Store, only: Collection[int] = ()) -> list[ProjectStatus]:
+    """Every project that the store knows, or those of the given numbers, the oldest first."""
+    return [project_status(store, one) for one in store.projects() if not only or one.number in only]
 
 
 def project_status(store: Store, project: SeenProject) -> ProjectStatus:

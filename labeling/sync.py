@@ -4,7 +4,7 @@ An incremental sync reads the tasks that changed after a cursor. All times are t
 tasks, and the `Date` of its answers; the clock of this machine is never looked at. With N_k the newest change that sync
 k saw and D_k its date, the next cursor is
 
-    C = max(N_k − overlap, max {N_j : D_j ≤ D_k − overlap}),    N_k ≤ D_k.
+    C = max(N_k − overlap, max {N_j : D_j ≤ D_k − overlap}),    N_k ≤ D_k + 1 s.
 
 A change may carry an older time than one that was seen before it: it was stored late, or by a host of the server whose
 clock is behind. So the last `overlap` before the newest change is read again, until that long has passed since it was
@@ -16,7 +16,7 @@ annotations tell: after an incremental sync the store has what the server has, a
 whole.
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -30,6 +30,7 @@ from labeling.versions import Changes, SeenProject, Sync, Values, moment
 OVERLAP = timedelta(seconds=60)
 WHOLE_EVERY = timedelta(hours=24)
 BACKWARDS = timedelta(seconds=2)  # several hosts behind one address may differ by this much without a clock put back
+DATE_STEP = timedelta(seconds=1)  # a Date has whole seconds
 EPOCH = datetime.fromtimestamp(0, UTC)
 Counts = tuple[int, int]
 
@@ -44,22 +45,37 @@ class Synced(Values):
     config_changed: bool = False
 
 
-def sync(client: LabelStudio, store: Store, *, whole: bool = False) -> list[Synced]:
-    """Bring the store up to date with every project of ours on the server, and with those that were deleted there."""
+def sync(client: LabelStudio, store: Store, only: Collection[int] = (), *, whole: bool = False) -> list[Synced]:
+    """Bring the store up to date with every project of ours on the server, and with those that were deleted there.
+
+    With `only` just with the projects of these numbers, whoever made them.
+    """
     known = {one.number for one in store.projects() if one.url == client.url and not one.deleted}
-    ours = {int(raw["id"]) for raw in client.projects() if str(raw.get("description", "")).startswith(SIGNATURE)}
-    found = (sync_project(client, store, number, whole=whole) for number in sorted(known | ours))
+    shown = {int(raw["id"]): raw for raw in client.projects()}
+    ours = {number for number, raw in shown.items() if str(raw["description"]).startswith(SIGNATURE)}
+    found: list[Synced | None] = []
+    for number in sorted(only or known | ours):
+        try:
+            found.append(sync_project(client, store, number, shown.get(number), whole=whole))
+        except RequestRefused as error:
+            if error.status != 404:
+                raise
+            found.append(sync_project(client, store, number, whole=whole))  # it was deleted after it was shown
     return [one for one in found if one is not None]
 
 
-def sync_project(client: LabelStudio, store: Store, number: int, *, whole: bool = False) -> Synced | None:
+def sync_project(
+    client: LabelStudio, store: Store, number: int, shown: dict[str, Any] | None = None, *, whole: bool = False
+) -> Synced | None:
     """Bring the store up to date with one project; None when neither the server nor the store knows it.
+
+    `shown` is the project as the server has just answered; without it the server is asked.
 
     Two syncs at once wait for each other. What is read is stored in one transaction, so a sync that is killed has
     done nothing. Raises ServerUnavailable and BadCredentials with the store as it was.
     """
     with exclusively(f"sync {store.path or id(store)} {client.url} {number}"):
-        raw = _ask(client, number)
+        raw = shown or _ask(client, number)
         before = store.project(number, client.url)
         if before is not None and not before.deleted and (raw is None or _key(raw) != before.project):
             gone = store.record_deleted(before, _server_time(client))
@@ -110,7 +126,7 @@ def _read(client: LabelStudio, store: Store, raw: dict[str, Any], whole: bool) -
     past = store.syncs(project.project)
     why = _reason_for_whole(past, date, asked=whole)
     tasks_read, changes = _store_reading(client, store, project, past, date, bool(why))
-    if not why and not _agree(store.counts(project.project), _counts(raw), _counts(client.project(project.number))):
+    if not why and not _agrees(client, store.counts(project.project), project.number, _counts(raw)):
         why, past = "the server has fewer tasks or annotations than the store", store.syncs(project.project)
         more_read, more = _store_reading(client, store, project, past, _server_time(client), True)
         tasks_read += more_read
@@ -142,7 +158,7 @@ def _store_reading(
     after = None if whole else past[-1].cursor
     rows = [_checked(row) for row in client.tasks_with_annotations(project.number, after)]
     changed = max((moment(row["updated_at"]) for row in rows), default=EPOCH)
-    newest = min(max(changed, EPOCH if whole or not past else past[-1].newest), date)
+    newest = min(max(changed, EPOCH if whole or not past else past[-1].newest), date + DATE_STEP)
     done = Sync(
         seen_at=date, whole=whole, newest=newest, cursor=_cursor(past, newest, date, whole), tasks_read=len(rows)
     )
@@ -156,8 +172,9 @@ def _cursor(past: list[Sync], newest: datetime, date: datetime, whole: bool) -> 
     return max([newest - OVERLAP, *before, *settled])
 
 
-def _agree(ours: Counts, earlier: Counts, later: Counts) -> bool:
+def _agrees(client: LabelStudio, ours: Counts, number: int, earlier: Counts) -> bool:
     """Whether the store has as many as the server, which may have changed while it was read."""
+    later = earlier if ours == earlier else _counts(client.project(number))
     return all(min(a, b) <= n <= max(a, b) for n, a, b in zip(ours, earlier, later, strict=True))
 
 

@@ -13,6 +13,7 @@ from labeling.collection import open_collection
 from labeling.config import LabelingConfig, PairwiseTasks, RankingTasks
 from labeling.errors import CollectionLost
 from labeling.simulate import ranking_result
+from labeling.status import status
 from tests.labeling.helpers import TOKEN, free_port, response_set
 
 CONFIG = LabelingConfig(
@@ -46,20 +47,20 @@ def test_sync_and_status(home: Path, owner: LabelStudio, monkeypatch: pytest.Mon
     (batch,) = collection.batches
     for task in batch.tasks:
         owner.annotate(batch.task_ids[task.uid], ranking_result(task.shown), 12.0)
-    first, again = rlhf("sync"), rlhf("sync")
+    mine = ("--project", str(batch.project.id))
+    first, again = rlhf("sync", *mine), rlhf("sync", *mine)
     assert first.exit_code == 0, first.output
     assert "at the terminal ranking" in first.output and "it was never read before" in first.output
     assert "what changed" in again.output and str(home / "annotations.db") in again.output
-    whole = json.loads(rlhf("sync", "--whole", "--json").output)
-    mine = next(one for one in whole if one["project"]["number"] == batch.project.id)
-    assert mine["why"] == "asked for" and mine["tasks_read"] == 2
-    shown = rlhf("status")
+    (whole,) = json.loads(rlhf("sync", "--whole", "--json", *mine).output)
+    assert whole["why"] == "asked for" and whole["tasks_read"] == 2
+    shown = rlhf("status", *mine)  # which syncs first
     assert "2 of 4 (50%)" in shown.output and "owner@rlhf.local" in shown.output and "12" in shown.output
     assert f"{owner.url}/projects/{batch.project.id}/data?labeling=1" in shown.output
     owner.delete(f"/api/projects/{batch.project.id}/")
-    assert "the project was deleted" in rlhf("sync").output
-    (row,) = (r for r in json.loads(rlhf("status", "--json").output) if r["number"] == batch.project.id)
-    assert row["deleted"] and row["done"] == row["lost"] == 2
-    assert "gone from the server and kept here" in rlhf("status").output
+    assert "the project was deleted" in rlhf("sync", *mine).output
+    (row,) = status(annotation_store())
+    assert row.deleted and row.done == row.lost == 2
+    assert "gone from the server and kept here" in rlhf("status", *mine).output
     with pytest.raises(CollectionLost, match=r"2 annotations of it are kept in .*annotations\.db\. Run the same"):
         keep_what_was_said(owner, collection, annotation_store())
