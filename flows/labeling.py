@@ -4,6 +4,7 @@ import json
 import os
 import time
 from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
 
 from rich.console import Console
@@ -37,13 +38,13 @@ def collect(
 ) -> Mapping[str, float]:
     """Open the projects, wait until enough is judged, and write what came back.
 
-    Killed and started again, it finds the projects and every judgement that was made, and asks only for the rest.
+    All that is said goes into the store of annotations, and what comes back is made from there. Killed and started
+    again, it finds the projects and every judgement that was made, and asks only for the rest.
     """
     sets, bad = read_records(responses / "responses.jsonl", ResponseSet)
     if bad:
         raise ArtifactError(f"{responses} holds {len(bad)} rows that are no response sets; remove it and run again")
-    store = annotation_store()
-    with client(config) as label_studio:
+    with closing(annotation_store()) as store, client(config) as label_studio:
         collection = open_collection(label_studio, config, sets, out)
         if config.annotators == "simulated":
             assert town is not None, "the recipe refuses simulated annotators without a town"
@@ -51,7 +52,6 @@ def collect(
         else:
             wait_for_people(label_studio, collection, config, store)
         pulled = pull_collection(label_studio, collection, store)
-    store.close()
     return write_down(pulled, collection, out, journal)
 
 
