@@ -4,6 +4,7 @@ import json
 import os
 import time
 from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
 
 from rich.console import Console
@@ -14,9 +15,22 @@ from alignment.journal import Journal
 from alignment.records import ResponseSet, read_records, write_records
 from alignment.town import Judge
 from flows.processes import StackError
+from flows.stack import home_directory
 from labeling.client import LabelStudio
-from labeling.collection import Collection, Pulled, open_collection, progress, pull_collection, simulate_collection
+from labeling.collection import (
+    Collection,
+    Pulled,
+    open_collection,
+    progress,
+    pull_collection,
+    simulate_collection,
+    sync_collection,
+)
 from labeling.config import LabelingConfig
+from labeling.errors import CollectionLost
+from labeling.store import Store
+
+STORE_FILE = "annotations.db"
 
 
 def collect(
@@ -24,19 +38,20 @@ def collect(
 ) -> Mapping[str, float]:
     """Open the projects, wait until enough is judged, and write what came back.
 
-    Killed and started again, it finds the projects and every judgement that was made, and asks only for the rest.
+    All that is said goes into the store of annotations, and what comes back is made from there. Killed and started
+    again, it finds the projects and every judgement that was made, and asks only for the rest.
     """
     sets, bad = read_records(responses / "responses.jsonl", ResponseSet)
     if bad:
         raise ArtifactError(f"{responses} holds {len(bad)} rows that are no response sets; remove it and run again")
-    with client(config) as label_studio:
+    with closing(annotation_store()) as store, client(config) as label_studio:
         collection = open_collection(label_studio, config, sets, out)
         if config.annotators == "simulated":
             assert town is not None, "the recipe refuses simulated annotators without a town"
             let_the_crew_work(label_studio, collection, config, sets, town)
         else:
-            wait_for_people(label_studio, collection, config)
-        pulled = pull_collection(label_studio, collection)
+            wait_for_people(label_studio, collection, config, store)
+        pulled = pull_collection(label_studio, collection, store)
     return write_down(pulled, collection, out, journal)
 
 
@@ -47,6 +62,11 @@ def client(config: LabelingConfig) -> LabelStudio:
         raise StackError("no Label Studio is known: start the local one with `rlhf up`, or set LABEL_STUDIO_URL and "
                          "LABEL_STUDIO_API_KEY")  # fmt: skip
     return LabelStudio(url, token)
+
+
+def annotation_store(home: Path | None = None) -> Store:
+    """The store of all annotations, under the home of the stack."""
+    return Store(home_directory(home) / STORE_FILE)
 
 
 def let_the_crew_work(
@@ -63,8 +83,13 @@ def let_the_crew_work(
     simulate_collection(label_studio, collection, config.crew, judge)
 
 
-def wait_for_people(label_studio: LabelStudio, collection: Collection, config: LabelingConfig) -> None:
-    """Show where to work and how far it is, until `minimum_share` is judged or the deadline is reached."""
+def wait_for_people(
+    label_studio: LabelStudio, collection: Collection, config: LabelingConfig, store: Store
+) -> None:
+    """Show where to work and how far it is, until `minimum_share` is judged or the deadline is reached.
+
+    What people say goes into the store on the way. Raises CollectionLost when somebody deleted the project.
+    """
     console = Console()
     for kind, url in collection.urls.items():
         console.print(f"waiting for people: {kind} at {url}", soft_wrap=True)
@@ -74,6 +99,7 @@ def wait_for_people(label_studio: LabelStudio, collection: Collection, config: L
     with Progress(*columns, console=console) as bar:
         judged = bar.add_task("judged")
         while True:
+            keep_what_was_said(label_studio, collection, store)
             state = progress(label_studio, collection)
             bar.update(judged, completed=state.done, total=state.needed)
             if state.done >= config.minimum_share * state.needed or (state.done and time.monotonic() > deadline):
@@ -84,6 +110,14 @@ def wait_for_people(label_studio: LabelStudio, collection: Collection, config: L
                     "see to it that people can reach the projects"
                 )
             time.sleep(config.poll_seconds)
+
+
+def keep_what_was_said(label_studio: LabelStudio, collection: Collection, store: Store) -> None:
+    """Bring the store up to date. Raises CollectionLost when a project was deleted."""
+    for synced in sync_collection(label_studio, collection, store):
+        project = synced.project
+        if project.deleted:
+            raise CollectionLost(project.title, len(store.lost(project.project)), store.path)
 
 
 def write_down(pulled: Pulled, collection: Collection, out: Path, journal: Journal) -> Mapping[str, float]:

@@ -11,8 +11,6 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from alignment.records import CRITERIA, Record, Rejected
-from labeling.client import LabelStudio
-from labeling.projects import Project
 from labeling.tasks import Task
 
 PREFERENCES = {"a_3": 3, "a_2": 2, "a_1": 1, "tie": 0, "b_1": -1, "b_2": -2, "b_3": -3}
@@ -67,15 +65,11 @@ class Strange(Exception):
     """An annotation that our screens do not make."""
 
 
-def pull(client: LabelStudio, project: Project, tasks: Iterable[Task]) -> Parsed:
-    """Read all annotations of `tasks` in the project. Other tasks there are left alone."""
-    return parse(client.export(project.id), tasks, project.overlap, f"label-studio/project/{project.id}")
-
-
 def parse(exported: Sequence[Mapping[str, Any]], tasks: Iterable[Task], overlap: int, place: str) -> Parsed:
     """Sort exported annotations into judgements, skips and the quarantine.
 
-    Of one person's annotations of a task the newest counts; beyond `overlap` people the first ones count.
+    `exported` has the shape of an export and of `Store.current`; what is not of `tasks` is left alone. Of one person's
+    annotations of a task the newest counts; beyond `overlap` people the first ones count.
     """
     by_uid = {task.uid: task for task in tasks}
     skips: dict[str, int] = defaultdict(int)

@@ -7,10 +7,11 @@ from pydantic import BaseModel, ConfigDict
 
 from alignment.records import Comparison, Demonstration, Prompt, Rejected, ResponseSet
 from labeling.agreement import Agreement, agreement
-from labeling.annotations import Judged, pull
+from labeling.annotations import Judged, parse
 from labeling.client import LabelStudio
 from labeling.comparisons import comparisons, demonstrations
 from labeling.config import CrewConfig, Kind, LabelingConfig
+from labeling.errors import UnexpectedAnswer
 from labeling.projects import Project, open_project
 from labeling.quality import AnnotatorQuality, quality
 from labeling.simulate import (
@@ -22,6 +23,8 @@ from labeling.simulate import (
     make_crew,
     utilities,
 )
+from labeling.store import Store
+from labeling.sync import Synced, sync_project
 from labeling.tasks import Task, build_tasks, build_writing_tasks, push
 
 COLLECTION_FILE = "collection.json"
@@ -171,12 +174,31 @@ def progress(client: LabelStudio, collection: Collection) -> Progress:
     return Progress(done=done, needed=needed, by_kind=by_kind)
 
 
-def _pull_all(client: LabelStudio, collection: Collection) -> tuple[list[Judged], list[Rejected], dict[str, int]]:
+def sync_collection(client: LabelStudio, collection: Collection, store: Store) -> list[Synced]:
+    """Bring the store up to date with the collection's projects, in their order.
+
+    Raises UnexpectedAnswer for a project that neither the server nor the store has ever seen.
+    """
+    synced = [sync_project(client, store, batch.project.id) for batch in collection.batches]
+    for batch, one in zip(collection.batches, synced, strict=True):
+        if one is None or one.project.title != batch.project.title:
+            raise UnexpectedAnswer(
+                f"{client.url} has no project {batch.project.id} called {batch.project.title!r}: was the server begun "
+                "anew? Run the same command again, which opens the project"
+            )
+    return [one for one in synced if one is not None]
+
+
+def _pull_all(
+    client: LabelStudio, collection: Collection, store: Store | None
+) -> tuple[list[Judged], list[Rejected], dict[str, int]]:
+    store = store or Store()
     judgements: list[Judged] = []
     quarantined: list[Rejected] = []
     skips: dict[str, int] = {}
-    for batch in collection.batches:
-        parsed = pull(client, batch.project, batch.tasks)
+    for batch, synced in zip(collection.batches, sync_collection(client, collection, store), strict=True):
+        rows, place = store.current(synced.project.project), f"label-studio/project/{batch.project.id}"
+        parsed = parse(rows, batch.tasks, batch.project.overlap, place)
         judgements += parsed.judgements
         quarantined += parsed.quarantined
         for annotator, count in parsed.skips.items():
@@ -184,9 +206,13 @@ def _pull_all(client: LabelStudio, collection: Collection) -> tuple[list[Judged]
     return judgements, quarantined, skips
 
 
-def pull_collection(client: LabelStudio, collection: Collection) -> Pulled:
-    """Everything said so far, as comparisons with their statistics. Reads the whole truth each time."""
-    judgements, quarantined, skips = _pull_all(client, collection)
+def pull_collection(client: LabelStudio, collection: Collection, store: Store | None = None) -> Pulled:
+    """Everything said so far, as comparisons with their statistics.
+
+    The store is brought up to date and everything is made from what it has. Without one the server is read whole, and
+    nothing is kept.
+    """
+    judgements, quarantined, skips = _pull_all(client, collection, store)
     rows, ties = comparisons(judgements, collection.tasks)
     return Pulled(
         comparisons=rows,
@@ -199,9 +225,11 @@ def pull_collection(client: LabelStudio, collection: Collection) -> Pulled:
     )
 
 
-def pull_demonstrations(client: LabelStudio, collection: Collection) -> PulledDemonstrations:
-    """The answers written so far."""
-    judgements, quarantined, skips = _pull_all(client, collection)
+def pull_demonstrations(
+    client: LabelStudio, collection: Collection, store: Store | None = None
+) -> PulledDemonstrations:
+    """The answers written so far; see `pull_collection` for the store."""
+    judgements, quarantined, skips = _pull_all(client, collection, store)
     rows = demonstrations(judgements, collection.tasks)
     return PulledDemonstrations(demonstrations=rows, quarantined=quarantined, skips=sum(skips.values()))
 

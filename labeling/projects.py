@@ -19,6 +19,7 @@ from labeling.locks import exclusively
 
 TITLE_CHARACTERS = 50
 HASH_CHARACTERS = 8
+SIGNATURE = "Made by rlhf-flows"
 DIALOG_MARKUP = {
     "<h1>": "<p><b>", "</h1>": "</b></p><br>", "<h2>": "<br><p><b>", "</h2>": "</b></p>",
     "<li>": "<p>\u2022 ", "</li>": "</p>", "<ul>": "", "</ul>": "", "<ol>": "", "</ol>": "<br>",
@@ -72,7 +73,12 @@ def screen(kind: Kind) -> str:
 
 def screen_hash(kind: Kind) -> str:
     """A short hash of all that an annotator is shown around a task."""
-    return hashlib.sha256(screen(kind).encode()).hexdigest()[:HASH_CHARACTERS]
+    return config_hash(screen(kind))
+
+
+def config_hash(config: str) -> str:
+    """A short hash of a label config; the server strips it, so spaces at the ends do not count."""
+    return hashlib.sha256(config.strip().encode()).hexdigest()[:HASH_CHARACTERS]
 
 
 def open_project(client: LabelStudio, kind: Kind, title: str, overlap: int) -> Project:
@@ -97,7 +103,7 @@ def open_project(client: LabelStudio, kind: Kind, title: str, overlap: int) -> P
 def _create(client: LabelStudio, kind: Kind, title: str, overlap: int) -> int:
     settings = {
         "title": title,
-        "description": f"Made by rlhf-flows; screen {screen_hash(kind)}. Do not edit the labeling interface.",
+        "description": f"{SIGNATURE}; screen {screen_hash(kind)}. Do not edit the labeling interface.",
         "label_config": screen(kind),
         "expert_instruction": instruction(),
         "show_instruction": True,
