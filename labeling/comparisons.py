@@ -47,6 +47,8 @@ def _comparison(
         criteria=criteria or {},
         annotation_id=judgement.annotation_id,
         annotator_id=judgement.annotator_id,
+        task_uid=judgement.task_uid,
+        chosen_first=task.shown.index(chosen) < task.shown.index(rejected),
     )
 
 
