@@ -16,7 +16,7 @@ from alignment.errors import DataError
 from alignment.journal import Journal
 from alignment.prompts import hashed_split
 from alignment.records import Comparison, Rejected, read_records, write_records
-from alignment.sources import read_as, to_comparison
+from alignment.sources import read_comparisons
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def build_comparisons(
     if labelled is not None:
         rows, rejected = read_records(labelled, Comparison)
     for source in config.sources:
-        good, bad = read_as(source, to_comparison, town)
+        good, bad = read_comparisons(source, town)
         rows += good
         rejected += bad
     settle_rejected(rejected, len(rows), config.max_rejected_share, out)

@@ -103,7 +103,8 @@ class Comparison(Record):
 
     `strength` is 1 (slightly better) to 3 (much better), 0 for a tie. `annotation_id` and `annotator_id` name where the
     judgement came from; imported data without annotators leaves `annotator_id` empty. `criteria` holds, where the
-    annotator rated both responses, the rating of chosen minus that of rejected.
+    annotator rated both responses, the rating of chosen minus that of rejected. `task_uid` is the task that was shown,
+    and `chosen_first` says whether chosen stood before rejected there (left of it, or above); None when unknown.
     """
 
     id: str = Field(min_length=1)
@@ -114,6 +115,8 @@ class Comparison(Record):
     criteria: dict[str, int] = Field(default_factory=dict)
     annotation_id: str = ""
     annotator_id: str = ""
+    task_uid: str = ""
+    chosen_first: bool | None = None
 
 
 class Rejected(Record):

@@ -1,4 +1,4 @@
-"""The commands `rlhf label …`: keeping what people said, and seeing how a collection is going."""
+"""The commands `rlhf label …`: keep what people said, see how it is going, take judgements in and hand them on."""
 
 import json
 import os
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from flows import exchange
 from labeling.errors import LabelingError
 
 if TYPE_CHECKING:
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from labeling.status import ProjectStatus
     from labeling.sync import Synced
 
-app = typer.Typer(help="People in the loop: keep what they said, and see how it is going.", no_args_is_help=True)
+app = typer.Typer(help="What people said, how it is going, and judgements in and out.", no_args_is_help=True)
 Home = Annotated[
     Path | None, typer.Option("--home", help="Where the stack lives: RLHF_HOME, else ./.rlhf", show_default=False)
 ]
@@ -22,6 +23,9 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tabl
 Projects = Annotated[
     list[int] | None, typer.Option("--project", metavar="NUMBER", help="Only this project; can be repeated.")
 ]
+app.command("import")(exchange.import_judgements)
+app.command("export")(exchange.export)
+app.command("show")(exchange.show)
 NEXT_STEP = (
     "no project of ours is known: `rlhf run RECIPE --stage labeling` opens one and prints where people work; "
     "`rlhf recipes` lists the recipes"

@@ -28,9 +28,11 @@ from labeling.collection import (
 )
 from labeling.config import LabelingConfig
 from labeling.errors import CollectionLost
+from labeling.projects import screen, screen_hash
 from labeling.store import Store
 
 STORE_FILE = "annotations.db"
+SCREENS = "screens"
 
 
 def collect(
@@ -120,9 +122,20 @@ def keep_what_was_said(label_studio: LabelStudio, collection: Collection, store:
             raise CollectionLost(project.title, len(store.lost(project.project)), store.path)
 
 
+def keep_screens(collection: Collection, out: Path) -> None:
+    """The screens with their guidelines as people saw them, named by the hash that the card names."""
+    (out / SCREENS).mkdir(exist_ok=True)
+    for batch in collection.batches:
+        kind, digest = batch.project.kind, batch.project.screen_hash
+        if digest == screen_hash(kind):  # an older project keeps the screen of its day on the server
+            (out / SCREENS / f"{kind}-{digest}.xml").write_text(screen(kind), encoding="utf-8")
+
+
 def write_down(pulled: Pulled, collection: Collection, out: Path, journal: Journal) -> Mapping[str, float]:
-    """`comparisons.jsonl` (ties among them), `quarantine.jsonl`, `agreement.json` and `annotators.json`."""
+    """`comparisons.jsonl` (ties among them), `judgements.jsonl`, `quarantine.jsonl`, the statistics and the screens."""
     write_records(out / "comparisons.jsonl", [*pulled.comparisons, *pulled.ties])
+    write_records(out / "judgements.jsonl", pulled.said)
+    keep_screens(collection, out)
     write_records(out / "quarantine.jsonl", [*collection.rejected, *pulled.quarantined])
     (out / "agreement.json").write_text(pulled.agreement.model_dump_json(indent=1), encoding="utf-8")
     rows = [one.model_dump(mode="json") for one in pulled.quality]

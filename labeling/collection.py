@@ -87,6 +87,7 @@ class Pulled(BaseModel):
     comparisons: list[Comparison]
     ties: list[Comparison]
     quarantined: list[Rejected]
+    said: list[Judged]
     judgements: int
     skips: int
     agreement: Agreement
@@ -218,6 +219,7 @@ def pull_collection(client: LabelStudio, collection: Collection, store: Store | 
         comparisons=rows,
         ties=ties,
         quarantined=quarantined,
+        said=judgements,
         judgements=len(judgements),
         skips=sum(skips.values()),
         agreement=agreement(rows + ties),

@@ -68,7 +68,8 @@ def instruction() -> str:
 def screen(kind: Kind) -> str:
     """The label config of a kind of task, with the style and the guidelines put in."""
     text = escape(guidelines(), quote=True).replace("\n", "&#10;")
-    return _screen_file(f"{kind}.xml").replace("{style}", _screen_file("style.xml")).replace("{guidelines}", text)
+    layout = _screen_file(f"{kind}.xml").replace("{style}", _screen_file("style.xml"))
+    return layout.replace("{question}", _screen_file("question.xml").strip()).replace("{guidelines}", text)
 
 
 def screen_hash(kind: Kind) -> str:

@@ -18,6 +18,8 @@ from labeling.locks import exclusively
 from labeling.projects import Project
 from labeling.versions import uid_of
 
+SPEAKERS = {"system": "Told to the assistant", "user": "Person", "assistant": "Assistant"}
+
 
 class Task(BaseModel):
     """One piece of work. `responses` maps the task's opaque ids to ours, in the order shown."""
@@ -37,7 +39,9 @@ class Task(BaseModel):
     @property
     def data(self) -> dict[str, Any]:
         """The task as Label Studio stores it."""
-        common = {"uid": self.uid, "prompt": self.prompt.text}
+        *before, last = self.prompt.messages
+        turns = [{"who": SPEAKERS[turn.role], "text": turn.content} for turn in before]
+        common: dict[str, Any] = {"uid": self.uid, "before": turns, "prompt": last.content}
         if self.kind == "demonstration":
             return common
         if self.kind == "pairwise":
