@@ -12,6 +12,7 @@ from alignment.overoptimization import Fit
 from alignment.statistics import bin_index
 
 STYLE: dict[str, Any] = {"linewidth": 1.6}
+TAG_ROOM = 0.04  # of the distance shown, between two points that are tagged with their steps
 
 
 def curve(lines: Sequence[Mapping[str, Any]], names: Sequence[str], title: str) -> Figure:
@@ -96,8 +97,11 @@ def gold_curve(
         _line(side, best_of_n, key, {**hollow, "label": f"{label}, best of n"})
         if fits and name in fits:
             _fitted(side, fits[name], reach, color)
+    tagged = -math.inf
     for point in points:
-        _tag(axes, point, f"{point['step']:.0f}")
+        if _distance(point) - tagged >= TAG_ROOM * reach:
+            _tag(axes, point, f"{point['step']:.0f}")
+            tagged = _distance(point)
         if point["step"] == chosen:
             axes.axvline(_distance(point), color="grey", linewidth=1, linestyle="--", label="chosen")
     for point in best_of_n:
@@ -121,7 +125,8 @@ def _fitted(axes: Any, fit: Mapping[str, float], reach: float, color: str) -> No
     law = Fit(fit["alpha"], fit["beta"], fit["residual"], int(fit["points"]))
     distances = [reach * i / 100 for i in range(101)]
     values = [fit["start"] + law.at(distance) for distance in distances]
-    label = f"d ({law.alpha:.3f} − {law.beta:.3f} log d), residual {law.residual:.3f}"
+    sign = "−" if law.beta >= 0 else "+"
+    label = f"d ({law.alpha:.3f} {sign} {abs(law.beta):.3f} log d), residual {law.residual:.3f}"
     axes.plot(distances, values, color=color, linestyle="--", linewidth=1, label=label)
 
 
