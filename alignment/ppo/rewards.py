@@ -3,10 +3,11 @@
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from alignment.config import Combine
 from alignment.ensemble import Ensemble, combined, spread
@@ -48,6 +49,7 @@ class EnsembleReward:
     coef: float = 0.5
 
 
+REMEDY = "train the reward model with the policy's tokenizer, or wrap it in a RuleReward that reads text"
 Component = RuleReward | ModelReward | EnsembleReward
 Reward = PreTrainedModel | RewardFunction | Sequence[Component | PreTrainedModel]
 
@@ -105,9 +107,24 @@ def _check_model(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokeniz
     rows = len(embeddings.weight)
     if rows < len(tokenizer):
         raise CheckpointError(
-            f"reward model '{name}' knows {rows} tokens and the policy's tokenizer has {len(tokenizer)}: "
-            "train the reward model with the policy's tokenizer, or wrap it in a RuleReward that reads text"
+            f"reward model '{name}' knows {rows} tokens and the policy's tokenizer has {len(tokenizer)}: {REMEDY}"
         )
+    if odd := _read_otherwise(model, tokenizer):
+        raise CheckpointError(
+            f"reward model '{name}' was saved with another tokenizer: {model.name_or_path} does not have {odd!r} "
+            f"where the policy's has it; {REMEDY}"
+        )
+
+
+def _read_otherwise(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """The first token of the policy's tokenizer that is not the same in the one saved beside the model, if one is."""
+    place = Path(model.name_or_path or "nowhere")
+    if not (place / "tokenizer_config.json").is_file():
+        return None
+    own = AutoTokenizer.from_pretrained(place).get_vocab()
+    words = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
+    special = {*tokenizer.all_special_tokens}  # a PAD that was added later is never read
+    return next((word for word, number in words if word not in special and own.get(word) != number), None)
 
 
 def component_scores(

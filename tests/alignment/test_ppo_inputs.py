@@ -8,7 +8,7 @@ from datasets import Dataset
 from pydantic import ValidationError
 
 from alignment.errors import CheckpointError, ConfigError, DataError, TrainingError
-from alignment.model import scalar_model_from
+from alignment.model import load_scalar_model, save_model, scalar_model_from
 from alignment.ppo.config import PPOConfig
 from alignment.ppo.prompts import cycled_rows, tokenized_prompts
 from alignment.ppo.rewards import ModelReward, RuleReward
@@ -112,6 +112,17 @@ def test_rewards_must_be_named_and_fit_the_tokenizer(tmp_path) -> None:
         _train(tmp_path, reward=[7])
     with pytest.raises(ConfigError, match="is nan"):
         _train(tmp_path, reward=[ModelReward("m", math.nan, world.reward_model())])
+
+
+def test_a_reward_model_saved_with_another_tokenizer_is_refused(tmp_path) -> None:
+    own, other = world.tokenizer(), tmp_path / "other"
+    save_model(scalar_model_from(world.policy()), tmp_path / "same", own)
+    _train(tmp_path / "a", reward=load_scalar_model(tmp_path / "same"))
+    save_model(scalar_model_from(world.policy()), other, own)
+    file = other / "tokenizer.json"
+    file.write_text(file.read_text().replace('"w7"', '"other"').replace('"w8"', '"w7"').replace('"other"', '"w8"'))
+    with pytest.raises(CheckpointError, match=r"reward model 'model' was saved with another tokenizer: .*'w7'"):
+        _train(tmp_path / "b", reward=load_scalar_model(other))
 
 
 def test_a_loss_that_is_not_finite_names_the_last_checkpoint(tmp_path) -> None:
