@@ -16,6 +16,7 @@ from labeling.errors import LabelingError
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from flows.services import Name
     from flows.stack import ServerStatus
 
 app = typer.Typer(
@@ -123,7 +124,7 @@ def report(
     home: Home = None,
 ) -> None:
     """Print the figures of a release."""
-    _connect(home)
+    _connect(home, "mlflow")
     from flows.report import load_release, report_view
 
     manifest = load_release(release)
@@ -140,7 +141,7 @@ def lineage(
     home: Home = None,
 ) -> None:
     """Walk from a registered model back to annotation ids and the corpus."""
-    _connect(home)
+    _connect(home, "mlflow")
     from flows import lineage as walk
 
     found = walk.lineage(model, home)
@@ -150,11 +151,12 @@ def lineage(
         _console().print(walk.lineage_tree(found))
 
 
-def _connect(home: Path | None) -> None:
-    """Point Prefect and MLflow at the running stack, before either is imported."""
+def _connect(home: Path | None, *needed: "Name") -> None:
+    """Point Prefect and MLflow at the running stack (all of it, or what is needed), before either is imported."""
+    from flows.services import NAMES
     from flows.stack import connect
 
-    os.environ.update(connect(home).environment())
+    os.environ.update(connect(home, needed or NAMES).environment())
 
 
 def _status_table(rows: "list[ServerStatus]") -> Any:

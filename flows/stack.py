@@ -11,7 +11,7 @@ import fcntl
 import os
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -138,11 +138,11 @@ def status(home: Path | None = None) -> list[ServerStatus]:
         return list(pool.map(lambda name: _status_of(name, home, state.servers.get(name), credentials), NAMES))
 
 
-def connect(home: Path | None = None) -> Stack:
-    """The running stack. Raises StackError, naming `rlhf up`, when a server of it does not answer."""
+def connect(home: Path | None = None, needed: Collection[Name] = NAMES) -> Stack:
+    """The running stack. Raises StackError, naming `rlhf up`, when a server of it that is needed does not answer."""
     home = home_directory(home)
     rows = status(home)
-    silent = [f"{row.title} ({row.health.problem})" for row in rows if not row.health.ok]
+    silent = [f"{row.title} ({row.health.problem})" for row in rows if row.name in needed and not row.health.ok]
     credentials = _existing_credentials(home)
     if silent or credentials is None:
         raise StackError(f"{' and '.join(silent)} of the stack in {home}: start the servers with `rlhf up`")

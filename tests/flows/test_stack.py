@@ -59,6 +59,8 @@ def test_a_stack_that_does_not_run_says_which_command_starts_it(tmp_path: Path) 
     with pytest.raises(StackError, match="`rlhf up`") as caught:
         stack.connect(tmp_path)
     assert "Label Studio (not running)" in str(caught.value)
+    with pytest.raises(StackError, match=r"^MLflow \(not running\) of the stack"):
+        stack.connect(tmp_path, ["mlflow"])
     assert stack.down(tmp_path / "nowhere") == []
 
 
