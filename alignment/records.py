@@ -103,7 +103,8 @@ class Comparison(Record):
 
     `strength` is 1 (slightly better) to 3 (much better), 0 for a tie. `annotation_id` and `annotator_id` name where the
     judgement came from; imported data without annotators leaves `annotator_id` empty. `criteria` holds, where the
-    annotator rated both responses, the rating of chosen minus that of rejected.
+    annotator rated both responses, the rating of chosen minus that of rejected. `weight` is how much it counts in
+    training; 1 is a comparison like any other.
     """
 
     id: str = Field(min_length=1)
@@ -114,6 +115,7 @@ class Comparison(Record):
     criteria: dict[str, int] = Field(default_factory=dict)
     annotation_id: str = ""
     annotator_id: str = ""
+    weight: float = Field(default=1.0, ge=0.0, allow_inf_nan=False)
 
 
 class Rejected(Record):

@@ -95,7 +95,11 @@ def _judgements(recipe: Recipe) -> Iterator[Step]:
         yield Step(stage="comparisons", config=recipe.comparisons, inputs=_town(recipe), files=files)
         return
     yield Step(stage="responses", config=recipe.sampling, inputs={"model": "sft", **_same("prompts")})
-    yield Step(stage="labeling", config=recipe.labeling, inputs={**_same("responses"), **_town(recipe)})
+    gold = recipe.labeling.quality.gold.path
+    yield Step(
+        stage="labeling", config=recipe.labeling, inputs={**_same("responses"), **_town(recipe)},
+        files=() if gold is None or not Path(gold).exists() else (Path(gold),),
+    )  # fmt: skip
     yield Step(stage="comparisons", config=recipe.comparisons, inputs={"labelled": "labeling"})
 
 

@@ -74,6 +74,12 @@ class Recipe(Config):
 
     def _judgements(self) -> Iterator[str]:
         """Comparisons come from exactly one place, and there are prompts enough to judge."""
+        told = self.comparisons
+        if self.align.method == "dpo" and (told.weights != "none" or told.aggregate == "soft"):
+            yield (
+                "align.method dpo counts all comparisons alike: set comparisons.weights: none and "
+                "comparisons.aggregate: each or majority, or choose another method"
+            )
         if self.labeling is None:
             if not self.comparisons.sources:
                 yield "nothing says where comparisons come from: give `labeling`, or files in `comparisons.sources`"
@@ -86,10 +92,12 @@ class Recipe(Config):
                 "labeling.annotators: people, or give comparisons.sources and labeling: null"
             )
         needed = self.labeling.rankings.prompts + self.labeling.pairwise.prompts
-        if self.sampling.prompts < needed:
+        gold = sum(self.labeling.gold_tasks.values()) if self.labeling.annotators == "simulated" else 0
+        if self.sampling.prompts < needed + gold:
+            also = f" and {gold} for gold tasks" if gold else ""
             yield (
-                f"sampling.prompts is {self.sampling.prompts}, but labeling asks for {needed} judged prompts: raise "
-                "sampling.prompts, or lower labeling.rankings.prompts and labeling.pairwise.prompts"
+                f"sampling.prompts is {self.sampling.prompts}, but labeling asks for {needed} judged prompts{also}: "
+                "raise sampling.prompts, or lower labeling.rankings.prompts and labeling.pairwise.prompts"
             )
 
     def _town(self) -> Iterator[str]:

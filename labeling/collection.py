@@ -1,18 +1,20 @@
 """The public face of the package: open a collection of judgements, watch it, let a crew work on it, pull it."""
 
+import random
 from collections.abc import Sequence
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
 from alignment.records import Comparison, Demonstration, Prompt, Rejected, ResponseSet
-from labeling.agreement import Agreement, agreement
 from labeling.annotations import Judged, pull
+from labeling.assessment import Assessment, assess
 from labeling.client import LabelStudio
-from labeling.comparisons import comparisons, demonstrations
-from labeling.config import CrewConfig, Kind, LabelingConfig
+from labeling.comparisons import demonstrations
+from labeling.config import CrewConfig, Kind, LabelingConfig, QualityOptions
+from labeling.gold import Answers, gold_tasks
 from labeling.projects import Project, open_project
-from labeling.quality import AnnotatorQuality, quality
+from labeling.screening import Dispute
 from labeling.simulate import (
     Annotator,
     Judge,
@@ -43,12 +45,14 @@ class Batch(BaseModel):
 
 
 class Collection(BaseModel):
-    """What was put before people. `rejected` are response sets that could not be made into tasks."""
+    """What was put before people. `rejected` are response sets that could not be made into tasks, `answers` what is
+    known of gold tasks."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     batches: tuple[Batch, ...]
     rejected: tuple[Rejected, ...] = ()
+    answers: Answers = {}
 
     @property
     def urls(self) -> dict[str, str]:
@@ -76,18 +80,12 @@ class Progress(BaseModel):
         return self.done / self.needed if self.needed else 1.0
 
 
-class Pulled(BaseModel):
+class Pulled(Assessment):
     """What people said. `ties` (strength 0) are kept apart from `comparisons`."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    comparisons: list[Comparison]
-    ties: list[Comparison]
     quarantined: list[Rejected]
     judgements: int
     skips: int
-    agreement: Agreement
-    quality: list[AnnotatorQuality]
 
 
 class PulledDemonstrations(BaseModel):
@@ -111,25 +109,51 @@ class CrewReport(BaseModel):
 
 
 def open_collection(
-    client: LabelStudio, config: LabelingConfig, response_sets: Sequence[ResponseSet], out: Path
+    client: LabelStudio,
+    config: LabelingConfig,
+    response_sets: Sequence[ResponseSet],
+    out: Path,
+    known: Sequence[Comparison] = (),
 ) -> Collection:
     """Put response sets before people: the first `rankings.prompts` to rank, the next `pairwise.prompts` to compare.
 
-    Repeatable: the same sets find their projects and tasks again. The collection is written to `out/collection.json`.
+    From `known` comparisons come the gold tasks that the options ask for. Repeatable: the same sets find their projects
+    and tasks again. The collection is written to `out/collection.json`.
     """
     first, second = config.rankings.prompts, config.pairwise.prompts
     shares: tuple[tuple[Kind, int, Sequence[ResponseSet]], ...] = (
         ("ranking", config.rankings.overlap, response_sets[:first]),
         ("pairwise", config.pairwise.overlap, response_sets[first : first + second]),
     )
-    batches: list[Batch] = []
-    rejected: list[Rejected] = []
-    for kind, overlap, sets in shares:
-        tasks, unfit = build_tasks(kind, sets, config.seed)
-        rejected += unfit
-        if tasks:
+    built = {kind: build_tasks(kind, sets, config.seed) for kind, _, sets in shares}
+    uids = {task.uid for tasks, _ in built.values() for task in tasks}
+    gold = gold_tasks(known, config.gold_tasks, uids, config.seed)
+    batches = []
+    for kind, overlap, _ in shares:
+        if tasks := mixed(built[kind][0], gold.tasks[kind], config.seed):
             batches.append(_open_batch(client, kind, config.title, overlap, tasks))
-    return _written(Collection(batches=tuple(batches), rejected=tuple(rejected)), out)
+    rejected = [row for _, unfit in built.values() for row in unfit] + gold.rejected
+    return _written(Collection(batches=tuple(batches), rejected=tuple(rejected), answers=gold.answers), out)
+
+
+def mixed(tasks: Sequence[Task], gold: Sequence[Task], seed: int) -> list[Task]:
+    """The tasks with the gold ones among them, so that their place says nothing."""
+    together = [*tasks, *gold]
+    if gold:
+        random.Random(f"mixed:{seed}").shuffle(together)
+    return together
+
+
+def open_adjudication(
+    client: LabelStudio, title: str, collection: Collection, disputed: Sequence[Dispute], out: Path
+) -> Collection:
+    """Put the disputed tasks before a senior annotator, in a second project; repeatable like `open_collection`."""
+    tasks = collection.tasks
+    kinds: dict[Kind, list[Task]] = {}
+    for one in disputed:
+        kinds.setdefault(one.kind, []).append(tasks[one.task_uid])
+    batches = tuple(_open_batch(client, kind, f"{title} senior", 1, some) for kind, some in kinds.items())
+    return _written(Collection(batches=batches), out)
 
 
 def open_demonstrations(
@@ -184,18 +208,21 @@ def _pull_all(client: LabelStudio, collection: Collection) -> tuple[list[Judged]
     return judgements, quarantined, skips
 
 
-def pull_collection(client: LabelStudio, collection: Collection) -> Pulled:
-    """Everything said so far, as comparisons with their statistics. Reads the whole truth each time."""
+def pull_collection(
+    client: LabelStudio, collection: Collection, options: QualityOptions | None = None, senior: Collection | None = None
+) -> Pulled:
+    """Everything said so far, as comparisons with their statistics. Reads the whole truth each time.
+
+    What is said in the collection `senior` stands instead of what others say of the same tasks.
+    """
     judgements, quarantined, skips = _pull_all(client, collection)
-    rows, ties = comparisons(judgements, collection.tasks)
+    settled, strange, _ = _pull_all(client, senior) if senior else ([], [], {})
+    assessed = assess(judgements, collection.tasks, skips, options or QualityOptions(), collection.answers, settled)
     return Pulled(
-        comparisons=rows,
-        ties=ties,
-        quarantined=quarantined,
-        judgements=len(judgements),
+        **dict(assessed),
+        quarantined=quarantined + strange,
+        judgements=len(judgements) + len(settled),
         skips=sum(skips.values()),
-        agreement=agreement(rows + ties),
-        quality=quality(judgements, collection.tasks, rows + ties, skips),
     )
 
 
@@ -211,6 +238,8 @@ def crew_temperature(crew: Sequence[Annotator], collection: Collection, judge: J
     if config.temperature is not None:
         return config.temperature
     tasks = collection.tasks.values()
+    careful = [one for one in crew if one.habit == "careful"]
+    crew = careful if len(careful) > 1 else crew  # agreement is that of those who do the work
     scored = [[utilities(one, task.data, task.prompt.id, judge) for one in crew] for task in tasks]
     return fitting_temperature(crew, scored, config.agreement)
 

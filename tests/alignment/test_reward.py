@@ -292,7 +292,7 @@ def test_the_likelihood_term_is_saved_beside_a_plain_model_and_left_out_of_a_val
 def test_text_regularisation_counts_a_response_by_what_it_won(base) -> None:
     made, language_model = with_likelihood(base, 0.0)
     head = language_model.get_output_embeddings()
-    group = PromptGroup([[5, 6, 7], [5, 8, 9, 4], [5, 4]], [(0, 1), (0, 1), (1, 0), (0, 2)], 1)
+    group = PromptGroup([[5, 6, 7], [5, 8, 9, 4], [5, 4]], [(0, 1), (0, 1), (1, 0), (0, 2)], 1, [1.0] * 4)
     assert won_shares(group) == [3 / 4, 1 / 3, 0]
     ranking, with_text = (batch_loss(made, [group], head, coef)[0].item() for coef in (0.0, 2.0))
     totals = [by_hand(language_model, s, 1) * (len(s) - 1) for s in group.sequences]

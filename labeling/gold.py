@@ -1,0 +1,84 @@
+"""Gold tasks: tasks whose answer is known, which look like all others.
+
+What is known are comparisons ("this response is better than that"). A prompt with three or more responses can be a
+ranking task, of which only the known pairs are looked at; any known pair can be a pairwise task. What the answer is
+never leaves our side.
+"""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from alignment.records import Comparison, Rejected, Response
+from labeling.agreement import Rate, rate
+from labeling.config import Kind
+from labeling.errors import TaskError
+from labeling.tasks import Task, make_task
+
+Answers = dict[str, tuple[tuple[str, str], ...]]  # by task uid, pairs of response ids, the better one first
+
+
+@dataclass(frozen=True)
+class GoldSet:
+    """The gold tasks of a collection by kind, their answers, and rows of which no task could be made."""
+
+    tasks: dict[Kind, list[Task]]
+    answers: Answers
+    rejected: list[Rejected]
+
+
+def gold_tasks(known: Sequence[Comparison], counts: Mapping[Kind, int], others: set[str], seed: int) -> GoldSet:
+    """At most `counts` tasks of each kind, each of a prompt of its own; `others` are the uids of the ordinary tasks.
+
+    Rankings come first, as not every prompt has responses enough for one; of a pairwise task the pair with the greatest
+    strength is taken.
+    """
+    made = GoldSet({kind: [] for kind in counts}, {}, [])
+    by_prompt: dict[str, list[Comparison]] = defaultdict(list)
+    for row in known:
+        if row.strength:
+            by_prompt[row.prompt.id].append(row)
+    for number, rows in enumerate(by_prompt.values(), start=1):
+        responses = {side.id: side for row in rows for side in (row.chosen, row.rejected)}
+        kind: Kind = "ranking" if 3 <= len(responses) <= 9 and _wanted(made, counts, "ranking") else "pairwise"
+        if not _wanted(made, counts, kind):
+            continue
+        if kind == "pairwise":
+            rows = [max(rows, key=lambda row: row.strength)]
+            responses = {side.id: side for side in (rows[0].chosen, rows[0].rejected)}
+        try:
+            task = _task(kind, rows, list(responses.values()), others, seed)
+        except TaskError as error:
+            row = rows[0].model_dump()
+            made.rejected.append(Rejected(file="gold answers", line=number, reason=str(error), row=row))
+            continue
+        shown = {response.id for response in task.responses.values()}
+        pairs = [(row.chosen.id, row.rejected.id) for row in rows if {row.chosen.id, row.rejected.id} <= shown]
+        made.tasks[kind].append(task)
+        made.answers[task.uid] = tuple(pairs)
+    return made
+
+
+def _wanted(made: GoldSet, counts: Mapping[Kind, int], kind: Kind) -> bool:
+    return len(made.tasks.get(kind, ())) < counts.get(kind, 0)
+
+
+def _task(kind: Kind, rows: Sequence[Comparison], responses: Sequence[Response], others: set[str], seed: int) -> Task:
+    said = {(row.chosen.id, row.rejected.id) for row in rows}
+    if any((worse, better) in said for better, worse in said):
+        raise TaskError("the known answers contradict each other")
+    task = make_task(kind, rows[0].prompt, responses, seed)
+    if task.uid in others:
+        raise TaskError("the same task is there as an ordinary one")
+    return task
+
+
+def graded(rows: Sequence[Comparison], answers: Answers) -> dict[str, Rate]:
+    """Of the known pairs, the share that each annotator has right; a tie is wrong. `rows` are of gold tasks alone."""
+    known = {pair for pairs in answers.values() for pair in pairs}
+    said: dict[str, list[tuple[str, str, str, bool]]] = defaultdict(list)
+    for row in rows:
+        pair = (row.chosen.id, row.rejected.id)
+        if pair in known or pair[::-1] in known:
+            said[row.annotator_id].append((row.prompt.id, "", "", row.strength > 0 and pair in known))
+    return {annotator: rate(some) for annotator, some in said.items()}
