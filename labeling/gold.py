@@ -49,8 +49,8 @@ def gold_tasks(known: Sequence[Comparison], counts: Mapping[Kind, int], others: 
         try:
             task = _task(kind, rows, list(responses.values()), others, seed)
         except TaskError as error:
-            row = rows[0].model_dump()
-            made.rejected.append(Rejected(file="gold answers", line=number, reason=str(error), row=row))
+            whole = rows[0].model_dump()
+            made.rejected.append(Rejected(file="gold answers", line=number, reason=str(error), row=whole))
             continue
         shown = {response.id for response in task.responses.values()}
         pairs = [(row.chosen.id, row.rejected.id) for row in rows if {row.chosen.id, row.rejected.id} <= shown]

@@ -5,9 +5,12 @@ Chen, Bennett, Collins-Thompson & Horvitz 2013, "Pairwise ranking aggregation in
     P(k says i beats j) = η_k σ(s_i − s_j) + (1 − η_k) σ(s_j − s_i)
 
 Responses have scores s, as in a reward model, and annotator k says what the scores say with probability η_k, else the
-opposite: 1 is a judge who errs only where responses are near, 1/2 says nothing, less than 1/2 has it upside down. The
-scores and the η are those of the highest posterior under s ~ N(0, v) and η ~ Beta(a, b); without the priors, scores of
-responses that were judged once or twice, and always the same way, would have no bound.
+opposite: 1 is a judge who errs only where responses are near, 1/2 says nothing, less than 1/2 has it upside down.
+
+There are more scores than anybody has judgements of them, and scores fitted to two or three judgements take the errors
+for truth: everyone looks reliable. So the difference Δ of each pair is integrated out, Δ ~ N(0, τ²), and η and τ alone
+are fitted, at the highest posterior of the product over pairs (a composite likelihood, Lindsay 1988: pairs of one
+prompt hang together, which leaves the estimate consistent).
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,61 +19,72 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize
-from scipy.special import expit
+from scipy.special import expit, logsumexp
 
 from alignment.records import Comparison
+from labeling.agreement import votes
 
-SCORE_VARIANCE = 4.0
+NODES = 31  # of the Gauss-Hermite quadrature over Δ
 PRIOR = (4.0, 2.0)  # Beta: an annotator of whom little is known counts as a little better than half right
-START = 1.5  # log-odds of η: on the right side of 1/2, where scores and η could both be turned round
+SPREAD = (np.log(2.0), 1.0)  # mean and deviation of log τ before anything is seen
+START = 1.5  # log-odds of η: on the right side of 1/2, where everything could be turned round
 Floats = NDArray[np.float64]
 Places = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class Choices:
-    """Comparisons as indices, all of shape (n,): who said it, and the responses that won and lost."""
+    """Votes, those of one pair together: who said it and which side (±1), of shape (n,), and where each pair begins."""
 
     annotators: tuple[str, ...]
     who: Places
-    won: Places
-    lost: Places
-    responses: int
+    side: Floats
+    begins: Places
 
     @classmethod
     def of(cls, comparisons: Sequence[Comparison]) -> "Choices":
-        """From comparisons with a winner; a response is one of its prompt's."""
-        names = sorted({row.annotator_id for row in comparisons})
-        who = {name: number for number, name in enumerate(names)}
-        sides = [(row.prompt.id, side.id) for row in comparisons for side in (row.chosen, row.rejected)]
-        place = {side: number for number, side in enumerate(dict.fromkeys(sides))}
-        index = np.array([place[side] for side in sides], dtype=np.int64).reshape(-1, 2)
-        told = np.array([who[row.annotator_id] for row in comparisons], dtype=np.int64)
-        return cls(tuple(names), told, index[:, 0], index[:, 1], len(place))
+        """From comparisons with a winner."""
+        found = [sorted(said.items()) for said in votes(comparisons).values()]
+        names = sorted({name for said in found for name, _ in said})
+        number = {name: place for place, name in enumerate(names)}
+        sizes = np.array([len(said) for said in found], dtype=np.int64)
+        return cls(
+            tuple(names),
+            np.array([number[name] for said in found for name, _ in said], dtype=np.int64),
+            np.array([side for said in found for _, side in said], dtype=float),
+            np.cumsum(sizes) - sizes,
+        )
 
 
 def minus_log_posterior(parameters: Floats, choices: Choices) -> tuple[float, Floats]:
-    """−log p(choices | s, η) − log p(s) − log p(η) up to a constant, and its gradient.
+    """−log p(choices | η, τ) − log p(η) − log p(τ) up to a constant, and its gradient.
 
-    `parameters` are the scores and then the log-odds of η: with Δ = s_won − s_lost and p = η σ(Δ) + (1 − η) σ(−Δ),
-    ∂ log p/∂Δ = (2η − 1) σ(Δ) σ(−Δ) / p and ∂ log p/∂ logit η = (σ(Δ) − σ(−Δ)) η (1 − η) / p.
+    log p = Σ_pairs log ∫ N(Δ; 0, τ²) Π_k [η_k σ(y_k Δ) + (1 − η_k) σ(−y_k Δ)] dΔ, where y_k = ±1 is what k says of the
+    pair. `parameters` are the log-odds of each η, and log τ last.
     """
-    scores, odds = parameters[: choices.responses], parameters[choices.responses :]
-    all_eta = expit(odds)
-    eta, right = all_eta[choices.who], expit(scores[choices.won] - scores[choices.lost])
+    odds, log_tau = parameters[:-1], parameters[-1]
+    nodes, masses = np.polynomial.hermite_e.hermegauss(NODES)
+    difference = np.exp(log_tau) * nodes
+    every_eta = expit(odds)
+    eta = every_eta[choices.who][:, None]
+    right = expit(choices.side[:, None] * difference)
     chance = eta * right + (1 - eta) * (1 - right)
+    joint = np.add.reduceat(np.log(chance), choices.begins) + np.log(masses / masses.sum())
+    by_pair = logsumexp(joint, axis=1)
+    posterior = np.exp(joint - by_pair[:, None])
+    sizes = np.diff(np.append(choices.begins, len(choices.who)))
+    share = np.repeat(posterior, sizes, axis=0) / chance
+    by_odds = (share * (2 * right - 1)).sum(1) * (eta * (1 - eta))[:, 0]
+    by_tau = (share * (2 * eta - 1) * choices.side[:, None] * right * (1 - right) * difference).sum()
     a, b = PRIOR
-    prior = -(scores**2).sum() / (2 * SCORE_VARIANCE) + (
-        (a - 1) * np.log(all_eta) + (b - 1) * np.log1p(-all_eta)
-    ).sum()
-    by_difference = (2 * eta - 1) * right * (1 - right) / chance
-    gradient = np.zeros_like(parameters)
-    np.add.at(gradient, choices.won, by_difference)
-    np.add.at(gradient, choices.lost, -by_difference)
-    np.add.at(gradient, choices.responses + choices.who, (2 * right - 1) * eta * (1 - eta) / chance)
-    gradient[: choices.responses] -= scores / SCORE_VARIANCE
-    gradient[choices.responses :] += (a - 1) * (1 - all_eta) - (b - 1) * all_eta
-    return -float(np.log(chance).sum() + prior), -gradient
+    mean, deviation = SPREAD
+    prior = ((a - 1) * np.log(every_eta) + (b - 1) * np.log1p(-every_eta)).sum()
+    prior -= (log_tau - mean) ** 2 / (2 * deviation**2)
+    gradient = np.append(
+        np.bincount(choices.who, by_odds, len(odds)) + (a - 1) * (1 - every_eta) - (b - 1) * every_eta,
+        by_tau - (log_tau - mean) / deviation**2,
+    )
+    return -float(by_pair.sum() + prior), -gradient
 
 
 def reliabilities(comparisons: Sequence[Comparison]) -> dict[str, float]:
@@ -79,10 +93,9 @@ def reliabilities(comparisons: Sequence[Comparison]) -> dict[str, float]:
     if not rows:
         return {}
     choices = Choices.of(rows)
-    start = np.concatenate([np.zeros(choices.responses), np.full(len(choices.annotators), START)])
-    found = minimize(minus_log_posterior, start, args=(choices,), jac=True, method="L-BFGS-B",
-                     options={"maxiter": 1000, "maxfun": 2000})  # fmt: skip
-    return dict(zip(choices.annotators, expit(found.x[choices.responses :]).tolist(), strict=True))
+    start = np.append(np.full(len(choices.annotators), START), SPREAD[0])
+    found = minimize(minus_log_posterior, start, args=(choices,), jac=True, method="L-BFGS-B")
+    return dict(zip(choices.annotators, expit(found.x[:-1]).tolist(), strict=True))
 
 
 def weights(comparisons: Sequence[Comparison], eta: Mapping[str, float]) -> dict[str, float]:
