@@ -124,7 +124,7 @@ def aggregated(rows: Sequence[Comparison], how: Literal["each", "majority", "sof
     if how == "each":
         return list(rows)
     by_pair: dict[tuple[str, str, str], list[Comparison]] = defaultdict(list)
-    for row in rows:
+    for row in (row for row in rows if row.weight > 0):
         one, other = sorted((row.chosen.id, row.rejected.id))
         by_pair[row.prompt.id, one, other].append(row)
     settled = [one for judgements in by_pair.values() for one in _settled(judgements, how)]
