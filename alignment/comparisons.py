@@ -17,7 +17,7 @@ from alignment.errors import DataError
 from alignment.journal import Journal
 from alignment.prompts import hashed_split
 from alignment.records import Comparison, Rejected, read_records, stable_id, write_records
-from alignment.sources import read_as, to_comparison
+from alignment.sources import read_comparisons
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def build_comparisons(
     if labelled is not None:
         rows, rejected = read_records(labelled, Comparison)
     for source in config.sources:
-        good, bad = read_as(source, to_comparison, town)
+        good, bad = read_comparisons(source, town)
         rows += good
         rejected += bad
     settle_rejected(rejected, len(rows), config.max_rejected_share, out)
@@ -155,15 +155,15 @@ def _settled(judgements: Sequence[Comparison], how: str) -> Iterator[Comparison]
 
 
 def _joined(same: Sequence[Comparison], weight: float) -> Comparison:
-    """Judgements that say the same as one; ids of annotations and annotators are listed with commas."""
-    names = ("annotation_id", "annotator_id")
-    annotations, annotators = (sorted({getattr(row, name) for row in same}) for name in names)
+    """Judgements that say the same as one; ids of annotations, annotators and tasks are listed with commas."""
+    names = ("annotation_id", "annotator_id", "task_uid")
+    first = {row.chosen_first for row in same}
     return same[0].model_copy(
         update={
             "id": same[0].id if len(same) == 1 else stable_id("cmp", *(row.id for row in same)),
             "weight": weight,
             "strength": max(1, round(sum(row.strength for row in same) / len(same))),
-            "annotation_id": ",".join(annotations),
-            "annotator_id": ",".join(annotators),
+            "chosen_first": first.pop() if len(first) == 1 else None,
+            **{name: ",".join(sorted({getattr(row, name) for row in same})) for name in names},
         }
     )

@@ -45,12 +45,13 @@ class RowSource(Config):
     """Rows to read as prompts, demonstrations or comparisons.
 
     `auto` reads the shapes that TRL reads (prompt/completion, messages, prompt/chosen/rejected, as text or as lists of
-    messages). `hh` reads Anthropic's transcripts. `template` fills `prompt` and `completion` from the row's fields, as
-    in "{instruction}" or "{answers[0]}".
+    messages). `hh` reads Anthropic's transcripts, `oasst` trees of messages with ranked replies, `scores` a prompt with
+    several scored responses. `template` fills `prompt` and `completion` from the row's fields, as in "{instruction}" or
+    "{answers[0]}". `records` are rows that a stage or `rlhf label import` wrote.
     """
 
     path: str
-    format: Literal["auto", "hh", "template", "records"] = "auto"
+    format: Literal["auto", "hh", "oasst", "scores", "template", "records"] = "auto"
     prompt: str = ""
     completion: str = ""
     rows: str = Field("", description="for JSON files whose rows sit under a key")

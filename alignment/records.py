@@ -103,8 +103,9 @@ class Comparison(Record):
 
     `strength` is 1 (slightly better) to 3 (much better), 0 for a tie. `annotation_id` and `annotator_id` name where the
     judgement came from; imported data without annotators leaves `annotator_id` empty. `criteria` holds, where the
-    annotator rated both responses, the rating of chosen minus that of rejected. `weight` is how much it counts in
-    training; 1 is a comparison like any other.
+    annotator rated both responses, the rating of chosen minus that of rejected. `task_uid` is the task that was shown,
+    and `chosen_first` says whether chosen stood before rejected there (left of it, or above); None when unknown.
+    `weight` is how much it counts in training; 1 is a comparison like any other.
     """
 
     id: str = Field(min_length=1)
@@ -115,6 +116,8 @@ class Comparison(Record):
     criteria: dict[str, int] = Field(default_factory=dict)
     annotation_id: str = ""
     annotator_id: str = ""
+    task_uid: str = ""
+    chosen_first: bool | None = None
     weight: float = Field(default=1.0, ge=0.0, allow_inf_nan=False)
 
 

@@ -7,15 +7,16 @@ of the hub go through `datasets`. Every reader returns the good rows and the rej
 import gzip
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from string import Formatter
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
 from alignment.config import RowSource, TextSource
 from alignment.errors import ConfigError, DataError
+from alignment.preference_data import OURS, from_preference
+from alignment.rankings import Group, from_scores, from_tree, scores_prompt, tree_demonstration, tree_prompt
 from alignment.records import (
     Comparison,
     Demonstration,
@@ -24,20 +25,25 @@ from alignment.records import (
     Prompt,
     Record,
     Rejected,
-    Response,
     first_problem,
     stable_id,
 )
+from alignment.turns import (
+    BadRow,
+    Row,
+    as_messages,
+    fill,
+    make_prompt,
+    make_response,
+    only_text,
+    parse_transcript,
+    split_messages,
+)
 
 TOWN = "town://"
-Row = dict[str, Any]
 RecordT = TypeVar("RecordT", bound=Record)
 SourceT = TypeVar("SourceT", RowSource, TextSource)
 NumberedRow = tuple[int, Any, str]  # line or row number, value, reason why it could not be read
-
-
-class BadRow(ValueError):
-    """A row that does not fit; the text is the reason that goes to `rejected.jsonl`."""
 
 
 def locate(path: str, town: Path | None, origin: str = "") -> Path | None:
@@ -95,7 +101,7 @@ def read_json_lines(path: Path) -> Iterator[NumberedRow]:
                 continue
             try:
                 yield number, json.loads(raw.decode("utf-8")), ""
-            except (UnicodeDecodeError, json.JSONDecodeError) as error:
+            except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
                 yield number, raw[:200].decode("utf-8", "replace"), f"not a line of UTF-8 JSON: {error}"
 
 
@@ -153,6 +159,10 @@ def to_prompt(row: Row, source: RowSource, number: int) -> Prompt:
         return make_prompt([Message(role="user", content=fill(source.prompt, row))])
     if source.format == "hh":
         return make_prompt(parse_transcript(str(row.get("chosen", "")))[0])
+    if source.format == "oasst":
+        return tree_prompt(row)
+    if source.format == "scores":
+        return scores_prompt(row)
     if "messages" in row:
         return make_prompt(split_messages(row["messages"])[0])
     if "prompt" in row:
@@ -169,6 +179,8 @@ def to_demonstration(row: Row, source: RowSource, number: int) -> Demonstration:
     if source.format == "template":
         messages = [Message(role="user", content=fill(source.prompt, row))]
         completion = fill(source.completion, row)
+    elif source.format == "oasst":
+        messages, completion = tree_demonstration(row)
     elif "messages" in row:
         messages, completion = split_messages(row["messages"])
     elif "prompt" in row and "completion" in row:
@@ -181,10 +193,31 @@ def to_demonstration(row: Row, source: RowSource, number: int) -> Demonstration:
     return Demonstration(id=identity, messages=tuple(messages), completion=completion.strip(), source=source.path)
 
 
+def read_comparisons(source: RowSource, town: Path | None) -> tuple[list[Comparison], list[Rejected]]:
+    """All comparisons of a source; a row with several responses makes all their pairs. The limit counts rows."""
+    groups, bad = read_as(source, to_comparisons, town)
+    good = [comparison for group in groups for comparison in group.comparisons]
+    return good, sorted([*bad, *(part for group in groups for part in group.rejected)], key=lambda row: row.line)
+
+
+def to_comparisons(row: Row, source: RowSource, number: int) -> Group:
+    """The comparisons of a row in any supported shape."""
+    if source.format == "oasst":
+        return from_tree(row, source.path, number)
+    if source.format == "scores":
+        return from_scores(row, source.path, number)
+    return Group(comparisons=(to_comparison(row, source, number),))
+
+
 def to_comparison(row: Row, source: RowSource, number: int) -> Comparison:
-    """A comparison from Anthropic's transcripts or TRL's preference shapes (explicit or implicit prompt)."""
+    """A comparison from Anthropic's transcripts, TRL's preference shapes, or rows that we exported in that shape."""
     if source.format == "records":
         return Comparison.model_validate(row)
+    if source.format == "auto" and row.get(OURS):
+        try:
+            return from_preference(row)
+        except (TypeError, json.JSONDecodeError) as error:
+            raise BadRow(f"an exported row that was changed: {error}") from error
     if "chosen" not in row or "rejected" not in row:
         raise BadRow(f"no `chosen` and `rejected` among {sorted(row)}")
     if source.format == "hh":
@@ -209,72 +242,3 @@ def to_comparison(row: Row, source: RowSource, number: int) -> Comparison:
         rejected=make_response(prompt, rejected),
         annotation_id=f"{Path(source.path).name}:{number}",
     )
-
-
-def make_prompt(messages: Sequence[Message]) -> Prompt:
-    """A prompt whose id is its content."""
-    for message in messages:
-        if not message.content.strip():
-            raise BadRow(f"an empty {message.role} turn")
-    return Prompt(id=stable_id("p", *(f"{m.role}:{m.content}" for m in messages)), messages=tuple(messages))
-
-
-def make_response(prompt: Prompt, text: str) -> Response:
-    """A response whose id is its content under the prompt."""
-    if not text.strip():
-        raise BadRow("an empty response")
-    return Response(id=stable_id("r", prompt.id, text.strip()), text=text.strip())
-
-
-def parse_transcript(transcript: str) -> tuple[list[Message], str]:
-    """Split Anthropic's "\\n\\nHuman: … \\n\\nAssistant: …" into the turns before the last answer, and that answer."""
-    parts = re.split(r"\n\n(Human|Assistant):", "\n\n" + transcript.lstrip())
-    if parts[0].strip() or len(parts) < 5:
-        raise BadRow("not a transcript of Human and Assistant turns")
-    roles = {"Human": "user", "Assistant": "assistant"}
-    turns = [Message(role=roles[who], content=said.strip()) for who, said in zip(parts[1::2], parts[2::2], strict=True)]
-    if turns[-1].role != "assistant":
-        raise BadRow("the transcript does not end with an Assistant turn")
-    return turns[:-1], turns[-1].content
-
-
-def split_messages(value: Any) -> tuple[list[Message], str]:
-    """A conversation into what comes before the last answer, and that answer."""
-    messages = as_messages(value, "user")
-    if len(messages) < 2 or messages[-1].role != "assistant":
-        raise BadRow("the conversation does not end with an assistant turn after a user's")
-    return messages[:-1], messages[-1].content
-
-
-def as_messages(value: Any, role: str) -> list[Message]:
-    """A string as one turn of `role`, or a list of {role, content}."""
-    if isinstance(value, str):
-        return [Message(role=role, content=value)]
-    if not isinstance(value, list) or not value:
-        raise BadRow(f"expected text or a list of messages, found {type(value).__name__}")
-    return [Message.model_validate(message) for message in value]
-
-
-def only_text(value: Any) -> str:
-    """The answer of a completion given as text or as one assistant message."""
-    if isinstance(value, str):
-        return value
-    messages = as_messages(value, "assistant")
-    if len(messages) != 1 or messages[0].role != "assistant":
-        raise BadRow("expected one assistant message as the answer")
-    return messages[0].content
-
-
-def fill(template: str, row: Row) -> str:
-    """Fill "{field}" and "{field[0][sub]}" from a row. Attributes are not reachable: only keys and indices are."""
-    try:
-        fields = [(field, shape or "") for _, field, shape, _ in Formatter().parse(template) if field is not None]
-    except ValueError as error:
-        raise ConfigError(f"template {template!r} cannot be read: {error}; write {{{{ for a brace") from error
-    for field, shape in fields:
-        if "." in field or "__" in field or "{" in shape:
-            raise ConfigError(f"template {template!r}: use keys and indices as in {{field[0][key]}}, not {field!r}")
-    try:
-        return template.format(**row).strip()
-    except (KeyError, IndexError, TypeError, ValueError) as error:
-        raise BadRow(f"template {template!r} does not fit the row: {type(error).__name__} {error}") from error

@@ -4,6 +4,7 @@ import json
 import os
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from itertools import permutations
 from pathlib import Path
 
@@ -15,8 +16,10 @@ from alignment.journal import Journal
 from alignment.records import Comparison, Rejected, ResponseSet, read_records, stable_id, write_records
 from alignment.town import Judge
 from flows.processes import StackError
+from flows.stack import home_directory
 from labeling.client import LabelStudio
 from labeling.collection import (
+    ADJUDICATION,
     Collection,
     Pulled,
     open_adjudication,
@@ -24,10 +27,15 @@ from labeling.collection import (
     progress,
     pull_collection,
     simulate_collection,
+    sync_collection,
 )
 from labeling.config import LabelingConfig
-from labeling.figures import crew_figures
+from labeling.errors import CollectionLost
+from labeling.projects import screen, screen_hash
+from labeling.store import Store
 
+STORE_FILE = "annotations.db"
+SCREENS = "screens"
 CLEAR = 0.5  # of a gold score from 0 to 1
 
 
@@ -36,24 +44,25 @@ def collect(
 ) -> Mapping[str, float]:
     """Open the projects, wait until enough is judged, and write what came back.
 
-    Killed and started again, it finds the projects and every judgement that was made, and asks only for the rest.
+    All that is said goes into the store of annotations, and what comes back is made from there. Killed and started
+    again, it finds the projects and every judgement that was made, and asks only for the rest.
     """
     sets, bad = read_records(responses / "responses.jsonl", ResponseSet)
     if bad:
         raise ArtifactError(f"{responses} holds {len(bad)} rows that are no response sets; remove it and run again")
     known, unread = known_answers(config, sets, town)
-    with client(config) as label_studio:
+    with closing(annotation_store()) as store, client(config) as label_studio:
         collection = open_collection(label_studio, config, sets, out, known)
         if config.annotators == "simulated":
             assert town is not None, "the recipe refuses simulated annotators without a town"
             let_the_crew_work(label_studio, collection, config, sets, town)
         else:
-            wait_for_people(label_studio, collection, config)
-        pulled = pull_collection(label_studio, collection, config.quality)
+            wait_for_people(label_studio, collection, config, store)
+        pulled = pull_collection(label_studio, collection, store, config.quality)
         if config.quality.adjudicate and pulled.disputes:
-            second = open_adjudication(label_studio, config.title, collection, pulled.disputes, out / "adjudication")
-            wait_for_people(label_studio, second, config)
-            pulled = pull_collection(label_studio, collection, config.quality, second)
+            second = open_adjudication(label_studio, config.title, collection, pulled.disputes, out / ADJUDICATION)
+            wait_for_people(label_studio, second, config, store)
+            pulled = pull_collection(label_studio, collection, store, config.quality, second)
     return write_down(pulled, collection, out, journal, unread)
 
 
@@ -68,11 +77,8 @@ def known_answers(
     if not gold.share:
         return [], []
     if gold.path is not None:
-        if not Path(gold.path).is_file():
-            raise DataError(f"labeling.quality.gold.path {gold.path} is no file: name a JSONL file of comparisons")
         return read_records(Path(gold.path), Comparison)
-    if town is None:
-        raise DataError("labeling.quality.gold has a share, and nobody knows the answers: set quality.gold.path")
+    assert town is not None, "the recipe refuses gold tasks to which nobody knows the answers"
     judge = Judge.load(town / "facts.json")
     return town_answers(sets[config.rankings.prompts + config.pairwise.prompts :], judge), []
 
@@ -101,6 +107,11 @@ def client(config: LabelingConfig) -> LabelStudio:
     return LabelStudio(url, token)
 
 
+def annotation_store(home: Path | None = None) -> Store:
+    """The store of all annotations, under the home of the stack."""
+    return Store(home_directory(home) / STORE_FILE)
+
+
 def let_the_crew_work(
     label_studio: LabelStudio, collection: Collection, config: LabelingConfig, sets: list[ResponseSet], town: Path
 ) -> None:
@@ -115,8 +126,13 @@ def let_the_crew_work(
     simulate_collection(label_studio, collection, config.crew, judge)
 
 
-def wait_for_people(label_studio: LabelStudio, collection: Collection, config: LabelingConfig) -> None:
-    """Show where to work and how far it is, until `minimum_share` is judged or the deadline is reached."""
+def wait_for_people(
+    label_studio: LabelStudio, collection: Collection, config: LabelingConfig, store: Store
+) -> None:
+    """Show where to work and how far it is, until `minimum_share` is judged or the deadline is reached.
+
+    What people say goes into the store on the way. Raises CollectionLost when somebody deleted the project.
+    """
     console = Console()
     for kind, url in collection.urls.items():
         console.print(f"waiting for people: {kind} at {url}", soft_wrap=True)
@@ -126,6 +142,7 @@ def wait_for_people(label_studio: LabelStudio, collection: Collection, config: L
     with Progress(*columns, console=console) as bar:
         judged = bar.add_task("judged")
         while True:
+            keep_what_was_said(label_studio, collection, store)
             state = progress(label_studio, collection)
             bar.update(judged, completed=state.done, total=state.needed)
             if state.done >= config.minimum_share * state.needed or (state.done and time.monotonic() > deadline):
@@ -138,17 +155,39 @@ def wait_for_people(label_studio: LabelStudio, collection: Collection, config: L
             time.sleep(config.poll_seconds)
 
 
+def keep_what_was_said(label_studio: LabelStudio, collection: Collection, store: Store) -> None:
+    """Bring the store up to date. Raises CollectionLost when a project was deleted."""
+    for synced in sync_collection(label_studio, collection, store):
+        project = synced.project
+        if project.deleted:
+            raise CollectionLost(project.title, len(store.lost(project.project)), store.path)
+
+
+def keep_screens(collection: Collection, out: Path) -> None:
+    """The screens with their guidelines as people saw them, named by the hash that the card names."""
+    (out / SCREENS).mkdir(exist_ok=True)
+    for batch in collection.batches:
+        kind, digest = batch.project.kind, batch.project.screen_hash
+        if digest == screen_hash(kind):  # an older project keeps the screen of its day on the server
+            (out / SCREENS / f"{kind}-{digest}.xml").write_text(screen(kind), encoding="utf-8")
+
+
 def write_down(
     pulled: Pulled, collection: Collection, out: Path, journal: Journal, unread: Sequence[Rejected] = ()
 ) -> Mapping[str, float]:
     """`comparisons.jsonl` (ties among them), what was kept from it (`gold.jsonl`, `set_aside.jsonl`,
-    `quarantine.jsonl`), `disputed.jsonl`, and the statistics with their pictures."""
+    `quarantine.jsonl`), all that was said (`judgements.jsonl`), `disputed.jsonl`, the statistics with their pictures,
+    and the screens."""
+    from labeling.figures import crew_figures
+
     quarantined = [*unread, *collection.rejected, *pulled.quarantined]
     write_records(out / "comparisons.jsonl", [*pulled.comparisons, *pulled.ties])
+    write_records(out / "judgements.jsonl", pulled.said)
     write_records(out / "quarantine.jsonl", quarantined)
     write_records(out / "gold.jsonl", pulled.gold)
     write_records(out / "set_aside.jsonl", pulled.set_aside)
     write_records(out / "disputed.jsonl", pulled.disputes)
+    keep_screens(collection, out)
     (out / "agreement.json").write_text(pulled.agreement.model_dump_json(indent=1), encoding="utf-8")
     rows = [one.model_dump(mode="json") for one in pulled.quality]
     (out / "annotators.json").write_text(json.dumps(rows, indent=1), encoding="utf-8")

@@ -28,7 +28,7 @@ from alignment.config import (
     TokenizerConfig,
     TownConfig,
 )
-from alignment.errors import ConfigError
+from alignment.errors import ConfigError, DataError
 from alignment.methods import AlignConfig
 from alignment.ppo.config import PPOConfig
 from alignment.sources import locate
@@ -91,6 +91,9 @@ class Recipe(Config):
                 "labeling.annotators is 'simulated', but without a town nobody knows what they should prefer: set "
                 "labeling.annotators: people, or give comparisons.sources and labeling: null"
             )
+        asked = self.labeling.quality.gold
+        if asked.share and asked.path is None and self.town is None:
+            yield "labeling.quality.gold has a share, but nobody knows the answers: give labeling.quality.gold.path"
         needed = self.labeling.rankings.prompts + self.labeling.pairwise.prompts
         gold = sum(self.labeling.gold_tasks.values()) if self.labeling.annotators == "simulated" else 0
         if self.sampling.prompts < needed + gold:
@@ -178,6 +181,9 @@ def check_files(recipe: Recipe) -> None:
             locate(source.path, Path(), source.origin)
     if recipe.pretrain.checkpoint is not None:
         locate(recipe.pretrain.checkpoint, None)
+    gold = recipe.labeling and recipe.labeling.quality.gold.path
+    if gold and not Path(gold).is_file():
+        raise DataError(f"labeling.quality.gold.path {gold} is no file: name a JSONL file of comparisons")
 
 
 def recipes() -> dict[str, str]:

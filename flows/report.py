@@ -31,12 +31,17 @@ def log_release(run_id: str, manifest: Mapping[str, Any]) -> None:
 
 def load_release(release: str = "") -> dict[str, Any]:
     """The manifest of a named release, or of the newest. Raises ArtifactError when there is none."""
+    return _read(release_run(release))
+
+
+def release_run(release: str = "") -> Run:
+    """The pipeline's run of a named release, or of the newest. Raises ArtifactError when there is none."""
     found = runs.search({TAG_RELEASE: release}) if release else _newest()
     if not found:
         named = f"no release '{release}'" if release else "no release yet"
         known = ", ".join(run.data.tags[TAG_RELEASE] for run in _newest(20))
         raise ArtifactError(f"{named} in MLflow; {f'there are: {known}' if known else '`rlhf run town` makes one'}")
-    return _read(found[0])
+    return found[0]
 
 
 def _newest(count: int = 1) -> list[Run]:

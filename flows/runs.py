@@ -1,7 +1,7 @@
 """The runs of stages in MLflow: found by key, opened, described. All that is stored about a run is named here."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, Param, Run
 from mlflow.exceptions import MlflowException
 from pydantic import BaseModel
 
-from alignment.artifacts import Artifact
+from alignment.artifacts import Artifact, content_digest
 from flows.provenance import git_commit, versions
 
 EXPERIMENT = "rlhf"
@@ -50,8 +50,9 @@ def search(conditions: Mapping[str, str], status: str = "", limit: int = 50) -> 
 
 
 def open_stage_run(
-    stage: str, key: str, *, config: Any, seed: int, version: int, inputs: Mapping[str, Artifact], parent: str | None
-) -> str:
+    stage: str, key: str, *, config: Any, seed: int, version: int, inputs: Mapping[str, Artifact], parent: str | None,
+    files: Sequence[Path] = (),
+) -> str:  # fmt: skip
     """The id of the run for this key: one that was begun and not finished, or a new one with all that is known."""
     begun = [run for run in search({TAG_KEY: key, TAG_STAGE: stage}) if run.info.status != "FINISHED"]
     if begun:
@@ -61,7 +62,7 @@ def open_stage_run(
         tags["mlflow.parentRunId"] = parent
     run_id = str(MlflowClient().create_run(experiment_id(), tags=tags, run_name=stage).info.run_id)
     log_params(run_id, {**flatten(config), "run_seed": seed})
-    log_inputs(run_id, inputs)
+    log_inputs(run_id, inputs, files)
     return run_id
 
 
@@ -104,8 +105,8 @@ def flatten(values: Mapping[str, Any] | BaseModel, prefix: str = "") -> dict[str
     return flat
 
 
-def log_inputs(run_id: str, inputs: Mapping[str, Artifact]) -> None:
-    """The inputs as data sets of the run, so that MLflow's pages show them."""
+def log_inputs(run_id: str, inputs: Mapping[str, Artifact], files: Sequence[Path] = ()) -> None:
+    """The inputs, and the files that the stage reads, as data sets of the run, so that MLflow's pages show them."""
     datasets = [
         DatasetInput(
             Dataset(
@@ -117,6 +118,13 @@ def log_inputs(run_id: str, inputs: Mapping[str, Artifact]) -> None:
             tags=[InputTag("mlflow.data.context", name)],
         )
         for name, artifact in inputs.items()
+    ]
+    datasets += [
+        DatasetInput(
+            Dataset(path.name, content_digest(path)[:32], source_type="local", source=path.resolve().as_uri()),
+            tags=[InputTag("mlflow.data.context", "file")],
+        )
+        for path in files
     ]
     if datasets:
         MlflowClient().log_inputs(run_id, datasets)

@@ -176,11 +176,14 @@ def build_comparisons(step: Step, labelled: Artifact | None, town: Artifact | No
 
     def work(out: Path, journal: Any) -> Mapping[str, float]:
         from alignment import comparisons
+        from flows.dataset_card import write_card
 
         judged = None if labelled is None else labelled.file("comparisons.jsonl")
-        return comparisons.build_comparisons(
+        figures = comparisons.build_comparisons(
             step.config, out, journal, seed=step.seed, labelled=judged, town=path(town)
         )
+        write_card(out, out.name.removesuffix(".partial"), labelled=path(labelled), files=step.files)
+        return figures
 
     return carry_out(step, source, work)
 

@@ -158,8 +158,9 @@ def _restore(run: Run, final: Path, digest: str) -> bool:
 def _make(job: Job, work: Work) -> Artifact:
     """Run or resume a stage. The order is what keeps half-made outputs from counting: see the module's docstring."""
     run_id = runs.open_stage_run(
-        job.stage, job.key, config=job.config, seed=job.seed, version=job.version, inputs=job.inputs, parent=job.parent
-    )
+        job.stage, job.key, config=job.config, seed=job.seed, version=job.version, inputs=job.inputs, parent=job.parent,
+        files=job.files,
+    )  # fmt: skip
     with mlflow.start_run(run_id=run_id, nested=True):
         _take_back(job, run_id)
         seconds = _work(job, work, run_id)

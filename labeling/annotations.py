@@ -6,16 +6,16 @@ make is put aside with a reason (`Rejected`), never guessed at.
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import accumulate
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from alignment.records import CRITERIA, Record, Rejected
-from labeling.client import LabelStudio
-from labeling.projects import Project
 from labeling.tasks import Task
 
 PREFERENCES = {"a_3": 3, "a_2": 2, "a_1": 1, "tie": 0, "b_1": -1, "b_2": -2, "b_3": -3}
+FLAGS = ("refuses_wrongly", "made_up_fact", "unsafe")
 RATINGS = tuple(f"{side}_{criterion}" for side in "ab" for criterion in CRITERIA)
 
 
@@ -30,16 +30,29 @@ class Judgement(Record):
 
 
 class RankingJudgement(Judgement):
-    """An order of the task's opaque ids, best first; empty when the annotator found them all alike."""
+    """An order of the task's opaque ids, best first; empty when the annotator found them all alike.
+
+    `ties` are places, counted from 1, that are as good as the next one. `cannot_judge` leaves both empty: the annotator
+    looked and could not say, so nothing follows about the responses.
+    """
 
     ranking: tuple[str, ...]
+    ties: tuple[int, ...] = ()
+    cannot_judge: bool = False
+
+    @property
+    def ranks(self) -> dict[str, int]:
+        """The rank of each id, the best 0; ids of a tie share theirs."""
+        steps = [place not in self.ties for place in range(1, len(self.ranking))]
+        return dict(zip(self.ranking, accumulate(steps, initial=0), strict=False))
 
 
 class PairwiseJudgement(Judgement):
-    """3 (A much better) to -3 (B much better), and the stars that were given, by control name."""
+    """3 (A much better) to -3 (B much better), and the stars and flags that were given, by control name."""
 
     preference: int = Field(ge=-3, le=3)
     ratings: dict[str, int] = Field(default_factory=dict)
+    flags: dict[str, tuple[str, ...]] = Field(default_factory=dict)
     rationale: str = ""
 
 
@@ -67,15 +80,11 @@ class Strange(Exception):
     """An annotation that our screens do not make."""
 
 
-def pull(client: LabelStudio, project: Project, tasks: Iterable[Task]) -> Parsed:
-    """Read all annotations of `tasks` in the project. Other tasks there are left alone."""
-    return parse(client.export(project.id), tasks, project.overlap, f"label-studio/project/{project.id}")
-
-
 def parse(exported: Sequence[Mapping[str, Any]], tasks: Iterable[Task], overlap: int, place: str) -> Parsed:
     """Sort exported annotations into judgements, skips and the quarantine.
 
-    Of one person's annotations of a task the newest counts; beyond `overlap` people the first ones count.
+    `exported` has the shape of an export and of `Store.current`; what is not of `tasks` is left alone. Of one person's
+    annotations of a task the newest counts; beyond `overlap` people the first ones count.
     """
     by_uid = {task.uid: task for task in tasks}
     skips: dict[str, int] = defaultdict(int)
@@ -91,7 +100,7 @@ def parse(exported: Sequence[Mapping[str, Any]], tasks: Iterable[Task], overlap:
             continue
         originals[str(raw.get("id"))] = raw
         try:
-            if row["data"] != task.data:
+            if {"before": [], **row["data"]} != task.data:  # tasks of older screens have no `before`
                 raise Strange("the task on the server does not show what was sent")
             found[task.uid].append(parse_annotation(raw, task))
         except Strange as reason:
@@ -178,6 +187,15 @@ def _one_choice(values: Mapping[str, Any], name: str, allowed: Iterable[str]) ->
     raise Strange(f"{name!r} holds {values[name]!r}")
 
 
+def _some_choices(values: Mapping[str, Any], name: str, allowed: Sequence[str]) -> tuple[str, ...]:
+    """The choices of an optional control with several, in the order of `allowed`."""
+    chosen = values.get(name, [])
+    known = isinstance(chosen, list) and all(isinstance(one, str) and one in allowed for one in chosen)
+    if not known or len(set(chosen)) < len(chosen):
+        raise Strange(f"{name!r} holds {str(chosen)[:100]}")
+    return tuple(one for one in allowed if one in chosen)
+
+
 def _one_text(values: Mapping[str, Any], name: str) -> str:
     """The text of a control, "" when it was left alone."""
     match values.get(name):
@@ -189,15 +207,17 @@ def _one_text(values: Mapping[str, Any], name: str) -> str:
 
 
 def _ranking(values: dict[str, Any], task: Task, common: dict[str, Any]) -> RankingJudgement:
-    if _one_choice(values, "confirm", ("ranked", "unrankable")) == "unrankable":
-        return RankingJudgement(**common, ranking=())
+    confirm = _one_choice(values, "confirm", ("ranked", "unrankable", "cannot_judge"))
+    ties = _some_choices(values, "ties", [str(place) for place in range(1, len(task.responses))])
+    if confirm != "ranked":
+        return RankingJudgement(**common, ranking=(), cannot_judge=confirm == "cannot_judge")
     order = values.get("ranking")
     if not isinstance(order, Mapping) or set(order) != {"ranking"} or not isinstance(order["ranking"], list):
         raise Strange(f"'ranking' holds {str(order)[:100]}")
     ids = order["ranking"]
     if not all(isinstance(i, str) for i in ids) or sorted(ids) != sorted(task.responses):
         raise Strange(f"the ranking {str(ids)[:200]} is not an order of the task's {len(task.responses)} responses")
-    return RankingJudgement(**common, ranking=tuple(ids))
+    return RankingJudgement(**common, ranking=tuple(ids), ties=tuple(map(int, ties)))
 
 
 def _pairwise(values: dict[str, Any], task: Task, common: dict[str, Any]) -> PairwiseJudgement:
@@ -211,8 +231,10 @@ def _pairwise(values: dict[str, Any], task: Task, common: dict[str, Any]) -> Pai
         raise Strange(f"'pairwise' holds {side!r}")
     if (side, preference > 0) in (("left", False), ("right", True)) and preference != 0:
         raise Strange(f"the {side} answer was clicked, and the preference says the other ({preference:+d})")
-    rationale = _one_text(values, "rationale")
-    return PairwiseJudgement(**common, preference=preference, ratings=ratings, rationale=rationale)
+    flags = {name: _some_choices(values, name, FLAGS) for name in ("a_flags", "b_flags") if name in values}
+    return PairwiseJudgement(
+        **common, preference=preference, ratings=ratings, flags=flags, rationale=_one_text(values, "rationale")
+    )
 
 
 def _written(values: dict[str, Any], task: Task, common: dict[str, Any]) -> WrittenAnswer:
@@ -226,13 +248,18 @@ def _written(values: dict[str, Any], task: Task, common: dict[str, Any]) -> Writ
 
 
 SHAPES: dict[str, dict[str, tuple[str, str, str]]] = {
-    "ranking": {"ranking": ("responses", "ranker", "ranker"), "confirm": ("prompt", "choices", "choices")},
+    "ranking": {
+        "ranking": ("responses", "ranker", "ranker"),
+        "confirm": ("prompt", "choices", "choices"),
+        "ties": ("prompt", "choices", "choices"),
+    },
     "pairwise": {
         "pairwise": ("pairwise", "pairwise", "selected"),
         "preference": ("prompt", "choices", "choices"),
         "rationale": ("prompt", "textarea", "text"),
     }
-    | {name: (f"response_{name[0]}", "rating", "rating") for name in RATINGS},
+    | {name: (f"response_{name[0]}", "rating", "rating") for name in RATINGS}
+    | {f"{side}_flags": (f"response_{side}", "choices", "choices") for side in "ab"},
     "demonstration": {
         "answer": ("prompt", "textarea", "text"),
         "prompt_quality": ("prompt", "choices", "choices"),

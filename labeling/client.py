@@ -1,7 +1,10 @@
 """A thin HTTP client of the Label Studio API: raw JSON in and out, retries of network faults and 5xx only."""
 
+import json as jsonlib
 import time
 from collections.abc import Iterator
+from datetime import datetime
+from email.utils import parsedate_to_datetime
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -10,7 +13,13 @@ import httpx
 from labeling.errors import BadCredentials, RequestRefused, ServerUnavailable, UnexpectedAnswer
 
 PAGE_SIZE = 1000
+FULL_PAGE_SIZE = 500
 IMPORT_BATCH = 250
+DEAR = (  # what the data manager works out for its columns; without it a list of tasks takes half the time
+    *("annotations_results", "predictions_results", "annotations_ids", "drafts", "predictions", "avg_lead_time"),
+    *("annotators", "storage_filename", "file_upload", "comment_authors", "predictions_model_versions", "created_ago"),
+    *("predictions_score", "draft_exists", "completed_at", "inner_id", "total_predictions", "state", "is_labeled"),
+)
 NEVER_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
 T = TypeVar("T")
 
@@ -21,6 +30,8 @@ class LabelStudio:
     Connections are not kept alive: the server writes an answer in two pieces, and on a kept connection the second waits
     40 ms for a delayed acknowledgement, which doubles the price of a small request.
 
+    `server_time` is the server's clock at its latest answer (its `Date`, in whole seconds); None before the first.
+
     A request that may have done its work before it failed is repeated only where repeating is harmless: `get` and
     `patch` are, `post` only when it never reached the server or found it busy (503).
     """
@@ -30,6 +41,7 @@ class LabelStudio:
     ) -> None:
         self.url = url.rstrip("/")
         self.token = token
+        self.server_time: datetime | None = None
         self._attempts = attempts
         self._backoff_seconds = backoff_seconds
         self._http = httpx.Client(
@@ -78,12 +90,19 @@ class LabelStudio:
                 if method == "POST" and not isinstance(error, NEVER_SENT):
                     break
                 continue
+            self._read_clock(answer)
             if answer.status_code < 500:
                 return self._value(answer)
             cause = f"{method} {path} answers {answer.status_code}"
             if method == "POST" and answer.status_code != 503:
                 break
         raise ServerUnavailable(self.url, cause)
+
+    def _read_clock(self, answer: httpx.Response) -> None:
+        try:
+            self.server_time = parsedate_to_datetime(answer.headers["Date"])
+        except (KeyError, ValueError):
+            return  # an answer without a date tells nothing
 
     def _value(self, answer: httpx.Response) -> Any:
         request = answer.request
@@ -112,21 +131,48 @@ class LabelStudio:
                 return
             page += 1
 
+    def project(self, project_id: int) -> dict[str, Any]:
+        """A project with its settings and the present numbers of its tasks and annotations."""
+        return expect(self.get(f"/api/projects/{project_id}/"), dict, "a project")
+
     def tasks(self, project_id: int, *fields: str) -> list[dict[str, Any]]:
-        """All tasks of a project, with the given `fields` of each and without annotations."""
-        rows: list[dict[str, Any]] = []
-        page, total = 1, 1
-        while len(rows) < total:
-            answer = self.get(
-                "/api/tasks",
-                project=project_id, page=page, page_size=PAGE_SIZE, fields="task_only", include=",".join(fields),
-            )  # fmt: skip
+        """All tasks of a project by id, with the given `fields` of each and without annotations."""
+        wanted = ",".join({"id": None} | dict.fromkeys(fields))
+        return list(self._walk(project_id, PAGE_SIZE, None, fields="task_only", include=wanted))
+
+    def tasks_with_annotations(
+        self, project_id: int, changed_after: datetime | None = None
+    ) -> Iterator[dict[str, Any]]:
+        """`id`, `data`, `updated_at` and all `annotations` (skips too) of the tasks, by id.
+
+        With `changed_after` only of those that were changed later than that, themselves or in an annotation that was
+        made, edited, skipped or deleted. A task that was deleted is simply not there.
+        """
+        omit = ",".join(DEAR)
+        return self._walk(project_id, FULL_PAGE_SIZE, changed_after, fields="all", omit=omit, resolve_uri="false")
+
+    def _walk(
+        self, project_id: int, page_size: int, changed_after: datetime | None, **params: str
+    ) -> Iterator[dict[str, Any]]:
+        """Tasks by id, a page at a time, each page asked for by the id before it.
+
+        Numbered pages would move when a task is deleted or changed between two requests, and pass over others.
+        """
+        last = 0
+        while True:
+            filters = [_filter("id", "Number", last)]
+            if changed_after is not None:
+                filters.append(_filter("updated_at", "Datetime", f"{changed_after:%Y-%m-%dT%H:%M:%S.%fZ}"))
+            query = jsonlib.dumps({"filters": {"conjunction": "and", "items": filters}})
+            answer = self.get("/api/tasks", project=project_id, page_size=page_size, query=query, **params)
             found = expect(answer, dict, "the list of tasks")
-            total, page = int(found["total"]), page + 1
-            if not found["tasks"]:
-                break
-            rows += found["tasks"]
-        return rows
+            rows = expect(found.get("tasks"), list, "the list of tasks")
+            yield from rows
+            if len(rows) >= int(found["total"]):
+                return
+            if max((row["id"] for row in rows), default=last) <= last:
+                raise UnexpectedAnswer(f"{self.url} ignores the filter in a list of tasks: is it Label Studio 1.23?")
+            last = rows[-1]["id"]
 
     def import_tasks(self, project_id: int, tasks: list[dict[str, Any]]) -> list[int]:
         """Add tasks (`{"data": …}`) in batches; return their ids in the order given. Does not look for duplicates."""
@@ -138,6 +184,11 @@ class LabelStudio:
         if len(ids) != len(tasks):
             raise UnexpectedAnswer(f"{len(tasks)} tasks were sent to project {project_id}, {len(ids)} were stored")
         return ids
+
+    def delete_tasks(self, project_id: int, task_ids: list[int]) -> None:
+        """Delete tasks with all their annotations; ids that are not there do not matter."""
+        selected = {"all": False, "included": task_ids}
+        self.post("/api/dm/actions", {"selectedItems": selected}, id="delete_tasks", project=project_id)
 
     def export(self, project_id: int) -> list[dict[str, Any]]:
         """Every task that has annotations, with all of them, cancelled ones too."""
@@ -152,6 +203,11 @@ class LabelStudio:
         body = {"result": result, "lead_time": lead_time, "was_cancelled": skip, "ground_truth": False}
         answer = self.post(f"/api/tasks/{task_id}/annotations/", body)
         return int(expect(answer, dict, "the answer to an annotation")["id"])
+
+
+def _filter(column: str, kind: str, greater_than: Any) -> dict[str, Any]:
+    """A filter of the data manager."""
+    return {"filter": f"filter:tasks:{column}", "operator": "greater", "type": kind, "value": greater_than}
 
 
 def expect(value: Any, kind: type[T], what: str) -> T:

@@ -7,11 +7,12 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 
 from alignment.records import Comparison, Demonstration, Prompt, Rejected, ResponseSet
-from labeling.annotations import Judged, pull
+from labeling.annotations import Judged, parse
 from labeling.assessment import Assessment, assess
 from labeling.client import LabelStudio
 from labeling.comparisons import demonstrations
 from labeling.config import CrewConfig, Kind, LabelingConfig, QualityOptions
+from labeling.errors import UnexpectedAnswer
 from labeling.gold import Answers, gold_tasks
 from labeling.projects import Project, open_project
 from labeling.screening import Dispute
@@ -24,9 +25,13 @@ from labeling.simulate import (
     make_crew,
     utilities,
 )
+from labeling.store import Store
+from labeling.sync import Synced, sync_project
 from labeling.tasks import Task, build_tasks, build_writing_tasks, push
 
 COLLECTION_FILE = "collection.json"
+ADJUDICATION = "adjudication"  # the folder of the second collection
+FINAL = "final"  # behind the title of its projects, which have no room for a longer word
 
 
 class Batch(BaseModel):
@@ -81,9 +86,10 @@ class Progress(BaseModel):
 
 
 class Pulled(Assessment):
-    """What people said. `ties` (strength 0) are kept apart from `comparisons`."""
+    """What people said: `said` has all of it, gold tasks and seniors too, and the rest is made from it."""
 
     quarantined: list[Rejected]
+    said: list[Judged]
     judgements: int
     skips: int
 
@@ -152,7 +158,7 @@ def open_adjudication(
     kinds: dict[Kind, list[Task]] = {}
     for one in disputed:
         kinds.setdefault(one.kind, []).append(tasks[one.task_uid])
-    batches = tuple(_open_batch(client, kind, f"{title} senior", 1, some) for kind, some in kinds.items())
+    batches = tuple(_open_batch(client, kind, f"{title} {FINAL}", 1, some) for kind, some in kinds.items())
     return _written(Collection(batches=batches), out)
 
 
@@ -195,12 +201,31 @@ def progress(client: LabelStudio, collection: Collection) -> Progress:
     return Progress(done=done, needed=needed, by_kind=by_kind)
 
 
-def _pull_all(client: LabelStudio, collection: Collection) -> tuple[list[Judged], list[Rejected], dict[str, int]]:
+def sync_collection(client: LabelStudio, collection: Collection, store: Store) -> list[Synced]:
+    """Bring the store up to date with the collection's projects, in their order.
+
+    Raises UnexpectedAnswer for a project that neither the server nor the store has ever seen.
+    """
+    synced = [sync_project(client, store, batch.project.id) for batch in collection.batches]
+    for batch, one in zip(collection.batches, synced, strict=True):
+        if one is None or one.project.title != batch.project.title:
+            raise UnexpectedAnswer(
+                f"{client.url} has no project {batch.project.id} called {batch.project.title!r}: was the server begun "
+                "anew? Run the same command again, which opens the project"
+            )
+    return [one for one in synced if one is not None]
+
+
+def _pull_all(
+    client: LabelStudio, collection: Collection, store: Store | None
+) -> tuple[list[Judged], list[Rejected], dict[str, int]]:
+    store = store or Store()
     judgements: list[Judged] = []
     quarantined: list[Rejected] = []
     skips: dict[str, int] = {}
-    for batch in collection.batches:
-        parsed = pull(client, batch.project, batch.tasks)
+    for batch, synced in zip(collection.batches, sync_collection(client, collection, store), strict=True):
+        rows, place = store.current(synced.project.project), f"label-studio/project/{batch.project.id}"
+        parsed = parse(rows, batch.tasks, batch.project.overlap, place)
         judgements += parsed.judgements
         quarantined += parsed.quarantined
         for annotator, count in parsed.skips.items():
@@ -209,26 +234,34 @@ def _pull_all(client: LabelStudio, collection: Collection) -> tuple[list[Judged]
 
 
 def pull_collection(
-    client: LabelStudio, collection: Collection, options: QualityOptions | None = None, senior: Collection | None = None
+    client: LabelStudio,
+    collection: Collection,
+    store: Store | None = None,
+    options: QualityOptions | None = None,
+    senior: Collection | None = None,
 ) -> Pulled:
-    """Everything said so far, as comparisons with their statistics. Reads the whole truth each time.
+    """Everything said so far, as comparisons with their statistics.
 
-    What is said in the collection `senior` stands instead of what others say of the same tasks.
+    The store is brought up to date and everything is made from what it has. Without one the server is read whole, and
+    nothing is kept. What is said in the collection `senior` stands instead of what others say of the same tasks.
     """
-    judgements, quarantined, skips = _pull_all(client, collection)
-    settled, strange, _ = _pull_all(client, senior) if senior else ([], [], {})
+    judgements, quarantined, skips = _pull_all(client, collection, store)
+    settled, strange, _ = _pull_all(client, senior, store) if senior else ([], [], {})
     assessed = assess(judgements, collection.tasks, skips, options or QualityOptions(), collection.answers, settled)
     return Pulled(
         **dict(assessed),
         quarantined=quarantined + strange,
+        said=judgements + settled,
         judgements=len(judgements) + len(settled),
         skips=sum(skips.values()),
     )
 
 
-def pull_demonstrations(client: LabelStudio, collection: Collection) -> PulledDemonstrations:
-    """The answers written so far."""
-    judgements, quarantined, skips = _pull_all(client, collection)
+def pull_demonstrations(
+    client: LabelStudio, collection: Collection, store: Store | None = None
+) -> PulledDemonstrations:
+    """The answers written so far; see `pull_collection` for the store."""
+    judgements, quarantined, skips = _pull_all(client, collection, store)
     rows = demonstrations(judgements, collection.tasks)
     return PulledDemonstrations(demonstrations=rows, quarantined=quarantined, skips=sum(skips.values()))
 

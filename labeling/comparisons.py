@@ -11,12 +11,18 @@ STRONGEST = 3
 
 
 def from_ranking(judgement: RankingJudgement, task: Task) -> list[Comparison]:
-    """All C(K,2) pairs of a ranking; the strength is the distance in ranks, at most 3. No order: all pairs are ties."""
+    """All C(K,2) pairs of a ranking; the strength is the distance in ranks, at most 3, and 0 within a tie.
+
+    No order: all pairs are ties. Could not be judged: no pairs.
+    """
+    if judgement.cannot_judge:
+        return []
     if not judgement.ranking:
         return [_comparison(judgement, task, a, b, strength=0) for a, b in combinations(task.shown, 2)]
+    ranks = judgement.ranks
     return [
-        _comparison(judgement, task, judgement.ranking[i], judgement.ranking[j], strength=min(j - i, STRONGEST))
-        for i, j in combinations(range(len(judgement.ranking)), 2)
+        _comparison(judgement, task, better, worse, strength=min(ranks[worse] - ranks[better], STRONGEST))
+        for better, worse in combinations(judgement.ranking, 2)
     ]
 
 
@@ -47,6 +53,8 @@ def _comparison(
         criteria=criteria or {},
         annotation_id=judgement.annotation_id,
         annotator_id=judgement.annotator_id,
+        task_uid=judgement.task_uid,
+        chosen_first=task.shown.index(chosen) < task.shown.index(rejected),
     )
 
 

@@ -7,6 +7,8 @@
     ├── RequestRefused         the server said no (4xx) to a request of ours
     ├── UnexpectedAnswer       an answer that is not what the API promises
     ├── TaskError              response sets that cannot be made into tasks
+    ├── StoreError             the file of the store of annotations is not one, or of another format
+    ├── CollectionLost         a project was deleted in Label Studio while people worked in it
     └── CollectionIncomplete   the deadline passed before enough judgements were there
 """
 
@@ -54,6 +56,20 @@ class UnexpectedAnswer(LabelingError):
 
 class TaskError(LabelingError):
     """Response sets that cannot become tasks."""
+
+
+class StoreError(LabelingError):
+    """A store of annotations that cannot be used."""
+
+
+class CollectionLost(LabelingError):
+    """A project of the collection was deleted on the server."""
+
+    def __init__(self, title: str, kept: int, place: object) -> None:
+        super().__init__(
+            f"the project {title!r} was deleted in Label Studio; {kept} annotations of it are kept in {place}. "
+            "Run the same command again: it opens the project anew"
+        )
 
 
 class CollectionIncomplete(LabelingError):

@@ -44,14 +44,14 @@ def position_correlation(judgements: Iterable[Judgement], tasks: Mapping[str, Ta
     """Mean Kendall's tau of the order given with the order shown, and its two-sided p-value.
 
     Without a habit tau of K things has mean 0 and variance 2(2K+5) / 9K(K−1) (Kendall 1938); the sum over rankings is
-    taken as normal.
+    taken as normal. A tied pair counts 0, which makes the variance smaller: the p-value is then on the safe side.
     """
     taus, variance = [], 0.0
     for judgement in rankings(judgements):
         shown = tasks[judgement.task_uid].shown
-        place = {identity: number for number, identity in enumerate(judgement.ranking)}
+        rank = judgement.ranks
         pairs = list(combinations(shown, 2))
-        taus.append(sum(1 if place[a] < place[b] else -1 for a, b in pairs) / len(pairs))
+        taus.append(sum((rank[a] < rank[b]) - (rank[a] > rank[b]) for a, b in pairs) / len(pairs))
         variance += 2 * (2 * len(shown) + 5) / (9 * len(shown) * (len(shown) - 1))
     if not taus:
         return None, None
@@ -61,12 +61,12 @@ def position_correlation(judgements: Iterable[Judgement], tasks: Mapping[str, Ta
 def untouched(judgements: Iterable[Judgement], tasks: Mapping[str, Task]) -> Tested:
     """The share of rankings left in the order shown, and the chance of so many or more when each has chance 1/K!.
 
-    For rankings of different lengths the mean chance is used.
+    For rankings of different lengths the mean chance is used. Who marked a tie has touched the ranking.
     """
     orders = rankings(judgements)
     if not orders:
         return None, None
-    left = sum(j.ranking == tasks[j.task_uid].shown for j in orders)
+    left = sum(j.ranking == tasks[j.task_uid].shown and not j.ties for j in orders)
     chance = sum(1 / factorial(len(j.ranking)) for j in orders) / len(orders)
     return left / len(orders), float(stats.binomtest(left, len(orders), chance, alternative="greater").pvalue)
 

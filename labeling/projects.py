@@ -19,6 +19,7 @@ from labeling.locks import exclusively
 
 TITLE_CHARACTERS = 50
 HASH_CHARACTERS = 8
+SIGNATURE = "Made by rlhf-flows"
 DIALOG_MARKUP = {
     "<h1>": "<p><b>", "</h1>": "</b></p><br>", "<h2>": "<br><p><b>", "</h2>": "</b></p>",
     "<li>": "<p>\u2022 ", "</li>": "</p>", "<ul>": "", "</ul>": "", "<ol>": "", "</ol>": "<br>",
@@ -67,12 +68,18 @@ def instruction() -> str:
 def screen(kind: Kind) -> str:
     """The label config of a kind of task, with the style and the guidelines put in."""
     text = escape(guidelines(), quote=True).replace("\n", "&#10;")
-    return _screen_file(f"{kind}.xml").replace("{style}", _screen_file("style.xml")).replace("{guidelines}", text)
+    layout = _screen_file(f"{kind}.xml").replace("{style}", _screen_file("style.xml"))
+    return layout.replace("{question}", _screen_file("question.xml").strip()).replace("{guidelines}", text)
 
 
 def screen_hash(kind: Kind) -> str:
     """A short hash of all that an annotator is shown around a task."""
-    return hashlib.sha256(screen(kind).encode()).hexdigest()[:HASH_CHARACTERS]
+    return config_hash(screen(kind))
+
+
+def config_hash(config: str) -> str:
+    """A short hash of a label config; the server strips it, so spaces at the ends do not count."""
+    return hashlib.sha256(config.strip().encode()).hexdigest()[:HASH_CHARACTERS]
 
 
 def open_project(client: LabelStudio, kind: Kind, title: str, overlap: int) -> Project:
@@ -97,7 +104,7 @@ def open_project(client: LabelStudio, kind: Kind, title: str, overlap: int) -> P
 def _create(client: LabelStudio, kind: Kind, title: str, overlap: int) -> int:
     settings = {
         "title": title,
-        "description": f"Made by rlhf-flows; screen {screen_hash(kind)}. Do not edit the labeling interface.",
+        "description": f"{SIGNATURE}; screen {screen_hash(kind)}. Do not edit the labeling interface.",
         "label_config": screen(kind),
         "expert_instruction": instruction(),
         "show_instruction": True,

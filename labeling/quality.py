@@ -137,7 +137,7 @@ def _first_position(judgements: Sequence[Judgement], tasks: Mapping[str, Task]) 
     wins = expected = 0.0
     for judgement in judgements:
         shown = tasks[judgement.task_uid].shown
-        if isinstance(judgement, RankingJudgement) and judgement.ranking:
+        if isinstance(judgement, RankingJudgement) and judgement.ranking and 1 not in judgement.ties:
             wins += judgement.ranking[0] == shown[0]
             expected += 1 / len(shown)
         elif isinstance(judgement, PairwiseJudgement) and judgement.preference:

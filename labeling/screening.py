@@ -129,17 +129,17 @@ def disputes(judgements: Sequence[Judged], tasks: Mapping[str, Task], options: Q
 def distance(said: Sequence[Judgement]) -> float | None:
     """How far apart the judgements of one task are; None for fewer than two.
 
-    For rankings the mean over two people of the share of pairs that they order differently (Kendall's distance, of 1);
+    For rankings the mean over two people of the share of pairs that they order the other way round (Kendall's distance,
+    of 1; a pair that one of them ties is none);
     for pairwise judgements the greatest distance of two preferences (of 6).
     """
-    orders = [one.ranking for one in said if isinstance(one, RankingJudgement) and one.ranking]
+    orders = [one.ranks for one in said if isinstance(one, RankingJudgement) and one.ranking]
     if len(orders) > 1:
         return mean(_kendall(one, other) for one, other in combinations(orders, 2))
     preferences = [one.preference for one in said if isinstance(one, PairwiseJudgement)]
     return float(max(preferences) - min(preferences)) if len(preferences) > 1 else None
 
 
-def _kendall(one: Sequence[str], other: Sequence[str]) -> float:
-    place = {identity: number for number, identity in enumerate(other)}
+def _kendall(one: Mapping[str, int], other: Mapping[str, int]) -> float:
     pairs = list(combinations(one, 2))
-    return sum(place[a] > place[b] for a, b in pairs) / len(pairs)
+    return sum((one[a] - one[b]) * (other[a] - other[b]) < 0 for a, b in pairs) / len(pairs)

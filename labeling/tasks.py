@@ -16,6 +16,9 @@ from labeling.config import Kind
 from labeling.errors import TaskError
 from labeling.locks import exclusively
 from labeling.projects import Project
+from labeling.versions import uid_of
+
+SPEAKERS = {"system": "Told to the assistant", "user": "Person", "assistant": "Assistant"}
 
 
 class Task(BaseModel):
@@ -36,7 +39,9 @@ class Task(BaseModel):
     @property
     def data(self) -> dict[str, Any]:
         """The task as Label Studio stores it."""
-        common = {"uid": self.uid, "prompt": self.prompt.text}
+        *before, last = self.prompt.messages
+        turns = [{"who": SPEAKERS[turn.role], "text": turn.content} for turn in before]
+        common: dict[str, Any] = {"uid": self.uid, "before": turns, "prompt": last.content}
         if self.kind == "demonstration":
             return common
         if self.kind == "pairwise":
@@ -112,20 +117,34 @@ def build_writing_tasks(prompts: Sequence[Prompt]) -> list[Task]:
     return list({task.uid: task for task in tasks}.values())
 
 
+def _copies(client: LabelStudio, project: Project) -> dict[str, list[tuple[bool, int]]]:
+    """Of every uid in the project, the tasks: (nobody judged it yet, id), those that were judged first, then by age."""
+    found: dict[str, list[tuple[bool, int]]] = {}
+    for row in client.tasks(project.id, "id", "data", "total_annotations", "cancelled_annotations"):
+        uid, untouched = uid_of(row), not row["total_annotations"] + row["cancelled_annotations"]
+        if uid:
+            found.setdefault(uid, []).append((untouched, int(row["id"])))
+    return {uid: sorted(copies) for uid, copies in found.items()}
+
+
 def stored(client: LabelStudio, project: Project) -> dict[str, int]:
-    """The uid and id of every task in the project; of tasks with the same uid the oldest counts."""
-    found: dict[str, int] = {}
-    for row in client.tasks(project.id, "id", "data"):
-        uid = row["data"].get("uid")
-        if isinstance(uid, str):
-            found[uid] = min(int(row["id"]), found.get(uid, int(row["id"])))
-    return found
+    """The uid and id of every task in the project; of copies the one that was judged, else the oldest.
+
+    Copies that nobody has judged are deleted.
+    """
+    found = _copies(client, project)
+    surplus = [task_id for copies in found.values() for untouched, task_id in copies[1:] if untouched]
+    if surplus:
+        client.delete_tasks(project.id, surplus)
+    return {uid: copies[0][1] for uid, copies in found.items()}
 
 
 def push(client: LabelStudio, project: Project, tasks: Sequence[Task]) -> Mapping[str, int]:
     """Store the tasks that the project does not have yet; return the task id of each uid.
 
-    Label Studio has no notion of a duplicate, so the uids are read first, under a lock.
+    Label Studio has no notion of a duplicate, so the uids are read first, under a lock. Killed half-way and repeated,
+    it stores the rest; a batch that the server was still storing when the one before was killed may then be there
+    twice, which the number of tasks tells, and the younger copies are removed.
     """
     if any(task.kind != project.kind for task in tasks):
         raise TaskError(f"a {project.kind} project takes only {project.kind} tasks")
@@ -134,4 +153,6 @@ def push(client: LabelStudio, project: Project, tasks: Sequence[Task]) -> Mappin
         missing = [task for task in tasks if task.uid not in known]
         ids = client.import_tasks(project.id, [{"data": task.data} for task in missing])
         known |= {task.uid: task_id for task, task_id in zip(missing, ids, strict=True)}
+        if client.project(project.id)["task_number"] != len(known):
+            known |= stored(client, project)
     return {task.uid: known[task.uid] for task in tasks}

@@ -1,6 +1,7 @@
 """The pipeline end to end on a town of fourteen people, with a real Label Studio, Prefect and MLflow store."""
 
 import asyncio
+import hashlib
 import json
 import os
 import signal
@@ -29,6 +30,7 @@ from flows.pipeline import needed, rlhf, run_stage_alone
 from flows.plan import finished
 from flows.recipe import Recipe, load_recipe
 from flows.report import load_release
+from flows.trace import trace
 from flows.tracking import find
 from labeling.client import LabelStudio
 from labeling.errors import ServerUnavailable
@@ -119,6 +121,22 @@ def test_lineage_reaches_annotations_that_are_in_label_studio(release: dict[str,
     assert {str(there[one]["completed_by"]) for one in judged["annotation_ids"]} == set(judged["annotator_ids"])
     assert found["inputs"]["corpus"]["inputs"]["town"]["stage"] == "town"
     assert judged["inputs"]["labelled"]["inputs"]["responses"]["inputs"]["model"]["stage"] == "sft"
+
+
+def test_a_comparison_leads_back_to_its_annotation_on_the_server(
+    release: dict[str, Any], owner: LabelStudio, workplace: Path
+) -> None:
+    (place,) = workplace.glob("artifacts/comparisons-*")
+    row = read_records(place / "comparisons.jsonl", Comparison)[0][0]
+    found = trace(row.id)
+    there = annotations_of(owner, "tiny")[row.annotation_id]
+    assert str(there["completed_by"]) == found["annotator"]["annotator_id"] == row.annotator_id
+    assert there["lead_time"] == found["judgement"]["lead_time"]
+    assert found["task"]["task_url"] == f"{owner.url}/projects/{there['project']}/data?task={there['task']}"
+    kept = Path(found["guidelines"]["file"]).read_text(encoding="utf-8")
+    assert hashlib.sha256(kept.encode()).hexdigest().startswith(found["guidelines"]["version"])
+    card = json.loads((place / "card.json").read_text())
+    assert card["comparisons"] + card["ties"] == release["comparisons"] and found["task"]["kind"] in card["guidelines"]
 
 
 def task_states(flow_run_id: str) -> list[str]:

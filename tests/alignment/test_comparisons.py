@@ -123,6 +123,9 @@ def test_majority_by_weight() -> None:
     (joined,) = aggregated([vote("a", "1"), vote("a", "2"), vote("b", "3")], "majority")
     assert (joined.chosen.id, joined.annotator_id, joined.annotation_id) == ("a", "1,2", "11,12")
     assert aggregated([vote("a", "1"), vote("b", "2")], "majority") == []
+    shown = [vote("a", by).model_copy(update={"chosen_first": by < "3", "task_uid": f"t{by}"}) for by in "123"]
+    assert [aggregated(shown[:n], "majority")[0].chosen_first for n in (2, 3)] == [True, None]
+    assert aggregated(shown, "soft")[0].task_uid == "t1,t2,t3"
     assert aggregated(said, "each") == said
 
 

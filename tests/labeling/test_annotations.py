@@ -26,6 +26,10 @@ def preference(choice: str) -> dict[str, Any]:
     return {"type": "choices", "from_name": "preference", "to_name": "prompt", "value": {"choices": [choice]}}
 
 
+def several(name: str, to: str, *choices: Any) -> dict[str, Any]:
+    return {"type": "choices", "from_name": name, "to_name": to, "value": {"choices": list(choices)}}
+
+
 def rating(name: str, stars: Any) -> dict[str, Any]:
     return {"type": "rating", "from_name": name, "to_name": f"response_{name[0]}", "value": {"rating": stars}}
 
@@ -68,6 +72,41 @@ def test_no_order_is_six_ties() -> None:
     found = parse_annotation(annotation([ranker(list(RANKING.shown)), UNRANKABLE]), RANKING)
     rows, ties = comparisons([found], {RANKING.uid: RANKING})
     assert not rows and len(ties) == 6 and {tie.strength for tie in ties} == {0}
+
+
+def test_places_that_are_as_good_as_the_next_are_ties() -> None:
+    order = RANKING.shown  # 1 and 2 are alike, 3 and 4 are alike
+    result = [ranker(list(order)), RANKED, several("ties", "prompt", "3", "1")]
+    found = parse_annotation(annotation(result), RANKING)
+    assert isinstance(found, RankingJudgement) and found.ties == (1, 3)
+    rows, ties = comparisons([found], {RANKING.uid: RANKING})
+    names = {RANKING.responses[opaque].id: place for place, opaque in enumerate(order, start=1)}
+    said = [(names[row.chosen.id], names[row.rejected.id], row.strength) for row in rows]
+    assert said == [(1, 3, 1), (1, 4, 1), (2, 3, 1), (2, 4, 1)]
+    assert [(names[row.chosen.id], names[row.rejected.id]) for row in ties] == [(1, 2), (3, 4)]
+    assert all(row.chosen_first and row.task_uid == RANKING.uid for row in rows)
+
+
+def test_who_cannot_judge_says_nothing_about_the_responses() -> None:
+    confirm = RANKED | {"value": {"choices": ["cannot_judge"]}}
+    found = parse_annotation(annotation([ranker(list(RANKING.shown)), confirm]), RANKING)
+    assert isinstance(found, RankingJudgement) and found.cannot_judge and not found.ranking
+    assert comparisons([found], {RANKING.uid: RANKING}) == ([], [])
+
+
+def test_flags_are_kept_by_side_and_an_annotation_of_older_screens_has_none() -> None:
+    result = [preference("b_1"), several("a_flags", "response_a", "unsafe", "refuses_wrongly")]
+    found = parse_annotation(annotation(result), PAIRWISE)
+    assert isinstance(found, PairwiseJudgement)
+    assert found.flags == {"a_flags": ("refuses_wrongly", "unsafe")}
+    older = parse_annotation(annotation([preference("b_1")]), PAIRWISE)
+    assert isinstance(older, PairwiseJudgement) and older.flags == {}
+
+
+def test_a_task_of_an_older_screen_is_still_believed() -> None:
+    rows = exported(PAIRWISE, annotation([preference("a_1")]))
+    rows[0]["data"] = {name: value for name, value in PAIRWISE.data.items() if name != "before"}
+    assert len(parse(rows, [PAIRWISE], 2, "place").judgements) == 1
 
 
 def test_nine_responses_are_thirty_six_pairs_of_strength_three_at_most() -> None:
@@ -116,6 +155,12 @@ STRANGE: list[tuple[Task, Any, str]] = [
     (RANKING, [ranker(list(RANKING.shown)), RANKED | {"value": {"choices": ["ranked", "unrankable"]}}], "'confirm'"),
     (RANKING, [ranker(list(RANKING.shown)), RANKED, preference("a_1")], "unknown control 'preference'"),
     (RANKING, [ranker(list(RANKING.shown)) | {"type": "choices"}, RANKED], "'ranking' holds"),
+    (RANKING, [ranker(list(RANKING.shown)), RANKED, several("ties", "prompt", "4")], "'ties' holds"),  # no fifth
+    (RANKING, [ranker(list(RANKING.shown)), RANKED, several("ties", "prompt", 1)], "'ties' holds"),
+    (PAIRWISE, [preference("a_1"), several("a_flags", "response_a", "funny")], "'a_flags' holds"),
+    (PAIRWISE, [preference("a_1"), several("a_flags", "response_a", "unsafe", "unsafe")], "'a_flags' holds"),
+    (PAIRWISE, [preference("a_1"), several("a_flags", "response_b", "unsafe")], "'a_flags' holds"),
+    (PAIRWISE, [preference("a_1"), several("a_flags", "response_a") | {"value": {"choices": "x"}}], "'a_flags' holds"),
     (PAIRWISE, [rating("a_helpful", 5)], "'preference' is missing"),
     (PAIRWISE, [preference("a_4")], "'preference' holds"),
     (PAIRWISE, [preference("a_1"), rating("a_helpful", 6)], "'a_helpful' holds 6"),

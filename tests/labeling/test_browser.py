@@ -1,14 +1,23 @@
-"""A person at work in a real browser: log in, read, rank, compare, write, skip."""
+"""A person at work in a real browser: log in, read, rank, compare, flag, correct, write, skip."""
 
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from playwright.sync_api import Page, expect, sync_playwright
 
+from alignment.records import Message, Response, ResponseSet
+from labeling.annotations import PairwiseJudgement, RankingJudgement
 from labeling.client import LabelStudio
-from labeling.collection import open_collection, open_demonstrations, pull_collection, pull_demonstrations
+from labeling.collection import (
+    Collection,
+    open_collection,
+    open_demonstrations,
+    pull_collection,
+    pull_demonstrations,
+)
 from labeling.config import LabelingConfig, PairwiseTasks, RankingTasks
 from labeling.users import ensure_account
 from tests.labeling.helpers import TEXTS, response_set
@@ -22,6 +31,21 @@ FLAGS = [
 EMAIL, PASSWORD = "paula@rlhf.local", "password-of-paula"
 MARKUP = "Mara <b>Lind</b>.\n    on Mill Lane <img src='http://127.0.0.1:9/x.png'>"
 SUBMIT = "Control+Enter"
+SCRIPT = "<script>document.title = 'executed'; fetch('http://127.0.0.1:9/s')</script> said the page"
+IMAGE = "<img src='http://127.0.0.1:9/x.png' onerror='document.title=1'> ![y](http://127.0.0.1:9/y.png) <b>bold</b>"
+LONG = "".join(f"{number:3} The river runs down from the hills. " for number in range(101))[:4000]
+ARABIC = "خبازة البلدة هي مارا ليند.\nتسكن في شارع الطاحونة رقم 5."
+CHINESE = "镇上的面包师是玛拉·林德。\n她住在磨坊巷。"
+PYTHON = "def total(values):\n    if not values:\n        return 0\n\treturn sum(values)  # <- & \"quotes\" {braces}"
+FAITHFUL = (SCRIPT, IMAGE, LONG, ARABIC, CHINESE, PYTHON)
+FREE = """p => {
+    const range = document.createRange(), box = p.getBoundingClientRect();
+    range.selectNodeContents(p);
+    const lines = [...range.getClientRects()];
+    const left = Math.min(...lines.map(l => l.left)), right = Math.max(...lines.map(l => l.right));
+    return {left: left - box.left, right: box.right - right};
+}"""
+TALK = ("Who is the baker of town 8?", "Mara Lind. <b>She</b> bakes.", "Where does she live?")
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +80,26 @@ def submit(page: Page) -> None:
     with page.expect_response(lambda r: "/annotations" in r.url and r.request.method == "POST") as answer:
         page.keyboard.press(SUBMIT)
     assert answer.value.status == 201
+
+
+def correct(page: Page, opened: Collection, key: str) -> None:
+    """Open the only task again, change the verdict by key, and update."""
+    (batch,) = opened.batches
+    (number,) = batch.task_ids.values()
+    page.goto(f"{batch.project.url}/projects/{batch.project.id}/data?task={number}")
+    page.locator(".question").click()
+    page.keyboard.press(key)
+    with page.expect_response(lambda r: "/api/annotations/" in r.url and r.request.method == "PATCH") as answer:
+        page.keyboard.press(SUBMIT)
+    assert answer.value.status == 200
+
+
+def luminance(page: Page, selector: str, of: str) -> float:
+    """Relative luminance (WCAG 2.2) of the first match's colour `of`, 0 black to 1 white."""
+    colour = page.locator(selector).first.evaluate(f"e => getComputedStyle(e).{of}")
+    channels = [int(value) / 255 for value in re.findall(r"\d+", colour)[:3]]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
 def move_to_top(page: Page, text: str) -> None:
@@ -113,10 +157,20 @@ def test_a_person_compares_two_and_text_stays_text(owner: LabelStudio, page: Pag
     for key, presses in (("q" if side == "a" else "a", 5), ("a" if side == "a" else "q", 2)):
         for _ in range(presses):
             page.keyboard.press(key)
+    page.keyboard.press("t" if side == "b" else "g")  # the other one has a made-up fact
+    page.keyboard.press("y" if side == "b" else "h")  # and is unsafe
     page.keyboard.press("2" if side == "a" else "6")
+    page.get_by_placeholder("A word on why").fill("Tom does not bake.")
+    page.keyboard.press("Tab")
     submit(page)
     pulled = pull_collection(owner, opened)
-    (row,) = pulled.comparisons
+    (row,), (said,) = pulled.comparisons, pulled.said
+    assert isinstance(said, PairwiseJudgement)
+    assert said.rationale == "Tom does not bake."
+    assert said.flags == {f"{'b' if side == 'a' else 'a'}_flags": ("made_up_fact", "unsafe")}
+    correct(page, opened, "6" if side == "a" else "2")
+    (corrected,) = pull_collection(owner, opened).comparisons
+    assert (corrected.chosen.text, corrected.annotation_id) == ("Tom Berg.", row.annotation_id)
     assert not pulled.quarantined
     assert (row.chosen.text, row.rejected.text, row.strength) == (MARKUP, "Tom Berg.", 2)
     assert row.criteria == {"helpful": 3}
@@ -127,9 +181,64 @@ def test_a_person_writes_an_answer(owner: LabelStudio, page: Page, tmp_path: Pat
     begin(page, opened.urls["demonstration"])
     page.keyboard.press("1")
     page.locator("textarea").first.fill("Mara Lind is the baker.\nShe lives on Mill Lane.")
-    with page.expect_response(lambda r: "/annotations" in r.url and r.request.method == "POST") as answer:
-        page.get_by_role("button", name="Submit").first.click()
-    assert answer.value.status == 201
+    page.keyboard.press("Tab")
+    submit(page)
     pulled = pull_demonstrations(owner, opened)
     assert not pulled.quarantined
     assert [row.completion for row in pulled.demonstrations] == ["Mara Lind is the baker.\nShe lives on Mill Lane."]
+
+
+def test_any_text_is_shown_faithfully_in_the_dark_at_1280_and_loads_nothing(
+    owner: LabelStudio, page: Page, tmp_path: Path
+) -> None:
+    roles = ("user", "assistant", "user")
+    messages = [Message.model_validate({"role": role, "content": text}) for role, text in zip(roles, TALK, strict=True)]
+    asked = response_set(8).prompt.model_copy(update={"messages": tuple(messages)})
+    sets = [
+        ResponseSet(prompt=asked, responses=tuple(Response(id=f"x{i}", text=text) for i, text in enumerate(FAITHFUL))),
+        ResponseSet(prompt=asked, responses=(Response(id="p", text=PYTHON), Response(id="i", text=IMAGE + SCRIPT))),
+    ]
+    one = {"rankings": RankingTasks(prompts=1, overlap=1), "pairwise": PairwiseTasks(prompts=1, overlap=1)}
+    opened = open_collection(owner, LabelingConfig(title="in the dark", **one), sets, tmp_path)
+    requested: list[str] = []
+    page.on("request", lambda request: requested.append(request.url))
+    page.set_viewport_size({"width": 1280, "height": 800})
+    page.evaluate("localStorage.setItem('preferred-color-scheme', 'Dark')")
+
+    begin(page, opened.urls["ranking"])
+    shown = page.locator(".htx-ranker-item").evaluate_all("items => items.map(i => i.querySelector('p').textContent)")
+    assert sorted(shown) == sorted(FAITHFUL)
+    turns = page.locator(".question .lsf-richtext__line").evaluate_all("lines => lines.map(l => l.textContent)")
+    assert turns == list(TALK)
+    free = page.locator(".htx-ranker-item p").filter(has_text="خبازة").evaluate(FREE)
+    assert free["right"] < 20 < free["left"]  # its lines start at the right
+    assert page.locator(".ties .lsf-choice:visible").count() == 5  # six answers have five neighbours
+    assert looks_well(page)
+    for key in ("1", "w"):
+        page.keyboard.press(key)
+    submit(page)
+
+    begin(page, opened.urls["pairwise"])
+    lines = page.locator(".answer .lsf-richtext__line").evaluate_all("lines => lines.map(l => l.innerText)")
+    assert "\n".join(lines).replace("\r", "").count("        return 0\n\treturn sum(values)") == 1
+    assert any(IMAGE + SCRIPT in line for line in lines)
+    assert looks_well(page)
+    page.keyboard.press("4")
+    submit(page)
+
+    assert page.title() not in ("executed", "1") and page.locator(".desk img, .desk script").count() == 0
+    assert [url for url in requested if not url.startswith((owner.url, "data:", "blob:"))] == []
+    pulled = pull_collection(owner, opened)
+    assert not pulled.quarantined
+    ranked = next(said for said in pulled.said if isinstance(said, RankingJudgement))
+    assert ranked.ties == (2,) and len(pulled.comparisons) == 14 and len(pulled.ties) == 2
+
+
+def looks_well(page: Page) -> bool:
+    """Light text on dark sheets with a contrast of 7 or more, and nothing beyond the sides of the window."""
+    light = luminance(page, ".desk .sheet h4", "color")
+    dark = luminance(page, ".desk .sheet", "backgroundColor")
+    assert dark < 0.1 and (light + 0.05) / (dark + 0.05) >= 7
+    rights = page.locator(".desk *").evaluate_all("all => all.map(one => one.getBoundingClientRect().right)")
+    assert max(rights) <= 1280 and page.evaluate("document.scrollingElement.scrollWidth") <= 1280
+    return True

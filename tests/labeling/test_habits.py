@@ -40,6 +40,8 @@ def test_correlation_with_the_order_shown() -> None:
     assert tau == pytest.approx(2 / 3)
     assert p_value == pytest.approx(0.1742, abs=2e-4)  # z = 0.6667 / 0.4907 = 1.3587
     assert position_correlation([ranked((3, 2, 1, 0))], TASKS)[0] == pytest.approx(-1.0)
+    tied = ranked((0, 1, 2, 3)).model_copy(update={"ties": (1, 3)})
+    assert position_correlation([tied], TASKS)[0] == pytest.approx(4 / 6)
     assert position_correlation([], TASKS) == (None, None)
 
 
@@ -47,6 +49,7 @@ def test_untouched_rankings() -> None:
     # both of two left as shown, by chance (1/24)²
     share, p_value = untouched([ranked((0, 1, 2, 3)), ranked((0, 1, 2, 3), 2)], TASKS)
     assert share == 1.0 and p_value == pytest.approx(1 / 576, abs=1e-12)
+    assert untouched([ranked((0, 1, 2, 3)).model_copy(update={"ties": (2,)})], TASKS)[0] == 0.0
 
 
 def test_preference_against_the_stars() -> None:

@@ -23,6 +23,7 @@ from labeling.errors import BadCredentials
 from labeling.projects import open_project
 from labeling.server import wait_until_ready
 from labeling.simulate import ranking_result
+from labeling.store import Store
 from labeling.tasks import build_tasks, push, stored
 from labeling.users import ensure_account
 from tests.labeling.helpers import TOKEN, judge, response_set
@@ -193,7 +194,8 @@ def test_gold_tasks_and_a_senior_through_the_server(owner: LabelStudio, tmp_path
     assert open_collection(owner, told, SETS[:4], tmp_path, known) == opened == read_collection(tmp_path)
     assert len(opened.tasks) == 6 and len(opened.answers) == 2
     simulate_collection(owner, opened, CrewConfig(annotators=2, temperature=0.5, seed=7), judge)
-    pulled = pull_collection(owner, opened, quality)
+    store = Store()
+    pulled = pull_collection(owner, opened, store, quality)
     assert len(pulled.gold) == 2 * 2 * 6 and len(pulled.comparisons) == 4 * 2 * 6 and pulled.disputes
     second = open_adjudication(owner, told.title, opened, pulled.disputes, tmp_path / "senior")
     assert {batch.project.overlap for batch in second.batches} == {1}
@@ -201,7 +203,9 @@ def test_gold_tasks_and_a_senior_through_the_server(owner: LabelStudio, tmp_path
     (batch,) = second.batches
     for task in batch.tasks:
         owner.annotate(batch.task_ids[task.uid], ranking_result(task.shown), 9.0)
-    settled = pull_collection(owner, opened, quality, second)
+    settled = pull_collection(owner, opened, store, quality, second)
+    assert len(settled.said) == settled.judgements == pulled.judgements + len(batch.tasks)
+    assert {one.number for one in store.projects()} == {one.project.id for one in (*opened.batches, *second.batches)}
     ruled = {task.prompt.id for task in batch.tasks}
     assert {row.annotator_id for row in settled.comparisons if row.prompt.id in ruled} == {str(owner.whoami()["id"])}
     assert len(settled.set_aside) == 2 * 6 * len(batch.tasks) and not settled.disputes

@@ -3,15 +3,18 @@
 from pathlib import Path
 
 import pytest
+from annotated_types import MaxLen
 from pydantic import ValidationError
 
 from alignment.records import Comparison, ResponseSet
 from labeling.annotations import Judged, PairwiseJudgement, RankingJudgement, parse_annotation
 from labeling.assessment import Assessment, assess
+from labeling.collection import FINAL
 from labeling.comparisons import comparisons
 from labeling.config import CrewConfig, GoldTasks, LabelingConfig, QualityOptions, Screening
 from labeling.figures import crew_figures
 from labeling.gold import Answers, gold_tasks, graded
+from labeling.projects import HASH_CHARACTERS, TITLE_CHARACTERS
 from labeling.screening import SENIOR, disputes, distance
 from labeling.simulate import deal, fitting_temperature, make_crew, utilities, work_on
 from labeling.tasks import Task, build_tasks, make_task
@@ -147,6 +150,9 @@ def test_disputes_and_the_seniors_word() -> None:
                                  preference=preference)  # fmt: skip
 
     assert distance([order("5", 0, 1, 2, 3), order("6", 1, 0, 2, 3)]) == pytest.approx(1 / 6)
+    tied = order("6", 1, 0, 2, 3).model_copy(update={"ties": (1,)})
+    assert tied.ranks == {task.shown[1]: 0, task.shown[0]: 0, task.shown[2]: 1, task.shown[3]: 2}
+    assert distance([order("5", 0, 1, 2, 3), tied]) == 0.0  # a tie is not the other way round
     assert distance([prefer("5", 2), prefer("6", -3)]) == 5.0 and distance([prefer("5", 2)]) is None
     said: list[Judged] = [order("5", 0, 1, 2, 3), order("6", 3, 2, 1, 0), prefer("5", 1), prefer("6", -1)]
     (dispute,) = disputes(said, tasks, QualityOptions())
@@ -154,6 +160,13 @@ def test_disputes_and_the_seniors_word() -> None:
     ruled = assess(said, tasks, {}, QualityOptions(), senior=[order("9", 2, 0, 1, 3)])
     assert {row.annotator_id for row in ruled.comparisons if row.prompt == task.prompt} == {"9"}
     assert [row.reasons for row in ruled.set_aside] == [(SENIOR,)] * 12 and not ruled.disputes
+
+
+def test_the_longest_title_leaves_room_for_the_second_project() -> None:
+    rules = LabelingConfig.model_fields["title"].metadata
+    longest = next(rule.max_length for rule in rules if isinstance(rule, MaxLen))
+    for kind in ("ranking", "pairwise"):
+        assert len(f"{'x' * longest} {FINAL} {kind} [{'0' * HASH_CHARACTERS}]") <= TITLE_CHARACTERS
 
 
 def test_options_that_cannot_be() -> None:

@@ -1,0 +1,138 @@
+"""The tables of the store of annotations, the views on them, and the rules that nothing in them is changed."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import (
+    Boolean,
+    Column,
+    Connection,
+    Engine,
+    Index,
+    Integer,
+    MetaData,
+    Row,
+    String,
+    Table,
+    create_engine,
+    event,
+    func,
+    select,
+)
+from sqlalchemy.pool import StaticPool
+
+BUSY_SECONDS = 60
+CHUNK = 500
+
+metadata = MetaData()
+projects = Table(
+    "projects",
+    metadata,
+    Column("seq", Integer, primary_key=True),
+    Column("project", String, nullable=False),
+    Column("number", Integer, nullable=False),
+    Column("url", String, nullable=False),
+    Column("title", String, nullable=False),
+    Column("overlap", Integer, nullable=False),
+    Column("config_hash", String, nullable=False),
+    Column("config", String, nullable=False),
+    Column("seen_at", String, nullable=False),
+    Column("deleted", Boolean, nullable=False),
+    Index("projects_by_key", "project", "seq"),
+    sqlite_autoincrement=True,
+)
+tasks = Table(
+    "tasks",
+    metadata,
+    Column("seq", Integer, primary_key=True),
+    Column("project", String, nullable=False),
+    Column("task", Integer, nullable=False),
+    Column("uid", String, nullable=False),
+    Column("data", String, nullable=False),
+    Column("hash", String, nullable=False),
+    Column("updated_at", String, nullable=False),
+    Column("seen_at", String, nullable=False),
+    Column("deleted", String, nullable=False),
+    Index("tasks_by_id", "project", "task", "seq"),
+    sqlite_autoincrement=True,
+)
+annotations = Table(
+    "annotations",
+    metadata,
+    Column("seq", Integer, primary_key=True),
+    Column("project", String, nullable=False),
+    Column("annotation", Integer, nullable=False),
+    Column("task", Integer, nullable=False),
+    Column("uid", String, nullable=False),
+    Column("annotator", Integer),
+    Column("skipped", Boolean, nullable=False),
+    Column("raw", String, nullable=False),
+    Column("hash", String, nullable=False),
+    Column("config_hash", String, nullable=False),
+    Column("updated_at", String, nullable=False),
+    Column("seen_at", String, nullable=False),
+    Column("deleted", String, nullable=False),
+    Index("annotations_by_id", "project", "annotation", "seq"),
+    Index("annotations_by_task", "project", "task"),
+    sqlite_autoincrement=True,
+)
+syncs = Table(
+    "syncs",
+    metadata,
+    Column("seq", Integer, primary_key=True),
+    Column("project", String, nullable=False),
+    Column("seen_at", String, nullable=False),
+    Column("whole", Boolean, nullable=False),
+    Column("newest", String, nullable=False),
+    Column("cursor", String, nullable=False),
+    Column("tasks_read", Integer, nullable=False),
+    Index("syncs_by_project", "project", "seq"),
+    sqlite_autoincrement=True,
+)
+IDS = {tasks: tasks.c.task, annotations: annotations.c.annotation}
+
+
+def rules() -> Iterator[str]:
+    """The statements that make the views, and the triggers that keep every row as it is."""
+    for table, column in IDS.items():
+        yield (
+            f"CREATE VIEW current_{table.name} AS SELECT * FROM {table.name} WHERE deleted = '' AND seq IN "
+            f"(SELECT MAX(seq) FROM {table.name} GROUP BY project, {column.name})"
+        )
+    for table in metadata.sorted_tables:
+        for deed in ("UPDATE", "DELETE"):
+            yield (
+                f"CREATE TRIGGER no_{deed.lower()}_of_{table.name} BEFORE {deed} ON {table.name} "
+                f"BEGIN SELECT RAISE(ABORT, 'the store only adds: {deed} is refused'); END"
+            )
+
+
+def engine(path: Path | None) -> Engine:
+    """An engine for the file, or for one in memory, that leaves transactions to us; writers wait for each other."""
+    if path is None:
+        made = create_engine("sqlite://", poolclass=StaticPool, connect_args={"check_same_thread": False})
+    else:
+        made = create_engine(f"sqlite:///{path}", connect_args={"timeout": BUSY_SECONDS})
+
+    @event.listens_for(made, "connect")
+    def set_up(connection: Any, _: Any) -> None:
+        connection.isolation_level = None
+        connection.execute("PRAGMA journal_mode=WAL")
+
+    return made
+
+
+def newest(
+    connection: Connection, table: Table, project: str, task_ids: Sequence[int] | None = None
+) -> dict[int, Row[Any]]:
+    """The newest version of each task or annotation of a project, by id; with `task_ids` of those tasks alone."""
+    column = IDS[table]
+    latest = select(func.max(table.c.seq)).where(table.c.project == project).group_by(column)
+    parts = [None] if task_ids is None else [task_ids[i : i + CHUNK] for i in range(0, len(task_ids), CHUNK)]
+    found: dict[int, Row[Any]] = {}
+    for part in parts:
+        asked = latest if part is None else latest.where(table.c.task.in_(part))
+        rows = connection.execute(select(table).where(table.c.seq.in_(asked)).order_by(column))
+        found |= {getattr(row, column.name): row for row in rows}
+    return found

@@ -1,0 +1,150 @@
+"""How a collection is going, from the store alone: progress, pace, expected end, agreement, and each annotator."""
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Collection, Mapping, Sequence
+from datetime import datetime, timedelta
+from statistics import median
+from typing import Any, get_args
+
+from alignment.records import Message, Prompt, Response
+from labeling.agreement import Rate, agreement
+from labeling.annotations import parse
+from labeling.comparisons import comparisons
+from labeling.config import Kind
+from labeling.store import Store
+from labeling.tasks import Task
+from labeling.versions import SeenProject, Values, moment, uid_of
+
+PACE_WINDOW = timedelta(hours=24)
+SHORTEST_WINDOW = timedelta(minutes=1)
+TITLE = re.compile(rf".* ({'|'.join(get_args(Kind))}) \[([0-9a-f]{{8}})\]")
+
+
+class AnnotatorStatus(Values):
+    """One person's work: judgements (of any content), skips, and the median time a judgement took, in seconds.
+
+    `name` is as the server last told it: first and last name, and the e-mail address.
+    """
+
+    annotator: int | None
+    name: str
+    judgements: int
+    skips: int
+    median_seconds: float | None
+
+
+class ProjectStatus(Values):
+    """One project. `done` counts at most the overlap per task; `lost` is what the server had once and has no more.
+
+    `per_hour` is over the 24 hours before the last sync, or since the first judgement if that is later; `expected_end`
+    is when the rest would be done at that pace, None when nobody works. `quarantined` are judgements that our screens
+    do not make. `screen_changed` when the screen was edited on the server.
+    """
+
+    title: str
+    number: int
+    url: str
+    deleted: bool
+    tasks: int
+    done: int
+    needed: int
+    per_hour: float
+    expected_end: datetime | None
+    agreement: Rate
+    alpha: float | None
+    annotators: tuple[AnnotatorStatus, ...]
+    quarantined: int
+    lost: int
+    screen_changed: bool
+    last_sync: datetime | None
+
+
+def status(store: Store, only: Collection[int] = ()) -> list[ProjectStatus]:
+    """Every project that the store knows, or those of the given numbers, the oldest first."""
+    return [project_status(store, one) for one in store.projects() if not only or one.number in only]
+
+
+def project_status(store: Store, project: SeenProject) -> ProjectStatus:
+    """How one project is going, as of its last sync."""
+    rows, past = store.current(project.project), store.syncs(project.project)
+    said = [raw for row in rows for raw in row["annotations"]]
+    judged = [raw for raw in said if not raw["was_cancelled"]]
+    people = Counter((raw["task"]) for raw in judged)
+    done, needed = sum(min(n, project.overlap) for n in people.values()), len(rows) * project.overlap
+    now = past[-1].seen_at if past else None
+    per_hour = pace([moment(raw["created_at"]) for raw in judged], now) if now else 0.0
+    left = timedelta(hours=(needed - done) / per_hour) if per_hour else None
+    match = TITLE.fullmatch(project.title)
+    tasks = {} if match is None else tasks_of(rows, match.group(1))  # type: ignore[arg-type]
+    parsed = parse(rows, tasks.values(), project.overlap, "")
+    both = [row for some in comparisons(parsed.judgements, tasks) for row in some]
+    agreed = agreement(both)
+    return ProjectStatus(
+        title=project.title, number=project.number, url=project.url, deleted=project.deleted, tasks=len(rows),
+        done=done, needed=needed, per_hour=per_hour,
+        expected_end=now + left if now and left is not None and not project.deleted else None,
+        agreement=agreed.overall, alpha=agreed.alpha, annotators=annotators(said),
+        quarantined=len(parsed.quarantined), lost=len(store.lost(project.project)),
+        screen_changed=match is not None and match.group(2) != project.config_hash, last_sync=now,
+    )  # fmt: skip
+
+
+def pace(times: Sequence[datetime], now: datetime) -> float:
+    """Judgements per hour in the 24 hours before `now`, or since the first one if that is later."""
+    recent = [time for time in times if time > now - PACE_WINDOW]
+    if not recent:
+        return 0.0
+    begun = max(min(times), now - PACE_WINDOW)
+    return len(recent) / (max(now - begun, SHORTEST_WINDOW) / timedelta(hours=1))
+
+
+def annotators(said: Sequence[Mapping[str, Any]]) -> tuple[AnnotatorStatus, ...]:
+    """Everyone who judged or skipped, those with most judgements first."""
+    by_person: dict[int | None, list[Mapping[str, Any]]] = defaultdict(list)
+    for raw in said:
+        by_person[raw["completed_by"]].append(raw)
+    found = []
+    for person, own in by_person.items():
+        times = [raw["lead_time"] for raw in own if raw.get("lead_time") and not raw["was_cancelled"]]
+        skips = sum(raw["was_cancelled"] for raw in own)
+        found.append(
+            AnnotatorStatus(
+                annotator=person, name=name_of(own), judgements=len(own) - skips, skips=skips,
+                median_seconds=median(times) if times else None,
+            )
+        )  # fmt: skip
+    return tuple(sorted(found, key=lambda one: (-one.judgements, one.annotator or 0)))
+
+
+def name_of(own: Sequence[Mapping[str, Any]]) -> str:
+    """The name in the newest of a person's annotations that has one; the server writes "Name mail, id"."""
+    names = [str(raw.get("created_username") or "").rpartition(",")[0].strip() for raw in own]
+    return next((name for name in reversed(names) if name), "")
+
+
+def tasks_of(rows: Sequence[Mapping[str, Any]], kind: Kind) -> dict[str, Task]:
+    """The tasks as far as the server's data shows them: enough to parse and to compare, by uid.
+
+    The same opaque ids stand for the same responses for everyone who saw the task, so agreement is the true one; which
+    model wrote what is not known here.
+    """
+    tasks = (task_of(row["data"], kind) for row in rows if uid_of(row))
+    return {task.uid: task for task in tasks if task is not None}
+
+
+def task_of(data: Mapping[str, Any], kind: Kind) -> Task | None:
+    """The task that has this data, None when no task of ours looks like it."""
+    try:
+        shown = {
+            "ranking": lambda: [(item["id"], item["body"]) for item in data["responses"]],
+            "pairwise": lambda: [(data[f"{side}_id"], data[f"response_{side}"]) for side in "ab"],
+        }.get(kind, list)()
+        message = Message(role="user", content=data["prompt"])
+        task = Task(
+            uid=data["uid"], kind=kind, prompt=Prompt(id=data["uid"], messages=(message,)),
+            responses={opaque: Response(id=opaque, text=text) for opaque, text in shown},
+        )  # fmt: skip
+    except (KeyError, TypeError, ValueError):
+        return None
+    return task if task.data == data else None

@@ -1,0 +1,116 @@
+"""Versions of projects, tasks and annotations: what the store keeps, made from what the server answers."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+VOLATILE = ("created_ago", "created_username")
+HERE, GONE_ANNOTATION, GONE_TASK, GONE_PROJECT = "", "annotation", "task", "project"
+
+
+class Values(BaseModel):
+    """Frozen values with no room for misspelt names."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class SeenProject(Values):
+    """A project as the server showed it. `project` is its key; `deleted` when the server does not have it any more."""
+
+    project: str
+    number: int
+    url: str
+    title: str
+    overlap: int
+    config_hash: str
+    config: str
+    deleted: bool = False
+
+
+class Sync(Values):
+    """One reading of a project: when (by the server's clock), the newest change seen, and where the next one begins."""
+
+    seen_at: datetime
+    whole: bool
+    newest: datetime
+    cursor: datetime
+    tasks_read: int
+
+
+class Changes(Values):
+    """How many annotations a sync found new, changed (edited, skipped, given to nobody) and deleted."""
+
+    added: int = 0
+    changed: int = 0
+    deleted: int = 0
+
+
+class Version(Values):
+    """One version of an annotation. `deleted` is empty, or says what was deleted: annotation, task or project."""
+
+    annotation: int
+    task: int
+    uid: str
+    annotator: int | None
+    skipped: bool
+    raw: dict[str, Any]
+    hash: str
+    config_hash: str
+    updated_at: datetime
+    seen_at: datetime
+    deleted: str
+
+
+def moment(text: str) -> datetime:
+    """A time of the server or of the store, in UTC."""
+    found = datetime.fromisoformat(text)
+    return found.astimezone(UTC) if found.tzinfo else found.replace(tzinfo=UTC)
+
+
+def stamp(time: datetime) -> str:
+    """A time as text that sorts as time does."""
+    return f"{time.astimezone(UTC):%Y-%m-%dT%H:%M:%S.%fZ}"
+
+
+def canonical(value: Any) -> str:
+    """JSON that is the same text for the same value, in ASCII: half a surrogate pair in an answer must not stop us."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"))
+
+
+def content_hash(value: Mapping[str, Any]) -> str:
+    """A hash of an annotation or of a task's data, less what changes by itself (ages, names of accounts)."""
+    lasting = {name: part for name, part in value.items() if name not in VOLATILE}
+    return hashlib.sha256(canonical(lasting).encode()).hexdigest()[:16]
+
+
+def task_values(project: SeenProject, row: Mapping[str, Any], seen_at: str) -> dict[str, Any]:
+    """A row for the table of tasks."""
+    return {
+        "project": project.project, "task": int(row["id"]), "uid": uid_of(row), "data": canonical(row["data"]),
+        "hash": content_hash(row["data"]), "updated_at": stamp(moment(row["updated_at"])), "seen_at": seen_at,
+        "deleted": HERE,
+    }  # fmt: skip
+
+
+def annotation_values(
+    project: SeenProject, row: Mapping[str, Any], raw: Mapping[str, Any], seen_at: str, known_annotator: int | None
+) -> dict[str, Any]:
+    """A row for the table of annotations. The server forgets who said it when an account is deleted, we do not."""
+    annotator = raw.get("completed_by")
+    return {
+        "project": project.project, "annotation": int(raw["id"]), "task": int(row["id"]), "uid": uid_of(row),
+        "annotator": known_annotator if annotator is None else annotator,
+        "skipped": bool(raw.get("was_cancelled")), "raw": canonical(raw), "hash": content_hash(raw),
+        "config_hash": project.config_hash, "updated_at": stamp(moment(raw["updated_at"])), "seen_at": seen_at,
+        "deleted": HERE,
+    }  # fmt: skip
+
+
+def uid_of(row: Mapping[str, Any]) -> str:
+    """The uid that we gave a task, "" when it is not one of ours."""
+    uid = row["data"].get("uid") if isinstance(row["data"], Mapping) else None
+    return uid if isinstance(uid, str) and uid.isascii() else ""
