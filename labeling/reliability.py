@@ -11,6 +11,9 @@ There are more scores than anybody has judgements of them, and scores fitted to 
 for truth: everyone looks reliable. So the difference Δ of each pair is integrated out, Δ ~ N(0, τ²), and η and τ alone
 are fitted, at the highest posterior of the product over pairs (a composite likelihood, Lindsay 1988: pairs of one
 prompt hang together, which leaves the estimate consistent).
+
+Everything that was said takes part, also what is held out later to test a reward model: the labels of held-out prompts
+and annotators say how reliable the others are. No score of a reward model ever does.
 """
 
 from collections import Counter
