@@ -133,7 +133,8 @@ def open_collection(
     )
     built = {kind: build_tasks(kind, sets, config.seed) for kind, _, sets in shares}
     uids = {task.uid for tasks, _ in built.values() for task in tasks}
-    gold = gold_tasks(known, config.gold_tasks, uids, config.seed)
+    sampled = {one.prompt.id: one.responses for one in response_sets}
+    gold = gold_tasks(known, config.gold_tasks, uids, config.seed, sampled)
     batches = []
     for kind, overlap, _ in shares:
         if tasks := mixed(built[kind][0], gold.tasks[kind], config.seed):
