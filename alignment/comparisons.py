@@ -6,22 +6,24 @@ were trained on and once by annotators it never met.
 
 import random
 from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 from alignment.config import ComparisonsConfig
 from alignment.corpus import settle_rejected
 from alignment.errors import DataError
 from alignment.journal import Journal
 from alignment.prompts import hashed_split
-from alignment.records import Comparison, Rejected, read_records, write_records
+from alignment.records import Comparison, Rejected, read_records, stable_id, write_records
 from alignment.sources import read_comparisons
 
 
 @dataclass(frozen=True)
 class SplitComparisons:
-    """Disjoint by prompt: train against both tests. `aside` holds ties and what held-out annotators said elsewhere."""
+    """Disjoint by prompt: train against both tests. `aside` holds ties, what has no weight, and what held-out
+    annotators said elsewhere."""
 
     train: list[Comparison]
     heldout_prompts: list[Comparison]
@@ -48,7 +50,11 @@ def build_comparisons(
         rows += good
         rejected += bad
     settle_rejected(rejected, len(rows), config.max_rejected_share, out)
+    if config.weights == "none":
+        rows = [row.model_copy(update={"weight": 1.0}) for row in rows]
     parts = split_comparisons(rows, config, seed)
+    judged = len(parts.train)
+    parts = replace(parts, train=aggregated(parts.train, config.aggregate))
     if not parts.train or not parts.heldout_prompts:
         raise DataError(
             f"{len(rows)} comparisons leave {len(parts.train)} for training and {len(parts.heldout_prompts)} for "
@@ -62,6 +68,7 @@ def build_comparisons(
         "prompts": len({c.prompt.id for c in rows}),
         "annotators": len({c.annotator_id for c in rows} - {""}),
         "train": len(parts.train),
+        "train_judgements": judged,
         "heldout_prompts": len(parts.heldout_prompts),
         "heldout_annotators": len(parts.heldout_annotators),
         "ties": sum(c.strength == 0 for c in rows),
@@ -90,7 +97,7 @@ def split_comparisons(rows: Sequence[Comparison], config: ComparisonsConfig, see
     parts = SplitComparisons([], [], [], [])
     for row in rows:
         held_prompt, held_annotator = row.prompt.id in held_prompts, row.annotator_id in held_annotators
-        if row.strength == 0 or (held_annotator and not held_prompt):
+        if row.strength == 0 or row.weight == 0 or (held_annotator and not held_prompt):
             parts.aside.append(row)
         elif held_prompt:
             (parts.heldout_annotators if held_annotator else parts.heldout_prompts).append(row)
@@ -104,3 +111,59 @@ def choose_annotators(rows: Sequence[Comparison], count: int, seed: int) -> set[
     annotators = sorted({row.annotator_id for row in rows} - {""})
     random.Random(f"annotators-{seed}").shuffle(annotators)
     return set(annotators[: min(count, len(annotators) // 3)])
+
+
+def aggregated(rows: Sequence[Comparison], how: Literal["each", "majority", "soft"]) -> list[Comparison]:
+    """Training comparisons with all judgements of a pair as one; ties are not among `rows`.
+
+    With v_i and v_j the summed weights of those who prefer i and j: `majority` is the preferred side with weight 1 (for
+    equal sums nothing is said, and nothing is kept); `soft` is i over j with weight v_i / (v_i + v_j) and j over i with
+    v_j / (v_i + v_j), which under Bradley-Terry is cross-entropy with that share as the label; the weights of a prompt
+    are then scaled to 1 on average, since the reward model divides by the number of its comparisons.
+    """
+    if how == "each":
+        return list(rows)
+    by_pair: dict[tuple[str, str, str], list[Comparison]] = defaultdict(list)
+    for row in (row for row in rows if row.weight > 0):
+        one, other = sorted((row.chosen.id, row.rejected.id))
+        by_pair[row.prompt.id, one, other].append(row)
+    settled = [one for judgements in by_pair.values() for one in _settled(judgements, how)]
+    if how == "majority":
+        return settled
+    of_prompt: dict[str, list[float]] = defaultdict(list)
+    for row in settled:
+        of_prompt[row.prompt.id].append(row.weight)
+    return [
+        row.model_copy(update={"weight": row.weight * len(of_prompt[row.prompt.id]) / sum(of_prompt[row.prompt.id])})
+        for row in settled
+    ]
+
+
+def _settled(judgements: Sequence[Comparison], how: str) -> Iterator[Comparison]:
+    """The comparison, or the two, of all judgements of one pair."""
+    sides: dict[str, list[Comparison]] = defaultdict(list)
+    for row in judgements:
+        sides[row.chosen.id].append(row)
+    votes = {side: sum(row.weight for row in some) for side, some in sides.items()}
+    best = max(votes.values())
+    if how == "majority" and list(votes.values()).count(best) > 1:
+        return
+    for side, some in sides.items():
+        if how == "soft" or votes[side] == best:
+            share = votes[side] / sum(votes.values()) if how == "soft" else 1.0
+            yield _joined(some, share)
+
+
+def _joined(same: Sequence[Comparison], weight: float) -> Comparison:
+    """Judgements that say the same as one; ids of annotations, annotators and tasks are listed with commas."""
+    names = ("annotation_id", "annotator_id", "task_uid")
+    first = {row.chosen_first for row in same}
+    return same[0].model_copy(
+        update={
+            "id": same[0].id if len(same) == 1 else stable_id("cmp", *(row.id for row in same)),
+            "weight": weight,
+            "strength": max(1, round(sum(row.strength for row in same) / len(same))),
+            "chosen_first": first.pop() if len(first) == 1 else None,
+            **{name: ",".join(sorted({getattr(row, name) for row in same})) for name in names},
+        }
+    )

@@ -169,6 +169,14 @@ class ComparisonsConfig(Config):
     sources: tuple[RowSource, ...] = ()
     heldout_share: Annotated[float, Field(gt=0, lt=0.9)] = Field(0.2, description="share of prompts kept for testing")
     heldout_annotators: Natural = Field(1, description="annotators whose judgements are kept for testing only")
+    weights: Literal["none", "reliability"] = Field(
+        "none", description="none: all comparisons count alike; reliability: by how reliable their annotator is"
+    )
+    aggregate: Literal["each", "majority", "soft"] = Field(
+        "each",
+        description="each: every judgement by itself; majority: one comparison a pair, of the side with more weight; "
+        "soft: both sides of a pair, each with its share of the weight",
+    )
     max_rejected_share: Share = 0.05
 
 

@@ -105,6 +105,7 @@ class Comparison(Record):
     judgement came from; imported data without annotators leaves `annotator_id` empty. `criteria` holds, where the
     annotator rated both responses, the rating of chosen minus that of rejected. `task_uid` is the task that was shown,
     and `chosen_first` says whether chosen stood before rejected there (left of it, or above); None when unknown.
+    `weight` is how much it counts in training; 1 is a comparison like any other.
     """
 
     id: str = Field(min_length=1)
@@ -117,6 +118,7 @@ class Comparison(Record):
     annotator_id: str = ""
     task_uid: str = ""
     chosen_first: bool | None = None
+    weight: float = Field(default=1.0, ge=0.0, allow_inf_nan=False)
 
 
 class Rejected(Record):

@@ -47,11 +47,13 @@ COEFFICIENT_SPEED = 10.0  # one number has further to go than each of the head's
 
 @dataclass(frozen=True)
 class PromptGroup:
-    """The distinct responses of a prompt as token ids with the prompt, and the judged pairs (chosen, rejected)."""
+    """The distinct responses of a prompt as token ids with the prompt, and the judged pairs (chosen, rejected), each
+    with its weight."""
 
     sequences: list[list[int]]
     pairs: list[tuple[int, int]]
     prompt_length: int
+    weights: list[float]
 
 
 def train_reward_model(
@@ -118,16 +120,18 @@ def fits(row: Comparison, tokenizer: PreTrainedTokenizerBase, max_length: int) -
 def group_by_prompt(
     rows: Sequence[Comparison], tokenizer: PreTrainedTokenizerBase, max_length: int
 ) -> tuple[list[PromptGroup], int]:
-    """One group a prompt; a comparison with a response that does not fit is left out and counted."""
+    """One group a prompt; a comparison with a response that does not fit is left out and counted, and one without
+    weight is left out."""
     by_prompt: dict[str, list[Comparison]] = defaultdict(list)
     for row in rows:
-        by_prompt[row.prompt.id].append(row)
+        if row.weight > 0:
+            by_prompt[row.prompt.id].append(row)
     groups, too_long = [], 0
     for same_prompt in by_prompt.values():
         prompt = prompt_tokens(tokenizer, same_prompt[0].prompt.messages)
         places: dict[str, int] = {}
         sequences: list[list[int]] = []
-        pairs = []
+        pairs, weights = [], []
         for row in same_prompt:
             encoded = {r.id: prompt + response_tokens(tokenizer, r.text) for r in (row.chosen, row.rejected)}
             if max(map(len, encoded.values())) > max_length:
@@ -138,8 +142,9 @@ def group_by_prompt(
                     places[identity] = len(sequences)
                     sequences.append(sequence)
             pairs.append((places[row.chosen.id], places[row.rejected.id]))
+            weights.append(row.weight)
         if pairs:
-            groups.append(PromptGroup(sequences, pairs, len(prompt)))
+            groups.append(PromptGroup(sequences, pairs, len(prompt), weights))
     if not groups:
         raise DataError(f"no comparison fits into {max_length} tokens; raise `reward.max_length_tokens`")
     return groups, too_long
@@ -210,7 +215,8 @@ def groups_with_head(model: PreTrainedModel, config: RewardConfig) -> list[dict[
 def batch_loss(
     model: PreTrainedModel, batch: Sequence[PromptGroup], language_head: nn.Module | None = None, lm_coef: float = 0.0
 ) -> tuple[Tensor, float]:
-    """Bradley-Terry loss in which every prompt weighs the same, and the share of pairs that are in order.
+    """Bradley-Terry loss in which every prompt weighs the same, but for the weights of its comparisons (a pair counts
+    w / number of the prompt's pairs), and the share of pairs that are in order.
 
     With `lm_coef` the trunk goes on predicting the next token through SFT's frozen head, which keeps what it knows of
     prompts and answers (Yang et al. 2024, "Regularizing Hidden States", text regularisation on what was chosen): each
@@ -225,7 +231,7 @@ def batch_loss(
     pairs, per_prompt, start = [], [], 0
     for group in batch:
         pairs += [(start + chosen, start + rejected) for chosen, rejected in group.pairs]
-        per_prompt += [1 / len(group.pairs)] * len(group.pairs)
+        per_prompt += [weight / len(group.pairs) for weight in group.weights]
         start += len(group.sequences)
     index = torch.tensor(pairs)
     accuracy = (scores[index[:, 0]] > scores[index[:, 1]]).float().mean().item()
@@ -241,13 +247,13 @@ def batch_loss(
 
 
 def won_shares(group: PromptGroup) -> list[float]:
-    """The share of its comparisons that each response of a prompt won. Shape: (sequences,)."""
-    won, judged = [0] * len(group.sequences), [0] * len(group.sequences)
-    for chosen, rejected in group.pairs:
-        won[chosen] += 1
-        judged[chosen] += 1
-        judged[rejected] += 1
-    return [wins / max(1, count) for wins, count in zip(won, judged, strict=True)]
+    """The share of its comparisons that each response of a prompt won, by weight. Shape: (sequences,)."""
+    won, judged = [0.0] * len(group.sequences), [0.0] * len(group.sequences)
+    for (chosen, rejected), weight in zip(group.pairs, group.weights, strict=True):
+        won[chosen] += weight
+        judged[chosen] += weight
+        judged[rejected] += weight
+    return [wins / count if count else 0.0 for wins, count in zip(won, judged, strict=True)]
 
 
 def normalise(

@@ -60,6 +60,7 @@ def pearson(a: Sequence[float], b: Sequence[float]) -> float:
 def bag_of_words_accuracy(train: Sequence[Comparison], test: Sequence[Comparison]) -> float:
     """Test accuracy of logistic regression on which words chosen and rejected have: what needs no language model.
 
+    Training comparisons count by their weight.
     How strongly it is held back is chosen on the training prompts alone, by cross-validation over prompts.
     """
     from sklearn.feature_extraction.text import CountVectorizer
@@ -71,21 +72,22 @@ def bag_of_words_accuracy(train: Sequence[Comparison], test: Sequence[Comparison
         chosen, rejected = ([getattr(row, side).text for row in rows] for side in ("chosen", "rejected"))
         return words.transform(chosen).astype(float) - words.transform(rejected).astype(float)
 
-    known = features(train)
-    return _linear_accuracy(_best_strength(known, train), known, features(test))
+    known, weights = features(train), numpy.array([row.weight for row in train])
+    return _linear_accuracy(_best_strength(known, weights, train), known, weights, features(test))
 
 
-def _linear_accuracy(strength: float, fit_on: Any, tested: Any) -> float:
+def _linear_accuracy(strength: float, fit_on: Any, weights: Any, tested: Any) -> float:
     """How many rows of `tested` a model without intercept that was fitted on rows of chosen minus rejected orders."""
     from sklearn.linear_model import LogisticRegression
 
     labels = numpy.arange(fit_on.shape[0]) % 2  # every other pair turned round: without an intercept it is all the same
     turned = fit_on.multiply(2.0 * labels[:, None] - 1).tocsr()
-    model = LogisticRegression(C=strength, max_iter=500, fit_intercept=False).fit(turned, labels)
+    model = LogisticRegression(C=strength, max_iter=500, fit_intercept=False)
+    model.fit(turned, labels, sample_weight=weights)
     return float((model.decision_function(tested) > 0).mean())
 
 
-def _best_strength(known: Any, rows: Sequence[Comparison]) -> float:
+def _best_strength(known: Any, weights: Any, rows: Sequence[Comparison]) -> float:
     """The regularisation that orders unseen training prompts best; too few prompts to say get a middling one."""
     prompts = {prompt: number for number, prompt in enumerate(sorted({row.prompt.id for row in rows}))}
     if len(prompts) < 4 * FOLDS:
@@ -93,6 +95,9 @@ def _best_strength(known: Any, rows: Sequence[Comparison]) -> float:
     fold = numpy.array([prompts[row.prompt.id] % FOLDS for row in rows])
 
     def score(strength: float) -> float:
-        return sum(_linear_accuracy(strength, known[fold != held], known[fold == held]) for held in range(FOLDS))
+        return sum(
+            _linear_accuracy(strength, known[fold != held], weights[fold != held], known[fold == held])
+            for held in range(FOLDS)
+        )
 
     return max(STRENGTHS, key=score)

@@ -7,6 +7,7 @@ from alignment.artifacts import content_digest
 from alignment.records import Comparison, Rejected, read_records
 from labeling.card import Card, as_markdown, make_card
 from labeling.collection import COLLECTION_FILE, read_collection
+from labeling.screening import SetAside
 
 PARTS = ("train", "heldout_prompts", "heldout_annotators", "aside")
 
@@ -17,8 +18,11 @@ def write_card(out: Path, name: str, *, labelled: Path | None, files: Sequence[P
     rejected, _ = read_records(out / "rejected.jsonl", Rejected)
     guidelines: Mapping[str, str] = {}
     projects: Mapping[str, str] = {}
+    aside: Sequence[SetAside] = ()
     if labelled is not None:
         rejected += read_records(labelled / "quarantine.jsonl", Rejected)[0]
+    if labelled is not None and (labelled / "set_aside.jsonl").is_file():
+        aside, _ = read_records(labelled / "set_aside.jsonl", SetAside)
     if labelled is not None and (labelled / COLLECTION_FILE).is_file():
         opened = read_collection(labelled)
         guidelines = {batch.project.kind: batch.project.screen_hash for batch in opened.batches}
@@ -26,8 +30,8 @@ def write_card(out: Path, name: str, *, labelled: Path | None, files: Sequence[P
     splits = {part: _lines(out / f"{part}.jsonl") for part in PARTS}
     sources = {path.name: content_digest(path) for path in files}
     card = make_card(
-        name, rows, rejected, splits=splits, guidelines=guidelines, projects=projects, sources=sources
-    )  # fmt: skip
+        name, rows, rejected, splits=splits, guidelines=guidelines, projects=projects, sources=sources, aside=aside
+    )
     (out / "card.json").write_text(card.model_dump_json(indent=1) + "\n", encoding="utf-8")
     (out / "card.md").write_text(as_markdown(card), encoding="utf-8")
     return card

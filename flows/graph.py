@@ -92,11 +92,15 @@ def _judgements(recipe: Recipe) -> Iterator[Step]:
     """Comparisons, by people who look at sampled responses or from files."""
     if recipe.labeling is None:
         files = _files(recipe.comparisons.sources)
-        yield Step(stage="comparisons", version=2, config=recipe.comparisons, inputs=_town(recipe), files=files)
+        yield Step(stage="comparisons", version=3, config=recipe.comparisons, inputs=_town(recipe), files=files)
         return
     yield Step(stage="responses", config=recipe.sampling, inputs={"model": "sft", **_same("prompts")})
-    yield Step(stage="labeling", config=recipe.labeling, inputs={**_same("responses"), **_town(recipe)})
-    yield Step(stage="comparisons", version=2, config=recipe.comparisons, inputs={"labelled": "labeling"})
+    gold = recipe.labeling.quality.gold.path
+    yield Step(
+        stage="labeling", version=2, config=recipe.labeling, inputs={**_same("responses"), **_town(recipe)},
+        files=() if gold is None or not Path(gold).exists() else (Path(gold),),
+    )  # fmt: skip
+    yield Step(stage="comparisons", version=3, config=recipe.comparisons, inputs={"labelled": "labeling"})
 
 
 def _same(*names: str) -> dict[str, str]:

@@ -3,8 +3,9 @@
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import closing
+from itertools import permutations
 from pathlib import Path
 
 from rich.console import Console
@@ -12,14 +13,16 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from alignment.errors import ArtifactError, DataError
 from alignment.journal import Journal
-from alignment.records import ResponseSet, read_records, write_records
+from alignment.records import Comparison, Rejected, ResponseSet, read_records, stable_id, write_records
 from alignment.town import Judge
 from flows.processes import StackError
 from flows.stack import home_directory
 from labeling.client import LabelStudio
 from labeling.collection import (
+    ADJUDICATION,
     Collection,
     Pulled,
+    open_adjudication,
     open_collection,
     progress,
     pull_collection,
@@ -33,6 +36,7 @@ from labeling.store import Store
 
 STORE_FILE = "annotations.db"
 SCREENS = "screens"
+CLEAR = 0.5  # of a gold score from 0 to 1
 
 
 def collect(
@@ -46,15 +50,59 @@ def collect(
     sets, bad = read_records(responses / "responses.jsonl", ResponseSet)
     if bad:
         raise ArtifactError(f"{responses} holds {len(bad)} rows that are no response sets; remove it and run again")
+    known, unread = known_answers(config, sets, town)
     with closing(annotation_store()) as store, client(config) as label_studio:
-        collection = open_collection(label_studio, config, sets, out)
+        collection = open_collection(label_studio, config, sets, out, known)
         if config.annotators == "simulated":
             assert town is not None, "the recipe refuses simulated annotators without a town"
             let_the_crew_work(label_studio, collection, config, sets, town)
         else:
             wait_for_people(label_studio, collection, config, store)
-        pulled = pull_collection(label_studio, collection, store)
-    return write_down(pulled, collection, out, journal)
+        pulled = pull_collection(label_studio, collection, store, config.quality)
+        if config.quality.adjudicate and pulled.disputes:
+            second = open_adjudication(label_studio, config.title, collection, pulled.disputes, out / ADJUDICATION)
+            wait_for_people(label_studio, second, config, store)
+            pulled = pull_collection(label_studio, collection, store, config.quality, second)
+    return write_down(pulled, collection, out, journal, unread)
+
+
+def known_answers(
+    config: LabelingConfig, sets: list[ResponseSet], town: Path | None
+) -> tuple[list[Comparison], list[Rejected]]:
+    """What gold tasks are made from: the file of the options, or the town's judge on responses that nobody ranks.
+
+    The judge knows the answer where the gold scores of two responses are at least half a point apart.
+    """
+    gold = config.quality.gold
+    if not gold.share:
+        return [], []
+    if gold.path is not None:
+        known, unread = read_records(Path(gold.path), Comparison)
+        if not known:
+            why = f"; of the {len(unread)} rows the first has: {unread[0].reason}" if unread else ""
+            raise DataError(
+                f"labeling.quality.gold.path {gold.path} holds no comparison{why}; write lines as in comparisons.jsonl "
+                "of a comparisons stage, or set labeling.quality.gold.share: 0"
+            )
+        return known, unread
+    assert town is not None, "the recipe refuses gold tasks to which nobody knows the answers"
+    judge = Judge.load(town / "facts.json")
+    return town_answers(sets[config.rankings.prompts + config.pairwise.prompts :], judge), []
+
+
+def town_answers(sets: list[ResponseSet], judge: Judge) -> list[Comparison]:
+    """The pairs of each set whose gold scores are at least CLEAR apart, as comparisons."""
+    known = []
+    for one in sets:
+        scored = [(judge(one.prompt, response.text).score, response) for response in one.responses]
+        for (score, better), (other, worse) in permutations(scored, 2):
+            if score - other >= CLEAR:
+                identity = stable_id("gold", one.prompt.id, better.id, worse.id)
+                strength = 3 if score - other > 1.5 * CLEAR else 2
+                known.append(
+                    Comparison(id=identity, prompt=one.prompt, chosen=better, rejected=worse, strength=strength)
+                )
+    return known
 
 
 def client(config: LabelingConfig) -> LabelStudio:
@@ -131,23 +179,40 @@ def keep_screens(collection: Collection, out: Path) -> None:
             (out / SCREENS / f"{kind}-{digest}.xml").write_text(screen(kind), encoding="utf-8")
 
 
-def write_down(pulled: Pulled, collection: Collection, out: Path, journal: Journal) -> Mapping[str, float]:
-    """`comparisons.jsonl` (ties among them), `judgements.jsonl`, `quarantine.jsonl`, the statistics and the screens."""
+def write_down(
+    pulled: Pulled, collection: Collection, out: Path, journal: Journal, unread: Sequence[Rejected] = ()
+) -> Mapping[str, float]:
+    """`comparisons.jsonl` (ties among them), what was kept from it (`gold.jsonl`, `set_aside.jsonl`,
+    `quarantine.jsonl`), all that was said (`judgements.jsonl`), `disputed.jsonl`, the statistics with their pictures,
+    and the screens."""
+    from labeling.figures import crew_figures
+
+    quarantined = [*unread, *collection.rejected, *pulled.quarantined]
     write_records(out / "comparisons.jsonl", [*pulled.comparisons, *pulled.ties])
     write_records(out / "judgements.jsonl", pulled.said)
+    write_records(out / "quarantine.jsonl", quarantined)
+    write_records(out / "gold.jsonl", pulled.gold)
+    write_records(out / "set_aside.jsonl", pulled.set_aside)
+    write_records(out / "disputed.jsonl", pulled.disputes)
     keep_screens(collection, out)
-    write_records(out / "quarantine.jsonl", [*collection.rejected, *pulled.quarantined])
     (out / "agreement.json").write_text(pulled.agreement.model_dump_json(indent=1), encoding="utf-8")
     rows = [one.model_dump(mode="json") for one in pulled.quality]
     (out / "annotators.json").write_text(json.dumps(rows, indent=1), encoding="utf-8")
+    for name, picture in crew_figures(pulled.quality).items():
+        journal.figure(name, picture)
     figures = {
         "judgements": float(pulled.judgements), "comparisons": float(len(pulled.comparisons)),
         "ties": float(len(pulled.ties)), "skips": float(pulled.skips), "annotators": float(len(pulled.quality)),
-        "quarantined": float(len(pulled.quarantined) + len(collection.rejected)),
+        "quarantined": float(len(quarantined)), "gold_tasks": float(len(collection.answers)),
+        "gold_comparisons": float(len(pulled.gold)), "set_aside": float(len(pulled.set_aside)),
+        "annotators_set_aside": float(sum(one.set_aside for one in pulled.quality)),
+        "annotators_of_concern": float(sum(bool(one.concerns) for one in pulled.quality)),
+        "disputed": float(len(pulled.disputes)),
     }  # fmt: skip
     overall = pulled.agreement.overall
     measured = {"agreement": overall.share, "agreement_low": overall.low, "agreement_high": overall.high,
-                "alpha": pulled.agreement.alpha}  # fmt: skip
+                "alpha": pulled.agreement.alpha, "alpha_low": pulled.agreement.alpha_low,
+                "alpha_high": pulled.agreement.alpha_high}  # fmt: skip
     figures |= {name: value for name, value in measured.items() if value is not None}
     journal.log(figures, step=0)
     return figures

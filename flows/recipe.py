@@ -28,7 +28,7 @@ from alignment.config import (
     TokenizerConfig,
     TownConfig,
 )
-from alignment.errors import ConfigError
+from alignment.errors import ConfigError, DataError
 from alignment.methods import AlignConfig
 from alignment.ppo.config import PPOConfig
 from alignment.sources import locate
@@ -74,6 +74,12 @@ class Recipe(Config):
 
     def _judgements(self) -> Iterator[str]:
         """Comparisons come from exactly one place, and there are prompts enough to judge."""
+        told = self.comparisons
+        if self.align.method == "dpo" and (told.weights != "none" or told.aggregate == "soft"):
+            yield (
+                "align.method dpo counts all comparisons alike: set comparisons.weights: none and "
+                "comparisons.aggregate: each or majority, or choose another method"
+            )
         if self.labeling is None:
             if not self.comparisons.sources:
                 yield "nothing says where comparisons come from: give `labeling`, or files in `comparisons.sources`"
@@ -85,11 +91,16 @@ class Recipe(Config):
                 "labeling.annotators is 'simulated', but without a town nobody knows what they should prefer: set "
                 "labeling.annotators: people, or give comparisons.sources and labeling: null"
             )
+        asked = self.labeling.quality.gold
+        if asked.share and asked.path is None and self.town is None:
+            yield "labeling.quality.gold has a share, but nobody knows the answers: give labeling.quality.gold.path"
         needed = self.labeling.rankings.prompts + self.labeling.pairwise.prompts
-        if self.sampling.prompts < needed:
+        gold = sum(self.labeling.gold_tasks.values()) if self.labeling.annotators == "simulated" else 0
+        if self.sampling.prompts < needed + gold:
+            also = f" and {gold} for gold tasks" if gold else ""
             yield (
-                f"sampling.prompts is {self.sampling.prompts}, but labeling asks for {needed} judged prompts: raise "
-                "sampling.prompts, or lower labeling.rankings.prompts and labeling.pairwise.prompts"
+                f"sampling.prompts is {self.sampling.prompts}, but labeling asks for {needed} judged prompts{also}: "
+                "raise sampling.prompts, or lower labeling.rankings.prompts and labeling.pairwise.prompts"
             )
 
     def _town(self) -> Iterator[str]:
@@ -170,6 +181,9 @@ def check_files(recipe: Recipe) -> None:
             locate(source.path, Path(), source.origin)
     if recipe.pretrain.checkpoint is not None:
         locate(recipe.pretrain.checkpoint, None)
+    gold = recipe.labeling and recipe.labeling.quality.gold.path
+    if gold and not Path(gold).is_file():
+        raise DataError(f"labeling.quality.gold.path {gold} is no file: name a JSONL file of comparisons")
 
 
 def recipes() -> dict[str, str]:

@@ -15,7 +15,7 @@ REWARD_FIGURES = (
     "accuracy_heldout_prompts", "accuracy_heldout_annotators", "ece", "length_correlation", "longer_wins",
     "bag_of_words_accuracy",
 )  # fmt: skip
-ASIDE = ("rejected", "quarantined", "too_short", "exact_copies", "near_copies", "prompts_without_choice")
+ASIDE = ("rejected", "quarantined", "set_aside", "too_short", "exact_copies", "near_copies", "prompts_without_choice")
 
 
 def release_manifest(recipe: Recipe, made: Mapping[str, Artifact]) -> dict[str, Any]:

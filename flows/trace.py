@@ -16,7 +16,8 @@ from alignment.errors import ArtifactError
 from flows import runs
 from flows.dataset_card import PARTS
 from flows.stack import home_directory
-from labeling.collection import COLLECTION_FILE, Collection, read_collection
+from labeling.collection import ADJUDICATION, COLLECTION_FILE, Collection, read_collection
+from labeling.screening import SENIOR
 
 MOST_RUNS = 200
 
@@ -76,9 +77,20 @@ def _behind(row: dict[str, Any], labelled: Path) -> dict[str, Any]:
     judgement = _find(labelled / "judgements.jsonl", row["annotation_id"], "annotation_id")
     found: dict[str, Any] = {"judgement": judgement, "annotator": _annotator(labelled, row["annotator_id"])}
     uid = row.get("task_uid") or (judgement or {}).get("task_uid")
-    if uid and (labelled / COLLECTION_FILE).is_file():
-        found |= _task(read_collection(labelled), uid, labelled)
+    opened = labelled / ADJUDICATION if uid and _settled(uid, labelled) else labelled
+    if uid and (opened / COLLECTION_FILE).is_file():
+        found |= _task(read_collection(opened), uid, labelled)
     return found
+
+
+def _settled(uid: str, labelled: Path) -> bool:
+    """Whether a senior's judgement of the task, in the second collection, took the place of the others."""
+    path = labelled / "set_aside.jsonl"
+    if not path.is_file():
+        return False
+    with path.open(encoding="utf-8") as file:
+        rows = [json.loads(line) for line in file if uid in line]
+    return any(SENIOR in row["reasons"] and row["comparison"]["task_uid"] == uid for row in rows)
 
 
 def _task(collection: Collection, uid: str, labelled: Path) -> dict[str, Any]:

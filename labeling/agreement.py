@@ -1,23 +1,25 @@
 """How far annotators agree about the same pair of responses.
 
-Two measures: the share of double judgements that name the same winner (InstructGPT reports 72.6 % for its labelers),
-with a bootstrap interval over prompts, since the pairs of one ranking are not independent; and Krippendorff's alpha
-(nominal, ties are a value of their own), which is 0 at chance and 1 at full agreement.
+Two measures: the share of double judgements that name the same winner (InstructGPT reports 72.6 % for its labelers);
+and Krippendorff's alpha (nominal, ties are a value of their own), which is 0 at chance and 1 at full agreement. Both
+with a bootstrap interval over prompts, since the pairs of one ranking are not independent.
 """
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from itertools import combinations
 
-import krippendorff
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from alignment.records import CRITERIA, Comparison
 
 BOOTSTRAP_DRAWS = 1000
 CONFIDENCE = 0.95
+VALUES = (-1, 0, 1)
 Votes = dict[tuple[str, str, str], dict[str, int]]
+Matrix = NDArray[np.float64]
 
 
 class Rate(BaseModel):
@@ -38,9 +40,12 @@ class Agreement(BaseModel):
 
     overall: Rate
     alpha: float | None
+    alpha_low: float | None = None
+    alpha_high: float | None = None
     criteria: dict[str, Rate]
     criteria_alpha: dict[str, float | None]
     annotators: dict[str, Rate]
+    annotators_alpha: dict[str, float | None] = {}
 
 
 def votes(comparisons: Iterable[Comparison], criterion: str | None = None) -> Votes:
@@ -76,19 +81,75 @@ def rate(doubles: Sequence[tuple[str, str, str, bool]]) -> Rate:
         total[place[prompt]] += 1
         same[place[prompt]] += agreed
     drawn = np.random.default_rng(0).integers(len(prompts), size=(BOOTSTRAP_DRAWS, len(prompts)))
-    shares = same[drawn].sum(1) / total[drawn].sum(1)
-    low, high = np.quantile(shares, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    return Rate(count=len(doubles), share=float(same.sum() / total.sum()), low=float(low), high=float(high))
+    low, high = _interval(same[drawn].sum(1) / total[drawn].sum(1))
+    return Rate(count=len(doubles), share=float(same.sum() / total.sum()), low=low, high=high)
+
+
+def _interval(drawn: Matrix) -> tuple[float, float]:
+    low, high = np.quantile(drawn, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    return float(low), float(high)
+
+
+def coincidences(found: Votes) -> Matrix:
+    """The coincidence matrix of each prompt, by name of prompt. Shape: (prompts, values, values).
+
+    o_ck = Σ_u n_uc (n_uk − [c = k]) / (m_u − 1) over the prompt's units u with m_u ≥ 2 values, n_uc of which are c
+    (Krippendorff 2011, "Computing Krippendorff's Alpha-Reliability", step 2 of C).
+    """
+    place = {prompt: number for number, prompt in enumerate(sorted({prompt for prompt, *_ in found}))}
+    matrices = np.zeros((len(place), len(VALUES), len(VALUES)))
+    units = [(place[prompt], list(said.values())) for (prompt, *_), said in found.items() if len(said) > 1]
+    if units:
+        counts = np.array([[said.count(value) for value in VALUES] for _, said in units], dtype=float)
+        both = counts[:, :, None] * counts[:, None, :] - counts[:, :, None] * np.eye(len(VALUES))
+        np.add.at(matrices, [prompt for prompt, _ in units], both / (counts.sum(1) - 1)[:, None, None])
+    return matrices
+
+
+def alpha_of(matrices: Matrix) -> Matrix:
+    """Krippendorff's alpha of coincidence matrices, NaN where fewer than two values are used.
+
+    α = 1 − (n − 1) Σ_{c≠k} o_ck / Σ_{c≠k} n_c n_k for nominal data (Krippendorff 2011, step 4 of C).
+    Shapes: (…, values, values) → (…).
+    """
+    marginals = matrices.sum(-1)
+    n = marginals.sum(-1)
+    observed = n - np.trace(matrices, axis1=-2, axis2=-1)
+    expected = n**2 - (marginals**2).sum(-1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.asarray(np.where(expected > 0, 1 - (n - 1) * observed / expected, np.nan))
 
 
 def alpha(found: Votes) -> float | None:
     """Krippendorff's alpha for nominal data; None when no pair has two judgements or all are alike."""
-    annotators = sorted({annotator for said in found.values() for annotator in said})
-    table = [[said.get(annotator, np.nan) for said in found.values()] for annotator in annotators]
-    values = {value for said in found.values() for value in said.values() if len(said) > 1}
-    if len(values) < 2:
-        return None
-    return float(krippendorff.alpha(reliability_data=table, level_of_measurement="nominal"))
+    return _number(alpha_of(coincidences(found).sum(0)))
+
+
+def _number(value: Matrix) -> float | None:
+    return None if np.isnan(value) else float(value)
+
+
+def alphas_of_two(found: Votes) -> dict[str, float | None]:
+    """Alpha of each two annotators ("3 and 7"), from the table of what the one says and what the other says.
+
+    A unit with the two values c and k adds one to o_ck and one to o_kc: the table and its transpose.
+    """
+    tables: dict[str, Matrix] = defaultdict(lambda: np.zeros((len(VALUES), len(VALUES))))
+    for said in found.values():
+        for one, other in combinations(sorted(said), 2):
+            tables[f"{one} and {other}"][said[one] + 1, said[other] + 1] += 1
+    return {pair: _number(alpha_of(table + table.T)) for pair, table in sorted(tables.items())}
+
+
+def alpha_interval(found: Votes) -> tuple[float | None, float | None]:
+    """The 95 % interval of alpha from resampling prompts; (None, None) where there is no alpha."""
+    matrices = coincidences(found)
+    if np.isnan(alpha_of(matrices.sum(0))):
+        return None, None
+    count = len(matrices)
+    drawn = np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), size=BOOTSTRAP_DRAWS)
+    values = alpha_of(np.einsum("dp,pij->dij", drawn.astype(float), matrices))
+    return _interval(values[~np.isnan(values)])
 
 
 def agreement(comparisons: Sequence[Comparison]) -> Agreement:
@@ -99,10 +160,14 @@ def agreement(comparisons: Sequence[Comparison]) -> Agreement:
     pairs: dict[str, list[tuple[str, str, str, bool]]] = defaultdict(list)
     for double in doubles:
         pairs[f"{double[1]} and {double[2]}"].append(double)
+    low, high = alpha_interval(overall)
     return Agreement(
         overall=rate(doubles),
         alpha=alpha(overall),
+        alpha_low=low,
+        alpha_high=high,
         criteria={name: rate(double_judgements(found)) for name, found in by_criterion.items()},
         criteria_alpha={name: alpha(found) for name, found in by_criterion.items()},
         annotators={name: rate(some) for name, some in sorted(pairs.items())},
+        annotators_alpha=alphas_of_two(overall),
     )

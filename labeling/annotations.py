@@ -6,6 +6,7 @@ make is put aside with a reason (`Rejected`), never guessed at.
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import accumulate
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -38,6 +39,12 @@ class RankingJudgement(Judgement):
     ranking: tuple[str, ...]
     ties: tuple[int, ...] = ()
     cannot_judge: bool = False
+
+    @property
+    def ranks(self) -> dict[str, int]:
+        """The rank of each id, the best 0; ids of a tie share theirs."""
+        steps = [place not in self.ties for place in range(1, len(self.ranking))]
+        return dict(zip(self.ranking, accumulate(steps, initial=0), strict=False))
 
 
 class PairwiseJudgement(Judgement):

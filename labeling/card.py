@@ -9,6 +9,7 @@ from scipy.stats import binomtest
 
 from alignment.records import Comparison, Rejected
 from labeling.agreement import Rate, agreement
+from labeling.screening import SetAside
 
 CONFIDENCE = 0.95
 STRENGTHS = {0: "tie", 1: "slightly better", 2: "better", 3: "much better"}
@@ -31,7 +32,7 @@ class Card(BaseModel):
 
     `first_chosen` is how often the response that was shown first won: 0.5 but for chance where order does not matter.
     `guidelines` maps each kind of task to the hash of the screen and guidelines that people saw; `quarantined` counts
-    the rows that were put aside, by reason.
+    the rows that could not be read, and `set_aside` the comparisons that screening or a senior took out, by reason.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -53,6 +54,7 @@ class Card(BaseModel):
     projects: dict[str, str]
     sources: dict[str, str]
     quarantined: dict[str, int]
+    set_aside: dict[str, int] = {}
 
 
 def make_card(
@@ -64,6 +66,7 @@ def make_card(
     guidelines: Mapping[str, str],
     projects: Mapping[str, str],
     sources: Mapping[str, str],
+    aside: Sequence[SetAside] = (),
 ) -> Card:
     """The card of `rows` (ties among them). `sources` maps files that were read to their digests."""
     decided = [row for row in rows if row.strength]
@@ -87,6 +90,7 @@ def make_card(
         projects=dict(projects),
         sources=dict(sources),
         quarantined=dict(Counter(row.reason for row in rejected).most_common()),
+        set_aside=dict(Counter(reason for row in aside for reason in row.reasons).most_common()),
     )
 
 
@@ -128,6 +132,7 @@ def as_markdown(card: Card) -> str:
         ("Projects", "kind", card.projects),
         ("Sources", "file", card.sources),
         ("Put aside, by reason", "reason", card.quarantined),
+        ("Set aside by screening or a senior, by reason", "reason", card.set_aside),
     ):
         if found:
             heading = {"Screens and guidelines": "version", "Projects": "address", "Sources": "SHA-256"}

@@ -1,19 +1,21 @@
 """The public face of the package: open a collection of judgements, watch it, let a crew work on it, pull it."""
 
+import random
 from collections.abc import Sequence
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
 from alignment.records import Comparison, Demonstration, Prompt, Rejected, ResponseSet
-from labeling.agreement import Agreement, agreement
 from labeling.annotations import Judged, parse
+from labeling.assessment import Assessment, assess
 from labeling.client import LabelStudio
-from labeling.comparisons import comparisons, demonstrations
-from labeling.config import CrewConfig, Kind, LabelingConfig
+from labeling.comparisons import demonstrations
+from labeling.config import CrewConfig, Kind, LabelingConfig, QualityOptions
 from labeling.errors import UnexpectedAnswer
+from labeling.gold import Answers, gold_tasks
 from labeling.projects import Project, open_project
-from labeling.quality import AnnotatorQuality, quality
+from labeling.screening import Dispute
 from labeling.simulate import (
     Annotator,
     Judge,
@@ -28,6 +30,8 @@ from labeling.sync import Synced, sync_project
 from labeling.tasks import Task, build_tasks, build_writing_tasks, push
 
 COLLECTION_FILE = "collection.json"
+ADJUDICATION = "adjudication"  # the folder of the second collection
+FINAL = "final"  # behind the title of its projects, which have no room for a longer word
 
 
 class Batch(BaseModel):
@@ -46,12 +50,14 @@ class Batch(BaseModel):
 
 
 class Collection(BaseModel):
-    """What was put before people. `rejected` are response sets that could not be made into tasks."""
+    """What was put before people. `rejected` are response sets that could not be made into tasks, `answers` what is
+    known of gold tasks."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     batches: tuple[Batch, ...]
     rejected: tuple[Rejected, ...] = ()
+    answers: Answers = {}
 
     @property
     def urls(self) -> dict[str, str]:
@@ -79,19 +85,13 @@ class Progress(BaseModel):
         return self.done / self.needed if self.needed else 1.0
 
 
-class Pulled(BaseModel):
-    """What people said. `ties` (strength 0) are kept apart from `comparisons`."""
+class Pulled(Assessment):
+    """What people said: `said` has all of it, gold tasks and seniors too, and the rest is made from it."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    comparisons: list[Comparison]
-    ties: list[Comparison]
     quarantined: list[Rejected]
     said: list[Judged]
     judgements: int
     skips: int
-    agreement: Agreement
-    quality: list[AnnotatorQuality]
 
 
 class PulledDemonstrations(BaseModel):
@@ -115,25 +115,52 @@ class CrewReport(BaseModel):
 
 
 def open_collection(
-    client: LabelStudio, config: LabelingConfig, response_sets: Sequence[ResponseSet], out: Path
+    client: LabelStudio,
+    config: LabelingConfig,
+    response_sets: Sequence[ResponseSet],
+    out: Path,
+    known: Sequence[Comparison] = (),
 ) -> Collection:
     """Put response sets before people: the first `rankings.prompts` to rank, the next `pairwise.prompts` to compare.
 
-    Repeatable: the same sets find their projects and tasks again. The collection is written to `out/collection.json`.
+    From `known` comparisons come the gold tasks that the options ask for. Repeatable: the same sets find their projects
+    and tasks again. The collection is written to `out/collection.json`.
     """
     first, second = config.rankings.prompts, config.pairwise.prompts
     shares: tuple[tuple[Kind, int, Sequence[ResponseSet]], ...] = (
         ("ranking", config.rankings.overlap, response_sets[:first]),
         ("pairwise", config.pairwise.overlap, response_sets[first : first + second]),
     )
-    batches: list[Batch] = []
-    rejected: list[Rejected] = []
-    for kind, overlap, sets in shares:
-        tasks, unfit = build_tasks(kind, sets, config.seed)
-        rejected += unfit
-        if tasks:
+    built = {kind: build_tasks(kind, sets, config.seed) for kind, _, sets in shares}
+    uids = {task.uid for tasks, _ in built.values() for task in tasks}
+    sampled = {one.prompt.id: one.responses for one in response_sets}
+    gold = gold_tasks(known, config.gold_tasks, uids, config.seed, sampled)
+    batches = []
+    for kind, overlap, _ in shares:
+        if tasks := mixed(built[kind][0], gold.tasks[kind], config.seed):
             batches.append(_open_batch(client, kind, config.title, overlap, tasks))
-    return _written(Collection(batches=tuple(batches), rejected=tuple(rejected)), out)
+    rejected = [row for _, unfit in built.values() for row in unfit] + gold.rejected
+    return _written(Collection(batches=tuple(batches), rejected=tuple(rejected), answers=gold.answers), out)
+
+
+def mixed(tasks: Sequence[Task], gold: Sequence[Task], seed: int) -> list[Task]:
+    """The tasks with the gold ones among them, so that their place says nothing."""
+    together = [*tasks, *gold]
+    if gold:
+        random.Random(f"mixed:{seed}").shuffle(together)
+    return together
+
+
+def open_adjudication(
+    client: LabelStudio, title: str, collection: Collection, disputed: Sequence[Dispute], out: Path
+) -> Collection:
+    """Put the disputed tasks before a senior annotator, in a second project; repeatable like `open_collection`."""
+    tasks = collection.tasks
+    kinds: dict[Kind, list[Task]] = {}
+    for one in disputed:
+        kinds.setdefault(one.kind, []).append(tasks[one.task_uid])
+    batches = tuple(_open_batch(client, kind, f"{title} {FINAL}", 1, some) for kind, some in kinds.items())
+    return _written(Collection(batches=batches), out)
 
 
 def open_demonstrations(
@@ -207,23 +234,27 @@ def _pull_all(
     return judgements, quarantined, skips
 
 
-def pull_collection(client: LabelStudio, collection: Collection, store: Store | None = None) -> Pulled:
+def pull_collection(
+    client: LabelStudio,
+    collection: Collection,
+    store: Store | None = None,
+    options: QualityOptions | None = None,
+    senior: Collection | None = None,
+) -> Pulled:
     """Everything said so far, as comparisons with their statistics.
 
     The store is brought up to date and everything is made from what it has. Without one the server is read whole, and
-    nothing is kept.
+    nothing is kept. What is said in the collection `senior` stands instead of what others say of the same tasks.
     """
     judgements, quarantined, skips = _pull_all(client, collection, store)
-    rows, ties = comparisons(judgements, collection.tasks)
+    settled, strange, _ = _pull_all(client, senior, store) if senior else ([], [], {})
+    assessed = assess(judgements, collection.tasks, skips, options or QualityOptions(), collection.answers, settled)
     return Pulled(
-        comparisons=rows,
-        ties=ties,
-        quarantined=quarantined,
-        said=judgements,
-        judgements=len(judgements),
+        **dict(assessed),
+        quarantined=quarantined + strange,
+        said=judgements + settled,
+        judgements=len(judgements) + len(settled),
         skips=sum(skips.values()),
-        agreement=agreement(rows + ties),
-        quality=quality(judgements, collection.tasks, rows + ties, skips),
     )
 
 
@@ -241,6 +272,8 @@ def crew_temperature(crew: Sequence[Annotator], collection: Collection, judge: J
     if config.temperature is not None:
         return config.temperature
     tasks = collection.tasks.values()
+    careful = [one for one in crew if one.habit == "careful"]
+    crew = careful if len(careful) > 1 else crew  # agreement is that of those who do the work
     scored = [[utilities(one, task.data, task.prompt.id, judge) for one in crew] for task in tasks]
     return fitting_temperature(crew, scored, config.agreement)
 

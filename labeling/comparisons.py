@@ -19,11 +19,10 @@ def from_ranking(judgement: RankingJudgement, task: Task) -> list[Comparison]:
         return []
     if not judgement.ranking:
         return [_comparison(judgement, task, a, b, strength=0) for a, b in combinations(task.shown, 2)]
-    order = judgement.ranking
-    ranks = [sum(place not in judgement.ties for place in range(1, i + 1)) for i in range(len(order))]
+    ranks = judgement.ranks
     return [
-        _comparison(judgement, task, order[i], order[j], strength=min(ranks[j] - ranks[i], STRONGEST))
-        for i, j in combinations(range(len(order)), 2)
+        _comparison(judgement, task, better, worse, strength=min(ranks[worse] - ranks[better], STRONGEST))
+        for better, worse in combinations(judgement.ranking, 2)
     ]
 
 

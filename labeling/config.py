@@ -41,6 +41,74 @@ class CrewConfig(Options):
     bias: float = Field(default=1.0, ge=0.0)
     threads: int = Field(default=3, ge=1, le=16)
     seed: int = 0
+    careless: int = Field(default=0, ge=0, description="judge at random in `careless_rate` of their tasks")
+    careless_rate: float = Field(default=0.9, gt=0.0, le=1.0)
+    side_biased: int = Field(default=0, ge=0, description="mostly prefer what stands first")
+    spamming: int = Field(default=0, ge=0, description="submit what is shown as it is, within seconds")
+    colluding: int = Field(default=0, ge=0, description="hand on one answer, given carelessly, among themselves")
+
+    @model_validator(mode="after")
+    def _no_more_bad_than_there_are(self) -> "CrewConfig":
+        bad = self.careless + self.side_biased + self.spamming + self.colluding
+        if bad > self.annotators:
+            raise ValueError(f"{bad} of the crew are to be careless, biased, spamming or colluding, and it has "
+                             f"{self.annotators}: raise annotators")  # fmt: skip
+        return self
+
+
+class GoldTasks(Options):
+    """Tasks whose answer is known, mixed in among the others; what is said about them is not trained on.
+
+    `path` is a JSONL file of comparisons (`prompt`, `chosen`, `rejected`, as the comparisons stage writes them) for
+    people; with a simulated crew the town knows the answers.
+    """
+
+    share: float = Field(default=0.0, ge=0.0, le=0.5, description="gold tasks for each ordinary task")
+    path: str | None = None
+
+
+class Screening(Options):
+    """When an annotator is a concern. With `apply`, what such an annotator said is set aside, and can be had back.
+
+    A share is held against its limit only as far as the data allow: by the end of its 95 % interval, or with a p-value
+    below `significance`. `keep` and `exclude` are annotator ids: the word of a person overrides every figure.
+    """
+
+    apply: bool = False
+    minimum_judgements: int = Field(default=10, ge=1, description="fewer say nothing about a person")
+    minimum_agreement: float = Field(
+        default=0.5, ge=0.0, le=1.0, description="agreement over chance, as a share of the median annotator's"
+    )
+    minimum_gold: float = Field(default=0.7, ge=0.0, le=1.0, description="share of known answers")
+    maximum_position: float = Field(default=0.15, ge=0.0, le=1.0, description="correlation of order given and shown")
+    maximum_untouched: float = Field(default=0.1, ge=0.0, le=1.0, description="share of rankings left as shown")
+    maximum_contradictions: float = Field(default=0.5, ge=0.0, le=1.0, description="preference against one's own stars")
+    maximum_hasty: float = Field(default=0.3, ge=0.0, le=1.0, description="share done in a quarter of the usual time")
+    maximum_pair_agreement: float = Field(default=0.95, ge=0.0, le=1.0, description="with one other person")
+    significance: float = Field(default=0.001, gt=0.0, lt=1.0)
+    keep: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _one_or_the_other(self) -> "Screening":
+        if both := sorted({*self.keep} & {*self.exclude}):
+            raise ValueError(f"{', '.join(both)} is in `keep` and in `exclude`: take it out of one")
+        return self
+
+
+class QualityOptions(Options):
+    """Gold tasks, screening, and what is done where people disagree strongly.
+
+    Rankings are disputed from `dispute_ranking` on (share of pairs that two people order differently, on average),
+    pairwise judgements from `dispute_steps` on (distance between two of the seven answers). With `adjudicate` the
+    disputed tasks go to a second project, and what is said there stands.
+    """
+
+    gold: GoldTasks = GoldTasks()
+    screening: Screening = Screening()
+    dispute_ranking: float = Field(default=0.6, gt=0.0, le=1.0)
+    dispute_steps: int = Field(default=4, ge=1, le=6)
+    adjudicate: bool = False
 
 
 class LabelingConfig(Options):
@@ -52,6 +120,7 @@ class LabelingConfig(Options):
     rankings: RankingTasks = RankingTasks()
     pairwise: PairwiseTasks = PairwiseTasks()
     crew: CrewConfig = CrewConfig()
+    quality: QualityOptions = QualityOptions()
     poll_seconds: float = Field(default=15.0, gt=0.0)
     deadline_hours: float = Field(default=72.0, gt=0.0)
     minimum_share: float = Field(default=0.9, gt=0.0, le=1.0)
@@ -64,4 +133,14 @@ class LabelingConfig(Options):
         overlap = max(self.rankings.overlap, self.pairwise.overlap)
         if self.annotators == "simulated" and self.crew.annotators < overlap:
             raise ValueError(f"an overlap of {overlap} needs as many crew.annotators, not {self.crew.annotators}")
+        if self.annotators == "simulated" and self.quality.gold.path is not None:
+            raise ValueError("quality.gold.path is for people: the town knows what to ask a simulated crew; remove it")
+        if self.annotators == "simulated" and self.quality.adjudicate:
+            raise ValueError("quality.adjudicate needs people: set labeling.annotators: people, or adjudicate: false")
         return self
+
+    @property
+    def gold_tasks(self) -> dict[Kind, int]:
+        """How many tasks with known answers are mixed in, by kind."""
+        share = self.quality.gold.share
+        return {"ranking": round(share * self.rankings.prompts), "pairwise": round(share * self.pairwise.prompts)}

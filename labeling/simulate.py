@@ -8,7 +8,9 @@ adds Gumbel noise of scale T and puts the responses in the order of the sums. Th
 two responses Bradley-Terry: P(a over b) = sigmoid((u_a - u_b) / T). Near-equal responses are coin flips, clear ones are
 not.
 
-What an annotator says about a task depends on the seed, the annotator and the task's uid alone.
+What an annotator says about a task depends on the seed, the annotator and the task's uid alone. Some may have habits
+that a collection has to be guarded against (`CrewConfig`): the careless judge at random, the side-biased prefer what
+stands first, the spamming submit what is there within seconds, and the colluding hand on one answer among themselves.
 """
 
 import math
@@ -16,7 +18,7 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import combinations
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
@@ -27,16 +29,22 @@ from labeling.projects import Project
 from labeling.users import Account, derived_password, ensure_account
 
 Judge = Callable[[str, str], Mapping[str, float]]
+Habit = Literal["careful", "careless", "side_biased", "spamming", "colluding"]
 NAMES = ("Ada", "Ben", "Cleo", "Dan", "Eve", "Finn", "Gita", "Hugo", "Iris", "Jon")
 POLITE_WORDS = ("please", "thank", "sorry", "glad", "happy to", "welcome", "of course", "i'm afraid", "kind")
 TEMPERATURES = (0.005, 5.0)
 BISECTIONS = 40
 EULER_GAMMA = 0.5772156649
 TIE_BETTER_MUCH = (0.25, 1.2, 2.6)
+SIDE_PULL = 4.0  # of a side-biased annotator towards the first place, in units of noise
+RING = "ring"  # what the colluding draw their one answer by
 
 
 class Annotator(BaseModel):
-    """One member of the crew: the taste, how noisy next to the others, and how fast (`words_per_second`)."""
+    """One member of the crew: the taste, how noisy next to the others, how fast (`words_per_second`), and the habit.
+
+    A careless or colluding one judges at random in a share `careless_rate` of the tasks.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -48,6 +56,8 @@ class Annotator(BaseModel):
     likes_first: float
     noisiness: float
     words_per_second: float
+    habit: Habit = "careful"
+    careless_rate: float = 0.0
 
     def utility(self, verdict: Mapping[str, float], text: str, typical_words: float, shown_first: bool) -> float:
         """What the annotator thinks of a response, before noise."""
@@ -58,8 +68,9 @@ class Annotator(BaseModel):
 
 
 def make_crew(config: CrewConfig) -> list[Annotator]:
-    """The annotators of a seed. `config.bias` scales how far their tastes differ."""
+    """The annotators of a seed. `config.bias` scales how far their tastes differ; those with bad habits come last."""
     crew = []
+    habits = _habits(config)
     for index in range(config.annotators):
         rng = random.Random(f"crew:{config.seed}:{index}")
         raw = [math.exp(0.35 * config.bias * rng.gauss(0, 1)) * base for base in (0.8, 1.2, 1.0)]
@@ -75,9 +86,28 @@ def make_crew(config: CrewConfig) -> list[Annotator]:
                 likes_first=config.bias * abs(rng.gauss(0, 0.02)),
                 noisiness=math.exp(0.25 * rng.gauss(0, 1)),
                 words_per_second=rng.uniform(2.0, 6.0),
+                habit=habits[index],
+                careless_rate=config.careless_rate,
             )
         )
-    return crew
+    return _of_one_mind(crew)
+
+
+def _of_one_mind(crew: Sequence[Annotator]) -> list[Annotator]:
+    """The crew, in which the colluding have the taste of the first of them: one makes the answer for all."""
+    leader = next((one for one in crew if one.habit == "colluding"), None)
+    own = {"email", "name", "words_per_second"}
+    shared = {} if leader is None else {key: value for key, value in leader if key not in own}
+    return [one.model_copy(update=shared) if one.habit == "colluding" else one for one in crew]
+
+
+def _habits(config: CrewConfig) -> list[Habit]:
+    """The habit of each of the crew."""
+    counts: dict[Habit, int] = {"careless": config.careless, "side_biased": config.side_biased,
+                                "spamming": config.spamming, "colluding": config.colluding}  # fmt: skip
+    bad = [habit for habit, count in counts.items() for _ in range(count)]
+    careful: list[Habit] = ["careful"]
+    return careful * (config.annotators - len(bad)) + bad
 
 
 def responses_of(data: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -131,17 +161,34 @@ def work_on(
     annotator: Annotator, data: Mapping[str, Any], prompt_id: str, judge: Judge, heat: float, seed: int
 ) -> tuple[list[dict[str, Any]], float]:
     """The annotator's result for a task, in the shape that the browser makes, and the lead time in seconds."""
-    rng = random.Random(f"{seed}:{annotator.email}:{data['uid']}")
+    if annotator.habit == "spamming":
+        return _spam(annotator, data, seed)
+    drawn_by = RING if annotator.habit == "colluding" else annotator.email
+    rng = random.Random(f"{seed}:{drawn_by}:{data['uid']}")
     shown = responses_of(data)
     scale = heat * annotator.noisiness
-    felt = [u + scale * gumbel(rng) for u in utilities(annotator, data, prompt_id, judge)]
+    careless = annotator.habit in ("careless", "colluding") and rng.random() < annotator.careless_rate
+    liked = [0.0] * len(shown) if careless else utilities(annotator, data, prompt_id, judge)
+    if annotator.habit == "side_biased":
+        liked = [u + SIDE_PULL * scale * (1 - i / (len(shown) - 1)) for i, u in enumerate(liked)]
+    felt = [u + scale * gumbel(rng) for u in liked]
     words = sum(len(text.split()) for _, text in shown) + len(str(data["prompt"]).split())
     lead_time = round((4.0 + words / annotator.words_per_second) * math.exp(0.3 * rng.gauss(0, 1)), 3)
     if "responses" in data:
         order = sorted(range(len(shown)), key=lambda i: -felt[i])
         return ranking_result([shown[i][0] for i in order]), lead_time
-    stars = [[_stars(judge(prompt_id, text)[name], rng) for name in CRITERIA] for _, text in shown]
+    stars = [[_stars(rng.random() if careless else judge(prompt_id, text)[name], rng) for name in CRITERIA]
+             for _, text in shown]  # fmt: skip
     return pairwise_result((felt[0] - felt[1]) / scale, stars), lead_time
+
+
+def _spam(annotator: Annotator, data: Mapping[str, Any], seed: int) -> tuple[list[dict[str, Any]], float]:
+    """What is on the screen when it opens, or the first answer that a hand falls on."""
+    rng = random.Random(f"{seed}:{annotator.email}:{data['uid']}")
+    lead_time = round(rng.uniform(0.8, 2.5), 3)
+    if "responses" in data:
+        return ranking_result([identity for identity, _ in responses_of(data)]), lead_time
+    return pairwise_result(rng.choice((-1.5, 1.5)), [[3] * len(CRITERIA)] * 2), lead_time
 
 
 def _stars(score: float, rng: random.Random) -> int:

@@ -1,12 +1,14 @@
 """Judgements split by prompt and by annotator; nothing is lost, and nothing is in two places."""
 
+from pathlib import Path
+
 import pytest
 
-from alignment.comparisons import build_comparisons, choose_annotators, split_comparisons
+from alignment.comparisons import aggregated, build_comparisons, choose_annotators, split_comparisons
 from alignment.config import ComparisonsConfig, RowSource
 from alignment.errors import DataError
 from alignment.journal import Journal
-from alignment.records import Comparison, read_records
+from alignment.records import Comparison, Message, Prompt, Response, read_records, write_records
 from tests.alignment.tiny_world import comparison, write, write_lines
 
 CREW = ("ann", "ben", "cy", "dot")
@@ -101,3 +103,47 @@ def test_too_few_comparisons_to_test_on_are_an_error_in_words(tmp_path) -> None:
     labelled = write(tmp_path / "comparisons.jsonl", [comparison("q", "a", "b")]) / "comparisons.jsonl"
     with pytest.raises(DataError, match="1 comparisons leave"):
         build_comparisons(ComparisonsConfig(), tmp_path / "o", Journal(tmp_path / "o"), seed=0, labelled=labelled)
+
+
+def vote(chosen: str, by: str, weight: float = 1.0, other: str = "") -> Comparison:
+    """`by` prefers `chosen` of the responses a and b (or of `other`)."""
+    rejected = other or ("b" if chosen == "a" else "a")
+    prompt = Prompt(id="p", messages=(Message(role="user", content="?"),))
+    sides = {name: Response(id=name, text=f"answer {name}") for name in (chosen, rejected)}
+    return Comparison(
+        id=f"c-{chosen}-{rejected}-{by}", prompt=prompt, chosen=sides[chosen], rejected=sides[rejected], weight=weight,
+        annotation_id=f"1{by}", annotator_id=by,
+    )  # fmt: skip
+
+
+def test_majority_by_weight() -> None:
+    said = [vote("a", "1", 0.5), vote("a", "2", 0.4), vote("b", "3", 1.6), vote("c", "1", other="d")]
+    first, second = aggregated(said, "majority")
+    assert (first.chosen.id, first.weight, first.annotator_id) == ("b", 1.0, "3") and second.id == said[3].id
+    (joined,) = aggregated([vote("a", "1"), vote("a", "2"), vote("b", "3")], "majority")
+    assert (joined.chosen.id, joined.annotator_id, joined.annotation_id) == ("a", "1,2", "11,12")
+    assert aggregated([vote("a", "1"), vote("b", "2")], "majority") == []
+    shown = [vote("a", by).model_copy(update={"chosen_first": by < "3", "task_uid": f"t{by}"}) for by in "123"]
+    assert [aggregated(shown[:n], "majority")[0].chosen_first for n in (2, 3)] == [True, None]
+    assert aggregated(shown, "soft")[0].task_uid == "t1,t2,t3"
+    assert aggregated(said, "each") == said
+
+
+def test_soft_labels_by_hand() -> None:
+    # shares 3/4 and 1/4 of one pair, 1 of the other: sum 2 over three rows, so each times 3/2
+    said = [vote("a", "1", 1.5), vote("b", "2", 0.5), vote("c", "1", other="d")]
+    found = {(row.chosen.id, row.rejected.id): row.weight for row in aggregated(said, "soft")}
+    assert found == pytest.approx({("a", "b"): 1.125, ("b", "a"): 0.375, ("c", "d"): 1.5})
+
+
+def test_weights_are_used_when_asked_for(tmp_path: Path) -> None:
+    rows = [row.model_copy(update={"weight": 0.0 if row.annotator_id == "ann" else 1.5}) for row in ROWS]
+    write_records(tmp_path / "in.jsonl", rows)
+    found = {}
+    for weights in ("none", "reliability"):
+        out = tmp_path / weights
+        out.mkdir()
+        config = ComparisonsConfig(weights=weights, heldout_annotators=0)  # type: ignore[arg-type]
+        build_comparisons(config, out, Journal(out), seed=0, labelled=tmp_path / "in.jsonl")
+        found[weights] = {row.weight for row in read_records(out / "train.jsonl", Comparison)[0]}
+    assert found == {"none": {1.0}, "reliability": {1.5}}

@@ -88,6 +88,20 @@ def test_loss_and_accuracy_of_a_batch_by_hand(base, model) -> None:
     assert accuracy == pytest.approx(sum(d > 0 for d in who + what) / 4)
 
 
+def test_weights_in_the_loss_by_hand(base, model) -> None:
+    rows = [
+        row.model_copy(update={"weight": weight})
+        for row, weight in zip(all_pairs("Who?", ANSWERS[:3]), (2.0, 0.0, 0.5), strict=True)
+    ] + all_pairs("What?", ANSWERS[:2])
+    groups, _ = group_by_prompt(rows, base[2], 64)
+    assert [group.weights for group in groups] == [[2.0, 0.5], [1.0]]  # without weight, nothing is said
+    a, b = raw_scores(model, base[2], "Who?", ANSWERS[:3]), raw_scores(model, base[2], "What?", ANSWERS[:2])
+    losses = [math.log1p(math.exp(-d)) for d in (a[0] - a[1], a[1] - a[2], b[0] - b[1])]
+    counts = (2.0 / 2, 0.5 / 2, 1.0)
+    expected = sum(w * loss for w, loss in zip(counts, losses, strict=True)) / sum(counts)
+    assert batch_loss(model, groups)[0].item() == pytest.approx(expected, abs=1e-5)
+
+
 def test_what_is_too_long_is_counted(base) -> None:
     rows = [comparison("Who?", "Ada.", "word " * 70), comparison("Who?", "Ada.", "Bo.")]
     (group,), too_long = group_by_prompt(rows, base[2], 64)
@@ -266,7 +280,7 @@ def test_people_who_like_likely_answers_teach_a_positive_coefficient(base, tmp_p
     (group,) = groups
     values = [by_hand(language_model, s, group.prompt_length) for s in group.sequences]
     pairs = [(i, j) for i in range(len(values)) for j in range(len(values)) if values[i] > values[j]]
-    loss, _ = batch_loss(made, [type(group)(group.sequences, pairs, group.prompt_length)])
+    loss, _ = batch_loss(made, [type(group)(group.sequences, pairs, group.prompt_length, [1.0] * len(pairs))])
     loss.backward()
     coef = likelihood_head(made).coef
     # d/dc of mean log(1 + exp(-c Δ)) at c = 0 is -mean Δ / 2
@@ -292,7 +306,7 @@ def test_the_likelihood_term_is_saved_beside_a_plain_model_and_left_out_of_a_val
 def test_text_regularisation_counts_a_response_by_what_it_won(base) -> None:
     made, language_model = with_likelihood(base, 0.0)
     head = language_model.get_output_embeddings()
-    group = PromptGroup([[5, 6, 7], [5, 8, 9, 4], [5, 4]], [(0, 1), (0, 1), (1, 0), (0, 2)], 1)
+    group = PromptGroup([[5, 6, 7], [5, 8, 9, 4], [5, 4]], [(0, 1), (0, 1), (1, 0), (0, 2)], 1, [1.0] * 4)
     assert won_shares(group) == [3 / 4, 1 / 3, 0]
     ranking, with_text = (batch_loss(made, [group], head, coef)[0].item() for coef in (0.0, 2.0))
     totals = [by_hand(language_model, s, 1) * (len(s) - 1) for s in group.sequences]

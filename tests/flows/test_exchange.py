@@ -23,9 +23,10 @@ from flows.exchange import read_part
 from flows.trace import trace, trace_view
 from flows.tracking import run_stage
 from labeling.annotations import parse
-from labeling.collection import COLLECTION_FILE, Batch, Collection
+from labeling.collection import ADJUDICATION, COLLECTION_FILE, Batch, Collection
 from labeling.comparisons import comparisons
 from labeling.projects import Project
+from labeling.screening import SENIOR, SetAside
 from labeling.tasks import make_task
 from tests.alignment.tiny_world import write_lines
 from tests.labeling.helpers import response_set
@@ -39,8 +40,11 @@ for number in range(24):
     TASKS[made.uid] = made
 
 
+SETTLED = list(TASKS)[7]
+
+
 def labelling_stage(out: Path, _: Journal) -> Mapping[str, float]:
-    """What the labelling stage leaves: 23 judgements for A, one tie, one in the quarantine."""
+    """What the labelling stage leaves: 23 judgements for A, one tie, one in the quarantine; one is a senior's."""
     rows = []
     for i, task in enumerate(TASKS.values()):
         said = [preference("tie" if i == 0 else "a_2"), rating("a_helpful", 5), rating("b_helpful", 2)]
@@ -52,6 +56,11 @@ def labelling_stage(out: Path, _: Journal) -> Mapping[str, float]:
     write_records(out / "judgements.jsonl", parsed.judgements)
     write_records(out / "quarantine.jsonl", [Rejected(file="place", line=7, reason="unknown control 'x'")])
     (out / COLLECTION_FILE).write_text(Collection(batches=(batch,)).model_dump_json())
+    before = next(row for row in won if row.task_uid == SETTLED).model_copy(update={"id": "cmp_before"})
+    write_records(out / "set_aside.jsonl", [SetAside(reasons=(SENIOR,), comparison=before)])
+    second = Batch(project=PROJECT.model_copy(update={"id": 5}), tasks=(TASKS[SETTLED],), task_ids={SETTLED: 80})
+    (out / ADJUDICATION).mkdir()
+    (out / ADJUDICATION / COLLECTION_FILE).write_text(Collection(batches=(second,)).model_dump_json())
     (out / "annotators.json").write_text(json.dumps([{"annotator_id": "1", "agreement_with_others": 0.75}]))
     (out / "screens").mkdir()
     (out / "screens" / "pairwise-1a2b3c4d.xml").write_text("<View/>")
@@ -88,7 +97,7 @@ def test_the_card_joins_the_stage_and_the_labelling_before_it(collected: Artifac
     assert (card["comparisons"], card["ties"], card["prompts"]) == (23, 1, 24)
     assert card["annotators"] == {"0": 6, "1": 6, "2": 6, "3": 6}
     assert card["guidelines"] == {"pairwise": "1a2b3c4d"} and card["projects"] == {"pairwise": PROJECT.labeling_url}
-    assert card["quarantined"] == {"unknown control 'x'": 1}
+    assert card["quarantined"] == {"unknown control 'x'": 1} and card["set_aside"] == {SENIOR: 1}
     assert card["first_chosen"]["share"] == 1.0 and card["first_chosen"]["count"] == 23
     assert sum(card["splits"].values()) == 24
     logged = [file.path for file in MlflowClient().list_artifacts(collected.run_id, "output")]
@@ -106,6 +115,8 @@ def test_a_comparison_leads_back_to_annotation_person_task_and_guidelines(collec
     place = list(TASKS).index(row.task_uid)
     assert place == 5 and found["task"]["task_url"] == f"http://ls/projects/4/data?task={9 + place}"
     assert found["task"]["shown"] == list(TASKS[row.task_uid].shown)
+    settled = next(row for row in rows_of(collected) if row.task_uid == SETTLED)
+    assert trace(settled.id)["task"]["task_url"] == "http://ls/projects/5/data?task=80"
     assert found["guidelines"]["version"] == "1a2b3c4d" and Path(found["guidelines"]["file"]).is_file()
     text = words(trace_view(found))
     for said in ("Who is the baker of town 5?", "Mara Lind.", "Tom [bold]Berg[/bold] 5.", "chosen, strength 2", "105",

@@ -1,9 +1,11 @@
 """Agreement and quality against figures worked out by hand."""
 
+import krippendorff
+import numpy as np
 import pytest
 
 from alignment.records import Comparison
-from labeling.agreement import agreement, alpha, double_judgements, rate, votes
+from labeling.agreement import agreement, alpha, alpha_interval, alphas_of_two, double_judgements, rate, votes
 from labeling.annotations import PairwiseJudgement, RankingJudgement
 from labeling.quality import quality
 from labeling.tasks import make_task
@@ -29,6 +31,45 @@ def test_alpha_of_krippendorffs_own_example() -> None:
     # coincidences o00=10, o01=o10=4, o11=2; n0=14, n1=6; alpha = 1 - 19*8/(2*14*6)
     assert alpha(found) == pytest.approx(1 - 19 * 8 / (2 * 14 * 6), abs=1e-9)
     assert alpha(found) == pytest.approx(0.095, abs=5e-4)
+
+
+def test_alpha_agrees_with_the_krippendorff_package() -> None:
+    rng = np.random.default_rng(0)
+    for annotators, missing in ((2, 0.0), (3, 0.3), (6, 0.6), (9, 0.8)):
+        table = rng.integers(-1, 2, size=(annotators, 120)).astype(float)
+        table[:, :60] = table[0, :60]  # half of the units are agreed on
+        table[rng.random(table.shape) < missing] = np.nan
+        found = {
+            (f"p{unit % 40}", str(unit), "x"): {str(a): int(v) for a, v in enumerate(column) if not np.isnan(v)}
+            for unit, column in enumerate(table.T)
+        }
+        reference = krippendorff.alpha(reliability_data=table, level_of_measurement="nominal")
+        assert alpha(found) == pytest.approx(reference, abs=1e-9)
+
+
+def test_alpha_of_each_two_agrees_with_the_krippendorff_package() -> None:
+    rng = np.random.default_rng(1)
+    table = rng.integers(-1, 2, size=(4, 90)).astype(float)
+    table[:, :40] = table[0, :40]
+    table[rng.random(table.shape) < 0.3] = np.nan
+    found = {
+        (f"p{unit}", "a", "b"): {str(a): int(v) for a, v in enumerate(column) if not np.isnan(v)}
+        for unit, column in enumerate(table.T)
+    }
+    of_two = alphas_of_two(found)
+    assert list(of_two) == ["0 and 1", "0 and 2", "0 and 3", "1 and 2", "1 and 3", "2 and 3"]
+    for pair, value in of_two.items():
+        reference = krippendorff.alpha(table[[int(pair[0]), int(pair[-1])]], level_of_measurement="nominal")
+        assert value == pytest.approx(reference, abs=1e-9)
+
+
+def test_the_interval_of_alpha() -> None:
+    # two who agree in 90 % of 400 units with even marginals: alpha near .8, standard error near 2 sqrt(.9 * .1 / 400)
+    found = {(f"p{i}", "a", "b"): {"A": (-1) ** i, "B": (-1) ** i * (1 if i % 20 > 1 else -1)} for i in range(400)}
+    low, high = alpha_interval(found)
+    assert alpha(found) == pytest.approx(0.8, abs=2e-3)
+    assert low == pytest.approx(0.8 - 1.96 * 0.03, abs=0.012) and high == pytest.approx(0.8 + 1.96 * 0.03, abs=0.012)
+    assert alpha_interval({("p", "1", "x"): {"A": 1}}) == (None, None)
 
 
 def test_alpha_at_the_ends() -> None:
@@ -67,6 +108,8 @@ def test_agreement_by_criterion_and_by_pair_of_annotators() -> None:
     assert {name: rated.share for name, rated in found.annotators.items()} == {
         "5 and 6": 1.0, "5 and 7": 0.0, "6 and 7": 0.0,
     }  # fmt: skip
+    # two values of one pair that differ: 1 - (2 - 1) * 2 / 2; two that are the same say nothing
+    assert found.annotators_alpha == {"5 and 6": None, "5 and 7": 0.0, "6 and 7": 0.0}
 
 
 def test_quality_by_hand() -> None:
@@ -89,4 +132,5 @@ def test_quality_by_hand() -> None:
     assert five.agreement_with_others == 0.0
     assert five.untouched_share == 0.5 and six.untouched_share is None
     assert five.first_position_share == pytest.approx(2 / (1 / 4 + 1 / 4 + 1 / 2))
+    assert five.agreement.count == 1 and five.hasty_share is None
     assert five.median_lead_time_seconds == 20.0

@@ -11,17 +11,19 @@ from labeling import projects
 from labeling.client import LabelStudio
 from labeling.collection import (
     Collection,
+    open_adjudication,
     open_collection,
     progress,
     pull_collection,
     read_collection,
     simulate_collection,
 )
-from labeling.config import CrewConfig, LabelingConfig, PairwiseTasks, RankingTasks
+from labeling.config import CrewConfig, GoldTasks, LabelingConfig, PairwiseTasks, QualityOptions, RankingTasks
 from labeling.errors import BadCredentials
 from labeling.projects import open_project
 from labeling.server import wait_until_ready
 from labeling.simulate import ranking_result
+from labeling.store import Store
 from labeling.tasks import build_tasks, push, stored
 from labeling.users import ensure_account
 from tests.labeling.helpers import TOKEN, judge, response_set
@@ -176,3 +178,34 @@ def test_a_crew_that_was_interrupted_goes_on_as_it_would_have(owner: LabelStudio
         return {(row.annotator_id, row.chosen.id, row.rejected.id) for row in rows}
 
     assert said(one) == said(two) and len(one) == len(two) == 4 * 2 * 6
+
+
+def test_gold_tasks_and_a_senior_through_the_server(owner: LabelStudio, tmp_path: Path) -> None:
+    known = [
+        Comparison(id=f"gold_{row.prompt.id}", prompt=row.prompt, chosen=row.responses[0], rejected=other, strength=2)
+        for row in SETS[4:8]
+        for other in row.responses[1:]
+    ]
+    quality = QualityOptions(gold=GoldTasks(share=0.5), dispute_ranking=0.01)
+    told = LabelingConfig(
+        title="gold", rankings=RankingTasks(prompts=4), pairwise=PairwiseTasks(prompts=0), quality=quality
+    )
+    opened = open_collection(owner, told, SETS[:4], tmp_path, known)
+    assert open_collection(owner, told, SETS[:4], tmp_path, known) == opened == read_collection(tmp_path)
+    assert len(opened.tasks) == 6 and len(opened.answers) == 2
+    simulate_collection(owner, opened, CrewConfig(annotators=2, temperature=0.5, seed=7), judge)
+    store = Store()
+    pulled = pull_collection(owner, opened, store, quality)
+    assert len(pulled.gold) == 2 * 2 * 6 and len(pulled.comparisons) == 4 * 2 * 6 and pulled.disputes
+    second = open_adjudication(owner, told.title, opened, pulled.disputes, tmp_path / "senior")
+    assert {batch.project.overlap for batch in second.batches} == {1}
+    assert not {batch.project.id for batch in second.batches} & {batch.project.id for batch in opened.batches}
+    (batch,) = second.batches
+    for task in batch.tasks:
+        owner.annotate(batch.task_ids[task.uid], ranking_result(task.shown), 9.0)
+    settled = pull_collection(owner, opened, store, quality, second)
+    assert len(settled.said) == settled.judgements == pulled.judgements + len(batch.tasks)
+    assert {one.number for one in store.projects()} == {one.project.id for one in (*opened.batches, *second.batches)}
+    ruled = {task.prompt.id for task in batch.tasks}
+    assert {row.annotator_id for row in settled.comparisons if row.prompt.id in ruled} == {str(owner.whoami()["id"])}
+    assert len(settled.set_aside) == 2 * 6 * len(batch.tasks) and not settled.disputes
