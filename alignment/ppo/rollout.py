@@ -22,6 +22,7 @@ from alignment.ppo.kl import kl_estimate
 from alignment.ppo.memory import computes_in_half, computing
 from alignment.ppo.rewards import Component, component_scores, total_score
 from alignment.ppo.shaping import clipped_score, length_penalised, missing_eos_score, token_rewards
+from alignment.ppo.threads import side_by_side
 from alignment.sampling import generate
 
 
@@ -187,15 +188,26 @@ def score_episodes(
     )
     reference_logprobs, values = torch.zeros_like(episodes.logprobs), torch.zeros_like(episodes.logprobs)
     batches = micro_batches(episodes, config, device)
-    for batch in batches:
-        at = (batch.sequence, batch.time)
-        with computing(config, device):
-            reference_logprobs[at] = response_logprobs(reference, batch, config.temperature).to(values)
-            if not computes_in_half(policy, config):
-                values[at] = response_values(value_model, batch).to(values)
-            else:
-                logprobs, values_now = _logprobs_and_values(policy, value_model, batch, config.temperature)
-                episodes.logprobs[at], values[at] = logprobs.to(values), values_now.to(values)
+
+    @torch.no_grad()
+    def ask_reference() -> None:
+        for batch in batches:
+            with computing(config, device):
+                found = response_logprobs(reference, batch, config.temperature)
+            reference_logprobs[batch.sequence, batch.time] = found.to(values)
+
+    @torch.no_grad()
+    def estimate_values() -> None:
+        for batch in batches:
+            at = (batch.sequence, batch.time)
+            with computing(config, device):
+                if not computes_in_half(policy, config):
+                    values[at] = response_values(value_model, batch).to(values)
+                else:
+                    logprobs, values_now = _logprobs_and_values(policy, value_model, batch, config.temperature)
+                    episodes.logprobs[at], values[at] = logprobs.to(values), values_now.to(values)
+
+    side_by_side(estimate_values, ask_reference, device)
     positions = sum(batch.input_ids.numel() for batch in batches)
     real_positions = sum(batch.real_tokens for batch in batches)
     return Scored(episodes, parts, reference_logprobs, values, real_positions, positions)

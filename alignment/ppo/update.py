@@ -6,7 +6,7 @@ by the tokens of the whole minibatch, so how a minibatch is cut changes nothing 
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -31,6 +31,7 @@ from alignment.ppo.rollout import (
     shares_trunk,
     values_with_still_trunk,
 )
+from alignment.ppo.threads import side_by_side
 
 Sums = defaultdict[str, float]
 
@@ -149,34 +150,49 @@ def accumulate_gradients(
     tokens = int(episodes.response_mask[torch.tensor(rows, device=device)].sum())
     sums: Sums = defaultdict(float, tokens=tokens)
     mine = share_of(sorted(rows, key=lambda row: -len(episodes.sequences[row])))
-    for batch in micro_batches(episodes, config, device, mine):
-        for loss in _losses(learner, rollout, batch, config, train_policy, sums):
-            (loss / tokens).backward()
+    batches = micro_batches(episodes, config, device, mine)
+
+    def learn(loss_of: Callable[[Learner, Rollout, ScoringBatch, PPOConfig, Sums], Tensor]) -> Sums:
+        found: Sums = defaultdict(float)
+        for batch in batches:
+            (loss_of(learner, rollout, batch, config, found) / tokens).backward()
+        return found
+
+    if not train_policy:
+        parts: Iterable[Sums] = [learn(_value_job)]
+    elif learner.shares_trunk:
+        parts = [learn(_joint_job)]
+    else:
+        parts = side_by_side(lambda: learn(_policy_job), lambda: learn(_value_job), device)
+    for part in parts:
+        sums.update(part)
     return sums
 
 
-def _losses(
-    learner: Learner, rollout: Rollout, batch: ScoringBatch, config: PPOConfig, train_policy: bool, sums: Sums
-) -> Iterator[Tensor]:
-    """The losses of a micro-batch, summed over its tokens, one after the other so that one graph is alive at a time.
+def _policy_job(learner: Learner, rollout: Rollout, batch: ScoringBatch, config: PPOConfig, sums: Sums) -> Tensor:
+    """The policy's loss on a micro-batch, summed over its tokens."""
+    with computing(config, batch.input_ids.device):
+        logprobs, entropy = response_logprobs_and_entropy(
+            learner.policy, batch, config.temperature, config.entropy_coef != 0
+        )
+    return _policy_loss(logprobs, entropy, rollout, batch, config, sums)
 
-    With a shared trunk they are one, L = L_policy + value_coef · L_value; while the value warms up the trunk stays.
-    """
-    policy, value_model, device = learner.policy, learner.value_model, batch.input_ids.device
-    options = (config.temperature, config.entropy_coef != 0)
-    if learner.shares_trunk and train_policy:
-        with computing(config, device):
-            logprobs, entropy, values = policy_and_values(policy, value_model, batch, *options)
-        policy_loss = _policy_loss(logprobs, entropy, rollout, batch, config, sums)
-        yield policy_loss + config.value_coef * _value_loss(values, rollout, batch, config, sums)
-        return
-    if train_policy:
-        with computing(config, device):
-            logprobs, entropy = response_logprobs_and_entropy(policy, batch, *options)
-        yield _policy_loss(logprobs, entropy, rollout, batch, config, sums)
-    with computing(config, device):
-        values = (values_with_still_trunk if learner.shares_trunk else response_values)(value_model, batch)
-    yield _value_loss(values, rollout, batch, config, sums)
+
+def _value_job(learner: Learner, rollout: Rollout, batch: ScoringBatch, config: PPOConfig, sums: Sums) -> Tensor:
+    """The value's loss on a micro-batch, summed; where it shares the trunk, its head alone learns."""
+    with computing(config, batch.input_ids.device):
+        values = (values_with_still_trunk if learner.shares_trunk else response_values)(learner.value_model, batch)
+    return _value_loss(values, rollout, batch, config, sums)
+
+
+def _joint_job(learner: Learner, rollout: Rollout, batch: ScoringBatch, config: PPOConfig, sums: Sums) -> Tensor:
+    """L = L_policy + value_coef · L_value of a shared trunk, summed over the tokens of a micro-batch."""
+    with computing(config, batch.input_ids.device):
+        logprobs, entropy, values = policy_and_values(
+            learner.policy, learner.value_model, batch, config.temperature, config.entropy_coef != 0
+        )
+    policy_loss = _policy_loss(logprobs, entropy, rollout, batch, config, sums)
+    return policy_loss + config.value_coef * _value_loss(values, rollout, batch, config, sums)
 
 
 def _policy_loss(
