@@ -31,6 +31,7 @@ from alignment.ppo.rollout import (
     shares_trunk,
     values_with_still_trunk,
 )
+from alignment.ppo.schedule import learning_rate_share
 from alignment.ppo.threads import side_by_side
 
 Sums = defaultdict[str, float]
@@ -76,18 +77,6 @@ class Learner:
 def _optimizer(weights: dict[str, nn.Parameter], learning_rate: float, config: PPOConfig) -> AdamW:
     parameters = list(weights.values())
     return AdamW(parameters, lr=learning_rate, betas=(0.9, 0.95), weight_decay=config.weight_decay, fused=True)
-
-
-def learning_rate_share(step: int, steps: int, warmup_steps: int, schedule: str, floor: float) -> float:
-    """Share of the full learning rate at `step` (from 0): a rise over warmup_steps, then constant, line or cosine."""
-    if step < warmup_steps:
-        return (step + 1) / (warmup_steps + 1)
-    progress = (step - warmup_steps) / max(1, steps - warmup_steps)
-    if schedule == "linear":
-        return 1 - (1 - floor) * progress
-    if schedule == "cosine":
-        return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress))
-    return 1.0
 
 
 def set_learning_rates(learner: Learner, config: PPOConfig, step: int) -> tuple[float, float]:

@@ -12,8 +12,8 @@ from alignment.model import load_scalar_model, save_model, scalar_model_from
 from alignment.ppo.config import PPOConfig
 from alignment.ppo.prompts import cycled_rows, tokenized_prompts
 from alignment.ppo.rewards import ModelReward, RuleReward
+from alignment.ppo.schedule import learning_rate_share
 from alignment.ppo.train import train_ppo
-from alignment.ppo.update import learning_rate_share
 from tests.alignment import ppo_world as world
 
 
