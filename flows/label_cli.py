@@ -27,9 +27,25 @@ app.command("import")(exchange.import_judgements)
 app.command("export")(exchange.export)
 app.command("show")(exchange.show)
 NEXT_STEP = (
-    "no project of ours is known: `rlhf run RECIPE --stage labeling` opens one and prints where people work; "
+    "no project of ours is known: `rlhf label open RECIPE` opens one and prints where people work; "
     "`rlhf recipes` lists the recipes"
 )
+
+
+@app.command("open")
+def open_collection(
+    recipe: Annotated[str, typer.Argument(help="The name of a recipe, or a YAML file.")],
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change an option of the recipe.")
+    ] = None,
+    plan: Annotated[bool, typer.Option("--plan", help="Print what it does and what it takes; change nothing.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before tasks are put before people.")] = False,
+    home: Home = None,
+) -> None:
+    """Open projects, tasks, accounts and webhooks as the `labeling` of a recipe says; again, it changes nothing."""
+    from flows.opening import open_recipe
+
+    open_recipe(recipe, overrides or [], only_plan=plan, ask=lambda: yes or typer.confirm("open it?"), home=home)
 
 
 @app.command()

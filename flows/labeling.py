@@ -11,19 +11,22 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from alignment.errors import ArtifactError, DataError
+from alignment.artifacts import write_json
+from alignment.errors import DataError
 from alignment.journal import Journal
 from alignment.records import Comparison, Rejected, ResponseSet, read_records, stable_id, write_records
 from alignment.town import Judge
+from flows.choosing import Material, read_material, within_budget
 from flows.processes import StackError
 from flows.stack import home_directory
+from labeling.balance import balance
 from labeling.client import LabelStudio
 from labeling.collection import (
     ADJUDICATION,
     Collection,
     Pulled,
     open_adjudication,
-    open_collection,
+    open_planned,
     progress,
     pull_collection,
     simulate_collection,
@@ -31,6 +34,7 @@ from labeling.collection import (
 )
 from labeling.config import LabelingConfig
 from labeling.errors import CollectionLost
+from labeling.planning import Planned, plan_tasks
 from labeling.projects import screen, screen_hash
 from labeling.store import Store
 
@@ -40,22 +44,23 @@ CLEAR = 0.5  # of a gold score from 0 to 1
 
 
 def collect(
-    config: LabelingConfig, out: Path, journal: Journal, *, responses: Path, town: Path | None
+    config: LabelingConfig, out: Path, journal: Journal, *, responses: Path | None, town: Path | None
 ) -> Mapping[str, float]:
     """Open the projects, wait until enough is judged, and write what came back.
 
     All that is said goes into the store of annotations, and what comes back is made from there. Killed and started
     again, it finds the projects and every judgement that was made, and asks only for the rest.
     """
-    sets, bad = read_records(responses / "responses.jsonl", ResponseSet)
-    if bad:
-        raise ArtifactError(f"{responses} holds {len(bad)} rows that are no response sets; remove it and run again")
-    known, unread = known_answers(config, sets, town)
+    material = read_material(config, responses)
     with closing(annotation_store()) as store, client(config) as label_studio:
-        collection = open_collection(label_studio, config, sets, out, known)
+        config, _ = within_budget(config, material, store, responses)
+        known, unread = known_answers(config, material.sets, town)
+        planned = plan_tasks(config, material.sets, known, material.pairs)
+        collection = open_planned(label_studio, config, planned, out)
+        keep_balance(planned, material, out)
         if config.annotators == "simulated":
             assert town is not None, "the recipe refuses simulated annotators without a town"
-            let_the_crew_work(label_studio, collection, config, sets, town)
+            let_the_crew_work(label_studio, collection, config, material.sets, town)
         else:
             wait_for_people(label_studio, collection, config, store)
         pulled = pull_collection(label_studio, collection, store, config.quality)
@@ -63,7 +68,8 @@ def collect(
             second = open_adjudication(label_studio, config.title, collection, pulled.disputes, out / ADJUDICATION)
             wait_for_people(label_studio, second, config, store)
             pulled = pull_collection(label_studio, collection, store, config.quality, second)
-    return write_down(pulled, collection, out, journal, unread)
+    told = write_down(pulled, collection, out, journal, [*material.rejected, *unread])
+    return {**told, "collapsed_responses": float(planned.collapsed)}
 
 
 def known_answers(
@@ -161,6 +167,13 @@ def keep_what_was_said(label_studio: LabelStudio, collection: Collection, store:
         project = synced.project
         if project.deleted:
             raise CollectionLost(project.title, len(store.lost(project.project)), store.path)
+
+
+def keep_balance(planned: Planned, material: Material, out: Path) -> None:
+    """How responses lie on the screens, and what the choice of prompts went by, in `balance.json`."""
+    found = {kind: [one.model_dump(mode="json") for one in balance(tasks, material.origins)]
+             for kind, tasks in planned.tasks.items()}  # fmt: skip
+    write_json(out / "balance.json", {"shown": found, "worth": material.worth})
 
 
 def keep_screens(collection: Collection, out: Path) -> None:

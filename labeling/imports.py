@@ -88,7 +88,8 @@ def task_of(row: Any) -> Task:
     prompt = Prompt(id=stable_id("p", *(f"{m.role}:{m.content}" for m in messages)), messages=messages)
     if not isinstance(data.get("uid"), str) or not data["uid"]:
         raise TaskError("a task without our `uid`: it was not made by this program")
-    task = Task(uid=data["uid"], kind=kind, prompt=prompt, responses=responses)
+    draft = data.get("draft", "") if kind == "demonstration" else ""
+    task = Task(uid=data["uid"], kind=kind, prompt=prompt, responses=responses, draft=draft)
     if task.data != {"before": [], **data}:
         raise TaskError("the task holds more, or other, than our screens show")
     return task

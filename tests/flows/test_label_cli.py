@@ -36,7 +36,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_without_a_server_and_a_project_the_next_step_is_told(home: Path) -> None:
     shown = rlhf("status")
-    assert shown.exit_code == 0 and "as of the last sync" in shown.output and "`rlhf run RECIPE" in shown.output
+    assert shown.exit_code == 0 and "as of the last sync" in shown.output and "`rlhf label open RECIPE" in shown.output
     assert rlhf("sync").exit_code == 1
 
 
