@@ -1,38 +1,46 @@
 """Whether screening finds the bad annotators of a crew, and what weights are worth to a reward model.
 
     rlhf run town
-    python -m benchmarks.screening --artifacts .rlhf/artifacts --seed 0 --seed 1 --seed 2 --seed 3 --seed 4
+    python -m benchmarks.screening --artifacts .rlhf/artifacts --train majority --train "each, weights"
 
 A crew of twelve, three of them bad (careless, side-biased, spamming), judges the responses of a town as the labelling
 stage would have them do. It goes without a server: what an annotator says of a task does not depend on one. Two good
-annotators and a fifth of the prompts are held out. Then the reward proxy (logistic regression on words) is trained on
-what the others said of the other prompts, in each of several ways, and asked what the held-out annotators said. With
-`--train` the town's true reward model is, too. Seeds draw crews; the towns are those found, in turn.
+annotators and a fifth of the prompts are held out. Then a logistic regression on words is trained on what the others
+said of the other prompts, in each of several ways, and asked what the held-out annotators say of every held-out prompt;
+with `--train`, so is the town's reward model itself. Seeds draw crews; the towns are those found, in turn.
 """
 
 import json
 import tempfile
 from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Annotated, Any
 
+import torch
 import typer
 from tqdm import tqdm
 
+from alignment.checkpoint import load_tokenizer
 from alignment.comparisons import aggregated
 from alignment.journal import Journal
-from alignment.records import Comparison, ResponseSet, read_records, write_records
-from alignment.reward import train_reward_model
+from alignment.model import load_causal_model, reward_scores
+from alignment.records import CRITERIA, Comparison, ResponseSet, read_records
+from alignment.reward import group_by_prompt, train_groups, untrained
 from alignment.statistics import bag_of_words_accuracy
 from alignment.town import Judge
 from flows.labeling import town_answers
 from flows.recipe import load_recipe
 from labeling.annotations import Judged, parse_annotation
 from labeling.assessment import Assessment, assess
-from labeling.config import CrewConfig, QualityOptions, Screening
-from labeling.gold import gold_tasks
-from labeling.simulate import deal, fitting_temperature, make_crew, utilities, work_on
+from labeling.comparisons import comparisons
+from labeling.config import CrewConfig, Kind, QualityOptions, Screening
+from labeling.gold import Answers, gold_tasks
+from labeling.simulate import Annotator, deal, fitting_temperature, make_crew, utilities, work_on
+from labeling.simulate import Judge as Criteria
 from labeling.tasks import Task, build_tasks
 
 HOME = Path(__file__).parent.parent / ".bench"
@@ -43,7 +51,7 @@ WAYS = ("majority", "each, no weights", "each, weights", "soft, no weights", "so
 
 
 def towns(artifacts: Path) -> list[dict[str, Path]]:
-    """What the runs under `artifacts` left: responses, and the town, SFT and demonstrations behind them."""
+    """What the runs under `artifacts` left: responses, and the town and SFT behind them."""
     by_key = {}
     for place in sorted(artifacts.glob("*/provenance.json")):
         told = json.loads(place.read_text(encoding="utf-8"))
@@ -55,81 +63,97 @@ def towns(artifacts: Path) -> list[dict[str, Path]]:
     found = []
     for place, told in by_key.values():
         if told["stage"] == "responses":
-            sft, made = behind(told, "model")
+            sft, _ = behind(told, "model")
             town, _ = behind(behind(told, "prompts")[1], "town")
-            demonstrations, _ = behind(made, "demonstrations")
-            found.append({"responses": place, "town": town, "sft": sft, "demonstrations": demonstrations})
+            found.append({"responses": place, "town": town, "sft": sft})
     return sorted(found, key=lambda paths: json.loads((paths["town"] / "provenance.json").read_text())["seed"])
 
 
-def judged(paths: dict[str, Path], seed: int) -> tuple[list[Judged], dict[str, Task], dict[str, Any], set[str]]:
-    """All judgements of a crew, the tasks, the answers of gold tasks, and the e-mails of the bad annotators."""
+@dataclass(frozen=True)
+class Work:
+    """A crew with its tasks, some of which are gold; annotators are known by their place in the crew, from 1."""
+
+    crew: list[Annotator]
+    tasks: dict[str, Task]
+    answers: Answers
+    judge: Criteria
+    heat: float
+    seed: int
+
+    @property
+    def bad(self) -> set[str]:
+        """The annotators with a bad habit."""
+        return {str(place) for place, one in enumerate(self.crew, start=1) if one.habit != "careful"}
+
+    def judged(self, dealt: Mapping[str, Iterable[str]]) -> list[Judged]:
+        """What the annotators say of the tasks dealt to them (e-mails by uid)."""
+        said: list[Judged] = []
+        for uid, emails in dealt.items():
+            task, these = self.tasks[uid], set(emails)
+            for place, one in enumerate(self.crew, start=1):
+                if one.email in these:
+                    result, seconds = work_on(one, task.data, task.prompt.id, self.judge, self.heat, self.seed)
+                    raw = {"id": len(said) + 1, "completed_by": place, "lead_time": seconds, "result": result}
+                    said.append(parse_annotation(raw, task))
+        return said
+
+
+def work_of(paths: dict[str, Path], seed: int) -> Work:
+    """The tasks of a town, gold ones among them, and a crew that agrees as the town's does."""
     sets, _ = read_records(paths["responses"] / "responses.jsonl", ResponseSet)
     gold_judge = Judge.load(paths["town"] / "facts.json")
     prompts = {one.prompt.id: one.prompt for one in sets}
-    verdicts: dict[tuple[str, str], dict[str, float]] = {}
 
+    @cache
     def judge(prompt_id: str, text: str) -> dict[str, float]:
-        if (prompt_id, text) not in verdicts:
-            verdict = gold_judge(prompts[prompt_id], text)
-            verdicts[prompt_id, text] = {name: getattr(verdict, name) for name in ("helpful", "truthful", "harmless")}
-        return verdicts[prompt_id, text]
+        verdict = gold_judge(prompts[prompt_id], text)
+        return {name: getattr(verdict, name) for name in CRITERIA}
 
-    tasks = build_tasks("ranking", sets[:RANKED], seed)[0] + build_tasks(
-        "pairwise", sets[RANKED : RANKED + COMPARED], seed
-    )[0]
-    counts = {"ranking": round(GOLD_SHARE * RANKED), "pairwise": round(GOLD_SHARE * COMPARED)}
+    chosen = {"ranking": sets[:RANKED], "pairwise": sets[RANKED : RANKED + COMPARED]}
+    tasks = [task for kind, some in chosen.items() for task in build_tasks(kind, some, seed)[0]]  # type: ignore[arg-type]
+    counts: dict[Kind, int] = {"ranking": round(GOLD_SHARE * RANKED), "pairwise": round(GOLD_SHARE * COMPARED)}
     known = town_answers(sets[RANKED + COMPARED :], gold_judge)
-    gold = gold_tasks(known, counts, {task.uid for task in tasks}, seed)  # type: ignore[arg-type]
-    every = {task.uid: task for task in [*tasks, *gold.tasks["ranking"], *gold.tasks["pairwise"]]}
+    gold = gold_tasks(known, counts, {task.uid for task in tasks}, seed)
     config = CrewConfig(seed=seed, **CREW)
     crew = make_crew(config)
     good = [one for one in crew if one.habit == "careful"]
     scored = [[utilities(one, task.data, task.prompt.id, judge) for one in good] for task in tasks]
-    heat = fitting_temperature(good, scored, config.agreement)
-    number = {one.email: place for place, one in enumerate(crew, start=1)}
-    said: list[Judged] = []
-    for uid, emails in deal(list(every), crew, OVERLAP, seed).items():
-        for email in emails:
-            one, task = crew[number[email] - 1], every[uid]
-            result, seconds = work_on(one, task.data, task.prompt.id, judge, heat, seed)
-            raw = {"id": len(said) + 1, "completed_by": number[email], "created_at": "", "lead_time": seconds,
-                   "result": result}  # fmt: skip
-            said.append(parse_annotation(raw, task))
-    bad = {str(number[one.email]) for one in crew if one.habit != "careful"}
-    return said, every, dict(gold.answers), bad
+    every = {task.uid: task for task in [*tasks, *gold.tasks["ranking"], *gold.tasks["pairwise"]]}
+    return Work(crew, every, gold.answers, judge, fitting_temperature(good, scored, config.agreement), seed)
 
 
-def ways(said: list[Judged], tasks: dict[str, Task], answers: dict[str, Any], held: set[str], bad: set[str]) -> dict[
-    str, list[Comparison]
-]:
-    """The training comparisons that each way makes of what was said by annotators who are not held out."""
-    known = [one for one in said if one.annotator_id not in held]
-    everybody = assess(known, tasks, {}, QualityOptions(), answers)
-    screened = assess(known, tasks, {}, QualityOptions(screening=Screening(apply=True)), answers)
+def ways(work: Work, said: list[Judged]) -> dict[str, list[Comparison]]:
+    """The training comparisons that each way makes of what was said."""
+    everybody = assess(said, work.tasks, {}, QualityOptions(), work.answers)
+    screened = assess(said, work.tasks, {}, QualityOptions(screening=Screening(apply=True)), work.answers)
     rows, kept = everybody.comparisons, screened.comparisons
     plain, sound = (
         [row.model_copy(update={"weight": 1.0}) for row in some] for some in (rows, kept)
     )
     made = (
         aggregated(plain, "majority"), plain, rows, aggregated(plain, "soft"), aggregated(rows, "soft"),
-        aggregated(sound, "majority"), kept, [row for row in plain if row.annotator_id not in bad],
+        aggregated(sound, "majority"), kept, [row for row in plain if row.annotator_id not in work.bad],
     )  # fmt: skip
     return {name: [row for row in some if row.weight > 0] for name, some in zip(WAYS, made, strict=True)}
 
 
-def reward_accuracy(paths: dict[str, Path], train: list[Comparison], test: list[Comparison], seed: int) -> float:
-    """The held-out accuracy of the town's reward model after training on `train`."""
+def reward_accuracy(
+    paths: dict[str, Path], train: list[Comparison], test: list[Comparison], seed: int, epochs: float
+) -> float:
+    """The share of `test` that the town's reward model has in order after training on `train`."""
+    config = load_recipe("town", [f"reward.epochs={epochs}"]).reward
+    tokenizer, language_model = load_tokenizer(paths["sft"] / "model"), load_causal_model(paths["sft"] / "model")
+    groups, tested = (group_by_prompt(rows, tokenizer, config.max_length_tokens)[0] for rows in (train, test))
+    torch.manual_seed(seed)
+    model, language_head = untrained(language_model, config, 0)
     with tempfile.TemporaryDirectory() as place:
         out = Path(place)
-        for name, rows in (("train", train), ("heldout_prompts", test), ("heldout_annotators", [])):
-            write_records(out / f"{name}.jsonl", rows)
-        (out / "made").mkdir()
-        figures = train_reward_model(
-            load_recipe("town").reward, out / "made", Journal(out / "made"), seed=seed, sft=paths["sft"],
-            comparisons=out, demonstrations=paths["demonstrations"],
-        )  # fmt: skip
-    return figures["accuracy_heldout_prompts"]
+        train_groups(model, language_head, groups, config, out, Journal(out), seed)
+    right: list[bool] = []
+    for group in tested:
+        scores = reward_scores(model, group.sequences, [group.prompt_length] * len(group.sequences)).tolist()
+        right += [scores[chosen] > scores[rejected] for chosen, rejected in group.pairs]
+    return mean(right)
 
 
 def crew_figures(assessment: Assessment, bad: set[str]) -> dict[str, Any]:
@@ -147,28 +171,45 @@ def crew_figures(assessment: Assessment, bad: set[str]) -> dict[str, Any]:
 def main(
     artifacts: Path = Path(".rlhf/artifacts"),
     seed: Annotated[list[int], typer.Option(help="of the crew; can be repeated")] = [0, 1, 2, 3, 4],  # noqa: B006
-    train: Annotated[list[str], typer.Option(help="ways to train the true reward model on, too")] = [],  # noqa: B006
+    train: Annotated[list[str], typer.Option(help="a way to train the true reward model in, too")] = [],  # noqa: B006
+    epochs: Annotated[float, typer.Option(help="of the true reward model")] = 2.0,
+    words: Annotated[bool, typer.Option(help="train a logistic regression on words in every way")] = True,
+    threads: int = 1,
 ) -> None:
     """Measure, and write `.bench/screening.json`."""
     there = towns(artifacts)
     if not there:
         raise SystemExit(f"{artifacts} has no responses of a town: run `rlhf run town`, or name another --artifacts")
+    if strange := {*train} - {*WAYS}:
+        raise SystemExit(f"--train {', '.join(strange)}: choose from {'; '.join(WAYS)}")
+    torch.set_num_threads(threads)
     crews, accuracy, rewards = [], defaultdict(list), defaultdict(list)
     for number in tqdm(seed, desc="crews"):
         paths = there[number % len(there)]
-        said, tasks, answers, bad = judged(paths, number)
-        crews.append(crew_figures(assess(said, tasks, {}, QualityOptions(), answers), bad))
-        held = {str(1 + (2 * number + i) % 9) for i in range(HELD_ANNOTATORS)}  # two of the nine good ones
-        prompts = sorted({task.prompt.id for uid, task in tasks.items() if uid not in answers})
-        tested = set(prompts[:: round(1 / HELD_PROMPTS)])
-        rows = assess([one for one in said if one.annotator_id in held], tasks, {}, QualityOptions(), answers)
-        test = [row.model_copy(update={"weight": 1.0}) for row in rows.comparisons if row.prompt.id in tested]
-        for way, training in ways(said, tasks, answers, held, bad).items():
-            training = [row for row in training if row.prompt.id not in tested]
-            accuracy[way].append(bag_of_words_accuracy(training, test))
+        work = work_of(paths, number)
+        said = work.judged(deal(list(work.tasks), work.crew, OVERLAP, number))
+        crews.append(crew_figures(assess(said, work.tasks, {}, QualityOptions(), work.answers), work.bad))
+        training, test = split(work, said)
+        for way, rows in training.items():
+            if words:
+                accuracy[way].append(bag_of_words_accuracy(rows, test))
             if way in train:
-                rewards[way].append(reward_accuracy(paths, training, test, number))
-        keep({"seeds": seed, "crews": crews, "words": accuracy, "reward_model": rewards})
+                rewards[way].append(reward_accuracy(paths, rows, test, number, epochs))
+        keep({"seeds": seed, "epochs": epochs, "tested": len(test), "crews": crews, "words": accuracy,
+              "reward_model": rewards})  # fmt: skip
+
+
+def split(work: Work, said: list[Judged]) -> tuple[dict[str, list[Comparison]], list[Comparison]]:
+    """Training comparisons in each way, and what two good annotators, who are not in them, say of the other prompts."""
+    good = [place for place in range(1, len(work.crew) + 1) if str(place) not in work.bad]
+    held = {good[(HELD_ANNOTATORS * work.seed + i) % len(good)] for i in range(HELD_ANNOTATORS)}
+    prompts = sorted({task.prompt.id for uid, task in work.tasks.items() if uid not in work.answers})
+    tested = set(prompts[:: round(1 / HELD_PROMPTS)])
+    emails = [work.crew[place - 1].email for place in held]
+    asked = {uid: emails for uid, task in work.tasks.items() if uid not in work.answers and task.prompt.id in tested}
+    test, _ = comparisons(work.judged(asked), work.tasks)
+    made = ways(work, [one for one in said if int(one.annotator_id) not in held])
+    return {way: [row for row in rows if row.prompt.id not in tested] for way, rows in made.items()}, test
 
 
 def keep(found: dict[str, Any]) -> None:

@@ -83,7 +83,14 @@ def known_answers(
     if not gold.share:
         return [], []
     if gold.path is not None:
-        return read_records(Path(gold.path), Comparison)
+        known, unread = read_records(Path(gold.path), Comparison)
+        if not known:
+            why = f"; of the {len(unread)} rows the first has: {unread[0].reason}" if unread else ""
+            raise DataError(
+                f"labeling.quality.gold.path {gold.path} holds no comparison{why}; write lines as in comparisons.jsonl "
+                "of a comparisons stage, or set labeling.quality.gold.share: 0"
+            )
+        return known, unread
     assert town is not None, "the recipe refuses gold tasks to which nobody knows the answers"
     judge = Judge.load(town / "facts.json")
     return town_answers(sets[config.rankings.prompts + config.pairwise.prompts :], judge), []

@@ -98,10 +98,11 @@ def coincidences(found: Votes) -> Matrix:
     """
     place = {prompt: number for number, prompt in enumerate(sorted({prompt for prompt, *_ in found}))}
     matrices = np.zeros((len(place), len(VALUES), len(VALUES)))
-    for (prompt, *_), said in found.items():
-        if len(said) > 1:
-            counts = np.array([sum(one == value for one in said.values()) for value in VALUES], dtype=float)
-            matrices[place[prompt]] += (np.outer(counts, counts) - np.diag(counts)) / (len(said) - 1)
+    units = [(place[prompt], list(said.values())) for (prompt, *_), said in found.items() if len(said) > 1]
+    if units:
+        counts = np.array([[said.count(value) for value in VALUES] for _, said in units], dtype=float)
+        both = counts[:, :, None] * counts[:, None, :] - counts[:, :, None] * np.eye(len(VALUES))
+        np.add.at(matrices, [prompt for prompt, _ in units], both / (counts.sum(1) - 1)[:, None, None])
     return matrices
 
 
@@ -121,14 +122,29 @@ def alpha_of(matrices: Matrix) -> Matrix:
 
 def alpha(found: Votes) -> float | None:
     """Krippendorff's alpha for nominal data; None when no pair has two judgements or all are alike."""
-    value = float(alpha_of(coincidences(found).sum(0)))
-    return None if np.isnan(value) else value
+    return _number(alpha_of(coincidences(found).sum(0)))
+
+
+def _number(value: Matrix) -> float | None:
+    return None if np.isnan(value) else float(value)
+
+
+def alphas_of_two(found: Votes) -> dict[str, float | None]:
+    """Alpha of each two annotators ("3 and 7"), from the table of what the one says and what the other says.
+
+    A unit with the two values c and k adds one to o_ck and one to o_kc: the table and its transpose.
+    """
+    tables: dict[str, Matrix] = defaultdict(lambda: np.zeros((len(VALUES), len(VALUES))))
+    for said in found.values():
+        for one, other in combinations(sorted(said), 2):
+            tables[f"{one} and {other}"][said[one] + 1, said[other] + 1] += 1
+    return {pair: _number(alpha_of(table + table.T)) for pair, table in sorted(tables.items())}
 
 
 def alpha_interval(found: Votes) -> tuple[float | None, float | None]:
     """The 95 % interval of alpha from resampling prompts; (None, None) where there is no alpha."""
     matrices = coincidences(found)
-    if alpha(found) is None:
+    if np.isnan(alpha_of(matrices.sum(0))):
         return None, None
     count = len(matrices)
     drawn = np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), size=BOOTSTRAP_DRAWS)
@@ -144,10 +160,6 @@ def agreement(comparisons: Sequence[Comparison]) -> Agreement:
     pairs: dict[str, list[tuple[str, str, str, bool]]] = defaultdict(list)
     for double in doubles:
         pairs[f"{double[1]} and {double[2]}"].append(double)
-    both: dict[str, Votes] = defaultdict(dict)
-    for place, said in overall.items():
-        for one, other in combinations(sorted(said), 2):
-            both[f"{one} and {other}"][place] = {one: said[one], other: said[other]}
     low, high = alpha_interval(overall)
     return Agreement(
         overall=rate(doubles),
@@ -157,5 +169,5 @@ def agreement(comparisons: Sequence[Comparison]) -> Agreement:
         criteria={name: rate(double_judgements(found)) for name, found in by_criterion.items()},
         criteria_alpha={name: alpha(found) for name, found in by_criterion.items()},
         annotators={name: rate(some) for name, some in sorted(pairs.items())},
-        annotators_alpha={name: alpha(some) for name, some in sorted(both.items())},
+        annotators_alpha=alphas_of_two(overall),
     )

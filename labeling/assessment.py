@@ -51,24 +51,27 @@ def assess(
     ordinary = [one for one in judgements if one.task_uid not in answers]
     gold = _all([one for one in judgements if one.task_uid in answers], tasks)
     said = _all(ordinary, tasks)
-    agreed = agreement(said)
+    agreed, eta = agreement(said), reliabilities(said)
     crew = quality(ordinary, tasks, said, skips, graded(gold, answers))
     found = concerns(crew, agreed, options.screening)
     aside = set_aside(found, [one.annotator_id for one in crew], options.screening)
-    kept, put_aside = _sorted_out(ordinary, tasks, aside, {one.task_uid for one in senior})
-    eta = reliabilities(said)
-    rows, ties = comparisons([*kept, *senior], tasks)
+    settled = {one.task_uid for one in senior}
+    handed_on, put_aside = _sorted_out(said, aside, settled)
     if aside or senior:
-        eta |= reliabilities(rows)
-        agreed = agreement(rows + ties)
+        handed_on += _all(senior, tasks)
+        agreed = agreement(handed_on)
+        eta |= reliabilities(handed_on)
+    rows = [row for row in handed_on if row.strength]
     weight = weights(rows, eta)
     crew = [_with_verdict(one, eta, weight, found, aside) for one in crew]
     return Assessment(
         comparisons=[row.model_copy(update={"weight": weight[row.annotator_id]}) for row in rows],
-        ties=ties,
+        ties=[row for row in handed_on if not row.strength],
         gold=gold,
         set_aside=put_aside,
-        disputes=disputes(kept, tasks, options),
+        disputes=disputes(
+            [one for one in ordinary if one.annotator_id not in aside and one.task_uid not in settled], tasks, options
+        ),
         agreement=agreed,
         quality=crew,
     )
@@ -80,19 +83,19 @@ def _all(judgements: Sequence[Judged], tasks: Mapping[str, Task]) -> list[Compar
 
 
 def _sorted_out(
-    judgements: Sequence[Judged], tasks: Mapping[str, Task], aside: Mapping[str, tuple[str, ...]], settled: set[str]
-) -> tuple[list[Judged], list[SetAside]]:
-    """The judgements that are handed on, and the comparisons of the others with the reasons."""
-    kept: list[Judged] = []
+    rows: Sequence[Comparison], aside: Mapping[str, tuple[str, ...]], settled: set[str]
+) -> tuple[list[Comparison], list[SetAside]]:
+    """The comparisons that are handed on, and the others with the reasons."""
+    kept: list[Comparison] = []
     out: list[SetAside] = []
-    for judgement in judgements:
-        reasons = aside.get(judgement.annotator_id, ())
-        if judgement.task_uid in settled:
+    for row in rows:
+        reasons = aside.get(row.annotator_id, ())
+        if row.task_uid in settled:
             reasons = (*reasons, SENIOR)
         if reasons:
-            out += [SetAside(reasons=reasons, comparison=row) for row in _all([judgement], tasks)]
+            out.append(SetAside(reasons=reasons, comparison=row))
         else:
-            kept.append(judgement)
+            kept.append(row)
     return kept, out
 
 

@@ -35,9 +35,11 @@ def gold_tasks(known: Sequence[Comparison], counts: Mapping[Kind, int], others: 
     """
     made = GoldSet({kind: [] for kind in counts}, {}, [])
     by_prompt: dict[str, list[Comparison]] = defaultdict(list)
-    for row in known:
+    for number, row in enumerate(known, start=1):
         if row.strength:
             by_prompt[row.prompt.id].append(row)
+        else:
+            made.rejected.append(_unfit(number, "a tie is no answer", row))
     for number, rows in enumerate(by_prompt.values(), start=1):
         responses = {side.id: side for row in rows for side in (row.chosen, row.rejected)}
         kind: Kind = "ranking" if 3 <= len(responses) <= 9 and _wanted(made, counts, "ranking") else "pairwise"
@@ -49,14 +51,17 @@ def gold_tasks(known: Sequence[Comparison], counts: Mapping[Kind, int], others: 
         try:
             task = _task(kind, rows, list(responses.values()), others, seed)
         except TaskError as error:
-            whole = rows[0].model_dump()
-            made.rejected.append(Rejected(file="gold answers", line=number, reason=str(error), row=whole))
+            made.rejected.append(_unfit(number, str(error), rows[0]))
             continue
         shown = {response.id for response in task.responses.values()}
         pairs = [(row.chosen.id, row.rejected.id) for row in rows if {row.chosen.id, row.rejected.id} <= shown]
         made.tasks[kind].append(task)
         made.answers[task.uid] = tuple(pairs)
     return made
+
+
+def _unfit(number: int, reason: str, row: Comparison) -> Rejected:
+    return Rejected(file="gold answers", line=number, reason=reason, row=row.model_dump())
 
 
 def _wanted(made: GoldSet, counts: Mapping[Kind, int], kind: Kind) -> bool:

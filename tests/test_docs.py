@@ -1,4 +1,4 @@
-"""What docs/ppo.md says is so: every option with its default, every logged value, and an example that runs."""
+"""What the pages say is so: options with their defaults, logged values, files, and examples that run."""
 
 import ast
 import json
@@ -8,12 +8,17 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
+from alignment.config import ComparisonsConfig
 from alignment.ppo import PPOConfig
+from flows import labeling as stage
+from labeling.config import LabelingConfig, QualityOptions, Screening
 from tests.alignment import ppo_world as world
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "ppo.md").read_text(encoding="utf-8")
+LABELING = (ROOT / "docs" / "labeling.md").read_text(encoding="utf-8")
 ROWS = re.findall(r"^\| `(\w+)` \| `([^`]+)` \|", PAGE, flags=re.MULTILINE)
 
 
@@ -64,6 +69,29 @@ def test_the_page_explains_every_value_that_is_logged(example) -> None:
     assert not [name for name in names if f"`{name}`" not in PAGE]
 
 
-def test_links_of_the_page_lead_somewhere() -> None:
-    links = {link.partition("#")[0] for link in re.findall(r"\]\(([^)]+)\)", PAGE) if "://" not in link}
-    assert not [link for link in links if link and not (ROOT / "docs" / link).exists()]
+@pytest.mark.parametrize("page", [PAGE, LABELING], ids=["ppo", "labeling"])
+def test_links_of_the_pages_lead_somewhere(page: str) -> None:
+    links = {link for link in re.findall(r"\]\(([^)]+)\)", page) if "://" not in link}
+    files = {link.partition("#")[0] for link in links}
+    assert not [link for link in files if link and not (ROOT / "docs" / link).exists()]
+    titles = re.findall(r"^#+ (.+)$", page, flags=re.MULTILINE)
+    anchors = {"#" + re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
+    assert not [link for link in links if link.startswith("#") and link not in anchors]
+
+
+def test_the_page_on_labelling_has_the_limits_of_screening_with_their_defaults() -> None:
+    told = {name: float(value) for name, value in re.findall(r"`(\w+)` \(([\d.]+)\)", LABELING)}
+    told["significance"] = float(re.search(r"`significance` \(([\d.]+)\)", LABELING)[1])  # type: ignore[index]
+    fields = {**Screening.model_fields, **QualityOptions.model_fields}
+    assert told == {name: fields[name].default for name in told}
+    limits = {name for name in Screening.model_fields if name.startswith(("minimum", "maximum", "signif"))}
+    assert limits | {"dispute_ranking", "dispute_steps"} == set(told)
+
+
+def test_the_example_and_the_files_of_the_page_on_labelling() -> None:
+    example = yaml.safe_load(re.findall(r"^```yaml\n(.*?)^```", LABELING, flags=re.MULTILINE | re.DOTALL)[0])
+    assert LabelingConfig.model_validate(example["labeling"]).quality.adjudicate
+    assert ComparisonsConfig.model_validate(example["comparisons"]).weights == "reliability"
+    written = Path(stage.__file__).read_text(encoding="utf-8")
+    for name in re.findall(r"`(\w+\.jsonl?)`", LABELING.partition("## Agreement")[0]):
+        assert f'"{name}"' in written, name

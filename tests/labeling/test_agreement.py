@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from alignment.records import Comparison
-from labeling.agreement import agreement, alpha, alpha_interval, double_judgements, rate, votes
+from labeling.agreement import agreement, alpha, alpha_interval, alphas_of_two, double_judgements, rate, votes
 from labeling.annotations import PairwiseJudgement, RankingJudgement
 from labeling.quality import quality
 from labeling.tasks import make_task
@@ -45,6 +45,22 @@ def test_alpha_agrees_with_the_krippendorff_package() -> None:
         }
         reference = krippendorff.alpha(reliability_data=table, level_of_measurement="nominal")
         assert alpha(found) == pytest.approx(reference, abs=1e-9)
+
+
+def test_alpha_of_each_two_agrees_with_the_krippendorff_package() -> None:
+    rng = np.random.default_rng(1)
+    table = rng.integers(-1, 2, size=(4, 90)).astype(float)
+    table[:, :40] = table[0, :40]
+    table[rng.random(table.shape) < 0.3] = np.nan
+    found = {
+        (f"p{unit}", "a", "b"): {str(a): int(v) for a, v in enumerate(column) if not np.isnan(v)}
+        for unit, column in enumerate(table.T)
+    }
+    of_two = alphas_of_two(found)
+    assert list(of_two) == ["0 and 1", "0 and 2", "0 and 3", "1 and 2", "1 and 3", "2 and 3"]
+    for pair, value in of_two.items():
+        reference = krippendorff.alpha(table[[int(pair[0]), int(pair[-1])]], level_of_measurement="nominal")
+        assert value == pytest.approx(reference, abs=1e-9)
 
 
 def test_the_interval_of_alpha() -> None:

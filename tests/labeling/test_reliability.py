@@ -1,5 +1,7 @@
 """Crowd-BT: the formula by hand, its gradient, planted reliabilities, weights."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy.integrate import quad
@@ -55,6 +57,19 @@ def test_the_posterior_by_adaptive_integration() -> None:
     prior = sum((a - 1) * np.log(one) + (b - 1) * np.log(1 - one) for one in eta.values())
     prior -= (0.3 - SPREAD[0]) ** 2 / (2 * SPREAD[1] ** 2)
     assert value == pytest.approx(-(np.log(pair) + np.log(0.5) + prior), abs=1e-6)
+
+
+def test_pairs_of_which_the_same_people_say_the_same_are_integrated_once() -> None:
+    rows = [row(1, 0, 1, "a"), row(1, 1, 0, "b"), row(2, 1, 0, "a"), row(2, 0, 1, "b"), row(3, 0, 1, "a")]
+    choices = Choices.of(rows)
+    assert choices.begins.tolist() == [0, 2] and choices.times.tolist() == [2.0, 1.0]  # pair 2 is pair 1 turned round
+    one_by_one = replace(
+        choices, who=np.array([0, 1, 0, 1, 0]), side=np.array([1.0, -1.0, -1.0, 1.0, 1.0]), begins=np.array([0, 2, 4]),
+        times=np.ones(3),
+    )  # fmt: skip
+    point = np.array([0.7, -0.2, 0.4])
+    (value, gradient), (same, by_pair) = (minus_log_posterior(point, some) for some in (choices, one_by_one))
+    assert value == pytest.approx(same, abs=1e-12) and gradient == pytest.approx(by_pair, abs=1e-12)
 
 
 def test_the_gradient_is_that_of_the_posterior() -> None:
