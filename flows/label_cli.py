@@ -76,7 +76,44 @@ def sync(
 
 
 @app.command()
-def status(project: Projects = None, as_json: AsJson = False, home: Home = None) -> None:
+def listen(
+    port: Annotated[int, typer.Option(help="Of 127.0.0.1; labeling.webhook of the recipe names it.")] = 8099,
+    every: Annotated[float, typer.Option(min=1.0, help="Seconds until it syncs anyway.")] = 60.0,
+    project: Projects = None,
+    home: Home = None,
+) -> None:
+    """Keep our own store up to date until Ctrl-C: at each webhook of Label Studio, and every so often without one."""
+    from threading import Event
+
+    from flows.labeling import annotation_store
+    from labeling import sync as syncing
+    from labeling.listen import receiving, sync_when_woken
+
+    store, wake = annotation_store(home), Event()
+    with _label_studio(home) as client, receiving(port, wake) as url:
+        typer.echo(f"Label Studio may call {url} (labeling.webhook); Ctrl-C ends it")
+
+        def once() -> None:
+            try:
+                done = syncing.sync(client, store, project or ())
+            except LabelingError as error:
+                typer.echo(f"not synced, it is tried again: {error}", err=True)
+                return
+            for one in done:
+                new, other, gone = one.changes.added, one.changes.changed, one.changes.deleted
+                if new or other or gone:
+                    typer.echo(f"{one.project.title}: {new} new, {other} changed, {gone} deleted")
+
+        sync_when_woken(once, wake, every)
+
+
+@app.command()
+def status(
+    project: Projects = None,
+    as_json: AsJson = False,
+    html: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Also write a page with plots.")] = None,
+    home: Home = None,
+) -> None:
     """Show progress, pace, expected end, agreement and each annotator, by project."""
     from alignment.errors import RLHFError
     from flows.labeling import annotation_store
@@ -90,6 +127,13 @@ def status(project: Projects = None, as_json: AsJson = False, home: Home = None)
     except (RLHFError, LabelingError) as error:
         typer.echo(f"as of the last sync, since Label Studio cannot be asked now: {error}", err=True)
     rows = of_store(store, project or ())
+    if html is not None:
+        from labeling.page import status_page
+        from labeling.report import reports
+
+        html.parent.mkdir(parents=True, exist_ok=True)
+        html.write_text(status_page(reports(store, project or ())), encoding="utf-8")
+        typer.echo(f"the page is {html}", err=as_json)
     if as_json:
         typer.echo(json.dumps([row.model_dump(mode="json") for row in rows], indent=2))
     elif rows:

@@ -1,6 +1,7 @@
 """Stage `labeling`: responses go to Label Studio, people or the simulated crew judge them, judgements come back."""
 
 import json
+import math
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -16,6 +17,7 @@ from alignment.errors import DataError
 from alignment.journal import Journal
 from alignment.records import Comparison, Rejected, ResponseSet, read_records, stable_id, write_records
 from alignment.town import Judge
+from flows.announce import announce
 from flows.choosing import Material, read_material, within_budget
 from flows.processes import StackError
 from flows.stack import home_directory
@@ -40,6 +42,7 @@ from labeling.store import Store
 
 STORE_FILE = "annotations.db"
 SCREENS = "screens"
+PAGE_SECONDS = 600.0
 CLEAR = 0.5  # of a gold score from 0 to 1
 
 
@@ -62,12 +65,13 @@ def collect(
             assert town is not None, "the recipe refuses simulated annotators without a town"
             let_the_crew_work(label_studio, collection, config, material.sets, town)
         else:
-            wait_for_people(label_studio, collection, config, store)
+            wait_for_people(label_studio, collection, config, store, out)
         pulled = pull_collection(label_studio, collection, store, config.quality)
         if config.quality.adjudicate and pulled.disputes:
             second = open_adjudication(label_studio, config.title, collection, pulled.disputes, out / ADJUDICATION)
-            wait_for_people(label_studio, second, config, store)
+            wait_for_people(label_studio, second, config, store, out / ADJUDICATION)
             pulled = pull_collection(label_studio, collection, store, config.quality, second)
+        announce(collection, store, config.quality, out)
     told = write_down(pulled, collection, out, journal, [*material.rejected, *unread])
     return {**told, "collapsed_responses": float(planned.collapsed)}
 
@@ -140,22 +144,26 @@ def let_the_crew_work(
 
 
 def wait_for_people(
-    label_studio: LabelStudio, collection: Collection, config: LabelingConfig, store: Store
+    label_studio: LabelStudio, collection: Collection, config: LabelingConfig, store: Store, out: Path
 ) -> None:
     """Show where to work and how far it is, until `minimum_share` is judged or the deadline is reached.
 
-    What people say goes into the store on the way. Raises CollectionLost when somebody deleted the project.
+    What people say goes into the store on the way, and every ten minutes a page in `out`, MLflow and Prefect tells how
+    it goes. Raises CollectionLost when somebody deleted the project.
     """
     console = Console()
     for kind, url in collection.urls.items():
         console.print(f"waiting for people: {kind} at {url}", soft_wrap=True)
     console.print("Ctrl-C stops the waiting; the same command goes on with what was judged", soft_wrap=True)
-    deadline = time.monotonic() + config.deadline_hours * 3600
+    deadline, announced = time.monotonic() + config.deadline_hours * 3600, -math.inf
     columns = (TextColumn("judged"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console) as bar:
         judged = bar.add_task("judged")
         while True:
             keep_what_was_said(label_studio, collection, store)
+            if time.monotonic() - announced > PAGE_SECONDS:
+                announce(collection, store, config.quality, out)
+                announced = time.monotonic()
             state = progress(label_studio, collection)
             bar.update(judged, completed=state.done, total=state.needed)
             if state.done >= config.minimum_share * state.needed or (state.done and time.monotonic() > deadline):

@@ -8,6 +8,7 @@
     ├── UnexpectedAnswer       an answer that is not what the API promises
     ├── TaskError              response sets that cannot be made into tasks
     ├── WebhookRefused         the server does not call the address of a webhook
+    ├── ListenFailed           webhooks cannot be received
     ├── StoreError             the file of the store of annotations is not one, or of another format
     ├── CollectionLost         a project was deleted in Label Studio while people worked in it
     └── CollectionIncomplete   the deadline passed before enough judgements were there
@@ -61,6 +62,10 @@ class TaskError(LabelingError):
 
 class WebhookRefused(LabelingError):
     """The server does not call the address of a webhook."""
+
+
+class ListenFailed(LabelingError):
+    """Webhooks cannot be received."""
 
 
 class StoreError(LabelingError):
