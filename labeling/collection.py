@@ -153,10 +153,11 @@ def open_adjudication(
 
 
 def open_demonstrations(
-    client: LabelStudio, title: str, prompts: Sequence[Prompt], out: Path, overlap: int = 1
-) -> Collection:
-    """Ask people to write answers to prompts; repeatable like `open_collection`."""
-    tasks = build_writing_tasks(prompts)
+    client: LabelStudio, title: str, prompts: Sequence[Prompt], out: Path, overlap: int = 1,
+    drafts: Mapping[str, str] | None = None,
+) -> Collection:  # fmt: skip
+    """Ask people to write answers to prompts, from a draft where there is one; repeatable like `open_collection`."""
+    tasks = build_writing_tasks(prompts, drafts)
     batches = (_open_batch(client, "demonstration", title, overlap, tasks),) if tasks else ()
     return _written(Collection(batches=batches), out)
 

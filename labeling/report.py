@@ -40,7 +40,7 @@ def project_report(
 ) -> ProjectReport:
     """One project as of its last sync."""
     rows = store.current(project.project)
-    tasks, said = tasks_of(rows), [raw for row in rows for raw in row["annotations"]]
+    tasks, said = tasks_of(project, rows), [raw for row in rows for raw in row["annotations"]]
     parsed = parse(rows, tasks.values(), project.overlap, "")
     assessed = assess(parsed.judgements, tasks, parsed.skips, options, answers)
     shown = project_status(store, project)

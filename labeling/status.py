@@ -75,7 +75,7 @@ def project_status(store: Store, project: SeenProject) -> ProjectStatus:
     now = past[-1].seen_at if past else None
     per_hour = pace([moment(raw["created_at"]) for raw in judged], now) if now else 0.0
     left = timedelta(hours=(needed - done) / per_hour) if per_hour else None
-    title, tasks = title_of(project.title), tasks_of(rows)
+    title, tasks = title_of(project.title), tasks_of(project, rows)
     parsed = parse(rows, tasks.values(), project.overlap, "")
     both = [row for some in comparisons(parsed.judgements, tasks) for row in some]
     agreed = agreement(both)
@@ -122,14 +122,14 @@ def name_of(own: Sequence[Mapping[str, Any]]) -> str:
     return next((name for name in reversed(names) if name), "")
 
 
-def tasks_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, Task]:
-    """The tasks as far as the server's data shows them: enough to parse and to compare, by uid.
+def tasks_of(project: SeenProject, rows: Sequence[Mapping[str, Any]]) -> dict[str, Task]:
+    """The tasks as far as the server's data shows them, by uid: enough to parse and to compare.
 
-    The same opaque ids stand for the same responses for everyone who saw the task, so agreement is the true one; which
-    model wrote what is not known here.
+    A project whose title is not ours has none. The same opaque ids stand for the same responses for everyone who saw
+    the task, so agreement is the true one; which model wrote what is not known here.
     """
     found = {}
-    for row in rows:
+    for row in rows if title_of(project.title) else ():
         try:
             task = task_of(row)
         except (TaskError, ValidationError):

@@ -22,6 +22,7 @@ from labeling.config import Choice, LabelingConfig, PairwiseTasks, RankingTasks
 from labeling.simulate import ranking_result
 from labeling.sync import sync
 from labeling.users import ensure_account
+from labeling.webhooks import webhook_is_there
 from tests.labeling.helpers import TOKEN, free_port, response_set
 
 RECIPE = {"town": None, "comparisons": {"sources": []}, "demonstrations": {"sources": []}, "corpus": {"sources": []},
@@ -101,15 +102,18 @@ def test_more_tasks_another_overlap_and_demonstrations_are_added(on_server: Path
     recipe = recipe_file(on_server, "grows", [response_set(n) for n in range(9)])
     assert open_(recipe, "--yes").exit_code == 0
     writing = ["--set", "labeling.demonstrations={prompts: 3, overlap: 2, draft: true}"]
-    more = [*writing, "--set", "labeling.rankings={prompts: 5, overlap: 3}"]
+    hook = ["--set", "labeling.webhook=http://127.0.0.1:9/"]
+    more = [*writing, *hook, "--set", "labeling.rankings={prompts: 5, overlap: 3}"]
     shown = open_(recipe, "--yes", *more)
     assert shown.exit_code == 0, shown.output
     assert "3, not 2 as now" in shown.output and "600 s, assumed" in shown.output
+    assert "3 webhooks to http://127.0.0.1:9/ are missing" in shown.output
     found = {p["title"].split()[1]: p for p in owner.projects() if p["title"].startswith("grows ")}
     # the fifth prompt is now ranked and not compared: its place among the pairs goes to the seventh
     assert {kind: (p["task_number"], p["maximum_annotations"]) for kind, p in found.items()} == {
         "ranking": (5, 3), "pairwise": (3, 1), "demonstration": (3, 2)
     }  # fmt: skip
+    assert all(webhook_is_there(owner, p["id"], "http://127.0.0.1:9/") for p in found.values())
     (row, *_) = owner.tasks(found["demonstration"]["id"], "id", "data", "total_predictions", "predictions")
     assert row["data"]["draft"] in {response.text for response in response_set(0).responses}
     assert "nothing to do" in open_(recipe, *more).output

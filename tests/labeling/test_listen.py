@@ -15,13 +15,13 @@ from labeling.client import LabelStudio
 from labeling.errors import ListenFailed, WebhookRefused
 from labeling.listen import LONGEST, action_of, receiving, sync_when_woken
 from labeling.projects import open_project
-from labeling.server import running_server
+from labeling.server import ServerSettings, environment
 from labeling.simulate import ranking_result
 from labeling.store import Store
 from labeling.sync import sync_project
 from labeling.tasks import build_tasks, push
 from labeling.webhooks import ensure_webhook, webhook_is_there
-from tests.labeling.helpers import TOKEN, free_port, response_set, settings
+from tests.labeling.helpers import response_set, settings
 
 GOOD = b'{"action": "ANNOTATION_CREATED"}'
 
@@ -94,10 +94,9 @@ def test_it_syncs_at_once_when_woken_and_when_nothing_is_said(monkeypatch: pytes
 
 
 @pytest.mark.server
-def test_an_annotation_wakes_a_sync_through_a_server_that_may_call_us(tmp_path: Path) -> None:
-    told = settings(tmp_path / "label-studio").model_copy(update={"local_webhooks": True})
+def test_an_annotation_wakes_a_sync_through_a_server_that_may_call_us(owner: LabelStudio) -> None:
     wake, store = threading.Event(), Store()
-    with running_server(told) as address, LabelStudio(address, TOKEN) as owner, receiving(0, wake) as url:
+    with receiving(0, wake) as url:
         project = open_project(owner, "ranking", "hooked", 1)
         (task,), _ = build_tasks("ranking", [response_set(1)], 0)
         ids = push(owner, project, [task])
@@ -112,7 +111,14 @@ def test_an_annotation_wakes_a_sync_through_a_server_that_may_call_us(tmp_path: 
 
 
 @pytest.mark.server
-def test_a_server_that_may_not_call_us_says_how_it_could(owner: LabelStudio) -> None:
+def test_a_server_that_does_not_take_the_address_says_what_to_do(owner: LabelStudio) -> None:
     project = open_project(owner, "ranking", "not hooked", 1)
     with pytest.raises(WebhookRefused, match="RLHF_LABEL_STUDIO_LOCAL_WEBHOOKS=1"):
-        ensure_webhook(owner, project.id, f"http://127.0.0.1:{free_port()}/")
+        ensure_webhook(owner, project.id, "http://no address/")
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+def test_a_server_calls_its_own_machine_only_when_it_is_told_to(allowed: bool, tmp_path: Path) -> None:
+    told = settings(tmp_path).model_copy(update={"local_webhooks": allowed})
+    assert environment(told)["LABEL_STUDIO_SSRF_PROTECTION_ENABLED"] == ("false" if allowed else "true")
+    assert not ServerSettings.model_fields["local_webhooks"].default
