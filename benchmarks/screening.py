@@ -47,7 +47,7 @@ HOME = Path(__file__).parent.parent / ".bench"
 CREW: dict[str, Any] = {"annotators": 12, "careless": 1, "side_biased": 1, "spamming": 1}
 RANKED, COMPARED, OVERLAP, GOLD_SHARE, HELD_ANNOTATORS, HELD_PROMPTS = 400, 100, 3, 0.05, 2, 0.2
 WAYS = ("majority", "each, no weights", "each, weights", "soft, no weights", "soft, weights", "screened majority",
-        "screened, weights", "good annotators alone")  # fmt: skip
+        "screened, weights", "screened, soft weights", "good annotators alone")  # fmt: skip
 
 
 def towns(artifacts: Path) -> list[dict[str, Path]]:
@@ -113,7 +113,7 @@ def work_of(paths: dict[str, Path], seed: int) -> Work:
     tasks = [task for kind, some in chosen.items() for task in build_tasks(kind, some, seed)[0]]  # type: ignore[arg-type]
     counts: dict[Kind, int] = {"ranking": round(GOLD_SHARE * RANKED), "pairwise": round(GOLD_SHARE * COMPARED)}
     known = town_answers(sets[RANKED + COMPARED :], gold_judge)
-    gold = gold_tasks(known, counts, {task.uid for task in tasks}, seed)
+    gold = gold_tasks(known, counts, {task.uid for task in tasks}, seed, {one.prompt.id: one.responses for one in sets})
     config = CrewConfig(seed=seed, **CREW)
     crew = make_crew(config)
     good = [one for one in crew if one.habit == "careful"]
@@ -132,7 +132,8 @@ def ways(work: Work, said: list[Judged]) -> dict[str, list[Comparison]]:
     )
     made = (
         aggregated(plain, "majority"), plain, rows, aggregated(plain, "soft"), aggregated(rows, "soft"),
-        aggregated(sound, "majority"), kept, [row for row in plain if row.annotator_id not in work.bad],
+        aggregated(sound, "majority"), kept, aggregated(kept, "soft"),
+        [row for row in plain if row.annotator_id not in work.bad],
     )  # fmt: skip
     return {name: [row for row in some if row.weight > 0] for name, some in zip(WAYS, made, strict=True)}
 

@@ -9,8 +9,10 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from scipy.stats import binomtest
+
 from alignment.records import Comparison, Rejected, Response
-from labeling.agreement import Rate, rate
+from labeling.agreement import Rate
 from labeling.config import Kind
 from labeling.errors import TaskError
 from labeling.tasks import Task, make_task
@@ -27,11 +29,18 @@ class GoldSet:
     rejected: list[Rejected]
 
 
-def gold_tasks(known: Sequence[Comparison], counts: Mapping[Kind, int], others: set[str], seed: int) -> GoldSet:
+def gold_tasks(
+    known: Sequence[Comparison],
+    counts: Mapping[Kind, int],
+    others: set[str],
+    seed: int,
+    sampled: Mapping[str, Sequence[Response]] | None = None,
+) -> GoldSet:
     """At most `counts` tasks of each kind, each of a prompt of its own; `others` are the uids of the ordinary tasks.
 
     Rankings come first, as not every prompt has responses enough for one; of a pairwise task the pair with the greatest
-    strength is taken.
+    strength is taken. A ranking also shows what else was `sampled` for its prompt (by prompt id), so that it is as long
+    as the others.
     """
     made = GoldSet({kind: [] for kind in counts}, {}, [])
     by_prompt: dict[str, list[Comparison]] = defaultdict(list)
@@ -48,6 +57,8 @@ def gold_tasks(known: Sequence[Comparison], counts: Mapping[Kind, int], others: 
         if kind == "pairwise":
             rows = [max(rows, key=lambda row: row.strength)]
             responses = {side.id: side for side in (rows[0].chosen, rows[0].rejected)}
+        elif len(more := responses | {one.id: one for one in (sampled or {}).get(rows[0].prompt.id, ())}) <= 9:
+            responses = more
         try:
             task = _task(kind, rows, list(responses.values()), others, seed)
         except TaskError as error:
@@ -81,9 +92,18 @@ def _task(kind: Kind, rows: Sequence[Comparison], responses: Sequence[Response],
 def graded(rows: Sequence[Comparison], answers: Answers) -> dict[str, Rate]:
     """Of the known pairs, the share that each annotator has right; a tie is wrong. `rows` are of gold tasks alone."""
     known = {pair for pairs in answers.values() for pair in pairs}
-    said: dict[str, list[tuple[str, str, str, bool]]] = defaultdict(list)
+    said: dict[str, list[tuple[str, bool]]] = defaultdict(list)
     for row in rows:
         pair = (row.chosen.id, row.rejected.id)
         if pair in known or pair[::-1] in known:
-            said[row.annotator_id].append((row.prompt.id, "", "", row.strength > 0 and pair in known))
-    return {annotator: rate(some) for annotator, some in said.items()}
+            said[row.annotator_id].append((row.prompt.id, row.strength > 0 and pair in known))
+    return {annotator: _share_right(some) for annotator, some in said.items()}
+
+
+def _share_right(answered: Sequence[tuple[str, bool]]) -> Rate:
+    """The share and Wilson's interval (1927, eq. 4) with prompts for trials: the pairs of a prompt hang together, and
+    of one or two prompts a bootstrap would make no interval at all."""
+    share = sum(right for _, right in answered) / len(answered)
+    prompts = len({prompt for prompt, _ in answered})
+    interval = binomtest(round(share * prompts), prompts).proportion_ci(method="wilson")
+    return Rate(count=len(answered), share=share, low=float(interval.low), high=float(interval.high))

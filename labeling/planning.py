@@ -42,7 +42,8 @@ def plan_tasks(
     }
     built = {kind: build_tasks(kind, some, config.seed) for kind, some in shares.items()}
     uids = {task.uid for tasks, _ in built.values() for task in tasks}
-    gold = gold_tasks(known, config.gold_tasks, uids, config.seed)
+    sampled = {one.prompt.id: one.responses for one in sets}
+    gold = gold_tasks(known, config.gold_tasks, uids, config.seed, sampled)
     return Planned(
         tasks={kind: mixed(tasks, gold.tasks[kind], config.seed) for kind, (tasks, _) in built.items()},
         rejected=[row for _, unfit in built.values() for row in unfit] + gold.rejected,

@@ -129,7 +129,14 @@ def test_gold_answers_by_hand() -> None:
     order = [place[row.responses[i].text] for i in (0, 2, 3, 1)]
     said = RankingJudgement(annotation_id="1", annotator_id="5", task_uid=task.uid, created_at="", ranking=tuple(order))
     got, _ = comparisons([said], {task.uid: task})
-    assert graded(got, gold.answers)["5"].count == 2 and graded(got, gold.answers)["5"].share == 0.5
+    graded_five = graded(got, gold.answers)["5"]
+    assert graded_five.count == 2 and graded_five.share == 0.5
+    # Wilson with one trial, none right: high = z² / (1 + z²) = 3.8415 / 4.8415; one wrong answer alone dooms nobody
+    assert (graded_five.low, graded_five.high) == pytest.approx((0.0, 0.79346), abs=1e-5)
+    whole = gold_tasks(known(row, (0, 3), (0, 1)), {"ranking": 1}, set(), 0, {row.prompt.id: row.responses})
+    assert [len(task.responses) for task in whole.tasks["ranking"]] == [4]  # as long as what is not gold
+    (pairs,) = whole.answers.values()
+    assert pairs == tuple((row.responses[0].id, row.responses[i].id) for i in (3, 1))
     contradicting = gold_tasks(known(row, (0, 1), (1, 0), (0, 2)), {"ranking": 1, "pairwise": 0}, set(), 0)
     assert not contradicting.answers and "contradict" in contradicting.rejected[0].reason
     again = gold_tasks(rows, {"ranking": 1, "pairwise": 0}, {task.uid}, 0)
