@@ -25,6 +25,7 @@ Projects = Annotated[
 ]
 app.command("import")(exchange.import_judgements)
 app.command("export")(exchange.export)
+app.command("demonstrations")(exchange.written_answers)
 app.command("show")(exchange.show)
 NEXT_STEP = (
     "no project of ours is known: `rlhf label open RECIPE` opens one and prints where people work; "

@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from html import escape
+from typing import Any
 
 import matplotlib
 from matplotlib.figure import Figure
@@ -15,7 +16,9 @@ from labeling.quality import AnnotatorQuality
 from labeling.report import ProjectReport
 
 INK = "#102030"  # stands for the text's colour, whatever the page is shown in
-INKED = ("text.color", "axes.edgecolor", "axes.labelcolor", "axes.titlecolor", "xtick.color", "ytick.color")
+INKED: dict[Any, str] = dict.fromkeys(
+    ("text.color", "axes.edgecolor", "axes.labelcolor", "axes.titlecolor", "xtick.color", "ytick.color"), INK
+)
 STYLE = """
 :root { color-scheme: light dark; --line: color-mix(in srgb, currentColor 18%, transparent); --good: #2f6fb3; }
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 1180px; margin: 0 auto; padding: 24px;
@@ -41,7 +44,7 @@ POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 def status_page(found: Sequence[ProjectReport], now: datetime | None = None) -> str:
     """The page for these projects, in their order."""
     made = f"{(now or datetime.now(UTC)).astimezone(UTC):%Y-%m-%d %H:%M} UTC"
-    with matplotlib.rc_context(dict.fromkeys(INKED, INK)):
+    with matplotlib.rc_context(INKED):
         body = "".join(_project(one) for one in found) or "<p>No project of ours is known yet.</p>"
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'

@@ -11,7 +11,16 @@ import yaml
 from typer.testing import CliRunner, Result
 
 from alignment.errors import ArtifactError, ConfigError, DataError
-from alignment.records import Message, Prompt, Response, ResponseSet, write_records
+from alignment.records import (
+    Demonstration,
+    Message,
+    Prompt,
+    Rejected,
+    Response,
+    ResponseSet,
+    read_records,
+    write_records,
+)
 from flows.accounts import book_path, ensure_people, states
 from flows.choosing import Material, read_material, within_budget
 from flows.cli import app
@@ -117,6 +126,19 @@ def test_more_tasks_another_overlap_and_demonstrations_are_added(on_server: Path
     (row, *_) = owner.tasks(found["demonstration"]["id"], "id", "data", "total_predictions", "predictions")
     assert row["data"]["draft"] in {response.text for response in response_set(0).responses}
     assert "nothing to do" in open_(recipe, *more).output
+    number, out = found["demonstration"]["id"], on_server / "written.jsonl"
+    asked = ("label", "demonstrations", "--out", str(out), "--project", str(number))
+    assert "`rlhf label sync`" in str(CliRunner().invoke(app, asked).exception)
+    answer = {"from_name": "answer", "to_name": "prompt", "type": "textarea", "value": {"text": [" Mara Lind. "]}}
+    owner.annotate(row["id"], [answer], 30.0)
+    owner.annotate(row["id"], [{"foo": "bar"}], 30.0)
+    sync(owner, annotation_store(on_server), [number])
+    told = CliRunner().invoke(app, asked)
+    assert told.exit_code == 0, told.output
+    (made,), _ = read_records(out, Demonstration)
+    assert made.completion == "Mara Lind." and made.messages[-1].content == row["data"]["prompt"]
+    (aside,), _ = read_records(on_server / "written.rejected.jsonl", Rejected)
+    assert "without a control name" in aside.reason
 
 
 @pytest.mark.server
