@@ -4,7 +4,7 @@ import os
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from labeling.config import Kind, LabelingConfig
 from labeling.effort import Pace, hours
 from labeling.planning import Planned, plan_tasks, plan_writing
 from labeling.projects import full_title, project_versions
-from labeling.tasks import task_ids
+from labeling.tasks import Task, task_ids
 from labeling.users import invite_link
 from labeling.webhooks import ensure_webhook, webhook_is_there
 
@@ -109,7 +109,8 @@ def planning(recipe: Recipe, told: str, home: Path | None) -> Planning:
         if not config.demonstrations.draft:
             rows, bad = read_records(made(recipe, "prompts", told, home) / "prompts.jsonl", Prompt)
             prompts, unread = [row for row in rows if row.split == "train"], [*unread, *bad]
-        planned.tasks["demonstration"] = plan_writing(config, prompts, material.sets)
+        writing: dict[Kind, list[Task]] = {"demonstration": plan_writing(config, prompts, material.sets)}
+        planned = replace(planned, tasks=planned.tasks | writing)
     return Planning(config, planned, material, budget, unread)
 
 
