@@ -41,15 +41,15 @@ class Receiver(BaseHTTPRequestHandler):
         """Take a message."""
         length = self.headers.get("Content-Length", "")
         if not length.isdecimal() or int(length) > LONGEST:
-            self._answer(413 if length.isdecimal() else 411)
             log.warning("ignored a message of %s bytes from %s", length or "unknown many", self.client_address[0])
+            self._answer(413 if length.isdecimal() else 411)
             return
         action = action_of(self.rfile.read(int(length)))
-        self._answer(204 if action else 400)
         if action:
             self.wake.set()
         else:
             log.warning("ignored a message that names no action, from %s", self.client_address[0])
+        self._answer(204 if action else 400)
 
     def _answer(self, status: int) -> None:
         self.send_response(status)

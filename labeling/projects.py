@@ -135,7 +135,7 @@ def _create(client: LabelStudio, kind: Kind, title: str, overlap: int) -> int:
         "maximum_annotations": overlap,
         "sampling": "Uniform sampling",
         "skip_queue": "REQUEUE_FOR_OTHERS",
-        "show_collab_predictions": kind == "demonstration",  # the draft of an answer is a prediction
+        "show_collab_predictions": False,
         "enable_empty_annotation": True,
     }
     return int(expect(client.post("/api/projects", settings), dict, "a new project")["id"])

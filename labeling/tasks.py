@@ -19,7 +19,6 @@ from labeling.projects import Project
 from labeling.similarity import nearly_same
 from labeling.versions import uid_of
 
-DRAFT = "draft"  # says no more of a model than that there was one
 SPEAKERS = {"system": "Told to the assistant", "user": "Person", "assistant": "Assistant"}
 
 
@@ -49,7 +48,7 @@ class Task(BaseModel):
         turns = [{"who": SPEAKERS[turn.role], "text": turn.content} for turn in before]
         common: dict[str, Any] = {"uid": self.uid, "before": turns, "prompt": last.content}
         if self.kind == "demonstration":
-            return common | ({"draft": self.draft} if self.draft else {})
+            return common | {"draft": self.draft}
         if self.kind == "pairwise":
             a, b = self.shown
             return common | {
@@ -63,13 +62,11 @@ class Task(BaseModel):
         ]
         return common | {"responses": listed}
 
-    @property
-    def as_import(self) -> dict[str, Any]:
-        """The task as it is sent: its data, and the draft as a prediction, which a new annotation starts from."""
-        if not self.draft:
-            return {"data": self.data}
-        answer = {"from_name": "answer", "to_name": "prompt", "type": "textarea", "value": {"text": [self.draft]}}
-        return {"data": self.data, "predictions": [{"model_version": DRAFT, "result": [answer]}]}
+
+def completed(data: Mapping[str, Any]) -> dict[str, Any]:
+    """A task's data with what older screens did not have: turns before the prompt, and the draft of an answer."""
+    writing = not {"responses", "response_a"} & {*data}
+    return {"before": [], **({"draft": ""} if writing else {}), **data}
 
 
 def distinct(responses: Sequence[Response]) -> list[Response]:
@@ -180,7 +177,7 @@ def push(client: LabelStudio, project: Project, tasks: Sequence[Task]) -> Mappin
     with exclusively(f"{client.url} project {project.id}"):
         known = stored(client, project)
         missing = [task for task in tasks if task.uid not in known]
-        ids = client.import_tasks(project.id, [task.as_import for task in missing])
+        ids = client.import_tasks(project.id, [{"data": task.data} for task in missing])
         known |= {task.uid: task_id for task, task_id in zip(missing, ids, strict=True)}
         if client.project(project.id)["task_number"] != len(known):
             known |= stored(client, project)

@@ -189,23 +189,18 @@ def test_a_person_writes_an_answer(owner: LabelStudio, page: Page, tmp_path: Pat
 
 
 def test_a_person_corrects_a_draft(owner: LabelStudio, page: Page, tmp_path: Path) -> None:
-    prompts = [response_set(number).prompt for number in (5, 6)]
+    prompt = response_set(6).prompt
     draft = "Mara <b>Lind</b> is the bakr.\n    She lives on Mill Lane."
-    drafts = {prompt.id: draft for prompt in prompts}
-    opened = open_demonstrations(owner, "from drafts", prompts, tmp_path, drafts=drafts)
+    opened = open_demonstrations(owner, "from drafts", [prompt], tmp_path, drafts={prompt.id: draft})
     begin(page, opened.urls["demonstration"])
-    text = page.locator("textarea").first
+    text = page.locator(".desk textarea").first
     expect(text).to_have_value(draft)
     text.fill(draft.replace("bakr", "baker"))
     page.keyboard.press("Tab")
     submit(page)
-    page.wait_for_timeout(800)
-    expect(page.locator("textarea").first).to_have_value(draft)  # the next one, which is good as it is
-    page.get_by_text("Who is the baker of town").first.click()
-    submit(page)
     pulled = pull_demonstrations(owner, opened)
     assert not pulled.quarantined
-    assert sorted(row.completion for row in pulled.demonstrations) == sorted([draft.replace("bakr", "baker"), draft])
+    assert [row.completion for row in pulled.demonstrations] == [draft.replace("bakr", "baker")]
 
 
 def test_any_text_is_shown_faithfully_in_the_dark_at_1280_and_loads_nothing(
