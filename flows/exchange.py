@@ -13,7 +13,7 @@ import typer
 from alignment.errors import ArtifactError, ConfigError, DataError
 
 if TYPE_CHECKING:
-    from alignment.records import Comparison, Record, Rejected
+    from alignment.records import Comparison, Demonstration, Record, Rejected
 
 PARTS = ("all", "train", "heldout_prompts", "heldout_annotators", "aside")
 
@@ -100,6 +100,38 @@ def export(
 
     rows = read_part(source, part, home)
     for path, count in write_preferences(rows, out, form.value).items():
+        typer.echo(f"{count:7} {path}")
+
+
+def written_answers(
+    out: Annotated[Path, typer.Option(help="The JSONL file to write; what is put aside goes beside it.")],
+    project: Annotated[list[int] | None, typer.Option("--project", metavar="NUMBER", help="Only this one.")] = None,
+    home: Home = None,
+) -> None:
+    """Write the answers that people wrote, as of the last sync, as demonstrations.
+
+    A recipe takes them with demonstrations.sources: [{path: OUT, format: records}].
+    """
+    from alignment.records import write_records
+    from flows.labeling import annotation_store
+    from labeling.annotations import parse
+    from labeling.comparisons import demonstrations
+    from labeling.status import tasks_of
+
+    store = annotation_store(home)
+    rows: list[Demonstration] = []
+    bad: list[Rejected] = []
+    for one in store.projects():
+        if not project or one.number in project:
+            said = store.current(one.project)
+            tasks = tasks_of(one, said)
+            parsed = parse(said, tasks.values(), one.overlap, f"label-studio/project/{one.number}")
+            found = demonstrations(parsed.judgements, tasks)
+            rows, bad = rows + found, bad + parsed.quarantined
+    if not rows:
+        raise DataError("nobody wrote an answer yet, as far as our store knows; `rlhf label sync` brings it up to date")
+    aside = out.with_name(f"{out.stem}.rejected.jsonl")
+    for path, count in ((out, write_records(out, rows)), (aside, write_records(aside, bad))):
         typer.echo(f"{count:7} {path}")
 
 

@@ -94,11 +94,13 @@ def _judgements(recipe: Recipe) -> Iterator[Step]:
         files = _files(recipe.comparisons.sources)
         yield Step(stage="comparisons", version=3, config=recipe.comparisons, inputs=_town(recipe), files=files)
         return
-    yield Step(stage="responses", config=recipe.sampling, inputs={"model": "sft", **_same("prompts")})
-    gold = recipe.labeling.quality.gold.path
+    sampled: dict[str, str] = {}
+    if not recipe.labeling.responses:
+        yield Step(stage="responses", config=recipe.sampling, inputs={"model": "sft", **_same("prompts")})
+        sampled = _same("responses")
     yield Step(
-        stage="labeling", version=2, config=recipe.labeling, inputs={**_same("responses"), **_town(recipe)},
-        files=() if gold is None or not Path(gold).exists() else (Path(gold),),
+        stage="labeling", version=3, config=recipe.labeling.judging, inputs={**sampled, **_town(recipe)},
+        files=tuple(path for path in map(Path, recipe.labeling.files.values()) if path.exists()),
     )  # fmt: skip
     yield Step(stage="comparisons", version=3, config=recipe.comparisons, inputs={"labelled": "labeling"})
 

@@ -25,11 +25,28 @@ Projects = Annotated[
 ]
 app.command("import")(exchange.import_judgements)
 app.command("export")(exchange.export)
+app.command("demonstrations")(exchange.written_answers)
 app.command("show")(exchange.show)
 NEXT_STEP = (
-    "no project of ours is known: `rlhf run RECIPE --stage labeling` opens one and prints where people work; "
+    "no project of ours is known: `rlhf label open RECIPE` opens one and prints where people work; "
     "`rlhf recipes` lists the recipes"
 )
+
+
+@app.command("open")
+def open_collection(
+    recipe: Annotated[str, typer.Argument(help="The name of a recipe, or a YAML file.")],
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change an option of the recipe.")
+    ] = None,
+    plan: Annotated[bool, typer.Option("--plan", help="Print what it does and what it takes; change nothing.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before tasks are put before people.")] = False,
+    home: Home = None,
+) -> None:
+    """Open projects, tasks, accounts and webhooks as the `labeling` of a recipe says; again, it changes nothing."""
+    from flows.opening import open_recipe
+
+    open_recipe(recipe, overrides or [], only_plan=plan, ask=lambda: yes or typer.confirm("open it?"), home=home)
 
 
 @app.command()
@@ -60,7 +77,44 @@ def sync(
 
 
 @app.command()
-def status(project: Projects = None, as_json: AsJson = False, home: Home = None) -> None:
+def listen(
+    port: Annotated[int, typer.Option(help="Of 127.0.0.1; labeling.webhook of the recipe names it.")] = 8099,
+    every: Annotated[float, typer.Option(min=1.0, help="Seconds until it syncs anyway.")] = 60.0,
+    project: Projects = None,
+    home: Home = None,
+) -> None:
+    """Keep our own store up to date until Ctrl-C: at each webhook of Label Studio, and every so often without one."""
+    from threading import Event
+
+    from flows.labeling import annotation_store
+    from labeling import sync as syncing
+    from labeling.listen import receiving, sync_when_woken
+
+    store, wake = annotation_store(home), Event()
+    with _label_studio(home) as client, receiving(port, wake) as url:
+        typer.echo(f"Label Studio may call {url} (labeling.webhook); Ctrl-C ends it")
+
+        def once() -> None:
+            try:
+                done = syncing.sync(client, store, project or ())
+            except LabelingError as error:
+                typer.echo(f"not synced, it is tried again: {error}", err=True)
+                return
+            for one in done:
+                new, other, gone = one.changes.added, one.changes.changed, one.changes.deleted
+                if new or other or gone:
+                    typer.echo(f"{one.project.title}: {new} new, {other} changed, {gone} deleted")
+
+        sync_when_woken(once, wake, every)
+
+
+@app.command()
+def status(
+    project: Projects = None,
+    as_json: AsJson = False,
+    html: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Also write a page with plots.")] = None,
+    home: Home = None,
+) -> None:
     """Show progress, pace, expected end, agreement and each annotator, by project."""
     from alignment.errors import RLHFError
     from flows.labeling import annotation_store
@@ -74,6 +128,13 @@ def status(project: Projects = None, as_json: AsJson = False, home: Home = None)
     except (RLHFError, LabelingError) as error:
         typer.echo(f"as of the last sync, since Label Studio cannot be asked now: {error}", err=True)
     rows = of_store(store, project or ())
+    if html is not None:
+        from labeling.page import status_page
+        from labeling.report import reports
+
+        html.parent.mkdir(parents=True, exist_ok=True)
+        html.write_text(status_page(reports(store, project or ())), encoding="utf-8")
+        typer.echo(f"the page is {html}", err=as_json)
     if as_json:
         typer.echo(json.dumps([row.model_dump(mode="json") for row in rows], indent=2))
     elif rows:

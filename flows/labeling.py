@@ -1,6 +1,7 @@
 """Stage `labeling`: responses go to Label Studio, people or the simulated crew judge them, judgements come back."""
 
 import json
+import math
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -11,19 +12,23 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from alignment.errors import ArtifactError, DataError
+from alignment.artifacts import write_json
+from alignment.errors import DataError
 from alignment.journal import Journal
 from alignment.records import Comparison, Rejected, ResponseSet, read_records, stable_id, write_records
 from alignment.town import Judge
+from flows.announce import announce
+from flows.choosing import Material, read_material, within_budget
 from flows.processes import StackError
 from flows.stack import home_directory
+from labeling.balance import balance
 from labeling.client import LabelStudio
 from labeling.collection import (
     ADJUDICATION,
     Collection,
     Pulled,
     open_adjudication,
-    open_collection,
+    open_planned,
     progress,
     pull_collection,
     simulate_collection,
@@ -31,39 +36,44 @@ from labeling.collection import (
 )
 from labeling.config import LabelingConfig
 from labeling.errors import CollectionLost
+from labeling.planning import Planned, plan_tasks
 from labeling.projects import screen, screen_hash
 from labeling.store import Store
 
 STORE_FILE = "annotations.db"
 SCREENS = "screens"
+PAGE_SECONDS = 600.0
 CLEAR = 0.5  # of a gold score from 0 to 1
 
 
 def collect(
-    config: LabelingConfig, out: Path, journal: Journal, *, responses: Path, town: Path | None
+    config: LabelingConfig, out: Path, journal: Journal, *, responses: Path | None, town: Path | None
 ) -> Mapping[str, float]:
     """Open the projects, wait until enough is judged, and write what came back.
 
     All that is said goes into the store of annotations, and what comes back is made from there. Killed and started
     again, it finds the projects and every judgement that was made, and asks only for the rest.
     """
-    sets, bad = read_records(responses / "responses.jsonl", ResponseSet)
-    if bad:
-        raise ArtifactError(f"{responses} holds {len(bad)} rows that are no response sets; remove it and run again")
-    known, unread = known_answers(config, sets, town)
+    material = read_material(config, responses)
     with closing(annotation_store()) as store, client(config) as label_studio:
-        collection = open_collection(label_studio, config, sets, out, known)
+        config, _ = within_budget(config, material, store, responses)
+        known, unread = known_answers(config, material.sets, town)
+        planned = plan_tasks(config, material.sets, known, material.pairs)
+        collection = open_planned(label_studio, config, planned, out)
+        keep_balance(planned, material, out)
         if config.annotators == "simulated":
             assert town is not None, "the recipe refuses simulated annotators without a town"
-            let_the_crew_work(label_studio, collection, config, sets, town)
+            let_the_crew_work(label_studio, collection, config, material.sets, town)
         else:
-            wait_for_people(label_studio, collection, config, store)
+            wait_for_people(label_studio, collection, config, store, out)
         pulled = pull_collection(label_studio, collection, store, config.quality)
         if config.quality.adjudicate and pulled.disputes:
             second = open_adjudication(label_studio, config.title, collection, pulled.disputes, out / ADJUDICATION)
-            wait_for_people(label_studio, second, config, store)
+            wait_for_people(label_studio, second, config, store, out / ADJUDICATION)
             pulled = pull_collection(label_studio, collection, store, config.quality, second)
-    return write_down(pulled, collection, out, journal, unread)
+        announce(collection, store, config.quality, out)
+    told = write_down(pulled, collection, out, journal, [*material.rejected, *unread])
+    return {**told, "collapsed_responses": float(planned.collapsed)}
 
 
 def known_answers(
@@ -134,22 +144,26 @@ def let_the_crew_work(
 
 
 def wait_for_people(
-    label_studio: LabelStudio, collection: Collection, config: LabelingConfig, store: Store
+    label_studio: LabelStudio, collection: Collection, config: LabelingConfig, store: Store, out: Path
 ) -> None:
     """Show where to work and how far it is, until `minimum_share` is judged or the deadline is reached.
 
-    What people say goes into the store on the way. Raises CollectionLost when somebody deleted the project.
+    What people say goes into the store on the way, and every ten minutes a page in `out`, MLflow and Prefect tells how
+    it goes. Raises CollectionLost when somebody deleted the project.
     """
     console = Console()
     for kind, url in collection.urls.items():
         console.print(f"waiting for people: {kind} at {url}", soft_wrap=True)
     console.print("Ctrl-C stops the waiting; the same command goes on with what was judged", soft_wrap=True)
-    deadline = time.monotonic() + config.deadline_hours * 3600
+    deadline, announced = time.monotonic() + config.deadline_hours * 3600, -math.inf
     columns = (TextColumn("judged"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console) as bar:
         judged = bar.add_task("judged")
         while True:
             keep_what_was_said(label_studio, collection, store)
+            if time.monotonic() - announced > PAGE_SECONDS:
+                announce(collection, store, config.quality, out)
+                announced = time.monotonic()
             state = progress(label_studio, collection)
             bar.update(judged, completed=state.done, total=state.needed)
             if state.done >= config.minimum_share * state.needed or (state.done and time.monotonic() > deadline):
@@ -168,6 +182,13 @@ def keep_what_was_said(label_studio: LabelStudio, collection: Collection, store:
         project = synced.project
         if project.deleted:
             raise CollectionLost(project.title, len(store.lost(project.project)), store.path)
+
+
+def keep_balance(planned: Planned, material: Material, out: Path) -> None:
+    """How responses lie on the screens, and what the choice of prompts went by, in `balance.json`."""
+    found = {kind: [one.model_dump(mode="json") for one in balance(tasks, material.origins)]
+             for kind, tasks in planned.tasks.items()}  # fmt: skip
+    write_json(out / "balance.json", {"shown": found, "worth": material.worth})
 
 
 def keep_screens(collection: Collection, out: Path) -> None:

@@ -63,7 +63,7 @@ def run_stages(recipe: Recipe, step: Mapping[str, Step]) -> dict[str, Artifact]:
     sft = run(stages.finetune, "sft", base, demonstrations)
     judged = None
     if recipe.labeling is not None:
-        responses = run(stages.sample_responses, "responses", sft, prompts)
+        responses = run(stages.sample_responses, "responses", sft, prompts) if "responses" in step else None
         judged = run(stages.collect_judgements, "labeling", responses, town)
     comparisons = run(stages.build_comparisons, "comparisons", judged, town)
     reward = run(stages.train_reward_model, "reward", sft, comparisons, demonstrations)

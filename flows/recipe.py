@@ -37,6 +37,11 @@ from labeling.config import LabelingConfig
 
 RECIPES = Path(__file__).parent / "recipes"
 TOWN_SCHEME, DATA_SCHEME = "town://", "data://"
+WANTED = {
+    "quality": "a JSONL file of comparisons",
+    "choose": "the output directory of a reward stage, which `rlhf run RECIPE --stage reward` prints",
+    "responses": "a file of response sets, or a directory with a responses.jsonl",
+}
 SOURCES = ("corpus", "demonstrations", "prompts", "comparisons")
 
 
@@ -96,7 +101,7 @@ class Recipe(Config):
             yield "labeling.quality.gold has a share, but nobody knows the answers: give labeling.quality.gold.path"
         needed = self.labeling.rankings.prompts + self.labeling.pairwise.prompts
         gold = sum(self.labeling.gold_tasks.values()) if self.labeling.annotators == "simulated" else 0
-        if self.sampling.prompts < needed + gold:
+        if self.sampling.prompts < needed + gold and not self.labeling.responses:
             also = f" and {gold} for gold tasks" if gold else ""
             yield (
                 f"sampling.prompts is {self.sampling.prompts}, but labeling asks for {needed} judged prompts{also}: "
@@ -181,9 +186,11 @@ def check_files(recipe: Recipe) -> None:
             locate(source.path, Path(), source.origin)
     if recipe.pretrain.checkpoint is not None:
         locate(recipe.pretrain.checkpoint, None)
-    gold = recipe.labeling and recipe.labeling.quality.gold.path
-    if gold and not Path(gold).is_file():
-        raise DataError(f"labeling.quality.gold.path {gold} is no file: name a JSONL file of comparisons")
+    if recipe.labeling is None:
+        return
+    for key, path in recipe.labeling.files.items():
+        if not Path(path).exists():
+            raise DataError(f"labeling.{key} {path} is not there: name {WANTED[key.split('.')[0]]}")
 
 
 def recipes() -> dict[str, str]:

@@ -109,6 +109,7 @@ def _label_studio(data: Path, port: int, credentials: Credentials) -> Launch:
         password=SecretStr(credentials.label_studio_password),
         token=SecretStr(credentials.label_studio_token),
         secret_key=SecretStr(credentials.label_studio_secret_key),
+        local_webhooks=os.environ.get("RLHF_LABEL_STUDIO_LOCAL_WEBHOOKS") == "1",
     )
     label_studio.prepare(settings)
     return Launch(

@@ -250,7 +250,7 @@ def _read_state(home: Path) -> State:
 
 
 def _write_state(home: Path, state: State) -> None:
-    _write_private(home / "stack.json", state.model_dump_json(indent=2))
+    write_private(home / "stack.json", state.model_dump_json(indent=2))
 
 
 def _credentials(home: Path) -> Credentials:
@@ -264,7 +264,7 @@ def _credentials(home: Path) -> Credentials:
         label_studio_token=secrets.token_hex(20),
         label_studio_secret_key=secrets.token_urlsafe(40),
     )
-    _write_private(home / "credentials.json", made.model_dump_json(indent=2))
+    write_private(home / "credentials.json", made.model_dump_json(indent=2))
     return made
 
 
@@ -280,7 +280,7 @@ def _existing_credentials(home: Path) -> Credentials | None:
         ) from error
 
 
-def _write_private(path: Path, text: str) -> None:
+def write_private(path: Path, text: str) -> None:
     """Write a file that only its owner can read, in one move."""
     temporary = path.with_name(path.name + ".partial")
     temporary.unlink(missing_ok=True)

@@ -158,13 +158,13 @@ def sample_responses(step: Step, model: Artifact, prompts: Artifact) -> Artifact
 
 
 @stage
-def collect_judgements(step: Step, responses: Artifact, town: Artifact | None) -> Artifact:
+def collect_judgements(step: Step, responses: Artifact | None, town: Artifact | None) -> Artifact:
     """People, or the town's simulated crew, judge the responses in Label Studio."""
 
     def work(out: Path, journal: Any) -> Mapping[str, float]:
         from flows.labeling import collect
 
-        return collect(step.config, out, journal, responses=responses.path, town=path(town))
+        return collect(step.config, out, journal, responses=path(responses), town=path(town))
 
     return carry_out(step, {"responses": responses, "town": town}, work)
 

@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from alignment.records import CRITERIA, Record, Rejected
-from labeling.tasks import Task
+from labeling.tasks import Task, completed
 
 PREFERENCES = {"a_3": 3, "a_2": 2, "a_1": 1, "tie": 0, "b_1": -1, "b_2": -2, "b_3": -3}
 FLAGS = ("refuses_wrongly", "made_up_fact", "unsafe")
@@ -100,7 +100,7 @@ def parse(exported: Sequence[Mapping[str, Any]], tasks: Iterable[Task], overlap:
             continue
         originals[str(raw.get("id"))] = raw
         try:
-            if {"before": [], **row["data"]} != task.data:  # tasks of older screens have no `before`
+            if completed(row["data"]) != task.data:
                 raise Strange("the task on the server does not show what was sent")
             found[task.uid].append(parse_annotation(raw, task))
         except Strange as reason:

@@ -1,7 +1,6 @@
 """The public face of the package: open a collection of judgements, watch it, let a crew work on it, pull it."""
 
-import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
@@ -13,7 +12,8 @@ from labeling.client import LabelStudio
 from labeling.comparisons import demonstrations
 from labeling.config import CrewConfig, Kind, LabelingConfig, QualityOptions
 from labeling.errors import UnexpectedAnswer
-from labeling.gold import Answers, gold_tasks
+from labeling.gold import Answers
+from labeling.planning import Planned, plan_tasks
 from labeling.projects import Project, open_project
 from labeling.screening import Dispute
 from labeling.simulate import (
@@ -27,7 +27,7 @@ from labeling.simulate import (
 )
 from labeling.store import Store
 from labeling.sync import Synced, sync_project
-from labeling.tasks import Task, build_tasks, build_writing_tasks, push
+from labeling.tasks import Task, build_writing_tasks, push
 
 COLLECTION_FILE = "collection.json"
 ADJUDICATION = "adjudication"  # the folder of the second collection
@@ -120,35 +120,24 @@ def open_collection(
     response_sets: Sequence[ResponseSet],
     out: Path,
     known: Sequence[Comparison] = (),
+    pairs: Mapping[str, tuple[str, str]] | None = None,
 ) -> Collection:
-    """Put response sets before people: the first `rankings.prompts` to rank, the next `pairwise.prompts` to compare.
+    """Put response sets before people, as `plan_tasks` says.
 
-    From `known` comparisons come the gold tasks that the options ask for. Repeatable: the same sets find their projects
-    and tasks again. The collection is written to `out/collection.json`.
+    Repeatable: the same sets find their projects and tasks again. The collection is written to `out/collection.json`.
     """
-    first, second = config.rankings.prompts, config.pairwise.prompts
-    shares: tuple[tuple[Kind, int, Sequence[ResponseSet]], ...] = (
-        ("ranking", config.rankings.overlap, response_sets[:first]),
-        ("pairwise", config.pairwise.overlap, response_sets[first : first + second]),
-    )
-    built = {kind: build_tasks(kind, sets, config.seed) for kind, _, sets in shares}
-    uids = {task.uid for tasks, _ in built.values() for task in tasks}
-    sampled = {one.prompt.id: one.responses for one in response_sets}
-    gold = gold_tasks(known, config.gold_tasks, uids, config.seed, sampled)
-    batches = []
-    for kind, overlap, _ in shares:
-        if tasks := mixed(built[kind][0], gold.tasks[kind], config.seed):
-            batches.append(_open_batch(client, kind, config.title, overlap, tasks))
-    rejected = [row for _, unfit in built.values() for row in unfit] + gold.rejected
-    return _written(Collection(batches=tuple(batches), rejected=tuple(rejected), answers=gold.answers), out)
+    return open_planned(client, config, plan_tasks(config, response_sets, known, pairs), out)
 
 
-def mixed(tasks: Sequence[Task], gold: Sequence[Task], seed: int) -> list[Task]:
-    """The tasks with the gold ones among them, so that their place says nothing."""
-    together = [*tasks, *gold]
-    if gold:
-        random.Random(f"mixed:{seed}").shuffle(together)
-    return together
+def open_planned(client: LabelStudio, config: LabelingConfig, planned: Planned, out: Path) -> Collection:
+    """Put planned tasks before people, each kind in a project of its own; see `open_collection`."""
+    batches = [
+        _open_batch(client, kind, config.title, config.overlaps[kind], tasks)
+        for kind, tasks in planned.tasks.items()
+        if tasks
+    ]
+    collection = Collection(batches=tuple(batches), rejected=tuple(planned.rejected), answers=planned.answers)
+    return _written(collection, out)
 
 
 def open_adjudication(
@@ -164,10 +153,11 @@ def open_adjudication(
 
 
 def open_demonstrations(
-    client: LabelStudio, title: str, prompts: Sequence[Prompt], out: Path, overlap: int = 1
-) -> Collection:
-    """Ask people to write answers to prompts; repeatable like `open_collection`."""
-    tasks = build_writing_tasks(prompts)
+    client: LabelStudio, title: str, prompts: Sequence[Prompt], out: Path, overlap: int = 1,
+    drafts: Mapping[str, str] | None = None,
+) -> Collection:  # fmt: skip
+    """Ask people to write answers to prompts, from a draft where there is one; repeatable like `open_collection`."""
+    tasks = build_writing_tasks(prompts, drafts)
     batches = (_open_batch(client, "demonstration", title, overlap, tasks),) if tasks else ()
     return _written(Collection(batches=batches), out)
 

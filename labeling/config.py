@@ -1,10 +1,13 @@
 """The options of the labeling stage: who judges, how many prompts in which way, and when that is enough."""
 
+import re
+from collections.abc import Mapping
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Kind = Literal["ranking", "pairwise", "demonstration"]
+EMAIL = re.compile(r"[^@\s<>\"]+@[^@\s<>\"]+\.[^@\s<>\"]+")
 
 
 class Options(BaseModel):
@@ -25,6 +28,34 @@ class PairwiseTasks(Options):
 
     prompts: int = Field(default=60, ge=0)
     overlap: int = Field(default=2, ge=1, le=9)
+
+
+class WritingTasks(Options):
+    """Tasks that ask for the ideal answer. With `draft` it starts from one of the prompt's sampled responses."""
+
+    prompts: int = Field(default=0, ge=0)
+    overlap: int = Field(default=1, ge=1, le=9)
+    draft: bool = False
+
+
+class Choice(Options):
+    """Which prompts come before people, and how many.
+
+    `given`: the first ones. `random`: drawn by `labeling.seed`. `disagreement`: those on which the reward models of an
+    ensemble disagree most; `reward` is the output directory of a `reward` stage with `members` of 2 or more.
+    `policies`: those that the policies behind two files of `labeling.responses` answer most differently. `hours` of
+    annotators are a budget: more tasks than they pay for are not opened.
+    """
+
+    by: Literal["given", "random", "disagreement", "policies"] = "given"
+    reward: str | None = None
+    hours: float | None = Field(default=None, gt=0.0)
+
+    @model_validator(mode="after")
+    def _models_to_ask(self) -> "Choice":
+        if (self.by == "disagreement") != (self.reward is not None):
+            raise ValueError("`by: disagreement` and `reward` (a reward stage's directory) go together: give both")
+        return self
 
 
 class CrewConfig(Options):
@@ -112,13 +143,23 @@ class QualityOptions(Options):
 
 
 class LabelingConfig(Options):
-    """How judgements are collected. `url: None` is the local stack's server."""
+    """How judgements are collected. `url: None` is the local stack's server.
+
+    `responses` are files of response sets, or directories with a `responses.jsonl`, in the place of the recipe's stage
+    `responses`. `people` are e-mail addresses that `rlhf label open` makes accounts for; `webhook` is the address at
+    which `rlhf label listen` is told of changes.
+    """
 
     annotators: Literal["simulated", "people"] = "simulated"
     url: str | None = None
     title: str = Field(default="rlhf", min_length=3, max_length=24)
     rankings: RankingTasks = RankingTasks()
     pairwise: PairwiseTasks = PairwiseTasks()
+    demonstrations: WritingTasks = WritingTasks()
+    responses: tuple[str, ...] = ()
+    choose: Choice = Choice()
+    people: tuple[str, ...] = ()
+    webhook: str | None = None
     crew: CrewConfig = CrewConfig()
     quality: QualityOptions = QualityOptions()
     poll_seconds: float = Field(default=15.0, gt=0.0)
@@ -130,6 +171,12 @@ class LabelingConfig(Options):
     def _something_to_do_and_enough_hands(self) -> "LabelingConfig":
         if self.rankings.prompts + self.pairwise.prompts == 0:
             raise ValueError("rankings.prompts and pairwise.prompts are both 0: nothing would be judged")
+        if self.choose.by == "policies" and len(self.responses) != 2:
+            raise ValueError(f"choose.by policies compares two files of `responses`; there are {len(self.responses)}")
+        if strange := [one for one in self.people if not EMAIL.fullmatch(one)]:
+            raise ValueError(f"people: {strange[0]!r} is no e-mail address such as paula@example.org")
+        if self.webhook is not None and not self.webhook.startswith(("http://", "https://")):
+            raise ValueError(f"webhook {self.webhook!r} is no address: give one such as http://127.0.0.1:8099/")
         overlap = max(self.rankings.overlap, self.pairwise.overlap)
         if self.annotators == "simulated" and self.crew.annotators < overlap:
             raise ValueError(f"an overlap of {overlap} needs as many crew.annotators, not {self.crew.annotators}")
@@ -144,3 +191,31 @@ class LabelingConfig(Options):
         """How many tasks with known answers are mixed in, by kind."""
         share = self.quality.gold.share
         return {"ranking": round(share * self.rankings.prompts), "pairwise": round(share * self.pairwise.prompts)}
+
+    @property
+    def overlaps(self) -> dict[Kind, int]:
+        """How many people judge a task, by kind."""
+        return {"ranking": self.rankings.overlap, "pairwise": self.pairwise.overlap,
+                "demonstration": self.demonstrations.overlap}  # fmt: skip
+
+    @property
+    def files(self) -> dict[str, str]:
+        """What is read beside the recipe's stages, by the option that names it."""
+        named = {"quality.gold.path": self.quality.gold.path, "choose.reward": self.choose.reward}
+        named |= {f"responses.{number}": path for number, path in enumerate(self.responses)}
+        return {option: path for option, path in named.items() if path is not None}
+
+    @property
+    def judging(self) -> "LabelingConfig":
+        """The options without those that have no say in what is judged: who is invited, and what is written beside."""
+        return self.model_copy(update={"people": (), "webhook": None, "demonstrations": WritingTasks()})
+
+    def with_prompts(self, counts: Mapping[Kind, int]) -> "LabelingConfig":
+        """The options with other numbers of prompts, by kind."""
+        kinds: dict[str, Kind] = {"rankings": "ranking", "pairwise": "pairwise", "demonstrations": "demonstration"}
+        changed = {
+            name: getattr(self, name).model_copy(update={"prompts": counts[kind]})
+            for name, kind in kinds.items()
+            if kind in counts
+        }
+        return self.model_copy(update=changed)

@@ -7,6 +7,8 @@
     ├── RequestRefused         the server said no (4xx) to a request of ours
     ├── UnexpectedAnswer       an answer that is not what the API promises
     ├── TaskError              response sets that cannot be made into tasks
+    ├── WebhookRefused         the server does not call the address of a webhook
+    ├── ListenFailed           webhooks cannot be received
     ├── StoreError             the file of the store of annotations is not one, or of another format
     ├── CollectionLost         a project was deleted in Label Studio while people worked in it
     └── CollectionIncomplete   the deadline passed before enough judgements were there
@@ -56,6 +58,14 @@ class UnexpectedAnswer(LabelingError):
 
 class TaskError(LabelingError):
     """Response sets that cannot become tasks."""
+
+
+class WebhookRefused(LabelingError):
+    """The server does not call the address of a webhook."""
+
+
+class ListenFailed(LabelingError):
+    """Webhooks cannot be received."""
 
 
 class StoreError(LabelingError):

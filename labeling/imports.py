@@ -18,7 +18,7 @@ from labeling.annotations import Judged, parse
 from labeling.comparisons import comparisons, demonstrations
 from labeling.config import Kind
 from labeling.errors import TaskError
-from labeling.tasks import SPEAKERS, Task
+from labeling.tasks import SPEAKERS, Task, completed
 
 ROLES = {name: role for role, name in SPEAKERS.items()}
 NO_LIMIT = 1_000_000  # an export does not say how many judgements a task was meant to have
@@ -88,8 +88,9 @@ def task_of(row: Any) -> Task:
     prompt = Prompt(id=stable_id("p", *(f"{m.role}:{m.content}" for m in messages)), messages=messages)
     if not isinstance(data.get("uid"), str) or not data["uid"]:
         raise TaskError("a task without our `uid`: it was not made by this program")
-    task = Task(uid=data["uid"], kind=kind, prompt=prompt, responses=responses)
-    if task.data != {"before": [], **data}:
+    draft = data.get("draft", "") if kind == "demonstration" else ""
+    task = Task(uid=data["uid"], kind=kind, prompt=prompt, responses=responses, draft=draft)
+    if task.data != completed(data):
         raise TaskError("the task holds more, or other, than our screens show")
     return task
 

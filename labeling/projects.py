@@ -8,6 +8,7 @@ import hashlib
 from functools import cache
 from html import escape
 from importlib.resources import files
+from typing import Any
 
 from markdown_it import MarkdownIt
 from pydantic import BaseModel, ConfigDict
@@ -16,6 +17,7 @@ from labeling.client import LabelStudio, expect
 from labeling.config import Kind
 from labeling.errors import UnexpectedAnswer
 from labeling.locks import exclusively
+from labeling.versions import title_of
 
 TITLE_CHARACTERS = 50
 HASH_CHARACTERS = 8
@@ -82,22 +84,44 @@ def config_hash(config: str) -> str:
     return hashlib.sha256(config.strip().encode()).hexdigest()[:HASH_CHARACTERS]
 
 
+def full_title(kind: Kind, title: str) -> str:
+    """The title on the server: it names the kind of task and the screen."""
+    return f"{title} {kind}"[: TITLE_CHARACTERS - HASH_CHARACTERS - 3] + f" [{screen_hash(kind)}]"
+
+
+class Versions(BaseModel):
+    """The projects of one kind and title: the one with the screen of today, and those with screens of before."""
+
+    model_config = ConfigDict(frozen=True)
+
+    current: dict[str, Any] | None
+    older: tuple[dict[str, Any], ...]
+
+
+def project_versions(client: LabelStudio, kind: Kind, title: str) -> Versions:
+    """What the server has of a kind and title; nothing is changed."""
+    named = [(raw, title_of(str(raw["title"]))) for raw in client.projects()]
+    ours = [raw for raw, parts in named if parts is not None and (parts.name, parts.kind) == (title, kind)]
+    now = full_title(kind, title)
+    current = next((raw for raw in ours if raw["title"] == now), None)
+    return Versions(current=current, older=tuple(raw for raw in ours if raw["title"] != now))
+
+
 def open_project(client: LabelStudio, kind: Kind, title: str, overlap: int) -> Project:
     """The project of this kind, title and screen: found, or made. Its overlap is set to `overlap`.
 
     Repeatable; two callers on one machine get the same project.
     """
-    digest = screen_hash(kind)
-    full_title = f"{title} {kind}"[: TITLE_CHARACTERS - HASH_CHARACTERS - 3] + f" [{digest}]"
+    digest, whole = screen_hash(kind), full_title(kind, title)
     with exclusively(f"{client.url} projects"):
-        found = [p for p in client.projects() if p["title"] == full_title]
+        found = [p for p in client.projects() if p["title"] == whole]
         if len(found) > 1:
-            raise UnexpectedAnswer(f"{len(found)} projects are called {full_title!r}: delete all but one")
-        project_id = int(found[0]["id"]) if found else _create(client, kind, full_title, overlap)
+            raise UnexpectedAnswer(f"{len(found)} projects are called {whole!r}: delete all but one")
+        project_id = int(found[0]["id"]) if found else _create(client, kind, whole, overlap)
         if found and found[0]["maximum_annotations"] != overlap:
             client.patch(f"/api/projects/{project_id}/", {"maximum_annotations": overlap})
     return Project(
-        id=project_id, kind=kind, title=full_title, overlap=overlap, screen_hash=digest, url=client.url
+        id=project_id, kind=kind, title=whole, overlap=overlap, screen_hash=digest, url=client.url
     )  # fmt: skip
 
 

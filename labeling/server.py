@@ -38,6 +38,7 @@ class ServerSettings(BaseModel):
     token: SecretStr
     secret_key: SecretStr | None = None
     task_lock_seconds: int = Field(default=1800, ge=1)
+    local_webhooks: bool = Field(default=False, description="may the server call addresses of its own machine?")
 
     @field_validator("token")
     @classmethod
@@ -94,6 +95,7 @@ def environment(settings: ServerSettings) -> dict[str, str]:
         "LABEL_STUDIO_COLLECT_ANALYTICS": "false",
         "LABEL_STUDIO_LATEST_VERSION_CHECK": "false",
         "LABEL_STUDIO_FEATURE_FLAGS_OFFLINE": "true",
+        "LABEL_STUDIO_SSRF_PROTECTION_ENABLED": str(not settings.local_webhooks).lower(),
         "LABEL_STUDIO_TASK_LOCK_TTL": str(settings.task_lock_seconds),
         "CORS_ALLOWED_ORIGINS": settings.url,
         "SENTRY_DSN": "",

@@ -1,24 +1,24 @@
 """How a collection is going, from the store alone: progress, pace, expected end, agreement, and each annotator."""
 
-import re
 from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime, timedelta
 from statistics import median
-from typing import Any, get_args
+from typing import Any
 
-from alignment.records import Message, Prompt, Response
+from pydantic import ValidationError
+
 from labeling.agreement import Rate, agreement
 from labeling.annotations import parse
 from labeling.comparisons import comparisons
-from labeling.config import Kind
+from labeling.errors import TaskError
+from labeling.imports import task_of
 from labeling.store import Store
 from labeling.tasks import Task
-from labeling.versions import SeenProject, Values, moment, uid_of
+from labeling.versions import SeenProject, Values, moment, title_of
 
 PACE_WINDOW = timedelta(hours=24)
 SHORTEST_WINDOW = timedelta(minutes=1)
-TITLE = re.compile(rf".* ({'|'.join(get_args(Kind))}) \[([0-9a-f]{{8}})\]")
 
 
 class AnnotatorStatus(Values):
@@ -75,8 +75,7 @@ def project_status(store: Store, project: SeenProject) -> ProjectStatus:
     now = past[-1].seen_at if past else None
     per_hour = pace([moment(raw["created_at"]) for raw in judged], now) if now else 0.0
     left = timedelta(hours=(needed - done) / per_hour) if per_hour else None
-    match = TITLE.fullmatch(project.title)
-    tasks = {} if match is None else tasks_of(rows, match.group(1))  # type: ignore[arg-type]
+    title, tasks = title_of(project.title), tasks_of(project, rows)
     parsed = parse(rows, tasks.values(), project.overlap, "")
     both = [row for some in comparisons(parsed.judgements, tasks) for row in some]
     agreed = agreement(both)
@@ -86,7 +85,7 @@ def project_status(store: Store, project: SeenProject) -> ProjectStatus:
         expected_end=now + left if now and left is not None and not project.deleted else None,
         agreement=agreed.overall, alpha=agreed.alpha, annotators=annotators(said),
         quarantined=len(parsed.quarantined), lost=len(store.lost(project.project)),
-        screen_changed=match is not None and match.group(2) != project.config_hash, last_sync=now,
+        screen_changed=title is not None and title.screen_hash != project.config_hash, last_sync=now,
     )  # fmt: skip
 
 
@@ -123,28 +122,17 @@ def name_of(own: Sequence[Mapping[str, Any]]) -> str:
     return next((name for name in reversed(names) if name), "")
 
 
-def tasks_of(rows: Sequence[Mapping[str, Any]], kind: Kind) -> dict[str, Task]:
-    """The tasks as far as the server's data shows them: enough to parse and to compare, by uid.
+def tasks_of(project: SeenProject, rows: Sequence[Mapping[str, Any]]) -> dict[str, Task]:
+    """The tasks as far as the server's data shows them, by uid: enough to parse and to compare.
 
-    The same opaque ids stand for the same responses for everyone who saw the task, so agreement is the true one; which
-    model wrote what is not known here.
+    A project whose title is not ours has none. The same opaque ids stand for the same responses for everyone who saw
+    the task, so agreement is the true one; which model wrote what is not known here.
     """
-    tasks = (task_of(row["data"], kind) for row in rows if uid_of(row))
-    return {task.uid: task for task in tasks if task is not None}
-
-
-def task_of(data: Mapping[str, Any], kind: Kind) -> Task | None:
-    """The task that has this data, None when no task of ours looks like it."""
-    try:
-        shown = {
-            "ranking": lambda: [(item["id"], item["body"]) for item in data["responses"]],
-            "pairwise": lambda: [(data[f"{side}_id"], data[f"response_{side}"]) for side in "ab"],
-        }.get(kind, list)()
-        message = Message(role="user", content=data["prompt"])
-        task = Task(
-            uid=data["uid"], kind=kind, prompt=Prompt(id=data["uid"], messages=(message,)),
-            responses={opaque: Response(id=opaque, text=text) for opaque, text in shown},
-        )  # fmt: skip
-    except (KeyError, TypeError, ValueError):
-        return None
-    return task if task.data == data else None
+    found = {}
+    for row in rows if title_of(project.title) else ():
+        try:
+            task = task_of(row)
+        except (TaskError, ValidationError):
+            continue  # not a task of ours
+        found[task.uid] = task
+    return found

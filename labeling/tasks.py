@@ -16,13 +16,17 @@ from labeling.config import Kind
 from labeling.errors import TaskError
 from labeling.locks import exclusively
 from labeling.projects import Project
+from labeling.similarity import nearly_same
 from labeling.versions import uid_of
 
 SPEAKERS = {"system": "Told to the assistant", "user": "Person", "assistant": "Assistant"}
 
 
 class Task(BaseModel):
-    """One piece of work. `responses` maps the task's opaque ids to ours, in the order shown."""
+    """One piece of work. `responses` maps the task's opaque ids to ours, in the order shown.
+
+    `draft` is the text that the answer of a demonstration task starts from, "" for none.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -30,6 +34,7 @@ class Task(BaseModel):
     kind: Kind
     prompt: Prompt
     responses: dict[str, Response]
+    draft: str = ""
 
     @property
     def shown(self) -> tuple[str, ...]:
@@ -43,7 +48,7 @@ class Task(BaseModel):
         turns = [{"who": SPEAKERS[turn.role], "text": turn.content} for turn in before]
         common: dict[str, Any] = {"uid": self.uid, "before": turns, "prompt": last.content}
         if self.kind == "demonstration":
-            return common
+            return common | {"draft": self.draft}
         if self.kind == "pairwise":
             a, b = self.shown
             return common | {
@@ -58,12 +63,19 @@ class Task(BaseModel):
         return common | {"responses": listed}
 
 
+def completed(data: Mapping[str, Any]) -> dict[str, Any]:
+    """A task's data with what older screens did not have: turns before the prompt, and the draft of an answer."""
+    writing = not {"responses", "response_a"} & {*data}
+    return {"before": [], **({"draft": ""} if writing else {}), **data}
+
+
 def distinct(responses: Sequence[Response]) -> list[Response]:
-    """The responses without those whose text was already seen (spaces at the ends aside)."""
-    seen: dict[str, Response] = {}
+    """The responses without those that say the same, or nearly the same, as one before them."""
+    kept: list[Response] = []
     for response in responses:
-        seen.setdefault(response.text.strip(), response)
-    return list(seen.values())
+        if not any(nearly_same(response.text, other.text) for other in kept):
+            kept.append(response)
+    return kept
 
 
 def make_task(kind: Kind, prompt: Prompt, responses: Sequence[Response], seed: int) -> Task:
@@ -111,10 +123,18 @@ def build_tasks(kind: Kind, sets: Sequence[ResponseSet], seed: int) -> tuple[lis
     return list(tasks.values()), rejected
 
 
-def build_writing_tasks(prompts: Sequence[Prompt]) -> list[Task]:
-    """Tasks that ask for an answer to be written; a prompt that is there twice makes one task."""
-    tasks = (make_task("demonstration", prompt, (), seed=0) for prompt in prompts)
-    return list({task.uid: task for task in tasks}.values())
+def build_writing_tasks(prompts: Sequence[Prompt], drafts: Mapping[str, str] | None = None) -> list[Task]:
+    """Tasks that ask for an answer to be written; a prompt that is there twice makes one task.
+
+    `drafts` are texts to start from, by prompt id; prompts without one start from nothing.
+    """
+    tasks = [make_task("demonstration", prompt, (), seed=0) for prompt in prompts]
+    drafted = ((task, (drafts or {}).get(task.prompt.id, "").strip()) for task in tasks)
+    told = (
+        task.model_copy(update={"draft": draft, "uid": stable_id("task", task.uid, draft)}) if draft else task
+        for task, draft in drafted
+    )
+    return list({task.uid: task for task in told}.values())
 
 
 def _copies(client: LabelStudio, project: Project) -> dict[str, list[tuple[bool, int]]]:
@@ -125,6 +145,12 @@ def _copies(client: LabelStudio, project: Project) -> dict[str, list[tuple[bool,
         if uid:
             found.setdefault(uid, []).append((untouched, int(row["id"])))
     return {uid: sorted(copies) for uid, copies in found.items()}
+
+
+def task_ids(client: LabelStudio, project: int) -> dict[str, int]:
+    """The uid and id of every task of ours in a project; nothing is changed."""
+    rows = client.tasks(project, "id", "data")
+    return {uid: int(row["id"]) for row in reversed(rows) if (uid := uid_of(row))}
 
 
 def stored(client: LabelStudio, project: Project) -> dict[str, int]:

@@ -3,6 +3,7 @@
 import hashlib
 import hmac
 import re
+from urllib.parse import urljoin
 
 import httpx
 from pydantic import BaseModel, ConfigDict, SecretStr
@@ -23,6 +24,18 @@ class Account(BaseModel):
     email: str
     password: SecretStr
     token: SecretStr
+
+
+def members(owner: LabelStudio) -> dict[str, int]:
+    """The ids of all accounts by e-mail address, in small letters."""
+    found = expect(owner.get("/api/users"), list, "the list of users")
+    return {str(user["email"]).lower(): int(user["id"]) for user in found}
+
+
+def invite_link(owner: LabelStudio) -> str:
+    """The address at which people sign up by themselves; whoever has it can."""
+    invitation = expect(owner.get("/api/invite"), dict, "an invitation")
+    return urljoin(f"{owner.url}/", str(invitation["invite_url"]))
 
 
 def derived_password(secret: str, email: str) -> str:
@@ -70,10 +83,9 @@ def _log_in(http: httpx.Client, email: str, password: str) -> bool:
 
 
 def _sign_up(owner: LabelStudio, http: httpx.Client, email: str, password: str) -> None:
-    invitation = expect(owner.get("/api/invite"), dict, "an invitation")
     fields = {"email": email, "password": password, "how_find_us": "", "elaborate": "", "allow_newsletters": "false"}
     http.cookies.clear()
-    if not _submit(http, str(invitation["invite_url"]), fields):
+    if not _submit(http, invite_link(owner), fields):
         raise BadCredentials(owner.url, f"{email} (the account exists with another password, or the form refused it)")
 
 

@@ -2,12 +2,16 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import BaseModel, ConfigDict
 
+from labeling.config import Kind
+
+TITLE = re.compile(rf"(?P<name>.*) (?P<kind>{'|'.join(get_args(Kind))}) \[(?P<screen_hash>[0-9a-f]{{8}})\]")
 VOLATILE = ("created_ago", "created_username")
 HERE, GONE_ANNOTATION, GONE_TASK, GONE_PROJECT = "", "annotation", "task", "project"
 
@@ -16,6 +20,20 @@ class Values(BaseModel):
     """Frozen values with no room for misspelt names."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Title(Values):
+    """The parts of a title that we gave a project; `screen_hash` is of the screen that it was made with."""
+
+    name: str
+    kind: Kind
+    screen_hash: str
+
+
+def title_of(title: str) -> Title | None:
+    """The parts of a project's title; None for one that is not ours."""
+    match = TITLE.fullmatch(title)
+    return None if match is None else Title.model_validate(match.groupdict())
 
 
 class SeenProject(Values):

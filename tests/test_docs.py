@@ -89,7 +89,9 @@ def test_the_page_on_labelling_has_the_limits_of_screening_with_their_defaults()
 
 
 def test_the_example_and_the_files_of_the_page_on_labelling() -> None:
-    example = yaml.safe_load(re.findall(r"^```yaml\n(.*?)^```", LABELING, flags=re.MULTILINE | re.DOTALL)[0])
+    blocks = re.findall(r"^```yaml\n(.*?)^```", LABELING, flags=re.MULTILINE | re.DOTALL)
+    example, opened = map(yaml.safe_load, blocks)
+    assert LabelingConfig.model_validate(opened["labeling"]).choose.by == "policies"
     assert LabelingConfig.model_validate(example["labeling"]).quality.adjudicate
     assert ComparisonsConfig.model_validate(example["comparisons"]).weights == "reliability"
     written = Path(stage.__file__).read_text(encoding="utf-8")

@@ -10,13 +10,16 @@ from safetensors.torch import load_file
 from alignment.answers import Bench, answer_all
 from alignment.checkpoint import load_tokenizer
 from alignment.config import EvaluationConfig, RewardConfig
+from alignment.disagreement import member_rewards
 from alignment.ensemble import Ensemble
 from alignment.errors import ConfigError
 from alignment.journal import Journal
 from alignment.model import load_causal_model, load_rewards, load_scalar_model, member_scores, reward_scores
 from alignment.ppo.rewards import EnsembleReward, model_component, reward_components
 from alignment.ppo.train import train_ppo
+from alignment.records import Response, ResponseSet
 from alignment.reward import train_reward_model
+from alignment.tokenizer import prompt_tokens, response_tokens
 from tests.alignment import ppo_world as world
 from tests.alignment.tiny_world import comparison, demonstration, make_base, prompt, write
 
@@ -116,3 +119,22 @@ def test_what_cannot_be_is_refused() -> None:
         reward_components([EnsembleReward("people", 1.0, [])], world.tokenizer())
     one = model_component("model", 1.0, Ensemble((world.reward_model(),), "mean", 0.5))
     assert isinstance(one, EnsembleReward) and reward_components([one], world.tokenizer()) == [one]
+
+
+def test_members_tell_what_they_think_in_the_units_of_bradley_terry(place, made, tmp_path) -> None:
+    texts = ("Ada plays the violin.", "A cat.", "Bo.")
+    asked = ResponseSet(prompt=prompt("Who 3?"), responses=tuple(Response(id=text, text=text) for text in texts))
+    endless = asked.model_copy(update={"prompt": prompt("Who? " * 500)})
+    found = member_rewards(made[0], [asked, endless])
+    assert list(found) == [asked.prompt.id]  # the other one is longer than the models' context
+    rewards = torch.tensor(found[asked.prompt.id])
+    ensemble, tokenizer = load_rewards(made[0]), load_tokenizer(made[0] / "model")
+    start = prompt_tokens(tokenizer, asked.prompt.messages)
+    for number, member in enumerate(ensemble.models):
+        alone = reward_scores(member, [start + response_tokens(tokenizer, text) for text in texts], [len(start)] * 3)
+        margins = rewards[number] - rewards[number, 0]
+        assert torch.allclose(margins, (alone - alone[0]) * member.config.reward_scale, atol=1e-5)
+    assert rewards.std(0).min() > 0  # members are apart
+    train(place, tmp_path)
+    with pytest.raises(ConfigError, match=r"train with reward\.members: 3"):
+        member_rewards(tmp_path, [asked])

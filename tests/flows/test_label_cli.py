@@ -36,7 +36,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_without_a_server_and_a_project_the_next_step_is_told(home: Path) -> None:
     shown = rlhf("status")
-    assert shown.exit_code == 0 and "as of the last sync" in shown.output and "`rlhf run RECIPE" in shown.output
+    assert shown.exit_code == 0 and "as of the last sync" in shown.output and "`rlhf label open RECIPE" in shown.output
     assert rlhf("sync").exit_code == 1
 
 
@@ -57,6 +57,9 @@ def test_sync_and_status(home: Path, owner: LabelStudio, monkeypatch: pytest.Mon
     shown = rlhf("status", *mine)  # which syncs first
     assert "2 of 4 (50%)" in shown.output and "owner@rlhf.local" in shown.output and "12" in shown.output
     assert f"{owner.url}/projects/{batch.project.id}/data?labeling=1" in shown.output
+    page = home / "pages" / "status.html"
+    assert f"the page is {page}" in rlhf("status", "--html", str(page), *mine).output
+    assert "at the terminal ranking" in page.read_text() and page.read_text().count("<svg") == 1
     owner.delete(f"/api/projects/{batch.project.id}/")
     assert "the project was deleted" in rlhf("sync", *mine).output
     (row,) = status(annotation_store())

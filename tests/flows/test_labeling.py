@@ -34,6 +34,7 @@ from labeling.config import (
 )
 from labeling.screening import SENIOR, Dispute, SetAside
 from labeling.simulate import pairwise_result, ranking_result, responses_of
+from labeling.tasks import distinct
 from labeling.users import ensure_account
 from tests.labeling.helpers import TOKEN, response_set
 
@@ -68,7 +69,8 @@ def town(tmp_path_factory: pytest.TempPathFactory) -> Path:
         texts = sorted({write_answer(world, prompt, rng) for _ in range(40)})
         if len(texts) >= 4:
             answers = tuple(Response(id=f"{prompt.id}-{i}", text=text) for i, text in enumerate(rng.sample(texts, 4)))
-            sets.append(ResponseSet(prompt=prompt, responses=answers))
+            if len(distinct(answers)) == 4:
+                sets.append(ResponseSet(prompt=prompt, responses=answers))
     write_records(out / "responses.jsonl", sets)
     return out
 

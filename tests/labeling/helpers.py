@@ -53,4 +53,5 @@ def settings(data_dir: Path) -> ServerSettings:
         port=free_port(),
         password=SecretStr("password-of-the-owner"),
         token=SecretStr(TOKEN),
+        local_webhooks=True,
     )

@@ -188,6 +188,21 @@ def test_a_person_writes_an_answer(owner: LabelStudio, page: Page, tmp_path: Pat
     assert [row.completion for row in pulled.demonstrations] == ["Mara Lind is the baker.\nShe lives on Mill Lane."]
 
 
+def test_a_person_corrects_a_draft(owner: LabelStudio, page: Page, tmp_path: Path) -> None:
+    prompt = response_set(6).prompt
+    draft = "Mara <b>Lind</b> is the bakr.\n    She lives on Mill Lane."
+    opened = open_demonstrations(owner, "from drafts", [prompt], tmp_path, drafts={prompt.id: draft})
+    begin(page, opened.urls["demonstration"])
+    text = page.locator(".desk textarea").first
+    expect(text).to_have_value(draft)
+    text.fill(draft.replace("bakr", "baker"))
+    page.keyboard.press("Tab")
+    submit(page)
+    pulled = pull_demonstrations(owner, opened)
+    assert not pulled.quarantined
+    assert [row.completion for row in pulled.demonstrations] == [draft.replace("bakr", "baker")]
+
+
 def test_any_text_is_shown_faithfully_in_the_dark_at_1280_and_loads_nothing(
     owner: LabelStudio, page: Page, tmp_path: Path
 ) -> None:
