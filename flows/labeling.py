@@ -39,6 +39,7 @@ from labeling.errors import CollectionLost
 from labeling.planning import Planned, plan_tasks
 from labeling.projects import screen, screen_hash
 from labeling.store import Store
+from labeling.sync import Synced
 
 STORE_FILE = "annotations.db"
 SCREENS = "screens"
@@ -160,11 +161,11 @@ def wait_for_people(
     with Progress(*columns, console=console) as bar:
         judged = bar.add_task("judged")
         while True:
-            keep_what_was_said(label_studio, collection, store)
+            synced = keep_what_was_said(label_studio, collection, store)
             if time.monotonic() - announced > PAGE_SECONDS:
                 announce(collection, store, config.quality, out)
                 announced = time.monotonic()
-            state = progress(label_studio, collection)
+            state = progress(collection, store, synced)
             bar.update(judged, completed=state.done, total=state.needed)
             if state.done >= config.minimum_share * state.needed or (state.done and time.monotonic() > deadline):
                 return
@@ -176,12 +177,13 @@ def wait_for_people(
             time.sleep(config.poll_seconds)
 
 
-def keep_what_was_said(label_studio: LabelStudio, collection: Collection, store: Store) -> None:
+def keep_what_was_said(label_studio: LabelStudio, collection: Collection, store: Store) -> list[Synced]:
     """Bring the store up to date. Raises CollectionLost when a project was deleted."""
-    for synced in sync_collection(label_studio, collection, store):
-        project = synced.project
+    synced = sync_collection(label_studio, collection, store)
+    for project in (one.project for one in synced):
         if project.deleted:
             raise CollectionLost(project.title, len(store.lost(project.project)), store.path)
+    return synced
 
 
 def keep_balance(planned: Planned, material: Material, out: Path) -> None:

@@ -180,18 +180,6 @@ def read_collection(out: Path) -> Collection:
     return Collection.model_validate_json((out / COLLECTION_FILE).read_text(encoding="utf-8"))
 
 
-def progress(client: LabelStudio, collection: Collection) -> Progress:
-    """How many judgements there are; more than the overlap on one task does not make up for another."""
-    by_kind: dict[str, tuple[int, int]] = {}
-    for batch in collection.batches:
-        ours = set(batch.task_ids.values())
-        rows = client.tasks(batch.project.id, "id", "total_annotations")
-        done = sum(min(int(row["total_annotations"]), batch.project.overlap) for row in rows if row["id"] in ours)
-        by_kind[batch.project.kind] = (done, batch.needed)
-    done, needed = (sum(counts[i] for counts in by_kind.values()) for i in (0, 1))
-    return Progress(done=done, needed=needed, by_kind=by_kind)
-
-
 def sync_collection(client: LabelStudio, collection: Collection, store: Store) -> list[Synced]:
     """Bring the store up to date with the collection's projects, in their order.
 
@@ -205,6 +193,25 @@ def sync_collection(client: LabelStudio, collection: Collection, store: Store) -
                 "anew? Run the same command again, which opens the project"
             )
     return [one for one in synced if one is not None]
+
+
+def progress(collection: Collection, store: Store, synced: Sequence[Synced]) -> Progress:
+    """How many judgements the store has; more than the overlap on one task does not make up for another.
+
+    `synced` is what `sync_collection` returned. Annotations are counted one by one: of two that are saved at once the
+    server's own counter of a task may miss one.
+    """
+    by_kind: dict[str, tuple[int, int]] = {}
+    for batch, one in zip(collection.batches, synced, strict=True):
+        ours = set(batch.task_ids.values())
+        judged = [
+            sum(not said["was_cancelled"] for said in row["annotations"])
+            for row in store.current(one.project.project)
+            if row["id"] in ours
+        ]
+        by_kind[batch.project.kind] = (sum(min(count, batch.project.overlap) for count in judged), batch.needed)
+    done, needed = (sum(counts[i] for counts in by_kind.values()) for i in (0, 1))
+    return Progress(done=done, needed=needed, by_kind=by_kind)
 
 
 def _pull_all(

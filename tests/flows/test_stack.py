@@ -7,13 +7,14 @@ import socket
 import stat
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import httpx
 import psutil
 import pytest
 
-from flows import services, stack
+from flows import processes, services, stack
 from flows.processes import Process, StackError
 from flows.services import NAMES, Credentials
 from flows.stack import Server, State
@@ -188,6 +189,9 @@ def _half_dead_is_mended(home: Path) -> None:
     killed = before.servers["mlflow"].process
     assert killed is not None
     os.kill(killed.pid, signal.SIGKILL)  # its worker lives on and holds the port
+    deadline = time.monotonic() + 10
+    while processes.is_alive(killed) and time.monotonic() < deadline:
+        time.sleep(0.05)
     stack.up(home)
     after = stack._read_state(home)
     assert after.servers["mlflow"].process != killed

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -11,12 +12,14 @@ from labeling import projects
 from labeling.client import LabelStudio
 from labeling.collection import (
     Collection,
+    Progress,
     open_adjudication,
     open_collection,
     progress,
     pull_collection,
     read_collection,
     simulate_collection,
+    sync_collection,
 )
 from labeling.config import CrewConfig, GoldTasks, LabelingConfig, PairwiseTasks, QualityOptions, RankingTasks
 from labeling.errors import BadCredentials
@@ -47,7 +50,7 @@ def collection(owner: LabelStudio, tmp_path_factory: pytest.TempPathFactory) -> 
     out = tmp_path_factory.mktemp("collection")
     opened = open_collection(owner, config("round trip"), SETS, out)
     assert read_collection(out) == opened
-    assert progress(owner, opened).by_kind == {"ranking": (0, 40), "pairwise": (0, 20)}
+    assert judged(owner, opened).by_kind == {"ranking": (0, 40), "pairwise": (0, 20)}
     report = simulate_collection(owner, opened, CrewConfig(), judge)
     assert report.submitted == 60 and len(report.annotators) == 6
     return opened
@@ -65,6 +68,12 @@ def test_wrong_token_and_wrong_password(owner: LabelStudio) -> None:
         assert greta.whoami()["first_name"] == "Greta"
     with pytest.raises(BadCredentials, match="greta"):
         ensure_account(owner, "greta@rlhf.local", "another-password")
+
+
+def judged(owner: LabelStudio, collection: Collection) -> Progress:
+    """How far a collection is, read whole."""
+    with closing(Store()) as store:
+        return progress(collection, store, sync_collection(owner, collection, store))
 
 
 def test_pushing_twice_stores_once(owner: LabelStudio) -> None:
@@ -93,7 +102,7 @@ def test_every_task_has_exactly_the_overlap_from_different_people(owner: LabelSt
         for row in rows:
             people = [annotation["completed_by"] for annotation in row["annotations"]]
             assert len(people) == len(set(people)) == 2
-    assert progress(owner, collection).share == 1.0
+    assert judged(owner, collection).share == 1.0
 
 
 def test_the_crew_does_nothing_twice(owner: LabelStudio, collection: Collection) -> None:
@@ -151,7 +160,7 @@ def test_the_crew_fills_up_what_people_left(owner: LabelStudio, tmp_path: Path) 
     batch = opened.batches[0]
     owner.annotate(batch.task_ids[batch.tasks[0].uid], ranking_result(batch.tasks[0].shown), 1.0)
     assert simulate_collection(owner, opened, CrewConfig(annotators=2), judge).submitted == 3 * 2 - 1
-    assert progress(owner, opened).share == 1.0 and not pull_collection(owner, opened).quarantined
+    assert judged(owner, opened).share == 1.0 and not pull_collection(owner, opened).quarantined
 
 
 def test_a_crew_that_was_interrupted_goes_on_as_it_would_have(owner: LabelStudio, tmp_path: Path) -> None:
@@ -170,7 +179,7 @@ def test_a_crew_that_was_interrupted_goes_on_as_it_would_have(owner: LabelStudio
 
     with pytest.raises(KeyboardInterrupt):
         simulate_collection(owner, broken, crew, tired)
-    assert 0 < progress(owner, broken).done < 8
+    assert 0 < judged(owner, broken).done < 8
     simulate_collection(owner, broken, crew, judge)
     one, two = (pull_collection(owner, some).comparisons for some in (straight, broken))
 
