@@ -72,7 +72,8 @@ def collect(
             second = open_adjudication(label_studio, config.title, collection, pulled.disputes, out / ADJUDICATION)
             wait_for_people(label_studio, second, config, store, out / ADJUDICATION)
             pulled = pull_collection(label_studio, collection, store, config.quality, second)
-        announce(collection, store, config.quality, out)
+        if config.annotators == "people":
+            announce(collection, store, config.quality, out)
     told = write_down(pulled, collection, out, journal, [*material.rejected, *unread])
     return {**told, "collapsed_responses": float(planned.collapsed)}
 
