@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing
+from functools import cache
 from itertools import permutations
 from pathlib import Path
 
@@ -138,6 +139,7 @@ def let_the_crew_work(
     gold = Judge.load(town / "facts.json")
     prompts = {one.prompt.id: one.prompt for one in sets}
 
+    @cache
     def judge(prompt_id: str, text: str) -> Mapping[str, float]:
         verdict = gold(prompts[prompt_id], text)
         return {"helpful": verdict.helpful, "truthful": verdict.truthful, "harmless": verdict.harmless}
