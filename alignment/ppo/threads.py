@@ -1,6 +1,6 @@
 """Two jobs at a time on the CPU, each with half of the threads.
 
-The products of a small model are too small to share out well: two threads on one of them are much slower than one
+The products of a small model are too small to share out well: two threads on one of them are slower than one
 thread on each of two. Policy and value model have nothing in common that is written, so they learn side by side, and
 each adds up its gradients in the same order as ever: results do not depend on who is first.
 """

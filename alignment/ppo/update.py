@@ -148,17 +148,17 @@ def accumulate_gradients(
         return found
 
     if not train_policy:
-        parts: Iterable[Sums] = [learn(_value_job)]
+        parts: Iterable[Sums] = [learn(_loss_of_value)]
     elif learner.shares_trunk:
-        parts = [learn(_joint_job)]
+        parts = [learn(_loss_of_both)]
     else:
-        parts = side_by_side(lambda: learn(_policy_job), lambda: learn(_value_job), device)
+        parts = side_by_side(lambda: learn(_loss_of_policy), lambda: learn(_loss_of_value), device)
     for part in parts:
         sums.update(part)
     return sums
 
 
-def _policy_job(learner: Learner, rollout: Rollout, batch: ScoringBatch, config: PPOConfig, sums: Sums) -> Tensor:
+def _loss_of_policy(learner: Learner, rollout: Rollout, batch: ScoringBatch, config: PPOConfig, sums: Sums) -> Tensor:
     """The policy's loss on a micro-batch, summed over its tokens."""
     with computing(config, batch.input_ids.device):
         logprobs, entropy = response_logprobs_and_entropy(
@@ -167,14 +167,14 @@ def _policy_job(learner: Learner, rollout: Rollout, batch: ScoringBatch, config:
     return _policy_loss(logprobs, entropy, rollout, batch, config, sums)
 
 
-def _value_job(learner: Learner, rollout: Rollout, batch: ScoringBatch, config: PPOConfig, sums: Sums) -> Tensor:
+def _loss_of_value(learner: Learner, rollout: Rollout, batch: ScoringBatch, config: PPOConfig, sums: Sums) -> Tensor:
     """The value's loss on a micro-batch, summed; where it shares the trunk, its head alone learns."""
     with computing(config, batch.input_ids.device):
         values = (values_with_still_trunk if learner.shares_trunk else response_values)(learner.value_model, batch)
     return _value_loss(values, rollout, batch, config, sums)
 
 
-def _joint_job(learner: Learner, rollout: Rollout, batch: ScoringBatch, config: PPOConfig, sums: Sums) -> Tensor:
+def _loss_of_both(learner: Learner, rollout: Rollout, batch: ScoringBatch, config: PPOConfig, sums: Sums) -> Tensor:
     """L = L_policy + value_coef · L_value of a shared trunk, summed over the tokens of a micro-batch."""
     with computing(config, batch.input_ids.device):
         logprobs, entropy, values = policy_and_values(
