@@ -39,9 +39,10 @@ from labeling.assessment import Assessment, assess
 from labeling.comparisons import comparisons
 from labeling.config import CrewConfig, Kind, QualityOptions, Screening
 from labeling.gold import Answers, gold_tasks
-from labeling.simulate import Annotator, deal, fitting_temperature, make_crew, utilities, work_on
+from labeling.simulate import Annotator, deal, make_crew, utilities, work_on
 from labeling.simulate import Judge as Criteria
 from labeling.tasks import Task, build_tasks
+from labeling.temperature import fitting_temperature
 
 HOME = Path(__file__).parent.parent / ".bench"
 CREW: dict[str, Any] = {"annotators": 12, "careless": 1, "side_biased": 1, "spamming": 1}

@@ -190,14 +190,6 @@ class LabelStudio:
         selected = {"all": False, "included": task_ids}
         self.post("/api/dm/actions", {"selectedItems": selected}, id="delete_tasks", project=project_id)
 
-    def export(self, project_id: int) -> list[dict[str, Any]]:
-        """Every task that has annotations, with all of them, cancelled ones too."""
-        answer = self.get(
-            f"/api/projects/{project_id}/export",
-            exportType="JSON", download_all_tasks="false", download_resources="false",
-        )  # fmt: skip
-        return expect(answer, list, "an export")
-
     def annotate(self, task_id: int, result: list[dict[str, Any]], lead_time: float, *, skip: bool = False) -> int:
         """Submit (or skip) a task as the account of this client; return the annotation's id."""
         body = {"result": result, "lead_time": lead_time, "was_cancelled": skip, "ground_truth": False}

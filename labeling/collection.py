@@ -21,13 +21,13 @@ from labeling.simulate import (
     Judge,
     annotate_project,
     crew_accounts,
-    fitting_temperature,
     make_crew,
     utilities,
 )
 from labeling.store import Store
 from labeling.sync import Synced, sync_project
 from labeling.tasks import Task, build_writing_tasks, push
+from labeling.temperature import fitting_temperature
 
 COLLECTION_FILE = "collection.json"
 ADJUDICATION = "adjudication"  # the folder of the second collection

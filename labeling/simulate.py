@@ -17,7 +17,6 @@ import math
 import random
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import combinations
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -32,8 +31,6 @@ Judge = Callable[[str, str], Mapping[str, float]]
 Habit = Literal["careful", "careless", "side_biased", "spamming", "colluding"]
 NAMES = ("Ada", "Ben", "Cleo", "Dan", "Eve", "Finn", "Gita", "Hugo", "Iris", "Jon")
 POLITE_WORDS = ("please", "thank", "sorry", "glad", "happy to", "welcome", "of course", "i'm afraid", "kind")
-TEMPERATURES = (0.005, 5.0)
-BISECTIONS = 40
 EULER_GAMMA = 0.5772156649
 TIE_BETTER_MUCH = (0.25, 1.2, 2.6)
 SIDE_PULL = 4.0  # of a side-biased annotator towards the first place, in units of noise
@@ -122,34 +119,6 @@ def utilities(annotator: Annotator, data: Mapping[str, Any], prompt_id: str, jud
     texts = [text for _, text in responses_of(data)]
     words = max(sum(len(text.split()) for text in texts) / len(texts), 1.0)
     return [annotator.utility(judge(prompt_id, text), text, words, i == 0) for i, text in enumerate(texts)]
-
-
-def expected_agreement(crew: Sequence[Annotator], scored: Sequence[Sequence[Sequence[float]]], heat: float) -> float:
-    """How often two annotators are expected to agree on a pair. `scored[task][annotator]` holds utilities."""
-    same, count = 0.0, 0
-    for by_annotator in scored:
-        for i, j in combinations(range(len(by_annotator[0])), 2):
-            chances = [
-                0.5 * (1 + math.tanh((u[i] - u[j]) / (2 * heat * one.noisiness)))
-                for one, u in zip(crew, by_annotator, strict=True)
-            ]
-            total, squares, n = sum(chances), sum(p * p for p in chances), len(chances)
-            both = (total * total - squares) / (n * (n - 1))
-            same += 1 - 2 * total / n + 2 * both
-            count += 1
-    return same / count if count else 1.0
-
-
-def fitting_temperature(crew: Sequence[Annotator], scored: Sequence[Sequence[Sequence[float]]], target: float) -> float:
-    """The noise at which the crew agrees as often as `target`, by bisection; the nearest end if none does."""
-    low, high = (math.log(value) for value in TEMPERATURES)
-    for _ in range(BISECTIONS):
-        middle = (low + high) / 2
-        if expected_agreement(crew, scored, math.exp(middle)) > target:
-            low = middle
-        else:
-            high = middle
-    return math.exp((low + high) / 2)
 
 
 def gumbel(rng: random.Random) -> float:
@@ -252,14 +221,14 @@ def _work_left(
     seed: int,
 ) -> dict[str, list[dict[str, Any]]]:
     """The tasks (id and data) that each annotator still has to do, by e-mail."""
-    rows = {row["data"].get("uid"): row for row in owner.tasks(project.id, "id", "data")}
-    seen: dict[str, set[int]] = {}
-    for row in owner.export(project.id):
-        judged = {a["completed_by"] for a in row["annotations"] if not a["was_cancelled"]}
-        seen.setdefault(str(row["data"].get("uid")), set()).update(judged)
+    rows = {row["data"].get("uid"): row for row in owner.tasks_with_annotations(project.id)}
+    seen = {
+        uid: {said["completed_by"] for said in row["annotations"] if not said["was_cancelled"]}
+        for uid, row in rows.items()
+    }
     work: dict[str, list[dict[str, Any]]] = {one.email: [] for one in crew}
     for uid, emails in deal(sorted(uids & set(rows)), crew, project.overlap, seed).items():
-        already = seen.get(uid, set())
+        already = seen[uid]
         left = [email for email in emails if accounts[email].id not in already]
         for email in left[: max(project.overlap - len(already), 0)]:
             work[email].append(rows[uid])

@@ -84,7 +84,7 @@ def test_a_refusal_is_not_repeated(fake: tuple[str, Script]) -> None:
     url, script = fake
     script.answers = [(404, "no such project")]
     with client(url) as api, pytest.raises(RequestRefused, match="404: no such project"):
-        api.export(7)
+        api.project(7)
     script.answers = [(401, "")]
     with client(url) as api, pytest.raises(BadCredentials):
         api.whoami()

@@ -16,8 +16,9 @@ from labeling.figures import crew_figures
 from labeling.gold import Answers, gold_tasks, graded
 from labeling.projects import HASH_CHARACTERS, TITLE_CHARACTERS
 from labeling.screening import SENIOR, disputes, distance
-from labeling.simulate import deal, fitting_temperature, make_crew, utilities, work_on
+from labeling.simulate import deal, make_crew, utilities, work_on
 from labeling.tasks import Task, build_tasks, make_task
+from labeling.temperature import fitting_temperature
 from tests.labeling.helpers import judge, response_set
 
 SETS = [response_set(number) for number in range(240)]

@@ -10,14 +10,13 @@ from labeling.annotations import PairwiseJudgement, parse_annotation
 from labeling.config import CrewConfig
 from labeling.simulate import (
     deal,
-    expected_agreement,
-    fitting_temperature,
     gumbel,
     make_crew,
     utilities,
     work_on,
 )
 from labeling.tasks import make_task
+from labeling.temperature import expected_agreement, fitting_temperature
 from tests.labeling.helpers import judge, response_set
 
 ROWS = [response_set(number) for number in range(60)]
