@@ -14,7 +14,9 @@ from torch import Tensor, nn
 
 from alignment.errors import CheckpointError, ConfigError
 from alignment.ppo.config import PPOConfig
-from alignment.ppo.update import Learner
+from alignment.ppo.learner import Learner
+from alignment.ppo.processes import on_main
+from alignment.ppo.sharding import part_of, part_of_optimizer, whole_on_main
 
 KEPT = 2
 
@@ -42,10 +44,11 @@ def _weights_digest(model: nn.Module, sampled: int = 256) -> str:
 
 
 def save_checkpoint(directory: Path, step: int, learner: Learner, extra: dict[str, Any]) -> Path:
-    """Write `step-00040.pt` in one move (a killed run leaves the one before intact) and forget all but the last two."""
-    directory.mkdir(parents=True, exist_ok=True)
+    """Write `step-00040.pt` in one move (a killed run leaves the one before intact) and forget all but the last two.
+
+    All processes come here, and the main one writes.
+    """
     path = directory / f"step-{step:05d}.pt"
-    temporary = path.with_suffix(".partial")
     state = {
         "step": step,
         "policy": _values(learner.policy_weights),
@@ -56,14 +59,20 @@ def save_checkpoint(directory: Path, step: int, learner: Learner, extra: dict[st
         "torch_rng": torch.get_rng_state(),
         "extra": extra,
     }
+    on_main(_write, whole_on_main(state), path)
+    return path
+
+
+def _write(state: dict[str, Any], path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".partial")
     with temporary.open("wb") as file:
         torch.save(state, file)
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
-    for old in sorted(directory.glob("step-*.pt"))[:-KEPT]:
+    for old in sorted(path.parent.glob("step-*.pt"))[:-KEPT]:
         old.unlink()
-    return path
 
 
 def _values(weights: dict[str, nn.Parameter]) -> dict[str, Tensor]:
@@ -74,7 +83,7 @@ def _values(weights: dict[str, nn.Parameter]) -> dict[str, Tensor]:
 @torch.no_grad()
 def _assign(weights: dict[str, nn.Parameter], saved: dict[str, Tensor]) -> None:
     for name, weight in weights.items():
-        weight.copy_(saved[name])
+        weight.copy_(part_of(saved[name], weight))
 
 
 def last_checkpoint(directory: Path) -> Path | None:
@@ -120,9 +129,12 @@ def restore(state: dict[str, Any], learner: Learner) -> None:
     """Put weights, optimizers, average and torch's global random state back."""
     _assign(learner.policy_weights, state["policy"])
     _assign(learner.value_weights, state["value_model"])
-    learner.policy_optimizer.load_state_dict(state["policy_optimizer"])
-    learner.value_optimizer.load_state_dict(state["value_optimizer"])
+    for optimizer, saved, weights in (
+        (learner.policy_optimizer, state["policy_optimizer"], learner.policy_weights),
+        (learner.value_optimizer, state["value_optimizer"], learner.value_weights),
+    ):
+        optimizer.load_state_dict(part_of_optimizer(saved, weights.values()))
     if learner.average is not None:
-        for mean, saved in zip(learner.average, state["average"], strict=True):
-            mean.copy_(saved)
+        for mean, whole in zip(learner.average, state["average"], strict=True):
+            mean.copy_(part_of(whole, mean))
     torch.set_rng_state(state["torch_rng"])

@@ -1,4 +1,4 @@
-"""Several processes, each with a whole copy of the models: every one does its share, and all know the whole.
+"""Several processes: every one does its share, and all know the whole.
 
 `accelerate launch` (or `torchrun`) starts a script several times, and `train_ppo` in it finds the others. Rollouts are
 shared out by rows and gathered, so that everything that looks at a whole rollout (whitening, KL, metrics, when to stop)
@@ -7,7 +7,8 @@ the whole minibatch, and the gradients are added up once an optimizer step.
 
 `DistributedDataParallel` would average gradients over
 processes, which weighs a token by how few stand beside it on its process, and would wait for a process whose share is
-empty; a sum has neither fault and is as simple.
+empty; a sum has neither fault and is as simple. Each process has a whole copy of the models, unless `sharding` splits
+those that are trained.
 
 In a single process each function here does nothing, and torch.distributed is not even initialised.
 """
@@ -29,6 +30,10 @@ P = ParamSpec("P")
 BUCKET_VALUES = 2**26  # gradients added up at a time: bounds the memory of their copy
 
 
+class OutOfStep(TrainingError):
+    """A process failed where the others wait for it within the same work: only the launcher can end them."""
+
+
 def connect(batch_size: int, device: torch.device) -> None:
     """Find the other processes, if a launcher started several; refuse what cannot be shared out.
 
@@ -48,12 +53,11 @@ def connect(batch_size: int, device: torch.device) -> None:
 
 
 def _problems(batch_size: int, device: torch.device) -> Iterator[str]:
-    for kind in ("FSDP", "DEEPSPEED"):
-        if os.environ.get(f"ACCELERATE_USE_{kind}", "false").lower() == "true":
-            yield (
-                f"PPO keeps whole models in each process and cannot run under {kind}: launch it with "
-                "deploy/accelerate/ddp.yaml (GPUs) or deploy/accelerate/cpu-2.yaml"
-            )
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
+        yield (
+            "PPO cannot run under DeepSpeed: launch it with deploy/accelerate/fsdp.yaml (models split over GPUs), "
+            "deploy/accelerate/ddp.yaml (whole models on each) or deploy/accelerate/cpu-2.yaml"
+        )
     if batch_size < process_count():
         yield (
             f"batch_size {batch_size} leaves some of the {process_count()} processes without an episode: raise "
@@ -102,6 +106,8 @@ def gathered(work: Callable[P, T], *args: P.args, **options: P.kwargs) -> list[T
     result: T | None = None
     try:
         result = work(*args, **options)
+    except OutOfStep:
+        raise
     except Exception as error:
         failure = error
     message = None if failure is None else f"{type(failure).__name__}: {failure}"

@@ -8,11 +8,13 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from alignment.adapters import has_adapter, merged
 from alignment.model import save_model
-from alignment.ppo.update import Learner
+from alignment.ppo.learner import Learner
+from alignment.ppo.processes import on_main
+from alignment.ppo.sharding import whole
 
 
 @dataclass(frozen=True)
@@ -30,11 +32,17 @@ def snapshot_path(out: Path, step: int) -> Path:
 
 
 def publish(learner: Learner, tokenizer: PreTrainedTokenizerBase, path: Path) -> None:
-    """Write the policy (its average, where there is one; an adapter merged) and the tokenizer to `path` in one move."""
+    """Write the policy (its average, where there is one; an adapter merged) and the tokenizer to `path` in one move.
+
+    All processes come here, and the main one writes.
+    """
+    with averaged(learner), whole(learner.shards, learner.policy) as (policy,):
+        on_main(_write, policy, tokenizer, path)
+
+
+def _write(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, path: Path) -> None:
     temporary = _fresh_directory_beside(path)
-    with averaged(learner):
-        policy = merged(learner.policy) if has_adapter(learner.policy) else learner.policy
-        save_model(policy, temporary, tokenizer)
+    save_model(merged(policy) if has_adapter(policy) else policy, temporary, tokenizer)
     _replace(temporary, path)
 
 

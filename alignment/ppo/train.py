@@ -19,18 +19,20 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from alignment.errors import ConfigError, TrainingError
 from alignment.journal import Journal
-from alignment.ppo import processes
+from alignment.ppo import processes, sharding
 from alignment.ppo.advantages import explained_variance
 from alignment.ppo.checkpoint import changes, fingerprint, last_checkpoint, read_checkpoint, restore, save_checkpoint
 from alignment.ppo.config import PPOConfig
 from alignment.ppo.kl import adapted_kl_coef
-from alignment.ppo.models import lay_out
+from alignment.ppo.learner import Learner, set_learning_rates
+from alignment.ppo.memory import computes_in_half
+from alignment.ppo.models import Models, lay_out
 from alignment.ppo.prompts import check_inputs, cycled_rows, seeded, tokenized_prompts
 from alignment.ppo.rewards import Component, EnsembleReward, Reward, named_models, reward_components
 from alignment.ppo.rollout import Rollout, Scored, rollout_of, sample_episodes, score_episodes
 from alignment.ppo.shares import whole
 from alignment.ppo.snapshots import Snapshot, copy_snapshot, last_within, publish, snapshot_path
-from alignment.ppo.update import Learner, set_learning_rates, update
+from alignment.ppo.update import update
 from alignment.sampling import check_prompts_fit
 
 
@@ -59,6 +61,7 @@ class _Run:
     ptx_sequences: Sequence[Sequence[int]] | None
     eos_token_ids: set[int]
     out: Path
+    identity: dict[str, str]
     kl_coef: float
     step: int = 0
     steps_above_limit: int = 0
@@ -99,8 +102,7 @@ def train_ppo(
     out = Path(out)
     run = _prepare(policy, tokenizer, prompts, reward, config, value_model, reference, ptx_sequences, out)
     journal = journal or Journal(out)
-    identity = _identity(run, policy, value_model)
-    _resume(run, journal, identity)
+    _resume(run, journal)
     metrics = _last_metrics(journal, run.step)
     while run.step < config.steps and not run.stopped_early:
         with _naming_the_last_checkpoint(run):
@@ -111,7 +113,7 @@ def train_ppo(
         if not run.stopped_early and (run.step % config.snapshot_every_steps == 0 or last):
             _snapshot(run)
         if run.step % config.checkpoint_every_steps == 0 or last:
-            _checkpoint(run, identity)
+            _checkpoint(run)
     return _finish(run, metrics)
 
 
@@ -134,6 +136,7 @@ def _prepare(
         raise ConfigError(f"ptx_coef is {config.ptx_coef} and there are no ptx_sequences: give some, or set it to 0")
     check_prompts_fit(policy, ptx_sequences or [], 0)
     models = lay_out(config, policy, value_model, reference, components)
+    identity = _identity(config, tokens, ptx_sequences, policy, models)
     eos = policy.generation_config.eos_token_id if policy.generation_config is not None else None
     return _Run(
         config=config,
@@ -145,6 +148,7 @@ def _prepare(
         ptx_sequences=ptx_sequences,
         eos_token_ids={tokenizer.eos_token_id, *([] if eos is None else [eos] if isinstance(eos, int) else eos)},
         out=out,
+        identity=identity,
         kl_coef=config.kl_coef,
     )
 
@@ -181,10 +185,11 @@ def _scored_share(run: _Run, rows: Sequence[int], seconds: dict[str, float]) -> 
     )
     places = processes.share_of(range(len(rows)))
     prompts = [run.prompts[rows[place]] for place in places]
-    with _timed("sampling", seconds):
-        episodes = sample_episodes(learner.policy, prompts, config, run.eos_token_ids, uniforms[places])
-    with _timed("scoring", seconds):
-        models = (run.reference, learner.policy, learner.value_model)
+    with _timed("sampling", seconds), sharding.whole(learner.shards, learner.policy) as (policy,):
+        episodes = sample_episodes(policy, prompts, config, run.eos_token_ids, uniforms[places])
+    read = [learner.value_model, *([learner.policy] if computes_in_half(learner.policy, config) else [])]
+    with _timed("scoring", seconds), sharding.whole(learner.shards, *read) as (value_model, *policies):
+        models = (run.reference, *(policies or [learner.policy]), value_model)
         return score_episodes(episodes, run.components, *models, run.tokenizer, config)
 
 
@@ -230,20 +235,21 @@ def _naming_the_last_checkpoint(run: _Run) -> Iterator[None]:
         raise TrainingError(f"step {run.step + 1}: {error}. Last good checkpoint: {last or 'none yet'}") from error
 
 
-def _identity(run: _Run, policy: PreTrainedModel, value_model: PreTrainedModel | None) -> dict[str, str]:
-    models = {"policy": policy, "reference": run.reference, "value_model": run.learner.value_model}
-    rewards = {f"reward {name}": model for name, model in named_models(run.components)}
-    rules = {f"reward {c.name} weight": str(c.weight) for c in run.components}
-    rules |= {
-        f"reward {c.name} combine": f"{c.combine} {c.coef}" for c in run.components if isinstance(c, EnsembleReward)
-    }
-    return fingerprint(run.config, run.prompts, {**models, **rewards}, run.ptx_sequences) | rules
+def _identity(
+    config: PPOConfig, prompts: Sequence[Sequence[int]], ptx: object, policy: PreTrainedModel, laid_out: Models
+) -> dict[str, str]:
+    components = laid_out.components
+    models = {"policy": policy, "reference": laid_out.reference, "value_model": laid_out.value_model}
+    rewards = {f"reward {name}": model for name, model in named_models(components)}
+    rules = {f"reward {c.name} weight": str(c.weight) for c in components}
+    rules |= {f"reward {c.name} combine": f"{c.combine} {c.coef}" for c in components if isinstance(c, EnsembleReward)}
+    return fingerprint(config, prompts, {**models, **rewards}, ptx) | rules
 
 
-def _resume(run: _Run, journal: Journal, identity: dict[str, str]) -> None:
+def _resume(run: _Run, journal: Journal) -> None:
     """Continue from the last checkpoint in `out`, or begin: step 0 has a snapshot too, to fall back on."""
-    processes.check_same(identity, changes)
-    state = read_checkpoint(run.out / "checkpoint", identity)
+    processes.check_same(run.identity, changes)
+    state = read_checkpoint(run.out / "checkpoint", run.identity)
     found = 0 if state is None else state["step"]
     processes.check_same(found, lambda a, b: f"the checkpoint in {run.out} is of step {a} there and of {b} here")
     if state is None:
@@ -263,18 +269,18 @@ def _last_metrics(journal: Journal, step: int) -> dict[str, float]:
     return lines[-1]["values"] if lines and lines[-1]["step"] == step else {}
 
 
-def _checkpoint(run: _Run, identity: dict[str, str]) -> None:
+def _checkpoint(run: _Run) -> None:
     extra = {
-        "fingerprint": identity,
+        "fingerprint": run.identity,
         "kl_coef": run.kl_coef,
         "steps_above_limit": run.steps_above_limit,
         "snapshot_kl": run.snapshot_kl,
     }
-    processes.on_main(save_checkpoint, run.out / "checkpoint", run.step, run.learner, extra)
+    save_checkpoint(run.out / "checkpoint", run.step, run.learner, extra)
 
 
 def _snapshot(run: _Run) -> None:
-    processes.on_main(publish, run.learner, run.tokenizer, snapshot_path(run.out, run.step))
+    publish(run.learner, run.tokenizer, snapshot_path(run.out, run.step))
     run.snapshot_kl[run.step] = None
 
 
@@ -287,6 +293,6 @@ def _finish(run: _Run, metrics: dict[str, float]) -> PPOResult:
         policy_step = last_within(run.snapshot_kl, run.config.early_stop_kl)
         processes.on_main(copy_snapshot, run.out, policy_step, model_dir)
     else:
-        processes.on_main(publish, run.learner, run.tokenizer, model_dir)
+        publish(run.learner, run.tokenizer, model_dir)
     snapshots = [Snapshot(step, snapshot_path(run.out, step), kl) for step, kl in sorted(run.snapshot_kl.items())]
     return PPOResult(model_dir, run.step, policy_step, run.stopped_early, snapshots, metrics)

@@ -7,20 +7,19 @@ by the tokens of the whole minibatch, so how a minibatch is cut changes nothing 
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torch.optim import AdamW
 from transformers import PreTrainedModel
 
 from alignment.errors import TrainingError
 from alignment.logprobs import ScoringBatch, response_logprobs, response_logprobs_and_entropy, scoring_batches
 from alignment.ppo.config import PPOConfig
 from alignment.ppo.kl import kl_estimate
+from alignment.ppo.learner import Learner
 from alignment.ppo.losses import clipped_surrogate, clipped_value_loss
 from alignment.ppo.memory import computing
-from alignment.ppo.models import trained_weights
 from alignment.ppo.processes import gathered, share_of, sum_gradients
 from alignment.ppo.prompts import cycled_rows, seeded
 from alignment.ppo.rollout import (
@@ -28,70 +27,13 @@ from alignment.ppo.rollout import (
     micro_batches,
     policy_and_values,
     response_values,
-    shares_trunk,
     values_with_still_trunk,
 )
-from alignment.ppo.schedule import learning_rate_share
+from alignment.ppo.sharding import backward, whole_tensor
 from alignment.ppo.threads import side_by_side
 
 Sums = defaultdict[str, float]
-
-
-@dataclass
-class Learner:
-    """What an update changes: weights of two models, their optimizers, and the policy's average (if asked for)."""
-
-    policy: PreTrainedModel
-    value_model: PreTrainedModel
-    policy_weights: dict[str, nn.Parameter]
-    value_weights: dict[str, nn.Parameter]
-    policy_optimizer: AdamW
-    value_optimizer: AdamW
-    average: list[Tensor] | None
-
-    @classmethod
-    def of(cls, policy: PreTrainedModel, value_model: PreTrainedModel, config: PPOConfig) -> "Learner":
-        """Optimizers over the weights that the layout trains, and the average started at the policy's own."""
-        policy_weights, value_weights = trained_weights(policy, value_model)
-        for model in (policy, value_model):
-            model.eval()  # no dropout: old and new log-probabilities must come from the same function
-            model.requires_grad_(False)
-        for weight in (*policy_weights.values(), *value_weights.values()):
-            weight.requires_grad_(True)
-        return cls(
-            policy,
-            value_model,
-            policy_weights,
-            value_weights,
-            _optimizer(policy_weights, config.policy_learning_rate, config),
-            _optimizer(value_weights, config.value_learning_rate, config),
-            None if config.ema_decay is None else [w.detach().clone() for w in policy_weights.values()],
-        )
-
-    @property
-    def shares_trunk(self) -> bool:
-        """Whether one forward gives log-probabilities and values."""
-        return shares_trunk(self.policy, self.value_model)
-
-
-def _optimizer(weights: dict[str, nn.Parameter], learning_rate: float, config: PPOConfig) -> AdamW:
-    parameters = list(weights.values())
-    return AdamW(parameters, lr=learning_rate, betas=(0.9, 0.95), weight_decay=config.weight_decay, fused=True)
-
-
-def set_learning_rates(learner: Learner, config: PPOConfig, step: int) -> tuple[float, float]:
-    """Set and return the learning rates (policy, value): a function of the step alone, nothing to resume."""
-    trained, steps = step - config.value_warmup_steps, config.steps - config.value_warmup_steps
-    share = learning_rate_share(
-        max(0, trained), steps, config.warmup_steps, config.schedule, config.min_learning_rate_share
-    )
-    policy_rate = 0.0 if trained < 0 else config.policy_learning_rate * share
-    value_share = learning_rate_share(step, config.steps, 0, config.schedule, config.min_learning_rate_share)
-    value_rate = config.value_learning_rate * value_share
-    for optimizer, rate in ((learner.policy_optimizer, policy_rate), (learner.value_optimizer, value_rate)):
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-    return policy_rate, value_rate
+Loss = Callable[[Learner, Rollout, ScoringBatch, PPOConfig, Sums], Tensor]
 
 
 def update(
@@ -120,7 +62,7 @@ def update(
                 return _means(totals)
             if train_policy and config.ptx_coef and ptx_sequences:
                 number = int(totals["optimizer_steps"])
-                losses = gathered(accumulate_ptx_gradients, learner.policy, ptx_sequences, config, step, number)
+                losses = gathered(accumulate_ptx_gradients, learner, ptx_sequences, config, step, number)
                 totals["ptx_loss"] += sum(losses)
             _step(learner, config, totals, train_policy)
     return _means(totals)
@@ -141,18 +83,21 @@ def accumulate_gradients(
     mine = share_of(sorted(rows, key=lambda row: -len(episodes.sequences[row])))
     batches = micro_batches(episodes, config, device, mine)
 
-    def learn(loss_of: Callable[[Learner, Rollout, ScoringBatch, PPOConfig, Sums], Tensor]) -> Sums:
+    def learn(model: PreTrainedModel, loss: Loss) -> Sums:
         found: Sums = defaultdict(float)
-        for batch in batches:
-            (loss_of(learner, rollout, batch, config, found) / tokens).backward()
+        backward(learner.shards, model, batches, lambda batch: loss(learner, rollout, batch, config, found) / tokens)
         return found
 
+    learn_policy = partial(learn, learner.policy, _loss_of_both if learner.shares_trunk else _loss_of_policy)
+    learn_value = partial(learn, learner.value_model, _loss_of_value)
     if not train_policy:
-        parts: Iterable[Sums] = [learn(_loss_of_value)]
+        parts: Iterable[Sums] = [learn_value()]
     elif learner.shares_trunk:
-        parts = [learn(_loss_of_both)]
+        parts = [learn_policy()]
+    elif learner.shards is not None:
+        parts = [learn_policy(), learn_value()]  # processes meet in both, in one order
     else:
-        parts = side_by_side(lambda: learn(_loss_of_policy), lambda: learn(_loss_of_value), device)
+        parts = side_by_side(learn_policy, learn_value, device)
     for part in parts:
         sums.update(part)
     return sums
@@ -214,7 +159,8 @@ def _add_policy_sums(
     sums["entropy"] += float(entropy.sum())
     sums["approx_kl"] += float(kl_estimate(old, logprobs, "k3").sum())
     sums["clip_fraction"] += int(((log_ratio.exp() - 1).abs() > config.clip_range).sum())
-    sums["largest_log_ratio"] = max(sums["largest_log_ratio"], float(log_ratio.abs().max()))
+    if len(log_ratio):
+        sums["largest_log_ratio"] = max(sums["largest_log_ratio"], float(log_ratio.abs().max()))
 
 
 def _of_all(shares: Sequence[Sums]) -> Sums:
@@ -235,7 +181,7 @@ def _moved_too_far(sums: Sums, config: PPOConfig) -> bool:
 
 
 def accumulate_ptx_gradients(
-    policy: PreTrainedModel, sequences: Sequence[Sequence[int]], config: PPOConfig, step: int, minibatch: int
+    learner: Learner, sequences: Sequence[Sequence[int]], config: PPOConfig, step: int, minibatch: int
 ) -> float:
     """Add the gradient of ptx_coef · (next-token loss on pretraining text) (Ouyang 2022, eq. 2); return that loss."""
     number = step * config.epochs * (config.batch_size // config.minibatch_size) + minibatch
@@ -243,23 +189,28 @@ def accumulate_ptx_gradients(
     drawn = [sequences[row] for row in rows]
     tokens = sum(len(sequence) - 1 for sequence in drawn)
     mine = share_of(drawn)
-    total = 0.0
-    for batch in scoring_batches(mine, [1] * len(mine), config.micro_batch_tokens, policy.device):
+    policy, losses = learner.policy, [0.0]
+
+    def weighted_loss(batch: ScoringBatch) -> Tensor:
         with computing(config, policy.device):
             loss = -response_logprobs(policy, batch).sum() / tokens
-        (config.ptx_coef * loss).backward()
-        total += float(loss.detach())
-    return total
+        losses.append(float(loss.detach()))
+        return config.ptx_coef * loss
+
+    batches = scoring_batches(mine, [1] * len(mine), config.micro_batch_tokens, policy.device)
+    backward(learner.shards, policy, batches, weighted_loss)
+    return sum(losses)
 
 
 def _step(learner: Learner, config: PPOConfig, totals: Sums, train_policy: bool) -> None:
-    """Add up the gradients of all processes, clip them, step both optimizers and move the average."""
+    """Add up the gradients of all processes (FSDP has), clip them, step both optimizers and move the average."""
     jobs = [("value", learner.value_weights, learner.value_optimizer)]
     if train_policy:
         jobs.insert(0, ("policy", learner.policy_weights, learner.policy_optimizer))
-    sum_gradients([weight for _, weights, _ in jobs for weight in weights.values()])
+    if learner.shards is None:
+        sum_gradients([weight for _, weights, _ in jobs for weight in weights.values()])
     for name, weights, _ in jobs:
-        norm = float(nn.utils.clip_grad_norm_(weights.values(), config.max_grad_norm))
+        norm = float(whole_tensor(nn.utils.clip_grad_norm_(weights.values(), config.max_grad_norm)))
         if not math.isfinite(norm):
             raise TrainingError(
                 f"the norm of the {name} gradient is {norm}; lower {name}_learning_rate, and look at the scores of "

@@ -6,12 +6,14 @@ python -m tests.alignment.ppo_processes FOLDER NAME… works in one process too.
 
 import os
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 
-from alignment.ppo import processes
+from alignment.ppo import processes, update
 from alignment.ppo.rewards import ModelReward, RuleReward
 from alignment.ppo.train import PPOResult, train_ppo
 from tests.alignment import ppo_world as world
@@ -33,10 +35,18 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "lora": {"layout": "lora", "lora_rank": 4, "batch_size": 15, "minibatch_size": 5},
     "raises": {},
     "resumed": {},
+    "recomputed": {"gradient_checkpointing": True, "steps": 2, "batch_size": 15, "minibatch_size": 5},
     "few": {"batch_size": 1, "minibatch_size": 1},
     "different": {},
-    "sharded": {},
+    "half": {"layout": "shared_trunk"},
 }  # fmt: skip
+# Runs with a setting of the launcher that is refused.
+SETTINGS = {
+    "deepspeed": "ACCELERATE_USE_DEEPSPEED",
+    "offloaded": "FSDP_OFFLOAD_PARAMS",
+    "loaded_once": "FSDP_CPU_RAM_EFFICIENT_LOADING",
+    "recomputed_by_fsdp": "FSDP_ACTIVATION_CHECKPOINTING",
+}
 
 
 def raising(call: int, process: int):
@@ -56,11 +66,24 @@ def raising(call: int, process: int):
 def run(out: Path, name: str, rule=world.count_w7) -> PPOResult:
     """One run in double precision, where processes and one process must agree very closely."""
     reward = [ModelReward("model", 1.0, world.reward_model().double()), RuleReward("w7", 0.5, rule)]
-    options = world.config(**{"steps": 3, "micro_batch_tokens": 32, **OPTIONS[name]})
+    options = world.config(**{"steps": 3, "micro_batch_tokens": 32, **OPTIONS.get(name, {})})
     policy = world.policy(seed=int(os.environ.get("RANK", "0")) if name == "different" else 0).double()
-    return train_ppo(
-        policy, world.tokenizer(), world.PROMPTS, reward, options, ptx_sequences=TEXT, out=out / name
-    )
+    if name == "half":
+        policy.bfloat16()
+    return train_ppo(policy, world.tokenizer(), world.PROMPTS, reward, options, ptx_sequences=TEXT, out=out / name)
+
+
+def run_here(out: Path, name: str) -> PPOResult:
+    """One run of several processes, with what is to go wrong in it."""
+    rule = raising(3, process=1) if name == "raises" else world.count_w7
+    with ExitStack() as stack:
+        if name in SETTINGS:
+            stack.enter_context(mock.patch.dict(os.environ, {SETTINGS[name]: "true"}))
+        if name == "version_1":
+            stack.enter_context(mock.patch.dict(os.environ, {"FSDP_VERSION": "1"}))
+        if name == "breaks" and processes.process_index() == 1:
+            stack.enter_context(mock.patch.object(update, "_value_loss", side_effect=MemoryError("no room left")))
+        return run(out, name, rule)
 
 
 def main(out: Path, names: list[str]) -> None:
@@ -68,9 +91,8 @@ def main(out: Path, names: list[str]) -> None:
     torch.set_num_threads(1)
     failure = None
     for name in names:
-        os.environ["ACCELERATE_USE_FSDP"] = str(name == "sharded").lower()
         try:
-            run(out, name, raising(3, process=1) if name == "raises" else world.count_w7)
+            run_here(out, name)
         except Exception as error:
             failure = error
             (out / name).mkdir(exist_ok=True)

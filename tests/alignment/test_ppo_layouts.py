@@ -8,10 +8,10 @@ from alignment.adapters import adapter_weights, add_adapter, has_adapter
 from alignment.errors import ConfigError
 from alignment.logprobs import response_logprobs, scoring_batches
 from alignment.model import reward_scores, scalar_head
+from alignment.ppo.learner import Learner
 from alignment.ppo.models import lay_out
 from alignment.ppo.rewards import EnsembleReward, ModelReward
 from alignment.ppo.train import train_ppo
-from alignment.ppo.update import Learner
 from tests.alignment import ppo_world as world
 from tests.alignment.test_adapters import reward_adapter
 

@@ -8,11 +8,11 @@ from torch.autograd.graph import saved_tensors_hooks
 from alignment.errors import ConfigError
 from alignment.logprobs import response_logprobs
 from alignment.ppo import memory
+from alignment.ppo.learner import Learner
 from alignment.ppo.models import lay_out
 from alignment.ppo.rewards import ModelReward
 from alignment.ppo.rollout import micro_batches, sample_episodes, score_episodes
 from alignment.ppo.train import train_ppo
-from alignment.ppo.update import Learner
 from tests.alignment import ppo_world as world
 from tests.alignment.ppo_world import PROMPTS
 

@@ -1,8 +1,13 @@
-"""Two processes started by `accelerate launch` make what one makes; an error in one of them ends both."""
+"""Two processes started by `accelerate launch` make what one makes; an error in one of them ends both.
+
+They do so with whole models in each (deploy/accelerate/cpu-2.yaml), and with models split over them (fsdp.yaml, made to
+use the CPU). All in double precision, where an averaged gradient, or one that is short of a share, would not go unseen.
+"""
 
 import os
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -15,7 +20,17 @@ from tests.alignment import ppo_processes as runs
 from tests.alignment import ppo_world as world
 
 ROOT = Path(__file__).parent.parent.parent
-CPU_2 = ROOT / "deploy" / "accelerate" / "cpu-2.yaml"
+LAUNCH_FILES = ROOT / "deploy" / "accelerate"
+WHOLE = ("uneven", "empty", "stops", "shared_trunk", "lora", "raises", "resumed", "few", "different", "deepspeed")
+SPLIT = ("uneven", "empty", "stops", "shared_trunk", "recomputed", "raises", "resumed")
+REFUSED = {
+    "lora": "layout lora cannot run under FSDP",
+    "half": "torch.bfloat16 and torch.float32: load the models in float32",
+    "version_1": "set fsdp_version to 2",
+    "offloaded": "set fsdp_offload_params to false",
+    "loaded_once": "set fsdp_cpu_ram_efficient_loading to false",
+    "recomputed_by_fsdp": "gradient_checkpointing to true",
+}
 OF_THE_CUT = ("padding_share", "sampling_mismatch")  # these tell how the work was cut, and of rounding
 
 
@@ -23,25 +38,40 @@ OF_THE_CUT = ("padding_share", "sampling_mismatch")  # these tell how the work w
 def alone(tmp_path_factory) -> Path:
     """The runs in this process."""
     out = tmp_path_factory.mktemp("alone")
-    for name in ("uneven", "empty", "stops", "shared_trunk", "lora", "raises"):
+    for name in ("uneven", "empty", "stops", "shared_trunk", "lora", "recomputed", "raises"):
         runs.run(out, name)
     assert not torch.distributed.is_initialized()
     return out
 
 
-@pytest.fixture(scope="module")
-def together(tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess]:
-    """Every run in two processes, "resumed" from what one process left; and what the launcher said."""
-    out = tmp_path_factory.mktemp("together")
+Launched = tuple[Path, subprocess.CompletedProcess]
+
+
+def launched(out: Path, launch_file: Path, names: Iterable[str]) -> Launched:
+    """These runs in two processes, "resumed" from what one process left; and what the launcher said."""
     with pytest.raises(ZeroDivisionError):
         runs.run(out, "resumed", runs.raising(3, process=0))
-    command = [
-        *(sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(CPU_2), "--main_process_port", "0"),
-        *("-m", "tests.alignment.ppo_processes", str(out), *runs.OPTIONS),
-    ]
+    launcher = (sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(launch_file))
+    command = [*launcher, "--main_process_port", "0", "-m", "tests.alignment.ppo_processes", str(out), *names]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=ROOT, env=environment, check=False, capture_output=True, text=True, timeout=120)
     return out, done
+
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory) -> Launched:
+    """Runs with whole models in each process."""
+    return launched(tmp_path_factory.mktemp("together"), LAUNCH_FILES / "cpu-2.yaml", WHOLE)
+
+
+@pytest.fixture(scope="module")
+def split(tmp_path_factory) -> Launched:
+    """Runs with models split over the processes, as fsdp.yaml has it for GPUs."""
+    out = tmp_path_factory.mktemp("split")
+    options = yaml.safe_load((LAUNCH_FILES / "fsdp.yaml").read_text(encoding="utf-8"))
+    on_cpu = tmp_path_factory.mktemp("launch") / "fsdp-cpu-2.yaml"
+    on_cpu.write_text(yaml.safe_dump(options | {"use_cpu": True, "num_processes": 2}), encoding="utf-8")
+    return launched(out, on_cpu, (*SPLIT, *REFUSED, "breaks"))
 
 
 def assert_same_run(one: Path, two: Path) -> None:
@@ -65,6 +95,13 @@ def test_two_processes_make_what_one_makes(alone, together, name) -> None:
     assert_same_run(alone / name, out / name)
 
 
+@pytest.mark.parametrize("name", ["uneven", "empty", "stops", "shared_trunk", "recomputed"])
+def test_two_processes_with_split_models_make_what_one_makes(alone, split, name) -> None:
+    out, done = split
+    assert (out / name / "model").exists(), done.stderr
+    assert_same_run(alone / name, out / name)
+
+
 def test_the_runs_are_not_idle(alone) -> None:
     """Weights move, the coefficient adapts, updates and a run are ended: there is something to agree on."""
     uneven, stops = world.logged(alone / "uneven"), world.logged(alone / "stops")
@@ -75,8 +112,9 @@ def test_the_runs_are_not_idle(alone) -> None:
     assert max(float((end[name] - start[name]).abs().max()) for name in start) > 1e-4
 
 
-def test_an_error_in_one_process_ends_all(together) -> None:
-    out, done = together
+@pytest.mark.parametrize("way", ["together", "split"])
+def test_an_error_in_one_process_ends_all(way, request) -> None:
+    out, done = request.getfixturevalue(way)
     assert done.returncode != 0
     assert (out / "raises" / "process-1.txt").read_text() == "ZeroDivisionError: no reward today"
     told = (out / "raises" / "process-0.txt").read_text()
@@ -84,15 +122,17 @@ def test_an_error_in_one_process_ends_all(together) -> None:
     assert "step-00002.pt" in told and not (out / "raises" / "model").exists()
 
 
-def test_one_process_goes_on_where_two_stopped(alone, together) -> None:
-    out, _ = together
+@pytest.mark.parametrize("way", ["together", "split"])
+def test_one_process_goes_on_where_two_stopped(alone, way, request) -> None:
+    out, _ = request.getfixturevalue(way)
     assert [line["step"] for line in world.logged(out / "raises")] == [1, 2]
     runs.run(out, "raises")
     assert_same_run(alone / "raises", out / "raises")
 
 
-def test_two_processes_go_on_where_one_stopped(alone, together) -> None:
-    out, done = together
+@pytest.mark.parametrize("way", ["together", "split"])
+def test_two_processes_go_on_where_one_stopped(alone, way, request) -> None:
+    out, done = request.getfixturevalue(way)
     assert (out / "resumed" / "model").exists(), done.stderr
     assert_same_run(alone / "raises", out / "resumed")
 
@@ -104,7 +144,23 @@ def test_what_cannot_be_shared_out_is_refused(together) -> None:
         assert "ConfigError: batch_size 1 leaves some of the 2 processes" in told and "at least 2" in told
         told = (out / "different" / f"process-{process}.txt").read_text()
         assert "process 1 differs from process 0: policy (was" in told and "the same arguments" in told
-        assert "cannot run under FSDP" in (out / "sharded" / f"process-{process}.txt").read_text()
+        assert "cannot run under DeepSpeed" in (out / "deepspeed" / f"process-{process}.txt").read_text()
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_split_is_refused(split, name) -> None:
+    out, _ = split
+    for process in (0, 1):
+        told = (out / name / f"process-{process}.txt").read_text()
+        assert told.startswith("ConfigError: ") and REFUSED[name] in told
+
+
+def test_an_error_where_all_processes_work_on_one_model_ends_all(split) -> None:
+    """Nobody can be told while the others wait within the same work: it ends, and the launcher ends the others."""
+    out, done = split
+    told = (out / "breaks" / "process-1.txt").read_text()
+    assert told.startswith("TrainingError: step 1: MemoryError: no room left (in work that all processes do together")
+    assert done.returncode != 0 and not (out / "breaks" / "model").exists()
 
 
 def test_a_single_process_meets_nobody() -> None:
@@ -124,7 +180,7 @@ def test_gradients_travel_in_buckets_of_one_type(monkeypatch) -> None:
     assert [[len(weight) for weight in bucket] for bucket in processes._buckets(weights)] == [[4, 2], [1], [9], [1]]
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "deploy" / "accelerate").glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted(LAUNCH_FILES.glob("*.yaml")), ids=lambda path: path.stem)
 def test_launch_files_are_those_of_accelerate(path) -> None:
     from accelerate.commands.config.config_args import load_config_from_file
 

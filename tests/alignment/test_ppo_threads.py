@@ -6,11 +6,12 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from alignment.ppo.learner import Learner
 from alignment.ppo.models import lay_out
 from alignment.ppo.rewards import reward_components
 from alignment.ppo.rollout import rollout_of, sample_episodes, score_episodes
 from alignment.ppo.threads import side_by_side
-from alignment.ppo.update import Learner, accumulate_gradients
+from alignment.ppo.update import accumulate_gradients
 from tests.alignment import ppo_world as world
 
 CPU = torch.device("cpu")

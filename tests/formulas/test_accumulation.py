@@ -43,7 +43,7 @@ def _gradients(m: ModuleType, micro_batch_tokens: int) -> list[torch.Tensor]:
     config = _config(micro_batch_tokens)
     learner = m.Learner.of(policy, tiny_value_model(policy), config)
     m.accumulate_gradients(learner, _rollout(), range(8), config)
-    m.accumulate_ptx_gradients(policy, [[1, 2, 3], [3, 2, 1, 4, 0, 1], [2, 2], [4, 3, 1, 1]], config, 0, 0)
+    m.accumulate_ptx_gradients(learner, [[1, 2, 3], [3, 2, 1, 4, 0, 1], [2, 2], [4, 3, 1, 1]], config, 0, 0)
     return [
         parameter.grad
         for model in (learner.policy, learner.value_model)
@@ -73,7 +73,7 @@ def _of_processes(m: ModuleType, count: int) -> tuple[list[torch.Tensor], dict[s
     for number in range(count):
         with mock.patch.object(m, "share_of", lambda rows, first=number: list(rows[first::count])):
             shares.append(m.accumulate_gradients(learner, _rollout(), range(8), config))
-            m.accumulate_ptx_gradients(policy, [[1, 2, 3], [3, 2, 1, 4, 0, 1], [2, 2], [4, 3, 1, 1]], config, 0, 0)
+            m.accumulate_ptx_gradients(learner, [[1, 2, 3], [3, 2, 1, 4, 0, 1], [2, 2], [4, 3, 1, 1]], config, 0, 0)
     weights = [weight for model in (learner.policy, learner.value_model) for weight in model.parameters()]
     return [weight.grad for weight in weights if weight.grad is not None], dict(m._of_all(shares))
 

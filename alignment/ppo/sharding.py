@@ -1,0 +1,245 @@
+"""Models split over the processes of a run (FSDP2): each keeps a part of every weight, gradient and optimizer state.
+
+`accelerate launch --config_file deploy/accelerate/fsdp.yaml` asks for it. Only trained models are split; reference and
+reward models are whole in every process. This is what differs from whole models, all of it here:
+
+- In the update FSDP puts one layer at a time together, forward and backward, and adds gradients up over processes. They
+  are summed, not averaged: each loss is already divided by the tokens of the whole minibatch.
+- So every forward and backward of the update is a meeting, and all processes must make as many: one that has fewer
+  micro-batches adds some without a response token, whose losses and gradients are 0.
+- A rollout is no meeting, as each process samples for as long as its own responses need. For it, and for what is
+  published, the weights are put together in a plain model beside the split one, and dropped afterwards.
+- A checkpoint holds whole tensors, from which any number of processes goes on.
+"""
+
+import copy
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.utils._pytree import tree_map_only
+from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from alignment.errors import ConfigError
+from alignment.logprobs import ScoringBatch
+from alignment.ppo.config import PPOConfig
+from alignment.ppo.processes import OutOfStep, gathered, process_count, process_index
+from alignment.ppo.rollout import shares_trunk
+
+# Settings of the launcher that would be passed over in silence, and what to do instead.
+REFUSED = {
+    "FSDP_OFFLOAD_PARAMS": "weights stay on their device: set fsdp_offload_params to false",
+    "FSDP_CPU_RAM_EFFICIENT_LOADING": "every process loads the same weights: set fsdp_cpu_ram_efficient_loading to "
+    "false",
+    "FSDP_ACTIVATION_CHECKPOINTING": "set fsdp_activation_checkpointing to false, and PPOConfig's "
+    "gradient_checkpointing to true",
+}
+
+
+def _setting(name: str, default: str = "false") -> str:
+    return os.environ.get(name, default).lower()
+
+
+def split(policy: PreTrainedModel, value_model: PreTrainedModel, config: PPOConfig) -> "Shards | None":
+    """Split the models, in place, where the launcher asked for FSDP and there are processes to split them over."""
+    if process_count() == 1 or _setting("ACCELERATE_USE_FSDP") != "true":
+        return None
+    for problem in _problems(policy, value_model, config):
+        raise ConfigError(problem)
+    return Shards(policy, value_model)
+
+
+def _problems(policy: PreTrainedModel, value_model: PreTrainedModel, config: PPOConfig) -> Iterator[str]:
+    if _setting("FSDP_VERSION", "2") != "2":
+        yield "FSDP of version 1 is not supported: set fsdp_version to 2, as in deploy/accelerate/fsdp.yaml"
+    for name, remedy in REFUSED.items():
+        if _setting(name) == "true":
+            yield f"{name} is true: {remedy}, as in deploy/accelerate/fsdp.yaml"
+    if config.layout == "lora":
+        yield (
+            "layout lora cannot run under FSDP, and would gain little: its gradients and optimizer state are those of "
+            "adapters alone. Launch it with deploy/accelerate/ddp.yaml, or set layout to separate or shared_trunk"
+        )
+    for models in _split_as_one(policy, value_model):
+        types = sorted({str(weight.dtype) for model in models for weight in model.parameters()})
+        if len(types) > 1:
+            yield (
+                f"FSDP splits weights of one type, and those of {type(models[-1]).__name__} are {' and '.join(types)}: "
+                "load the models in float32 (and set bfloat16 to true for forwards in it)"
+            )
+
+
+def _split_as_one(policy: PreTrainedModel, value_model: PreTrainedModel) -> list[tuple[PreTrainedModel, ...]]:
+    return [(policy, value_model)] if shares_trunk(policy, value_model) else [(policy,), (value_model,)]
+
+
+class _Root(nn.Module):
+    """Models that are split as one. FSDP acts around a forward, so whatever is computed with them is this one's."""
+
+    def __init__(self, models: Sequence[PreTrainedModel]) -> None:
+        super().__init__()
+        self.models = nn.ModuleList(models)
+
+    def forward(self, work: Callable[[], Tensor]) -> Tensor:
+        return work()
+
+
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """This process's part of some models, and the same models beside it, empty until they are `filled`."""
+
+    root: _Root
+    plain: _Root
+
+    @classmethod
+    def of(cls, models: Sequence[PreTrainedModel], mesh: DeviceMesh) -> "_Part":
+        root = _Root(models)
+        nothing = {id(w): nn.Parameter(w.detach().new_empty(0), requires_grad=False) for w in root.parameters()}
+        plain = copy.deepcopy(root, dict[int, Any](nothing)).eval()
+        reshard = _setting("FSDP_RESHARD_AFTER_FORWARD", "true") != "false"
+        for layer in reversed(list(root.modules())):  # what is inside comes first
+            if isinstance(layer, GradientCheckpointingLayer):
+                fully_shard(layer, mesh=mesh, reshard_after_forward=reshard)
+        fully_shard(root, mesh=mesh)
+        for module in root.modules():
+            if isinstance(module, FSDPModule):
+                module.set_gradient_divide_factor(1.0)
+                module.set_force_sum_reduction_for_comms(True)  # else a scaled sum, which NCCL alone has
+        return cls(root, plain)
+
+    @torch.no_grad()
+    def fill(self) -> None:
+        for weight, part in zip(self.plain.parameters(), self.root.parameters(), strict=True):
+            weight.data = whole_tensor(part)
+
+    def empty(self) -> None:
+        for weight in self.plain.parameters():
+            weight.data = weight.data.new_empty(0)
+
+
+class Shards:
+    """Policy and value model of a run, every weight split by its rows over all processes."""
+
+    def __init__(self, policy: PreTrainedModel, value_model: PreTrainedModel) -> None:
+        mesh = init_device_mesh(policy.device.type, (process_count(),))
+        self._nothing = _no_tokens(policy.device)
+        self._parts: dict[PreTrainedModel, _Part] = {}
+        self._plain: dict[PreTrainedModel, PreTrainedModel] = {}
+        for models in _split_as_one(policy, value_model):
+            part = _Part.of(models, mesh)
+            for model, plain in zip(models, part.plain.models, strict=True):
+                self._parts[model], self._plain[model] = part, plain
+
+    @contextmanager
+    def whole(self, *models: PreTrainedModel) -> Iterator[tuple[PreTrainedModel, ...]]:
+        """Plain models with all weights, to be read. An error inside in one process ends all, when they meet again."""
+        parts = list(dict.fromkeys(self._parts[model] for model in models))
+        failure: Exception | None = None
+        with _in_step():
+            for part in parts:
+                part.fill()
+        try:
+            yield tuple(self._plain[model] for model in models)
+        except Exception as error:
+            failure = error
+        finally:
+            for part in parts:
+                part.empty()
+        gathered(_raise, failure)
+
+    def backward(
+        self, model: PreTrainedModel, batches: Sequence[ScoringBatch], loss_of: Callable[[ScoringBatch], Tensor]
+    ) -> None:
+        """As the function `backward`, in as many rounds as the process with the most batches needs."""
+        with _in_step():
+            rounds = max(gathered(len, batches))
+            for batch in [*batches, *[self._nothing] * (rounds - len(batches))]:
+                self._parts[model].root(partial(loss_of, batch)).backward()
+
+
+def _raise(failure: Exception | None) -> None:
+    if failure is not None:
+        raise failure
+
+
+@contextmanager
+def _in_step() -> Iterator[None]:
+    """Where all processes work on one model together, an error cannot wait for the others: they wait for this one."""
+    try:
+        yield
+    except Exception as error:
+        raise OutOfStep(
+            f"{type(error).__name__}: {error} (in work that all processes do together; if this is not the first "
+            "error, see those of the others)"
+        ) from error
+
+
+def _no_tokens(device: torch.device) -> ScoringBatch:
+    """A batch that predicts no response token: all that is summed over its tokens is 0."""
+    none = torch.zeros(0, dtype=torch.long, device=device)
+    return ScoringBatch(torch.zeros(1, 1, dtype=torch.long, device=device), none, none, none, none, none, 0)
+
+
+@contextmanager
+def whole(shards: Shards | None, *models: PreTrainedModel) -> Iterator[tuple[PreTrainedModel, ...]]:
+    """The models, to be read: plain ones with all weights where they are split. All processes must come here."""
+    if shards is None:
+        yield models
+    else:
+        with shards.whole(*models) as plain:
+            yield plain
+
+
+def backward(
+    shards: Shards | None,
+    model: PreTrainedModel,
+    batches: Sequence[ScoringBatch],
+    loss_of: Callable[[ScoringBatch], Tensor],
+) -> None:
+    """Add the gradients of each batch's loss, a sum over its response tokens that is computed with `model`."""
+    if shards is not None:
+        shards.backward(model, batches, loss_of)
+        return
+    for batch in batches:
+        loss_of(batch).backward()
+
+
+def whole_tensor(tensor: Tensor) -> Tensor:
+    """All of a tensor that may be split. All processes must come here."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def whole_on_main(state: Any) -> Any:
+    """A nest of dicts and lists with its split tensors put together, on the CPU of the main process alone."""
+
+    def put_together(part: DTensor) -> Tensor:
+        found = part.full_tensor()
+        return found.cpu() if process_index() == 0 else found.new_empty(0)
+
+    return tree_map_only(DTensor, put_together, state)
+
+
+def part_of(tensor: Tensor, like: Tensor) -> Tensor:
+    """This process's part of a whole tensor, where `like`, of the same shape, is split; else all of it."""
+    if not isinstance(like, DTensor) or tensor.shape != like.shape:
+        return tensor
+    return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
+
+
+def part_of_optimizer(state: dict[str, Any], weights: Iterable[Tensor]) -> dict[str, Any]:
+    """This process's part of an optimizer's whole state over these weights."""
+    likes = list(weights)
+    parts = {
+        number: {name: part_of(value, likes[number]) for name, value in values.items()}
+        for number, values in state["state"].items()
+    }
+    return state | {"state": parts}
