@@ -4,6 +4,7 @@ python -m tests.alignment.ppo_processes FOLDER NAME… works in one process too.
 `NAME/process-N.txt`, and raised again once all runs have been tried.
 """
 
+import json
 import os
 import sys
 from contextlib import ExitStack
@@ -13,7 +14,9 @@ from unittest import mock
 
 import torch
 
-from alignment.ppo import processes, update
+from alignment.ppo import memory, processes, update
+from alignment.ppo.learner import Learner
+from alignment.ppo.models import lay_out
 from alignment.ppo.rewards import ModelReward, RuleReward
 from alignment.ppo.train import PPOResult, train_ppo
 from tests.alignment import ppo_world as world
@@ -36,6 +39,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "raises": {},
     "resumed": {},
     "recomputed": {"gradient_checkpointing": True, "steps": 2, "batch_size": 15, "minibatch_size": 5},
+    "float32": {"steps": 2, "batch_size": 15, "minibatch_size": 5},
+    "bfloat16": {"steps": 1, "batch_size": 15, "minibatch_size": 5, "bfloat16": True, "ema_decay": 0.9},
     "few": {"batch_size": 1, "minibatch_size": 1},
     "different": {},
     "half": {"layout": "shared_trunk"},
@@ -64,16 +69,30 @@ def raising(call: int, process: int):
 
 
 def run(out: Path, name: str, rule=world.count_w7) -> PPOResult:
-    """One run in double precision, where processes and one process must agree very closely."""
-    reward = [ModelReward("model", 1.0, world.reward_model().double()), RuleReward("w7", 0.5, rule)]
+    """One run, in double precision unless its name says other: there several processes must agree closely with one."""
+    weights = {"float32": torch.float32, "bfloat16": torch.float32, "half": torch.bfloat16}.get(name, torch.float64)
+    reward = [ModelReward("model", 1.0, world.reward_model().to(weights)), RuleReward("w7", 0.5, rule)]
     options = world.config(**{"steps": 3, "micro_batch_tokens": 32, **OPTIONS.get(name, {})})
-    policy = world.policy(seed=int(os.environ.get("RANK", "0")) if name == "different" else 0).double()
-    if name == "half":
-        policy.bfloat16()
-    return train_ppo(policy, world.tokenizer(), world.PROMPTS, reward, options, ptx_sequences=TEXT, out=out / name)
+    policy = world.policy(seed=int(os.environ.get("RANK", "0")) if name == "different" else 0).to(weights)
+    with mock.patch.object(memory, "has_bfloat16", return_value=True):  # emulated where it is missing
+        return train_ppo(policy, world.tokenizer(), world.PROMPTS, reward, options, ptx_sequences=TEXT, out=out / name)
 
 
-def run_here(out: Path, name: str) -> PPOResult:
+def count_parts(out: Path) -> None:
+    """Write what this process keeps of the policy, and what there is in all, after a step on pretraining text."""
+    config = world.config(ema_decay=0.9, ptx_coef=1.0, ptx_batch_size=2)
+    models = lay_out(config, world.policy(), None, None, [])
+    learner = Learner.of(models.policy, models.value_model, config)
+    update.accumulate_ptx_gradients(learner, TEXT, config, 0, 0)
+    learner.policy_optimizer.step()
+    weights, states = list(learner.policy_weights.values()), learner.policy_optimizer.state.values()
+    kept = {"weights": weights, "gradients": [weight.grad for weight in weights], "average": learner.average}
+    kept |= {name: [state[name] for state in states] for name in ("exp_avg", "exp_avg_sq")}
+    sizes = {name: [sum(t.to_local().numel() for t in ts), sum(t.numel() for t in ts)] for name, ts in kept.items()}
+    (out / f"parts-{processes.process_index()}.json").write_text(json.dumps(sizes), encoding="utf-8")
+
+
+def run_here(out: Path, name: str) -> None:
     """One run of several processes, with what is to go wrong in it."""
     rule = raising(3, process=1) if name == "raises" else world.count_w7
     with ExitStack() as stack:
@@ -83,7 +102,10 @@ def run_here(out: Path, name: str) -> PPOResult:
             stack.enter_context(mock.patch.dict(os.environ, {"FSDP_VERSION": "1"}))
         if name == "breaks" and processes.process_index() == 1:
             stack.enter_context(mock.patch.object(update, "_value_loss", side_effect=MemoryError("no room left")))
-        return run(out, name, rule)
+        if name == "parts":
+            count_parts(out)
+        else:
+            run(out, name, rule)
 
 
 def main(out: Path, names: list[str]) -> None:

@@ -4,6 +4,7 @@ They do so with whole models in each (deploy/accelerate/cpu-2.yaml), and with mo
 use the CPU). All in double precision, where an averaged gradient, or one that is short of a share, would not go unseen.
 """
 
+import json
 import os
 import subprocess
 import sys
@@ -15,14 +16,14 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from alignment.ppo import processes
+from alignment.ppo import processes, sharding
 from tests.alignment import ppo_processes as runs
 from tests.alignment import ppo_world as world
 
 ROOT = Path(__file__).parent.parent.parent
 LAUNCH_FILES = ROOT / "deploy" / "accelerate"
 WHOLE = ("uneven", "empty", "stops", "shared_trunk", "lora", "raises", "resumed", "few", "different", "deepspeed")
-SPLIT = ("uneven", "empty", "stops", "shared_trunk", "recomputed", "raises", "resumed")
+SPLIT = ("uneven", "empty", "stops", "shared_trunk", "recomputed", "float32", "bfloat16", "raises", "resumed", "parts")
 REFUSED = {
     "lora": "layout lora cannot run under FSDP",
     "half": "torch.bfloat16 and torch.float32: load the models in float32",
@@ -38,7 +39,7 @@ OF_THE_CUT = ("padding_share", "sampling_mismatch")  # these tell how the work w
 def alone(tmp_path_factory) -> Path:
     """The runs in this process."""
     out = tmp_path_factory.mktemp("alone")
-    for name in ("uneven", "empty", "stops", "shared_trunk", "lora", "recomputed", "raises"):
+    for name in ("uneven", "empty", "stops", "shared_trunk", "lora", "recomputed", "float32", "bfloat16", "raises"):
         runs.run(out, name)
     assert not torch.distributed.is_initialized()
     return out
@@ -74,14 +75,19 @@ def split(tmp_path_factory) -> Launched:
     return launched(out, on_cpu, (*SPLIT, *REFUSED, "breaks"))
 
 
-def assert_same_run(one: Path, two: Path) -> None:
-    """Logged values, snapshots and the published model agree, but for the rounding of sums in another order."""
+def assert_same_log(one: Path, two: Path, tolerance: float = 1e-10) -> None:
+    """Logged values agree, but for the rounding of sums in another order."""
     first, second = world.logged(one), world.logged(two)
     assert len(first) == len(second) > 0
     for line, other in zip(first, second, strict=True):
         assert line.keys() == other.keys()
         for name in line.keys() - set(OF_THE_CUT):
-            assert other[name] == pytest.approx(line[name], rel=1e-10, abs=1e-10), name
+            assert other[name] == pytest.approx(line[name], rel=tolerance, abs=tolerance), name
+
+
+def assert_same_run(one: Path, two: Path) -> None:
+    """So do snapshots and the published model, in double precision."""
+    assert_same_log(one, two)
     places = sorted(path.relative_to(one) for path in one.rglob("model.safetensors"))
     assert places == sorted(path.relative_to(two) for path in two.rglob("model.safetensors"))
     for place in places:
@@ -100,6 +106,23 @@ def test_two_processes_with_split_models_make_what_one_makes(alone, split, name)
     out, done = split
     assert (out / name / "model").exists(), done.stderr
     assert_same_run(alone / name, out / name)
+
+
+@pytest.mark.parametrize(("name", "tolerance"), [("float32", 1e-5), ("bfloat16", 1e-2)])
+def test_split_models_in_single_and_half_precision(alone, split, name, tolerance) -> None:
+    out, done = split
+    assert (out / name / "model").exists(), done.stderr
+    assert_same_log(alone / name, out / name, tolerance)
+
+
+def test_each_process_keeps_its_part_alone(split) -> None:
+    """Of weights, gradients, average and both of Adam's moments: the parts add up to the whole, in near halves."""
+    out, _ = split
+    sizes = [json.loads((out / f"parts-{process}.json").read_text()) for process in (0, 1)]
+    assert sizes[0].keys() == {"weights", "gradients", "average", "exp_avg", "exp_avg_sq"}
+    for name, (here, whole) in sizes[0].items():
+        assert whole == sizes[1][name][1] == sum(weight.numel() for weight in world.policy().parameters())
+        assert here + sizes[1][name][0] == whole and max(here, sizes[1][name][0]) < 0.51 * whole
 
 
 def test_the_runs_are_not_idle(alone) -> None:
@@ -163,12 +186,14 @@ def test_an_error_where_all_processes_work_on_one_model_ends_all(split) -> None:
     assert done.returncode != 0 and not (out / "breaks" / "model").exists()
 
 
-def test_a_single_process_meets_nobody() -> None:
+def test_a_single_process_meets_nobody(monkeypatch) -> None:
     assert processes.share_of("abc") == ["a", "b", "c"]
     assert processes.gathered(max, 1, 2) == [2] and processes.from_main(3) == 3
     model = torch.nn.Linear(2, 1)
     model(torch.ones(1, 2)).sum().backward()
     processes.sum_gradients(list(model.parameters()))
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    assert sharding.split(world.policy(), world.reward_model(), world.config()) is None
     assert model.weight.grad is not None and model.weight.grad.tolist() == [[1.0, 1.0]]
     assert not torch.distributed.is_initialized()
 

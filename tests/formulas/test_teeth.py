@@ -66,7 +66,7 @@ MUTANTS = [
     ("ppo.shaping", "torch.clamp(scores, -limit, limit)", "torch.clamp(scores, max=limit)", shaping.check_length_and_clip),
     # which logit speaks for which token
     ("logprobs", "position = prompts[row] + time - 1", "position = prompts[row] + time - 2", indexing.check_enumeration),
-    ("logprobs", "targets=input_ids[row, position + 1]", "targets=input_ids[row, position]", indexing.check_enumeration),
+    ("logprobs", "targets=tokens[row, position + 1]", "targets=tokens[row, position]", indexing.check_enumeration),
     ("logprobs", "(lengths.cumsum(0) - lengths)[row]", "lengths.cumsum(0)[row]", indexing.check_one_sequence_at_a_time),
     ("logprobs", "-functional.cross_entropy(logits / temperature", "-functional.cross_entropy(logits", indexing.check_one_sequence_at_a_time),
     ("logprobs", "log_softmax(logits / temperature, dim=-1)", "log_softmax(logits, dim=-1)", indexing.check_entropy_beside_logprobs),
@@ -77,12 +77,12 @@ MUTANTS = [
     ("sampling", "log_softmax(logits / (temperature or 1.0), dim=-1)", "log_softmax(logits, dim=-1)", indexing.check_sampling),
     ("sampling", "self.cache.batch_select_indices(index)", "self.cache.batch_select_indices(index.flip(0))", indexing.check_sampling),
     ("sampling", "return tokens[index]", "return tokens[: len(index)]", indexing.check_sampling),
-    ("ppo.rollout", "hidden[batch.row, batch.position]", "hidden[batch.row, batch.position + 1]", indexing.check_values),
+    ("ppo.rollout", "hidden[batch.row, batch.position])\n\n\ndef shares", "hidden[batch.row, batch.position + 1])\n\n\ndef shares", indexing.check_values),
     ("ppo.rollout", "return normalised(value_model, head_values(value_model, hidden))", "return head_values(value_model, hidden)", indexing.check_values),
     # one mean over the minibatch
     ("ppo.update", "config.entropy_coef * entropy).sum()", "config.entropy_coef * entropy).mean()", accumulation.check_accumulation),
     ("ppo.update", "return loss.sum()", "return loss.mean()", accumulation.check_accumulation),
-    ("ppo.update", "(loss / tokens).backward()", "(loss / batch.real_tokens).backward()", accumulation.check_accumulation),
+    ("ppo.update", "batch, config, found) / tokens", "batch, config, found) / batch.real_tokens", accumulation.check_accumulation),
     ("ppo.update", "policy_loss + config.value_coef *", "policy_loss +", layouts.check_shared_trunk_gradient),
     ("ppo.update", "policy_loss + config.value_coef *", "policy_loss - config.value_coef *", layouts.check_shared_trunk_gradient),
     ("ppo.rollout", "append(output.last_hidden_state[batch.row, batch.position])", "append(output.last_hidden_state[batch.row, batch.position + 1])", layouts.check_one_pass),
@@ -142,11 +142,13 @@ IN_THE_BANDIT = [
 @pytest.mark.parametrize(("name", "old", "new", "check"), MUTANTS)
 def test_a_changed_formula_is_noticed(name: str, old: str, new: str, check) -> None:
     check(module(name))
+    changed = mutant(module(name), old, new)
     with pytest.raises((AssertionError, IndexError)):
-        check(mutant(module(name), old, new))
+        check(changed)
 
 
 @pytest.mark.parametrize(("name", "old", "new"), IN_THE_BANDIT)
 def test_a_changed_formula_moves_the_optimum(name: str, old: str, new: str) -> None:
+    changed = mutant(module(name), old, new)
     with pytest.raises(AssertionError):
-        bandit.check_closed_form(bandit.MODULES | {name: mutant(module(name), old, new)})
+        bandit.check_closed_form(bandit.MODULES | {name: changed})
