@@ -127,43 +127,41 @@ class _Part:
 
 
 class Shards:
-    """Policy and value model of a run, every weight split by its rows over all processes."""
+    """Policy and value model of a run, every weight split by its rows over all processes; see `whole`, `backward`."""
 
     def __init__(self, policy: PreTrainedModel, value_model: PreTrainedModel) -> None:
         mesh = init_device_mesh(policy.device.type, (process_count(),))
-        self._nothing = _no_tokens(policy.device)
-        self._parts: dict[PreTrainedModel, _Part] = {}
-        self._plain: dict[PreTrainedModel, PreTrainedModel] = {}
+        self.parts: dict[PreTrainedModel, _Part] = {}
+        self.plain: dict[PreTrainedModel, PreTrainedModel] = {}
         for models in _split_as_one(policy, value_model):
             part = _Part.of(models, mesh)
             for model, plain in zip(models, part.plain.models, strict=True):
-                self._parts[model], self._plain[model] = part, plain
+                assert isinstance(plain, PreTrainedModel)
+                self.parts[model], self.plain[model] = part, plain
 
-    @contextmanager
-    def whole(self, *models: PreTrainedModel) -> Iterator[tuple[PreTrainedModel, ...]]:
-        """Plain models with all weights, to be read. An error inside in one process ends all, when they meet again."""
-        parts = list(dict.fromkeys(self._parts[model] for model in models))
-        failure: Exception | None = None
-        with _in_step():
-            for part in parts:
-                part.fill()
-        try:
-            yield tuple(self._plain[model] for model in models)
-        except Exception as error:
-            failure = error
-        finally:
-            for part in parts:
-                part.empty()
-        gathered(_raise, failure)
 
-    def backward(
-        self, model: PreTrainedModel, batches: Sequence[ScoringBatch], loss_of: Callable[[ScoringBatch], Tensor]
-    ) -> None:
-        """As the function `backward`, in as many rounds as the process with the most batches needs."""
-        with _in_step():
-            rounds = max(gathered(len, batches))
-            for batch in [*batches, *[self._nothing] * (rounds - len(batches))]:
-                self._parts[model].root(partial(loss_of, batch)).backward()
+@contextmanager
+def whole(shards: Shards | None, *models: PreTrainedModel) -> Iterator[tuple[PreTrainedModel, ...]]:
+    """The models, to be read: where they are split, plain ones that have all weights for as long.
+
+    All processes come here and leave together: an error inside in one of them ends all.
+    """
+    if shards is None:
+        yield models
+        return
+    parts = list(dict.fromkeys(shards.parts[model] for model in models))
+    failure: Exception | None = None
+    with _in_step():
+        for part in parts:
+            part.fill()
+    try:
+        yield tuple(shards.plain[model] for model in models)
+    except Exception as error:
+        failure = error
+    finally:
+        for part in parts:
+            part.empty()
+    gathered(_raise, failure)
 
 
 def _raise(failure: Exception | None) -> None:
@@ -171,16 +169,24 @@ def _raise(failure: Exception | None) -> None:
         raise failure
 
 
-@contextmanager
-def _in_step() -> Iterator[None]:
-    """Where all processes work on one model together, an error cannot wait for the others: they wait for this one."""
-    try:
-        yield
-    except Exception as error:
-        raise OutOfStep(
-            f"{type(error).__name__}: {error} (in work that all processes do together; if this is not the first "
-            "error, see those of the others)"
-        ) from error
+def backward(
+    shards: Shards | None,
+    model: PreTrainedModel,
+    batches: Sequence[ScoringBatch],
+    loss_of: Callable[[ScoringBatch], Tensor],
+) -> None:
+    """Add the gradients of each batch's loss, a sum over its response tokens that is computed with `model`.
+
+    Where the model is split all processes come here, and make as many rounds as the one with the most batches.
+    """
+    if shards is None:
+        for batch in batches:
+            loss_of(batch).backward()
+        return
+    with _in_step():
+        rounds = max(gathered(len, batches))
+        for batch in [*batches, *[_no_tokens(model.device)] * (rounds - len(batches))]:
+            shards.parts[model].root(partial(loss_of, batch)).backward()
 
 
 def _no_tokens(device: torch.device) -> ScoringBatch:
@@ -190,27 +196,15 @@ def _no_tokens(device: torch.device) -> ScoringBatch:
 
 
 @contextmanager
-def whole(shards: Shards | None, *models: PreTrainedModel) -> Iterator[tuple[PreTrainedModel, ...]]:
-    """The models, to be read: plain ones with all weights where they are split. All processes must come here."""
-    if shards is None:
-        yield models
-    else:
-        with shards.whole(*models) as plain:
-            yield plain
-
-
-def backward(
-    shards: Shards | None,
-    model: PreTrainedModel,
-    batches: Sequence[ScoringBatch],
-    loss_of: Callable[[ScoringBatch], Tensor],
-) -> None:
-    """Add the gradients of each batch's loss, a sum over its response tokens that is computed with `model`."""
-    if shards is not None:
-        shards.backward(model, batches, loss_of)
-        return
-    for batch in batches:
-        loss_of(batch).backward()
+def _in_step() -> Iterator[None]:
+    """Where all processes work on one model together, an error cannot be told to the others: they wait for this one."""
+    try:
+        yield
+    except Exception as error:
+        raise OutOfStep(
+            f"{type(error).__name__}: {error} (in work that all processes do together; if this is not the first "
+            "error, see those of the others)"
+        ) from error
 
 
 def whole_tensor(tensor: Tensor) -> Tensor:

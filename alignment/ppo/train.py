@@ -189,7 +189,7 @@ def _scored_share(run: _Run, rows: Sequence[int], seconds: dict[str, float]) -> 
         episodes = sample_episodes(policy, prompts, config, run.eos_token_ids, uniforms[places])
     read = [learner.value_model, *([learner.policy] if computes_in_half(learner.policy, config) else [])]
     with _timed("scoring", seconds), sharding.whole(learner.shards, *read) as (value_model, *policies):
-        models = (run.reference, *(policies or [learner.policy]), value_model)
+        models = (run.reference, policies[0] if policies else learner.policy, value_model)
         return score_episodes(episodes, run.components, *models, run.tokenizer, config)
 
 

@@ -73,7 +73,8 @@ def run(out: Path, name: str, rule=world.count_w7) -> PPOResult:
     weights = {"float32": torch.float32, "bfloat16": torch.float32, "half": torch.bfloat16}.get(name, torch.float64)
     reward = [ModelReward("model", 1.0, world.reward_model().to(weights)), RuleReward("w7", 0.5, rule)]
     options = world.config(**{"steps": 3, "micro_batch_tokens": 32, **OPTIONS.get(name, {})})
-    policy = world.policy(seed=int(os.environ.get("RANK", "0")) if name == "different" else 0).to(weights)
+    seed = int(os.environ.get("RANK", "0")) if name == "different" else 0
+    policy = world.policy(seed, tie_word_embeddings=name == "empty").to(weights)
     with mock.patch.object(memory, "has_bfloat16", return_value=True):  # emulated where it is missing
         return train_ppo(policy, world.tokenizer(), world.PROMPTS, reward, options, ptx_sequences=TEXT, out=out / name)
 
