@@ -32,7 +32,7 @@ from alignment.ppo.rollout import (
     values_with_still_trunk,
 )
 from alignment.ppo.schedule import learning_rate_share
-from alignment.ppo.threads import side_by_side
+from alignment.threads import side_by_side
 
 Sums = defaultdict[str, float]
 
