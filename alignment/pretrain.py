@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -19,7 +20,7 @@ from alignment.journal import Journal
 from alignment.model import save_model
 from alignment.records import Document, read_records
 from alignment.tokenizer import document_tokens
-from alignment.training import TrainingState, cosine_schedule
+from alignment.training import TrainingState, backward, cosine_schedule
 
 
 @dataclass(frozen=True)
@@ -109,25 +110,25 @@ def train_packed(
     """The training loop: resume, step, log, checkpoint."""
     per_epoch = math.ceil(len(train.rows) / config.batch_sequences)
     steps = max(1, round(per_epoch * config.epochs))
-    optimizer = torch.optim.AdamW(
-        parameter_groups(model, config.weight_decay), lr=config.learning_rate, betas=(0.9, 0.95)
-    )
+    weights = list(model.parameters())
+    groups = parameter_groups(model, config.weight_decay)
+    optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.95), fused=True)
     schedule = cosine_schedule(optimizer, steps, config.warmup_share, config.min_learning_rate_share)
     state = TrainingState(out / "checkpoint", model, optimizer, schedule)
     first = state.resume()
     journal.rewind(first)
-    model.train()
+    model.eval()  # no dropout: a model from elsewhere may have some, and few tokens are seen more than a few times
     for step in tqdm(range(first + 1, steps + 1), desc="pretrain", initial=first, total=steps, disable=None):
         batch = train.rows[batch_rows(step, len(train.rows), config.batch_sequences, seed)]
-        loss = next_token_loss(model, batch)
+        halves = [half for half in batch.chunk(2) if len(half)]
+        losses = [partial(next_token_loss, model, half, len(half) / len(batch)) for half in halves]
+        loss = backward(losses, weights)
         if not torch.isfinite(loss):
             raise TrainingError(
                 f"the loss is {loss.item()} at step {step}; lower `pretrain.learning_rate`. "
                 f"Last good: {state.last_good()}"
             )
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
+        norm = torch.nn.utils.clip_grad_norm_(weights, config.max_grad_norm)
         optimizer.step()
         schedule.step()
         if step % config.log_every_steps == 0 or step == steps:
@@ -138,7 +139,6 @@ def train_packed(
         if step % config.checkpoint_every_steps == 0 and step < steps:
             journal.log({"heldout_loss": heldout_loss(model, heldout.rows[:64])}, step)
             state.save(step)
-    model.eval()
     state.discard()
     journal.figure("loss", curve(journal.read(), ["loss", "heldout_loss"], "pretraining loss (nats per token)"))
 
@@ -158,10 +158,10 @@ def batch_rows(step: int, rows: int, batch: int, seed: int) -> list[int]:
     return list(order[place * batch : (place + 1) * batch])
 
 
-def next_token_loss(model: PreTrainedModel, batch: Tensor) -> Tensor:
-    """Mean over positions of −log p(x_t | x_<t). Shape of batch: (b, context)."""
+def next_token_loss(model: PreTrainedModel, batch: Tensor, share: float = 1.0) -> Tensor:
+    """`share` times the mean over positions of −log p(x_t | x_<t). Shape of batch: (b, context)."""
     logits = model(input_ids=batch, use_cache=False).logits[:, :-1].float()
-    return functional.cross_entropy(logits.reshape(-1, logits.shape[-1]), batch[:, 1:].reshape(-1))
+    return share * functional.cross_entropy(logits.reshape(-1, logits.shape[-1]), batch[:, 1:].reshape(-1))
 
 
 @torch.no_grad()

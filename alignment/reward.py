@@ -10,6 +10,7 @@ import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -40,7 +41,7 @@ from alignment.preference import bradley_terry_loss
 from alignment.pretrain import parameter_groups
 from alignment.records import Comparison, Demonstration, read_records
 from alignment.tokenizer import prompt_tokens, response_tokens
-from alignment.training import TrainingState, cosine_schedule
+from alignment.training import TrainingState, backward, cosine_schedule
 
 COEFFICIENT_SPEED = 10.0  # one number has further to go than each of the head's weights
 
@@ -162,7 +163,10 @@ def train_groups(
     """The training loop over batches of prompts: resume, step, log."""
     per_epoch = math.ceil(len(groups) / config.batch_prompts)
     steps = max(1, round(per_epoch * config.epochs))
-    optimizer = torch.optim.AdamW(groups_with_head(model, config), lr=config.learning_rate, betas=(0.9, 0.98))
+    weights = [weight for weight in model.parameters() if weight.requires_grad]
+    optimizer = torch.optim.AdamW(
+        groups_with_head(model, config), lr=config.learning_rate, betas=(0.9, 0.98), fused=True
+    )
     schedule = cosine_schedule(optimizer, steps, config.warmup_share, 0.1)
     state = TrainingState(out / "checkpoint", model, optimizer, schedule)
     first = state.resume()
@@ -171,27 +175,20 @@ def train_groups(
         epoch, place = divmod(step - 1, per_epoch)
         order = torch.randperm(len(groups), generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch)).tolist()
         batch = [groups[i] for i in order[place * config.batch_prompts : (place + 1) * config.batch_prompts]]
-        loss, accuracy = batch_loss(model, batch, language_head, config.lm_coef)
+        halves = [half for half in (batch[::2], batch[1::2]) if half]
+        losses = [partial(batch_loss, model, half, language_head, config.lm_coef, batch) for half in halves]
+        loss, accuracy = backward(losses, weights)
         if not torch.isfinite(loss):
             raise TrainingError(
                 f"the loss is {loss.item()} at step {step}; lower `reward.learning_rate`. "
                 f"Last good: {state.last_good()}"
             )
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
+        norm = torch.nn.utils.clip_grad_norm_(weights, config.max_grad_norm)
         optimizer.step()
         schedule.step()
         if step % config.log_every_steps == 0 or step == steps:
-            journal.log(
-                {
-                    "loss": loss.item(),
-                    "train_accuracy": accuracy,
-                    "grad_norm": float(norm),
-                    "learning_rate": float(schedule.get_last_lr()[0]),
-                },
-                step,
-            )
+            told = {"loss": float(loss), "train_accuracy": float(accuracy), "grad_norm": float(norm)}
+            journal.log(told | {"learning_rate": float(schedule.get_last_lr()[0])}, step)
         if step % per_epoch == 0 and step < steps:
             state.save(step)
     state.discard()
@@ -213,37 +210,55 @@ def groups_with_head(model: PreTrainedModel, config: RewardConfig) -> list[dict[
 
 
 def batch_loss(
-    model: PreTrainedModel, batch: Sequence[PromptGroup], language_head: nn.Module | None = None, lm_coef: float = 0.0
-) -> tuple[Tensor, float]:
+    model: PreTrainedModel,
+    part: Sequence[PromptGroup],
+    language_head: nn.Module | None = None,
+    lm_coef: float = 0.0,
+    batch: Sequence[PromptGroup] | None = None,
+) -> Tensor:
     """Bradley-Terry loss in which every prompt weighs the same, but for the weights of its comparisons (a pair counts
-    w / number of the prompt's pairs), and the share of pairs that are in order.
+    w / number of the prompt's pairs), and the share of pairs that are in order. Returns both, shape (2,).
+
+    Of a `part` of a `batch` it is the part's share: what the parts give adds up to what the batch gives.
 
     With `lm_coef` the trunk goes on predicting the next token through SFT's frozen head, which keeps what it knows of
     prompts and answers (Yang et al. 2024, "Regularizing Hidden States", text regularisation on what was chosen): each
     response counts by the share of its comparisons that it won.
     """
-    sequences = [sequence for group in batch for sequence in group.sequences]
+    batch = batch or part
+    sequences = [sequence for group in part for sequence in group.sequences]
     tokens = right_pad(sequences).to(model.device)
     lengths = torch.tensor([len(sequence) for sequence in sequences], device=model.device)
-    prompts = torch.tensor([group.prompt_length for group in batch for _ in group.sequences], device=model.device)
+    prompts = torch.tensor([group.prompt_length for group in part for _ in group.sequences], device=model.device)
     hidden = model.base_model(input_ids=tokens, use_cache=False).last_hidden_state
     scores = raw_scores(model, hidden, tokens, prompts, lengths)
     pairs, per_prompt, start = [], [], 0
-    for group in batch:
+    for group in part:
         pairs += [(start + chosen, start + rejected) for chosen, rejected in group.pairs]
         per_prompt += [weight / len(group.pairs) for weight in group.weights]
         start += len(group.sequences)
     index = torch.tensor(pairs)
-    accuracy = (scores[index[:, 0]] > scores[index[:, 1]]).float().mean().item()
+    in_order = (scores[index[:, 0]] > scores[index[:, 1]]).sum() / sum(len(group.pairs) for group in batch)
     loss = bradley_terry_loss(scores, index, weights=torch.tensor(per_prompt))
+    loss = loss * (sum(per_prompt) / sum(map(weight_of_pairs, batch)))
     if language_head is not None and lm_coef > 0:
-        won = torch.tensor([share for group in batch for share in won_shares(group)], device=model.device)
+        won = torch.tensor([share for group in part for share in won_shares(group)], device=model.device)
         weights = won.unsqueeze(-1) * (torch.arange(1, tokens.shape[1], device=model.device) < lengths.unsqueeze(-1))
         counts = weights > 0
         logits = language_head(hidden[:, :-1][counts])
         losses = functional.cross_entropy(logits, tokens[:, 1:][counts], reduction="none")
-        loss = loss + lm_coef * (weights[counts] * losses).sum() / weights.sum()
-    return loss, accuracy
+        loss = loss + lm_coef * (weights[counts] * losses).sum() / sum(map(weight_of_tokens, batch))
+    return torch.stack([loss, in_order.to(loss)])
+
+
+def weight_of_pairs(group: PromptGroup) -> float:
+    """What a prompt's comparisons weigh together: 1 where each has the weight 1."""
+    return sum(group.weights) / len(group.pairs)
+
+
+def weight_of_tokens(group: PromptGroup) -> float:
+    """The tokens that are predicted of a prompt's responses, each by the share of its comparisons that was won."""
+    return sum(share * (len(one) - 1) for share, one in zip(won_shares(group), group.sequences, strict=True))
 
 
 def won_shares(group: PromptGroup) -> list[float]:

@@ -220,16 +220,14 @@ def to_comparison(row: Row, source: RowSource, number: int) -> Comparison:
             raise BadRow(f"an exported row that was changed: {error}") from error
     if "chosen" not in row or "rejected" not in row:
         raise BadRow(f"no `chosen` and `rejected` among {sorted(row)}")
-    if source.format == "hh":
-        (messages, chosen), (other, rejected) = (
-            parse_transcript(str(row["chosen"])),
-            parse_transcript(str(row["rejected"])),
-        )
-    elif "prompt" in row:
+    if "prompt" in row and source.format != "hh":
         messages = other = as_messages(row["prompt"], "user")
         chosen, rejected = only_text(row["chosen"]), only_text(row["rejected"])
     else:
-        (messages, chosen), (other, rejected) = split_messages(row["chosen"]), split_messages(row["rejected"])
+        (messages, chosen), (other, rejected) = (
+            parse_transcript(str(one)) if source.format == "hh" or isinstance(one, str) else split_messages(one)
+            for one in (row["chosen"], row["rejected"])
+        )
     if messages != other:
         raise BadRow("chosen and rejected do not share the same prompt")
     if chosen.strip() == rejected.strip():

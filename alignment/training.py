@@ -2,13 +2,17 @@
 
 import math
 import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedModel
+
+from alignment.threads import side_by_side
 
 
 def cosine_schedule(optimizer: Optimizer, steps: int, warmup_share: float, min_share: float) -> LambdaLR:
@@ -22,6 +26,31 @@ def cosine_schedule(optimizer: Optimizer, steps: int, warmup_share: float, min_s
         return min_share + (1 - min_share) * 0.5 * (1 + math.cos(math.pi * progress))
 
     return LambdaLR(optimizer, factor)
+
+
+def backward(losses: Sequence[Callable[[], Tensor]], weights: Sequence[nn.Parameter]) -> Tensor:
+    """The sum of one or two losses, whose gradient becomes that of each weight.
+
+    Of a loss of shape (n,) the first value is minimised, and the others are figures that are wanted too. Two losses,
+    such as of the halves of a batch, are worked out side by side (`alignment.threads`) and added up in the order given.
+    Their forwards must draw no random numbers, as dropout does: who draws first would be left to chance.
+    """
+    learnt = [weight for weight in weights if weight.requires_grad]
+
+    def gradients(loss: Callable[[], Tensor]) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+        with torch.enable_grad():
+            value = loss()
+            return value.detach(), torch.autograd.grad(value.flatten()[0], learnt, allow_unused=True)
+
+    if len(losses) == 1:
+        found = [gradients(losses[0])]
+    else:
+        first, second = losses
+        found = list(side_by_side(lambda: gradients(first), lambda: gradients(second), learnt[0].device))
+    for weight, *parts in zip(learnt, *(given for _, given in found), strict=True):
+        present = [part for part in parts if part is not None]
+        weight.grad = sum(present[1:], present[0]) if present else None
+    return torch.stack([value for value, _ in found]).sum(dim=0)
 
 
 class TrainingState:

@@ -76,21 +76,27 @@ def in_order(config: LabelingConfig, files: Sequence[Sequence[ResponseSet]], rej
         found = [file[name] for file in by_file if name in file]
         responses = interleaved([one.responses for one in found])
         _no_two_texts(name, responses)
-        kept = distinct(responses)
-        fitting = kept[:MOST_RESPONSES] if len(files) > 1 else responses
-        left_out += len(kept) - len(fitting) if len(files) > 1 else 0
-        if len(fitting) > 1:
-            sets[name] = ResponseSet(prompt=found[0].prompt, responses=tuple(fitting))
+        if len(files) > 1:
+            kept = distinct(responses)
+            responses = kept[:MOST_RESPONSES]
+            left_out += len(kept) - len(responses)
+        if len(responses) > 1:
+            sets[name] = ResponseSet(prompt=found[0].prompt, responses=tuple(responses))
         for number, file in enumerate(by_file, start=1):
             for place, response in enumerate(file[name].responses if name in file else (), start=1):
                 origins.setdefault(response.id, f"file {number}" if len(files) > 1 else f"sample {place}")
     worth, pairs = _worth(config, sets, by_file)
-    by, seed = config.choose.by, config.seed
-    chosen = list(sets.values()) if by == "given" else in_random_order(sets, seed) if by == "random" else None
-    return Material(
-        sets=chosen if chosen is not None else by_worth(sets, worth, seed),
-        rejected=rejected, worth=worth, pairs=pairs, origins=origins, left_out=left_out,
-    )  # fmt: skip
+    ordered = _ordered(config, sets, worth)
+    return Material(sets=ordered, rejected=rejected, worth=worth, pairs=pairs, origins=origins, left_out=left_out)
+
+
+def _ordered(config: LabelingConfig, sets: dict[str, ResponseSet], worth: dict[str, float]) -> list[ResponseSet]:
+    """The sets in the order in which they are judged, as far as the budget goes."""
+    if config.choose.by == "given":
+        return list(sets.values())
+    if config.choose.by == "random":
+        return in_random_order(sets, config.seed)
+    return by_worth(sets, worth, config.seed)
 
 
 def _once(sets: Sequence[ResponseSet], file: int, rejected: list[Rejected]) -> dict[str, ResponseSet]:

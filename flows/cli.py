@@ -93,10 +93,12 @@ def run(
     home: Home = None,
 ) -> None:
     """Run a recipe, from corpus to a registered policy; what is unchanged since an earlier run is not run again."""
-    from flows.recipe import check_files, load_recipe
+    from flows.recipe import check_files, check_judged, load_recipe
 
     chosen = load_recipe(recipe, overrides or [])
     check_files(chosen)
+    if stage in ("", "labeling"):
+        check_judged(chosen)
     if plan:
         from flows.plan import plan as planned
         from flows.plan import plan_table

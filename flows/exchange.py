@@ -43,7 +43,7 @@ Home = Annotated[Path | None, typer.Option("--home", help="Where the stack lives
 def import_judgements(
     file: Annotated[Path, typer.Argument(help="A file: JSONL (also gzipped), JSON, CSV or Parquet.")],
     out: Annotated[Path, typer.Option(help="A directory for the comparisons and what was put aside.")],
-    form: Annotated[Shape, typer.Option("--format", help="auto: chosen/rejected, and our own exports.")] = Shape.auto,
+    form: Annotated[Shape, typer.Option("--format", help="auto: chosen/rejected and exports.")] = Shape.auto,
 ) -> None:
     """Read comparisons of others, or a project's JSON export from Label Studio; count what does not fit by reason.
 

@@ -45,12 +45,12 @@ def _steps(recipe: Recipe) -> Iterator[Step]:
     yield from _data(recipe)
     yield from _judgements(recipe)
     yield Step(
-        stage="reward", version=2, config=recipe.reward, model="reward",
+        stage="reward", version=3, config=recipe.reward, model="reward",
         inputs=_same("sft", "comparisons", "demonstrations"),
     )  # fmt: skip
     if recipe.align.select == "heldout_reward":
         one = recipe.reward.model_copy(update={"members": 1, "combine": "mean"})
-        yield Step(stage="validation", config=one, inputs=_same("sft", "comparisons", "demonstrations"))
+        yield Step(stage="validation", version=2, config=one, inputs=_same("sft", "comparisons", "demonstrations"))
     yield _align(recipe)
     measured = _same("sft", "reward", "prompts", "corpus")
     yield Step(
@@ -76,13 +76,14 @@ def _data(recipe: Recipe) -> Iterator[Step]:
     if recipe.town is not None:
         yield Step(stage="town", version=2, config=recipe.town)
     yield Step(stage="corpus", config=recipe.corpus, inputs=town, files=_files(recipe.corpus.sources))
+    inputs, files = _same("corpus"), tuple[Path, ...]()
     if recipe.pretrain.checkpoint is None:
         told = {"tokenizer": recipe.tokenizer, "context_length": recipe.pretrain.model.context_length}
         yield Step(stage="tokenizer", config=told, inputs=_same("corpus"))
-        yield Step(stage="pretrain", config=recipe.pretrain, inputs=_same("corpus", "tokenizer"), model="base")
-    else:
-        files = tuple(path for path in [Path(recipe.pretrain.checkpoint)] if path.exists())
-        yield Step(stage="pretrain", config=recipe.pretrain, inputs=_same("corpus"), files=files, model="base")
+        inputs = _same("corpus", "tokenizer")
+    elif (path := Path(recipe.pretrain.checkpoint)).exists():
+        files = (path,)
+    yield Step(stage="pretrain", version=2, config=recipe.pretrain, inputs=inputs, files=files, model="base")
     for stage, config in (("demonstrations", recipe.demonstrations), ("prompts", recipe.prompts)):
         yield Step(stage=stage, config=config, inputs=town, files=_files(config.sources))
     yield Step(stage="sft", config=recipe.sft, inputs={"base": "pretrain", **_same("demonstrations")}, model="sft")

@@ -97,8 +97,9 @@ def planning(recipe: Recipe, told: str, home: Path | None) -> Planning:
     """The tasks of a recipe's collection; nothing is asked of Label Studio. Raises ArtifactError for missing stages."""
     config = recipe.labeling
     assert config is not None
-    responses = None if config.responses else made(recipe, "responses", told, home)
-    material = read_material(config, responses)
+    shown = config.judged > 0 or config.demonstrations.draft
+    responses = made(recipe, "responses", told, home) if shown and not config.responses else None
+    material = read_material(config, responses) if shown else Material(sets=[])
     with closing(annotation_store(home)) as store:
         config, budget = within_budget(config, material, store, responses, home)
     town = made(recipe, "town", told, home) if config.quality.gold.share and recipe.town else None

@@ -193,6 +193,15 @@ def check_files(recipe: Recipe) -> None:
             raise DataError(f"labeling.{key} {path} is not there: name {WANTED[key.split('.')[0]]}")
 
 
+def check_judged(recipe: Recipe) -> None:
+    """Raise ConfigError for a recipe whose labelling asks for demonstrations alone: a run needs judgements."""
+    if recipe.labeling is not None and not recipe.labeling.judged:
+        raise ConfigError(
+            "labeling asks for demonstrations alone, which `rlhf label open` collects, and a run needs judgements: set "
+            "labeling.rankings.prompts or labeling.pairwise.prompts, or remove `labeling` and name comparisons.sources"
+        )
+
+
 def recipes() -> dict[str, str]:
     """The recipes that come with the package, with what they are for."""
     return {path.stem: str(_read(path).get("description", "")) for path in sorted(RECIPES.glob("*.yaml"))}

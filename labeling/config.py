@@ -169,8 +169,10 @@ class LabelingConfig(Options):
 
     @model_validator(mode="after")
     def _something_to_do_and_enough_hands(self) -> "LabelingConfig":
-        if self.rankings.prompts + self.pairwise.prompts == 0:
-            raise ValueError("rankings.prompts and pairwise.prompts are both 0: nothing would be judged")
+        if self.judged + self.demonstrations.prompts == 0:
+            raise ValueError(
+                "rankings.prompts, pairwise.prompts and demonstrations.prompts are all 0: nothing would be asked"
+            )
         if self.choose.by == "policies" and len(self.responses) != 2:
             raise ValueError(f"choose.by policies compares two files of `responses`; there are {len(self.responses)}")
         if strange := [one for one in self.people if not EMAIL.fullmatch(one)]:
@@ -185,6 +187,11 @@ class LabelingConfig(Options):
         if self.annotators == "simulated" and self.quality.adjudicate:
             raise ValueError("quality.adjudicate needs people: set labeling.annotators: people, or adjudicate: false")
         return self
+
+    @property
+    def judged(self) -> int:
+        """How many prompts have their responses judged; 0 where people are asked for demonstrations alone."""
+        return self.rankings.prompts + self.pairwise.prompts
 
     @property
     def gold_tasks(self) -> dict[Kind, int]:

@@ -22,8 +22,8 @@ from alignment.ppo.kl import kl_estimate
 from alignment.ppo.memory import computes_in_half, computing
 from alignment.ppo.rewards import Component, component_scores, total_score
 from alignment.ppo.shaping import clipped_score, length_penalised, missing_eos_score, token_rewards
-from alignment.ppo.threads import side_by_side
 from alignment.sampling import generate
+from alignment.threads import side_by_side
 
 
 @dataclass(frozen=True)

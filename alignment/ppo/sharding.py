@@ -127,7 +127,7 @@ class _Part:
 
 
 class Shards:
-    """Policy and value model of a run, every weight split by its rows over all processes; see `whole`, `backward`."""
+    """Policy and value model of a run, each weight split by its rows over all processes: `whole`, `add_gradients`."""
 
     def __init__(self, policy: PreTrainedModel, value_model: PreTrainedModel) -> None:
         mesh = init_device_mesh(policy.device.type, (process_count(),))
@@ -169,7 +169,7 @@ def _raise(failure: Exception | None) -> None:
         raise failure
 
 
-def backward(
+def add_gradients(
     shards: Shards | None,
     model: PreTrainedModel,
     batches: Sequence[ScoringBatch],

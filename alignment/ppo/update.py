@@ -29,8 +29,8 @@ from alignment.ppo.rollout import (
     response_values,
     values_with_still_trunk,
 )
-from alignment.ppo.sharding import backward, whole_tensor
-from alignment.ppo.threads import side_by_side
+from alignment.ppo.sharding import add_gradients, whole_tensor
+from alignment.threads import side_by_side
 
 Sums = defaultdict[str, float]
 Loss = Callable[[Learner, Rollout, ScoringBatch, PPOConfig, Sums], Tensor]
@@ -85,7 +85,9 @@ def accumulate_gradients(
 
     def learn(model: PreTrainedModel, loss: Loss) -> Sums:
         found: Sums = defaultdict(float)
-        backward(learner.shards, model, batches, lambda batch: loss(learner, rollout, batch, config, found) / tokens)
+        add_gradients(
+            learner.shards, model, batches, lambda batch: loss(learner, rollout, batch, config, found) / tokens
+        )
         return found
 
     learn_policy = partial(learn, learner.policy, _loss_of_both if learner.shares_trunk else _loss_of_policy)
@@ -198,7 +200,7 @@ def accumulate_ptx_gradients(
         return config.ptx_coef * loss
 
     batches = scoring_batches(mine, [1] * len(mine), config.micro_batch_tokens, policy.device)
-    backward(learner.shards, policy, batches, weighted_loss)
+    add_gradients(learner.shards, policy, batches, weighted_loss)
     return sum(losses)
 
 

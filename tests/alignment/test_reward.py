@@ -83,8 +83,8 @@ def test_loss_and_accuracy_of_a_batch_by_hand(base, model) -> None:
     who = [a[0] - a[1], a[0] - a[2], a[1] - a[2]]
     what = [b[0] - b[1]]
     by_prompt = [sum(math.log1p(math.exp(-d)) for d in group) / len(group) for group in (who, what)]
-    loss, accuracy = batch_loss(model, groups)
-    assert loss.item() == pytest.approx(sum(by_prompt) / 2, abs=1e-5)  # every prompt weighs the same
+    loss, accuracy = batch_loss(model, groups).tolist()
+    assert loss == pytest.approx(sum(by_prompt) / 2, abs=1e-5)  # every prompt weighs the same
     assert accuracy == pytest.approx(sum(d > 0 for d in who + what) / 4)
 
 
@@ -100,6 +100,14 @@ def test_weights_in_the_loss_by_hand(base, model) -> None:
     counts = (2.0 / 2, 0.5 / 2, 1.0)
     expected = sum(w * loss for w, loss in zip(counts, losses, strict=True)) / sum(counts)
     assert batch_loss(model, groups)[0].item() == pytest.approx(expected, abs=1e-5)
+
+
+def test_parts_of_a_batch_add_up_to_it(base, model) -> None:
+    rows = all_pairs("Who?") + [row.model_copy(update={"weight": 0.25}) for row in all_pairs("What?", ANSWERS[:2])]
+    groups, _ = group_by_prompt(rows + all_pairs("Why?", ANSWERS[1:]), base[2], 64)
+    head = base[1].get_output_embeddings()
+    parts = [batch_loss(model, part, head, 0.7, groups) for part in (groups[:1], groups[1:])]
+    torch.testing.assert_close(parts[0] + parts[1], batch_loss(model, groups, head, 0.7))
 
 
 def test_what_is_too_long_is_counted(base) -> None:

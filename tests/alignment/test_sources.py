@@ -129,8 +129,9 @@ def test_records_are_read_as_they_are_and_checked(tmp_path) -> None:
 HH = "\n\nHuman: Who plays?\n\nAssistant: Ada.\n\nHuman: What?\n\nAssistant:"
 
 
-def test_transcripts_are_split_before_the_last_answer(tmp_path) -> None:
-    row = one(tmp_path, {"chosen": f"{HH} The violin.", "rejected": f"{HH} Go away."}, to_comparison, format="hh")
+@pytest.mark.parametrize("form", ["hh", "auto"])
+def test_transcripts_are_split_before_the_last_answer(tmp_path, form) -> None:
+    row = one(tmp_path, {"chosen": f"{HH} The violin.", "rejected": f"{HH} Go away."}, to_comparison, format=form)
     said = [("user", "Who plays?"), ("assistant", "Ada."), ("user", "What?")]
     assert row.prompt.messages == tuple(Message(role=role, content=words) for role, words in said)
     assert (row.chosen.text, row.rejected.text) == ("The violin.", "Go away.")

@@ -21,6 +21,7 @@ from alignment.records import (
     read_records,
     write_records,
 )
+from flows import opening
 from flows.accounts import book_path, ensure_people, states
 from flows.choosing import Material, read_material, within_budget
 from flows.cli import app
@@ -139,6 +140,23 @@ def test_more_tasks_another_overlap_and_demonstrations_are_added(on_server: Path
     assert made.completion == "Mara Lind." and made.messages[-1].content == row["data"]["prompt"]
     (aside,), _ = read_records(on_server / "written.rejected.jsonl", Rejected)
     assert "without a control name" in aside.reason
+
+
+@pytest.mark.server
+def test_demonstrations_alone_need_prompts_and_no_responses(
+    on_server: Path, owner: LabelStudio, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompts = [response_set(n).prompt.model_copy(update={"split": "train"}) for n in range(3)]
+    write_records(on_server / "prompts" / "prompts.jsonl", prompts)
+    monkeypatch.setattr(opening, "made", lambda recipe, stage, told, home: {"prompts": on_server / "prompts"}[stage])
+    recipe = recipe_file(on_server, "answers", [], responses=[], demonstrations={"prompts": 2},
+                         rankings={"prompts": 0}, pairwise={"prompts": 0})  # fmt: skip
+    opened = open_(recipe, "--yes")
+    assert opened.exit_code == 0, opened.output
+    (project,) = [one for one in owner.projects() if one["title"].startswith("answers ")]
+    assert project["task_number"] == 2 and "answers demonstration" in project["title"]
+    run = CliRunner().invoke(app, ["run", str(recipe)])
+    assert run.exit_code == 1 and "which `rlhf label open` collects" in str(run.exception)
 
 
 @pytest.mark.server

@@ -84,7 +84,7 @@ def test_a_prompt_to_write_for_is_there_once() -> None:
 
 
 def test_options_that_cannot_work_are_refused() -> None:
-    with pytest.raises(ValueError, match="nothing would be judged"):
+    with pytest.raises(ValueError, match="nothing would be asked"):
         LabelingConfig.model_validate({"rankings": {"prompts": 0}, "pairwise": {"prompts": 0}})
     with pytest.raises(ValueError, match=r"needs as many crew\.annotators"):
         LabelingConfig.model_validate({"rankings": {"overlap": 4}, "crew": {"annotators": 3}})

@@ -10,8 +10,9 @@ from alignment.ppo.learner import Learner
 from alignment.ppo.models import lay_out
 from alignment.ppo.rewards import reward_components
 from alignment.ppo.rollout import rollout_of, sample_episodes, score_episodes
-from alignment.ppo.threads import side_by_side
 from alignment.ppo.update import accumulate_gradients
+from alignment.threads import side_by_side
+from alignment.training import backward
 from tests.alignment import ppo_world as world
 
 CPU = torch.device("cpu")
@@ -86,3 +87,26 @@ def test_one_thread_or_two_give_the_same_gradients_to_the_bit(layout, threads) -
     pairs = [(a, b) for a, b in zip(one, two, strict=True) if a is not None and b is not None]
     assert len(pairs) > 10 and sum(bool(a.any()) for a, _ in pairs) > 10
     assert all(torch.equal(a, b) for a, b in pairs)
+
+
+def test_the_gradients_of_two_losses_are_those_of_their_sum(threads) -> None:
+    model, tokens = world.policy().eval(), torch.arange(2, 66).view(8, 8) % 12
+    weights = [*model.parameters()]
+    apart = torch.nn.Parameter(torch.ones(1))  # no loss depends on it
+
+    def loss(rows: torch.Tensor) -> torch.Tensor:
+        logits = model(input_ids=rows).logits
+        return torch.stack([logits.logsumexp(-1).sum(), torch.tensor(float(len(rows)))])
+
+    loss(tokens)[0].backward()
+    expected = [weight.grad for weight in weights]
+    found = []
+    for count in (1, 4):
+        torch.set_num_threads(count)
+        total, rows = backward([lambda: loss(tokens[:3]), lambda: loss(tokens[3:])], [*weights, apart])
+        found.append([weight.grad for weight in weights])
+        assert rows == 8 and total.item() == pytest.approx(loss(tokens)[0].item(), rel=1e-6)
+    assert apart.grad is None
+    torch.testing.assert_close(found[0], expected)
+    backward([lambda: loss(tokens)], weights)
+    torch.testing.assert_close([weight.grad for weight in weights], expected)

@@ -1,8 +1,8 @@
 """Two jobs at a time on the CPU, each with half of the threads.
 
 The products of a small model are too small to share out well: two threads on one of them are slower than one
-thread on each of two. Policy and value model have nothing in common that is written, so they learn side by side, and
-each adds up its gradients in the same order as ever: results do not depend on who is first.
+thread on each of two. So PPO's policy and value model learn side by side, which have nothing in common that is written,
+and elsewhere the two halves of a batch. Sums are made in the same order as ever: results do not depend on who is first.
 """
 
 from collections.abc import Callable, Iterator
