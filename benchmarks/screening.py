@@ -47,8 +47,9 @@ from labeling.temperature import fitting_temperature
 HOME = Path(__file__).parent.parent / ".bench"
 CREW: dict[str, Any] = {"annotators": 12, "careless": 1, "side_biased": 1, "spamming": 1}
 RANKED, COMPARED, OVERLAP, GOLD_SHARE, HELD_ANNOTATORS, HELD_PROMPTS = 400, 100, 3, 0.05, 2, 0.2
-WAYS = ("majority", "each, no weights", "each, weights", "soft, no weights", "soft, weights", "screened majority",
-        "screened, weights", "screened, soft weights", "good annotators alone")  # fmt: skip
+WAYS = ("majority", "majority, weights", "each, no weights", "each, weights", "soft, no weights", "soft, weights",
+        "screened majority", "screened majority, weights", "screened, weights", "screened, soft weights",
+        "good annotators alone", "good annotators' majority")  # fmt: skip
 
 
 def towns(artifacts: Path) -> list[dict[str, Path]]:
@@ -131,10 +132,11 @@ def ways(work: Work, said: list[Judged]) -> dict[str, list[Comparison]]:
     plain, sound = (
         [row.model_copy(update={"weight": 1.0}) for row in some] for some in (rows, kept)
     )
+    good = [row for row in plain if row.annotator_id not in work.bad]
     made = (
-        aggregated(plain, "majority"), plain, rows, aggregated(plain, "soft"), aggregated(rows, "soft"),
-        aggregated(sound, "majority"), kept, aggregated(kept, "soft"),
-        [row for row in plain if row.annotator_id not in work.bad],
+        aggregated(plain, "majority"), aggregated(rows, "majority"), plain, rows, aggregated(plain, "soft"),
+        aggregated(rows, "soft"), aggregated(sound, "majority"), aggregated(kept, "majority"), kept,
+        aggregated(kept, "soft"), good, aggregated(good, "majority"),
     )  # fmt: skip
     return {name: [row for row in some if row.weight > 0] for name, some in zip(WAYS, made, strict=True)}
 
