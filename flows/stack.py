@@ -67,6 +67,7 @@ class Stack(BaseModel):
             "PREFECT_HOME": str(self.home / "prefect"),
             "PREFECT_API_URL": f"{self.urls['prefect']}/api",
             "MLFLOW_TRACKING_URI": self.urls["mlflow"],
+            "MLFLOW_REGISTRY_URI": self.urls["mlflow"],
             "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
             "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
             "MLFLOW_LOGGING_LEVEL": "WARNING",

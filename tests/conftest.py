@@ -57,7 +57,8 @@ def workplace(
     home = tmp_path_factory.mktemp("home")
     (home / "mlflow.db").write_bytes(empty_store.read_bytes())
     store = f"sqlite:///{home / 'mlflow.db'}"
-    told = {"RLHF_HOME": str(home), "MLFLOW_TRACKING_URI": store, "PREFECT_API_URL": prefect_server, **QUIET}
+    told = {"RLHF_HOME": str(home), "PREFECT_API_URL": prefect_server, **QUIET}
+    told |= {"MLFLOW_TRACKING_URI": store, "MLFLOW_REGISTRY_URI": store}  # MLflow sets them, and leaves them set
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:

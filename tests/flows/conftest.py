@@ -16,8 +16,11 @@ def home(tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch) -> 
     shutil.copy(empty_store, home / "mlflow.db")
     monkeypatch.setenv("RLHF_HOME", str(home))
     monkeypatch.chdir(home)  # a store without a server puts artifacts under ./mlruns
-    mlflow.set_tracking_uri(f"sqlite:///{home / 'mlflow.db'}")
-    mlflow.set_registry_uri(f"sqlite:///{home / 'mlflow.db'}")
+    store = f"sqlite:///{home / 'mlflow.db'}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store)  # MLflow sets both, and leaves them set
+    monkeypatch.setenv("MLFLOW_REGISTRY_URI", store)
+    mlflow.set_tracking_uri(store)
+    mlflow.set_registry_uri(store)
     yield home
     while mlflow.active_run() is not None:
         mlflow.end_run()
