@@ -51,7 +51,8 @@ def test_mlflow_has_the_page_and_prefect_the_links_and_the_table(workplace: Path
     async def told() -> dict[str, str]:
         async with get_client() as client:
             found = await client.read_artifacts()
-        return {str(one.key): str(one.data) for one in found}
+        newest_last = sorted(found, key=lambda one: str(one.created))  # other tests use this server too
+        return {str(one.key): str(one.data) for one in newest_last}
 
     artifacts = asyncio.run(told())
     assert f"{URL}/projects/1/data?labeling=1" in artifacts["label-studio-ranking"]
