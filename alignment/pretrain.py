@@ -117,11 +117,10 @@ def train_packed(
     state = TrainingState(out / "checkpoint", model, optimizer, schedule)
     first = state.resume()
     journal.rewind(first)
-    model.eval()  # no dropout: a model from elsewhere may have some, and few tokens are seen more than a few times
+    model.eval()  # no dropout, which a model from elsewhere may have: halves side by side would draw in any order
     for step in tqdm(range(first + 1, steps + 1), desc="pretrain", initial=first, total=steps, disable=None):
         batch = train.rows[batch_rows(step, len(train.rows), config.batch_sequences, seed)]
-        halves = [half for half in batch.chunk(2) if len(half)]
-        losses = [partial(next_token_loss, model, half, len(half) / len(batch)) for half in halves]
+        losses = [partial(next_token_loss, model, half, len(half) / len(batch)) for half in batch.chunk(2)]
         loss = backward(losses, weights)
         if not torch.isfinite(loss):
             raise TrainingError(

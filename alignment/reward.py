@@ -163,10 +163,8 @@ def train_groups(
     """The training loop over batches of prompts: resume, step, log."""
     per_epoch = math.ceil(len(groups) / config.batch_prompts)
     steps = max(1, round(per_epoch * config.epochs))
-    weights = [weight for weight in model.parameters() if weight.requires_grad]
-    optimizer = torch.optim.AdamW(
-        groups_with_head(model, config), lr=config.learning_rate, betas=(0.9, 0.98), fused=True
-    )
+    weights, grouped = list(model.parameters()), groups_with_head(model, config)
+    optimizer = torch.optim.AdamW(grouped, lr=config.learning_rate, betas=(0.9, 0.98), fused=True)
     schedule = cosine_schedule(optimizer, steps, config.warmup_share, 0.1)
     state = TrainingState(out / "checkpoint", model, optimizer, schedule)
     first = state.resume()

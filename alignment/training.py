@@ -1,4 +1,4 @@
-"""What training loops share: a learning-rate schedule, and a state on disk that a killed run goes on from."""
+"""What training loops share: gradients of two losses side by side, a learning-rate schedule, a state to go on from."""
 
 import math
 import shutil

@@ -5,10 +5,9 @@ shared out by rows and gathered, so that everything that looks at a whole rollou
 is computed from the same numbers everywhere. A minibatch is shared out by rows too, each loss divided by the tokens of
 the whole minibatch, and the gradients are added up once an optimizer step.
 
-`DistributedDataParallel` would average gradients over
-processes, which weighs a token by how few stand beside it on its process, and would wait for a process whose share is
-empty; a sum has neither fault and is as simple. Each process has a whole copy of the models, unless `sharding` splits
-those that are trained.
+`DistributedDataParallel` would average gradients over processes, which weighs a token by how few stand beside it on its
+process, and would wait for a process whose share is empty; a sum has neither fault and is as simple. Each process has a
+whole copy of the models, unless `sharding` splits those that are trained.
 
 In a single process each function here does nothing, and torch.distributed is not even initialised.
 """

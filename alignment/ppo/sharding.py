@@ -141,7 +141,7 @@ class Shards:
 
 
 @contextmanager
-def whole(shards: Shards | None, *models: PreTrainedModel) -> Iterator[tuple[PreTrainedModel, ...]]:
+def whole_models(shards: Shards | None, *models: PreTrainedModel) -> Iterator[tuple[PreTrainedModel, ...]]:
     """The models, to be read: where they are split, plain ones that have all weights for as long.
 
     All processes come here and leave together: an error inside in one of them ends all.

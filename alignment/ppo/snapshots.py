@@ -14,7 +14,7 @@ from alignment.adapters import has_adapter, merged
 from alignment.model import save_model
 from alignment.ppo.learner import Learner
 from alignment.ppo.processes import on_main
-from alignment.ppo.sharding import whole
+from alignment.ppo.sharding import whole_models
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ def publish(learner: Learner, tokenizer: PreTrainedTokenizerBase, path: Path) ->
 
     All processes come here, and the main one writes.
     """
-    with averaged(learner), whole(learner.shards, learner.policy) as (policy,):
+    with averaged(learner), whole_models(learner.shards, learner.policy) as (policy,):
         on_main(_write, policy, tokenizer, path)
 
 

@@ -185,10 +185,10 @@ def _scored_share(run: _Run, rows: Sequence[int], seconds: dict[str, float]) -> 
     )
     places = processes.share_of(range(len(rows)))
     prompts = [run.prompts[rows[place]] for place in places]
-    with _timed("sampling", seconds), sharding.whole(learner.shards, learner.policy) as (policy,):
+    with _timed("sampling", seconds), sharding.whole_models(learner.shards, learner.policy) as (policy,):
         episodes = sample_episodes(policy, prompts, config, run.eos_token_ids, uniforms[places])
     read = [learner.value_model, *([learner.policy] if computes_in_half(learner.policy, config) else [])]
-    with _timed("scoring", seconds), sharding.whole(learner.shards, *read) as (value_model, *policies):
+    with _timed("scoring", seconds), sharding.whole_models(learner.shards, *read) as (value_model, *policies):
         models = (run.reference, policies[0] if policies else learner.policy, value_model)
         return score_episodes(episodes, run.components, *models, run.tokenizer, config)
 

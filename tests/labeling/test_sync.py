@@ -6,7 +6,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -103,76 +103,95 @@ def why(client: LabelStudio, store: Store, project: Project, **options: bool) ->
     return done.why
 
 
+class Deeds:
+    """What people and an owner may do to a project, at random; `here` has the annotations of each task there is."""
+
+    def __init__(self, owner: LabelStudio, people: list[LabelStudio], title: str, rng: random.Random) -> None:
+        self.owner, self.people, self.rng = owner, people, rng
+        self.project, tasks, ids = opened(owner, title, 5)
+        self.here: dict[int, list[int]] = {task_id: [] for task_id in ids}
+        self.shown = dict(zip(ids, tasks, strict=True))
+        self.spare = tasks_for(range(100, 120))
+        self.ever: set[int] = set()
+
+    def some(self) -> None:
+        """One to four deeds."""
+        weights: dict[Callable[[], None], int] = {
+            self.create: 8, self.skip: 2, self.edit: 4, self.delete: 3, self.delete_task: 1, self.clear_in_bulk: 1,
+            self.add_task: 1, self.edit_task: 1,
+        }  # fmt: skip
+        for deed in self.rng.choices(list(weights), list(weights.values()), k=self.rng.randint(1, 4)):
+            deed()
+
+    def task(self) -> int:
+        return self.rng.choice(list(self.here))
+
+    def annotation(self) -> tuple[int, int] | None:
+        pairs = [(task_id, number) for task_id, numbers in self.here.items() for number in numbers]
+        return self.rng.choice(pairs) if pairs else None
+
+    def order(self, task_id: int) -> list[dict[str, Any]]:
+        return ranking_result(self.rng.sample(self.shown[task_id].shown, 4))
+
+    def create(self, skip: bool = False) -> None:
+        task_id, person = self.task(), self.rng.choice(self.people)
+        result = self.rng.choice([self.order(task_id), [{"foo": "bar"}], []])
+        self.here[task_id].append(person.annotate(task_id, result, self.rng.random(), skip=skip))
+        self.ever.add(self.here[task_id][-1])
+
+    def skip(self) -> None:
+        self.create(skip=True)
+
+    def edit(self) -> None:
+        if (chosen := self.annotation()) is not None:
+            changed = {"result": self.order(chosen[0]), "was_cancelled": self.rng.random() < 0.3}
+            self.owner.patch(f"/api/annotations/{chosen[1]}/", changed)
+
+    def delete(self) -> None:
+        if (chosen := self.annotation()) is not None:
+            self.owner.delete(f"/api/annotations/{chosen[1]}/")
+            self.here[chosen[0]].remove(chosen[1])
+
+    def delete_task(self) -> None:
+        if len(self.here) > 2:
+            task_id = self.task()
+            self.owner.delete(f"/api/tasks/{task_id}/")
+            del self.here[task_id]
+
+    def clear_in_bulk(self) -> None:
+        task_id = self.task()
+        selected = {"selectedItems": {"all": False, "included": [task_id]}}
+        self.owner.post("/api/dm/actions", selected, id="delete_tasks_annotations", project=self.project.id)
+        self.here[task_id] = []
+
+    def add_task(self) -> None:
+        task = self.spare.pop()
+        task_id = push(self.owner, self.project, [task])[task.uid]
+        self.here[task_id], self.shown[task_id] = [], task
+
+    def edit_task(self) -> None:
+        task_id = self.task()
+        data = self.shown[task_id].data | {"prompt": f"{self.rng.random()}"}
+        self.owner.patch(f"/api/tasks/{task_id}/", {"data": data})
+
+
 @pytest.mark.parametrize("seed", range(2))
 def test_after_any_sequence_of_deeds_the_store_equals_the_server(
     owner: LabelStudio, people: list[Account], store: Store, seed: int
 ) -> None:
-    rng = random.Random(seed)
-    project, tasks, ids = opened(owner, f"deeds {seed}", 5)
-    here: dict[int, list[int]] = {task_id: [] for task_id in ids}
-    shown = dict(zip(ids, tasks, strict=True))
-    spare = tasks_for(range(100, 120))
-    clients = [LabelStudio(owner.url, one.token.get_secret_value()) for one in people]
-    ever: set[int] = set()
-
-    def create(skip: bool = False) -> None:
-        task_id = rng.choice(list(here))
-        order = rng.sample(shown[task_id].shown, 4)
-        result = rng.choice([ranking_result(order), [{"foo": "bar"}], []])
-        here[task_id].append(rng.choice(clients).annotate(task_id, result, rng.random(), skip=skip))
-        ever.add(here[task_id][-1])
-
-    def one_of_them() -> tuple[int, int] | None:
-        pairs = [(task_id, number) for task_id, numbers in here.items() for number in numbers]
-        return rng.choice(pairs) if pairs else None
-
-    def edit() -> None:
-        if (chosen := one_of_them()) is not None:
-            result = ranking_result(rng.sample(shown[chosen[0]].shown, 4))
-            owner.patch(f"/api/annotations/{chosen[1]}/", {"result": result, "was_cancelled": rng.random() < 0.3})
-
-    def delete() -> None:
-        if (chosen := one_of_them()) is not None:
-            owner.delete(f"/api/annotations/{chosen[1]}/")
-            here[chosen[0]].remove(chosen[1])
-
-    def delete_task() -> None:
-        if len(here) > 2:
-            task_id = rng.choice(list(here))
-            owner.delete(f"/api/tasks/{task_id}/")
-            del here[task_id]
-
-    def clear_in_bulk() -> None:
-        task_id = rng.choice(list(here))
-        selected = {"selectedItems": {"all": False, "included": [task_id]}}
-        owner.post("/api/dm/actions", selected, id="delete_tasks_annotations", project=project.id)
-        here[task_id] = []
-
-    def add_task() -> None:
-        task = spare.pop()
-        task_id = push(owner, project, [task])[task.uid]
-        here[task_id], shown[task_id] = [], task
-
-    def edit_task() -> None:
-        task_id = rng.choice(list(here))
-        owner.patch(f"/api/tasks/{task_id}/", {"data": shown[task_id].data | {"prompt": f"{rng.random()}"}})
-
-    deeds: list[tuple[Callable[[], None], int]] = [
-        (create, 8), (lambda: create(skip=True), 2), (edit, 4), (delete, 3), (delete_task, 1), (clear_in_bulk, 1),
-        (add_task, 1), (edit_task, 1),
-    ]  # fmt: skip
-    for _ in range(8):
-        for deed in rng.choices([one for one, _ in deeds], [weight for _, weight in deeds], k=rng.randint(1, 4)):
-            deed()
-        sync_project(owner, store, project.id)
-        assert in_the_store(store, project) == on_the_server(owner, project)
-    for one in clients:
-        one.close()
-    gone = {one.annotation for one in store.lost(key(store, project))}
-    assert gone | {number for numbers in here.values() for number in numbers} <= ever
-    assert why(owner, store, project) == ""  # nothing is left to be found by reading everything
-    before = in_the_store(store, project)
-    assert why(owner, store, project, whole=True) == "asked for" and in_the_store(store, project) == before
+    with ExitStack() as open_clients:
+        clients = [open_clients.enter_context(LabelStudio(owner.url, one.token.get_secret_value())) for one in people]
+        deeds = Deeds(owner, clients, f"deeds {seed}", random.Random(seed))
+        for _ in range(8):
+            deeds.some()
+            sync_project(owner, store, deeds.project.id)
+            assert in_the_store(store, deeds.project) == on_the_server(owner, deeds.project)
+    gone = {one.annotation for one in store.lost(key(store, deeds.project))}
+    assert gone | {number for numbers in deeds.here.values() for number in numbers} <= deeds.ever
+    assert why(owner, store, deeds.project) == ""  # nothing is left to be found by reading everything
+    before = in_the_store(store, deeds.project)
+    assert why(owner, store, deeds.project, whole=True) == "asked for"
+    assert in_the_store(store, deeds.project) == before
 
 
 def test_every_version_of_an_edited_skipped_and_deleted_annotation_is_kept(owner: LabelStudio, store: Store) -> None:
