@@ -79,18 +79,20 @@ def build_comparisons(
 
 
 def split_comparisons(rows: Sequence[Comparison], config: ComparisonsConfig, seed: int) -> SplitComparisons:
-    """Hold out prompts, preferably ones that a held-out annotator judged, so that both tests are as large as can be.
+    """Hold out prompts, preferably ones decided by a held-out annotator and by another too, so that both tests are as
+    large as can be, and ones that a held-out annotator alone decided (a senior, say) last.
 
     Who was dealt which prompt says nothing of its content, so this preference does not bias the test.
     """
     held_annotators = choose_annotators(rows, config.heldout_annotators, seed)
-    judged_by: dict[str, set[str]] = defaultdict(set)
+    judged_by: dict[str, set[str]] = {row.prompt.id: set() for row in rows}
     for row in rows:
-        judged_by[row.prompt.id].add(row.annotator_id)
+        if row.strength != 0 and row.weight != 0:
+            judged_by[row.prompt.id].add(row.annotator_id)
     if held_annotators:
         order = sorted(judged_by)
         random.Random(f"comparisons-{seed}").shuffle(order)
-        order.sort(key=lambda prompt: not judged_by[prompt] & held_annotators)
+        order.sort(key=lambda p: (not judged_by[p] - held_annotators, not judged_by[p] & held_annotators))
         held_prompts = set(order[: max(1, round(len(order) * config.heldout_share))])
     else:
         held_prompts = {prompt for prompt in judged_by if hashed_split(prompt, config.heldout_share, seed) == "heldout"}

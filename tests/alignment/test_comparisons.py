@@ -52,6 +52,21 @@ def test_a_held_out_annotator_is_in_one_test_alone(seed) -> None:
     assert len(asked([r for r in ROWS if r.annotator_id == held]) & asked(parts.heldout_annotators)) >= 9
 
 
+@pytest.mark.parametrize("senior", ["ann", "ben", "cy"])
+def test_prompts_that_a_senior_decided_alone_leave_the_others_their_test(senior) -> None:
+    """Half of the prompts went to a senior, whose judgement replaced the others'. Whoever is held out, the others' test
+    has rows; the held-out one's has none if that is the senior, who shares no prompt with anybody."""
+    others = {"ann", "ben", "cy"} - {senior}
+    rows = [
+        comparison(f"q{i}", "good", "bad", annotator_id=who)
+        for i in range(8)
+        for who in ({senior} if i % 2 else others)
+    ]
+    parts, held = split(rows, heldout_share=0.4), choose_annotators(rows, 1, 0)
+    assert parts.train and people(parts.heldout_prompts) == others - held
+    assert people(parts.heldout_annotators) == held or held == {senior}
+
+
 def test_ties_are_set_aside_and_nothing_else_but_what_the_held_out_said_elsewhere() -> None:
     parts = split(heldout_share=0.3)
     (held,) = choose_annotators(ROWS, 1, 0)
