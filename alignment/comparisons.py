@@ -109,8 +109,11 @@ def split_comparisons(rows: Sequence[Comparison], config: ComparisonsConfig, see
 
 
 def choose_annotators(rows: Sequence[Comparison], count: int, seed: int) -> set[str]:
-    """Annotators to hold out: at most `count`, and never more than a third of those there are."""
-    annotators = sorted({row.annotator_id for row in rows} - {""})
+    """Annotators to hold out: at most `count`, and never more than a third of those there are.
+
+    Numbers go by size, so that the same people have the same places on a server that counts from elsewhere.
+    """
+    annotators = sorted({row.annotator_id for row in rows} - {""}, key=lambda name: (len(name), name))
     random.Random(f"annotators-{seed}").shuffle(annotators)
     return set(annotators[: min(count, len(annotators) // 3)])
 

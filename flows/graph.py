@@ -93,17 +93,17 @@ def _judgements(recipe: Recipe) -> Iterator[Step]:
     """Comparisons, by people who look at sampled responses or from files."""
     if recipe.labeling is None:
         files = _files(recipe.comparisons.sources)
-        yield Step(stage="comparisons", version=4, config=recipe.comparisons, inputs=_town(recipe), files=files)
+        yield Step(stage="comparisons", version=5, config=recipe.comparisons, inputs=_town(recipe), files=files)
         return
     sampled: dict[str, str] = {}
     if not recipe.labeling.responses:
         yield Step(stage="responses", config=recipe.sampling, inputs={"model": "sft", **_same("prompts")})
         sampled = _same("responses")
     yield Step(
-        stage="labeling", version=3, config=recipe.labeling.judging, inputs={**sampled, **_town(recipe)},
+        stage="labeling", version=4, config=recipe.labeling.judging, inputs={**sampled, **_town(recipe)},
         files=tuple(path for path in map(Path, recipe.labeling.files.values()) if path.exists()),
     )  # fmt: skip
-    yield Step(stage="comparisons", version=4, config=recipe.comparisons, inputs={"labelled": "labeling"})
+    yield Step(stage="comparisons", version=5, config=recipe.comparisons, inputs={"labelled": "labeling"})
 
 
 def _same(*names: str) -> dict[str, str]:

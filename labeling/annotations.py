@@ -123,7 +123,7 @@ def _put_aside(place: str, raw: Mapping[str, Any], reason: str) -> Rejected:
 def _within_overlap(
     judgements: Sequence[Judged], overlap: int
 ) -> tuple[list[Judged], list[tuple[Judged, str]]]:
-    """The judgements that count, and the others with the reason."""
+    """The judgements that count, by annotator (who was faster changes nothing), and the others with the reason."""
     newest: dict[str, Judged] = {}
     surplus: list[tuple[Judged, str]] = []
     for judgement in sorted(judgements, key=_age):
@@ -132,7 +132,7 @@ def _within_overlap(
         newest[judgement.annotator_id] = judgement
     in_order = sorted(newest.values(), key=_age)
     surplus += [(late, f"more than the {overlap} judgements asked for") for late in in_order[overlap:]]
-    return in_order[:overlap], surplus
+    return sorted(in_order[:overlap], key=lambda judgement: int(judgement.annotator_id)), surplus
 
 
 def _age(judgement: Judgement) -> tuple[str, int]:

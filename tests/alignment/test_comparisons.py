@@ -93,6 +93,15 @@ def test_never_more_than_a_third_of_the_annotators_is_held_out(crew, wanted, hel
     assert len(choose_annotators(rows, wanted, 0)) == held
 
 
+@pytest.mark.parametrize("first", [8, 97])
+def test_the_same_person_is_held_out_wherever_a_server_begins_to_count(first) -> None:
+    def places(start: int) -> list[set[int]]:
+        rows = [comparison(f"q{i}", "a", "b", annotator_id=str(start + i)) for i in range(6)]
+        return [{int(name) - start for name in choose_annotators(rows, 1, seed)} for seed in range(6)]
+
+    assert places(first) == places(2)
+
+
 def test_the_stage_writes_its_parts_and_counts_them(tmp_path) -> None:
     labelled = write(tmp_path / "in" / "comparisons.jsonl", ROWS) / "comparisons.jsonl"
     out = tmp_path / "out"

@@ -212,6 +212,14 @@ def test_of_one_person_the_newest_counts_and_of_too_many_people_the_first() -> N
     assert "again later" in reasons[1] and "more than the 2" in reasons[2]
 
 
+def test_judgements_of_a_task_go_by_annotator_and_not_by_who_was_faster() -> None:
+    def names(*at: str) -> list[str]:
+        rows = [annotation([preference("a_1")], 4 - i, by=by, at=at[i]) for i, by in enumerate((10, 9, 7))]
+        return [j.annotator_id for j in parse(exported(PAIRWISE, *rows), [PAIRWISE], 3, "place").judgements]
+
+    assert names("1", "2", "3") == names("3", "1", "2") == ["7", "9", "10"]
+
+
 def test_a_task_that_was_changed_on_the_server_is_not_believed() -> None:
     rows = exported(PAIRWISE, annotation([preference("a_1")]))
     rows[0]["data"] = PAIRWISE.data | {"response_a": "something else"}
