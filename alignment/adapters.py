@@ -14,16 +14,18 @@ from peft import LoraConfig, PeftConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import AutoConfig, PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
 from alignment.errors import CheckpointError, ConfigError
 from alignment.likelihood import likelihood_head, load_likelihood, save_likelihood
 from alignment.logprobs import at_least_float32
-from alignment.model import load_scalar_model, scalar_model_over, set_normalisation
+from alignment.model import load_scalar_model, save_model, scalar_model_over, set_normalisation
 
 NAME = "default"
+CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
+BESIDE = "adapter"  # the folder in a whole model's for the adapter that it was made from
 
 
 def over_base(model: PreTrainedModel) -> PreTrainedModel:
@@ -198,10 +200,24 @@ def load_scalar_adapter(path: Path, language_model: PreTrainedModel) -> PreTrain
     return shared
 
 
-def load_reward(path: Path, language_model: PreTrainedModel, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-    """A reward model, be it whole (in `dtype`) or an adapter, which takes the language model's memory for its base."""
-    if (path / "adapter_config.json").exists():
+def save_reward(model: PreTrainedModel, path: Path, tokenizer: PreTrainedTokenizerBase | None = None) -> None:
+    """Write a reward model; one that was trained as an adapter is written whole, for everybody, and as the adapter."""
+    save_model(merged(model) if has_adapter(model) else model, path, tokenizer)
+    if has_adapter(model):
+        save_scalar_adapter(model, path / BESIDE)
+
+
+def load_reward(
+    path: Path, language_model: PreTrainedModel, dtype: torch.dtype = torch.float32, *, shared: bool = False
+) -> PreTrainedModel:
+    """A reward model, be it whole (in `dtype`) or an adapter, which takes the language model's memory for its base.
+
+    Of one that is there in both forms (`save_reward`), `shared` asks for the adapter.
+    """
+    if (path / CONFIG_FILE).exists():
         return load_scalar_adapter(path, language_model)
+    if shared and (path / BESIDE / CONFIG_FILE).exists():
+        return load_scalar_adapter(path / BESIDE, language_model)
     return load_scalar_model(path, dtype)
 
 

@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -61,7 +62,8 @@ def align(
     """
     tokenizer = load_tokenizer(sft / "model")
     frozen = torch.bfloat16 if config.bfloat16 else torch.float32
-    policy = load_causal_model(sft / "model", frozen if config.layout == "lora" else torch.float32)
+    one_base = config.layout == "lora"
+    policy = load_causal_model(sft / "model", frozen if one_base else torch.float32)
     context = int(policy.config.max_position_embeddings)
     fitting, too_long = training_prompts(prompts, tokenizer, context, config.max_new_tokens, "ppo.max_new_tokens")
     ptx = pack(corpus / "train.jsonl", tokenizer, context).rows.tolist() if config.ptx_coef else None
@@ -69,7 +71,7 @@ def align(
         policy,
         tokenizer,
         [tokens for _, tokens in fitting],
-        reward_parts(reward, rules, lambda path: load_reward(path, policy, frozen)),
+        reward_parts(reward, rules, partial(load_reward, language_model=policy, dtype=frozen, shared=one_base)),
         config,
         ptx_sequences=ptx,
         out=out,

@@ -191,6 +191,12 @@ class RewardConfig(Config):
     members: Count = Field(1, description="reward models to train on the same comparisons, asked together afterwards")
     combine: Combine = Field("mean", description="of the members' scores: mean, lowest, or mean − coef · variance")
     combine_coef: Annotated[float, Field(ge=0)] = Field(0.5, description="weight of the variance in 'uncertainty'")
+    lora_rank: Count | None = Field(
+        None, description="train an adapter of this rank over SFT's weights, not all weights; PPO's layout lora shares "
+        "them then"
+    )  # fmt: skip
+    lora_alpha: Count = Field(32, description="an adapter adds (lora_alpha / lora_rank) · B A")
+    lora_targets: tuple[str, ...] | None = Field(None, description="names of layers; null: all linear ones")
 
     epochs: Positive = 4
     batch_prompts: Count = 16
@@ -205,6 +211,12 @@ class RewardConfig(Config):
     def _one_cannot_disagree(self) -> "RewardConfig":
         if self.members == 1 and self.combine != "mean":
             raise ValueError(f"combine '{self.combine}' compares members, and there is 1: raise members, or use 'mean'")
+        return self
+
+    @model_validator(mode="after")
+    def _targets_of_an_adapter(self) -> "RewardConfig":
+        if self.lora_targets is not None and self.lora_rank is None:
+            raise ValueError("lora_targets are layers of an adapter, and there is none: set lora_rank, to 16 say")
         return self
 
 

@@ -13,11 +13,12 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from alignment.adapters import save_reward
 from alignment.artifacts import write_json
 from alignment.config import RewardConfig
 from alignment.ensemble import Ensemble
 from alignment.journal import Journal
-from alignment.model import ENSEMBLE_FILE, load_scalar_model, save_model, scalar_head
+from alignment.model import ENSEMBLE_FILE, load_scalar_model, scalar_head
 
 Train = Callable[[int, Path, Journal], PreTrainedModel]
 SEED_STEP = 10_007  # between the seeds of two members; a prime above any number of epochs
@@ -45,7 +46,7 @@ def train_members(
     """
     if config.members == 1:
         model = train(0, out, journal)
-        save_model(model, out / "model", tokenizer)
+        save_reward(model, out / "model", tokenizer)
         return model
     models = [_member(train, number, tokenizer, out, journal) for number in range(config.members)]
     told = {"members": config.members, "combine": config.combine, "combine_coef": config.combine_coef}
@@ -62,6 +63,6 @@ def _member(
         model = train(number, place, journal if number == 0 else Journal(place))
         temporary = path.with_name(path.name + ".partial")
         shutil.rmtree(temporary, ignore_errors=True)
-        save_model(model, temporary, tokenizer)
+        save_reward(model, temporary, tokenizer)
         temporary.replace(path)
     return load_scalar_model(path)

@@ -19,6 +19,7 @@ from torch.nn import functional
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from alignment.adapters import scalar_adapter_over
 from alignment.checkpoint import load_tokenizer
 from alignment.config import RewardConfig
 from alignment.errors import DataError, TrainingError
@@ -103,8 +104,12 @@ def train_reward_model(
 def untrained(
     language_model: PreTrainedModel, config: RewardConfig, number: int
 ) -> tuple[PreTrainedModel, nn.Module]:
-    """A reward model to start from, and the language model's head, frozen."""
-    model = scalar_model_from(language_model)
+    """A reward model to start from, whole or as an adapter over the language model, whose head comes too, frozen."""
+    if config.lora_rank is None:
+        model = scalar_model_from(language_model)
+    else:
+        model = scalar_adapter_over(language_model, config.lora_rank, config.lora_alpha, config.lora_targets, number)
+        scalar_head(model).requires_grad_(True)
     if number > 0:
         shake_head(model, number)
     language_head = copy.deepcopy(language_model.get_output_embeddings()).requires_grad_(False)
@@ -196,7 +201,8 @@ def train_groups(
 
 
 def groups_with_head(model: PreTrainedModel, config: RewardConfig) -> list[dict[str, object]]:
-    """The trunk at `learning_rate`, so that what it knows survives; what is new and starts at 0, faster."""
+    """The trunk (or its adapter) at `learning_rate`, so that what it knows survives; what is new and starts at 0,
+    faster."""
     rate = config.learning_rate * config.head_speed
     new, likelihood = [scalar_head(model).weight], likelihood_head(model)
     groups = parameter_groups(model.base_model, config.weight_decay)

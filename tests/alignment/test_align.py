@@ -1,36 +1,52 @@
-"""The stage ppo in each layout, with a whole reward model and with an adapter of the policy's base."""
+"""The stage ppo in each layout, with a whole reward model, an adapter of the policy's base, and one that is both."""
 
 import pytest
 import torch
 from torch import nn
 
-from alignment.adapters import adapter_weights, save_scalar_adapter, scalar_adapter_over
+from alignment.adapters import (
+    adapter_weights,
+    has_adapter,
+    save_reward,
+    save_scalar_adapter,
+    scalar_adapter_over,
+)
 from alignment.align import align
 from alignment.journal import Journal
 from alignment.model import load_causal_model, save_model, scalar_model_from
 from alignment.ppo.config import PPOConfig
+from alignment.ppo.train import train_ppo
 from tests.alignment import tiny_world as world
 
 
 @pytest.mark.parametrize("layout", ["separate", "shared_trunk", "lora"])
-@pytest.mark.parametrize("adapter", [False, True], ids=["whole", "adapter"])
-def test_the_stage_in_each_layout(tmp_path, layout, adapter) -> None:
+@pytest.mark.parametrize("form", ["whole", "adapter", "both"])
+def test_the_stage_in_each_layout(tmp_path, monkeypatch, layout, form) -> None:
     sft, reward, prompts = tmp_path / "sft", tmp_path / "reward", tmp_path / "prompts"
     for directory in (reward / "model", prompts):
         directory.mkdir(parents=True)
     model, _ = world.make_base(sft)
-    if adapter:
+    if form == "whole":
+        save_model(scalar_model_from(model), reward / "model")
+    else:
         scorer = scalar_adapter_over(model, 4, 8)
         for weight in adapter_weights(scorer).values():
             nn.init.normal_(weight, std=0.3)
-        save_scalar_adapter(scorer, reward / "model", str(sft / "model"))
-    else:
-        save_model(scalar_model_from(model), reward / "model")
+        if form == "both":
+            save_reward(scorer, reward / "model")
+        else:
+            save_scalar_adapter(scorer, reward / "model", str(sft / "model"))
     world.write(prompts / "prompts.jsonl", [world.prompt(f"What does {name} play?") for name in ("Ada", "Bo", "Cy")])
     config = PPOConfig(layout=layout, steps=1, batch_size=4, minibatch_size=2, max_new_tokens=8)
     out = tmp_path / "out"
+    scored_by = []
+    monkeypatch.setattr(
+        "alignment.align.train_ppo",
+        lambda *given, **options: scored_by.append(given[3][0].model) or train_ppo(*given, **options),
+    )
     figures = align(config, out, Journal(out), sft=sft, reward=reward, prompts=prompts, corpus=tmp_path)
     assert figures["steps"] == 1 and figures["prompts"] == 3
+    assert has_adapter(scored_by[0]) == (form == "adapter" or (form == "both" and layout == "lora"))
     policy, start = load_causal_model(out / "model"), load_causal_model(sft / "model")
     assert policy.state_dict().keys() == start.state_dict().keys()
     assert any(not torch.equal(policy.state_dict()[name], weight) for name, weight in start.state_dict().items())

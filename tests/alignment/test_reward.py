@@ -7,12 +7,20 @@ import torch
 from torch import nn
 
 from alignment import examination
+from alignment.adapters import has_adapter, load_reward
 from alignment.config import RewardConfig
 from alignment.errors import DataError
 from alignment.examination import accuracy_by_criterion, length_correlation, score_margins
 from alignment.journal import Journal
 from alignment.likelihood import add_likelihood, likelihood_head, without_likelihood
-from alignment.model import load_scalar_model, reward_scores, save_model, scalar_head, scalar_model_from
+from alignment.model import (
+    load_causal_model,
+    load_scalar_model,
+    reward_scores,
+    save_model,
+    scalar_head,
+    scalar_model_from,
+)
 from alignment.records import Comparison, read_records
 from alignment.reward import (
     PromptGroup,
@@ -222,6 +230,29 @@ def test_figures_of_the_examination(trained) -> None:
     assert figures["longer_wins"] == sum(len(r.chosen.text) > len(r.rejected.text) for r in tested) / 240
     assert figures["ece"] < 0.15 and "accuracy_heldout_annotators" not in figures
     assert (place / "out" / "figures" / "calibration.png").exists() and not (place / "out" / "checkpoint").exists()
+
+
+@pytest.mark.parametrize("members", [1, 2])
+def test_an_adapter_is_trained_over_frozen_weights_and_written_in_both_forms(base, trained, tmp_path, members) -> None:
+    language_model = load_causal_model(base[0] / "model")
+    config = RewardConfig(
+        epochs=3, batch_prompts=8, learning_rate=5e-3, max_length_tokens=64, lora_rank=4, members=members,
+        likelihood=True, lm_coef=0.1,
+    )  # fmt: skip
+    figures = train_reward_model(
+        config, tmp_path, Journal(tmp_path), seed=0, sft=base[0], comparisons=trained[0], demonstrations=trained[0]
+    )
+    assert figures["accuracy_heldout_prompts"] == pytest.approx(trained[1]["accuracy_heldout_prompts"], abs=0.05)
+    head = prompt_tokens(base[2], user("Who 90?"))
+    sequences = [head + response_tokens(base[2], word) for word in WORDS]
+    for name in ["model", "model-1"][:members]:
+        whole, adapter = (load_reward(tmp_path / name, language_model, shared=shared) for shared in (False, True))
+        assert has_adapter(adapter) and not has_adapter(whole)
+        told = [reward_scores(one, sequences, [len(head)] * len(WORDS)) for one in (whole, adapter)]
+        assert torch.allclose(*told, atol=1e-4) and told[0].std() > 0.5
+        change = whole.base_model.layers[0].mlp.down_proj.weight - language_model.model.layers[0].mlp.down_proj.weight
+        assert 1 <= torch.linalg.matrix_rank(change.detach(), rtol=1e-3) <= 4
+        assert torch.equal(whole.base_model.embed_tokens.weight, language_model.model.embed_tokens.weight)
 
 
 def test_a_reward_model_starts_without_a_preference(base) -> None:
