@@ -24,10 +24,11 @@ REQUIREMENTS = ("mlflow", "torch", "transformers", "tokenizers", "safetensors", 
 def register(name: str, directory: Path, *, stage: str, key: str, run_id: str, inputs: Mapping[str, Artifact]) -> str:
     """Log `directory` (a Hugging Face checkpoint) to the active run and register it; "models:/NAME/VERSION".
 
-    The version that this key already has is returned instead of a second one. Raises ArtifactError for a directory
-    without safetensors or with pickles.
+    Of an ensemble of reward models the other members, which lie beside it, come too. The version that this key already
+    has is returned instead of a second one. Raises ArtifactError for a directory without safetensors or with pickles.
     """
     check_weights(directory)
+    ensemble = _ensemble(directory.parent)
     existing = find_version(name, key)
     if existing is not None:
         return existing
@@ -38,7 +39,7 @@ def register(name: str, directory: Path, *, stage: str, key: str, run_id: str, i
         logged = mlflow.pyfunc.log_model(
             name=name,
             python_model=str(SERVED_MODEL),
-            artifacts={"hf": str(directory)},
+            artifacts={"hf": str(directory)} | ensemble,
             signature=_signature(directory),
             pip_requirements=[f"{library}=={version(library).split('+')[0]}" for library in REQUIREMENTS],
         )
@@ -48,6 +49,20 @@ def register(name: str, directory: Path, *, stage: str, key: str, run_id: str, i
         name, f"models:/{logged.model_id}", run_id=run_id, tags=tags, model_id=logged.model_id
     )
     return f"models:/{name}/{made.version}"
+
+
+def _ensemble(stage: Path) -> dict[str, str]:
+    """Members beyond the first and how they are put together, where the stage left an ensemble of reward models."""
+    from alignment.model import ENSEMBLE_FILE  # torch: seconds that only who registers a model waits
+
+    file = stage / ENSEMBLE_FILE
+    if not file.exists():
+        return {}
+    count = json.loads(file.read_text(encoding="utf-8"))["members"]
+    others = {f"member_{number}": stage / f"model-{number}" for number in range(1, count)}
+    for directory in others.values():
+        check_weights(directory)
+    return {name: str(path) for name, path in others.items()} | {"ensemble": str(file)}
 
 
 def check_weights(directory: Path) -> None:

@@ -1,9 +1,11 @@
 """What MLflow serves: a Hugging Face directory as a chat model or as a reward model. Logged as code, without pickles.
 
 `mlflow models serve -m models:/policy@champion --env-manager local` takes rows with a `prompt`, and for a reward model
-also a `response`; it returns the answer's text, or the normalised score. It needs torch and transformers alone.
+also a `response`; it returns the answer's text, or the normalised score, that of an ensemble with its members put
+together. It needs torch and transformers alone.
 """
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,22 +13,60 @@ import mlflow
 import pandas
 import torch
 from mlflow.pyfunc.model import PythonModel
+from safetensors.torch import load_file
+from torch import Tensor
+from torch.nn import functional
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 DEFAULTS: dict[str, Any] = {"max_new_tokens": 128, "temperature": 1.0, "seed": 0}
+PLACE = "\ue000"  # a private character of Unicode: stands where the prompt goes in the chat template
+
+
+class Scorer:
+    """A reward model: (w · h_T + (1/|y|) Σ_t (c + u · h_t) log p(y_t | x, y_<t) − bias) / scale, the sum only where
+    there is a likelihood term beside the weights."""
+
+    def __init__(self, directory: Path) -> None:
+        self.model = AutoModelForSequenceClassification.from_pretrained(directory, use_safetensors=True).eval()
+        file = directory / "likelihood.safetensors"
+        self.likelihood = load_file(file) if file.exists() else None
+
+    def __call__(self, prompt: list[int], response: list[int]) -> float:
+        """The normalised score of a response, given as token ids with EOS."""
+        ids = torch.tensor([*prompt, *response])
+        hidden = self.model.base_model(input_ids=ids.unsqueeze(0), use_cache=False).last_hidden_state[0]
+        raw = float(self.model.score(hidden[-1]))
+        if self.likelihood is not None:
+            raw += self._likelihood(self.likelihood, hidden, ids, len(prompt))
+        config = self.model.config
+        return (raw - float(getattr(config, "reward_bias", 0.0))) / float(getattr(config, "reward_scale", 1.0))
+
+    @staticmethod
+    def _likelihood(term: dict[str, Tensor], hidden: Tensor, ids: Tensor, start: int) -> float:
+        head = term["language_head.weight"], term.get("language_head.bias")
+        logits = functional.linear(hidden[start - 1 : -1], *head)
+        logprobs = logits.log_softmax(-1).gather(-1, ids[start:, None])[:, 0]
+        coefs = functional.linear(hidden[start:], term["coef.weight"], term["coef.bias"])[:, 0]
+        return float((coefs * logprobs).mean())
 
 
 class ServedModel(PythonModel):
-    """One checkpoint, loaded once. Whether it answers or scores is read from its config."""
+    """One checkpoint, or the members of an ensemble, loaded once. Whether it answers or scores is in its config."""
 
     def load_context(self, context: Any) -> None:
         """Load weights (safetensors) and tokenizer."""
         directory = Path(context.artifacts["hf"])
         architectures = AutoConfig.from_pretrained(directory).architectures or []
         self.scores = any("SequenceClassification" in name for name in architectures)
-        kind = AutoModelForSequenceClassification if self.scores else AutoModelForCausalLM
-        self.model = kind.from_pretrained(directory, use_safetensors=True).eval()
         self.tokenizer = AutoTokenizer.from_pretrained(directory)
+        if not self.scores:
+            self.model = AutoModelForCausalLM.from_pretrained(directory, use_safetensors=True).eval()
+            return
+        others = [Path(path) for name, path in sorted(context.artifacts.items()) if name.startswith("member")]
+        self.members = [Scorer(path) for path in (directory, *others)]
+        self.told: dict[str, Any] = {"combine": "mean"}
+        if "ensemble" in context.artifacts:
+            self.told = json.loads(Path(context.artifacts["ensemble"]).read_text(encoding="utf-8"))
 
     @torch.no_grad()
     def predict(self, context: Any, model_input: pandas.DataFrame, params: dict[str, Any] | None = None) -> list[Any]:
@@ -41,9 +81,19 @@ class ServedModel(PythonModel):
         return [self._score(p, str(r)) for p, r in zip(prompts, model_input["response"], strict=True)]
 
     def _prompt_ids(self, prompt: str) -> list[int]:
-        turns = [{"role": "user", "content": prompt}]
-        encoded: Any = self.tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=True)
-        return list(encoded["input_ids"] if hasattr(encoded, "keys") else encoded)
+        """The prompt as the user's turn. Special tokens are the template's alone: what somebody typed is plain text."""
+        special = [token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special]
+        if not any(token in prompt for token in special):
+            turns = [{"role": "user", "content": prompt}]
+            encoded: Any = self.tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=True)
+            return list(encoded["input_ids"] if hasattr(encoded, "keys") else encoded)
+        turns = [{"role": "user", "content": PLACE}]
+        frame = str(self.tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False))
+        before, after = (self.tokenizer(part, add_special_tokens=False)["input_ids"] for part in frame.split(PLACE))
+        return [*before, *self._plain_ids(prompt), *after]
+
+    def _plain_ids(self, text: str) -> list[int]:
+        return list(self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
 
     def _answer(self, prompt: str, options: dict[str, Any]) -> str:
         ids = torch.tensor([self._prompt_ids(prompt)])
@@ -65,12 +115,13 @@ class ServedModel(PythonModel):
         return str(self.tokenizer.decode(tokens[0, ids.shape[1] :], skip_special_tokens=True)).strip()
 
     def _score(self, prompt: str, response: str) -> float:
-        answer = [*self.tokenizer(response, add_special_tokens=False)["input_ids"], self.tokenizer.eos_token_id]
-        ids = torch.tensor([[*self._prompt_ids(prompt), *answer]])
-        hidden = self.model.base_model(input_ids=ids, use_cache=False).last_hidden_state[0, -1]
-        raw = float(self.model.score(hidden))
-        config = self.model.config
-        return (raw - float(getattr(config, "reward_bias", 0.0))) / float(getattr(config, "reward_scale", 1.0))
+        ids, answer = self._prompt_ids(prompt), [*self._plain_ids(response), self.tokenizer.eos_token_id]
+        scores = torch.tensor([member(ids, answer) for member in self.members], dtype=torch.float64)
+        if self.told["combine"] == "worst":
+            return float(scores.min())
+        if self.told["combine"] == "uncertainty":
+            return float(scores.mean() - self.told["combine_coef"] * scores.var(correction=0))
+        return float(scores.mean())
 
 
 mlflow.models.set_model(ServedModel())
