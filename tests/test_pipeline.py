@@ -155,7 +155,7 @@ def task_states(flow_run_id: str) -> list[str]:
 def test_a_rerun_is_cached_throughout(release: dict[str, Any]) -> None:
     started = time.monotonic()
     again = rlhf(load_recipe(str(TINY)))
-    assert time.monotonic() - started < 100  # a few seconds on an idle machine
+    assert time.monotonic() - started < 100
     assert all(again["cached"].values()) and list(again["cached"]) == STAGES
     for same in ("release", "models", "gold", "win_rate_vs_sft", "kl_to_sft", "tax", "comparisons", "reward_model"):
         assert again[same] == release[same]
