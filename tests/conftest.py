@@ -20,7 +20,7 @@ SHARED_DATA = HERE.parent.parent / "shared" / "data"
 @pytest.fixture(scope="session")
 def server_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A running Label Studio server."""
-    with running_server(settings(tmp_path_factory.mktemp("label-studio"))) as url:
+    with running_server(settings(tmp_path_factory.mktemp("label-studio")), timeout_seconds=600) as url:
         yield url
 
 
@@ -45,7 +45,8 @@ def prefect_server() -> Iterator[str]:
     from prefect.settings import PREFECT_API_URL, PREFECT_SERVER_ANALYTICS_ENABLED, temporary_settings
     from prefect.testing.utilities import prefect_test_harness
 
-    with temporary_settings({PREFECT_SERVER_ANALYTICS_ENABLED: False}), prefect_test_harness(server_startup_timeout=90):
+    quiet = temporary_settings({PREFECT_SERVER_ANALYTICS_ENABLED: False})
+    with quiet, prefect_test_harness(server_startup_timeout=300):
         yield str(PREFECT_API_URL.value())
 
 

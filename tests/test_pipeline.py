@@ -155,13 +155,13 @@ def task_states(flow_run_id: str) -> list[str]:
 def test_a_rerun_is_cached_throughout(release: dict[str, Any]) -> None:
     started = time.monotonic()
     again = rlhf(load_recipe(str(TINY)))
-    assert time.monotonic() - started < 25
+    assert time.monotonic() - started < 100
     assert all(again["cached"].values()) and list(again["cached"]) == STAGES
     for same in ("release", "models", "gold", "win_rate_vs_sft", "kl_to_sft", "tax", "comparisons", "reward_model"):
         assert again[same] == release[same]
     assert again["seconds"] == pytest.approx(release["seconds"], abs=1e-3)
     flow_run = MlflowClient().get_run(again["mlflow_run_id"]).data.tags[runs.TAG_FLOW_RUN]
-    deadline = time.monotonic() + 10  # Prefect's client hands states over in the background
+    deadline = time.monotonic() + 60  # Prefect's client hands states over in the background
     while (states := task_states(flow_run)) != ["Cached"] * len(STAGES) and time.monotonic() < deadline:
         time.sleep(0.5)
     assert states == ["Cached"] * len(STAGES)
@@ -184,7 +184,7 @@ def test_a_stage_that_is_killed_counts_as_nothing_and_goes_on_afterwards(workpla
     wanted = keys(steps(recipe))
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
         kept = workplace / "artifacts" / f"pretrain-{wanted['pretrain'][:16]}.partial" / "checkpoint" / "state.pt"
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 300
         while not kept.exists():
             assert process.poll() is None and time.monotonic() < deadline
             time.sleep(0.02)
@@ -221,7 +221,7 @@ def person(owner: LabelStudio, title: str, judged: list[int], gone: threading.Ev
 
 
 def test_people_are_waited_for_until_enough_is_judged(release: dict[str, Any], owner: LabelStudio) -> None:
-    changed = ["annotators=people", "title=paul", "poll_seconds=0.3", "minimum_share=0.5", "deadline_hours=0.05"]
+    changed = ["annotators=people", "title=paul", "poll_seconds=0.3", "minimum_share=0.5", "deadline_hours=0.2"]
     recipe = load_recipe(str(TINY), [f"labeling.{option}" for option in changed])
     judged: list[int] = []
     gone = threading.Event()

@@ -55,7 +55,7 @@ def launched(out: Path, launch_file: Path, names: Iterable[str]) -> Launched:
     launcher = (sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(launch_file))
     command = [*launcher, "--main_process_port", "0", "-m", "tests.alignment.ppo_processes", str(out), *names]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, cwd=ROOT, env=environment, check=False, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, cwd=ROOT, env=environment, check=False, capture_output=True, text=True, timeout=1200)
     return out, done
 
 

@@ -144,7 +144,7 @@ def people_config(gold: Path, **options: Any) -> LabelingConfig:
     return LabelingConfig(
         annotators="people", title="people", rankings=RankingTasks(prompts=4), pairwise=PairwiseTasks(prompts=4),
         quality=QualityOptions(gold=GoldTasks(share=0.5, path=str(gold)), adjudicate=True), poll_seconds=0.2,
-        minimum_share=1.0, **options,
+        minimum_share=1.0, deadline_hours=0.2, **options,
     )  # fmt: skip
 
 

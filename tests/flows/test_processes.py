@@ -24,7 +24,7 @@ time.sleep(60)
 IGNORE = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN)"
 
 
-def until(condition: Callable[[], bool], seconds: float = 15.0) -> None:
+def until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "the condition did not come true in time"
@@ -48,7 +48,10 @@ def started(tmp_path: Path) -> Iterator[tuple[Process, int]]:
 
 
 def gone(pid: int) -> bool:
-    return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
 
 
 def test_the_whole_group_is_stopped(started: tuple[Process, int]) -> None:

@@ -18,6 +18,7 @@ from flows import processes, services, stack
 from flows.processes import Process, StackError
 from flows.services import NAMES, Credentials
 from flows.stack import Server, State
+from tests.labeling.helpers import free_port
 
 CODE = """
 import json, sys
@@ -44,16 +45,10 @@ print(json.dumps([[state.name, state.result().model] for state in states]))
 """
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def rlhf(home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     told = {**os.environ, "RLHF_HOME": str(home), "COLUMNS": "200"}
     command = [sys.executable, "-m", "flows.cli", *arguments]
-    return subprocess.run(command, env=told, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, env=told, capture_output=True, text=True, timeout=600)
 
 
 def test_a_stack_that_does_not_run_says_which_command_starts_it(tmp_path: Path) -> None:
@@ -202,7 +197,7 @@ def _half_dead_is_mended(home: Path) -> None:
 def _flows_and_models(home: Path, running: stack.Stack) -> None:
     """A stage in a Prefect task, twice; then the command line reads what it left."""
     told = {**os.environ, **running.environment(), "PYTHONPATH": str(Path(__file__).parents[2])}
-    done = subprocess.run([sys.executable, "-c", CODE], env=told, capture_output=True, text=True, timeout=120, cwd=home)
+    done = subprocess.run([sys.executable, "-c", CODE], env=told, capture_output=True, text=True, timeout=600, cwd=home)
     assert done.returncode == 0, done.stderr[-3000:]
     states = json.loads(done.stdout.strip().splitlines()[-1])
     assert states == [["Completed", "models:/policy/1"], ["Cached", "models:/policy/1"]]

@@ -41,7 +41,7 @@ def call_in_vain() -> Artifact:
 @pytest.fixture(scope="module", autouse=True)
 def prefect_server():
     """A server of its own for these flows."""
-    with prefect_test_harness(server_startup_timeout=120):
+    with prefect_test_harness(server_startup_timeout=300):
         yield
 
 

@@ -1,8 +1,10 @@
 """A little town to judge, and the settings of a server for tests."""
 
 import os
+import secrets
 import socket
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -35,10 +37,13 @@ def judge(_: str, text: str) -> Mapping[str, float]:
 
 
 def free_port() -> int:
-    """A port that nothing listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port that nothing listens on, below those that the system gives to whoever asks for any: nobody takes it while
+    a server is still starting."""
+    while True:
+        port = 20_000 + secrets.randbelow(12_000)
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def settings(data_dir: Path) -> ServerSettings:

@@ -52,6 +52,7 @@ TALK = ("Who is the baker of town 8?", "Mara Lind. <b>She</b> bakes.", "Where do
 def page(owner: LabelStudio) -> Iterator[Page]:
     """Paula's browser, logged in."""
     ensure_account(owner, EMAIL, PASSWORD, "Paula")
+    expect.set_options(timeout=30_000)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         page = browser.new_page(viewport={"width": 1360, "height": 860})
@@ -106,15 +107,16 @@ def move_to_top(page: Page, text: str) -> None:
     """Move the response with this text to the top of the list by keyboard."""
     item = page.locator(".htx-ranker-item").filter(has_text=text)
     place = [text in shown for shown in page.locator(".htx-ranker-item").all_inner_texts()].index(True)
+    said = page.locator("[id^=rbd-announcement]")  # what the list tells screen readers
     item.focus()
     page.keyboard.press("Space")
-    page.wait_for_timeout(300)
-    for _ in range(place):
+    expect(said).to_contain_text(f"lifted an item in position {place + 1}")
+    for position in range(place, 0, -1):
         page.keyboard.press("ArrowUp")
-        page.wait_for_timeout(300)
+        expect(said).to_contain_text(f"to position {position}")
     page.keyboard.press("Space")
+    expect(said).to_contain_text("dropped the item")
     expect(page.locator(".htx-ranker-item").first).to_contain_text(text)
-    page.wait_for_timeout(300)
 
 
 def test_a_person_ranks_by_keyboard_and_skips(owner: LabelStudio, page: Page, tmp_path: Path) -> None:
@@ -135,8 +137,10 @@ def test_a_person_ranks_by_keyboard_and_skips(owner: LabelStudio, page: Page, tm
     page.locator(".ant-modal-wrap").get_by_role("button").last.click()
     expect(page.locator(".ant-modal-wrap")).to_be_hidden()
     page.get_by_text("This is my order").click()
+    asked = page.locator(".question").inner_text()
     submit(page)
-    page.wait_for_timeout(800)
+    expect(page.locator(".question")).not_to_have_text(asked, use_inner_text=True)
+    expect(page.locator(".question")).to_contain_text("Who is the baker of town")
     with page.expect_response(lambda r: "/annotations" in r.url and r.request.method == "POST"):
         page.get_by_role("button", name="Skip").click()
     pulled = pull_collection(owner, opened)
@@ -152,6 +156,7 @@ def test_a_person_compares_two_and_text_stays_text(owner: LabelStudio, page: Pag
     config = LabelingConfig(title="by hand", rankings=none, pairwise=pairwise)
     opened = open_collection(owner, config, [response_set(3, (MARKUP, "Tom Berg."))], tmp_path)
     begin(page, opened.urls["pairwise"])
+    expect(page.locator(".desk")).to_contain_text("<b>Lind</b>")
     assert "<b>Lind</b>" in page.locator(".desk").inner_text() and page.locator(".desk img").count() == 0
     task = opened.batches[0].tasks[0]
     side = "ab"[[response.text for response in task.responses.values()].index(MARKUP)]
@@ -222,19 +227,22 @@ def test_any_text_is_shown_faithfully_in_the_dark_at_1280_and_loads_nothing(
     page.evaluate("localStorage.setItem('preferred-color-scheme', 'Dark')")
 
     begin(page, opened.urls["ranking"])
+    expect(page.locator(".htx-ranker-item")).to_have_count(len(FAITHFUL))
     shown = page.locator(".htx-ranker-item").evaluate_all("items => items.map(i => i.querySelector('p').textContent)")
     assert sorted(shown) == sorted(FAITHFUL)
     turns = page.locator(".question .lsf-richtext__line").evaluate_all("lines => lines.map(l => l.textContent)")
     assert turns == list(TALK)
     free = page.locator(".htx-ranker-item p").filter(has_text="خبازة").evaluate(FREE)
     assert free["right"] < 20 < free["left"]  # its lines start at the right
-    assert page.locator(".ties .lsf-choice:visible").count() == 5  # six answers have five neighbours
+    expect(page.locator(".ties .lsf-choice:visible")).to_have_count(5)  # six answers have five neighbours
     assert looks_well(page)
     for key in ("1", "w"):
         page.keyboard.press(key)
     submit(page)
 
     begin(page, opened.urls["pairwise"])
+    for text in ("return sum(values)", "said the page"):
+        expect(page.locator(".answer").filter(has_text=text)).to_have_count(1)
     lines = page.locator(".answer .lsf-richtext__line").evaluate_all("lines => lines.map(l => l.innerText)")
     assert "\n".join(lines).replace("\r", "").count("        return 0\n\treturn sum(values)") == 1
     assert any(IMAGE + SCRIPT in line for line in lines)

@@ -60,7 +60,7 @@ def test_wrong_token_and_wrong_password(owner: LabelStudio) -> None:
     with LabelStudio(owner.url, "e" * 40) as stranger, pytest.raises(BadCredentials):
         stranger.whoami()
     with pytest.raises(BadCredentials):
-        wait_until_ready(owner.url, "e" * 40, 5.0)
+        wait_until_ready(owner.url, "e" * 40, 60.0)
     first = ensure_account(owner, "greta@rlhf.local", "password-of-greta", "Greta")
     again = ensure_account(owner, "greta@rlhf.local", "password-of-greta", "Greta")
     assert first == again and first.token.get_secret_value() != TOKEN
