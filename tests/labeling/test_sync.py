@@ -410,19 +410,13 @@ def test_two_syncs_at_once_store_everything_once(owner: LabelStudio, store: Stor
     assert len(store.projects()) == 1 and len(store.syncs(key(store, project))) == 4
 
 
-def kill_at_random(
-    work: Callable[[], None], times: int, longest_seconds: float, enough: Callable[[], bool] = lambda: False
-) -> None:
-    """Run `work` in a process that is killed at a random moment, again and again, until it is `enough`."""
-    rng = random.Random(0)
-    for _ in range(times):
-        process = FORK.Process(target=work)
-        process.start()
-        time.sleep(rng.uniform(0.0, longest_seconds))
-        process.kill()
-        process.join()
-        if enough():
-            return
+def kill_at_random(work: Callable[[], None], longest_seconds: float, rng: random.Random) -> None:
+    """Run `work` in a process that is killed at a random moment."""
+    process = FORK.Process(target=work)
+    process.start()
+    time.sleep(rng.uniform(0.0, longest_seconds))
+    process.kill()
+    process.join()
 
 
 def test_a_push_that_is_killed_and_repeated_stores_every_task_once(
@@ -435,13 +429,11 @@ def test_a_push_that_is_killed_and_repeated_stores_every_task_once(
         with LabelStudio(owner.url, TOKEN) as mine:
             push(mine, project, tasks)
 
-    def stored_so_far() -> int:
-        return int(owner.project(project.id)["task_number"])
-
-    for longest_seconds in (0.4, 1.6, 6.4):  # a busy machine needs longer for the first batch, a quick one is done soon
-        if stored_so_far() == 0:
-            kill_at_random(work, 20, longest_seconds, enough=lambda: stored_so_far() > 500)
-    half_way = stored_so_far()
+    rng, longest_seconds, half_way = random.Random(0), 0.4, 0
+    for _ in range(20):  # at the pace of the machine: not before the first batch for ever, and not after the last one
+        kill_at_random(work, longest_seconds, rng)
+        half_way = owner.project(project.id)["task_number"]
+        longest_seconds *= 1.5 if half_way == 0 else 0.5 if half_way > 500 else 1
     time.sleep(0.5)  # a batch that the server was still storing when the last process was killed
     ids = push(owner, project, tasks)
     rows = owner.tasks(project.id, "id", "data")
@@ -482,7 +474,9 @@ def test_a_sync_that_is_killed_leaves_a_sound_store(owner: LabelStudio, store: S
         with LabelStudio(owner.url, TOKEN) as mine:
             sync_project(mine, Store(store.path), project.id, whole=True)
 
-    kill_at_random(work, 10, 0.4)
+    rng = random.Random(0)
+    for _ in range(10):
+        kill_at_random(work, 0.4, rng)
     assert store.path is not None
     with closing(sqlite3.connect(store.path)) as connection:
         assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
