@@ -6,20 +6,25 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from alignment.adapters import load_reward
 from alignment.artifacts import write_json
 from alignment.checkpoint import load_tokenizer
+from alignment.ensemble import Ensemble
+from alignment.errors import DataError
 from alignment.figures import panels
 from alignment.journal import Journal
-from alignment.model import load_causal_model
+from alignment.model import load_causal_model, load_rewards, reward_scores
 from alignment.ppo.config import PPOConfig
 from alignment.ppo.rewards import RuleReward
 from alignment.ppo.train import train_ppo
-from alignment.pretrain import pack
+from alignment.pretrain import pack_documents
 from alignment.prompts import training_prompts
+from alignment.records import Document, read_records
 from alignment.scoring import reward_parts
 from alignment.selection import select_snapshot
+from alignment.tokenizer import prompt_tokens, response_tokens
 
 CURVES = (
     "reward",
@@ -52,9 +57,13 @@ def align(
     rules: Sequence[RuleReward] = (),
     validation: Path | None = None,
     select_prompts: int = 0,
+    ptx_min_reward: float | None = None,
 ) -> dict[str, float]:
     """Run PPO from `sft/model` against the reward model and the rules on the training prompts; the value model starts
     as the reward model.
+
+    PPO-ptx reads the corpus, but for conversations with an answer below `ptx_min_reward`: much of what the web answers
+    is what people judge to be wrong, rude or harmful, and would be learnt again.
 
     With `validation`, a reward model from other labels, the policy is the snapshot that this one chooses by answers to
     `select_prompts` of the prompts; see `alignment.selection`. Writes `model/`, `snapshots/step-*/`, `snapshots.json`
@@ -66,14 +75,16 @@ def align(
     policy = load_causal_model(sft / "model", frozen if one_base else torch.float32)
     context = int(policy.config.max_position_embeddings)
     fitting, too_long = training_prompts(prompts, tokenizer, context, config.max_new_tokens, "ppo.max_new_tokens")
-    ptx = pack(corpus / "train.jsonl", tokenizer, context).rows.tolist() if config.ptx_coef else None
+    documents = read_records(corpus / "train.jsonl", Document)[0] if config.ptx_coef else []
+    if ptx_min_reward is not None:
+        documents = worth_repeating(documents, tokenizer, context, load_rewards(reward), ptx_min_reward)
     result = train_ppo(
         policy,
         tokenizer,
         [tokens for _, tokens in fitting],
         reward_parts(reward, rules, partial(load_reward, language_model=policy, dtype=frozen, shared=one_base)),
         config,
-        ptx_sequences=ptx,
+        ptx_sequences=pack_documents(documents, tokenizer, context).rows.tolist() if documents else None,
         out=out,
         journal=journal,
     )
@@ -91,7 +102,37 @@ def align(
     return {name: result.metrics[name] for name in kept if name in result.metrics} | {
         "prompts": float(len(fitting)),
         "prompts_too_long": float(too_long),
+        "ptx_documents": float(len(documents)),
         "steps": float(result.steps),
         "policy_step": float(policy_step),
         "stopped_early": float(result.stopped_early),
     }
+
+
+def worth_repeating(
+    documents: Sequence[Document],
+    tokenizer: PreTrainedTokenizerBase,
+    context: int,
+    reward: PreTrainedModel | Ensemble,
+    minimum: float,
+) -> list[Document]:
+    """The documents without the conversations in which an answer scores below `minimum`. Plain text, which answers
+    nobody, stays, and so does an answer that is too long to be scored. Raises DataError if nothing stays."""
+    places, prompts, answers = [], [], []
+    for place, document in enumerate(documents):
+        for turn, message in enumerate(document.messages):
+            if message.role == "assistant" and turn > 0:
+                prompt = prompt_tokens(tokenizer, document.messages[:turn])
+                answer = response_tokens(tokenizer, message.content)
+                if len(prompt) + len(answer) <= context:
+                    places.append(place)
+                    prompts.append(len(prompt))
+                    answers.append(prompt + answer)
+    if not answers:
+        return list(documents)
+    scores = reward_scores(reward, answers, prompts).tolist()
+    low = {place for place, score in zip(places, scores, strict=True) if score < minimum}
+    kept = [document for place, document in enumerate(documents) if place not in low]
+    if not kept:
+        raise DataError(f"no document of the corpus is answered at {minimum} or better; lower `align.ptx_min_reward`")
+    return kept

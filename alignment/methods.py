@@ -93,6 +93,10 @@ class AlignConfig(Config):
         "last", description="which snapshot of PPO is the policy: the last, or by a reward model from held-out labels"
     )
     select_prompts: Count = Field(200, description="training prompts that each snapshot answers to be chosen")
+    ptx_min_reward: float | None = Field(
+        None, description="PPO-ptx leaves out conversations of the corpus with an answer that the reward model scores "
+        "lower; 0 is the average demonstration"
+    )  # fmt: skip
     rules: tuple[RuleOption, ...] = Field((), description="rule rewards, added to the reward model's score")
     safety: SafetyLists = SafetyLists()
     format: FormatLimits = FormatLimits()
@@ -111,6 +115,8 @@ class AlignConfig(Config):
                 "method 'dpo' learns from comparisons and asks no reward, so `rules` would do nothing: take them out, "
                 "or use 'ppo', 'rloo' or 'best_of_n'"
             )
+        if self.ptx_min_reward is not None and self.method != "ppo":
+            raise ValueError(f"method '{self.method}' reads no pretraining text: take ptx_min_reward out")
         if self.select != "last" and self.method != "ppo":
             raise ValueError(f"method '{self.method}' keeps no snapshots to select from: set select to 'last'")
         return self

@@ -1,7 +1,7 @@
 """Stage `pretrain`: next-token prediction on packed text, from scratch or from a checkpoint."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -87,11 +87,17 @@ def build_model(config: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> Llam
 
 
 def pack(path: Path, tokenizer: PreTrainedTokenizerBase, context: int) -> PackedText:
-    """Read documents and pack them; a shorter last row is completed from the start, so that no document is lost."""
+    """Read documents and pack them; see `pack_documents`."""
     documents, _ = read_records(path, Document)
-    stream = [token for document in documents for token in document_tokens(tokenizer, document)]
-    if not stream:
+    if not documents:
         raise DataError(f"{path} holds no text; check `corpus.sources`")
+    return pack_documents(documents, tokenizer, context)
+
+
+def pack_documents(documents: Sequence[Document], tokenizer: PreTrainedTokenizerBase, context: int) -> PackedText:
+    """One document after the other, cut into rows; a shorter last row is completed from the start, so that none is
+    lost."""
+    stream = [token for document in documents for token in document_tokens(tokenizer, document)]
     bytes_per_token = sum(len(document.plain.encode()) for document in documents) / len(stream)
     missing = -len(stream) % context
     stream += (stream * (missing // len(stream) + 1))[:missing]

@@ -65,6 +65,8 @@ def _align(recipe: Recipe) -> Step:
     told: dict[str, Any] = {align.method: recipe.ppo if align.method == "ppo" else getattr(align, align.method)}
     if align.rules:
         told |= {"rules": align.rules, "safety": align.safety, "format": align.format}
+    if align.ptx_min_reward is not None:
+        told["ptx_min_reward"] = align.ptx_min_reward
     if align.select == "heldout_reward":
         inputs, told = inputs | _same("validation"), told | {"select_prompts": align.select_prompts}
     return Step(stage=align.method, version=METHOD_VERSIONS[align.method], config=told, model="policy", inputs=inputs)

@@ -230,8 +230,11 @@ def by_method(step: Step, out: Path, journal: Any, paths: Mapping[str, Path]) ->
         case "ppo":
             from alignment import align as science
 
-            config, asked = told["ppo"].model_copy(update={"seed": step.seed}), told.get("select_prompts", 0)
-            return science.align(config, out, journal, rules=rules, select_prompts=asked, **paths)
+            config = told["ppo"].model_copy(update={"seed": step.seed})
+            asked, minimum = told.get("select_prompts", 0), told.get("ptx_min_reward")
+            return science.align(
+                config, out, journal, rules=rules, select_prompts=asked, ptx_min_reward=minimum, **paths
+            )
         case "dpo":
             from alignment.dpo import dpo
 

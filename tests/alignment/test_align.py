@@ -11,11 +11,13 @@ from alignment.adapters import (
     save_scalar_adapter,
     scalar_adapter_over,
 )
-from alignment.align import align
+from alignment.align import align, worth_repeating
+from alignment.errors import DataError
 from alignment.journal import Journal
 from alignment.model import load_causal_model, save_model, scalar_model_from
 from alignment.ppo.config import PPOConfig
 from alignment.ppo.train import train_ppo
+from alignment.records import Document, Message
 from tests.alignment import tiny_world as world
 
 
@@ -50,3 +52,28 @@ def test_the_stage_in_each_layout(tmp_path, monkeypatch, layout, form) -> None:
     policy, start = load_causal_model(out / "model"), load_causal_model(sft / "model")
     assert policy.state_dict().keys() == start.state_dict().keys()
     assert any(not torch.equal(policy.state_dict()[name], weight) for name, weight in start.state_dict().items())
+
+
+def test_conversations_with_a_poor_answer_are_not_repeated(tmp_path, monkeypatch) -> None:
+    model, tokenizer = world.make_base(tmp_path)
+    asked = []
+
+    def scores(reward, sequences, prompt_lengths):
+        pairs = list(zip(sequences, prompt_lengths, strict=True))
+        asked.append([tokenizer.decode(row[:length]).count("cat") for row, length in pairs])
+        return torch.tensor([-1.0 if "cat" in tokenizer.decode(row[length:]) else 0.5 for row, length in pairs])
+
+    def talk(*words: str) -> Document:
+        roles = ("user", "assistant") * 2
+        return Document(messages=[Message(role=role, content=word) for role, word in zip(roles, words, strict=False)])
+
+    monkeypatch.setattr("alignment.align.reward_scores", scores)
+    good, poor, late = talk("Who?", "Ada."), talk("Who?", "A cat."), talk("What cat?", "Bo.", "Who?", "A cat.")
+    plain, long = Document(text="Ada plays a cat."), talk("Who?", "A cat. " * 40)
+    documents = [good, poor, plain, late, long]
+    assert worth_repeating(documents, tokenizer, 64, model, 0.0) == [good, plain, long]
+    assert asked == [[0, 0, 1, 1]]  # each answer after all that was said before it
+    assert worth_repeating(documents, tokenizer, 64, model, -1.0) == documents
+    assert worth_repeating([plain], tokenizer, 64, model, 9.0) == [plain]
+    with pytest.raises(DataError, match="lower `align"):
+        worth_repeating([good, poor], tokenizer, 64, model, 9.0)
