@@ -110,13 +110,13 @@ class AlignConfig(Config):
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(f"rule '{twice[0]}' is given {names.count(twice[0])} times: give it once, with its weight")
-        if self.rules and self.method == "dpo":
-            raise ValueError(
-                "method 'dpo' learns from comparisons and asks no reward, so `rules` would do nothing: take them out, "
-                "or use 'ppo', 'rloo' or 'best_of_n'"
-            )
-        if self.ptx_min_reward is not None and self.method != "ppo":
-            raise ValueError(f"method '{self.method}' reads no pretraining text: take ptx_min_reward out")
         if self.select != "last" and self.method != "ppo":
             raise ValueError(f"method '{self.method}' keeps no snapshots to select from: set select to 'last'")
         return self
+
+    @property
+    def idle(self) -> tuple[str, ...]:
+        """What is set and counts for nothing: DPO asks no reward, and PPO alone reads pretraining text."""
+        rules = ["rules"] if self.rules and self.method == "dpo" else []
+        text = ["ptx_min_reward"] if self.ptx_min_reward is not None and self.method != "ppo" else []
+        return (*rules, *text)

@@ -63,9 +63,9 @@ def _align(recipe: Recipe) -> Step:
     """From SFT to the policy, by the method that the recipe names; that is the stage's name too."""
     align, inputs = recipe.align, _same(*METHOD_INPUTS[recipe.align.method])
     told: dict[str, Any] = {align.method: recipe.ppo if align.method == "ppo" else getattr(align, align.method)}
-    if align.rules:
+    if align.rules and "rules" not in align.idle:
         told |= {"rules": align.rules, "safety": align.safety, "format": align.format}
-    if align.ptx_min_reward is not None:
+    if align.ptx_min_reward is not None and "ptx_min_reward" not in align.idle:
         told["ptx_min_reward"] = align.ptx_min_reward
     if align.select == "heldout_reward":
         inputs, told = inputs | _same("validation"), told | {"select_prompts": align.select_prompts}

@@ -41,6 +41,8 @@ SHOWN_FIGURES = ("gold_curve.png", "criteria.png", "ppo.png", "calibration.png")
 def rlhf(recipe: Recipe) -> dict[str, Any]:
     """One round of alignment. Running it again skips what is unchanged; returns the release's manifest."""
     step = steps(recipe)
+    for name in recipe.align.idle:
+        get_run_logger().warning("align.%s counts for nothing with align.method %s", name, recipe.align.method)
     with runs.pipeline_run(recipe.name, recipe=recipe, flow_run_id=str(flow_run.id or "")) as run_id:
         made = run_stages(recipe, step)
         return register(recipe, made, run_id)

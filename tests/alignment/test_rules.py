@@ -116,7 +116,6 @@ def test_rules_stand_beside_the_model_and_are_logged_by_name(tmp_path) -> None:
         ({"rules": [{"name": "safety"}, {"name": "safety"}]}, "given 2 times"),
         ({"rules": [{"name": "gold"}]}, "'refusal', 'format', 'arithmetic' or 'safety'"),
         ({"rules": [{"name": "safety", "weight": -1}]}, "greater than 0"),
-        ({"rules": [{"name": "safety"}], "method": "dpo"}, "asks no reward"),
         ({"method": "rloo", "select": "heldout_reward"}, "keeps no snapshots to select from"),
         ({"format": {"min_words": 9, "max_words": 3}}, "min_words 9 is more than max_words 3"),
     ],
@@ -124,3 +123,18 @@ def test_rules_stand_beside_the_model_and_are_logged_by_name(tmp_path) -> None:
 def test_what_cannot_be_is_refused(options, words) -> None:
     with pytest.raises(ValidationError, match=words):
         AlignConfig.model_validate(options)
+
+
+@pytest.mark.parametrize(
+    ("method", "idle"),
+    [
+        ("ppo", ()),
+        ("rloo", ("ptx_min_reward",)),
+        ("best_of_n", ("ptx_min_reward",)),
+        ("dpo", ("rules", "ptx_min_reward")),
+    ],
+)
+def test_what_counts_for_nothing_with_a_method_is_known(method, idle) -> None:
+    told = {"rules": [{"name": "safety"}], "ptx_min_reward": 0.0, "method": method}
+    assert AlignConfig.model_validate(told).idle == idle
+    assert AlignConfig.model_validate({"method": method}).idle == ()

@@ -95,7 +95,8 @@ def test_each_method_stands_in_the_same_place(place: Path) -> None:
         assert manifest["release"].endswith(made[name].key[:8]) and manifest["kl_to_sft"] != 0
         assert ("reward" if name == "rloo" else "loss") in made[name].result()
         assert not (made[name].path / "checkpoint").exists() and list((made[name].path / "figures").glob("*.png"))
-    changed = keys(steps(recipe(place, "align.method=dpo", *methods["dpo"], "align.rloo.steps=3", "ppo.steps=9")))
+    others = ("align.rloo.steps=3", "ppo.steps=9", "align.rules=[{name: safety}]", "align.ptx_min_reward=0")
+    changed = keys(steps(recipe(place, "align.method=dpo", *methods["dpo"], *others)))
     assert changed == keys(steps(told["dpo"]))  # what another method is told counts for nothing
 
 
