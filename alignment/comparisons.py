@@ -19,6 +19,8 @@ from alignment.prompts import hashed_split
 from alignment.records import Comparison, Rejected, read_records, stable_id, write_records
 from alignment.sources import read_comparisons
 
+DECISIVE_LEAD = 0.5  # of a majority, in judgements of average weight
+
 
 @dataclass(frozen=True)
 class SplitComparisons:
@@ -121,10 +123,12 @@ def choose_annotators(rows: Sequence[Comparison], count: int, seed: int) -> set[
 def aggregated(rows: Sequence[Comparison], how: Literal["each", "majority", "soft"]) -> list[Comparison]:
     """Training comparisons with all judgements of a pair as one; ties are not among `rows`.
 
-    With v_i and v_j the summed weights of those who prefer i and j: `majority` is the preferred side with weight 1 (for
-    equal sums nothing is said, and nothing is kept); `soft` is i over j with weight v_i / (v_i + v_j) and j over i with
-    v_j / (v_i + v_j), which under Bradley-Terry is cross-entropy with that share as the label; the weights of a prompt
-    are then scaled to 1 on average, since the reward model divides by the number of its comparisons.
+    With v_i and v_j the summed weights of those who prefer i and j: `majority` is the preferred side with weight 1,
+    where it is ahead by half a judgement or more (v_i - v_j >= 1/2): without weights every lead is, and with them pairs
+    are left out on which equally reliable people differ, or which a bad annotator alone has judged. `soft` is i over j
+    with weight v_i / (v_i + v_j) and j over i with v_j / (v_i + v_j), which under Bradley-Terry is cross-entropy with
+    that share as the label; the weights of a prompt are then scaled to 1 on average, since the reward model divides by
+    the number of its comparisons.
     """
     if how == "each":
         return list(rows)
@@ -150,13 +154,12 @@ def _settled(judgements: Sequence[Comparison], how: str) -> Iterator[Comparison]
     for row in judgements:
         sides[row.chosen.id].append(row)
     votes = {side: sum(row.weight for row in some) for side, some in sides.items()}
-    best = max(votes.values())
-    if how == "majority" and list(votes.values()).count(best) > 1:
-        return
-    for side, some in sides.items():
-        if how == "soft" or votes[side] == best:
-            share = votes[side] / sum(votes.values()) if how == "soft" else 1.0
-            yield _joined(some, share)
+    total, best = sum(votes.values()), max(votes, key=lambda side: votes[side])
+    if how == "soft":
+        for side, some in sides.items():
+            yield _joined(some, votes[side] / total)
+    elif 2 * votes[best] - total >= DECISIVE_LEAD:
+        yield _joined(sides[best], 1.0)
 
 
 def _joined(same: Sequence[Comparison], weight: float) -> Comparison:

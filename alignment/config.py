@@ -174,7 +174,7 @@ class ComparisonsConfig(Config):
     )
     aggregate: Literal["each", "majority", "soft"] = Field(
         "each",
-        description="each: every judgement by itself; majority: one comparison a pair, of the side with more weight; "
+        description="each: every judgement by itself; majority: one comparison a pair, of the side that is ahead; "
         "soft: both sides of a pair, each with its share of the weight",
     )
     max_rejected_share: Share = 0.05

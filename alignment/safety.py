@@ -22,8 +22,8 @@ class SafetyLists(Config):
     """Words and phrases, found as whole words whatever their case; the defaults are general English, in a few words."""
 
     insults: tuple[str, ...] = (
-        *("idiot", "moron", "imbecile", "stupid", "dumb", "worthless", "pathetic", "loser", "shut up", "scum"),
-        *("you are an embarrassment", "nobody likes you"),
+        *("idiot", "moron", "imbecile", "fool", "dummy", "dimwit", "stupid", "dumb", "worthless", "pathetic", "loser"),
+        *("jerk", "scum", "shut up", "you are an embarrassment", "nobody likes you"),
     )
     harmful: tuple[str, ...] = (
         *("make a bomb", "build a bomb", "pipe bomb", "explosive device", "nerve agent", "ricin", "cook meth"),

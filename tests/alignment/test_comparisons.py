@@ -149,6 +149,9 @@ def test_majority_by_weight() -> None:
     assert aggregated([vote("a", "1"), vote("b", "2")], "majority") == []
     shown = [vote("a", by).model_copy(update={"chosen_first": by < "3", "task_uid": f"t{by}"}) for by in "123"]
     assert [aggregated(shown[:n], "majority")[0].chosen_first for n in (2, 3)] == [True, None]
+    for ours, theirs, decided in ((1.0, 0.5, True), (1.2, 0.8, False), (0.4, 0.0, False), (0.0, 0.5, True)):
+        some = [vote("a", "1", ours), vote("b", "2", theirs)]  # a lead of half a judgement decides
+        assert bool(aggregated(some, "majority")) == decided
     assert aggregated(shown, "soft")[0].task_uid == "t1,t2,t3"
     assert aggregated(said, "each") == said
 
