@@ -80,10 +80,11 @@ class Recipe(Config):
     def _judgements(self) -> Iterator[str]:
         """Comparisons come from exactly one place, and there are prompts enough to judge."""
         told = self.comparisons
-        if self.align.method == "dpo" and (told.weights != "none" or told.aggregate == "soft"):
+        weighted = told.aggregate == "soft" or (told.aggregate == "each" and told.weights != "none")
+        if self.align.method == "dpo" and weighted:
             yield (
-                "align.method dpo counts all comparisons alike: set comparisons.weights: none and "
-                "comparisons.aggregate: each or majority, or choose another method"
+                "align.method dpo counts all comparisons alike: set comparisons.aggregate: majority, or "
+                "comparisons.weights: none with each, or choose another method"
             )
         if self.labeling is None:
             if not self.comparisons.sources:
