@@ -25,7 +25,8 @@ DEFAULT = "the recipe"
 VARIANTS: dict[str, list[str]] = {
     DEFAULT: [],
     "no ptx": ["ppo.ptx_coef=0"],
-    "ptx_coef 0.5": ["ppo.ptx_coef=0.5"],
+    "ptx on all of the corpus": ["align.ptx_min_reward=null"],
+    "no safety rule": ["align.rules=[]"],
     "fixed kl_coef": ["ppo.kl_target=null"],
     "no penalty for KL": ["ppo.kl_coef=0", "ppo.kl_target=null"],
     "advantages not whitened": ["ppo.whiten_advantages=false"],

@@ -1,7 +1,7 @@
 """Whether screening finds the bad annotators of a crew, and what weights are worth to a reward model.
 
     rlhf run town
-    python -m benchmarks.screening --artifacts .rlhf/artifacts --train majority --train "each, weights"
+    python -m benchmarks.screening --artifacts .rlhf/artifacts --train majority --train "majority, weights"
 
 A crew of twelve, three of them bad (careless, side-biased, spamming), judges the responses of a town as the labelling
 stage would have them do. It goes without a server: what an annotator says of a task does not depend on one. Two good
@@ -176,7 +176,7 @@ def main(
     artifacts: Path = Path(".rlhf/artifacts"),
     seed: Annotated[list[int], typer.Option(help="of the crew; can be repeated")] = [0, 1, 2, 3, 4],  # noqa: B006
     train: Annotated[list[str], typer.Option(help="a way to train the true reward model in, too")] = [],  # noqa: B006
-    epochs: Annotated[float, typer.Option(help="of the true reward model")] = 2.0,
+    epochs: Annotated[float, typer.Option(help="of the true reward model")] = 3.0,
     words: Annotated[bool, typer.Option(help="train a logistic regression on words in every way")] = True,
     threads: int = 1,
 ) -> None:
