@@ -65,7 +65,8 @@ class ServerSettings(BaseModel):
 
 
 def command(settings: ServerSettings) -> list[str]:
-    """The command line that starts the server in the foreground."""
+    """The command line that starts the server in the foreground; secrets are in `environment`, where others on this
+    machine cannot read them."""
     return [
         str(settings.executable),
         "start",
@@ -74,9 +75,6 @@ def command(settings: ServerSettings) -> list[str]:
         "--internal-host", settings.host,
         "--port", str(settings.port),
         "--data-dir", str(settings.data_dir),
-        "--username", settings.username,
-        "--password", settings.password.get_secret_value(),
-        "--user-token", settings.token.get_secret_value(),
         "--enable-legacy-api-token",
     ]  # fmt: skip
 
@@ -90,6 +88,9 @@ def environment(settings: ServerSettings) -> dict[str, str]:
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(leaky)}
     secret = {} if settings.secret_key is None else {"SECRET_KEY": settings.secret_key.get_secret_value()}
     return inherited | secret | {
+        "LABEL_STUDIO_USERNAME": settings.username,
+        "LABEL_STUDIO_PASSWORD": settings.password.get_secret_value(),
+        "LABEL_STUDIO_USER_TOKEN": settings.token.get_secret_value(),
         "LABEL_STUDIO_HOST": settings.url,
         "LABEL_STUDIO_DISABLE_SIGNUP_WITHOUT_LINK": "true",
         "LABEL_STUDIO_COLLECT_ANALYTICS": "false",

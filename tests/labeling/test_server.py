@@ -76,10 +76,13 @@ def test_what_the_server_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("PYTHONPATH", "/somewhere")
     settings = pretend(tmp_path, "")
     told = environment(settings)
-    assert "LABEL_STUDIO_USERNAME" not in told and "PYTHONPATH" not in told and told["PATH"] == os.environ["PATH"]
+    assert told["LABEL_STUDIO_USERNAME"] == settings.username and told["LABEL_STUDIO_USER_TOKEN"] == TOKEN
+    assert "PYTHONPATH" not in told and told["PATH"] == os.environ["PATH"]
     assert told["LABEL_STUDIO_COLLECT_ANALYTICS"] == "false" and told["SENTRY_DSN"] == ""
     line = command(settings)
-    assert line[line.index("--port") + 1] == str(settings.port) and TOKEN in line
+    assert line[line.index("--port") + 1] == str(settings.port)
+    secrets = {TOKEN, settings.password.get_secret_value()}
+    assert secrets <= set(told.values()) and not secrets & set(line)  # anybody on this machine can read the line
 
 
 def test_a_token_of_another_kind_is_refused_early(tmp_path: Path) -> None:
