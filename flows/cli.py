@@ -72,6 +72,22 @@ def status(home: Home = None) -> None:
 
 
 @app.command()
+def doctor(home: Home = None) -> None:
+    """Check versions, disk, memory, credentials, ports and servers, and say what to do; exit code 1 when one fails."""
+    from rich.table import Table
+
+    from flows.doctor import examine
+
+    found = examine(home)
+    table = Table("check", "", "seen", "what to do")
+    for one in found:
+        table.add_row(one.what, "[green]well[/green]" if one.ok else "[red]not well[/red]", one.seen, one.fix)
+    _console().print(table)
+    if not all(one.ok for one in found):
+        raise typer.Exit(1)
+
+
+@app.command()
 def recipes() -> None:
     """List the recipes that come with the package."""
     from rich.table import Table

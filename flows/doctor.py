@@ -1,0 +1,153 @@
+"""`rlhf doctor`: what may be wrong with the machine, the installation and the stack, and what mends it.
+
+Every check looks and changes nothing. One that fails says what to do next.
+"""
+
+import os
+import shutil
+import stat
+import sys
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from importlib.metadata import PackageNotFoundError, requires, version
+from pathlib import Path
+
+import httpx
+import psutil
+from packaging.requirements import Requirement
+from pydantic import BaseModel, ConfigDict
+
+from flows import processes, services, stack
+from flows.processes import StackError
+from flows.services import HOST, NAMES, TITLES
+
+DISTRIBUTION = "rlhf-flows"
+LABEL_STUDIO = "1.23"
+DISK_GIB, MEMORY_GIB = 5.0, 2.0  # what a run of the recipe `town` should find free
+CLOCK_SECONDS = 60.0
+GIB = 1 << 30
+
+
+class Finding(BaseModel):
+    """What a check looked at, whether it is well, what was seen, and what mends it."""
+
+    model_config = ConfigDict(frozen=True)
+
+    what: str
+    ok: bool
+    seen: str
+    fix: str = ""
+
+
+def examine(home: Path | None = None) -> list[Finding]:
+    """All checks, on the stack in `home`."""
+    place = stack.home_directory(home)
+    return [python(), packages(), label_studio(), disk(place), memory(), *secrets(place), *servers(place)]
+
+
+def python() -> Finding:
+    """Python 3.11 or newer."""
+    ok = sys.version_info >= (3, 11)
+    return Finding(what="Python", ok=ok, seen=sys.version.split()[0], fix="" if ok else "install Python 3.11 or newer")
+
+
+def packages(distribution: str = DISTRIBUTION) -> Finding:
+    """The packages that ours asks for, in versions that it takes."""
+    try:
+        asked = [Requirement(line) for line in requires(distribution) or []]
+    except PackageNotFoundError:
+        return Finding(what="packages", ok=False, seen=f"{distribution} is not installed", fix="make setup")
+    wanted = [one for one in asked if one.marker is None or one.marker.evaluate({"extra": ""})]
+    wrong = []
+    for one in wanted:
+        try:
+            found = version(one.name)
+        except PackageNotFoundError:
+            wrong.append(f"{one.name} is missing")
+            continue
+        if not one.specifier.contains(found, prereleases=True):
+            wrong.append(f"{one.name} is {found}, not {one.specifier}")
+    seen = "; ".join(wrong) or f"{len(wanted)} as asked for"
+    return Finding(what="packages", ok=not wrong, seen=seen, fix="make setup" if wrong else "")
+
+
+def label_studio() -> Finding:
+    """Label Studio in an environment of its own, in the version that the screens were made for."""
+    what = "Label Studio's program"
+    try:
+        program = services.label_studio_executable()
+    except StackError as error:
+        return Finding(what=what, ok=False, seen="not installed", fix=str(error))
+    found = [path.name.split("-")[1] for path in program.parent.parent.glob("lib/python*/site-packages/label_studio-*")]
+    seen = found[0].removesuffix(".dist") if found else "no version to be seen"
+    ok = seen == LABEL_STUDIO or seen.startswith(LABEL_STUDIO + ".")
+    fix = "" if ok else f"install version {LABEL_STUDIO} in {program.parent.parent}, or remove that and `make setup`"
+    return Finding(what=what, ok=ok, seen=seen, fix=fix)
+
+
+def disk(home: Path) -> Finding:
+    """Room for what a run leaves."""
+    there = next(place for place in (home, *home.parents) if place.exists())
+    free = shutil.disk_usage(there).free / GIB
+    ok = free >= DISK_GIB and os.access(there, os.W_OK)
+    seen = f"{free:.0f} GiB free at {there}" + ("" if os.access(there, os.W_OK) else ", which cannot be written to")
+    fix = "" if ok else f"free {DISK_GIB:.0f} GiB, or name another place with RLHF_HOME"
+    return Finding(what="disk", ok=ok, seen=seen, fix=fix)
+
+
+def memory() -> Finding:
+    """Memory for the servers and a run."""
+    free = psutil.virtual_memory().available / GIB
+    ok = free >= MEMORY_GIB
+    fix = "" if ok else f"end other programs: the servers and a small run take {MEMORY_GIB:.0f} GiB"
+    return Finding(what="memory", ok=ok, seen=f"{free:.1f} GiB available", fix=fix)
+
+
+def secrets(home: Path) -> Iterator[Finding]:
+    """Credentials that their owner alone can read."""
+    for path in (home / "credentials.json", home / "annotators.json"):
+        if path.exists():
+            mode = stat.S_IMODE(path.stat().st_mode)
+            ok = mode & 0o077 == 0
+            yield Finding(what=path.name, ok=ok, seen=f"mode {mode:o}", fix="" if ok else f"chmod 600 {path}")
+
+
+def servers(home: Path) -> Iterator[Finding]:
+    """What runs and answers, with our time of day; and for what does not run, whether its port is free."""
+    try:
+        rows = {row.name: row for row in stack.status(home)}
+    except StackError as error:
+        yield Finding(what="stack", ok=False, seen="its files cannot be read", fix=str(error))
+        return
+    for name in NAMES:
+        row = rows[name]
+        if row.running:
+            late = clock_difference(row.url) if row.health.ok else 0.0
+            if not row.health.ok:
+                fix = f"look into {row.log}; `rlhf down` and `rlhf up` start it again"
+                yield Finding(what=row.title, ok=False, seen=row.health.problem, fix=fix)
+            elif abs(late) > CLOCK_SECONDS:
+                fix = "set the clocks by a time server: annotations are fetched by their time"
+                yield Finding(what=row.title, ok=False, seen=f"its clock is {late:+.0f} s from ours", fix=fix)
+            else:
+                yield Finding(what=row.title, ok=True, seen=f"works at {row.url}")
+            continue
+        port = os.environ.get(services.port_variable(name), "")
+        if port and port.isdigit() and not processes.port_is_free(HOST, int(port)):
+            fix = f"free port {port}, or unset {services.port_variable(name)}"
+            yield Finding(what=TITLES[name], ok=False, seen=f"not running, and its port {port} is busy", fix=fix)
+        else:
+            yield Finding(what=TITLES[name], ok=True, seen="not running; `rlhf up` starts it")
+
+
+def clock_difference(url: str) -> float:
+    """Seconds that a server's clock is ahead of ours, by the date of its answer; 0 where it tells none."""
+    try:
+        answer = httpx.get(url, timeout=services.PROBE_SECONDS, trust_env=False)
+        told = parsedate_to_datetime(answer.headers["date"])
+    except (httpx.HTTPError, KeyError, ValueError):
+        return 0.0
+    if told.tzinfo is None:  # "-0000": universal time, of a server that does not say where it is
+        told = told.replace(tzinfo=UTC)
+    return (told - datetime.now(UTC)).total_seconds()
