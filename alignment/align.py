@@ -13,6 +13,7 @@ from alignment.artifacts import write_json
 from alignment.checkpoint import load_tokenizer
 from alignment.ensemble import Ensemble
 from alignment.errors import DataError
+from alignment.examination import transposed
 from alignment.figures import panels
 from alignment.journal import Journal
 from alignment.model import load_causal_model, load_rewards, reward_scores
@@ -75,14 +76,15 @@ def align(
     policy = load_causal_model(sft / "model", frozen if one_base else torch.float32)
     context = int(policy.config.max_position_embeddings)
     fitting, too_long = training_prompts(prompts, tokenizer, context, config.max_new_tokens, "ppo.max_new_tokens")
+    load = partial(load_reward, language_model=policy, dtype=frozen, shared=one_base)
     documents = read_records(corpus / "train.jsonl", Document)[0] if config.ptx_coef else []
-    if ptx_min_reward is not None:
-        documents = worth_repeating(documents, tokenizer, context, load_rewards(reward), ptx_min_reward)
+    if documents and ptx_min_reward is not None:
+        documents = worth_repeating(documents, tokenizer, context, load_rewards(reward, load), ptx_min_reward)
     result = train_ppo(
         policy,
         tokenizer,
         [tokens for _, tokens in fitting],
-        reward_parts(reward, rules, partial(load_reward, language_model=policy, dtype=frozen, shared=one_base)),
+        reward_parts(reward, rules, load),
         config,
         ptx_sequences=pack_documents(documents, tokenizer, context).rows.tolist() if documents else None,
         out=out,
@@ -118,7 +120,8 @@ def worth_repeating(
 ) -> list[Document]:
     """The documents without the conversations in which an answer scores below `minimum`. Plain text, which answers
     nobody, stays, and so does an answer that is too long to be scored. Raises DataError if nothing stays."""
-    places, prompts, answers = [], [], []
+    places: list[int] = []
+    answers: list[tuple[list[int], int]] = []
     for place, document in enumerate(documents):
         for turn, message in enumerate(document.messages):
             if message.role == "assistant" and turn > 0:
@@ -126,11 +129,10 @@ def worth_repeating(
                 answer = response_tokens(tokenizer, message.content)
                 if len(prompt) + len(answer) <= context:
                     places.append(place)
-                    prompts.append(len(prompt))
-                    answers.append(prompt + answer)
+                    answers.append((prompt + answer, len(prompt)))
     if not answers:
         return list(documents)
-    scores = reward_scores(reward, answers, prompts).tolist()
+    scores = reward_scores(reward, *transposed(answers)).tolist()
     low = {place for place, score in zip(places, scores, strict=True) if score < minimum}
     kept = [document for place, document in enumerate(documents) if place not in low]
     if not kept:

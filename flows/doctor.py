@@ -24,7 +24,7 @@ from flows.services import HOST, NAMES, TITLES
 
 DISTRIBUTION = "rlhf-flows"
 LABEL_STUDIO = "1.23"
-DISK_GIB, MEMORY_GIB = 5.0, 2.0  # what a run of the recipe `town` should find free
+DISK_GIB, MEMORY_GIB = 5.0, 2.0  # rules of thumb
 CLOCK_SECONDS = 60.0
 GIB = 1 << 30
 
@@ -47,9 +47,8 @@ def examine(home: Path | None = None) -> list[Finding]:
 
 
 def python() -> Finding:
-    """Python 3.11 or newer."""
-    ok = sys.version_info >= (3, 11)
-    return Finding(what="Python", ok=ok, seen=sys.version.split()[0], fix="" if ok else "install Python 3.11 or newer")
+    """Which Python runs this; one that is too old does not come as far as here."""
+    return Finding(what="Python", ok=True, seen=sys.version.split()[0])
 
 
 def packages(distribution: str = DISTRIBUTION) -> Finding:
@@ -89,9 +88,9 @@ def label_studio() -> Finding:
 def disk(home: Path) -> Finding:
     """Room for what a run leaves."""
     there = next(place for place in (home, *home.parents) if place.exists())
-    free = shutil.disk_usage(there).free / GIB
-    ok = free >= DISK_GIB and os.access(there, os.W_OK)
-    seen = f"{free:.0f} GiB free at {there}" + ("" if os.access(there, os.W_OK) else ", which cannot be written to")
+    free, writable = shutil.disk_usage(there).free / GIB, os.access(there, os.W_OK)
+    ok = free >= DISK_GIB and writable
+    seen = f"{free:.0f} GiB free at {there}" + ("" if writable else ", which cannot be written to")
     fix = "" if ok else f"free {DISK_GIB:.0f} GiB, or name another place with RLHF_HOME"
     return Finding(what="disk", ok=ok, seen=seen, fix=fix)
 
@@ -100,7 +99,7 @@ def memory() -> Finding:
     """Memory for the servers and a run."""
     free = psutil.virtual_memory().available / GIB
     ok = free >= MEMORY_GIB
-    fix = "" if ok else f"end other programs: the servers and a small run take {MEMORY_GIB:.0f} GiB"
+    fix = "" if ok else f"end other programs until {MEMORY_GIB:.0f} GiB are available"
     return Finding(what="memory", ok=ok, seen=f"{free:.1f} GiB available", fix=fix)
 
 
@@ -134,7 +133,7 @@ def servers(home: Path) -> Iterator[Finding]:
                 yield Finding(what=row.title, ok=True, seen=f"works at {row.url}")
             continue
         port = os.environ.get(services.port_variable(name), "")
-        if port and port.isdigit() and not processes.port_is_free(HOST, int(port)):
+        if port.isdigit() and not processes.port_is_free(HOST, int(port)):
             fix = f"free port {port}, or unset {services.port_variable(name)}"
             yield Finding(what=TITLES[name], ok=False, seen=f"not running, and its port {port} is busy", fix=fix)
         else:

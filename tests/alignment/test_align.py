@@ -54,6 +54,25 @@ def test_the_stage_in_each_layout(tmp_path, monkeypatch, layout, form) -> None:
     assert any(not torch.equal(policy.state_dict()[name], weight) for name, weight in start.state_dict().items())
 
 
+def test_the_stage_leaves_out_what_scores_low_from_the_pretraining_text(tmp_path) -> None:
+    sft = tmp_path / "sft"
+    model, _ = world.make_base(sft)
+    save_model(scalar_model_from(model), tmp_path / "model")  # scores everything 0
+    world.write(tmp_path / "prompts.jsonl", [world.prompt(f"What does {name} play?") for name in ("Ada", "Bo", "Cy")])
+    talk = Document(messages=[Message(role="user", content="Who?"), Message(role="assistant", content="Ada.")])
+    world.write(tmp_path / "train.jsonl", [talk, Document(text="Ada plays the violin.")])
+    config = PPOConfig(steps=1, batch_size=4, minibatch_size=2, max_new_tokens=8, ptx_coef=0.1, ptx_batch_size=1)
+    read = {}
+    for minimum in (None, 0.0, 0.1):
+        out = tmp_path / f"out-{minimum}"
+        figures = align(
+            config, out, Journal(out), sft=sft, reward=tmp_path, prompts=tmp_path, corpus=tmp_path,
+            ptx_min_reward=minimum,
+        )  # fmt: skip
+        read[minimum] = figures["ptx_documents"]
+    assert read == {None: 2, 0.0: 2, 0.1: 1}
+
+
 def test_conversations_with_a_poor_answer_are_not_repeated(tmp_path, monkeypatch) -> None:
     model, tokenizer = world.make_base(tmp_path)
     asked = []

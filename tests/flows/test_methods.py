@@ -45,6 +45,8 @@ def test_rules_are_part_of_the_key_and_of_the_log(place: Path) -> None:
     ruled = recipe(place, "align.rules=[{name: safety, weight: 0.5}, {name: format}]")
     different = {stage for stage, key in keys(steps(ruled)).items() if keys(steps(plain))[stage] != key}
     assert different == {"ppo", "evaluate"}
+    filtered = keys(steps(recipe(place, "align.ptx_min_reward=0")))
+    assert {stage for stage, key in filtered.items() if keys(steps(plain))[stage] != key} == different
     assert keys(steps(recipe(place, "align.safety.insults=[turnip]"))) == keys(steps(plain))  # no rule reads it
     made = pipeline.run_stages(ruled, steps(ruled))
     line = json.loads(made["ppo"].file("metrics.jsonl").read_text().splitlines()[0])["values"]
