@@ -34,8 +34,6 @@ def test_every_option_is_described_in_the_form() -> None:
     sections = schema["definitions"]
     bare = [name for name, option in found.items() if not described(option, sections)]
     assert not bare, f"give Field(description=...) to {', '.join(bare)}"
-    long = [name for name, option in found.items() if len(option.get("description", "")) > 140]
-    assert not long, f"shorten the description of {', '.join(long)}"
 
 
 def test_nested_defaults_are_in_the_form() -> None:
