@@ -15,9 +15,9 @@ Combine = Literal["mean", "worst", "uncertainty"]
 
 
 class Config(BaseModel):
-    """Base of all options: frozen, and an unknown key is an error."""
+    """Base of all options: frozen, and an unknown key is an error. Forms show the key itself, as recipes write it."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", field_title_generator=lambda name, _: name)
 
 
 class TownConfig(Config):

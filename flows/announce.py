@@ -35,7 +35,7 @@ def announce(collection: Collection, store: Store, options: QualityOptions, out:
     (out / PAGE).write_text(status_page(found), encoding="utf-8")
     try:
         to_mlflow(out / PAGE)
-        to_prefect(collection, found)
+        to_prefect(found)
     except (MlflowException, httpx.HTTPError, OSError) as error:
         log.warning("the status of the labelling could not be sent, it is in %s: %s", out / PAGE, error)
 
@@ -51,15 +51,13 @@ def to_mlflow(page: Path) -> None:
         mlflow.MlflowClient().log_artifact(active.info.run_id, str(page), runs.OUTPUT)
 
 
-def to_prefect(collection: Collection, found: "Sequence[ProjectReport]") -> None:
-    """A link to each project, and the status as a table."""
-    from prefect.artifacts import create_link_artifact, create_markdown_artifact
+def to_prefect(found: "Sequence[ProjectReport]") -> None:
+    """The status as a table, which links to each project."""
+    from prefect.artifacts import create_markdown_artifact
     from prefect.context import FlowRunContext, TaskRunContext
 
     if FlowRunContext.get() is None and TaskRunContext.get() is None:
         return
-    for kind, url in collection.urls.items():
-        create_link_artifact(link=url, key=f"label-studio-{kind}", description=f"where people work: {kind}")
     create_markdown_artifact(markdown=as_markdown(found), key="labeling-status", description="the labelling so far")
 
 

@@ -136,6 +136,48 @@ def run(
 
 
 @app.command()
+def deploy(
+    recipes: Annotated[
+        list[str] | None, typer.Argument(metavar="[RECIPE]...", help="YAML files beside the package's recipes.")
+    ] = None,
+    slots: Annotated[
+        int | None, typer.Option(min=1, help="Runs at once in the pool train; a new pool has one an accelerator.")
+    ] = None,
+    home: Home = None,
+) -> None:
+    """Set work pools and deployments up in Prefect, one for each recipe too; said again, it changes nothing."""
+    if not os.environ.get("PREFECT_API_URL"):
+        _connect(home, "prefect")
+    from rich.table import Table
+
+    from flows.deploy import deploy as set_up
+    from flows.deploy import told
+
+    changes = set_up(recipes or [], slots)
+    table = Table("pool or deployment", "", "what")
+    for one in changes:
+        table.add_row(one.name, one.what, ", ".join(one.fields))
+    _console().print(table)
+    counts = told(changes)
+    same = "nothing was changed: all of it was there"
+    typer.echo(same if set(counts) == {"as it was"} else ", ".join(f"{n} {what}" for what, n in counts.items()))
+
+
+@app.command()
+def promote(
+    model: Annotated[str, typer.Argument(help="NAME/VERSION or NAME@ALIAS, as in policy@candidate.")],
+    alias: Annotated[str, typer.Option(help="The name to give it.")] = "champion",
+    despite: Annotated[str, typer.Option(help="Why, in words, although its release missed the gate.")] = "",
+    home: Home = None,
+) -> None:
+    """Give a registered version an alias, champion unless named, if its release passed the gate."""
+    _connect(home, "mlflow")
+    from flows.promote import promote_version
+
+    typer.echo(f"{promote_version(model, alias, despite)} is now {alias}")
+
+
+@app.command()
 def report(
     release: Annotated[str, typer.Argument(help="A release; the newest by default.")] = "",
     as_json: AsJson = False,

@@ -3,7 +3,7 @@
 import json
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,6 +14,7 @@ from alignment.errors import ArtifactError, ConfigError, DataError
 
 if TYPE_CHECKING:
     from alignment.records import Comparison, Demonstration, Record, Rejected
+    from labeling.store import Store
 
 PARTS = ("all", "train", "heldout_prompts", "heldout_annotators", "aside")
 
@@ -114,25 +115,31 @@ def written_answers(
     """
     from alignment.records import write_records
     from flows.labeling import annotation_store
-    from labeling.annotations import parse
-    from labeling.comparisons import demonstrations
-    from labeling.status import tasks_of
 
-    store = annotation_store(home)
-    rows: list[Demonstration] = []
-    bad: list[Rejected] = []
-    for one in store.projects():
-        if not project or one.number in project:
-            said = store.current(one.project)
-            tasks = tasks_of(one, said)
-            parsed = parse(said, tasks.values(), one.overlap, f"label-studio/project/{one.number}")
-            found = demonstrations(parsed.judgements, tasks)
-            rows, bad = rows + found, bad + parsed.quarantined
+    rows, bad = written(annotation_store(home), project or ())
     if not rows:
         raise DataError("nobody wrote an answer yet, as far as our store knows; `rlhf label sync` brings it up to date")
     aside = out.with_name(f"{out.stem}.rejected.jsonl")
     for path, count in ((out, write_records(out, rows)), (aside, write_records(aside, bad))):
         typer.echo(f"{count:7} {path}")
+
+
+def written(store: "Store", projects: Collection[int] = ()) -> "tuple[list[Demonstration], list[Rejected]]":
+    """The answers that people wrote, in these projects or in all, as of the last sync; and what was put aside."""
+    from labeling.annotations import parse
+    from labeling.comparisons import demonstrations
+    from labeling.status import tasks_of
+
+    rows: list[Demonstration] = []
+    bad: list[Rejected] = []
+    for one in store.projects():
+        if not projects or one.number in projects:
+            said = store.current(one.project)
+            tasks = tasks_of(one, said)
+            parsed = parse(said, tasks.values(), one.overlap, f"label-studio/project/{one.number}")
+            rows += demonstrations(parsed.judgements, tasks)
+            bad += parsed.quarantined
+    return rows, bad
 
 
 def read_part(source: str, part: str, home: Path | None) -> "list[Comparison]":

@@ -20,6 +20,7 @@ from alignment.records import Comparison, Rejected, ResponseSet, read_records, s
 from alignment.town import Judge
 from flows.announce import announce
 from flows.choosing import Material, read_material, within_budget
+from flows.links import link_projects
 from flows.processes import StackError
 from flows.stack import home_directory
 from labeling.balance import balance
@@ -63,6 +64,7 @@ def collect(
         planned = plan_tasks(config, material.sets, known, material.pairs)
         collection = open_planned(label_studio, config, planned, out)
         keep_balance(planned, material, out)
+        link_projects(collection.urls)
         if config.annotators == "simulated":
             assert town is not None, "the recipe refuses simulated annotators without a town"
             let_the_crew_work(label_studio, collection, config, material.sets, town)

@@ -25,7 +25,7 @@ def lineage(model: str, home: Path | None = None) -> dict[str, Any]:
     Returns the version with nested `inputs`; a comparisons node has `annotation_ids` and `annotator_ids`. A stage that
     is needed twice is written out once, later as `{"stage": ..., "see": key}`.
     """
-    name, version = _resolve(model)
+    name, version = resolve(model)
     found = mlflow.MlflowClient().get_model_version(name, version)
     if found.run_id is None:
         raise ArtifactError(f"{model} was registered without a run, so nothing is known of what it was made from")
@@ -33,7 +33,7 @@ def lineage(model: str, home: Path | None = None) -> dict[str, Any]:
     return {"model": f"models:/{name}/{version}", "aliases": list(found.aliases), **tree}
 
 
-def _resolve(model: str) -> tuple[str, str]:
+def resolve(model: str) -> tuple[str, str]:
     """Name and number of a version. Raises ConfigError for a form that is not known, ArtifactError for a version."""
     match = re.fullmatch(r"(?:models:/)?([\w.-]+)(?:@([\w.-]+)|/(\d+))?", model)
     if match is None:

@@ -7,14 +7,14 @@ from typing import Any
 
 import mlflow
 from prefect import flow, get_run_logger
-from prefect.artifacts import create_link_artifact, create_table_artifact
+from prefect.artifacts import create_table_artifact
 from prefect.runtime import flow_run
 
 from alignment.artifacts import Artifact
 from alignment.errors import ConfigError
-from flows import registry, runs, stages
+from flows import links, registry, runs, stages
 from flows.graph import Step, steps
-from flows.recipe import Recipe
+from flows.recipe import Recipe, check_files, check_judged
 from flows.release import failures, release_manifest, require
 from flows.report import log_release
 
@@ -40,10 +40,13 @@ SHOWN_FIGURES = ("gold_curve.png", "criteria.png", "ppo.png", "calibration.png")
 @flow(name="rlhf", persist_result=False)
 def rlhf(recipe: Recipe) -> dict[str, Any]:
     """One round of alignment. Running it again skips what is unchanged; returns the release's manifest."""
+    check_files(recipe)
+    check_judged(recipe)
     step = steps(recipe)
     for name in recipe.align.idle:
         get_run_logger().warning("align.%s counts for nothing with align.method %s", name, recipe.align.method)
     with runs.pipeline_run(recipe.name, recipe=recipe, flow_run_id=str(flow_run.id or "")) as run_id:
+        links.link_pipeline(run_id)
         made = run_stages(recipe, step)
         return register(recipe, made, run_id)
 
@@ -81,6 +84,7 @@ def run_stages(recipe: Recipe, step: Mapping[str, Step]) -> dict[str, Artifact]:
 @flow(name="rlhf-stage", persist_result=False)
 def run_stage_alone(recipe: Recipe, stage: str) -> Artifact:
     """One stage of a recipe by itself. What it needs is taken as it was made before, or made first."""
+    check_files(recipe)
     chain = steps(recipe)
     made: dict[str, Artifact] = {}
     for name in needed(chain, stage):
@@ -90,6 +94,8 @@ def run_stage_alone(recipe: Recipe, stage: str) -> Artifact:
         made[name] = work(step, **(absent | {given: made[source] for given, source in step.inputs.items()}))
         if name == "reward" != stage:
             require(made[name], recipe.reward_gate)
+    if made[stage].cached:
+        links.link_stage(made[stage].run_id, stage)
     return made[stage]
 
 
@@ -139,10 +145,6 @@ def show(made: Mapping[str, Artifact], manifest: Mapping[str, Any], run_id: str)
             name = f"{artifact.stage}_{picture.name}" if picture.name not in SHOWN_FIGURES else picture.name
             client.log_artifact(run_id, str(picture), f"report/{Path(name).stem}")
     client.log_artifact(run_id, str(made["evaluate"].file("samples.md")), "report")
-    uri = mlflow.get_tracking_uri()
-    if uri.startswith("http"):
-        link = f"{uri}/#/experiments/{runs.experiment_id()}/runs/{run_id}"
-        create_link_artifact(link=link, key="mlflow-run", description="figures, pictures and stages of this run")
     rows = [{"figure": name, "value": f"{value:.3f}"} for name, value in headlines(manifest).items()]
     create_table_artifact(table=rows, key="headlines", description=f"release {manifest['release']}")
 

@@ -74,6 +74,12 @@ class Recipe(Config):
     evaluation: EvaluationConfig = EvaluationConfig()
     release_gate: ReleaseGate = ReleaseGate()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _data_is_found(cls, values: Any) -> Any:
+        """Every data://NAME is a path below `data_root`."""
+        return _with_data(values, str(values.get("data_root", "."))) if isinstance(values, dict) else values
+
     @model_validator(mode="after")
     def _possible(self) -> "Recipe":
         problems = [*self._judgements(), *self._town(), *self._lengths()]
@@ -116,11 +122,12 @@ class Recipe(Config):
     def _town(self) -> Iterator[str]:
         if self.town is not None:
             return
-        for key, path in self._paths():
+        for key, path in self.paths():
             if path.startswith(TOWN_SCHEME):
                 yield f"{key} is {path}, but there is no town: add `town: {{}}`, or name a file"
 
-    def _paths(self) -> Iterator[tuple[str, str]]:
+    def paths(self) -> Iterator[tuple[str, str]]:
+        """The files and data sets that are read as rows or text, by the option that names them."""
         for section in SOURCES:
             for number, source in enumerate(getattr(self, section).sources):
                 yield f"{section}.sources.{number}.path", source.path
@@ -163,12 +170,11 @@ class Recipe(Config):
 def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe by name or path and apply `KEY=VALUE` overrides. Raises ConfigError."""
     path = find_recipe(name_or_path)
-    values = _read(path)
-    values.setdefault("name", path.stem)
+    values = raw_values(path)
     for override in overrides:
         _set(values, override)
     try:
-        return Recipe.model_validate(_with_data(values, str(values.get("data_root", "."))))
+        return Recipe.model_validate(values)
     except ValidationError as error:
         raise ConfigError(f"the recipe {path.name} cannot be run:\n{complaint(error, Recipe, values)}") from error
 
@@ -205,6 +211,11 @@ def check_judged(recipe: Recipe) -> None:
             "labeling asks for demonstrations alone, which `rlhf label open` collects, and a run needs judgements: set "
             "labeling.rankings.prompts or labeling.pairwise.prompts, or remove `labeling` and name comparisons.sources"
         )
+
+
+def raw_values(path: Path) -> dict[str, Any]:
+    """The options as a recipe's file gives them; its name, where it gives none, is the file's."""
+    return {"name": path.stem, **_read(path)}
 
 
 def recipes() -> dict[str, str]:

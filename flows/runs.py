@@ -13,6 +13,7 @@ from mlflow.exceptions import MlflowException
 from pydantic import BaseModel
 
 from alignment.artifacts import Artifact, content_digest
+from flows import links
 from flows.provenance import git_commit, versions
 
 EXPERIMENT = "rlhf"
@@ -56,8 +57,11 @@ def open_stage_run(
     """The id of the run for this key: one that was begun and not finished, or a new one with all that is known."""
     begun = [run for run in search({TAG_KEY: key, TAG_STAGE: stage}) if run.info.status != "FINISHED"]
     if begun:
+        for tag, value in links.back_tags().items():
+            MlflowClient().set_tag(begun[0].info.run_id, tag, value)
         return str(begun[0].info.run_id)
     tags = {TAG_STAGE: stage, TAG_KEY: key, TAG_VERSION: str(version), **provenance_tags(), **input_tags(inputs)}
+    tags |= links.back_tags()
     if parent is not None:
         tags["mlflow.parentRunId"] = parent
     run_id = str(MlflowClient().create_run(experiment_id(), tags=tags, run_name=stage).info.run_id)
@@ -140,7 +144,7 @@ def fetch_output(run_id: str, into: Path, name: str = "") -> Path:
 def pipeline_run(name: str, *, recipe: Any, flow_run_id: str = "") -> Iterator[str]:
     """The pipeline's own run, under which stages are nested; a flow run that is resumed goes on in the same one."""
     begun = search({TAG_FLOW_RUN: flow_run_id}) if flow_run_id else []
-    tags = {TAG_RECIPE: name, TAG_FLOW_RUN: flow_run_id, **provenance_tags()}
+    tags = {TAG_RECIPE: name, TAG_FLOW_RUN: flow_run_id, **provenance_tags(), **links.back_tags()}
     with (
         mlflow.start_run(run_id=begun[0].info.run_id)
         if begun

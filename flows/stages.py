@@ -14,6 +14,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas import State
 
 from alignment.artifacts import Artifact
+from flows import links
 from flows.graph import Step
 from flows.tracking import Work, as_state, run_stage
 
@@ -166,7 +167,10 @@ def collect_judgements(step: Step, responses: Artifact | None, town: Artifact | 
 
         return collect(step.config, out, journal, responses=path(responses), town=path(town))
 
-    return carry_out(step, {"responses": responses, "town": town}, work)
+    judged = carry_out(step, {"responses": responses, "town": town}, work)
+    if judged.cached:
+        links.link_known_projects(judged.run_id)
+    return judged
 
 
 @stage

@@ -38,7 +38,7 @@ from alignment.artifacts import (
     write_json,
 )
 from alignment.journal import Journal
-from flows import registry, runs
+from flows import links, registry, runs
 from flows.metrics import MetricSender, send_all
 from flows.provenance import git_commit, versions
 from flows.stack import home_directory
@@ -161,6 +161,8 @@ def _make(job: Job, work: Work) -> Artifact:
         job.stage, job.key, config=job.config, seed=job.seed, version=job.version, inputs=job.inputs, parent=job.parent,
         files=job.files,
     )  # fmt: skip
+    if job.parent is None:
+        links.link_stage(run_id, job.stage)
     with mlflow.start_run(run_id=run_id, nested=True):
         _take_back(job, run_id)
         seconds = _work(job, work, run_id)

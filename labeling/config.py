@@ -11,9 +11,9 @@ EMAIL = re.compile(r"[^@\s<>\"]+@[^@\s<>\"]+\.[^@\s<>\"]+")
 
 
 class Options(BaseModel):
-    """Frozen options with no room for misspelt names."""
+    """Frozen options with no room for misspelt names. Forms show the key itself, as recipes write it."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", field_title_generator=lambda name, _: name)
 
 
 class RankingTasks(Options):

@@ -1,0 +1,83 @@
+"""Links between the servers' pages: a flow run in Prefect leads to MLflow and Label Studio, and they lead back.
+
+A link that cannot be left is no reason to stop training: it is logged. Where browsers reach MLflow at another address
+than flows do, as in a cluster, RLHF_MLFLOW_PAGES is that address.
+"""
+
+import logging
+import os
+from collections.abc import Mapping
+from urllib.parse import urlsplit
+
+import httpx
+import mlflow
+from mlflow import MlflowClient, get_tracking_uri
+from prefect.artifacts import create_link_artifact
+from prefect.runtime import flow_run
+from prefect.utilities.urls import url_for
+
+log = logging.getLogger(__name__)
+TAG_PAGE, TAG_NOTE = "prefect.flow_run_url", "mlflow.note.content"
+TAG_PROJECT = "label_studio."
+
+
+def back_tags() -> dict[str, str]:
+    """Tags and note of an MLflow run that lead to the page of the flow run that is active; none where there is none."""
+    page = url_for("flow-run", obj_id=str(flow_run.id)) if flow_run.id else None
+    return {} if page is None else {TAG_PAGE: page, TAG_NOTE: f"[{flow_run.name} in Prefect]({page})"}
+
+
+def mlflow_page(run_id: str, part: str = "") -> str | None:
+    """The page of an MLflow run, or a part of it ("/artifacts"); None for a store without a server."""
+    uri = os.environ.get("RLHF_MLFLOW_PAGES", get_tracking_uri())
+    if not uri.startswith("http"):
+        return None
+    experiment = MlflowClient().get_run(run_id).info.experiment_id
+    return f"{_without_login(uri)}/#/experiments/{experiment}/runs/{run_id}{part}"
+
+
+def model_page(name: str, version: str) -> str | None:
+    """The page of a registered version; None for a store without a server."""
+    uri = os.environ.get("RLHF_MLFLOW_PAGES", get_tracking_uri())
+    return f"{_without_login(uri)}/#/models/{name}/versions/{version}" if uri.startswith("http") else None
+
+
+def _without_login(uri: str) -> str:
+    parts = urlsplit(uri)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl().rstrip("/")
+
+
+def link(key: str, url: str | None, what: str) -> None:
+    """A link on the page of the active flow run; nothing outside of one, or without an address."""
+    if url is None or not flow_run.id:
+        return
+    try:
+        create_link_artifact(key=key, link=url, description=what)
+    except (httpx.HTTPError, OSError) as error:
+        log.warning("the link to %s could not be put on the flow run's page: %s", url, error)
+
+
+def link_pipeline(run_id: str) -> None:
+    """From the start: the pipeline's run in MLflow, and the place where its report will be."""
+    link("mlflow-run", mlflow_page(run_id), "MLflow: figures, pictures and stages of this run")
+    link("report", mlflow_page(run_id, "/artifacts"), "the report, under `report/` once the run is through")
+
+
+def link_stage(run_id: str, stage: str) -> None:
+    """The run in MLflow of a stage that runs by itself."""
+    link("mlflow-run", mlflow_page(run_id), f"MLflow: the stage {stage}")
+
+
+def link_projects(urls: Mapping[str, str]) -> None:
+    """Where people work, by kind of task: on the flow run's page, and as tags of the active MLflow run."""
+    active = mlflow.active_run()
+    for kind, url in urls.items():
+        if active is not None:
+            MlflowClient().set_tag(active.info.run_id, f"{TAG_PROJECT}{kind}", url)
+        link(f"label-studio-{kind}", url, f"Label Studio: {kind} tasks")
+
+
+def link_known_projects(run_id: str) -> None:
+    """The projects of a labelling that was done before, as its MLflow run knows them."""
+    tags = MlflowClient().get_run(run_id).data.tags
+    link_projects({tag.removeprefix(TAG_PROJECT): url for tag, url in tags.items() if tag.startswith(TAG_PROJECT)})
