@@ -17,6 +17,7 @@ from flows.graph import Step, steps
 from flows.recipe import Recipe
 from flows.release import failures, release_manifest, require
 from flows.report import log_release
+from flows.suspension import suspended_while_people_label
 
 STAGES: dict[str, Callable[..., Artifact]] = {
     "town": stages.build_town,
@@ -43,7 +44,8 @@ def rlhf(recipe: Recipe) -> dict[str, Any]:
     step = steps(recipe)
     for name in recipe.align.idle:
         get_run_logger().warning("align.%s counts for nothing with align.method %s", name, recipe.align.method)
-    with runs.pipeline_run(recipe.name, recipe=recipe, flow_run_id=str(flow_run.id or "")) as run_id:
+    parent = runs.pipeline_run(recipe.name, recipe=recipe, flow_run_id=str(flow_run.id or ""))
+    with suspended_while_people_label(), parent as run_id:
         made = run_stages(recipe, step)
         return register(recipe, made, run_id)
 
@@ -83,13 +85,14 @@ def run_stage_alone(recipe: Recipe, stage: str) -> Artifact:
     """One stage of a recipe by itself. What it needs is taken as it was made before, or made first."""
     chain = steps(recipe)
     made: dict[str, Artifact] = {}
-    for name in needed(chain, stage):
-        step = chain[name]
-        work = STAGES[name]
-        absent = dict.fromkeys(list(signature(work).parameters)[1:])
-        made[name] = work(step, **(absent | {given: made[source] for given, source in step.inputs.items()}))
-        if name == "reward" != stage:
-            require(made[name], recipe.reward_gate)
+    with suspended_while_people_label():
+        for name in needed(chain, stage):
+            step = chain[name]
+            work = STAGES[name]
+            absent = dict.fromkeys(list(signature(work).parameters)[1:])
+            made[name] = work(step, **(absent | {given: made[source] for given, source in step.inputs.items()}))
+            if name == "reward" != stage:
+                require(made[name], recipe.reward_gate)
     return made[stage]
 
 

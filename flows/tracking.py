@@ -161,7 +161,7 @@ def _make(job: Job, work: Work) -> Artifact:
         job.stage, job.key, config=job.config, seed=job.seed, version=job.version, inputs=job.inputs, parent=job.parent,
         files=job.files,
     )  # fmt: skip
-    with mlflow.start_run(run_id=run_id, nested=True):
+    with mlflow.start_run(run_id=run_id, nested=True), runs.left_open():
         _take_back(job, run_id)
         seconds = _work(job, work, run_id)
         digest = directory_digest(job.partial)
