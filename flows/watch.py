@@ -1,7 +1,7 @@
 """The watcher: resumes suspended runs when enough is judged, and starts dead runs again, a few times at most.
 
 Prefect notices a killed run only while its worker lives. With the worker or the machine gone the run stays RUNNING for
-ever; what tells is that its heartbeats stop. They stay out as well while Prefect's server is away or a laptop sleeps, so
+ever; what tells is that its heartbeats stop. They stay out as well while Prefect's server is away or a laptop sleeps:
 a run is dead only if it is silent when the watcher looks, and still is some time later. Restarts are counted in the
 run's own history, so the cap outlives everything; a person who starts the run again begins a new count. Cancelled and
 failed runs are nobody's business here.
