@@ -2,14 +2,18 @@
 
 import json
 import os
+import shlex
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from alignment.errors import ConfigError, RLHFError
+from flows import run_cli
 from flows.label_cli import app as label_app
 from labeling.errors import LabelingError
 
@@ -26,6 +30,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(label_app, name="label")
+for command in (run_cli.watch, run_cli.resume, run_cli.retry):
+    app.command()(command)
 Home = Annotated[
     Path | None, typer.Option("--home", help="Where the stack lives: RLHF_HOME, else ./.rlhf", show_default=False)
 ]
@@ -62,11 +68,12 @@ def down(home: Home = None) -> None:
 
 @app.command()
 def status(home: Home = None) -> None:
-    """Show address, health, version and log-in of each server; exit code 1 when one does not work."""
+    """Show the servers, work pools, and runs that wait, run or died; exit code 1 when a server does not work."""
     from flows import stack
 
     rows = stack.status(home)
     _console().print(_status_table(rows))
+    run_cli.show_runs(_console(), home, prefect_answers=any(row.name == "prefect" and row.health.ok for row in rows))
     if not all(row.health.ok for row in rows):
         raise typer.Exit(1)
 
@@ -126,10 +133,11 @@ def run(
     from flows.pipeline import rlhf, run_stage_alone
 
     speak_in_words()
-    if stage:
-        typer.echo(str(run_stage_alone(chosen, stage).path))
-        return
-    manifest = rlhf(chosen)
+    with _said_how_to_go_on():
+        if stage:
+            typer.echo(str(run_stage_alone(chosen, stage).path))
+            return
+        manifest = rlhf(chosen)
     cached = list(manifest.get("cached", {}).values())
     told = "all {} stages were cached, nothing was run again" if all(cached) else "{1} of {0} stages were cached"
     typer.echo(f"release {manifest['release']}: {told.format(len(cached), sum(cached))}; `rlhf report` shows figures")
@@ -209,6 +217,17 @@ def lineage(
         typer.echo(json.dumps(found, indent=2))
     else:
         _console().print(walk.lineage_tree(found))
+
+
+@contextmanager
+def _said_how_to_go_on() -> Iterator[None]:
+    """Ctrl-C ends a run and loses nothing: say with which command it goes on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        command = shlex.join(["rlhf", *sys.argv[1:]])
+        typer.echo(f"\nstopped; finished stages are kept, and this command goes on: {command}", err=True)
+        raise typer.Exit(130) from None
 
 
 def _connect(home: Path | None, *needed: "Name") -> None:

@@ -1,17 +1,12 @@
 """Stage `labeling`: responses go to Label Studio, people or the simulated crew judge them, judgements come back."""
 
 import json
-import math
 import os
-import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from functools import cache
 from itertools import permutations
 from pathlib import Path
-
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from alignment.artifacts import write_json
 from alignment.errors import DataError
@@ -23,6 +18,7 @@ from flows.choosing import Material, read_material, within_budget
 from flows.links import link_projects
 from flows.processes import StackError
 from flows.stack import home_directory
+from flows.waiting import wait_for_people
 from labeling.balance import balance
 from labeling.client import LabelStudio
 from labeling.collection import (
@@ -31,21 +27,16 @@ from labeling.collection import (
     Pulled,
     open_adjudication,
     open_planned,
-    progress,
     pull_collection,
     simulate_collection,
-    sync_collection,
 )
 from labeling.config import LabelingConfig
-from labeling.errors import CollectionLost
 from labeling.planning import Planned, plan_tasks
 from labeling.projects import screen, screen_hash
 from labeling.store import Store
-from labeling.sync import Synced
 
 STORE_FILE = "annotations.db"
 SCREENS = "screens"
-PAGE_SECONDS = 600.0
 CLEAR = 0.5  # of a gold score from 0 to 1
 
 
@@ -55,7 +46,8 @@ def collect(
     """Open the projects, wait until enough is judged, and write what came back.
 
     All that is said goes into the store of annotations, and what comes back is made from there. Killed and started
-    again, it finds the projects and every judgement that was made, and asks only for the rest.
+    again, it finds the projects and every judgement that was made, and asks only for the rest. Raises WaitingForPeople
+    where the run is to be suspended.
     """
     material = read_material(config, responses)
     with closing(annotation_store()) as store, client(config) as label_studio:
@@ -73,7 +65,8 @@ def collect(
         pulled = pull_collection(label_studio, collection, store, config.quality)
         if config.quality.adjudicate and pulled.disputes:
             second = open_adjudication(label_studio, config.title, collection, pulled.disputes, out / ADJUDICATION)
-            wait_for_people(label_studio, second, config, store, out / ADJUDICATION)
+            alone = config.model_copy(update={"minimum_agreement": None})  # one person judges, there is none
+            wait_for_people(label_studio, second, alone, store, out / ADJUDICATION)
             pulled = pull_collection(label_studio, collection, store, config.quality, second)
         if config.annotators == "people":
             announce(collection, store, config.quality, out)
@@ -147,48 +140,6 @@ def let_the_crew_work(
         return {"helpful": verdict.helpful, "truthful": verdict.truthful, "harmless": verdict.harmless}
 
     simulate_collection(label_studio, collection, config.crew, judge)
-
-
-def wait_for_people(
-    label_studio: LabelStudio, collection: Collection, config: LabelingConfig, store: Store, out: Path
-) -> None:
-    """Show where to work and how far it is, until `minimum_share` is judged or the deadline is reached.
-
-    What people say goes into the store on the way, and every ten minutes a page in `out`, MLflow and Prefect tells how
-    it goes. Raises CollectionLost when somebody deleted the project.
-    """
-    console = Console()
-    for kind, url in collection.urls.items():
-        console.print(f"waiting for people: {kind} at {url}", soft_wrap=True)
-    console.print("Ctrl-C stops the waiting; the same command goes on with what was judged", soft_wrap=True)
-    deadline, announced = time.monotonic() + config.deadline_hours * 3600, -math.inf
-    columns = (TextColumn("judged"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console) as bar:
-        judged = bar.add_task("judged")
-        while True:
-            synced = keep_what_was_said(label_studio, collection, store)
-            if time.monotonic() - announced > PAGE_SECONDS:
-                announce(collection, store, config.quality, out)
-                announced = time.monotonic()
-            state = progress(collection, store, synced)
-            bar.update(judged, completed=state.done, total=state.needed)
-            if state.done >= config.minimum_share * state.needed or (state.done and time.monotonic() > deadline):
-                return
-            if time.monotonic() > deadline:
-                raise DataError(
-                    f"nothing was judged within {config.deadline_hours:g} hours; raise `labeling.deadline_hours`, or "
-                    "see to it that people can reach the projects"
-                )
-            time.sleep(config.poll_seconds)
-
-
-def keep_what_was_said(label_studio: LabelStudio, collection: Collection, store: Store) -> list[Synced]:
-    """Bring the store up to date. Raises CollectionLost when a project was deleted."""
-    synced = sync_collection(label_studio, collection, store)
-    for project in (one.project for one in synced):
-        if project.deleted:
-            raise CollectionLost(project.title, len(store.lost(project.project)), store.path)
-    return synced
 
 
 def keep_balance(planned: Planned, material: Material, out: Path) -> None:

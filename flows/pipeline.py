@@ -17,6 +17,7 @@ from flows.graph import Step, steps
 from flows.recipe import Recipe, check_files, check_judged
 from flows.release import failures, release_manifest, require
 from flows.report import log_release
+from flows.suspension import suspended_while_people_label
 
 STAGES: dict[str, Callable[..., Artifact]] = {
     "town": stages.build_town,
@@ -45,7 +46,8 @@ def rlhf(recipe: Recipe) -> dict[str, Any]:
     step = steps(recipe)
     for name in recipe.align.idle:
         get_run_logger().warning("align.%s counts for nothing with align.method %s", name, recipe.align.method)
-    with runs.pipeline_run(recipe.name, recipe=recipe, flow_run_id=str(flow_run.id or "")) as run_id:
+    parent = runs.pipeline_run(recipe.name, recipe=recipe, flow_run_id=str(flow_run.id or ""))
+    with suspended_while_people_label(), parent as run_id:
         links.link_pipeline(run_id)
         made = run_stages(recipe, step)
         return register(recipe, made, run_id)
@@ -87,13 +89,14 @@ def run_stage_alone(recipe: Recipe, stage: str) -> Artifact:
     check_files(recipe)
     chain = steps(recipe)
     made: dict[str, Artifact] = {}
-    for name in needed(chain, stage):
-        step = chain[name]
-        work = STAGES[name]
-        absent = dict.fromkeys(list(signature(work).parameters)[1:])
-        made[name] = work(step, **(absent | {given: made[source] for given, source in step.inputs.items()}))
-        if name == "reward" != stage:
-            require(made[name], recipe.reward_gate)
+    with suspended_while_people_label():
+        for name in needed(chain, stage):
+            step = chain[name]
+            work = STAGES[name]
+            absent = dict.fromkeys(list(signature(work).parameters)[1:])
+            made[name] = work(step, **(absent | {given: made[source] for given, source in step.inputs.items()}))
+            if name == "reward" != stage:
+                require(made[name], recipe.reward_gate)
     if made[stage].cached:
         links.link_stage(made[stage].run_id, stage)
     return made[stage]

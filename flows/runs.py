@@ -25,6 +25,10 @@ LONGEST_PARAMETER = 6000
 PARAMETERS_AT_ONCE = 100
 
 
+class NotYet(Exception):
+    """Work that cannot be finished now although nothing failed; only the flow catches it."""
+
+
 def experiment_id() -> str:
     """The experiment that holds every run of this project, made where it is missing."""
     client = MlflowClient()
@@ -141,6 +145,16 @@ def fetch_output(run_id: str, into: Path, name: str = "") -> Path:
 
 
 @contextmanager
+def left_open() -> Iterator[None]:
+    """Within a run: NotYet leaves it SCHEDULED, which is to say waiting, and not FAILED."""
+    try:
+        yield
+    except NotYet:
+        mlflow.end_run("SCHEDULED")
+        raise
+
+
+@contextmanager
 def pipeline_run(name: str, *, recipe: Any, flow_run_id: str = "") -> Iterator[str]:
     """The pipeline's own run, under which stages are nested; a flow run that is resumed goes on in the same one."""
     begun = search({TAG_FLOW_RUN: flow_run_id}) if flow_run_id else []
@@ -149,7 +163,7 @@ def pipeline_run(name: str, *, recipe: Any, flow_run_id: str = "") -> Iterator[s
         mlflow.start_run(run_id=begun[0].info.run_id)
         if begun
         else mlflow.start_run(experiment_id=experiment_id(), run_name=name, tags=tags)
-    ) as run:
+    ) as run, left_open():
         if not begun:
             log_params(run.info.run_id, flatten(recipe))
         yield run.info.run_id

@@ -75,6 +75,7 @@ class Stack(BaseModel):
             "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
             "TRANSFORMERS_VERBOSITY": "error",
             "PREFECT_LOGGING_EXTRA_LOGGERS": "flows,alignment,labeling",
+            "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",  # by which a run that was killed is told from a living one
             "LABEL_STUDIO_URL": self.urls["label-studio"],
             "LABEL_STUDIO_API_KEY": self.credentials.label_studio_token,
         }

@@ -12,17 +12,20 @@ from typing import Any, ParamSpec
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas import State
+from prefect.states import Completed
 
 from alignment.artifacts import Artifact
 from flows import links
 from flows.graph import Step
+from flows.runs import NotYet
 from flows.tracking import Work, as_state, run_stage
 
 P = ParamSpec("P")
 
 
 def stage(function: Callable[P, Artifact]) -> Callable[P, Artifact]:
-    """A stage as a Prefect task. MLflow is the cache, so Prefect keeps nothing; a stage found done shows as Cached.
+    """A stage as a Prefect task. MLflow is the cache, so Prefect keeps nothing; a stage found done shows as Cached, and
+    one that waits for people as Waiting.
 
     A task that returns a state hands that state, and not its data, to whoever called it; so the caller asks for it.
     """
@@ -30,12 +33,18 @@ def stage(function: Callable[P, Artifact]) -> Callable[P, Artifact]:
     @task(name=function.__name__.replace("_", "-"), cache_policy=NO_CACHE, persist_result=False)
     @wraps(function)
     def run(*args: P.args, **kwargs: P.kwargs) -> Any:
-        return as_state(function(*args, **kwargs))
+        try:
+            return as_state(function(*args, **kwargs))
+        except NotYet as waiting:
+            return Completed(name="Waiting", message=str(waiting), data=waiting)
 
     @wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> Artifact:
-        state: State[Artifact] = run(*args, **kwargs, return_state=True)
-        return state.result()
+        state: State[Artifact | NotYet] = run(*args, **kwargs, return_state=True)
+        made = state.result()
+        if isinstance(made, NotYet):
+            raise made
+        return made
 
     return call
 

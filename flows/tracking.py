@@ -163,7 +163,7 @@ def _make(job: Job, work: Work) -> Artifact:
     )  # fmt: skip
     if job.parent is None:
         links.link_stage(run_id, job.stage)
-    with mlflow.start_run(run_id=run_id, nested=True):
+    with mlflow.start_run(run_id=run_id, nested=True), runs.left_open():
         _take_back(job, run_id)
         seconds = _work(job, work, run_id)
         digest = directory_digest(job.partial)

@@ -161,7 +161,9 @@ class LabelingConfig(Options):
 
     `responses` are files of response sets, or directories with a `responses.jsonl`, in the place of the recipe's stage
     `responses`. `people` are e-mail addresses that `rlhf label open` makes accounts for; `webhook` is the address at
-    which `rlhf label listen` is told of changes.
+    which `rlhf label listen` is told of changes. People are waited for until `minimum_share` of the judgements are
+    there and, with `minimum_agreement`, until two people name the same winner of a pair in that share of double
+    judgements; at most `deadline_hours` from when the collection was opened, restarts or not.
     """
 
     annotators: Literal["simulated", "people"] = Field(
@@ -187,6 +189,10 @@ class LabelingConfig(Options):
     poll_seconds: float = Field(default=15.0, gt=0.0, description="seconds between two looks at what was judged")
     deadline_hours: float = Field(default=72.0, gt=0.0, description="hours after which it goes on with what there is")
     minimum_share: float = Field(default=0.9, gt=0.0, le=1.0, description="share of judgements with which it goes on")
+    minimum_agreement: float | None = Field(
+        default=None, gt=0.0, le=1.0, exclude_if=lambda value: value is None,  # unset, it changes no stage's key
+        description="agreement with which it goes on; null: it does not count",
+    )  # fmt: skip
     seed: int = Field(default=0, description="of the choice of prompts and of places on the screen")
 
     @model_validator(mode="after")
@@ -202,6 +208,9 @@ class LabelingConfig(Options):
         if self.webhook is not None and not self.webhook.startswith(("http://", "https://")):
             raise ValueError(f"webhook {self.webhook!r} is no address: give one such as http://127.0.0.1:8099/")
         overlap = max(self.rankings.overlap, self.pairwise.overlap)
+        if self.minimum_agreement is not None and overlap == 1:
+            raise ValueError("minimum_agreement needs two people for some tasks: raise rankings.overlap or "
+                             "pairwise.overlap, or take it out")  # fmt: skip
         if self.annotators == "simulated" and self.crew.annotators < overlap:
             raise ValueError(f"an overlap of {overlap} needs as many crew.annotators, not {self.crew.annotators}")
         if self.annotators == "simulated" and self.quality.gold.path is not None:

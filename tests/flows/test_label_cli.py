@@ -7,7 +7,8 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from flows.cli import app
-from flows.labeling import annotation_store, keep_what_was_said
+from flows.labeling import annotation_store
+from flows.waiting import keep_what_was_said
 from labeling.client import LabelStudio
 from labeling.collection import open_collection
 from labeling.config import LabelingConfig, PairwiseTasks, RankingTasks

@@ -1,0 +1,10 @@
+"""A flow that a test kills."""
+
+import time
+
+from prefect import flow
+
+
+@flow(name="asleep", persist_result=False)
+def asleep() -> None:
+    time.sleep(3600)
