@@ -123,13 +123,15 @@ def run(
         return
     _connect(home)
     from flows.console import speak_in_words
+    from flows.endings import told_in_words
     from flows.pipeline import rlhf, run_stage_alone
 
     speak_in_words()
-    if stage:
-        typer.echo(str(run_stage_alone(chosen, stage).path))
-        return
-    manifest = rlhf(chosen)
+    with told_in_words():
+        if stage:
+            typer.echo(str(run_stage_alone(chosen, stage).path))
+            return
+        manifest = rlhf(chosen)
     cached = list(manifest.get("cached", {}).values())
     told = "all {} stages were cached, nothing was run again" if all(cached) else "{1} of {0} stages were cached"
     typer.echo(f"release {manifest['release']}: {told.format(len(cached), sum(cached))}; `rlhf report` shows figures")

@@ -6,24 +6,27 @@ as errors of whatever library met them; here they are told apart, and become a `
 
 import errno
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
 import requests
 
 from alignment.errors import RLHFError
+from labeling.errors import LabelingError
 
+ON_PURPOSE = (RLHFError, LabelingError)
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 FULL_WORDS = ("no space left on device", "disk is full", "disk quota exceeded", "file too large", "file write failed")
 MEMORY_WORDS = ("can't allocate memory", "cannot allocate memory", "out of memory", "not enough memory")
-GO_ON = "the same command goes on from there (of a deployment: `prefect flow-run retry`)"
+GO_ON = "the same command goes on from there (in a deployment: `prefect flow-run retry`)"
 LESS_MEMORY = {
     "pretrain": "pretrain.batch_sequences, pretrain.model.context_length",
     "sft": "sft.batch_size, sft.max_length_tokens",
     "responses": "sampling.max_new_tokens",
     "reward": "reward.batch_prompts, reward.max_length_tokens",
     "validation": "reward.batch_prompts, reward.max_length_tokens",
-    "ppo": "ppo.micro_batch_tokens, ppo.batch_size, ppo.max_new_tokens; set ppo.layout: lora",
+    "ppo": "ppo.micro_batch_tokens, ppo.generation_batch_size, ppo.batch_size, set ppo.layout: lora",
     "dpo": "align.dpo.batch_size, align.dpo.max_length_tokens",
     "rloo": "align.rloo.batch_size, align.rloo.max_new_tokens",
     "evaluate": "evaluation.max_new_tokens",
@@ -34,13 +37,31 @@ class StageStopped(RLHFError):
     """A stage that cannot go on for a reason outside of it; the message says what is kept and what to do."""
 
 
-class ServerAway(RLHFError):
-    """A server that did not answer for longer than it is asked again."""
+class RunStopped(RLHFError):
+    """A run that ended between its stages, or by hand."""
+
+
+@contextmanager
+def told_in_words() -> Iterator[None]:
+    """Around a whole run: a server that stays away between stages, and Ctrl-C, end it in words."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        raise RunStopped("stopped. Every finished stage is kept, the one that was running at its last "
+                         f"checkpoint; {GO_ON}") from error  # fmt: skip
+    except Exception as error:
+        server = "" if isinstance(error, ON_PURPOSE) else away(error)
+        if not server:
+            raise
+        raise RunStopped(
+            f"the run stopped because {server} did not answer, though it was asked again for minutes: `rlhf up` starts "
+            f"the local servers. Every finished stage is kept; {GO_ON}"
+        ) from error
 
 
 def stopped(error: BaseException, stage: str, place: Path) -> StageStopped | None:
     """What a person is told of an error that ended a stage working in `place`; None where it speaks for itself."""
-    if isinstance(error, RLHFError):
+    if isinstance(error, ON_PURPOSE):
         return None
     kept = f"What was done is kept in {place}{_checkpoints(place)}; {GO_ON}"
     if is_full(error):
@@ -48,8 +69,8 @@ def stopped(error: BaseException, stage: str, place: Path) -> StageStopped | Non
     if is_out_of_memory(error):
         dials = LESS_MEMORY.get(stage)
         lower = f"lower {dials}, or " if dials else ""
-        return StageStopped(f"stage '{stage}' needs more memory than there is ({_short(error)}): {lower}"
-                            f"end what else uses memory. {kept}")  # fmt: skip
+        return StageStopped(f"stage '{stage}' needs more memory than there is ({_short(error)}): {lower}end what else "
+                            f"uses memory. {kept}; with other options the stage begins anew")  # fmt: skip
     server = away(error)
     if server:
         return StageStopped(

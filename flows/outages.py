@@ -1,19 +1,29 @@
 """A server that is away: how long its clients ask again, and whether it answers at this moment.
 
 MLflow's and Prefect's clients repeat a request that found no server, each time after about twice as long. How often is
-set here, for every process of a run; a variable that is already set is left as it is. After that the request fails, the
-run ends in a state from which the same command goes on, and `flows.endings` says so in words.
+set here, for every process of a run; a variable that is already set is left as it is. Work on Label Studio is begun
+again as a whole, for all of it first looks at what is there. After that the run ends in a state from which the same
+command goes on, and `flows.endings` says so in words.
 """
 
+import logging
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 import httpx
 
-MINUTES_OF_PATIENCE = 8
+from labeling.client import LabelStudio
+from labeling.errors import ServerUnavailable
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+PATIENCE, PATIENCE_SECONDS = "RLHF_PATIENCE_SECONDS", 480.0
 PROBE_SECONDS = 3.0
-PATIENCE = "RLHF_PATIENCE_SECONDS"
+POLL_SECONDS = 5.0
+INTERRUPTIONS = 10  # of one piece of work; a server that breaks off more often has another fault
 RETRIES = {
     # waits of 0, 2, 4, ... 64 and three of 120 s; a request that got no answer is repeated as well
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "10",
@@ -29,9 +39,35 @@ def retries() -> dict[str, str]:
     return {name: os.environ.get(name, value) for name, value in RETRIES.items()}
 
 
-def patience_seconds() -> float:
-    """For how long Label Studio is asked again when it is away; RLHF_PATIENCE_SECONDS, else eight minutes."""
-    return float(os.environ.get(PATIENCE, MINUTES_OF_PATIENCE * 60))
+def through_outages(label_studio: LabelStudio, work: Callable[[], T]) -> T:
+    """What `work` returns; while Label Studio is away it is waited for, and the work is begun again.
+
+    The work must look at what is there before it adds something: a request may have been carried out though its answer
+    was lost. Raises ServerUnavailable when the server stays away for RLHF_PATIENCE_SECONDS, eight minutes by default.
+    """
+    for _ in range(INTERRUPTIONS):
+        try:
+            return work()
+        except ServerUnavailable as error:
+            wait_until_back(label_studio, error)
+    return work()
+
+
+def wait_until_back(label_studio: LabelStudio, error: ServerUnavailable) -> None:
+    """Ask until Label Studio answers again. Raises ServerUnavailable when that takes too long."""
+    patience, started = float(os.environ.get(PATIENCE, PATIENCE_SECONDS)), time.monotonic()
+    log.warning("%s. It is asked again for %.0f minutes", error, patience / 60)
+    while (away := time.monotonic() - started) < patience:
+        try:
+            label_studio.whoami()
+        except ServerUnavailable:
+            time.sleep(min(POLL_SECONDS, max(patience - away, 0.0)))
+        else:
+            log.info("Label Studio is back after %.0f s", away)
+            return
+    raise ServerUnavailable(
+        label_studio.url, f"for {patience / 60:.1f} minutes; what was judged is kept, the same command goes on"
+    ) from error
 
 
 @contextmanager
