@@ -17,7 +17,8 @@ from labeling.errors import LabelingError
 
 ON_PURPOSE = (RLHFError, LabelingError)
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-FULL_WORDS = ("no space left on device", "disk is full", "disk quota exceeded", "file too large", "file write failed")
+FULL_WORDS = ("no space left on device", "disk is full", "disk quota exceeded", "file too large", "file write failed",
+              "unexpected pos")  # the last two are torch.save's words for a file that could not be written
 MEMORY_WORDS = ("can't allocate memory", "cannot allocate memory", "out of memory", "not enough memory")
 GO_ON = "the same command goes on from there (in a deployment: `prefect flow-run retry`)"
 LESS_MEMORY = {

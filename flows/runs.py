@@ -61,11 +61,19 @@ def open_stage_run(
     """The id of the run for this key: one that was begun and not finished, or a new one with all that is known."""
     begun = [run for run in search({TAG_KEY: key, TAG_STAGE: stage}) if run.info.status != "FINISHED"]
     if begun:
+        if begun[0].info.status == "RUNNING":
+            log.warning(
+                "an earlier attempt at stage '%s' did not say how it ended (killed, out of memory, a machine that went "
+                "down, or MLflow away): going on from what it left", stage,
+            )  # fmt: skip
         return str(begun[0].info.run_id)
     tags = {TAG_STAGE: stage, TAG_KEY: key, TAG_VERSION: str(version), **provenance_tags(), **input_tags(inputs)}
     if parent is not None:
         tags["mlflow.parentRunId"] = parent
     run_id = str(MlflowClient().create_run(experiment_id(), tags=tags, run_name=stage).info.run_id)
+    for copy in search({TAG_KEY: key, TAG_STAGE: stage}, status="RUNNING"):
+        if copy.info.run_id != run_id and not copy.data.params:  # the request was repeated, its answer had been lost
+            MlflowClient().delete_run(copy.info.run_id)
     log_params(run_id, {**flatten(config), "run_seed": seed})
     log_inputs(run_id, inputs, files)
     return run_id
