@@ -26,12 +26,16 @@ class Journal:
         self.directory = directory
         self.metrics_file = directory / "metrics.jsonl"
         self._on_metrics = on_metrics
+        self._begun = False
         directory.mkdir(parents=True, exist_ok=True)
 
     def log(self, values: Mapping[str, float], step: int) -> None:
         """Write one step's values: a line of {"step", "timestamp_ms", "values"}."""
         finite = {name: float(value) for name, value in values.items() if math.isfinite(value)}
         timestamp_ms = time.time_ns() // 1_000_000
+        if not self._begun:
+            cut_half_line(self.metrics_file)
+            self._begun = True
         with self.metrics_file.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, "timestamp_ms": timestamp_ms, "values": finite}) + "\n")
         if self._on_metrics is not None:
@@ -62,6 +66,14 @@ class Journal:
         path = self.directory / "notes" / f"{name}.txt"
         path.parent.mkdir(exist_ok=True)
         path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def cut_half_line(path: Path) -> None:
+    """Cut off what a killed process wrote of its last line, so that the next one begins on its own."""
+    if path.exists():
+        with path.open("rb+") as file:
+            written = file.read()
+            file.truncate(written.rfind(b"\n") + 1)
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -14,7 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrai
 
 from alignment.checkpoint import align_special_tokens, import_checkpoint, load_tokenizer
 from alignment.config import ModelConfig, PretrainConfig
-from alignment.errors import DataError, TrainingError
+from alignment.errors import DataError
 from alignment.figures import curve
 from alignment.journal import Journal
 from alignment.model import save_model
@@ -128,12 +128,8 @@ def train_packed(
         batch = train.rows[batch_rows(step, len(train.rows), config.batch_sequences, seed)]
         losses = [partial(next_token_loss, model, half, len(half) / len(batch)) for half in batch.chunk(2)]
         loss = backward(losses, weights)
-        if not torch.isfinite(loss):
-            raise TrainingError(
-                f"the loss is {loss.item()} at step {step}; lower `pretrain.learning_rate`. "
-                f"Last good: {state.last_good()}"
-            )
         norm = torch.nn.utils.clip_grad_norm_(weights, config.max_grad_norm)
+        state.check(loss, norm, step, "pretrain.learning_rate")
         optimizer.step()
         schedule.step()
         if step % config.log_every_steps == 0 or step == steps:

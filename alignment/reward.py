@@ -22,7 +22,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from alignment.adapters import scalar_adapter_over
 from alignment.checkpoint import load_tokenizer
 from alignment.config import RewardConfig
-from alignment.errors import DataError, TrainingError
+from alignment.errors import DataError
 from alignment.examination import TESTS, examine, score_input, transposed
 from alignment.figures import curve
 from alignment.journal import Journal
@@ -181,12 +181,8 @@ def train_groups(
         halves = [half for half in (batch[::2], batch[1::2]) if half]
         losses = [partial(batch_loss, model, half, language_head, config.lm_coef, batch) for half in halves]
         loss, accuracy = backward(losses, weights)
-        if not torch.isfinite(loss):
-            raise TrainingError(
-                f"the loss is {loss.item()} at step {step}; lower `reward.learning_rate`. "
-                f"Last good: {state.last_good()}"
-            )
         norm = torch.nn.utils.clip_grad_norm_(weights, config.max_grad_norm)
+        state.check(loss, norm, step, "reward.learning_rate")
         optimizer.step()
         schedule.step()
         if step % config.log_every_steps == 0 or step == steps:

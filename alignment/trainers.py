@@ -4,11 +4,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_utils import get_last_checkpoint
 
 from alignment.config import SFTConfig
+from alignment.errors import TrainingError
 from alignment.journal import Journal
 from alignment.methods import DPOConfig
 
@@ -35,6 +38,31 @@ class JournalCallback(TrainerCallback):
             self._journal.log(values, state.global_step)
 
 
+class FiniteGradients(TrainerCallback):
+    """Stops before a step with a gradient that is not finite, so that no checkpoint ever holds what comes of it."""
+
+    def __init__(self, checkpoints: Path) -> None:
+        self._checkpoints = checkpoints
+
+    def on_pre_optimizer_step(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: nn.Module | None = None,
+        **_: Any,
+    ) -> None:
+        """Raises TrainingError with the last good checkpoint."""
+        assert model is not None, "the trainer hands over its model"
+        sums = [weight.grad.sum() for weight in model.parameters() if weight.grad is not None]
+        if not torch.isfinite(torch.stack(sums)).all():
+            last = get_last_checkpoint(str(self._checkpoints)) if self._checkpoints.exists() else None
+            raise TrainingError(
+                f"the gradient is not finite at step {state.global_step + 1}; lower the learning rate of this stage. "
+                f"Last good: {last or 'none yet'}"
+            )
+
+
 def shared_options(checkpoints: Path, seed: int, *, on_cpu: bool) -> dict[str, Any]:
     """Arguments that every trainer is given: quiet, in single precision, with one checkpoint at a time."""
     return {
@@ -47,6 +75,7 @@ def shared_options(checkpoints: Path, seed: int, *, on_cpu: bool) -> dict[str, A
         "report_to": "none",
         "dataloader_num_workers": 0,
         "disable_tqdm": True,
+        "logging_nan_inf_filter": False,  # it would hide a loss that is not finite behind earlier ones
     }
 
 
@@ -66,6 +95,7 @@ def by_epochs(config: SFTConfig | DPOConfig) -> dict[str, Any]:
 def run_trainer(trainer: Trainer, checkpoints: Path, journal: Journal, names: Mapping[str, str]) -> None:
     """Train, from the last checkpoint where there is one, and write the log into the journal."""
     trainer.add_callback(JournalCallback(journal, names))
+    trainer.add_callback(FiniteGradients(checkpoints))
     trainer.remove_callback(PrinterCallback)  # the journal has it
     last = get_last_checkpoint(str(checkpoints)) if checkpoints.exists() else None
     journal.rewind(int(last.rsplit("-", 1)[1]) if last else 0)

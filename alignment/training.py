@@ -1,8 +1,9 @@
 """What training loops share: gradients of two losses side by side, a learning-rate schedule, a state to go on from."""
 
 import math
+import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedModel
 
+from alignment.errors import TrainingError
 from alignment.threads import side_by_side
 
 
@@ -53,6 +55,19 @@ def backward(losses: Sequence[Callable[[], Tensor]], weights: Sequence[nn.Parame
     return torch.stack([value for value, _ in found]).sum(dim=0)
 
 
+def write_state(content: Mapping[str, Any], path: Path) -> None:
+    """Write what training resumes from in one move; on a full disk nothing is left of it."""
+    temporary = path.with_suffix(".partial")
+    try:
+        with temporary.open("wb") as file:
+            torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 class TrainingState:
     """Model, optimizer, schedule and random state under one directory, written whole or not at all."""
 
@@ -63,7 +78,6 @@ class TrainingState:
     def save(self, step: int) -> None:
         """Write the state after `step` in one move."""
         self.file.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.file.with_suffix(".partial")
         content: dict[str, Any] = {
             "step": step,
             "model": self._model.state_dict(),
@@ -71,8 +85,7 @@ class TrainingState:
             "schedule": self._schedule.state_dict(),
             "random": torch.get_rng_state(),
         }
-        torch.save(content, temporary)
-        temporary.replace(self.file)
+        write_state(content, self.file)
 
     def resume(self) -> int:
         """Load the last state; the number of steps done, 0 where there is none."""
@@ -88,6 +101,14 @@ class TrainingState:
     def last_good(self) -> str:
         """Where the last good state is, for error messages."""
         return str(self.file) if self.file.exists() else "none yet"
+
+    def check(self, loss: Tensor, norm: Tensor, step: int, option: str) -> None:
+        """Before a step is taken: raises TrainingError for a loss or a gradient that is not finite."""
+        if not (torch.isfinite(loss) and torch.isfinite(norm)):
+            raise TrainingError(
+                f"the loss is {loss.item():g} and the norm of its gradient {norm.item():g} at step {step}; lower "
+                f"`{option}`. Last good: {self.last_good()}"
+            )
 
     def discard(self) -> None:
         """Remove the state once the stage has its result."""

@@ -44,10 +44,10 @@ def to_mlflow(page: Path) -> None:
     """Among the output of the stage's run, where the last page takes the place of those before."""
     import mlflow
 
-    from flows import runs
+    from flows import outages, runs
 
     active = mlflow.active_run()
-    if active is not None:
+    if active is not None and outages.mlflow_answers():  # people go on to work, and the page is sent the next time
         mlflow.MlflowClient().log_artifact(active.info.run_id, str(page), runs.OUTPUT)
 
 

@@ -130,10 +130,11 @@ def run(
         return
     _connect(home)
     from flows.console import speak_in_words
+    from flows.endings import told_in_words
     from flows.pipeline import rlhf, run_stage_alone
 
     speak_in_words()
-    with _said_how_to_go_on():
+    with _said_how_to_go_on(), told_in_words():
         if stage:
             typer.echo(str(run_stage_alone(chosen, stage).path))
             return

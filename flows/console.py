@@ -2,10 +2,13 @@
 
 import copy
 import logging
+import math
+import time
 
 from alignment.errors import RLHFError
 from labeling.errors import LabelingError
 
+EVENTS = ("prefect.events.clients", "prefect._internal.concurrency")
 OURS = ("flows", "alignment", "labeling")
 ON_PURPOSE = (RLHFError, LabelingError)
 
@@ -30,10 +33,32 @@ class InWords(logging.Formatter):
         return self._inner.format(bare)
 
 
+class OnceAMinute(logging.Filter):
+    """While Prefect's server is away its client says so of every event, at length, though it sends all of them later.
+
+    One line a minute is enough.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._said_at = -math.inf
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Let a warning through when none was for a minute, cut short."""
+        if record.levelno < logging.WARNING or time.monotonic() - self._said_at < 60.0:
+            return record.levelno < logging.WARNING
+        self._said_at = time.monotonic()
+        record.msg, record.args = record.getMessage()[:120], ()
+        return True
+
+
 def speak_in_words() -> None:
     """Show what our own packages tell, and leave out tracebacks of errors raised on purpose."""
     for package in OURS:
         logging.getLogger(package).setLevel(logging.INFO)
+    quiet = OnceAMinute()
+    for name in EVENTS:
+        logging.getLogger(name).addFilter(quiet)
     for name in ("", "prefect"):
         for handler in logging.getLogger(name).handlers:
             inner = handler.formatter

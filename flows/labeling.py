@@ -16,6 +16,7 @@ from alignment.town import Judge
 from flows.announce import announce
 from flows.choosing import Material, read_material, within_budget
 from flows.links import link_projects
+from flows.outages import through_outages
 from flows.processes import StackError
 from flows.stack import home_directory
 from flows.waiting import wait_for_people
@@ -54,20 +55,30 @@ def collect(
         config, _ = within_budget(config, material, store, responses)
         known, unread = known_answers(config, material.sets, town)
         planned = plan_tasks(config, material.sets, known, material.pairs)
-        collection = open_planned(label_studio, config, planned, out)
+        collection = through_outages(label_studio, lambda: open_planned(label_studio, config, planned, out))
         keep_balance(planned, material, out)
         link_projects(collection.urls)
         if config.annotators == "simulated":
             assert town is not None, "the recipe refuses simulated annotators without a town"
-            let_the_crew_work(label_studio, collection, config, material.sets, town)
+            through_outages(
+                label_studio, lambda: let_the_crew_work(label_studio, collection, config, material.sets, town)
+            )
         else:
             wait_for_people(label_studio, collection, config, store, out)
-        pulled = pull_collection(label_studio, collection, store, config.quality)
+        pulled = through_outages(
+            label_studio, lambda: pull_collection(label_studio, collection, store, config.quality)
+        )
         if config.quality.adjudicate and pulled.disputes:
-            second = open_adjudication(label_studio, config.title, collection, pulled.disputes, out / ADJUDICATION)
+            disputes = pulled.disputes
+            second = through_outages(
+                label_studio,
+                lambda: open_adjudication(label_studio, config.title, collection, disputes, out / ADJUDICATION),
+            )
             alone = config.model_copy(update={"minimum_agreement": None})  # one person judges, there is none
             wait_for_people(label_studio, second, alone, store, out / ADJUDICATION)
-            pulled = pull_collection(label_studio, collection, store, config.quality, second)
+            pulled = through_outages(
+                label_studio, lambda: pull_collection(label_studio, collection, store, config.quality, second)
+            )
         if config.annotators == "people":
             announce(collection, store, config.quality, out)
     told = write_down(pulled, collection, out, journal, [*material.rejected, *unread])

@@ -141,8 +141,10 @@ def register(recipe: Recipe, made: Mapping[str, Artifact], run_id: str) -> dict[
 def show(made: Mapping[str, Artifact], manifest: Mapping[str, Any], run_id: str) -> None:
     """Headline figures and pictures on the pipeline's MLflow run, and links to it on the flow run's page."""
     client = mlflow.MlflowClient()
+    told = client.get_run(run_id).data.metrics  # of a flow run that ended while it was here, and goes on
     for name, value in headlines(manifest).items():
-        client.log_metric(run_id, name, value)
+        if name not in told:
+            client.log_metric(run_id, name, value)
     for artifact in made.values():
         for picture in sorted((artifact.path / "figures").glob("*.png")):
             name = f"{artifact.stage}_{picture.name}" if picture.name not in SHOWN_FIGURES else picture.name

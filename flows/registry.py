@@ -48,6 +48,9 @@ def register(name: str, directory: Path, *, stage: str, key: str, run_id: str, i
     made = client.create_model_version(
         name, f"models:/{logged.model_id}", run_id=run_id, tags=tags, model_id=logged.model_id
     )
+    for copy in client.search_model_versions(f"name = '{name}' and tag.`{TAG_KEY}` = '{key}'"):
+        if copy.version != made.version:  # the request was repeated, because its answer had been lost
+            client.delete_model_version(name, copy.version)
     return f"models:/{name}/{made.version}"
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from flows import processes, services
+from flows import outages, processes, services
 from flows.processes import Process, StackError
 from flows.services import HOST, NAMES, TITLES, Credentials, Health, Name
 
@@ -71,6 +71,7 @@ class Stack(BaseModel):
             "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
             "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
             "MLFLOW_LOGGING_LEVEL": "WARNING",
+            **outages.retries(),
             "HF_HUB_DISABLE_PROGRESS_BARS": "1",
             "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
             "TRANSFORMERS_VERBOSITY": "error",

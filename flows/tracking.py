@@ -33,13 +33,13 @@ from alignment.artifacts import (
     directory_digest,
     output_name,
     publish,
-    read_result,
     stage_key,
     write_json,
 )
 from alignment.journal import Journal
 from flows import links, registry, runs
-from flows.metrics import MetricSender, send_all
+from flows.endings import stopped
+from flows.metrics import METRICS_FILE, MetricSender, send_all
 from flows.provenance import git_commit, versions
 from flows.stack import home_directory
 
@@ -104,10 +104,11 @@ def run_stage(
             file_digests=[content_digest(path) for path in files], seed=seed,
         ),
     )  # fmt: skip
-    with _only_one(job):
-        artifact = find(job.stage, job.key, job.home) or _make(job, work)
-    if job.parent is not None:
-        _note_on_parent(job.parent, artifact)
+    with _in_words(job):
+        with _only_one(job):
+            artifact = find(job.stage, job.key, job.home) or _make(job, work)
+        if job.parent is not None:
+            _note_on_parent(job.parent, artifact)
     return artifact
 
 
@@ -163,19 +164,37 @@ def _make(job: Job, work: Work) -> Artifact:
     )  # fmt: skip
     if job.parent is None:
         links.link_stage(run_id, job.stage)
-    with mlflow.start_run(run_id=run_id, nested=True), runs.left_open():
+    with runs.active(run_id=run_id, nested=True), _in_words(job):
         _take_back(job, run_id)
         seconds = _work(job, work, run_id)
         digest = directory_digest(job.partial)
-        send_all(run_id, job.partial / "metrics.jsonl", read_result(job.partial))
+        send_all(run_id, job.partial, _ledger(job, run_id))
         model = _upload(job, run_id)
         tags = {runs.TAG_DIGEST: digest, runs.TAG_SECONDS: f"{seconds:.3f}"}
         for name, value in (tags | ({runs.TAG_MODEL: model} if model else {})).items():
             MlflowClient().set_tag(run_id, name, value)
         publish(job.partial, job.final)
+    _ledger(job, run_id).unlink(missing_ok=True)
     return Artifact(
         stage=job.stage, key=job.key, run_id=run_id, path=job.final, digest=digest, model=model, seconds=seconds
     )
+
+
+@contextmanager
+def _in_words(job: Job) -> Iterator[None]:
+    """Say of a full disk, of used up memory and of a server that stays away what is kept and what to do."""
+    try:
+        yield
+    except Exception as error:
+        told = stopped(error, job.stage, job.partial)
+        if told is None:
+            raise
+        raise told from error
+
+
+def _ledger(job: Job, run_id: str) -> Path:
+    """Where is kept what of a run's metrics was sent."""
+    return job.home / "metrics" / f"{run_id}.jsonl"
 
 
 def _take_back(job: Job, run_id: str) -> None:
@@ -192,8 +211,8 @@ def _work(job: Job, work: Work, run_id: str) -> float:
     if (out / "result.json").exists():
         return _seconds(out)
     started = time.monotonic()
-    with MetricSender(run_id, job.stage) as sender:
-        figures = work(out, Journal(out, sender.hear))
+    with MetricSender(run_id, out / METRICS_FILE, _ledger(job, run_id), job.stage):
+        figures = work(out, Journal(out))
     seconds = time.monotonic() - started
     shutil.rmtree(out / CHECKPOINTS, ignore_errors=True)
     write_json(out / "provenance.json", _provenance(job, run_id, seconds))

@@ -23,6 +23,7 @@ from alignment.artifacts import write_json
 from alignment.errors import DataError
 from flows.announce import announce
 from flows.flow_runs import BY_WATCHER
+from flows.outages import through_outages
 from flows.runs import NotYet
 from labeling.client import LabelStudio
 from labeling.collection import Collection, progress, pull_collection, sync_collection
@@ -131,7 +132,7 @@ def wait_for_people(
     if not in_deployment():
         poll(label_studio, collection, config, store, place)
         return
-    found = look(label_studio, collection, config, store, place)
+    found = through_outages(label_studio, lambda: look(label_studio, collection, config, store, place))
     announce(collection, store, config.quality, place)
     reason = found.reason or ("a person asked to go on" if found.done and asked_to_go_on(place) else "")
     if not reason:
@@ -150,7 +151,7 @@ def poll(label_studio: LabelStudio, collection: Collection, config: LabelingConf
     with Bar(*columns, console=console) as bar:
         judged = bar.add_task("judged")
         while True:
-            found = look(label_studio, collection, config, store, place)
+            found = through_outages(label_studio, lambda: look(label_studio, collection, config, store, place))
             if announced is None or time.monotonic() - announced > PAGE_SECONDS:
                 announce(collection, store, config.quality, place)
                 announced = time.monotonic()

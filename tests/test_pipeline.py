@@ -249,6 +249,7 @@ def test_a_label_studio_that_stopped_says_which_command_starts_it(
     release: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LABEL_STUDIO_URL", f"http://127.0.0.1:{free_port()}")
+    monkeypatch.setenv("RLHF_PATIENCE_SECONDS", "0")
     with pytest.raises(ServerUnavailable, match="`rlhf up` starts the local server"):
         rlhf(load_recipe(str(TINY), ["labeling.title=nowhere"]))
     assert mlflow.active_run() is None

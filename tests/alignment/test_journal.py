@@ -51,6 +51,14 @@ def test_a_half_written_line_is_passed_over_and_then_removed(tmp_path) -> None:
     assert [json.loads(line)["step"] for line in journal.metrics_file.read_text().splitlines()] == [1, 2]
 
 
+def test_a_stage_that_begins_anew_writes_on_a_line_of_its_own(tmp_path) -> None:
+    Journal(tmp_path).log({"loss": 1}, 1)
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 2, "val')
+    Journal(tmp_path).log({"loss": 2}, 2)
+    assert steps(Journal(tmp_path)) == [1, 2]
+
+
 def test_a_missing_file_has_no_lines(tmp_path) -> None:
     assert Journal(tmp_path).read() == []
     with pytest.raises(FileNotFoundError):
