@@ -1,12 +1,12 @@
 """What stages share that train with one of TRL's trainers: going on after a kill, and what they log."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
-from transformers.trainer_utils import get_last_checkpoint
 
 from alignment.config import SFTConfig
 from alignment.journal import Journal
@@ -33,6 +33,12 @@ class JournalCallback(TrainerCallback):
         values = {ours: float((logs or {})[theirs]) for theirs, ours in self._names.items() if theirs in (logs or {})}
         if values:
             self._journal.log(values, state.global_step)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Log before a checkpoint: means over steps on both sides of it would not be the same after a kill."""
+        control.should_log |= control.should_save
+
+    on_epoch_end = on_step_end  # checkpoints may be by either
 
 
 def shared_options(checkpoints: Path, seed: int, *, on_cpu: bool) -> dict[str, Any]:
@@ -67,6 +73,29 @@ def run_trainer(trainer: Trainer, checkpoints: Path, journal: Journal, names: Ma
     """Train, from the last checkpoint where there is one, and write the log into the journal."""
     trainer.add_callback(JournalCallback(journal, names))
     trainer.remove_callback(PrinterCallback)  # the journal has it
-    last = get_last_checkpoint(str(checkpoints)) if checkpoints.exists() else None
-    journal.rewind(int(last.rsplit("-", 1)[1]) if last else 0)
-    trainer.train(resume_from_checkpoint=last)
+    last = last_whole_checkpoint(checkpoints)
+    journal.rewind(step_of(last) if last else 0)
+    trainer.train(resume_from_checkpoint=str(last) if last else None)
+
+
+def last_whole_checkpoint(checkpoints: Path) -> Path | None:
+    """The newest checkpoint that was written to its end.
+
+    The trainer writes file by file under the final name, its own state last, and resumes without a word from one that
+    a kill left without an optimizer.
+    """
+    whole = [path.parent for path in checkpoints.glob("checkpoint-*/trainer_state.json") if _is_json(path)]
+    return max(whole, key=step_of, default=None)
+
+
+def step_of(checkpoint: Path) -> int:
+    """The step after which `checkpoint-STEP` was written."""
+    return int(checkpoint.name.rsplit("-", 1)[1])
+
+
+def _is_json(path: Path) -> bool:
+    try:
+        json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        return False
+    return True

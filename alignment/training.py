@@ -1,7 +1,6 @@
 """What training loops share: gradients of two losses side by side, a learning-rate schedule, a state to go on from."""
 
 import math
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -54,7 +53,10 @@ def backward(losses: Sequence[Callable[[], Tensor]], weights: Sequence[nn.Parame
 
 
 class TrainingState:
-    """Model, optimizer, schedule and random state under one directory, written whole or not at all."""
+    """Model, optimizer, schedule and random state under one directory, written whole or not at all.
+
+    It stays until whoever runs the stage has the stage's result: a model that is not saved yet is not trained again.
+    """
 
     def __init__(self, directory: Path, model: PreTrainedModel, optimizer: Optimizer, schedule: LambdaLR) -> None:
         self.file = directory / "state.pt"
@@ -88,7 +90,3 @@ class TrainingState:
     def last_good(self) -> str:
         """Where the last good state is, for error messages."""
         return str(self.file) if self.file.exists() else "none yet"
-
-    def discard(self) -> None:
-        """Remove the state once the stage has its result."""
-        shutil.rmtree(self.file.parent, ignore_errors=True)

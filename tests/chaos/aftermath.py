@@ -43,7 +43,7 @@ def check_models(running: Stack, home: Path, progress: Progress) -> None:
         f"name = '{model.name}'")]  # fmt: skip
     assert Counter(one.name for one in versions) == dict.fromkeys(progress.models.values(), 1)
     assert all(one.status == "READY" and one.source.startswith("models:/m-") for one in versions)
-    kept = [path.name for path in (home / "mlflow" / "artifacts").glob("*/models/*")]
+    kept = {path.parent.name for path in (home / "mlflow" / "artifacts").glob("*/models/*/artifacts")}
     assert sorted(kept) == sorted(one.source.removeprefix("models:/") for one in versions)
 
 

@@ -20,6 +20,7 @@ from tests.conftest import TINY
 from tests.labeling.helpers import free_port
 
 pytestmark = pytest.mark.server
+OPTIONS = ["pretrain.checkpoint_every_steps=10"]
 ANNOTATIONS = {"ranking": 20, "pairwise": 12}  # tiny: 10 and 6 tasks, two judgements each
 KILLS = int(os.environ.get("RLHF_CHAOS_KILLS", "30"))
 KILLS_A_STORM = 34
@@ -27,7 +28,7 @@ UNBROKEN = """
 import sys
 from flows.pipeline import rlhf
 from flows.recipe import load_recipe
-rlhf(load_recipe(sys.argv[1], ["labeling.title=unbroken"]))
+rlhf(load_recipe(sys.argv[1], sys.argv[2:]))
 """
 
 
@@ -51,13 +52,14 @@ def unbroken(home: Path, place: Path) -> Path:
     store = f"sqlite:///{place / 'mlflow.db'}"
     own = {"RLHF_HOME": str(place), "MLFLOW_TRACKING_URI": store, "MLFLOW_REGISTRY_URI": store, "OMP_NUM_THREADS": "1"}
     told = os.environ | stack.connect(home).environment() | own
-    subprocess.run([sys.executable, "-c", UNBROKEN, str(TINY)], env=told, cwd=place, check=True, timeout=900)
+    command = [sys.executable, "-c", UNBROKEN, str(TINY), *OPTIONS, "labeling.title=unbroken"]
+    subprocess.run(command, env=told, cwd=place, check=True, timeout=900)
     return place
 
 
 def weather(home: Path, kills: int, seed: int) -> Storm:
     """A storm of so many kills over the tiny pipeline, after which everything must be as it should be."""
-    overrides = ["labeling.title=storm"]
+    overrides = [*OPTIONS, "labeling.title=storm"]
     progress = Progress(home, load_recipe(str(TINY), overrides))
     storm = Storm(home, run := Run(home, TINY, overrides), progress)
     try:
