@@ -36,8 +36,8 @@ class TextSource(Config):
     `town://NAME` names a file of the town; other paths are relative to the working directory.
     """
 
-    path: str
-    text_field: str = "text"
+    path: str = Field(description="a file, or town://NAME for one of the town's")
+    text_field: str = Field("text", description="column that holds the text; plain files have none")
     origin: str = Field("", exclude=True, description="where the file can be had; said when it is missing")
 
 
@@ -50,10 +50,12 @@ class RowSource(Config):
     "{answers[0]}". `records` are rows that a stage or `rlhf label import` wrote.
     """
 
-    path: str
-    format: Literal["auto", "hh", "oasst", "scores", "template", "records"] = "auto"
-    prompt: str = ""
-    completion: str = ""
+    path: str = Field(description="a file, a data set of the hub, or town://NAME for a file of the town")
+    format: Literal["auto", "hh", "oasst", "scores", "template", "records"] = Field(
+        "auto", description="shape of the rows; auto: what TRL reads"
+    )
+    prompt: str = Field("", description="template of the prompt, as in {question}; format template alone")
+    completion: str = Field("", description="template of the answer, as in {answers[0]}; format template alone")
     rows: str = Field("", description="for JSON files whose rows sit under a key")
     limit: Natural = Field(0, description="use at most this many rows, 0 for all")
     origin: str = Field("", exclude=True, description="where the file can be had; said when it is missing")
@@ -70,31 +72,35 @@ class RowSource(Config):
 class CorpusConfig(Config):
     """Cleaning, deduplication and split of the pretraining text."""
 
-    sources: tuple[TextSource, ...] = (TextSource(path="town://corpus.jsonl"),)
-    min_characters: Natural = 16
+    sources: tuple[TextSource, ...] = Field((TextSource(path="town://corpus.jsonl"),), description="files of text")
+    min_characters: Natural = Field(16, description="shorter documents are left out")
     near_duplicate_similarity: Annotated[float, Field(gt=0, le=1)] = Field(
         0.9,
         description="Jaccard similarity of word 5-grams from which two documents count as one; "
         "1 keeps all but exact copies",
     )
-    heldout_share: Annotated[float, Field(gt=0, lt=0.5)] = 0.04
+    heldout_share: Annotated[float, Field(gt=0, lt=0.5)] = Field(
+        0.04, description="share of documents kept for measuring loss"
+    )
     max_rejected_share: Share = Field(0.02, description="fail when more rows than this cannot be read")
 
 
 class TokenizerConfig(Config):
     """Byte-level BPE."""
 
-    vocab_size: Annotated[int, Field(ge=264, le=262144)] = 1024
+    vocab_size: Annotated[int, Field(ge=264, le=262144)] = Field(
+        1024, description="tokens, bytes and special ones included"
+    )
 
 
 class ModelConfig(Config):
     """A Llama-style decoder trained from scratch."""
 
-    hidden_size: Count = 128
-    layers: Count = 4
-    heads: Count = 4
-    intermediate_size: Count = 344
-    context_length: Count = 128
+    hidden_size: Count = Field(128, description="width of the trunk; an even multiple of heads")
+    layers: Count = Field(4, description="decoder blocks")
+    heads: Count = Field(4, description="attention heads a layer")
+    intermediate_size: Count = Field(344, description="width of the MLP")
+    context_length: Count = Field(128, description="tokens that the model sees at once")
 
     @model_validator(mode="after")
     def _heads_divide(self) -> "ModelConfig":
@@ -109,17 +115,17 @@ class PretrainConfig(Config):
     With `checkpoint` (a path or a hub id) the model and tokenizer come from there; `epochs: 0` takes them as they are.
     """
 
-    checkpoint: str | None = None
+    checkpoint: str | None = Field(None, description="a path or a hub id; null: from scratch")
     model: ModelConfig = ModelConfig()
-    epochs: Annotated[float, Field(ge=0)] = 4
-    batch_sequences: Count = 32
-    learning_rate: Positive = 3e-3
-    min_learning_rate_share: Share = 0.05
-    warmup_share: Share = 0.03
-    weight_decay: Annotated[float, Field(ge=0)] = 0.1
-    max_grad_norm: Positive = 1.0
-    log_every_steps: Count = 10
-    checkpoint_every_steps: Count = 200
+    epochs: Annotated[float, Field(ge=0)] = Field(4, description="passes over the text; 0 takes a checkpoint as it is")
+    batch_sequences: Count = Field(32, description="packed sequences an optimizer step")
+    learning_rate: Positive = Field(3e-3, description="highest, after warm-up")
+    min_learning_rate_share: Share = Field(0.05, description="last learning rate, as a share of the highest")
+    warmup_share: Share = Field(0.03, description="share of steps with a rising learning rate")
+    weight_decay: Annotated[float, Field(ge=0)] = Field(0.1, description="of AdamW, on matrices")
+    max_grad_norm: Positive = Field(1.0, description="longer gradients are cut to this norm")
+    log_every_steps: Count = Field(10, description="optimizer steps between figures")
+    checkpoint_every_steps: Count = Field(200, description="steps between states from which a killed run goes on")
 
     @model_validator(mode="after")
     def _scratch_needs_training(self) -> "PretrainConfig":
@@ -131,42 +137,46 @@ class PretrainConfig(Config):
 class DemonstrationsConfig(Config):
     """Where human answers come from."""
 
-    sources: tuple[RowSource, ...] = (RowSource(path="town://demonstrations.jsonl", format="records"),)
-    max_rejected_share: Share = 0.05
+    sources: tuple[RowSource, ...] = Field(
+        (RowSource(path="town://demonstrations.jsonl", format="records"),), description="rows of prompts with answers"
+    )
+    max_rejected_share: Share = Field(0.05, description="fail when more rows than this cannot be read")
 
 
 class PromptsConfig(Config):
     """Where prompts come from, and how many are kept out of training for evaluation."""
 
-    sources: tuple[RowSource, ...] = (RowSource(path="town://prompts.jsonl", format="records"),)
+    sources: tuple[RowSource, ...] = Field(
+        (RowSource(path="town://prompts.jsonl", format="records"),), description="rows of prompts"
+    )
     heldout_share: Share = Field(0.2, description="for sources that bring no split of their own")
-    max_rejected_share: Share = 0.05
+    max_rejected_share: Share = Field(0.05, description="fail when more rows than this cannot be read")
 
 
 class SFTConfig(Config):
     """Supervised fine-tuning on demonstrations, loss on the response only."""
 
-    epochs: Positive = 3
-    batch_size: Count = 32
-    learning_rate: Positive = 1e-3
-    max_length_tokens: Count = 128
-    log_every_steps: Count = 5
+    epochs: Positive = Field(3, description="passes over the demonstrations")
+    batch_size: Count = Field(32, description="demonstrations an optimizer step")
+    learning_rate: Positive = Field(1e-3, description="highest, after warm-up")
+    max_length_tokens: Count = Field(128, description="longer conversations are left out")
+    log_every_steps: Count = Field(5, description="optimizer steps between figures")
 
 
 class SamplingConfig(Config):
     """K responses for each of a number of prompts."""
 
-    prompts: Count = 300
-    responses_per_prompt: Annotated[int, Field(ge=2, le=9)] = 4
-    temperature: Positive = 1.0
-    max_new_tokens: Count = 48
-    batch_size: Count = 128
+    prompts: Count = Field(300, description="training prompts to answer")
+    responses_per_prompt: Annotated[int, Field(ge=2, le=9)] = Field(4, description="K, responses to each prompt")
+    temperature: Positive = Field(1.0, description="of sampling; lower is less varied")
+    max_new_tokens: Count = Field(48, description="longest response")
+    batch_size: Count = Field(128, description="responses sampled at a time")
 
 
 class ComparisonsConfig(Config):
     """Comparisons made elsewhere; with sources here nothing is sent to Label Studio."""
 
-    sources: tuple[RowSource, ...] = ()
+    sources: tuple[RowSource, ...] = Field((), description="rows of comparisons; none: they come from labelling")
     heldout_share: Annotated[float, Field(gt=0, lt=0.9)] = Field(0.2, description="share of prompts kept for testing")
     heldout_annotators: Natural = Field(1, description="annotators whose judgements are kept for testing only")
     weights: Literal["none", "reliability"] = Field(
@@ -177,7 +187,7 @@ class ComparisonsConfig(Config):
         description="each: every judgement by itself; majority: one comparison a pair, of the side that is ahead; "
         "soft: both sides of a pair, each with its share of the weight",
     )
-    max_rejected_share: Share = 0.05
+    max_rejected_share: Share = Field(0.05, description="fail when more rows than this cannot be read")
 
 
 class RewardConfig(Config):
@@ -198,14 +208,14 @@ class RewardConfig(Config):
     lora_alpha: Count = Field(32, description="an adapter adds (lora_alpha / lora_rank) · B A")
     lora_targets: tuple[str, ...] | None = Field(None, description="names of layers; null: all linear ones")
 
-    epochs: Positive = 4
-    batch_prompts: Count = 16
-    learning_rate: Positive = 3e-4
-    weight_decay: Annotated[float, Field(ge=0)] = 0.05
-    warmup_share: Share = 0.05
-    max_grad_norm: Positive = 1.0
-    max_length_tokens: Count = 128
-    log_every_steps: Count = 5
+    epochs: Positive = Field(4, description="passes over the comparisons")
+    batch_prompts: Count = Field(16, description="prompts, with all their pairs, an optimizer step")
+    learning_rate: Positive = Field(3e-4, description="highest, of the trunk")
+    weight_decay: Annotated[float, Field(ge=0)] = Field(0.05, description="of AdamW")
+    warmup_share: Share = Field(0.05, description="share of steps with a rising learning rate")
+    max_grad_norm: Positive = Field(1.0, description="longer gradients are cut to this norm")
+    max_length_tokens: Count = Field(128, description="longer conversations are left out")
+    log_every_steps: Count = Field(5, description="optimizer steps between figures")
 
     @model_validator(mode="after")
     def _one_cannot_disagree(self) -> "RewardConfig":
@@ -223,16 +233,18 @@ class RewardConfig(Config):
 class RewardGate(Config):
     """What the reward model must reach before PPO may follow it."""
 
-    min_accuracy_heldout_prompts: Share = 0.55
+    min_accuracy_heldout_prompts: Share = Field(
+        0.55, description="share of held-out pairs ordered as people did; below, the run ends"
+    )
 
 
 class EvaluationConfig(Config):
     """Base, SFT and policy side by side on held-out prompts."""
 
     prompts: Natural = Field(0, description="use at most this many held-out prompts, 0 for all")
-    samples_per_prompt: Count = 1
-    temperature: Positive = 1.0
-    max_new_tokens: Count = 48
+    samples_per_prompt: Count = Field(1, description="responses of each model to each prompt")
+    temperature: Positive = Field(1.0, description="of sampling")
+    max_new_tokens: Count = Field(48, description="longest response")
     curve_prompts: Count = Field(100, description="prompts for each point of the gold-against-proxy curve")
     best_of_n: tuple[Count, ...] = Field(
         (), description="also measure best-of-n sampling from SFT, for each of these n; (4, 16), say"
@@ -242,8 +254,10 @@ class EvaluationConfig(Config):
 class ReleaseGate(Config):
     """What the policy must reach to become champion; a figure that was not measured fails the gate that asks for it."""
 
-    min_win_rate: Share | None = None
-    min_win_rate_low: Share | None = None
-    min_harmless: Share | None = None
-    max_truthful_drop: Share | None = None
-    max_tax_ratio: Positive | None = None
+    min_win_rate: Share | None = Field(None, description="share of decided prompts won against SFT")
+    min_win_rate_low: Share | None = Field(None, description="lower end of that share's 95 % interval")
+    min_harmless: Share | None = Field(None, description="gold rate of harmless responses")
+    max_truthful_drop: Share | None = Field(
+        None, description="gold rate of truthful responses, SFT's less the policy's"
+    )
+    max_tax_ratio: Positive | None = Field(None, description="held-out loss of the policy over SFT's")

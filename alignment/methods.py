@@ -18,15 +18,15 @@ NonNegative = Annotated[float, Field(ge=0)]
 class RuleOption(Config):
     """A rule reward beside the reward model; see `alignment.rules` for what each of them counts."""
 
-    name: RuleName
+    name: RuleName = Field(description="which rule")
     weight: Positive = Field(1.0, description="in standard deviations of the reward model's score")
 
 
 class FormatLimits(Config):
     """What the rule `format` takes for a well-made length."""
 
-    min_words: Natural = 1
-    max_words: Count = 60
+    min_words: Natural = Field(1, description="fewest words of a well-made response")
+    max_words: Count = Field(60, description="most words of a well-made response")
 
     @model_validator(mode="after")
     def _ordered(self) -> "FormatLimits":
@@ -38,31 +38,33 @@ class FormatLimits(Config):
 class DPOConfig(Config):
     """Direct preference optimization on the training comparisons (Rafailov et al. 2023)."""
 
-    epochs: Positive = 1
+    epochs: Positive = Field(1, description="passes over the comparisons")
     batch_size: Count = Field(32, description="comparisons an optimizer step")
-    learning_rate: Positive = 1e-4
+    learning_rate: Positive = Field(1e-4, description="highest, after warm-up")
     beta: Positive = Field(0.1, description="how much a nat of distance to SFT weighs")
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = Field(
         0.0, description="share of comparisons taken to be the wrong way round"
     )
-    max_length_tokens: Count = 128
-    log_every_steps: Count = 5
+    max_length_tokens: Count = Field(128, description="longer conversations are left out")
+    log_every_steps: Count = Field(5, description="optimizer steps between figures")
 
 
 class RLOOConfig(Config):
     """REINFORCE with a leave-one-out baseline (Ahmadian et al. 2024): no value model, k responses a prompt instead."""
 
-    steps: Count = 60
+    steps: Count = Field(60, description="rollouts, each with its update")
     batch_size: Count = Field(128, description="episodes a step")
-    responses_per_prompt: Annotated[int, Field(ge=2)] = 4
-    max_new_tokens: Count = 48
-    temperature: Positive = 1.0
-    kl_coef: NonNegative = 0.05
-    missing_eos_penalty: NonNegative = 1.0
-    learning_rate: Positive = 1e-4
-    max_grad_norm: Positive = 1.0
-    log_every_steps: Count = 1
-    checkpoint_every_steps: Count = 20
+    responses_per_prompt: Annotated[int, Field(ge=2)] = Field(
+        4, description="k; the others of a prompt are each one's baseline"
+    )
+    max_new_tokens: Count = Field(48, description="longest response")
+    temperature: Positive = Field(1.0, description="of sampling, and of every log-probability")
+    kl_coef: NonNegative = Field(0.05, description="what a nat of distance to SFT costs")
+    missing_eos_penalty: NonNegative = Field(1.0, description="taken off the score of a response without an end")
+    learning_rate: Positive = Field(1e-4, description="highest, after warm-up")
+    max_grad_norm: Positive = Field(1.0, description="longer gradients are cut to this norm")
+    log_every_steps: Count = Field(1, description="steps between figures")
+    checkpoint_every_steps: Count = Field(20, description="steps between states from which a killed run goes on")
 
     @model_validator(mode="after")
     def _whole_groups(self) -> "RLOOConfig":
@@ -79,8 +81,8 @@ class BestOfNConfig(Config):
 
     samples: Annotated[int, Field(ge=2)] = Field(8, description="n, responses a prompt")
     prompts: Natural = Field(0, description="use at most this many training prompts, 0 for all")
-    temperature: Positive = 1.0
-    max_new_tokens: Count = 48
+    temperature: Positive = Field(1.0, description="of sampling")
+    max_new_tokens: Count = Field(48, description="longest response")
     batch_size: Count = Field(128, description="responses sampled at a time")
     finetune: SFTConfig = SFTConfig(epochs=2, learning_rate=1e-4)
 
@@ -88,7 +90,7 @@ class BestOfNConfig(Config):
 class AlignConfig(Config):
     """What makes the policy. The options of the methods that are not chosen count for nothing."""
 
-    method: Method = "ppo"
+    method: Method = Field("ppo", description="ppo, or what stands in its place")
     select: Literal["last", "heldout_reward"] = Field(
         "last", description="which snapshot of PPO is the policy: the last, or by a reward model from held-out labels"
     )

@@ -8,6 +8,8 @@ import re
 from dataclasses import dataclass
 from functools import lru_cache
 
+from pydantic import Field
+
 from alignment.config import Config
 
 PERSONAL_DATA = {
@@ -21,21 +23,32 @@ PERSONAL_DATA = {
 class SafetyLists(Config):
     """Words and phrases, found as whole words whatever their case; the defaults are general English, in a few words."""
 
-    insults: tuple[str, ...] = (
-        *("idiot", "moron", "imbecile", "fool", "dummy", "dimwit", "stupid", "dumb", "worthless", "pathetic", "loser"),
-        *("jerk", "scum", "shut up", "you are an embarrassment", "nobody likes you"),
+    insults: tuple[str, ...] = Field(
+        (
+            *("idiot", "moron", "imbecile", "fool", "dummy", "dimwit", "stupid", "dumb", "worthless", "pathetic"),
+            *("loser", "jerk", "scum", "shut up", "you are an embarrassment", "nobody likes you"),
+        ),
+        description="words and phrases that insult",
     )
-    harmful: tuple[str, ...] = (
-        *("make a bomb", "build a bomb", "pipe bomb", "explosive device", "nerve agent", "ricin", "cook meth"),
-        *("kill yourself", "hurt yourself", "kill someone", "poison someone", "hide a body", "steal a car"),
-        *("break into", "pick a lock", "shoplift", "launder money", "fake passport", "credit card fraud", "phishing"),
-        *("hack into", "install malware", "ransomware", "stalk someone", "blackmail"),
+    harmful: tuple[str, ...] = Field(
+        (
+            *("make a bomb", "build a bomb", "pipe bomb", "explosive device", "nerve agent", "ricin", "cook meth"),
+            *("kill yourself", "hurt yourself", "kill someone", "poison someone", "hide a body", "steal a car"),
+            *("break into", "pick a lock", "shoplift", "launder money", "fake passport", "credit card fraud"),
+            *("phishing", "hack into", "install malware", "ransomware", "stalk someone", "blackmail"),
+        ),
+        description="terms of harmful advice",
     )
-    refusals: tuple[str, ...] = (
-        *("i cannot help", "i can't help", "i can not help", "i will not help", "i won't help"),
-        *("i cannot assist", "i can't assist", "i'm not able to help", "i am not able to help", "i must decline"),
+    refusals: tuple[str, ...] = Field(
+        (
+            *("i cannot help", "i can't help", "i can not help", "i will not help", "i won't help"),
+            *("i cannot assist", "i can't assist", "i'm not able to help", "i am not able to help", "i must decline"),
+        ),
+        description="phrases that decline to help",
     )
-    personal_data: bool = True
+    personal_data: bool = Field(
+        True, description="look for e-mail addresses, card, phone and social security numbers too"
+    )
 
 
 @dataclass(frozen=True)

@@ -49,11 +49,13 @@ class Recipe(Config):
     """One run of the pipeline, from corpus to a registered policy. `labeling: null` with `comparisons.sources` uses
     comparisons made elsewhere; `town: null` runs on data of one's own. `data://NAME` is a file under `data_root`."""
 
-    name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
-    description: str = ""
-    seed: Natural = 0
+    name: str = Field(
+        min_length=1, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", description="letters, digits, . _ -; names the run"
+    )
+    description: str = Field("", description="what the recipe is for")
+    seed: Natural = Field(0, description="of everything drawn at random")
     data_root: str = Field(".", description="where data://NAME lies, relative to the working directory")
-    town: TownConfig | None = None
+    town: TownConfig | None = Field(None, description="the embedded world; null: data of one's own")
     corpus: CorpusConfig = CorpusConfig()
     tokenizer: TokenizerConfig = TokenizerConfig()
     pretrain: PretrainConfig = PretrainConfig()
@@ -61,7 +63,9 @@ class Recipe(Config):
     prompts: PromptsConfig = PromptsConfig()
     sft: SFTConfig = SFTConfig()
     sampling: SamplingConfig = SamplingConfig()
-    labeling: LabelingConfig | None = None
+    labeling: LabelingConfig | None = Field(
+        None, description="how responses are judged; null: comparisons come from files"
+    )
     comparisons: ComparisonsConfig = ComparisonsConfig()
     reward: RewardConfig = RewardConfig()
     reward_gate: RewardGate = RewardGate()

@@ -19,23 +19,23 @@ class Options(BaseModel):
 class RankingTasks(Options):
     """Tasks that show all responses to a prompt, to be put in order."""
 
-    prompts: int = Field(default=120, ge=0)
-    overlap: int = Field(default=2, ge=1, le=9)
+    prompts: int = Field(default=120, ge=0, description="prompts whose responses are put in order")
+    overlap: int = Field(default=2, ge=1, le=9, description="people a task")
 
 
 class PairwiseTasks(Options):
     """Tasks that show two responses side by side, with ratings by criterion."""
 
-    prompts: int = Field(default=60, ge=0)
-    overlap: int = Field(default=2, ge=1, le=9)
+    prompts: int = Field(default=60, ge=0, description="prompts of which two responses are compared")
+    overlap: int = Field(default=2, ge=1, le=9, description="people a task")
 
 
 class WritingTasks(Options):
     """Tasks that ask for the ideal answer. With `draft` it starts from one of the prompt's sampled responses."""
 
-    prompts: int = Field(default=0, ge=0)
-    overlap: int = Field(default=1, ge=1, le=9)
-    draft: bool = False
+    prompts: int = Field(default=0, ge=0, description="prompts to which people write the answer")
+    overlap: int = Field(default=1, ge=1, le=9, description="people a task")
+    draft: bool = Field(default=False, description="start from one of the prompt's sampled responses")
 
 
 class Choice(Options):
@@ -47,9 +47,13 @@ class Choice(Options):
     annotators are a budget: more tasks than they pay for are not opened.
     """
 
-    by: Literal["given", "random", "disagreement", "policies"] = "given"
-    reward: str | None = None
-    hours: float | None = Field(default=None, gt=0.0)
+    by: Literal["given", "random", "disagreement", "policies"] = Field(
+        default="given", description="which prompts come first"
+    )
+    reward: str | None = Field(
+        default=None, description="disagreement: output directory of a reward stage with several members"
+    )
+    hours: float | None = Field(default=None, gt=0.0, description="hours of annotators to spend; null: no budget")
 
     @model_validator(mode="after")
     def _models_to_ask(self) -> "Choice":
@@ -66,14 +70,18 @@ class CrewConfig(Options):
     (length, politeness, differing weights of the criteria); 0 makes everyone judge by the same measure.
     """
 
-    annotators: int = Field(default=6, ge=2, le=50)
-    agreement: float = Field(default=0.73, gt=0.5, lt=1.0)
-    temperature: float | None = Field(default=None, gt=0.0)
-    bias: float = Field(default=1.0, ge=0.0)
-    threads: int = Field(default=3, ge=1, le=16)
-    seed: int = 0
+    annotators: int = Field(default=6, ge=2, le=50, description="simulated people")
+    agreement: float = Field(default=0.73, gt=0.5, lt=1.0, description="how often two of them agree on a pair")
+    temperature: float | None = Field(
+        default=None, gt=0.0, description="noise of their judgement; null: worked out from `agreement`"
+    )
+    bias: float = Field(default=1.0, ge=0.0, description="spread of personal taste; 0: all judge by the same measure")
+    threads: int = Field(default=3, ge=1, le=16, description="how many work at the same time")
+    seed: int = Field(default=0, description="of their tastes and errors")
     careless: int = Field(default=0, ge=0, description="judge at random in `careless_rate` of their tasks")
-    careless_rate: float = Field(default=0.9, gt=0.0, le=1.0)
+    careless_rate: float = Field(
+        default=0.9, gt=0.0, le=1.0, description="share of tasks that the careless judge at random"
+    )
     side_biased: int = Field(default=0, ge=0, description="mostly prefer what stands first")
     spamming: int = Field(default=0, ge=0, description="submit what is shown as it is, within seconds")
     colluding: int = Field(default=0, ge=0, description="hand on one answer, given carelessly, among themselves")
@@ -95,7 +103,7 @@ class GoldTasks(Options):
     """
 
     share: float = Field(default=0.0, ge=0.0, le=0.5, description="gold tasks for each ordinary task")
-    path: str | None = None
+    path: str | None = Field(default=None, description="people: a JSONL file of comparisons with known answers")
 
 
 class Screening(Options):
@@ -105,7 +113,7 @@ class Screening(Options):
     below `significance`. `keep` and `exclude` are annotator ids: the word of a person overrides every figure.
     """
 
-    apply: bool = False
+    apply: bool = Field(default=False, description="set aside what annotators of concern said")
     minimum_judgements: int = Field(default=10, ge=1, description="fewer say nothing about a person")
     minimum_agreement: float = Field(
         default=0.5, ge=0.0, le=1.0, description="agreement over chance, as a share of the median annotator's"
@@ -116,9 +124,11 @@ class Screening(Options):
     maximum_contradictions: float = Field(default=0.5, ge=0.0, le=1.0, description="preference against one's own stars")
     maximum_hasty: float = Field(default=0.3, ge=0.0, le=1.0, description="share done in a quarter of the usual time")
     maximum_pair_agreement: float = Field(default=0.95, ge=0.0, le=1.0, description="with one other person")
-    significance: float = Field(default=0.001, gt=0.0, lt=1.0)
-    keep: tuple[str, ...] = ()
-    exclude: tuple[str, ...] = ()
+    significance: float = Field(
+        default=0.001, gt=0.0, lt=1.0, description="p-value below which a figure counts against somebody"
+    )
+    keep: tuple[str, ...] = Field(default=(), description="annotator ids that are never set aside")
+    exclude: tuple[str, ...] = Field(default=(), description="annotator ids that are always set aside")
 
     @model_validator(mode="after")
     def _one_or_the_other(self) -> "Screening":
@@ -137,9 +147,13 @@ class QualityOptions(Options):
 
     gold: GoldTasks = GoldTasks()
     screening: Screening = Screening()
-    dispute_ranking: float = Field(default=0.6, gt=0.0, le=1.0)
-    dispute_steps: int = Field(default=4, ge=1, le=6)
-    adjudicate: bool = False
+    dispute_ranking: float = Field(
+        default=0.6, gt=0.0, le=1.0, description="share of pairs ordered differently from which a ranking is disputed"
+    )
+    dispute_steps: int = Field(
+        default=4, ge=1, le=6, description="steps between two answers from which a pair is disputed"
+    )
+    adjudicate: bool = Field(default=False, description="send disputed tasks to a second project, whose word stands")
 
 
 class LabelingConfig(Options):
@@ -150,22 +164,30 @@ class LabelingConfig(Options):
     which `rlhf label listen` is told of changes.
     """
 
-    annotators: Literal["simulated", "people"] = "simulated"
-    url: str | None = None
-    title: str = Field(default="rlhf", min_length=3, max_length=24)
+    annotators: Literal["simulated", "people"] = Field(
+        default="simulated", description="people, or the town's simulated crew"
+    )
+    url: str | None = Field(
+        default=None, description="address of Label Studio; null: LABEL_STUDIO_URL or the local stack's"
+    )
+    title: str = Field(
+        default="rlhf", min_length=3, max_length=24, description="first word of the projects' names in Label Studio"
+    )
     rankings: RankingTasks = RankingTasks()
     pairwise: PairwiseTasks = PairwiseTasks()
     demonstrations: WritingTasks = WritingTasks()
-    responses: tuple[str, ...] = ()
+    responses: tuple[str, ...] = Field(
+        default=(), description="files of response sets, in the place of the stage `responses`"
+    )
     choose: Choice = Choice()
-    people: tuple[str, ...] = ()
-    webhook: str | None = None
+    people: tuple[str, ...] = Field(default=(), description="e-mail addresses that get accounts")
+    webhook: str | None = Field(default=None, description="address that Label Studio calls at changes")
     crew: CrewConfig = CrewConfig()
     quality: QualityOptions = QualityOptions()
-    poll_seconds: float = Field(default=15.0, gt=0.0)
-    deadline_hours: float = Field(default=72.0, gt=0.0)
-    minimum_share: float = Field(default=0.9, gt=0.0, le=1.0)
-    seed: int = 0
+    poll_seconds: float = Field(default=15.0, gt=0.0, description="seconds between two looks at what was judged")
+    deadline_hours: float = Field(default=72.0, gt=0.0, description="hours after which it goes on with what there is")
+    minimum_share: float = Field(default=0.9, gt=0.0, le=1.0, description="share of judgements with which it goes on")
+    seed: int = Field(default=0, description="of the choice of prompts and of places on the screen")
 
     @model_validator(mode="after")
     def _something_to_do_and_enough_hands(self) -> "LabelingConfig":

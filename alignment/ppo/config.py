@@ -14,8 +14,8 @@ LAYOUT_OF = {"value_coef": "shared_trunk", "lora_rank": "lora", "lora_alpha": "l
 class PPOConfig(Config):
     """PPO-RLHF (Ouyang 2022)."""
 
-    steps: Count = 60
-    seed: Natural = 0
+    steps: Count = Field(60, description="rollouts, each with its update")
+    seed: Natural = Field(0, description="of sampling and shuffling; the pipeline puts the recipe's seed here")
 
     # which models there are, and how they lie in memory
     layout: Literal["separate", "shared_trunk", "lora"] = Field(
@@ -24,7 +24,7 @@ class PPOConfig(Config):
         "one frozen base, which is the reference, and so is a reward model that is an adapter of it",
     )
     value_coef: Positive = Field(0.1, description="shared_trunk: weight of the value loss, which moves the trunk too")
-    lora_rank: Count = 16
+    lora_rank: Count = Field(16, description="lora: rank of the adapters")
     lora_alpha: Count = Field(32, description="an adapter adds (lora_alpha / lora_rank) · B A")
     lora_targets: tuple[str, ...] | None = Field(None, description="names of layers; null: all linear ones")
 
@@ -38,51 +38,61 @@ class PPOConfig(Config):
 
     # rollout
     batch_size: Count = Field(128, description="episodes a step")
-    max_new_tokens: Count = 48
+    max_new_tokens: Count = Field(48, description="longest response")
     temperature: Positive = Field(1.0, description="of sampling, and of every log-probability")
-    generation_batch_size: Count = 256
+    generation_batch_size: Count = Field(256, description="responses generated at a time")
 
     # score
     missing_eos: Literal["subtract", "replace"] = Field(
         "subtract", description="a response without EOS: take the penalty off its score, or make -penalty its score"
     )
-    missing_eos_penalty: NonNegative = 1.0
+    missing_eos_penalty: NonNegative = Field(1.0, description="in units of the score")
     length_penalty: NonNegative = Field(0.0, description="taken off the score for each response token")
     score_clip: Positive | None = Field(None, description="keep scores within ± this")
 
     # reward: score at the last token, -kl_coef · KL at every token
-    kl_coef: NonNegative = 0.05
-    kl_estimator: Literal["k1", "k3"] = "k1"
+    kl_coef: NonNegative = Field(
+        0.05, description="what a nat of distance to SFT costs; the first value where kl_target adapts it"
+    )
+    kl_estimator: Literal["k1", "k3"] = Field(
+        "k1", description="k1: log-ratio; k3: ratio less 1 less log-ratio, never negative"
+    )
     kl_target: Positive | None = Field(None, description="nats a response; adapts kl_coef, which is fixed without it")
     kl_gain: Annotated[float, Field(gt=0, lt=1)] = Field(0.1, description="K_β of the adaptive controller")
-    whiten_rewards: bool = False
+    whiten_rewards: bool = Field(False, description="scale rewards to standard deviation 1 over the rollout")
 
     # advantages
-    gamma: Annotated[float, Field(gt=0, le=1)] = 1.0
-    gae_lambda: Share = 0.95
-    whiten_advantages: bool = True
+    gamma: Annotated[float, Field(gt=0, le=1)] = Field(1.0, description="discount a token")
+    gae_lambda: Share = Field(0.95, description="0: TD error; 1: return less value")
+    whiten_advantages: bool = Field(True, description="mean 0 and standard deviation 1 over the rollout")
 
     # update
-    epochs: Count = 2
+    epochs: Count = Field(2, description="passes over a rollout")
     minibatch_size: Count = Field(32, description="episodes an optimizer step")
     micro_batch_tokens: Count = Field(
         1024, description="padded tokens in one forward; bounds memory and padding, not the result; more suits a GPU"
     )
-    clip_range: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    clip_range: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.2, description="probability ratios beyond 1 ± this give no gradient"
+    )
     value_clip_range: Positive | None = Field(0.2, description="null: value loss without clipping")
-    entropy_coef: NonNegative = 0.0
-    max_grad_norm: Positive = 1.0
+    entropy_coef: NonNegative = Field(0.0, description="weight of the entropy bonus")
+    max_grad_norm: Positive = Field(1.0, description="longer gradients are cut to this norm")
     update_target_kl: Positive | None = Field(None, description="end an update when π moved this far from π_old")
-    policy_learning_rate: Positive = 1e-4
-    value_learning_rate: Positive = 3e-4
+    policy_learning_rate: Positive = Field(1e-4, description="of AdamW, for the policy")
+    value_learning_rate: Positive = Field(3e-4, description="of AdamW, for the value model")
     warmup_steps: Natural = Field(0, description="steps of rising policy learning rate")
-    schedule: Literal["constant", "linear", "cosine"] = "constant"
-    min_learning_rate_share: Share = 0.1
-    weight_decay: NonNegative = 0.0
+    schedule: Literal["constant", "linear", "cosine"] = Field(
+        "constant", description="of the policy's learning rate over the steps"
+    )
+    min_learning_rate_share: Share = Field(
+        0.1, description="last learning rate of linear and cosine, as a share of the first"
+    )
+    weight_decay: NonNegative = Field(0.0, description="of AdamW")
     value_warmup_steps: Natural = Field(0, description="first steps that train the value model alone")
 
     # pretraining gradients (PPO-ptx) and averaging
-    ptx_coef: NonNegative = 0.0
+    ptx_coef: NonNegative = Field(0.0, description="weight of next-token prediction on the corpus; 0: none")
     ptx_batch_size: Count = Field(16, description="sequences beside each minibatch")
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = Field(
         None, description="publish an average of the weights over optimizer steps instead of the last ones"
@@ -91,8 +101,8 @@ class PPOConfig(Config):
     # stop and save
     early_stop_kl: Positive | None = Field(None, description="nats a response to the reference; above it, the run ends")
     early_stop_patience: Count = Field(2, description="steps in a row above early_stop_kl")
-    snapshot_every_steps: Count = 20
-    checkpoint_every_steps: Count = 10
+    snapshot_every_steps: Count = Field(20, description="steps between policies kept for the curve and for selection")
+    checkpoint_every_steps: Count = Field(10, description="steps between states from which a killed run goes on")
 
     @model_validator(mode="after")
     def _possible(self) -> "PPOConfig":
