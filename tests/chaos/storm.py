@@ -28,6 +28,7 @@ from tests.chaos.progress import (
     WORKED,
     Progress,
 )
+from tests.labeling.helpers import REPOSITORY
 
 Victim = Literal["flow", "prefect", "mlflow", "label-studio", "machine"]
 VICTIMS: tuple[Victim, ...] = ("flow", "flow", "mlflow", "flow", "prefect", "label-studio", "flow", "mlflow", "machine")
@@ -88,6 +89,11 @@ def _one(victim: Victim, stage: str, rng: random.Random, progress: Progress) -> 
     )  # fmt: skip
 
 
+def environment() -> dict[str, str]:
+    """Ours, for pipelines in processes of their own: this code, wherever they work, and one thread."""
+    return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
+
+
 class Run:
     """The pipeline in a process of its own, begun again with the same words each time."""
 
@@ -101,10 +107,9 @@ class Run:
     def start(self) -> None:
         """Begin, or go on."""
         self.starts += 1
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         with self.log.open("ab") as output:
             self._process = subprocess.Popen(
-                self._command, env=environment, stdout=output, stderr=output, start_new_session=True
+                self._command, env=environment(), stdout=output, stderr=output, start_new_session=True
             )
 
     def ended(self) -> int | None:

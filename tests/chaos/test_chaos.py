@@ -15,7 +15,7 @@ from flows.services import NAMES
 from tests.chaos.aftermath import check_judgements, check_models, check_outputs, check_runs
 from tests.chaos.content import contents
 from tests.chaos.progress import Progress
-from tests.chaos.storm import Run, Storm, plan, table
+from tests.chaos.storm import Run, Storm, environment, plan, table
 from tests.conftest import TINY
 from tests.labeling.helpers import free_port
 
@@ -50,8 +50,8 @@ def unbroken(home: Path, place: Path) -> Path:
     """The same pipeline without a kill, on the same servers but for an MLflow of its own; returns its home."""
     place.mkdir()
     store = f"sqlite:///{place / 'mlflow.db'}"
-    own = {"RLHF_HOME": str(place), "MLFLOW_TRACKING_URI": store, "MLFLOW_REGISTRY_URI": store, "OMP_NUM_THREADS": "1"}
-    told = os.environ | stack.connect(home).environment() | own
+    own = {"RLHF_HOME": str(place), "MLFLOW_TRACKING_URI": store, "MLFLOW_REGISTRY_URI": store}
+    told = environment() | stack.connect(home).environment() | own
     command = [sys.executable, "-c", UNBROKEN, str(TINY), *OPTIONS, "labeling.title=unbroken"]
     subprocess.run(command, env=told, cwd=place, check=True, timeout=900)
     return place
