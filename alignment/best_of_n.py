@@ -39,7 +39,7 @@ def best_of_n(
     rules: Sequence[RuleReward] = (),
 ) -> dict[str, float]:
     """Write the best answers as `demonstrations.jsonl`, and the policy that was fine-tuned on them as `model/`."""
-    if not (out / CHOSEN).exists():  # a killed run goes on with what it had chosen
+    if not journal.read():  # a killed run goes on with what it had chosen, if it had written down all of it
         journal.log(choose(config, out, seed, sft, reward, prompts, rules), step=0)
     chosen: dict[str, float] = journal.read()[0]["values"]
     return chosen | finetune(config.finetune, out, journal, seed=seed, base=sft, demonstrations=out)

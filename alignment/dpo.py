@@ -4,7 +4,6 @@ Rafailov et al. 2023, eq. 7: loss = −log σ( β log π(y_w)/π_ref(y_w) − β
 training comparisons as the reward model's, one pair an example.
 """
 
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -58,7 +57,6 @@ def dpo(
     )
     run_trainer(trainer, checkpoints, journal, LOGGED)
     save_model(model, out / "model", tokenizer)
-    shutil.rmtree(checkpoints, ignore_errors=True)
     lines = journal.read()
     journal.figure("dpo", panels(lines, ["loss", *LOGGED.values()], "DPO"))
     last: dict[str, float] = next((line["values"] for line in reversed(lines) if "loss" in line["values"]), {})

@@ -140,7 +140,6 @@ def train_packed(
         if step % config.checkpoint_every_steps == 0 and step < steps:
             journal.log({"heldout_loss": heldout_loss(model, heldout.rows[:64])}, step)
             state.save(step)
-    state.discard()
     journal.figure("loss", curve(journal.read(), ["loss", "heldout_loss"], "pretraining loss (nats per token)"))
 
 

@@ -190,7 +190,6 @@ def train_groups(
             journal.log(told | {"learning_rate": float(schedule.get_last_lr()[0])}, step)
         if step % per_epoch == 0 and step < steps:
             state.save(step)
-    state.discard()
     journal.figure(
         "loss", curve(journal.read(), ["loss", "train_accuracy"], "reward model: loss and accuracy in training")
     )

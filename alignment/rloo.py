@@ -4,7 +4,6 @@ Ahmadian et al. 2024, "Back to Basics", eq. 6: of k responses a prompt, each is 
 the other k − 1; the reward has −β KL in it. No value model.
 """
 
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -80,7 +79,6 @@ def rloo(
     names = LOGGED | {f"reward/{component.name}": f"reward/{component.name}" for component in components}
     run_trainer(trainer, checkpoints, journal, names)
     save_model(model, out / "model", tokenizer)
-    shutil.rmtree(checkpoints, ignore_errors=True)
     return figures_of(journal) | {
         "prompts": float(len(dataset)),
         "prompts_too_long": float(too_long),

@@ -1,5 +1,6 @@
 """What stages share that train with one of TRL's trainers: going on after a kill, and what they log."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,6 @@ import torch
 from torch import nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
-from transformers.trainer_utils import get_last_checkpoint
 
 from alignment.config import SFTConfig
 from alignment.errors import TrainingError
@@ -37,6 +37,12 @@ class JournalCallback(TrainerCallback):
         if values:
             self._journal.log(values, state.global_step)
 
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Log before a checkpoint: means over steps on both sides of it would not be the same after a kill."""
+        control.should_log |= control.should_save
+
+    on_epoch_end = on_step_end  # checkpoints may be by either
+
 
 class FiniteGradients(TrainerCallback):
     """Stops before a step with a gradient that is not finite, so that no checkpoint ever holds what comes of it."""
@@ -56,10 +62,9 @@ class FiniteGradients(TrainerCallback):
         assert model is not None, "the trainer hands over its model"
         sums = [weight.grad.sum() for weight in model.parameters() if weight.grad is not None]
         if not torch.isfinite(torch.stack(sums)).all():
-            last = get_last_checkpoint(str(self._checkpoints)) if self._checkpoints.exists() else None
             raise TrainingError(
                 f"the gradient is not finite at step {state.global_step + 1}; lower the learning rate of this stage. "
-                f"Last good: {last or 'none yet'}"
+                f"Last good: {last_whole_checkpoint(self._checkpoints) or 'none yet'}"
             )
 
 
@@ -97,6 +102,29 @@ def run_trainer(trainer: Trainer, checkpoints: Path, journal: Journal, names: Ma
     trainer.add_callback(JournalCallback(journal, names))
     trainer.add_callback(FiniteGradients(checkpoints))
     trainer.remove_callback(PrinterCallback)  # the journal has it
-    last = get_last_checkpoint(str(checkpoints)) if checkpoints.exists() else None
-    journal.rewind(int(last.rsplit("-", 1)[1]) if last else 0)
-    trainer.train(resume_from_checkpoint=last)
+    last = last_whole_checkpoint(checkpoints)
+    journal.rewind(step_of(last) if last else 0)
+    trainer.train(resume_from_checkpoint=str(last) if last else None)
+
+
+def last_whole_checkpoint(checkpoints: Path) -> Path | None:
+    """The newest checkpoint that was written to its end.
+
+    The trainer writes file by file under the final name, its own state last, and resumes without a word from one that
+    a kill left without an optimizer.
+    """
+    whole = [path.parent for path in checkpoints.glob("checkpoint-*/trainer_state.json") if _is_json(path)]
+    return max(whole, key=step_of, default=None)
+
+
+def step_of(checkpoint: Path) -> int:
+    """The step after which `checkpoint-STEP` was written."""
+    return int(checkpoint.name.rsplit("-", 1)[1])
+
+
+def _is_json(path: Path) -> bool:
+    try:
+        json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        return False
+    return True

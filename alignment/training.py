@@ -2,7 +2,6 @@
 
 import math
 import os
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -69,7 +68,10 @@ def write_state(content: Mapping[str, Any], path: Path) -> None:
 
 
 class TrainingState:
-    """Model, optimizer, schedule and random state under one directory, written whole or not at all."""
+    """Model, optimizer, schedule and random state under one directory, written whole or not at all.
+
+    It stays until whoever runs the stage has the stage's result: a model that is not saved yet is not trained again.
+    """
 
     def __init__(self, directory: Path, model: PreTrainedModel, optimizer: Optimizer, schedule: LambdaLR) -> None:
         self.file = directory / "state.pt"
@@ -109,7 +111,3 @@ class TrainingState:
                 f"the loss is {loss.item():g} and the norm of its gradient {norm.item():g} at step {step}; lower "
                 f"`{option}`. Last good: {self.last_good()}"
             )
-
-    def discard(self) -> None:
-        """Remove the state once the stage has its result."""
-        shutil.rmtree(self.file.parent, ignore_errors=True)

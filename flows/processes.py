@@ -22,6 +22,7 @@ MARK = "RLHF_STACK_MARK"
 STOP_SECONDS = 15.0
 START_TIME_TOLERANCE_SECONDS = 1.0
 PORTS_TO_TRY = 200
+PORT_SECONDS = 10.0
 
 
 class StackError(RLHFError):
@@ -128,6 +129,14 @@ def port_is_free(host: str, port: int) -> bool:
         except OSError:
             return False
     return True
+
+
+def wait_for_port(host: str, port: int, seconds: float = PORT_SECONDS) -> None:
+    """Give a server that was just killed the time to let go of its port: it still listens for a moment when it can be
+    seen no more. Whoever listens there after `seconds` is somebody else."""
+    deadline = time.monotonic() + seconds
+    while not port_is_free(host, port) and time.monotonic() < deadline:
+        time.sleep(0.05)
 
 
 def choose_port(host: str, preferred: int, taken: Sequence[int] = ()) -> int:

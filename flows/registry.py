@@ -10,6 +10,7 @@ import mlflow
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema, TensorSpec
 
 from alignment.artifacts import Artifact
@@ -32,6 +33,7 @@ def register(name: str, directory: Path, *, stage: str, key: str, run_id: str, i
     existing = find_version(name, key)
     if existing is not None:
         return existing
+    _forget_unregistered(run_id)
     tags = {TAG_STAGE: stage, TAG_KEY: key, "rlhf.run_id": run_id, **input_tags(inputs)}
     tags |= {"rlhf.git_commit": git_commit()}
     with warnings.catch_warnings():
@@ -48,10 +50,19 @@ def register(name: str, directory: Path, *, stage: str, key: str, run_id: str, i
     made = client.create_model_version(
         name, f"models:/{logged.model_id}", run_id=run_id, tags=tags, model_id=logged.model_id
     )
-    for copy in client.search_model_versions(f"name = '{name}' and tag.`{TAG_KEY}` = '{key}'"):
-        if copy.version != made.version:  # the request was repeated, because its answer had been lost
-            client.delete_model_version(name, copy.version)
+    for again in _versions(name, key):  # MLflow's client repeats a request whose answer was lost
+        if again != int(made.version):
+            client.delete_model_version(name, str(again))
     return f"models:/{name}/{made.version}"
+
+
+def _forget_unregistered(run_id: str) -> None:
+    """Remove with its files what a killed run had logged, whole or in part, and not registered: nobody refers to it."""
+    client = MlflowClient()
+    experiment = client.get_run(run_id).info.experiment_id
+    for model in client.search_logged_models([experiment], f"source_run_id = '{run_id}'"):
+        get_artifact_repository(model.artifact_location).delete_artifacts()
+        client.delete_logged_model(model.model_id)
 
 
 def _ensemble(stage: Path) -> dict[str, str]:
@@ -106,9 +117,13 @@ def _make_name(client: MlflowClient, name: str) -> None:
 
 def find_version(name: str, key: str) -> str | None:
     """The newest version of a model that was made under this key."""
-    found = MlflowClient().search_model_versions(f"name = '{name}' and tag.`{TAG_KEY}` = '{key}'")
-    newest = max((int(version.version) for version in found), default=None)
+    newest = max(_versions(name, key), default=None)
     return None if newest is None else f"models:/{name}/{newest}"
+
+
+def _versions(name: str, key: str) -> list[int]:
+    found = MlflowClient().search_model_versions(f"name = '{name}' and tag.`{TAG_KEY}` = '{key}'")
+    return [int(one.version) for one in found]
 
 
 def version_exists(model: str) -> bool:

@@ -175,6 +175,7 @@ def _start(name: Name, home: Path, state: State, credentials: Credentials, notes
     before = state.servers.get(name)
     if before is not None and before.process is not None:
         processes.stop(before.process)
+        processes.wait_for_port(HOST, before.port)
     taken = [server.port for other, server in state.servers.items() if other != name]
     port = _port(name, before, taken, notes)
     launch = services.launch_of(name, home, port, credentials)

@@ -107,6 +107,7 @@ def run_stage(
     with _in_words(job):
         with _only_one(job):
             artifact = find(job.stage, job.key, job.home) or _make(job, work)
+            _tidy(job)
         if job.parent is not None:
             _note_on_parent(job.parent, artifact)
     return artifact
@@ -204,24 +205,36 @@ def _take_back(job: Job, run_id: str) -> None:
         job.final.rename(job.partial)
 
 
+def _tidy(job: Job) -> None:
+    """Remove what killed runs left beside a published output: what is half downloaded, half replaced or begun anew."""
+    for left in job.final.parent.glob(f"{job.final.name}.*"):
+        shutil.rmtree(left)
+
+
 def _work(job: Job, work: Work, run_id: str) -> float:
     """Do the stage's work, unless a killed run had already done it; return how many seconds it took."""
     out = job.partial
     out.mkdir(parents=True, exist_ok=True)
-    if (out / "result.json").exists():
-        return _seconds(out)
+    if not (out / "result.json").exists():
+        _carry_out(job, work, run_id)
+    for checkpoint in [*out.rglob(CHECKPOINTS)]:  # only now: there is something to go on from until the work is done
+        shutil.rmtree(checkpoint)
+    return float(json.loads((out / "provenance.json").read_text(encoding="utf-8"))["seconds"])
+
+
+def _carry_out(job: Job, work: Work, run_id: str) -> None:
+    """Do the stage's work; `result.json` is written last and says that it is done."""
+    out = job.partial
     started = time.monotonic()
     with MetricSender(run_id, out / METRICS_FILE, _ledger(job, run_id), job.stage):
         figures = work(out, Journal(out))
     seconds = time.monotonic() - started
-    shutil.rmtree(out / CHECKPOINTS, ignore_errors=True)
     write_json(out / "provenance.json", _provenance(job, run_id, seconds))
     lost = [name for name, value in figures.items() if not math.isfinite(value)]
     if lost:
         log.warning("stage '%s' has figures that are not finite and are left out: %s", job.stage, ", ".join(lost))
     finite = {name: float(value) for name, value in figures.items() if math.isfinite(value)}
-    write_json(out / "result.json", finite)  # last: it says that the work is done
-    return seconds
+    write_json(out / "result.json", finite)
 
 
 def _provenance(job: Job, run_id: str, seconds: float) -> dict[str, object]:
@@ -233,10 +246,6 @@ def _provenance(job: Job, run_id: str, seconds: float) -> dict[str, object]:
         "seconds": round(seconds, 3), "config": canonical(job.config), "inputs": inputs, "files": files,
         "git_commit": git_commit(), "versions": versions(),
     }  # fmt: skip
-
-
-def _seconds(out: Path) -> float:
-    return float(json.loads((out / "provenance.json").read_text(encoding="utf-8"))["seconds"])
 
 
 def _upload(job: Job, run_id: str) -> str | None:

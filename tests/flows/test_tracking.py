@@ -132,6 +132,43 @@ def test_finished_work_is_not_done_again_when_only_the_upload_failed(
     assert artifact.path.is_dir()
 
 
+def test_what_was_logged_and_not_registered_is_removed(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def killed(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(MlflowClient, "create_model_version", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run_stage("sft", text_model, config=SFTConfig(), model="sft")
+    made = run_stage("sft", text_model, config=SFTConfig(), model="sft")
+    client = MlflowClient()
+    (logged,) = client.search_logged_models([runs.experiment_id()])
+    assert made.model == "models:/sft/1"
+    assert client.get_model_version("sft", "1").source == f"models:/{logged.model_id}"
+    assert [path.parent.name for path in Path("mlruns").glob("*/models/*/artifacts")] == [logged.model_id]
+
+
+def test_a_second_version_that_a_repeated_request_made_is_removed(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = MlflowClient.create_model_version
+
+    def lost(*arguments: object, **options: object) -> object:
+        real(*arguments, **options)  # type: ignore[arg-type]
+        return real(*arguments, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(MlflowClient, "create_model_version", lost)
+    made = run_stage("sft", text_model, config=SFTConfig(), model="sft")
+    found = MlflowClient().search_model_versions("name = 'sft'")
+    assert [f"models:/sft/{one.version}" for one in found] == [made.model]
+
+
+def test_what_killed_runs_left_beside_an_output_is_removed(home: Path) -> None:
+    made = run_stage("sft", Counted(), config=SFTConfig())
+    for left in (".partial", ".download", ".replaced-0123abcd"):
+        shutil.copytree(made.path, made.path.with_name(made.path.name + left))
+    assert run_stage("sft", Counted(), config=SFTConfig()).cached
+    assert [path.name for path in (home / "artifacts").iterdir()] == [made.path.name]
+
+
 def test_an_output_published_by_a_run_that_did_not_finish_is_taken_back(home: Path) -> None:
     work = Counted()
     artifact = run_stage("sft", work, config=SFTConfig())

@@ -1,0 +1,220 @@
+"""A storm of SIGKILLs over a pipeline and its servers: planned by a seed, aimed at moments, and survived."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from flows import stack
+from flows.processes import Process
+from flows.services import NAMES
+from tests.chaos.progress import (
+    BEGUN,
+    CHECKPOINT,
+    PUBLISHED,
+    REGISTERING,
+    RELEASE,
+    STATES,
+    UPLOADING,
+    WORKED,
+    Progress,
+)
+from tests.labeling.helpers import REPOSITORY
+
+Victim = Literal["flow", "prefect", "mlflow", "label-studio", "machine"]
+VICTIMS: tuple[Victim, ...] = ("flow", "flow", "mlflow", "flow", "prefect", "label-studio", "flow", "mlflow", "machine")
+LONG = {"pretrain": 3.0, "sft": 3.0, "labeling": 6.0, "reward": 1.5, "ppo": 1.5, "evaluate": 2.0}  # seconds of work
+SHORT_SECONDS = 0.3
+WAIT_SECONDS = 900.0
+FAILURES_IN_A_ROW = 4  # of a flow that nobody kills: servers that were killed may fail it, but not for ever
+
+
+class Plan(BaseModel):
+    """A kill to come: whom, and how many seconds after which moment. `whole` takes a server's children along."""
+
+    model_config = ConfigDict(frozen=True)
+
+    victim: Victim
+    stage: str
+    state: int
+    delay: float
+    whole: bool
+
+
+class Kill(BaseModel):
+    """A kill that was done: whom, when, and where the pipeline was."""
+
+    model_config = ConfigDict(frozen=True)
+
+    number: int
+    seconds: float
+    victim: Victim
+    whole: bool
+    aimed_at: str
+    stage: str
+    state: str
+
+
+def plan(count: int, seed: int, progress: Progress) -> list[Plan]:
+    """`count` kills, spread over all stages (more where work is long) and over what happens within them, in order."""
+    rng = random.Random(f"storm:{seed}")
+    places = [*progress.stages, RELEASE, *LONG]
+    chosen = (places * (count // len(places))) + rng.sample(places, count % len(places))
+    victims = [VICTIMS[i % len(VICTIMS)] for i in range(count)]
+    rng.shuffle(victims)
+    found = [_one(victim, stage, rng, progress) for victim, stage in zip(victims, chosen, strict=True)]
+    order = [*progress.stages, RELEASE]
+    return sorted(found, key=lambda one: (order.index(one.stage), one.state))
+
+
+def _one(victim: Victim, stage: str, rng: random.Random, progress: Progress) -> Plan:
+    states = [BEGUN, BEGUN]
+    if stage != RELEASE:
+        states += [WORKED, UPLOADING, PUBLISHED]
+    if stage in progress.models:
+        states += [CHECKPOINT, REGISTERING, REGISTERING]
+    state = rng.choice(states)
+    longest = LONG.get(stage, SHORT_SECONDS) if state in (BEGUN, CHECKPOINT) else SHORT_SECONDS
+    return Plan(
+        victim=victim, stage=stage, state=state, delay=rng.uniform(0, longest), whole=rng.random() < 0.7
+    )  # fmt: skip
+
+
+def environment() -> dict[str, str]:
+    """Ours, for pipelines in processes of their own: this code, wherever they work, and one thread."""
+    return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
+
+
+class Run:
+    """The pipeline in a process of its own, begun again with the same words each time."""
+
+    def __init__(self, home: Path, recipe: Path, overrides: Sequence[str]) -> None:
+        self.log = home / "flow.log"
+        options = [word for override in overrides for word in ("--set", override)]
+        self._command = [sys.executable, "-m", "flows.cli", "run", str(recipe), *options, "--home", str(home)]
+        self._process: subprocess.Popen[bytes] | None = None
+        self.starts = 0
+
+    def start(self) -> None:
+        """Begin, or go on."""
+        self.starts += 1
+        with self.log.open("ab") as output:
+            self._process = subprocess.Popen(
+                self._command, env=environment(), stdout=output, stderr=output, start_new_session=True
+            )
+
+    def ended(self) -> int | None:
+        """The exit code, None while it works or before it began."""
+        return None if self._process is None else self._process.poll()
+
+    def kill(self) -> None:
+        """SIGKILL to the process and all its children."""
+        if self._process is not None and self._process.poll() is None:
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+
+
+class Storm:
+    """Kills what the plans say, and starts again what was killed."""
+
+    def __init__(self, home: Path, run: Run, progress: Progress) -> None:
+        self._home, self._run, self._progress = home, run, progress
+        self._began = time.monotonic()
+        self._mender = ThreadPoolExecutor(1)
+        self._mending: Future[object] | None = None
+        self._failures = 0
+        self.failed = 0
+        self.kills: list[Kill] = []
+
+    def endure(self, plans: Sequence[Plan]) -> None:
+        """All kills, one after the other; returns when the pipeline came to its end after them."""
+        self._run.start()
+        for one in plans:
+            self._wait_for(one)
+            self._kill(one)
+        while self._run.ended() != 0:
+            self._keep_going()
+            time.sleep(0.1)
+        self._mended()
+        self._mender.shutdown()
+
+    @property
+    def seconds(self) -> float:
+        """Since the storm began."""
+        return time.monotonic() - self._began
+
+    def _wait_for(self, one: Plan) -> None:
+        deadline = time.monotonic() + WAIT_SECONDS
+        while not self._progress.reached((one.stage, one.state)):
+            assert time.monotonic() < deadline, f"{one} did not come within {WAIT_SECONDS} s\n{self._told()}"
+            self._keep_going()
+            time.sleep(0.004)
+        if self._run.ended() is not None:
+            self._keep_going(even_when_done=True)
+        time.sleep(one.delay)
+
+    def _keep_going(self, *, even_when_done: bool = False) -> None:
+        """Begin the pipeline again when it has ended and nobody killed it, which a lost server may do."""
+        ended = self._run.ended()
+        if ended is None or (ended == 0 and not even_when_done):
+            return
+        if ended > 0:
+            self._failures, self.failed = self._failures + 1, self.failed + 1
+            assert self._failures < FAILURES_IN_A_ROW, f"it fails again and again\n{self._told()}"
+        self._mended()
+        self._run.start()
+
+    def _kill(self, one: Plan) -> None:
+        if one.victim not in ("flow", "machine"):
+            self._mended()
+        stage, state = self._progress.here()
+        servers = {name: server.process for name, server in stack._read_state(self._home).servers.items()}
+        if one.victim in ("flow", "machine"):
+            self._run.kill()
+        for name in NAMES:
+            if one.victim in (name, "machine") and (process := servers.get(name)) is not None:
+                _kill_server(process, one.whole)
+        self.kills.append(
+            Kill(
+                number=len(self.kills) + 1, seconds=round(self.seconds, 1), victim=one.victim, whole=one.whole,
+                aimed_at=f"{one.stage} {STATES[one.state]} +{one.delay:.2f} s", stage=stage, state=STATES[state],
+            )
+        )  # fmt: skip
+        self._failures = 0
+        if one.victim != "flow":
+            self._mended()
+            self._mending = self._mender.submit(stack.up, self._home)
+        if one.victim in ("flow", "machine"):
+            self._mended()
+            self._run.start()
+
+    def _mended(self) -> None:
+        """Wait until the servers are up again. Raises StackError when they do not come."""
+        if self._mending is not None:
+            self._mending.result()
+            self._mending = None
+
+    def _told(self) -> str:
+        return self._run.log.read_text(encoding="utf-8", errors="replace")[-6000:]
+
+
+def _kill_server(process: Process, whole: bool) -> None:
+    """SIGKILL to a server with its children, or to the first process alone, whose children live on."""
+    try:
+        (os.killpg if whole else os.kill)(process.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return  # it is being started again and the number is of the one before
+
+
+def table(kills: Sequence[Kill], by: Literal["victim", "stage", "state"]) -> dict[str, int]:
+    """How many kills by what."""
+    return dict(Counter(getattr(kill, by) for kill in kills).most_common())

@@ -1,0 +1,99 @@
+"""The pipeline under SIGKILL at moments of every kind: it ends as if nothing had happened."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from flows import services, stack
+from flows.recipe import load_recipe
+from flows.services import NAMES
+from tests.chaos.aftermath import check_judgements, check_models, check_outputs, check_runs
+from tests.chaos.content import contents
+from tests.chaos.progress import Progress
+from tests.chaos.storm import Run, Storm, environment, plan, table
+from tests.conftest import TINY
+from tests.labeling.helpers import free_port
+
+pytestmark = pytest.mark.server
+OPTIONS = ["pretrain.checkpoint_every_steps=10"]
+ANNOTATIONS = {"ranking": 20, "pairwise": 12}  # tiny: 10 and 6 tasks, two judgements each
+KILLS = int(os.environ.get("RLHF_CHAOS_KILLS", "30"))
+KILLS_A_STORM = 34
+UNBROKEN = """
+import sys
+from flows.pipeline import rlhf
+from flows.recipe import load_recipe
+rlhf(load_recipe(sys.argv[1], sys.argv[2:]))
+"""
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Iterator[Path]:
+    """A running stack of its own, on ports of its own."""
+    home = tmp_path / "home"
+    with pytest.MonkeyPatch.context() as patch:
+        for name in NAMES:
+            patch.setenv(services.port_variable(name), str(free_port()))
+        try:
+            stack.up(home)
+            yield home
+        finally:
+            stack.down(home)
+
+
+def unbroken(home: Path, place: Path) -> Path:
+    """The same pipeline without a kill, on the same servers but for an MLflow of its own; returns its home."""
+    place.mkdir()
+    store = f"sqlite:///{place / 'mlflow.db'}"
+    own = {"RLHF_HOME": str(place), "MLFLOW_TRACKING_URI": store, "MLFLOW_REGISTRY_URI": store}
+    told = environment() | stack.connect(home).environment() | own
+    command = [sys.executable, "-c", UNBROKEN, str(TINY), *OPTIONS, "labeling.title=unbroken"]
+    subprocess.run(command, env=told, cwd=place, check=True, timeout=900)
+    return place
+
+
+def weather(home: Path, kills: int, seed: int) -> Storm:
+    """A storm of so many kills over the tiny pipeline, after which everything must be as it should be."""
+    overrides = [*OPTIONS, "labeling.title=storm"]
+    progress = Progress(home, load_recipe(str(TINY), overrides))
+    storm = Storm(home, run := Run(home, TINY, overrides), progress)
+    try:
+        storm.endure(plan(kills, seed, progress))
+    finally:
+        run.kill()
+        write_down(storm, run, seed)
+    running = stack.connect(home)
+    check_outputs(home, progress)
+    check_runs(running, progress)
+    check_models(running, home, progress)
+    check_judgements(running, "storm", ANNOTATIONS)
+    return storm
+
+
+def write_down(storm: Storm, run: Run, seed: int) -> None:
+    """The kills as a table, and whole in the file that RLHF_CHAOS_LOG names."""
+    told = {by: table(storm.kills, by) for by in ("victim", "stage", "state")}
+    told |= {"seed": seed, "kills": len(storm.kills), "starts": run.starts, "failed": storm.failed,
+             "seconds": round(storm.seconds)}  # fmt: skip
+    print(json.dumps(told, indent=1))
+    if name := os.environ.get("RLHF_CHAOS_LOG"):
+        whole = told | {"log": [kill.model_dump() for kill in storm.kills]}
+        with Path(name).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(whole) + "\n")
+
+
+@pytest.mark.slow
+def test_the_tiny_pipeline_survives_a_kill_of_each_kind(home: Path, tmp_path: Path) -> None:
+    weather(home, 6, seed=1)
+    assert contents(home) == contents(unbroken(home, tmp_path / "unbroken"))
+
+
+@pytest.mark.chaos
+def test_the_tiny_pipeline_survives_a_storm(home: Path, tmp_path: Path) -> None:
+    weather(home, KILLS, seed=2)
+    assert contents(home) == contents(unbroken(home, tmp_path / "unbroken"))
