@@ -49,10 +49,9 @@ class Pool(Strict):
 
 
 class PoolOf(Strict):
-    """The pool of a deployment, and what its jobs are told."""
+    """The pool of a deployment."""
 
     name: str
-    job_variables: dict[str, Any] = {}
 
 
 class Every(Strict):
@@ -78,6 +77,7 @@ class Spec(Strict):
     description: str = ""
     tags: tuple[str, ...] = ()
     parameters: dict[str, Any] = {}
+    pull: tuple[dict[str, Any], ...] = ()
     schedules: tuple[Every, ...] = ()
     concurrency_limit: Limit | None = None
 
@@ -110,14 +110,14 @@ def recipe_specs(pipeline: Spec, names: Sequence[str]) -> list[Spec]:
         recipe = load_recipe(name)
         if recipe.name == pipeline.name or (recipe.name in found and name not in own):
             raise ConfigError(f"there is a deployment {recipe.name} already: give the recipe {name} another `name`")
-        directory = {"working_dir": str(Path.cwd())} if _reads_relative_files(recipe) else {}
+        here = ({"prefect.deployments.steps.set_working_directory": {"directory": str(Path.cwd())}},)
         found[recipe.name] = pipeline.model_copy(
             update={
                 "name": recipe.name,
                 "description": recipe.description,
                 "tags": (*pipeline.tags, "recipe"),
                 "parameters": {"recipe": _filled(recipe.model_dump(mode="json"), raw_values(find_recipe(name)))},
-                "work_pool": pipeline.work_pool.model_copy(update={"job_variables": directory}),
+                "pull": here if _reads_relative_files(recipe) else (),
             }
         )
     return list(found.values())
@@ -145,10 +145,7 @@ def deploy(names: Sequence[str] = (), slots: int | None = None) -> list[Change]:
     flows: dict[str, Flow[..., Any]] = {one: load_flow_from_entrypoint(one) for one in {s.entrypoint for s in specs}}
     with get_client(sync_client=True) as client:
         changes = [set_up_pool(client, name, pool, slots if name == TRAIN else None) for name, pool in pools.items()]
-        types = {name: client.read_work_pool(name).type for name in pools}
-        return changes + [
-            set_up_deployment(client, spec, flows[spec.entrypoint], types[spec.work_pool.name]) for spec in specs
-        ]
+        return changes + [set_up_deployment(client, spec, flows[spec.entrypoint]) for spec in specs]
 
 
 def accelerators() -> int:
@@ -177,9 +174,9 @@ def set_up_pool(client: SyncPrefectClient, name: str, pool: Pool, limit: int | N
     return _change(f"pool {name}", fields)
 
 
-def set_up_deployment(client: SyncPrefectClient, spec: Spec, flow: Flow[..., Any], pool_type: str) -> Change:
+def set_up_deployment(client: SyncPrefectClient, spec: Spec, flow: Flow[..., Any]) -> Change:
     """Make a deployment, or change what is different in the one that is there."""
-    wanted = _wanted(spec, flow, pool_type)
+    wanted = _wanted(spec, flow)
     name = f"{flow.name}/{spec.name}"
     try:
         there = client.read_deployment_by_name(name)
@@ -192,7 +189,7 @@ def set_up_deployment(client: SyncPrefectClient, spec: Spec, flow: Flow[..., Any
     return _change(name, fields)
 
 
-def _wanted(spec: Spec, flow: Flow[..., Any], pool_type: str) -> dict[str, Any]:
+def _wanted(spec: Spec, flow: Flow[..., Any]) -> dict[str, Any]:
     intervals = [(one.slug, IntervalSchedule(interval=timedelta(seconds=one.interval))) for one in spec.schedules]
     schedules = [DeploymentScheduleCreate(schedule=each, slug=slug, active=True) for slug, each in intervals]
     limit = spec.concurrency_limit
@@ -204,7 +201,7 @@ def _wanted(spec: Spec, flow: Flow[..., Any], pool_type: str) -> dict[str, Any]:
         "parameter_openapi_schema": parameter_schema(flow).model_dump_for_openapi(),
         "enforce_parameter_schema": True,
         "work_pool_name": spec.work_pool.name,
-        "job_variables": spec.work_pool.job_variables if pool_type == "process" else {},
+        "pull_steps": list(spec.pull),
         "schedules": schedules,
     }
     if limit is not None:
@@ -222,6 +219,8 @@ def _present(there: DeploymentResponse, field: str) -> Any:
     """What the server has; whether a schedule is paused is a person's business."""
     if field == "schedules":
         return sorted(_schedules(there.schedules))
+    if field == "pull_steps":
+        return there.pull_steps or []
     if field == "concurrency_limit":
         return None if there.global_concurrency_limit is None else there.global_concurrency_limit.limit
     return getattr(there, field)

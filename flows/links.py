@@ -19,6 +19,7 @@ from prefect.utilities.urls import url_for
 log = logging.getLogger(__name__)
 TAG_PAGE, TAG_NOTE = "prefect.flow_run_url", "mlflow.note.content"
 TAG_PROJECT = "label_studio."
+TRAINING = "?workflowType=machine_learning"  # else MLflow's pages open in a mode that hides the registry
 
 
 def back_tags() -> dict[str, str]:
@@ -33,13 +34,13 @@ def mlflow_page(run_id: str, part: str = "") -> str | None:
     if not uri.startswith("http"):
         return None
     experiment = MlflowClient().get_run(run_id).info.experiment_id
-    return f"{_without_login(uri)}/#/experiments/{experiment}/runs/{run_id}{part}"
+    return f"{_without_login(uri)}/#/experiments/{experiment}/runs/{run_id}{part}{TRAINING}"
 
 
 def model_page(name: str, version: str) -> str | None:
     """The page of a registered version; None for a store without a server."""
     uri = os.environ.get("RLHF_MLFLOW_PAGES", get_tracking_uri())
-    return f"{_without_login(uri)}/#/models/{name}/versions/{version}" if uri.startswith("http") else None
+    return f"{_without_login(uri)}/#/models/{name}/versions/{version}{TRAINING}" if uri.startswith("http") else None
 
 
 def _without_login(uri: str) -> str:

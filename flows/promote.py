@@ -22,7 +22,7 @@ Model = Annotated[
     ),
 ]
 Alias = Annotated[
-    str, Field(pattern=r"^[a-z][a-z0-9_-]*$", description="the name to give it; what is served is the champion")
+    str, Field(pattern=r"^\w[\w.-]*$", description="the name to give it; what is served is the champion")
 ]
 Despite = Annotated[
     str,
