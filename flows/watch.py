@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 SILENT = "silent.json"  # in the home: when each silent run was first noticed
 DOUBT = timedelta(seconds=45)  # longer than a heartbeat takes to come, shorter than the minute between two looks
+SETTLED = timedelta(seconds=30)  # a worker reports a killed process twice, seconds apart: the second would hit a restart
 NOT_STARTED = timedelta(minutes=15)  # a run may be PENDING so long, while images are pulled
 RECENT = timedelta(days=7)  # older crashes are left alone
 HEARTBEATS = "PREFECT_FLOWS_HEARTBEAT_FREQUENCY"
@@ -52,9 +53,15 @@ def watch(max_restarts: int = 3) -> list[str]:
 
 
 def look_after_runs(
-    max_restarts: int = 3, *, silence: timedelta = SILENCE, doubt: timedelta = DOUBT, home: Path | None = None
+    max_restarts: int = 3,
+    *,
+    silence: timedelta = SILENCE,
+    doubt: timedelta = DOUBT,
+    settled: timedelta = SETTLED,
+    home: Path | None = None,
 ) -> list[str]:
-    """What the flow does. A run is dead after `silence` that lasts another `doubt` under the watcher's eyes.
+    """What the flow does. A run is dead after `silence` that lasts another `doubt` under the watcher's eyes, and is
+    started again when it has been CRASHED for the time `settled`.
 
     A second watcher on the same home does nothing while the first is at work.
     """
@@ -63,7 +70,7 @@ def look_after_runs(
             return []
         with get_client(sync_client=True) as prefect:
             done = [*look_after_waiting(prefect, home), *mark_dead(prefect, silence, doubt, home)]
-            done += restart_crashed(prefect, max_restarts)
+            done += restart_crashed(prefect, max_restarts, settled)
     for line in done:
         log.info(line)
     return done
@@ -158,12 +165,12 @@ def mark_dead(prefect: "SyncPrefectClient", silence: timedelta, doubt: timedelta
     write_json(path, silent)
 
 
-def restart_crashed(prefect: "SyncPrefectClient", max_restarts: int) -> Iterator[str]:
+def restart_crashed(prefect: "SyncPrefectClient", max_restarts: int, settled: timedelta) -> Iterator[str]:
     """Start crashed runs again as long as the cap allows."""
     for run in flow_runs.of_state(prefect, "Crashed"):
         assert run.state is not None
         given_up = (run.state.message or "").startswith(BY_WATCHER)
-        if datetime.now(UTC) - run.state.timestamp < RECENT and not given_up:
+        if settled <= datetime.now(UTC) - run.state.timestamp < RECENT and not given_up:
             try:
                 yield restart_or_give_up(prefect, run, max_restarts)
             except RLHFError as error:

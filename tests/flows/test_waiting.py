@@ -48,6 +48,7 @@ from tests.labeling.helpers import REPOSITORY, TOKEN, free_port, response_set
 pytestmark = pytest.mark.server
 OURS: tuple[Name, ...] = ("prefect", "mlflow")
 LIMIT_SECONDS = 300.0
+SECOND_REPORT = "flow_runs.worker - Check whether"  # what a worker logs last of a killed process
 
 
 def until(true: Callable[[], Any], what: str) -> Any:
@@ -189,7 +190,8 @@ def becomes(prefect: SyncPrefectClient, run: FlowRun, *names: str) -> None:
 
 
 def looked_after(place: Place, **told: Any) -> list[str]:
-    return watch.look_after_runs(home=place.home, **told)
+    """The watcher's look, which does not wait for reports to settle."""
+    return watch.look_after_runs(home=place.home, **{"settled": timedelta(0), **told})
 
 
 # --- people ------------------------------------------------------------------------------------------------------
@@ -225,7 +227,8 @@ def test_a_run_is_suspended_outlives_everything_and_is_resumed_when_enough_is_ju
     place: Place, prefect: SyncPrefectClient, owner: LabelStudio
 ) -> None:
     told = ["annotators=people", "title=weekend", "minimum_share=0.5", "rankings.overlap=1", "pairwise.overlap=1"]
-    recipe = load_recipe(str(TINY), [f"labeling.{option}" for option in told])
+    less = ["pretrain.epochs=1", "sft.epochs=1", "reward.epochs=1", "ppo.steps=1", "evaluation.curve_prompts=2"]
+    recipe = load_recipe(str(TINY), [*less, *(f"labeling.{option}" for option in told)])
     deployment = deploy(prefect, "rlhf", "flows.pipeline.rlhf")
     run = prefect.create_flow_run_from_deployment(deployment, parameters={"recipe": recipe.model_dump(mode="json")})
     place.ensure_worker()
@@ -246,8 +249,8 @@ def test_a_run_is_suspended_outlives_everything_and_is_resumed_when_enough_is_ju
     assert judge(owner, "weekend", at_most=4) == 4
     assert looked_after(place) == []
     assert "4 of 16 judged" in tables(prefect, run)[0]  # the same table, brought up to date
-    status = CliRunner().invoke(app, ["status", "--home", str(place.home)], env={"COLUMNS": "200"})
-    assert "`rlhf resume" in status.stdout and "prefect worker start --pool train" in status.stdout
+    status = CliRunner().invoke(app, ["status", "--home", str(place.home)], env={"COLUMNS": "400"})
+    assert "4 of 16 judged" in status.stdout and f"`rlhf resume {run.name}`" in status.stdout
 
     judge(owner, "weekend")
     assert looked_after(place) == [f"{run.name} goes on: 16 of 16 are judged"]
@@ -267,9 +270,10 @@ def test_a_run_is_suspended_outlives_everything_and_is_resumed_when_enough_is_ju
 def judging(home: Path, title: str, **options: Any) -> dict[str, Any]:
     """A recipe whose labelling needs no other stage: its responses lie in a file."""
     write_records(home / title / "responses.jsonl", [response_set(number) for number in range(4)])
+    town = {"people": 14, "documents": 10, "demonstrations": 10, "prompts": 10, "heldout_prompts": 10}
     told = {"annotators": "people", "title": title, "responses": [str(home / title)], "minimum_share": 1.0,
             "rankings": {"prompts": 2, "overlap": 1}, "pairwise": {"prompts": 2, "overlap": 1}}  # fmt: skip
-    return {"name": title, "labeling": told | options}
+    return {"name": title, "town": town, "labeling": told | options}
 
 
 def test_two_runs_wait_on_one_project_and_one_goes_on_by_hand(
@@ -310,6 +314,8 @@ def test_a_dead_run_is_started_again_a_few_times_and_no_other(place: Place, pref
     becomes(prefect, run, "Running")
     kill_all(place.flow_processes())
     becomes(prefect, run, "Crashed")  # its worker lives and sees it
+    assert looked_after(place, settled=timedelta(hours=1)) == []
+    until(lambda: (place.home / "logs" / "worker.log").read_text().count(SECOND_REPORT), "its second report")
     (said,) = looked_after(place)
     assert said.startswith(f"{run.name} is started again (1 of 3): Process exited with status code: -9")
     becomes(prefect, run, "Pending", "Submitting", "Running")
@@ -333,7 +339,7 @@ def test_a_dead_run_is_started_again_a_few_times_and_no_other(place: Place, pref
     assert looked_after(place) == []
     message = prefect.read_flow_run(run.id).state.message  # type: ignore[union-attr]
     assert message is not None and f"`rlhf retry {run.name}` starts it again" in message
-    told = CliRunner().invoke(app, ["status", "--home", str(place.home)], env={"COLUMNS": "200"}).stdout
+    told = CliRunner().invoke(app, ["status", "--home", str(place.home)], env={"COLUMNS": "400"}).stdout
     assert "Crashed" in told and f"`rlhf retry {run.name}`" in told
 
     CliRunner().invoke(app, ["retry", run.name, "--home", str(place.home)], catch_exceptions=False)
