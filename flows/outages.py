@@ -56,7 +56,7 @@ def through_outages(label_studio: LabelStudio, work: Callable[[], T]) -> T:
 def wait_until_back(label_studio: LabelStudio, error: ServerUnavailable) -> None:
     """Ask until Label Studio answers again. Raises ServerUnavailable when that takes too long."""
     patience, started = float(os.environ.get(PATIENCE, PATIENCE_SECONDS)), time.monotonic()
-    log.warning("%s. It is asked again for %.0f minutes", error, patience / 60)
+    log.warning("%s It is asked again for %.0f minutes", error, patience / 60)
     while (away := time.monotonic() - started) < patience:
         try:
             label_studio.whoami()
