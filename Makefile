@@ -2,6 +2,7 @@
 #
 #   make demo    install, start the servers, run the recipe `town`, print the report and the addresses
 #   make test    all tests          make check   ruff, mypy --strict, the architecture test
+#   make chaos   kills a pipeline, its worker and its servers at random moments, for minutes
 #   make up      start the servers  make down    stop them          make clean   remove what can be made again
 
 SHELL := /bin/bash
@@ -14,7 +15,7 @@ LABEL_STUDIO_READY := $(LABEL_STUDIO)/.ready
 BROWSER := $(shell command -v chromium || command -v chromium-browser || command -v google-chrome)
 PIP_FLAGS := --quiet --disable-pip-version-check
 
-.PHONY: demo test check format up down status setup browser clean distclean
+.PHONY: demo test chaos check format up down status setup browser clean distclean
 
 demo: setup
 	$(BIN)/rlhf up
@@ -24,6 +25,9 @@ demo: setup
 
 test: setup browser
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+
+chaos: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -s -n 2 --dist load -m chaos tests/chaos
 
 check: $(READY)
 	$(BIN)/ruff check .

@@ -26,16 +26,22 @@ class Journal:
         self.directory = directory
         self.metrics_file = directory / "metrics.jsonl"
         self._on_metrics = on_metrics
-        self._begun = False
+        self._said: set[tuple[int, str]] | None = None  # by a killed run, which this one goes on from
         directory.mkdir(parents=True, exist_ok=True)
 
     def log(self, values: Mapping[str, float], step: int) -> None:
-        """Write one step's values: a line of {"step", "timestamp_ms", "values"}."""
-        finite = {name: float(value) for name, value in values.items() if math.isfinite(value)}
-        timestamp_ms = time.time_ns() // 1_000_000
-        if not self._begun:
+        """Write one step's values: a line of {"step", "timestamp_ms", "values"}.
+
+        What a killed run had written of the same step, and `rewind` did not take back, is not written again.
+        """
+        if self._said is None:
             cut_half_line(self.metrics_file)
-            self._begun = True
+            self._said = {(line["step"], name) for line in self.read() for name in line["values"]}
+        new = {name: float(value) for name, value in values.items() if (step, name) not in self._said}
+        finite = {name: value for name, value in new.items() if math.isfinite(value)}
+        if values and not new:
+            return
+        timestamp_ms = time.time_ns() // 1_000_000
         with self.metrics_file.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, "timestamp_ms": timestamp_ms, "values": finite}) + "\n")
         if self._on_metrics is not None:
@@ -49,6 +55,7 @@ class Journal:
         temporary = self.metrics_file.with_name("metrics.jsonl.partial")
         temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
         temporary.replace(self.metrics_file)
+        self._said = None
 
     def figure(self, name: str, figure: Figure) -> Path:
         """Save a figure as `figures/NAME.png`."""

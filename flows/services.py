@@ -139,7 +139,9 @@ def _clean(prefix: str) -> dict[str, str]:
 def health_of(name: Name, url: str, token: str) -> Health:
     """Ask a server, its database included, whether it works."""
     try:
-        with httpx.Client(base_url=url, timeout=PROBE_SECONDS, trust_env=False) as http:
+        with httpx.Client(
+            base_url=url, timeout=PROBE_SECONDS, trust_env=False, verify=label_studio.authorities()
+        ) as http:
             if name == "prefect":
                 return _prefect_health(http)
             if name == "mlflow":

@@ -8,10 +8,12 @@ import os
 import signal
 import socket
 import sqlite3
+import ssl
 import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from functools import cache
 from pathlib import Path
 
 import httpx
@@ -160,13 +162,20 @@ def stop(process: subprocess.Popen[bytes], seconds: float = STOP_SECONDS) -> Non
     process.wait()
 
 
+@cache
+def authorities() -> ssl.SSLContext:
+    """Who is trusted to vouch for servers: read once, for it takes 30 ms and a starting server is asked again and
+    again."""
+    return httpx.create_ssl_context(trust_env=False)
+
+
 def is_ready(url: str, token: str, timeout_seconds: float = 5.0) -> tuple[bool, str]:
     """Ask once: (True, "") when the server runs and knows the token, else (False, what was seen).
 
     `/health` is a static answer, so the account is asked for as well. Raises BadCredentials for a refused token.
     """
     try:
-        with httpx.Client(base_url=url, timeout=timeout_seconds, trust_env=False) as http:
+        with httpx.Client(base_url=url, timeout=timeout_seconds, trust_env=False, verify=authorities()) as http:
             health = http.get("/health")
             if health.status_code != 200:
                 return False, f"/health answers {health.status_code}"

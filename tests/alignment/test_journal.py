@@ -59,6 +59,17 @@ def test_a_stage_that_begins_anew_writes_on_a_line_of_its_own(tmp_path) -> None:
     assert steps(Journal(tmp_path)) == [1, 2]
 
 
+def test_what_a_killed_run_had_said_is_not_said_again(tmp_path) -> None:
+    Journal(tmp_path).log({"read": 500}, 0)
+    journal = Journal(tmp_path)
+    journal.log({"read": 500}, 0)
+    journal.log({"read": 500, "rejected": 2}, 0)
+    assert [line["values"] for line in journal.read()] == [{"read": 500}, {"rejected": 2}]
+    journal.rewind(-1)
+    journal.log({"read": 500}, 0)
+    assert [line["values"] for line in journal.read()] == [{"read": 500}]
+
+
 def test_a_missing_file_has_no_lines(tmp_path) -> None:
     assert Journal(tmp_path).read() == []
     with pytest.raises(FileNotFoundError):

@@ -9,14 +9,17 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
+import psutil
 from pydantic import BaseModel, ConfigDict
 
 from flows import stack
 from flows.processes import Process
 from flows.services import NAMES
+from tests.chaos import warm
 from tests.chaos.progress import (
     BEGUN,
     CHECKPOINT,
@@ -30,11 +33,16 @@ from tests.chaos.progress import (
 )
 from tests.labeling.helpers import REPOSITORY
 
-Victim = Literal["flow", "prefect", "mlflow", "label-studio", "machine"]
-VICTIMS: tuple[Victim, ...] = ("flow", "flow", "mlflow", "flow", "prefect", "label-studio", "flow", "mlflow", "machine")
+Victim = Literal["flow", "worker", "flow and worker", "prefect", "mlflow", "label-studio", "machine"]
+IN_A_TERMINAL: tuple[Victim, ...] = (
+    *("flow", "flow", "mlflow", "flow", "prefect", "label-studio", "flow", "mlflow", "machine"),
+)
+DEPLOYED: tuple[Victim, ...] = ("worker", "flow", "flow and worker", "prefect", "worker", "flow and worker", "machine")
+FLOWS, WORKERS = ("flow", "flow and worker", "machine"), ("worker", "flow and worker", "machine")
 LONG = {"pretrain": 3.0, "sft": 3.0, "labeling": 6.0, "reward": 1.5, "ppo": 1.5, "evaluate": 2.0}  # seconds of work
 SHORT_SECONDS = 0.3
 WAIT_SECONDS = 900.0
+LOOK_SECONDS = 0.25  # between two looks whether the pipeline ended
 FAILURES_IN_A_ROW = 4  # of a flow that nobody kills: servers that were killed may fail it, but not for ever
 
 
@@ -47,7 +55,7 @@ class Plan(BaseModel):
     stage: str
     state: int
     delay: float
-    whole: bool
+    whole: bool = True
 
 
 class Kill(BaseModel):
@@ -64,14 +72,16 @@ class Kill(BaseModel):
     state: str
 
 
-def plan(count: int, seed: int, progress: Progress) -> list[Plan]:
+def plan(
+    count: int, seed: int, progress: Progress, victims: Sequence[Victim] = IN_A_TERMINAL
+) -> list[Plan]:
     """`count` kills, spread over all stages (more where work is long) and over what happens within them, in order."""
     rng = random.Random(f"storm:{seed}")
     places = [*progress.stages, RELEASE, *LONG]
     chosen = (places * (count // len(places))) + rng.sample(places, count % len(places))
-    victims = [VICTIMS[i % len(VICTIMS)] for i in range(count)]
-    rng.shuffle(victims)
-    found = [_one(victim, stage, rng, progress) for victim, stage in zip(victims, chosen, strict=True)]
+    whom = [victims[i % len(victims)] for i in range(count)]
+    rng.shuffle(whom)
+    found = [_one(victim, stage, rng, progress) for victim, stage in zip(whom, chosen, strict=True)]
     order = [*progress.stages, RELEASE]
     return sorted(found, key=lambda one: (order.index(one.stage), one.state))
 
@@ -91,36 +101,83 @@ def _one(victim: Victim, stage: str, rng: random.Random, progress: Progress) -> 
 
 def environment() -> dict[str, str]:
     """Ours, for pipelines in processes of their own: this code, wherever they work, and one thread."""
-    return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
+    told = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
+    return os.environ | told | {"MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "0.25"}  # servers are back in seconds here
 
 
-class Run:
-    """The pipeline in a process of its own, begun again with the same words each time."""
+class Run(Protocol):
+    """A pipeline that can be killed and goes on."""
+
+    log: Path
+    starts: int
+
+    def start(self) -> None:
+        """Begin, or go on."""
+
+    def ended(self) -> int | None:
+        """The exit code, None while it works, -9 when it was killed."""
+
+    def kill(self) -> None:
+        """SIGKILL to the process and all its children."""
+
+    def kill_worker(self) -> None:
+        """SIGKILL to the worker that started it, if there is one."""
+
+    def close(self) -> None:
+        """No more starts."""
+
+
+class TerminalRun:
+    """The pipeline in a process of its own, begun again with the same words each time (`tests.chaos.warm`)."""
 
     def __init__(self, home: Path, recipe: Path, overrides: Sequence[str]) -> None:
-        self.log = home / "flow.log"
+        self.log, self._code = home / "flow.log", home / "flow.code"
         options = [word for override in overrides for word in ("--set", override)]
-        self._command = [sys.executable, "-m", "flows.cli", "run", str(recipe), *options, "--home", str(home)]
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: psutil.Process | None = None
+        self._parent = subprocess.Popen(
+            [sys.executable, warm.__file__, str(self.log), "run", str(recipe), *options, "--home", str(home)],
+            env=environment() | stack.connect(home).environment(),
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        self._answer()
         self.starts = 0
+
+    def _answer(self) -> str:
+        assert self._parent.stdout is not None
+        told = self._parent.stdout.readline()
+        assert told, "the process that becomes the pipeline ended"
+        return told.strip()
 
     def start(self) -> None:
         """Begin, or go on."""
         self.starts += 1
-        with self.log.open("ab") as output:
-            self._process = subprocess.Popen(
-                self._command, env=environment(), stdout=output, stderr=output, start_new_session=True
-            )
+        self._code.unlink(missing_ok=True)
+        assert self._parent.stdin is not None
+        self._parent.stdin.write("go\n")
+        self._parent.stdin.flush()
+        with suppress(psutil.NoSuchProcess):
+            self._process = psutil.Process(int(self._answer()))
 
     def ended(self) -> int | None:
-        """The exit code, None while it works or before it began."""
-        return None if self._process is None else self._process.poll()
+        """The exit code, None while it works, -9 when it was killed."""
+        if self._process is not None and self._process.is_running():
+            return None
+        return int(self._code.read_text()) if self._code.exists() else -signal.SIGKILL
 
     def kill(self) -> None:
         """SIGKILL to the process and all its children."""
-        if self._process is not None and self._process.poll() is None:
+        if self._process is not None and self._process.is_running():
             os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
+
+    def kill_worker(self) -> None:
+        """There is none."""
+
+    def close(self) -> None:
+        """No more starts."""
+        self.kill()
+        self._parent.kill()
+        self._parent.wait()
 
 
 class Storm:
@@ -131,7 +188,7 @@ class Storm:
         self._began = time.monotonic()
         self._mender = ThreadPoolExecutor(1)
         self._mending: Future[object] | None = None
-        self._failures = 0
+        self._failures, self._looked = 0, 0.0
         self.failed = 0
         self.kills: list[Kill] = []
 
@@ -164,22 +221,27 @@ class Storm:
 
     def _keep_going(self, *, even_when_done: bool = False) -> None:
         """Begin the pipeline again when it has ended and nobody killed it, which a lost server may do."""
+        if time.monotonic() - self._looked < LOOK_SECONDS and not even_when_done:
+            return
+        self._looked = time.monotonic()
         ended = self._run.ended()
         if ended is None or (ended == 0 and not even_when_done):
             return
-        if ended > 0:
+        if ended != 0:
             self._failures, self.failed = self._failures + 1, self.failed + 1
             assert self._failures < FAILURES_IN_A_ROW, f"it fails again and again\n{self._told()}"
         self._mended()
         self._run.start()
 
     def _kill(self, one: Plan) -> None:
-        if one.victim not in ("flow", "machine"):
+        if one.victim != "flow":
             self._mended()
         stage, state = self._progress.here()
         servers = {name: server.process for name, server in stack._read_state(self._home).servers.items()}
-        if one.victim in ("flow", "machine"):
+        if one.victim in FLOWS:
             self._run.kill()
+        if one.victim in WORKERS:
+            self._run.kill_worker()
         for name in NAMES:
             if one.victim in (name, "machine") and (process := servers.get(name)) is not None:
                 _kill_server(process, one.whole)
@@ -190,10 +252,9 @@ class Storm:
             )
         )  # fmt: skip
         self._failures = 0
-        if one.victim != "flow":
-            self._mended()
+        if one.victim in (*NAMES, "machine"):
             self._mending = self._mender.submit(stack.up, self._home)
-        if one.victim in ("flow", "machine"):
+        if one.victim in (*FLOWS, *WORKERS):
             self._mended()
             self._run.start()
 

@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -14,8 +14,9 @@ from flows.recipe import load_recipe
 from flows.services import NAMES
 from tests.chaos.aftermath import check_judgements, check_models, check_outputs, check_runs
 from tests.chaos.content import contents
-from tests.chaos.progress import Progress
-from tests.chaos.storm import Run, Storm, environment, plan, table
+from tests.chaos.deployed import Deployed
+from tests.chaos.progress import BEGUN, CHECKPOINT, REGISTERING, UPLOADING, WORKED, Progress
+from tests.chaos.storm import DEPLOYED, IN_A_TERMINAL, Plan, Run, Storm, TerminalRun, environment, plan, table
 from tests.conftest import TINY
 from tests.labeling.helpers import free_port
 
@@ -23,7 +24,16 @@ pytestmark = pytest.mark.server
 OPTIONS = ["pretrain.checkpoint_every_steps=10"]
 ANNOTATIONS = {"ranking": 20, "pairwise": 12}  # tiny: 10 and 6 tasks, two judgements each
 KILLS = int(os.environ.get("RLHF_CHAOS_KILLS", "30"))
-KILLS_A_STORM = 34
+SEED = int(os.environ.get("RLHF_CHAOS_SEED", "2"))
+KILLS_OF_A_DEPLOYMENT = 7
+ONE_OF_EACH = [
+    Plan(victim="flow", stage="pretrain", state=CHECKPOINT, delay=0.3),
+    Plan(victim="mlflow", stage="sft", state=UPLOADING, delay=0.0),
+    Plan(victim="label-studio", stage="labeling", state=BEGUN, delay=4.0, whole=False),
+    Plan(victim="flow", stage="reward", state=REGISTERING, delay=0.05),
+    Plan(victim="prefect", stage="ppo", state=BEGUN, delay=0.5),
+    Plan(victim="machine", stage="evaluate", state=WORKED, delay=0.0),
+]
 UNBROKEN = """
 import sys
 from flows.pipeline import rlhf
@@ -57,15 +67,19 @@ def unbroken(home: Path, place: Path) -> Path:
     return place
 
 
-def weather(home: Path, kills: int, seed: int) -> Storm:
-    """A storm of so many kills over the tiny pipeline, after which everything must be as it should be."""
+def weather(home: Path, kills: int | Sequence[Plan], seed: int = 0, *, deployed: bool = False) -> Storm:
+    """A storm over the tiny pipeline, after which everything must be as it should be: so many kills, or these."""
     overrides = [*OPTIONS, "labeling.title=storm"]
-    progress = Progress(home, load_recipe(str(TINY), overrides))
-    storm = Storm(home, run := Run(home, TINY, overrides), progress)
+    recipe = load_recipe(str(TINY), overrides)
+    progress = Progress(home, recipe)
+    run: Run = Deployed(home, recipe) if deployed else TerminalRun(home, TINY, overrides)
+    storm = Storm(home, run, progress)
     try:
-        storm.endure(plan(kills, seed, progress))
+        if isinstance(kills, int):
+            kills = plan(kills, seed, progress, DEPLOYED if deployed else IN_A_TERMINAL)
+        storm.endure(kills)
     finally:
-        run.kill()
+        run.close()
         write_down(storm, run, seed)
     running = stack.connect(home)
     check_outputs(home, progress)
@@ -89,11 +103,17 @@ def write_down(storm: Storm, run: Run, seed: int) -> None:
 
 @pytest.mark.slow
 def test_the_tiny_pipeline_survives_a_kill_of_each_kind(home: Path, tmp_path: Path) -> None:
-    weather(home, 6, seed=1)
+    weather(home, ONE_OF_EACH)
+    assert contents(home) == contents(unbroken(home, tmp_path / "unbroken"))
+
+
+@pytest.mark.chaos
+def test_a_deployment_survives_kills_of_its_worker(home: Path, tmp_path: Path) -> None:
+    weather(home, KILLS_OF_A_DEPLOYMENT, SEED, deployed=True)
     assert contents(home) == contents(unbroken(home, tmp_path / "unbroken"))
 
 
 @pytest.mark.chaos
 def test_the_tiny_pipeline_survives_a_storm(home: Path, tmp_path: Path) -> None:
-    weather(home, KILLS, seed=2)
+    weather(home, KILLS, SEED)
     assert contents(home) == contents(unbroken(home, tmp_path / "unbroken"))
