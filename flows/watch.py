@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 SILENT = "silent.json"  # in the home: when each silent run was first noticed
 DOUBT = timedelta(seconds=45)  # longer than a heartbeat takes to come, shorter than the minute between two looks
-SETTLED = timedelta(seconds=30)  # a worker reports a killed process twice, seconds apart: the second would hit a restart
+SETTLED = timedelta(seconds=30)  # a killed process is reported twice, seconds apart: the second would hit a restart
 NOT_STARTED = timedelta(minutes=15)  # a run may be PENDING so long, while images are pulled
 RECENT = timedelta(days=7)  # older crashes are left alone
 HEARTBEATS = "PREFECT_FLOWS_HEARTBEAT_FREQUENCY"
