@@ -71,7 +71,7 @@ def look_after_runs(
             return []
         with get_client(sync_client=True) as prefect:
             done = [*look_after_waiting(prefect, home), *mark_dead(prefect, silence, doubt, home)]
-            return done + [*restart_crashed(prefect, max_restarts, settled)]
+            return [*done, *restart_crashed(prefect, max_restarts, settled)]
 
 
 @contextmanager
