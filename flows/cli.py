@@ -134,7 +134,7 @@ def run(
     from flows.pipeline import rlhf, run_stage_alone
 
     speak_in_words()
-    with _said_how_to_go_on(), told_in_words():
+    with told_in_words(), _said_how_to_go_on():
         if stage:
             typer.echo(str(run_stage_alone(chosen, stage).path))
             return

@@ -49,9 +49,10 @@ class Pool(Strict):
 
 
 class PoolOf(Strict):
-    """The pool of a deployment."""
+    """The pool of a deployment, and what its jobs are told."""
 
     name: str
+    job_variables: dict[str, Any] = {}
 
 
 class Every(Strict):
@@ -201,6 +202,7 @@ def _wanted(spec: Spec, flow: Flow[..., Any]) -> dict[str, Any]:
         "parameter_openapi_schema": parameter_schema(flow).model_dump_for_openapi(),
         "enforce_parameter_schema": True,
         "work_pool_name": spec.work_pool.name,
+        "job_variables": spec.work_pool.job_variables,
         "pull_steps": list(spec.pull),
         "schedules": schedules,
     }

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from flows.processes import StackError
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
@@ -26,11 +28,17 @@ def watch(
 ) -> None:
     """Resume runs for which enough is judged, and start dead ones again; once, or every so often."""
     connect(home)
+    import httpx
+
     from flows.watch import look_after_runs
 
     while True:
-        done = look_after_runs(max_restarts, home=home)
-        typer.echo("\n".join(done) or "nothing to do")
+        try:
+            typer.echo("\n".join(look_after_runs(max_restarts, home=home)) or "nothing to do")
+        except httpx.HTTPError as error:
+            if every is None:
+                raise StackError(f"Prefect does not answer ({error}); `rlhf up` starts the local server") from error
+            typer.echo(f"Prefect does not answer, it is asked again: {error}")
         if every is None:
             return
         time.sleep(every)

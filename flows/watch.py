@@ -9,7 +9,6 @@ failed runs are nobody's business here.
 
 import fcntl
 import json
-import logging
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime, timedelta
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from uuid import UUID
 
-from prefect import flow
+from prefect import flow, get_run_logger
 from prefect.client.orchestration import get_client
 from prefect.exceptions import ObjectNotFound
 from prefect.states import Crashed
@@ -37,10 +36,9 @@ if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
     from prefect.client.schemas.objects import FlowRun
 
-log = logging.getLogger(__name__)
 SILENT = "silent.json"  # in the home: when each silent run was first noticed
 DOUBT = timedelta(seconds=45)  # longer than a heartbeat takes to come, shorter than the minute between two looks
-SETTLED = timedelta(seconds=30)  # a killed process is reported twice, seconds apart: the second would hit a restart
+SETTLED = timedelta(seconds=30)  # a worker reports a killed process twice, and the second report would hit a restart
 NOT_STARTED = timedelta(minutes=15)  # a run may be PENDING so long, while images are pulled
 RECENT = timedelta(days=7)  # older crashes are left alone
 HEARTBEATS = "PREFECT_FLOWS_HEARTBEAT_FREQUENCY"
@@ -49,7 +47,10 @@ HEARTBEATS = "PREFECT_FLOWS_HEARTBEAT_FREQUENCY"
 @flow(name="watch", persist_result=False)
 def watch(max_restarts: int = 3) -> list[str]:
     """Look after all runs once; returns what was done, in words. Meant to be scheduled every minute."""
-    return look_after_runs(max_restarts)
+    done = look_after_runs(max_restarts)
+    for line in done:
+        get_run_logger().info(line)
+    return done
 
 
 def look_after_runs(
@@ -70,10 +71,7 @@ def look_after_runs(
             return []
         with get_client(sync_client=True) as prefect:
             done = [*look_after_waiting(prefect, home), *mark_dead(prefect, silence, doubt, home)]
-            done += restart_crashed(prefect, max_restarts, settled)
-    for line in done:
-        log.info(line)
-    return done
+            return [*done, *restart_crashed(prefect, max_restarts, settled)]
 
 
 @contextmanager
@@ -107,7 +105,6 @@ def look_after_waiting(prefect: "SyncPrefectClient", home: Path | None) -> Itera
             try:
                 yield from look_after(prefect, run, waiting, home)
             except (LabelingError, RLHFError) as error:
-                log.warning("%s waits on: %s", run.name, error)
                 yield f"{run.name} waits on: {error}"
 
 
