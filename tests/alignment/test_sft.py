@@ -7,10 +7,11 @@ from transformers import AutoModelForCausalLM
 
 from alignment.checkpoint import load_tokenizer
 from alignment.config import SFTConfig
-from alignment.errors import DataError
+from alignment.errors import DataError, TrainingError
 from alignment.journal import Journal
 from alignment.sft import finetune, tokenize
 from alignment.tokenizer import prompt_tokens, response_tokens
+from alignment.trainers import JournalCallback
 from tests.alignment.tiny_world import demonstration, make_base, user, write
 
 ANSWERS = [demonstration(f"What does Ada play {i}?", "Ada plays the violin.") for i in range(12)]
@@ -77,3 +78,17 @@ def test_a_tiny_run_learns_and_leaves_a_model_that_loads_anywhere(place, tmp_pat
     assert load_file(out / "model" / "model.safetensors")
     assert AutoModelForCausalLM.from_pretrained(out / "model").config.eos_token_id == 1
     assert (out / "figures" / "loss.png").exists()
+
+
+def test_weights_that_are_spoilt_stop_the_training_before_the_step_and_the_checkpoint_is_from_before(
+    place, tmp_path, monkeypatch
+) -> None:
+    def spoil(self, args, state, control, model=None, **_) -> None:
+        if state.epoch >= 1:
+            model.get_input_embeddings().weight.data.fill_(float("inf"))
+
+    monkeypatch.setattr(JournalCallback, "on_epoch_begin", spoil)
+    with pytest.raises(TrainingError, match=r"gradient is not finite at step 4; .*Last good: .*checkpoint-3"):
+        run(place, tmp_path, ANSWERS, epochs=2)
+    kept = tmp_path / "out" / "checkpoint" / "checkpoint-3"
+    assert all(value.isfinite().all() for value in load_file(kept / "model.safetensors").values())

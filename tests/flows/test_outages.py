@@ -251,6 +251,8 @@ FLOW = """
 import sys, time
 from pathlib import Path
 from prefect import flow, task
+from prefect.artifacts import create_markdown_artifact
+from prefect.events import emit_event
 from flows.endings import told_in_words
 
 @task
@@ -267,6 +269,8 @@ def second():
 def away():
     first()
     second()
+    create_markdown_artifact("done", key="done")  # waits for the server; the pipeline ends with these two as well
+    emit_event("rlhf.release", resource={"prefect.resource.id": "rlhf.release.tiny"})
 
 with told_in_words():
     away()
