@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -113,16 +113,27 @@ class Deployed:
         for pid in self.pids():
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+        _wait_until(lambda: not self.pids())
 
     def kill_worker(self) -> None:
         """SIGKILL to the worker; its flow lives on without it."""
         if self._worker is not None and processes.is_alive(self._worker):
-            os.kill(self._worker.pid, signal.SIGKILL)
+            worker = self._worker
+            os.kill(worker.pid, signal.SIGKILL)
+            _wait_until(lambda: not processes.is_alive(worker))
 
     def close(self) -> None:
         """Nobody works any more."""
         self.kill_worker()
         self.kill()
+
+
+def _wait_until(dead: Callable[[], bool]) -> None:
+    """A killed process takes a moment to die."""
+    deadline = time.monotonic() + NOTICE_SECONDS
+    while not dead():
+        assert time.monotonic() < deadline, "a killed process lives on"
+        time.sleep(0.05)
 
 
 def _variable(process: psutil.Process, name: str) -> str | None:
