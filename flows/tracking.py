@@ -107,7 +107,7 @@ def run_stage(
     with _in_words(job):
         with _only_one(job):
             artifact = find(job.stage, job.key, job.home) or _make(job, work)
-            _tidy(job)
+            _tidy(job, artifact.run_id)
         if job.parent is not None:
             _note_on_parent(job.parent, artifact)
     return artifact
@@ -175,7 +175,6 @@ def _make(job: Job, work: Work) -> Artifact:
         for name, value in (tags | ({runs.TAG_MODEL: model} if model else {})).items():
             MlflowClient().set_tag(run_id, name, value)
         publish(job.partial, job.final)
-    _ledger(job, run_id).unlink(missing_ok=True)
     return Artifact(
         stage=job.stage, key=job.key, run_id=run_id, path=job.final, digest=digest, model=model, seconds=seconds
     )
@@ -205,10 +204,12 @@ def _take_back(job: Job, run_id: str) -> None:
         job.final.rename(job.partial)
 
 
-def _tidy(job: Job) -> None:
-    """Remove what killed runs left beside a published output: what is half downloaded, half replaced or begun anew."""
+def _tidy(job: Job, run_id: str) -> None:
+    """Remove what only an unfinished stage needs: what killed runs left beside the output, half downloaded, half
+    replaced or begun anew, and what is known of sent metrics."""
     for left in job.final.parent.glob(f"{job.final.name}.*"):
         shutil.rmtree(left)
+    _ledger(job, run_id).unlink(missing_ok=True)
 
 
 def _work(job: Job, work: Work, run_id: str) -> float:

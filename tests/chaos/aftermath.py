@@ -17,6 +17,7 @@ def check_outputs(home: Path, progress: Progress) -> None:
     assert progress.here()[0] == "release"
     assert sorted(path.name.rpartition("-")[0] for path in (home / "artifacts").iterdir()) == sorted(progress.stages)
     strays = [path for path in (home / "artifacts").rglob("*") if path.name.endswith((".partial", ".tmp"))]
+    strays += (home / "metrics").iterdir()
     assert not strays, f"left over: {strays}"
 
 

@@ -8,8 +8,9 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from uuid import UUID
 
@@ -24,6 +25,7 @@ from flows import flow_runs, processes, stack
 from flows.deploy import PIPELINE, TRAIN, read_file, set_up_deployment, set_up_pool
 from flows.pipeline import rlhf
 from flows.recipe import Recipe
+from flows.watch import SETTLED
 from tests.chaos.storm import environment
 
 AWAY = (httpx.TransportError, PrefectHTTPStatusError)
@@ -78,6 +80,9 @@ class Deployed:
             assert time.monotonic() < deadline, "the worker did not notice that its flow died"
             time.sleep(0.5)
         if run.state_name in ("Crashed", "Failed"):
+            assert run.state is not None
+            if not alone:  # it reports a killed process twice, and the second report would hit the restart
+                time.sleep(max(0.0, (run.state.timestamp + SETTLED - datetime.now(UTC)).total_seconds()))
             flow_runs.start_again(client, run, "the storm is over")
 
     def _state(self, client: SyncPrefectClient) -> FlowRun:
@@ -108,16 +113,27 @@ class Deployed:
         for pid in self.pids():
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+        _wait_until(lambda: not self.pids())
 
     def kill_worker(self) -> None:
         """SIGKILL to the worker; its flow lives on without it."""
         if self._worker is not None and processes.is_alive(self._worker):
-            os.kill(self._worker.pid, signal.SIGKILL)
+            worker = self._worker
+            os.kill(worker.pid, signal.SIGKILL)
+            _wait_until(lambda: not processes.is_alive(worker))
 
     def close(self) -> None:
         """Nobody works any more."""
         self.kill_worker()
         self.kill()
+
+
+def _wait_until(dead: Callable[[], bool]) -> None:
+    """A killed process takes a moment to die."""
+    deadline = time.monotonic() + NOTICE_SECONDS
+    while not dead():
+        assert time.monotonic() < deadline, "a killed process lives on"
+        time.sleep(0.05)
 
 
 def _variable(process: psutil.Process, name: str) -> str | None:
