@@ -1,8 +1,8 @@
 """What training loops share: gradients of two losses side by side, a learning-rate schedule, a state to go on from."""
 
 import math
-import os
-from collections.abc import Callable, Mapping, Sequence
+import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedModel
 
-from alignment.errors import TrainingError
+from alignment.processes import gathered, on_main, sum_gradients
 from alignment.threads import side_by_side
 
 
@@ -30,7 +30,8 @@ def cosine_schedule(optimizer: Optimizer, steps: int, warmup_share: float, min_s
 
 
 def backward(losses: Sequence[Callable[[], Tensor]], weights: Sequence[nn.Parameter]) -> Tensor:
-    """The sum of one or two losses, whose gradient becomes that of each weight.
+    """The sum of one or two losses, whose gradient becomes that of each weight. Of several processes each gives the
+    losses of its share (none where its share is empty), and sum and gradients are those of all: they add up.
 
     Of a loss of shape (n,) the first value is minimised, and the others are figures that are wanted too. Two losses,
     such as of the halves of a batch, are worked out side by side (`alignment.threads`) and added up in the order given.
@@ -43,34 +44,26 @@ def backward(losses: Sequence[Callable[[], Tensor]], weights: Sequence[nn.Parame
             value = loss()
             return value.detach(), torch.autograd.grad(value.flatten()[0], learnt, allow_unused=True)
 
-    if len(losses) == 1:
-        found = [gradients(losses[0])]
-    else:
-        first, second = losses
-        found = list(side_by_side(lambda: gradients(first), lambda: gradients(second), learnt[0].device))
-    for weight, *parts in zip(learnt, *(given for _, given in found), strict=True):
-        present = [part for part in parts if part is not None]
-        weight.grad = sum(present[1:], present[0]) if present else None
-    return torch.stack([value for value, _ in found]).sum(dim=0)
+    def share() -> list[Tensor]:
+        if len(losses) == 2:
+            first, second = losses
+            found = list(side_by_side(lambda: gradients(first), lambda: gradients(second), learnt[0].device))
+        else:
+            found = [gradients(loss) for loss in losses]
+        for weight, *parts in zip(learnt, *(given for _, given in found), strict=True):
+            present = [part for part in parts if part is not None]
+            weight.grad = sum(present[1:], present[0]) if present else None
+        return [value for value, _ in found]
 
-
-def write_state(content: Mapping[str, Any], path: Path) -> None:
-    """Write what training resumes from in one move; on a full disk nothing is left of it."""
-    temporary = path.with_suffix(".partial")
-    try:
-        with temporary.open("wb") as file:
-            torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    values = [value for found in gathered(share) for value in found]
+    sum_gradients(learnt)
+    return torch.stack(values).sum(dim=0)
 
 
 class TrainingState:
     """Model, optimizer, schedule and random state under one directory, written whole or not at all.
 
-    It stays until whoever runs the stage has the stage's result: a model that is not saved yet is not trained again.
+    Several processes hold the same state: the main one writes it, and any number of them resumes from it.
     """
 
     def __init__(self, directory: Path, model: PreTrainedModel, optimizer: Optimizer, schedule: LambdaLR) -> None:
@@ -79,7 +72,11 @@ class TrainingState:
 
     def save(self, step: int) -> None:
         """Write the state after `step` in one move."""
+        on_main(self._write, step)
+
+    def _write(self, step: int) -> None:
         self.file.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self.file.with_suffix(".partial")
         content: dict[str, Any] = {
             "step": step,
             "model": self._model.state_dict(),
@@ -87,7 +84,8 @@ class TrainingState:
             "schedule": self._schedule.state_dict(),
             "random": torch.get_rng_state(),
         }
-        write_state(content, self.file)
+        torch.save(content, temporary)
+        temporary.replace(self.file)
 
     def resume(self) -> int:
         """Load the last state; the number of steps done, 0 where there is none."""
@@ -104,10 +102,6 @@ class TrainingState:
         """Where the last good state is, for error messages."""
         return str(self.file) if self.file.exists() else "none yet"
 
-    def check(self, loss: Tensor, norm: Tensor, step: int, option: str) -> None:
-        """Before a step is taken: raises TrainingError for a loss or a gradient that is not finite."""
-        if not (torch.isfinite(loss) and torch.isfinite(norm)):
-            raise TrainingError(
-                f"the loss is {loss.item():g} and the norm of its gradient {norm.item():g} at step {step}; lower "
-                f"`{option}`. Last good: {self.last_good()}"
-            )
+    def discard(self) -> None:
+        """Remove the state once the stage has its result."""
+        on_main(shutil.rmtree, self.file.parent, ignore_errors=True)

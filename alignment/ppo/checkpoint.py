@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import pickle
 import warnings
 from collections.abc import Sequence
@@ -14,9 +15,8 @@ from torch import Tensor, nn
 from alignment.errors import CheckpointError, ConfigError
 from alignment.ppo.config import PPOConfig
 from alignment.ppo.learner import Learner
-from alignment.ppo.processes import on_main
 from alignment.ppo.sharding import part_of, part_of_optimizer, whole_on_main
-from alignment.training import write_state
+from alignment.processes import on_main
 
 KEPT = 2
 
@@ -65,7 +65,12 @@ def save_checkpoint(directory: Path, step: int, learner: Learner, extra: dict[st
 
 def _write(state: dict[str, Any], path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_state(state, path)
+    temporary = path.with_suffix(".partial")
+    with temporary.open("wb") as file:
+        torch.save(state, file)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
     for old in sorted(path.parent.glob("step-*.pt"))[:-KEPT]:
         old.unlink()
 
