@@ -20,6 +20,7 @@ from alignment.journal import Journal
 from alignment.processes import OtherFailed, on_main, process_count, process_index
 from alignment.tether import TIED_TO, tie
 
+CONNECTION = "gloo/transport"  # where torch says that its error comes from when another process has gone
 JOB, FIGURES, ERROR = "job.json", "figures.json", "error-{}.json"
 
 
@@ -41,28 +42,33 @@ class Unwritten(Journal):
 
 
 def main(place: Path) -> None:
-    """Do this process's part of the job in `place`; raises what the work raises, once it is noted."""
+    """This process from its start to its end."""
     tie(int(os.environ[TIED_TO]))
-    job = Job.model_validate_json((place / JOB).read_text(encoding="utf-8"))
     state = PartialState(cpu=True)
+    perform(place)
+    state.destroy_process_group()
+
+
+def perform(place: Path) -> None:
+    """Do this process's part of the job in `place`; raises what the work raises, once it is noted."""
+    job = Job.model_validate_json((place / JOB).read_text(encoding="utf-8"))
+    out = place.parent
     try:
         if process_count() != job.processes:
             raise ConfigError(
                 f"the launcher started {process_count()} processes that find each other, and {job.processes} were "
-                "asked for; see deploy/accelerate/cpu-2.yaml for a launch file that does"
+                "asked for; deploy/accelerate/cpu-2.yaml is a launch file that does it"
             )
-        out = place.parent
         figures = train(job, out, Journal(out) if process_index() == 0 else Unwritten(out))
     except Exception as error:
         write_json(place / ERROR.format(process_index()), noted(error))
         raise
     on_main(write_json, place / FIGURES, figures)
-    state.destroy_process_group()
 
 
 def noted(error: Exception) -> dict[str, object]:
-    """An error for whoever started this process: its words, the kind of error it is, and whether it came from another
-    process, which tells more."""
+    """An error for whoever started this process: its words, the kind of error it is, and how much it `tells`: 2 for an
+    error of this process, 1 for what it heard of another one's, 0 where the other was suddenly gone."""
     kinds = [kind.__name__ for kind in type(error).__mro__ if kind.__module__ == errors.__name__]
     chain: list[BaseException | None] = [error]
     while chain[-1] is not None:
@@ -70,7 +76,7 @@ def noted(error: Exception) -> dict[str, object]:
     return {
         "kind": kinds[0] if kinds else "",
         "message": str(error) if kinds else f"{type(error).__name__}: {error}",
-        "echo": any(isinstance(one, OtherFailed) for one in chain),
+        "tells": 0 if CONNECTION in str(error) else 1 if any(isinstance(one, OtherFailed) for one in chain) else 2,
     }
 
 

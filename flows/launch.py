@@ -15,7 +15,8 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,8 @@ log = logging.getLogger(__name__)
 DIRECTORY = "launch"  # in the stage's directory, while it works
 POLL_SECONDS = 0.5
 GRACE_SECONDS = 6.0  # twice this, and everything is gone
-LAST_LINES = 15
+LAST_LINES, REMEMBERED_LINES = 15, 1000
+LAUNCHER_SAYS = "failed (exitcode"  # what comes after this line is its own traceback
 
 
 class Followed:
@@ -76,11 +78,11 @@ def launch(job: Job, compute: ComputeConfig, out: Path, journal: Journal) -> Map
     said.lines()  # of an earlier attempt
     child = _start(place, log_file, job.processes)
     try:
-        _listen(child, said, journal)
+        heard = _listen(child, said, journal)
     finally:
         _end(child)
     if child.returncode != 0:
-        raise _failure(place, log_file, child.returncode)
+        raise _failure(place, log_file, heard)
     figures: dict[str, float] = json.loads((place / "figures.json").read_text(encoding="utf-8"))
     shutil.rmtree(place)
     return figures
@@ -99,9 +101,9 @@ def _start(place: Path, log_file: Path, processes: int) -> subprocess.Popen[byte
         )  # fmt: skip
 
 
-def _listen(child: subprocess.Popen[bytes], said: Followed, journal: Journal) -> None:
-    """Pass on what is said and measured until the launcher has ended."""
-    measured = Followed(journal.metrics_file)
+def _listen(child: subprocess.Popen[bytes], said: Followed, journal: Journal) -> Sequence[str]:
+    """Pass on what is said and measured until the launcher has ended; returns the last lines that were said."""
+    measured, heard = Followed(journal.metrics_file), deque[str](maxlen=REMEMBERED_LINES)
     ended = False
     while not ended:
         with suppress(subprocess.TimeoutExpired):
@@ -109,8 +111,10 @@ def _listen(child: subprocess.Popen[bytes], said: Followed, journal: Journal) ->
         ended = child.returncode is not None
         for line in said.lines():
             log.info("%s", line)
+            heard.append(line)
         for line in measured.lines():
             journal.pass_on(json.loads(line))
+    return list(heard)
 
 
 def _end(child: subprocess.Popen[bytes]) -> None:
@@ -130,18 +134,20 @@ def _end(child: subprocess.Popen[bytes]) -> None:
     child.wait()
 
 
-def _failure(place: Path, log_file: Path, code: int) -> RLHFError:
-    """The error of the process that failed first, in its words, with the last lines of the log as a note."""
-    lines = log_file.read_text(encoding="utf-8", errors="replace").splitlines()[-LAST_LINES:]
-    noted: list[dict[str, Any]] = [
+def _failure(place: Path, log_file: Path, said: Sequence[str]) -> RLHFError:
+    """The error of the process that failed first, in its words, with the last lines that were said as a note."""
+    end = next((n for n, line in enumerate(said) if LAUNCHER_SAYS in line), len(said))
+    last = "\n".join(said[: end + 1][-LAST_LINES:])
+    where = f"all that the processes said is in {log_file}"
+    notes: list[dict[str, Any]] = [
         json.loads(path.read_text(encoding="utf-8")) for path in sorted(place.glob("error-*.json"))
     ]
-    where = f"all that the processes said is in {log_file}"
-    if not noted:
-        last = "\n".join(lines)
-        return TrainingError(f"`accelerate launch` ended with code {code} and no process said why; {where}:\n{last}")
-    first = min(noted, key=lambda one: bool(one["echo"]))
-    kind: type[RLHFError] = getattr(errors, first["kind"], TrainingError)
-    error = kind(f"{first['message']} ({where})")
-    error.add_note("\n".join(lines))
-    return error
+    note = max(notes, key=lambda note: int(note["tells"]), default={"tells": 0})
+    if note["tells"] > 0:
+        error: RLHFError = getattr(errors, note["kind"], TrainingError)(f"{note['message']} ({where})")
+        error.add_note(last)
+        return error
+    return TrainingError(
+        "a process, or `accelerate launch` itself, ended without saying why; exit code -9 is what memory that runs out "
+        f"looks like, and then fewer processes or smaller batches help; {where}:\n{last}"
+    )
