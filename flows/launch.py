@@ -142,7 +142,8 @@ def _failure(place: Path, log_file: Path, said: Sequence[str]) -> RLHFError:
     notes: list[dict[str, Any]] = [
         json.loads(path.read_text(encoding="utf-8")) for path in sorted(place.glob("error-*.json"))
     ]
-    note = max(notes, key=lambda note: int(note["tells"]), default={"tells": 0})
+    nothing: dict[str, Any] = {"tells": 0}
+    note = max(notes, key=lambda note: int(note["tells"]), default=nothing)
     if note["tells"] > 0:
         error: RLHFError = getattr(errors, note["kind"], TrainingError)(f"{note['message']} ({where})")
         error.add_note(last)
