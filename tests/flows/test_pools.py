@@ -70,8 +70,9 @@ def test_both_pools_are_told_the_same() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_worker_makes_a_job_of_it(kind: str) -> None:
+def test_the_worker_makes_a_job_of_it(kind: str, request: pytest.FixtureRequest) -> None:
     pytest.importorskip(f"prefect_{kind}")
+    request.getfixturevalue("prefect_server")  # which is asked for blocks that values name
     worker = BaseWorker.get_worker_class_from_type(kind)
     assert worker is not None
     changed = {"image": "rlhf-flows:mine"} | ({"gpus": "1"} if kind == "kubernetes" else {})
