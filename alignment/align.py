@@ -1,6 +1,5 @@
 """Stage `ppo`: the fine-tuned policy, the reward model and the prompts, put into `alignment.ppo`."""
 
-import shutil
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -98,7 +97,6 @@ def align(
         policy_step = select_snapshot(
             config, out, journal, steps=steps, validation=validation, prompts=asked, tokenizer=tokenizer
         )
-    on_main(shutil.rmtree, out / "checkpoint", ignore_errors=True)
     on_main(write_json, out / "snapshots.json", steps)
     journal.figure("ppo", panels(journal.read(), CURVES, "PPO"))
     kept = ("reward", "objective", "kl", "entropy", "length", "missing_eos", "explained_variance")

@@ -47,11 +47,6 @@ class Journal:
         if self._on_metrics is not None:
             self._on_metrics(finite, step, timestamp_ms)
 
-    def pass_on(self, line: Mapping[str, Any]) -> None:
-        """Tell the listener of a line that another process wrote into the file."""
-        if self._on_metrics is not None:
-            self._on_metrics(line["values"], int(line["step"]), int(line["timestamp_ms"]))
-
     def rewind(self, step: int) -> None:
         """Forget every line after `step`: a resumed run writes them again."""
         if not self.metrics_file.exists():

@@ -69,13 +69,13 @@ def perform(place: Path) -> None:
 def noted(error: Exception) -> dict[str, object]:
     """An error for whoever started this process: its words, the kind of error it is, and how much it `tells`: 2 for an
     error of this process, 1 for what it heard of another one's, 0 where the other was suddenly gone."""
-    kinds = [kind.__name__ for kind in type(error).__mro__ if kind.__module__ == errors.__name__]
+    kinds = [kind for kind in type(error).__mro__ if kind.__module__ in (errors.__name__, "builtins")]
     chain: list[BaseException | None] = [error]
     while chain[-1] is not None:
         chain.append(chain[-1].__cause__)
     return {
-        "kind": kinds[0] if kinds else "",
-        "message": str(error) if kinds else f"{type(error).__name__}: {error}",
+        "kind": kinds[0].__name__,
+        "message": str(error) if isinstance(error, RLHFError) else f"{type(error).__name__}: {error}",
         "tells": 0 if CONNECTION in str(error) else 1 if any(isinstance(one, OtherFailed) for one in chain) else 2,
     }
 

@@ -1,6 +1,5 @@
 """Stage `sft`: supervised fine-tuning on demonstrations with TRL's SFTTrainer, loss on the response only."""
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +42,6 @@ def finetune(
     run_trainer(trainer, checkpoints, journal, {"mean_token_accuracy": "mean_token_accuracy"})
     model.eval()
     on_main(save_model, model, out / "model", tokenizer)
-    on_main(shutil.rmtree, checkpoints, ignore_errors=True)
     journal.figure("loss", curve(journal.read(), ["loss"], "SFT loss (nats per response token)"))
     losses = [line["values"]["loss"] for line in journal.read() if "loss" in line["values"]]
     return {

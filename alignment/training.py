@@ -1,8 +1,8 @@
 """What training loops share: gradients of two losses side by side, a learning-rate schedule, a state to go on from."""
 
 import math
-import shutil
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedModel
 
+from alignment.errors import TrainingError
 from alignment.processes import gathered, on_main, sum_gradients
 from alignment.threads import side_by_side
 
@@ -60,9 +61,23 @@ def backward(losses: Sequence[Callable[[], Tensor]], weights: Sequence[nn.Parame
     return torch.stack(values).sum(dim=0)
 
 
+def write_state(content: Mapping[str, Any], path: Path) -> None:
+    """Write what training resumes from in one move; on a full disk nothing is left of it."""
+    temporary = path.with_suffix(".partial")
+    try:
+        with temporary.open("wb") as file:
+            torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 class TrainingState:
     """Model, optimizer, schedule and random state under one directory, written whole or not at all.
 
+    It stays until whoever runs the stage has the stage's result: a model that is not saved yet is not trained again.
     Several processes hold the same state: the main one writes it, and any number of them resumes from it.
     """
 
@@ -76,7 +91,6 @@ class TrainingState:
 
     def _write(self, step: int) -> None:
         self.file.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.file.with_suffix(".partial")
         content: dict[str, Any] = {
             "step": step,
             "model": self._model.state_dict(),
@@ -84,8 +98,7 @@ class TrainingState:
             "schedule": self._schedule.state_dict(),
             "random": torch.get_rng_state(),
         }
-        torch.save(content, temporary)
-        temporary.replace(self.file)
+        write_state(content, self.file)
 
     def resume(self) -> int:
         """Load the last state; the number of steps done, 0 where there is none."""
@@ -102,6 +115,10 @@ class TrainingState:
         """Where the last good state is, for error messages."""
         return str(self.file) if self.file.exists() else "none yet"
 
-    def discard(self) -> None:
-        """Remove the state once the stage has its result."""
-        on_main(shutil.rmtree, self.file.parent, ignore_errors=True)
+    def check(self, loss: Tensor, norm: Tensor, step: int, option: str) -> None:
+        """Before a step is taken: raises TrainingError for a loss or a gradient that is not finite."""
+        if not (torch.isfinite(loss) and torch.isfinite(norm)):
+            raise TrainingError(
+                f"the loss is {loss.item():g} and the norm of its gradient {norm.item():g} at step {step}; lower "
+                f"`{option}`. Last good: {self.last_good()}"
+            )

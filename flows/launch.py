@@ -5,9 +5,10 @@
 The launcher has a session of its own and is tied to the flow's process, and the processes to the launcher
 (`alignment.tether`): where one is killed, the kernel kills those below. Whatever else ends the work, an error, a
 cancelled flow run or Ctrl-C, ends them politely first. What they print goes to `home/logs/STAGE-KEY.log` and from there
-to the flow's log; what the main process measures goes to the stage's journal, and from there to who listens to it.
+to the flow's log; what the main process measures it writes into the stage's `metrics.jsonl`, as a single process does.
 """
 
+import builtins
 import json
 import logging
 import os
@@ -19,15 +20,14 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import psutil
 import yaml
 
 from alignment import errors
-from alignment.errors import RLHFError, TrainingError
+from alignment.errors import TrainingError
 from alignment.jobs import Job
-from alignment.journal import Journal
 from flows.compute import ComputeConfig, launch_file
 from flows.stack import home_directory
 
@@ -39,32 +39,11 @@ LAST_LINES, REMEMBERED_LINES = 15, 1000
 LAUNCHER_SAYS = "failed (exitcode"  # what comes after this line is its own traceback
 
 
-class Followed:
-    """A file to which others write: what is new in it, line by line. One that was replaced is read from its start."""
-
-    def __init__(self, path: Path) -> None:
-        self._path, self._file_id, self._read = path, 0, 0
-
-    def lines(self) -> list[str]:
-        """The lines that were completed since the last call."""
-        try:
-            file = self._path.open("rb")
-        except FileNotFoundError:
-            return []
-        with file:
-            if os.fstat(file.fileno()).st_ino != self._file_id:
-                self._file_id, self._read = os.fstat(file.fileno()).st_ino, 0
-            file.seek(self._read)
-            whole = file.read().rpartition(b"\n")
-        self._read += len(whole[0]) + len(whole[1])
-        return whole[0].decode("utf-8", "replace").splitlines()
-
-
-def launch(job: Job, compute: ComputeConfig, out: Path, journal: Journal) -> Mapping[str, float]:
+def launch(job: Job, compute: ComputeConfig, out: Path) -> Mapping[str, float]:
     """Do a job's work in `out` in the processes of `compute`; returns its figures.
 
-    An error of a process is raised here as the kind of error that it was there; TrainingError stands for what is none
-    of ours, or ended without a word.
+    An error of a process is raised here as the kind of error that it was there; where a process ended without a word,
+    it is a TrainingError.
     """
     told = launch_file(compute)
     place = out / DIRECTORY
@@ -74,46 +53,46 @@ def launch(job: Job, compute: ComputeConfig, out: Path, journal: Journal) -> Map
     (place / "accelerate.yaml").write_text(yaml.safe_dump(told), encoding="utf-8")
     log_file = home_directory() / "logs" / f"{out.name.removesuffix('.partial')}.log"
     log_file.parent.mkdir(parents=True, exist_ok=True)
-    said = Followed(log_file)
-    said.lines()  # of an earlier attempt
-    child = _start(place, log_file, job.processes)
+    with log_file.open("ab") as output:
+        said_before = output.tell()  # in an earlier attempt
+        child = _start(place, output, job.processes)
     try:
-        heard = _listen(child, said, journal)
+        said = _listen(child, log_file, said_before)
     finally:
         _end(child)
     if child.returncode != 0:
-        raise _failure(place, log_file, heard)
+        raise _failure(place, log_file, said)
     figures: dict[str, float] = json.loads((place / "figures.json").read_text(encoding="utf-8"))
     shutil.rmtree(place)
     return figures
 
 
-def _start(place: Path, log_file: Path, processes: int) -> subprocess.Popen[bytes]:
+def _start(place: Path, output: BinaryIO, processes: int) -> subprocess.Popen[bytes]:
     """The launcher, in a session of its own. The thread that starts it must outlive it: it is tied to that one."""
     tied = [sys.executable, "-m", "alignment.tether", str(os.getpid())]
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(place / "accelerate.yaml")]
     work = ["--main_process_port", "0", "-m", "alignment.launched", str(place)]
     threads = str(max(1, (os.cpu_count() or 1) // processes))
-    with log_file.open("ab") as output:
-        return subprocess.Popen(
-            [*tied, *launcher, *work], env={"OMP_NUM_THREADS": threads, **os.environ}, start_new_session=True,
-            stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
-        )  # fmt: skip
+    return subprocess.Popen(
+        [*tied, *launcher, *work], env={"OMP_NUM_THREADS": threads, **os.environ}, start_new_session=True,
+        stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
+    )  # fmt: skip
 
 
-def _listen(child: subprocess.Popen[bytes], said: Followed, journal: Journal) -> Sequence[str]:
-    """Pass on what is said and measured until the launcher has ended; returns the last lines that were said."""
-    measured, heard = Followed(journal.metrics_file), deque[str](maxlen=REMEMBERED_LINES)
-    ended = False
-    while not ended:
-        with suppress(subprocess.TimeoutExpired):
-            child.wait(POLL_SECONDS)
-        ended = child.returncode is not None
-        for line in said.lines():
-            log.info("%s", line)
-            heard.append(line)
-        for line in measured.lines():
-            journal.pass_on(json.loads(line))
+def _listen(child: subprocess.Popen[bytes], log_file: Path, place: int) -> Sequence[str]:
+    """Pass on what is said, from `place` in the log, until the launcher has ended; returns the last lines of it."""
+    heard = deque[str](maxlen=REMEMBERED_LINES)
+    with log_file.open(encoding="utf-8", errors="replace") as said:
+        said.seek(place)
+        half, ended = "", False
+        while not ended:
+            with suppress(subprocess.TimeoutExpired):
+                child.wait(POLL_SECONDS)
+            ended = child.returncode is not None
+            *lines, half = (half + said.read()).split("\n")
+            for line in lines:
+                log.info("%s", line)
+            heard.extend(lines)
     return list(heard)
 
 
@@ -134,7 +113,7 @@ def _end(child: subprocess.Popen[bytes]) -> None:
     child.wait()
 
 
-def _failure(place: Path, log_file: Path, said: Sequence[str]) -> RLHFError:
+def _failure(place: Path, log_file: Path, said: Sequence[str]) -> Exception:
     """The error of the process that failed first, in its words, with the last lines that were said as a note."""
     end = next((n for n, line in enumerate(said) if LAUNCHER_SAYS in line), len(said))
     last = "\n".join(said[: end + 1][-LAST_LINES:])
@@ -145,10 +124,20 @@ def _failure(place: Path, log_file: Path, said: Sequence[str]) -> RLHFError:
     nothing: dict[str, Any] = {"tells": 0}
     note = max(notes, key=lambda note: int(note["tells"]), default=nothing)
     if note["tells"] > 0:
-        error: RLHFError = getattr(errors, note["kind"], TrainingError)(f"{note['message']} ({where})")
+        error = _as_raised(note["kind"], f"{note['message']} ({where})")
         error.add_note(last)
         return error
     return TrainingError(
         "a process, or `accelerate launch` itself, ended without saying why; exit code -9 is what memory that runs out "
         f"looks like, and then fewer processes or smaller batches help; {where}:\n{last}"
     )
+
+
+def _as_raised(kind: str, message: str) -> Exception:
+    """An error of one of our kinds or of Python's, with these words."""
+    found = getattr(errors, kind, None) or getattr(builtins, kind)
+    try:
+        error: Exception = found(message)
+    except TypeError:  # a kind that takes more than words
+        error = RuntimeError(f"{kind}: {message}")
+    return error

@@ -1,6 +1,7 @@
 """The runs of stages in MLflow: found by key, opened, described. All that is stored about a run is named here."""
 
 import json
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,15 +14,23 @@ from mlflow.exceptions import MlflowException
 from pydantic import BaseModel
 
 from alignment.artifacts import Artifact, content_digest
+from flows import links, outages
 from flows.provenance import git_commit, versions
 
+log = logging.getLogger(__name__)
 EXPERIMENT = "rlhf"
 OUTPUT = "output"  # where in a run's artifacts the stage's output lies
 TAG_STAGE, TAG_KEY, TAG_DIGEST, TAG_MODEL = "rlhf.stage", "rlhf.key", "rlhf.digest", "rlhf.model"
 TAG_SECONDS, TAG_INPUT, TAG_VERSION = "rlhf.seconds", "rlhf.input.", "rlhf.stage_version"
 TAG_FLOW_RUN, TAG_RECIPE, TAG_PROCESSES = "prefect.flow_run_id", "rlhf.recipe", "rlhf.processes"
+TAG_REASON = "rlhf.reason"  # why a run ended
+LONGEST_TAG = 5000
 LONGEST_PARAMETER = 6000
 PARAMETERS_AT_ONCE = 100
+
+
+class NotYet(Exception):
+    """Work that cannot be finished now although nothing failed; only the flow catches it."""
 
 
 def experiment_id() -> str:
@@ -56,11 +65,20 @@ def open_stage_run(
     """The id of the run for this key: one that was begun and not finished, or a new one with all that is known."""
     begun = [run for run in search({TAG_KEY: key, TAG_STAGE: stage}) if run.info.status != "FINISHED"]
     if begun:
+        if begun[0].info.status == "RUNNING":
+            log.warning(
+                "an earlier attempt at stage '%s' did not say how it ended (killed, out of memory, a machine that went "
+                "down, or MLflow away): going on from what it left", stage,
+            )  # fmt: skip
         return str(begun[0].info.run_id)
     tags = {TAG_STAGE: stage, TAG_KEY: key, TAG_VERSION: str(version), **provenance_tags(), **input_tags(inputs)}
+    tags |= links.back_tags()
     if parent is not None:
         tags["mlflow.parentRunId"] = parent
     run_id = str(MlflowClient().create_run(experiment_id(), tags=tags, run_name=stage).info.run_id)
+    for copy in search({TAG_KEY: key, TAG_STAGE: stage}, status="RUNNING"):
+        if copy.info.run_id != run_id and not copy.data.params:  # the request was repeated, its answer had been lost
+            MlflowClient().delete_run(copy.info.run_id)
     log_params(run_id, {**flatten(config), "run_seed": seed})
     log_inputs(run_id, inputs, files)
     return run_id
@@ -137,15 +155,58 @@ def fetch_output(run_id: str, into: Path, name: str = "") -> Path:
 
 
 @contextmanager
+def active(**how: Any) -> Iterator[str]:
+    """An active run of MLflow, begun as `mlflow.start_run` is told. It ends FINISHED; SCHEDULED, when it
+    waits for people; FAILED with the reason; or KILLED, when somebody stopped it."""
+    run_id = str(mlflow.start_run(**how).info.run_id)
+    try:
+        forget_reason(run_id)
+        yield run_id
+    except NotYet:
+        mlflow.end_run("SCHEDULED")  # which is to say waiting
+        raise
+    except BaseException as error:
+        end(run_id, error)
+        raise
+    mlflow.end_run()
+
+
+def end(run_id: str, error: BaseException) -> None:
+    """End the active run with the reason, as a tag and as its description; what ended it is raised, and not this.
+
+    A run that cannot be ended because MLflow is away stays RUNNING until it goes on: nobody waits for that.
+    """
+    status = "FAILED" if isinstance(error, Exception) else "KILLED"
+    words = str(error) if status == "FAILED" else "stopped; the same command goes on"
+    try:
+        with outages.hurried():
+            mlflow.end_run(status)
+            reason = f"{type(error).__name__}: {words}"[:LONGEST_TAG]
+            MlflowClient().set_tag(run_id, TAG_REASON, reason)
+            note = "\n\n".join([reason, links.back_tags().get(links.TAG_NOTE, "")]).strip()
+            MlflowClient().set_tag(run_id, links.TAG_NOTE, note)
+    except MlflowException as other:
+        log.warning("MLflow could not be told that run %s is %s (%s)", run_id, status, other)
+
+
+def forget_reason(run_id: str) -> None:
+    """A run that goes on did not end."""
+    client = MlflowClient()
+    tags = client.get_run(run_id).data.tags
+    for name in (TAG_REASON, links.TAG_NOTE):
+        if TAG_REASON in tags and name in tags:
+            client.delete_tag(run_id, name)
+    for name, value in links.back_tags().items():
+        client.set_tag(run_id, name, value)
+
+
+@contextmanager
 def pipeline_run(name: str, *, recipe: Any, flow_run_id: str = "") -> Iterator[str]:
     """The pipeline's own run, under which stages are nested; a flow run that is resumed goes on in the same one."""
     begun = search({TAG_FLOW_RUN: flow_run_id}) if flow_run_id else []
-    tags = {TAG_RECIPE: name, TAG_FLOW_RUN: flow_run_id, **provenance_tags()}
-    with (
-        mlflow.start_run(run_id=begun[0].info.run_id)
-        if begun
-        else mlflow.start_run(experiment_id=experiment_id(), run_name=name, tags=tags)
-    ) as run:
+    how = {"experiment_id": experiment_id(), "run_name": name,
+           "tags": {TAG_RECIPE: name, TAG_FLOW_RUN: flow_run_id, **provenance_tags(), **links.back_tags()}}  # fmt: skip
+    with active(**({"run_id": begun[0].info.run_id} if begun else how)) as run_id:
         if not begun:
-            log_params(run.info.run_id, flatten(recipe))
-        yield run.info.run_id
+            log_params(run_id, flatten(recipe))
+        yield run_id

@@ -12,18 +12,22 @@ from typing import Any, ParamSpec
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas import State
+from prefect.states import Completed
 
 from alignment import jobs
 from alignment.artifacts import Artifact
+from flows import links
 from flows.graph import Step
 from flows.launch import launch
+from flows.runs import NotYet
 from flows.tracking import Work, as_state, run_stage
 
 P = ParamSpec("P")
 
 
 def stage(function: Callable[P, Artifact]) -> Callable[P, Artifact]:
-    """A stage as a Prefect task. MLflow is the cache, so Prefect keeps nothing; a stage found done shows as Cached.
+    """A stage as a Prefect task. MLflow is the cache, so Prefect keeps nothing; a stage found done shows as Cached, and
+    one that waits for people as Waiting.
 
     A task that returns a state hands that state, and not its data, to whoever called it; so the caller asks for it.
     """
@@ -31,12 +35,18 @@ def stage(function: Callable[P, Artifact]) -> Callable[P, Artifact]:
     @task(name=function.__name__.replace("_", "-"), cache_policy=NO_CACHE, persist_result=False)
     @wraps(function)
     def run(*args: P.args, **kwargs: P.kwargs) -> Any:
-        return as_state(function(*args, **kwargs))
+        try:
+            return as_state(function(*args, **kwargs))
+        except NotYet as waiting:
+            return Completed(name="Waiting", message=str(waiting), data=waiting)
 
     @wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> Artifact:
-        state: State[Artifact] = run(*args, **kwargs, return_state=True)
-        return state.result()
+        state: State[Artifact | NotYet] = run(*args, **kwargs, return_state=True)
+        made = state.result()
+        if isinstance(made, NotYet):
+            raise made
+        return made
 
     return call
 
@@ -58,7 +68,7 @@ def train(step: Step, inputs: Mapping[str, Artifact | None]) -> Artifact:
         job = jobs.Job(
             stage=step.stage, config=step.config, seed=step.seed, paths=paths, processes=step.compute.processes
         )
-        return jobs.train(job, out, journal) if job.processes == 1 else launch(job, step.compute, out, journal)
+        return jobs.train(job, out, journal) if job.processes == 1 else launch(job, step.compute, out)
 
     return carry_out(step, given, work)
 
@@ -166,7 +176,10 @@ def collect_judgements(step: Step, responses: Artifact | None, town: Artifact | 
 
         return collect(step.config, out, journal, responses=path(responses), town=path(town))
 
-    return carry_out(step, {"responses": responses, "town": town}, work)
+    judged = carry_out(step, {"responses": responses, "town": town}, work)
+    if judged.cached:
+        links.link_known_projects(judged.run_id)
+    return judged
 
 
 @stage

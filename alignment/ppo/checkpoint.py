@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import pickle
 import warnings
 from collections.abc import Sequence
@@ -17,6 +16,7 @@ from alignment.ppo.config import PPOConfig
 from alignment.ppo.learner import Learner
 from alignment.ppo.sharding import part_of, part_of_optimizer, whole_on_main
 from alignment.processes import on_main
+from alignment.training import write_state
 
 KEPT = 2
 
@@ -65,12 +65,7 @@ def save_checkpoint(directory: Path, step: int, learner: Learner, extra: dict[st
 
 def _write(state: dict[str, Any], path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".partial")
-    with temporary.open("wb") as file:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    write_state(state, path)
     for old in sorted(path.parent.glob("step-*.pt"))[:-KEPT]:
         old.unlink()
 
