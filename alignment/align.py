@@ -20,6 +20,7 @@ from alignment.ppo.config import PPOConfig
 from alignment.ppo.rewards import RuleReward
 from alignment.ppo.train import train_ppo
 from alignment.pretrain import pack_documents
+from alignment.processes import from_main, on_main
 from alignment.prompts import training_prompts
 from alignment.records import Document, read_records
 from alignment.scoring import reward_parts
@@ -96,7 +97,7 @@ def align(
         policy_step = select_snapshot(
             config, out, journal, steps=steps, validation=validation, prompts=asked, tokenizer=tokenizer
         )
-    write_json(out / "snapshots.json", steps)
+    on_main(write_json, out / "snapshots.json", steps)
     journal.figure("ppo", panels(journal.read(), CURVES, "PPO"))
     kept = ("reward", "objective", "kl", "entropy", "length", "missing_eos", "explained_variance")
     return {name: result.metrics[name] for name in kept if name in result.metrics} | {
@@ -131,7 +132,7 @@ def worth_repeating(
     if not answers:
         return list(documents)
     scores = reward_scores(reward, *transposed(answers)).tolist()
-    low = {place for place, score in zip(places, scores, strict=True) if score < minimum}
+    low = from_main({place for place, score in zip(places, scores, strict=True) if score < minimum})
     kept = [document for place, document in enumerate(documents) if place not in low]
     if not kept:
         raise DataError(f"no document of the corpus is answered at {minimum} or better; lower `align.ptx_min_reward`")

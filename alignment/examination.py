@@ -12,6 +12,7 @@ from alignment.figures import calibration
 from alignment.journal import Journal
 from alignment.likelihood import likelihood_head
 from alignment.model import member_scores, reward_scores
+from alignment.processes import on_main
 from alignment.records import CRITERIA, Comparison, write_records
 from alignment.statistics import bag_of_words_accuracy, expected_calibration_error, pearson
 from alignment.tokenizer import prompt_tokens, response_tokens
@@ -50,7 +51,7 @@ def examine(
         figures |= examine_members(model, tokenizer, tested)
     journal.figure("calibration", calibration(margins))
     journal.log({name: value for name, value in figures.items() if not name.startswith("pairs_")}, step=0)
-    write_records(out / "tested.jsonl", tested)
+    on_main(write_records, out / "tested.jsonl", tested)
     return figures
 
 

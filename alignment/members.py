@@ -19,6 +19,7 @@ from alignment.config import RewardConfig
 from alignment.ensemble import Ensemble
 from alignment.journal import Journal
 from alignment.model import ENSEMBLE_FILE, load_scalar_model, scalar_head
+from alignment.processes import on_main
 
 Train = Callable[[int, Path, Journal], PreTrainedModel]
 SEED_STEP = 10_007  # between the seeds of two members; a prime above any number of epochs
@@ -46,11 +47,11 @@ def train_members(
     """
     if config.members == 1:
         model = train(0, out, journal)
-        save_reward(model, out / "model", tokenizer)
+        on_main(save_reward, model, out / "model", tokenizer)
         return model
     models = [_member(train, number, tokenizer, out, journal) for number in range(config.members)]
     told = {"members": config.members, "combine": config.combine, "combine_coef": config.combine_coef}
-    write_json(out / ENSEMBLE_FILE, told)
+    on_main(write_json, out / ENSEMBLE_FILE, told)
     return Ensemble(tuple(models), config.combine, config.combine_coef)
 
 
@@ -60,9 +61,13 @@ def _member(
     path = out / ("model" if number == 0 else f"model-{number}")
     if not path.exists():
         place = out if number == 0 else out / "members" / str(number)
-        model = train(number, place, journal if number == 0 else Journal(place))
-        temporary = path.with_name(path.name + ".partial")
-        shutil.rmtree(temporary, ignore_errors=True)
-        save_reward(model, temporary, tokenizer)
-        temporary.replace(path)
+        model = train(number, place, journal if number == 0 else type(journal)(place))
+        on_main(_publish, model, path, tokenizer)
     return load_scalar_model(path)
+
+
+def _publish(model: PreTrainedModel, path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    temporary = path.with_name(path.name + ".partial")
+    shutil.rmtree(temporary, ignore_errors=True)
+    save_reward(model, temporary, tokenizer)
+    temporary.replace(path)

@@ -18,6 +18,7 @@ from alignment.errors import DataError
 from alignment.figures import curve
 from alignment.journal import Journal
 from alignment.model import save_model
+from alignment.processes import on_main, share_of
 from alignment.records import Document, read_records
 from alignment.tokenizer import document_tokens
 from alignment.training import TrainingState, backward, cosine_schedule
@@ -46,7 +47,7 @@ def pretrain(
     if config.epochs:
         train_packed(model, train, heldout, config, out, journal, seed)
     loss = heldout_loss(model, heldout.rows)
-    save_model(model, out / "model", words)
+    on_main(save_model, model, out / "model", words)
     return {
         "heldout_loss": loss,
         "bits_per_byte": loss / math.log(2) / heldout.bytes_per_token,
@@ -113,7 +114,7 @@ def train_packed(
     journal: Journal,
     seed: int,
 ) -> None:
-    """The training loop: resume, step, log, checkpoint."""
+    """The training loop: resume, step, log, checkpoint. Several processes take each their share of every batch."""
     per_epoch = math.ceil(len(train.rows) / config.batch_sequences)
     steps = max(1, round(per_epoch * config.epochs))
     weights = list(model.parameters())
@@ -125,8 +126,9 @@ def train_packed(
     journal.rewind(first)
     model.eval()  # no dropout, which a model from elsewhere may have: halves side by side would draw in any order
     for step in tqdm(range(first + 1, steps + 1), desc="pretrain", initial=first, total=steps, disable=None):
-        batch = train.rows[batch_rows(step, len(train.rows), config.batch_sequences, seed)]
-        losses = [partial(next_token_loss, model, half, len(half) / len(batch)) for half in batch.chunk(2)]
+        batch = batch_rows(step, len(train.rows), config.batch_sequences, seed)
+        halves = [half for half in train.rows[share_of(batch)].chunk(2) if len(half)]
+        losses = [partial(next_token_loss, model, half, len(half) / len(batch)) for half in halves]
         loss = backward(losses, weights)
         norm = torch.nn.utils.clip_grad_norm_(weights, config.max_grad_norm)
         state.check(loss, norm, step, "pretrain.learning_rate")

@@ -40,6 +40,7 @@ from alignment.model import (
 )
 from alignment.preference import bradley_terry_loss
 from alignment.pretrain import parameter_groups
+from alignment.processes import share_of
 from alignment.records import Comparison, Demonstration, read_records
 from alignment.tokenizer import prompt_tokens, response_tokens
 from alignment.training import TrainingState, backward, cosine_schedule
@@ -165,7 +166,7 @@ def train_groups(
     journal: Journal,
     seed: int,
 ) -> None:
-    """The training loop over batches of prompts: resume, step, log."""
+    """The training loop over batches of prompts: resume, step, log. Several processes take each their share."""
     per_epoch = math.ceil(len(groups) / config.batch_prompts)
     steps = max(1, round(per_epoch * config.epochs))
     weights, grouped = list(model.parameters()), groups_with_head(model, config)
@@ -178,7 +179,8 @@ def train_groups(
         epoch, place = divmod(step - 1, per_epoch)
         order = torch.randperm(len(groups), generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch)).tolist()
         batch = [groups[i] for i in order[place * config.batch_prompts : (place + 1) * config.batch_prompts]]
-        halves = [half for half in (batch[::2], batch[1::2]) if half]
+        mine = share_of(batch)
+        halves = [half for half in (mine[::2], mine[1::2]) if half]
         losses = [partial(batch_loss, model, half, language_head, config.lm_coef, batch) for half in halves]
         loss, accuracy = backward(losses, weights)
         norm = torch.nn.utils.clip_grad_norm_(weights, config.max_grad_norm)

@@ -26,6 +26,7 @@ from alignment.ppo.config import PPOConfig
 from alignment.ppo.prompts import seeded
 from alignment.ppo.shaping import missing_eos_score
 from alignment.ppo.snapshots import copy_snapshot, snapshot_path
+from alignment.processes import from_main, on_main
 from alignment.sampling import generate
 
 SIGNAL = "heldout_reward"
@@ -58,15 +59,15 @@ def select_snapshot(
             for step in steps
         ]
     )
-    chosen = earliest_as_good(steps, rewards)
-    copy_snapshot(out, chosen.step, out / "model")
+    chosen = from_main(earliest_as_good(steps, rewards))
+    on_main(copy_snapshot, out, chosen.step, out / "model")
     for step in steps:
         journal.log({SIGNAL: chosen.means[step], f"{SIGNAL}_error": chosen.errors[step]}, step)
     journal.figure("selection", curve(journal.read(), [SIGNAL], f"reward by held-out labels; chosen: {chosen.step}"))
     report = {"step": chosen.step, "signal": SIGNAL, "prompts": len(prompts)}
     tables = {"means": chosen.means, "errors": chosen.errors}
     named = {name: {str(step): value for step, value in table.items()} for name, table in tables.items()}
-    write_json(out / "selection.json", report | named)
+    on_main(write_json, out / "selection.json", report | named)
     return chosen.step
 
 

@@ -13,6 +13,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedModel
 
 from alignment.errors import TrainingError
+from alignment.processes import gathered, on_main, sum_gradients
 from alignment.threads import side_by_side
 
 
@@ -30,7 +31,8 @@ def cosine_schedule(optimizer: Optimizer, steps: int, warmup_share: float, min_s
 
 
 def backward(losses: Sequence[Callable[[], Tensor]], weights: Sequence[nn.Parameter]) -> Tensor:
-    """The sum of one or two losses, whose gradient becomes that of each weight.
+    """The sum of one or two losses, whose gradient becomes that of each weight. Of several processes each gives the
+    losses of its share (none where its share is empty), and sum and gradients are those of all: they add up.
 
     Of a loss of shape (n,) the first value is minimised, and the others are figures that are wanted too. Two losses,
     such as of the halves of a batch, are worked out side by side (`alignment.threads`) and added up in the order given.
@@ -43,15 +45,20 @@ def backward(losses: Sequence[Callable[[], Tensor]], weights: Sequence[nn.Parame
             value = loss()
             return value.detach(), torch.autograd.grad(value.flatten()[0], learnt, allow_unused=True)
 
-    if len(losses) == 1:
-        found = [gradients(losses[0])]
-    else:
-        first, second = losses
-        found = list(side_by_side(lambda: gradients(first), lambda: gradients(second), learnt[0].device))
-    for weight, *parts in zip(learnt, *(given for _, given in found), strict=True):
-        present = [part for part in parts if part is not None]
-        weight.grad = sum(present[1:], present[0]) if present else None
-    return torch.stack([value for value, _ in found]).sum(dim=0)
+    def share() -> list[Tensor]:
+        if len(losses) == 2:
+            first, second = losses
+            found = list(side_by_side(lambda: gradients(first), lambda: gradients(second), learnt[0].device))
+        else:
+            found = [gradients(loss) for loss in losses]
+        for weight, *parts in zip(learnt, *(given for _, given in found), strict=True):
+            present = [part for part in parts if part is not None]
+            weight.grad = sum(present[1:], present[0]) if present else None
+        return [value for value, _ in found]
+
+    values = [value for found in gathered(share) for value in found]
+    sum_gradients(learnt)
+    return torch.stack(values).sum(dim=0)
 
 
 def write_state(content: Mapping[str, Any], path: Path) -> None:
@@ -71,6 +78,7 @@ class TrainingState:
     """Model, optimizer, schedule and random state under one directory, written whole or not at all.
 
     It stays until whoever runs the stage has the stage's result: a model that is not saved yet is not trained again.
+    Several processes hold the same state: the main one writes it, and any number of them resumes from it.
     """
 
     def __init__(self, directory: Path, model: PreTrainedModel, optimizer: Optimizer, schedule: LambdaLR) -> None:
@@ -79,6 +87,9 @@ class TrainingState:
 
     def save(self, step: int) -> None:
         """Write the state after `step` in one move."""
+        on_main(self._write, step)
+
+    def _write(self, step: int) -> None:
         self.file.parent.mkdir(parents=True, exist_ok=True)
         content: dict[str, Any] = {
             "step": step,

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict
 
 from alignment.artifacts import content_digest, stage_key
 from alignment.methods import Method
+from flows.compute import LAUNCHED, ComputeConfig
 from flows.recipe import TOWN_SCHEME, Recipe
 
 METHOD_INPUTS: dict[Method, tuple[str, ...]] = {
@@ -23,7 +24,8 @@ METHOD_VERSIONS: dict[Method, int] = {"ppo": 3, "dpo": 1, "rloo": 1, "best_of_n"
 
 
 class Step(BaseModel):
-    """One stage of a recipe. `inputs` maps the name an input has in the stage to the stage that makes it."""
+    """One stage of a recipe. `inputs` maps the name an input has in the stage to the stage that makes it; `compute`
+    says in how many processes it runs, and is no part of its key."""
 
     model_config = ConfigDict(frozen=True, arbitrary_types_allowed=True)
 
@@ -34,11 +36,18 @@ class Step(BaseModel):
     seed: int = 0
     version: int = 1
     model: str | None = None
+    compute: ComputeConfig = ComputeConfig()
 
 
 def steps(recipe: Recipe) -> dict[str, Step]:
     """The stages in the order in which they run."""
-    return {step.stage: step.model_copy(update={"seed": recipe.seed}) for step in _steps(recipe)}
+    alone = ComputeConfig()
+    return {
+        step.stage: step.model_copy(
+            update={"seed": recipe.seed, "compute": recipe.compute if step.stage in LAUNCHED else alone}
+        )
+        for step in _steps(recipe)
+    }
 
 
 def _steps(recipe: Recipe) -> Iterator[Step]:

@@ -33,6 +33,7 @@ from alignment.methods import AlignConfig
 from alignment.ppo.config import PPOConfig
 from alignment.sources import locate
 from flows.complaints import complaint
+from flows.compute import ComputeConfig, impossible, launch_file
 from labeling.config import LabelingConfig
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -73,6 +74,7 @@ class Recipe(Config):
     ppo: PPOConfig = PPOConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     release_gate: ReleaseGate = ReleaseGate()
+    compute: ComputeConfig = ComputeConfig()
 
     @model_validator(mode="before")
     @classmethod
@@ -82,7 +84,7 @@ class Recipe(Config):
 
     @model_validator(mode="after")
     def _possible(self) -> "Recipe":
-        problems = [*self._judgements(), *self._town(), *self._lengths()]
+        problems = [*self._judgements(), *self._town(), *self._lengths(), *self._processes()]
         if problems:
             raise ValueError("; ".join(problems))
         return self
@@ -153,6 +155,14 @@ class Recipe(Config):
             if length >= context:
                 yield f"{key} {length} leaves no room for a prompt in pretrain.model.context_length {context}: lower it"
 
+    def _processes(self) -> Iterator[str]:
+        batches = {
+            "pretrain.batch_sequences": self.pretrain.batch_sequences,
+            "sft.batch_size": self.sft.batch_size,
+            "reward.batch_prompts": self.reward.batch_prompts,
+            "ppo.batch_size": self.ppo.batch_size,
+        }
+        yield from impossible(self.compute, self.align.method, batches)
 
     def _method_lengths(self) -> tuple[list[tuple[str, int]], list[tuple[str, int]]]:
         """Lengths of whole sequences and of responses that the chosen method asks for."""
@@ -191,7 +201,9 @@ def _with_data(value: Any, root: str) -> Any:
 
 
 def check_files(recipe: Recipe) -> None:
-    """Look for every file that the recipe names before anything runs. Raises DataError for the first missing one."""
+    """Look for every file that the recipe names before anything runs. Raises DataError for the first missing one, and
+    ConfigError for a launch file that no stage can be started with."""
+    launch_file(recipe.compute)
     for section in SOURCES:
         for source in getattr(recipe, section).sources:
             locate(source.path, Path(), source.origin)

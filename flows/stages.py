@@ -14,9 +14,11 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas import State
 from prefect.states import Completed
 
+from alignment import jobs
 from alignment.artifacts import Artifact
 from flows import links
 from flows.graph import Step
+from flows.launch import launch
 from flows.runs import NotYet
 from flows.tracking import Work, as_state, run_stage
 
@@ -54,7 +56,21 @@ def carry_out(step: Step, inputs: Mapping[str, Artifact | None], work: Work) -> 
     given = {name: artifact for name, artifact in inputs.items() if artifact is not None}
     assert given.keys() == step.inputs.keys(), f"{step.stage} needs {sorted(step.inputs)}, got {sorted(given)}"
     return run_stage(step.stage, work, config=step.config, inputs=given, files=step.files, seed=step.seed,
-                     version=step.version, model=step.model)  # fmt: skip
+                     version=step.version, model=step.model, compute=step.compute.model_dump())  # fmt: skip
+
+
+def train(step: Step, inputs: Mapping[str, Artifact | None]) -> Artifact:
+    """A stage that trains: in this process, or in as many as the recipe's `compute` says."""
+    given = {name: artifact for name, artifact in inputs.items() if artifact is not None and name in step.inputs}
+
+    def work(out: Path, journal: Any) -> Mapping[str, float]:
+        paths = {name: artifact.path for name, artifact in given.items()}
+        job = jobs.Job(
+            stage=step.stage, config=step.config, seed=step.seed, paths=paths, processes=step.compute.processes
+        )
+        return jobs.train(job, out, journal) if job.processes == 1 else launch(job, step.compute, out)
+
+    return carry_out(step, given, work)
 
 
 def path(artifact: Artifact | None) -> Path | None:
@@ -104,15 +120,7 @@ def train_tokenizer(step: Step, corpus: Artifact) -> Artifact:
 @stage
 def pretrain(step: Step, corpus: Artifact, tokenizer: Artifact | None) -> Artifact:
     """A base model, from scratch or from a checkpoint."""
-
-    def work(out: Path, journal: Any) -> Mapping[str, float]:
-        from alignment import pretrain as science
-
-        return science.pretrain(
-            step.config, out, journal, seed=step.seed, corpus=corpus.path, tokenizer=path(tokenizer)
-        )
-
-    return carry_out(step, {"corpus": corpus, "tokenizer": tokenizer}, work)
+    return train(step, {"corpus": corpus, "tokenizer": tokenizer})
 
 
 @stage
@@ -142,15 +150,7 @@ def collect_prompts(step: Step, town: Artifact | None) -> Artifact:
 @stage
 def finetune(step: Step, base: Artifact, demonstrations: Artifact) -> Artifact:
     """Supervised fine-tuning on the demonstrations."""
-
-    def work(out: Path, journal: Any) -> Mapping[str, float]:
-        from alignment import sft
-
-        return sft.finetune(
-            step.config, out, journal, seed=step.seed, base=base.path, demonstrations=demonstrations.path
-        )
-
-    return carry_out(step, {"base": base, "demonstrations": demonstrations}, work)
+    return train(step, {"base": base, "demonstrations": demonstrations})
 
 
 @stage
@@ -204,17 +204,7 @@ def build_comparisons(step: Step, labelled: Artifact | None, town: Artifact | No
 @stage
 def train_reward_model(step: Step, sft: Artifact, comparisons: Artifact, demonstrations: Artifact) -> Artifact:
     """A reward model from the comparisons; `validation` is one from those that were held out."""
-
-    def work(out: Path, journal: Any) -> Mapping[str, float]:
-        from alignment import reward
-
-        return reward.train_reward_model(
-            step.config, out, journal, seed=step.seed,
-            sft=sft.path, comparisons=comparisons.path, demonstrations=demonstrations.path,
-            swapped=step.stage == "validation",
-        )  # fmt: skip
-
-    return carry_out(step, {"sft": sft, "comparisons": comparisons, "demonstrations": demonstrations}, work)
+    return train(step, {"sft": sft, "comparisons": comparisons, "demonstrations": demonstrations})
 
 
 @stage
@@ -225,41 +215,7 @@ def align(
     """The policy: SFT moved towards what people prefer, and not too far, by the method that the recipe names."""
     given = {"sft": sft, "comparisons": comparisons, "reward": reward, "validation": validation, "prompts": prompts,
              "corpus": corpus}  # fmt: skip
-    inputs = {name: artifact for name, artifact in given.items() if name in step.inputs and artifact is not None}
-
-    def work(out: Path, journal: Any) -> Mapping[str, float]:
-        return by_method(step, out, journal, {name: artifact.path for name, artifact in inputs.items()})
-
-    return carry_out(step, inputs, work)
-
-
-def by_method(step: Step, out: Path, journal: Any, paths: Mapping[str, Path]) -> Mapping[str, float]:
-    """The work of the method after which the step is called."""
-    from alignment import scoring
-
-    told = step.config
-    rules = scoring.rule_rewards(told["rules"], told["safety"], told["format"]) if "rules" in told else []
-    match step.stage:
-        case "ppo":
-            from alignment import align as science
-
-            config = told["ppo"].model_copy(update={"seed": step.seed})
-            asked, minimum = told.get("select_prompts", 0), told.get("ptx_min_reward")
-            return science.align(
-                config, out, journal, rules=rules, select_prompts=asked, ptx_min_reward=minimum, **paths
-            )
-        case "dpo":
-            from alignment.dpo import dpo
-
-            return dpo(told["dpo"], out, journal, seed=step.seed, **paths)
-        case "rloo":
-            from alignment.rloo import rloo
-
-            return rloo(told["rloo"], out, journal, seed=step.seed, rules=rules, **paths)
-        case _:
-            from alignment.best_of_n import best_of_n
-
-            return best_of_n(told["best_of_n"], out, journal, seed=step.seed, rules=rules, **paths)
+    return train(step, given)
 
 
 @stage

@@ -64,6 +64,7 @@ class Job:
     parent: str | None
     home: Path
     key: str
+    compute: Mapping[str, Any]
 
     @property
     def final(self) -> Path:
@@ -88,17 +89,20 @@ def run_stage(
     model: str | None = None,
     parent: str | None = None,
     home: Path | None = None,
+    compute: Mapping[str, Any] | None = None,
 ) -> Artifact:
     """The output of a stage: found where it was made before, else made by `work(out, journal)`, which returns figures.
 
     `version` is the stage's own number, raised when its code changes meaning. `files` are read by the stage and count
     by content. `model` registers `out/model` under that name. `parent` is the run to nest under, else the active one.
+    `compute` (processes, launch file) is noted beside the output and is no part of the key.
     """
     given = dict(inputs or {})
     active = mlflow.active_run()
     job = Job(
         stage=stage, config=config, inputs=given, files=tuple(files), seed=seed, version=version, model=model,
         parent=parent or (active.info.run_id if active else None), home=home_directory(home),
+        compute=compute or {"processes": 1},
         key=stage_key(
             stage, version=version, config=config, inputs={name: item.key for name, item in given.items()},
             file_digests=[content_digest(path) for path in files], seed=seed,
@@ -167,6 +171,7 @@ def _make(job: Job, work: Work) -> Artifact:
         links.link_stage(run_id, job.stage)
     with runs.active(run_id=run_id, nested=True), _in_words(job):
         _take_back(job, run_id)
+        MlflowClient().set_tag(run_id, runs.TAG_PROCESSES, str(job.compute["processes"]))
         seconds = _work(job, work, run_id)
         digest = directory_digest(job.partial)
         send_all(run_id, job.partial, _ledger(job, run_id))
@@ -245,7 +250,7 @@ def _provenance(job: Job, run_id: str, seconds: float) -> dict[str, object]:
     return {
         "stage": job.stage, "key": job.key, "stage_version": job.version, "seed": job.seed, "run_id": run_id,
         "seconds": round(seconds, 3), "config": canonical(job.config), "inputs": inputs, "files": files,
-        "git_commit": git_commit(), "versions": versions(),
+        "git_commit": git_commit(), "versions": versions(), "compute": job.compute,
     }  # fmt: skip
 
 

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from alignment.errors import CheckpointError, ConfigError
 from alignment.ppo.config import PPOConfig
 from alignment.ppo.learner import Learner
-from alignment.ppo.processes import on_main
 from alignment.ppo.sharding import part_of, part_of_optimizer, whole_on_main
+from alignment.processes import on_main
 from alignment.training import write_state
 
 KEPT = 2

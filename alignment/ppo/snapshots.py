@@ -13,8 +13,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from alignment.adapters import has_adapter, merged
 from alignment.model import save_model
 from alignment.ppo.learner import Learner
-from alignment.ppo.processes import on_main
 from alignment.ppo.sharding import whole_models
+from alignment.processes import on_main
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,10 @@ import torch
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from alignment import processes
 from alignment.errors import ConfigError, TrainingError
 from alignment.journal import Journal
-from alignment.ppo import processes, sharding
+from alignment.ppo import sharding
 from alignment.ppo.advantages import explained_variance
 from alignment.ppo.checkpoint import changes, fingerprint, last_checkpoint, read_checkpoint, restore, save_checkpoint
 from alignment.ppo.config import PPOConfig

@@ -20,7 +20,6 @@ from alignment.ppo.kl import kl_estimate
 from alignment.ppo.learner import Learner
 from alignment.ppo.losses import clipped_surrogate, clipped_value_loss
 from alignment.ppo.memory import computing
-from alignment.ppo.processes import gathered, share_of, sum_gradients
 from alignment.ppo.prompts import cycled_rows, seeded
 from alignment.ppo.rollout import (
     Rollout,
@@ -30,6 +29,7 @@ from alignment.ppo.rollout import (
     values_with_still_trunk,
 )
 from alignment.ppo.sharding import add_gradients, whole_tensor
+from alignment.processes import gathered, share_of, sum_gradients
 from alignment.threads import side_by_side
 
 Sums = defaultdict[str, float]

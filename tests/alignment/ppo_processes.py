@@ -14,7 +14,8 @@ from unittest import mock
 
 import torch
 
-from alignment.ppo import memory, processes, update
+from alignment import processes
+from alignment.ppo import memory, update
 from alignment.ppo.learner import Learner
 from alignment.ppo.models import lay_out
 from alignment.ppo.rewards import ModelReward, RuleReward

@@ -16,7 +16,8 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from alignment.ppo import processes, sharding
+from alignment import processes
+from alignment.ppo import sharding
 from tests.alignment import ppo_processes as runs
 from tests.alignment import ppo_world as world
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from alignment.ppo import processes, rollout, shares
+from alignment import processes
+from alignment.ppo import rollout, shares
 from alignment.ppo.config import PPOConfig
 from alignment.ppo.rewards import RuleReward
 from alignment.ppo.rollout import Episodes, Scored

@@ -97,7 +97,7 @@ MUTANTS = [
     ("ppo.update", 'max(share.get("largest_log_ratio", 0.0)', 'sum(share.get("largest_log_ratio", 0.0)', accumulation.check_shares),
     ("ppo.shares", "values=_rows([share.values for share in shares])", "values=torch.cat([functional.pad(s.values, (0, 7 - s.values.shape[1])) for s in shares])", shares.check_whitening_over_shares),
     ("ppo.shares", "functional.pad(share, (0, longest - share.shape[1]))", "functional.pad(share, (longest - share.shape[1], 0))", shares.check_whitening_over_shares),
-    ("ppo.processes", "rows[number :: len(shares)] = share", "rows[: len(share)] = share", shares.check_order),
+    ("processes", "rows[number :: len(shares)] = share", "rows[: len(share)] = share", shares.check_order),
     # sampling by given numbers
     ("sampling", "* cumulative[:, -1:], right=True)", ", right=True)", indexing.check_quantile),
     ("sampling", "cumulative[:, -1:], right=True)", "cumulative[:, -1:], right=False)", indexing.check_quantile),

@@ -29,6 +29,10 @@ P = ParamSpec("P")
 BUCKET_VALUES = 2**26  # gradients added up at a time: bounds the memory of their copy
 
 
+class OtherFailed(TrainingError):
+    """Another process failed in its part of the work, and said why."""
+
+
 class OutOfStep(TrainingError):
     """A process failed where the others wait for it within the same work: only the launcher can end them."""
 
@@ -96,7 +100,7 @@ def interleaved(shares: Sequence[Sequence[T]]) -> list[T]:
 def gathered(work: Callable[P, T], *args: P.args, **options: P.kwargs) -> list[T]:
     """Do this process's part, and return what it gave in every process, in their order.
 
-    The processes meet here. Where the part raises in one of them, it raises there what it raised and TrainingError in
+    The processes meet here. Where the part raises in one of them, it raises there what it raised and OtherFailed in
     all others, so that none waits for ever. What is returned is pickled: tensors must be on the CPU.
     """
     if process_count() == 1:
@@ -115,7 +119,7 @@ def gathered(work: Callable[P, T], *args: P.args, **options: P.kwargs) -> list[T
         raise failure
     for number, (_, other) in enumerate(found):
         if other is not None:
-            raise TrainingError(f"process {number} failed with {other}")
+            raise OtherFailed(f"process {number} failed with {other}")
     return [value for value, _ in found]
 
 

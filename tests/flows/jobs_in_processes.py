@@ -1,0 +1,19 @@
+"""What `accelerate launch` starts in test_compute.py: several jobs one after the other, to pay for the imports once.
+
+python -m tests.flows.jobs_in_processes DIRECTORY… with a `job.json` in each.
+"""
+
+import sys
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+
+from alignment.launched import perform
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    state = PartialState(cpu=True)
+    for place in sys.argv[1:]:
+        perform(Path(place))
+    state.destroy_process_group()
