@@ -23,7 +23,6 @@ from tests.labeling.helpers import TOKEN, free_port
 from tests.labeling.test_browser import CHROMIUM, EMAIL, FLAGS, PASSWORD
 
 pytestmark = [pytest.mark.server, pytest.mark.browser, pytest.mark.slow]
-LONG = 600_000  # milliseconds, for what waits for a stage
 SMALL: dict[str, Any] = {
     "name": "small", "description": "every stage in half a minute",
     "town": {"people": 12, "documents": 200, "demonstrations": 40, "prompts": 30, "heldout_prompts": 10},
@@ -105,12 +104,22 @@ def open_form(page: Page, servers: Stack, deployment: str) -> None:
     expect(option(page, "recipe", "name")).to_have_value(deployment)
 
 
-def follow(page: Page, run_page: str, artifact: str) -> None:
-    """From a flow run's page over one of its artifacts to where the artifact's link leads."""
+def follow(page: Page, run_page: str, artifact: str) -> Page:
+    """From a flow run's page over one of its artifacts to the page, in a tab of its own, where its link leads."""
     page.goto(run_page)
     page.get_by_text("Artifacts", exact=True).first.click()
-    page.get_by_role("link", name=artifact).first.click(timeout=LONG)
-    page.locator("article a[href^=http]").first.click()
+    cards = page.locator("a[href*='/artifacts/artifact/']")
+    expect(cards.first).to_be_visible()
+    page.mouse.move(800, 700)
+    deadline = time.monotonic() + 120
+    while not cards.filter(has_text=artifact).count():  # the list holds what is seen, and grows with the scrolling
+        assert time.monotonic() < deadline, f"no artifact {artifact} on {run_page}"
+        page.mouse.wheel(0, 200)
+        page.wait_for_timeout(200)
+    cards.filter(has_text=artifact).first.click()
+    with page.expect_popup() as opened:
+        page.locator(".artifact-data-markdown a[href^=http]").first.click()
+    return opened.value
 
 
 def test_a_run_from_the_form_and_the_links_between_the_pages(servers: Stack, page: Page, tmp_path: Path) -> None:
@@ -143,10 +152,11 @@ def test_a_run_from_the_form_and_the_links_between_the_pages(servers: Stack, pag
     assert made["state"]["type"] == "COMPLETED", made["state"]
     assert made["parameters"]["recipe"]["ppo"]["kl_coef"] == 0.1 and made["parameters"]["recipe"]["seed"] == 7
 
-    follow(page, run_page, "label-studio-ranking")
-    expect(page.get_by_text("Labeling Instructions")).to_be_visible()
-    follow(page, run_page, "mlflow-run")
-    expect(page.get_by_text("win_rate_vs_sft").first).to_be_attached()
-    page.get_by_role("link", name=f"{made['name']} in Prefect").click()
-    expect(page.get_by_text("evaluate", exact=False).first).to_be_visible()
-    assert run_page.rpartition("/")[2] in page.url
+    labelling = follow(page, run_page, "label-studio-ranking")
+    expect(labelling.get_by_text("Labeling Instructions").first).to_be_visible()
+    mlflow = follow(page, run_page, "mlflow-run")
+    expect(mlflow.get_by_text("win_rate_vs_sft").first).to_be_attached()
+    with mlflow.expect_event("framenavigated"):
+        mlflow.get_by_role("link", name=f"{made['name']} in Prefect").click()
+    expect(mlflow.get_by_text("build-town").first).to_be_attached()
+    assert run_page.rpartition("/")[2] in mlflow.url
