@@ -199,7 +199,7 @@ def _wanted(spec: Spec, flow: Flow[..., Any]) -> dict[str, Any]:
         "description": spec.description or (flow.description or ""),
         "tags": list(spec.tags),
         "parameters": spec.parameters,
-        "parameter_openapi_schema": parameter_schema(flow).model_dump_for_openapi(),
+        "parameter_openapi_schema": parameter_schema(flow).model_dump(exclude_unset=True),
         "enforce_parameter_schema": True,
         "work_pool_name": spec.work_pool.name,
         "job_variables": spec.work_pool.job_variables,
