@@ -21,7 +21,7 @@ from prefect.client.schemas.objects import FlowRun
 from prefect.exceptions import PrefectHTTPStatusError
 from prefect.states import Crashed
 
-from flows import flow_runs, processes, stack
+from flows import flow_runs, processes
 from flows.deploy import PIPELINE, TRAIN, read_file, set_up_deployment, set_up_pool
 from flows.pipeline import rlhf
 from flows.recipe import Recipe
@@ -39,7 +39,7 @@ class Deployed:
     def __init__(self, home: Path, recipe: Recipe) -> None:
         self._home, self._recipe = home, recipe
         self.log = home / "logs" / "worker.log"
-        self._told = environment() | stack.connect(home).environment() | {"PREFECT_WORKER_QUERY_SECONDS": "2"}
+        self._told = environment(home) | {"PREFECT_WORKER_QUERY_SECONDS": "2"}
         self._worker: processes.Process | None = None
         self._run: UUID | None = None
         self.starts = 0
@@ -67,7 +67,7 @@ class Deployed:
         set_up_pool(client, TRAIN, pools[TRAIN], 1)
         told = {"name": "storm", "parameters": {"recipe": self._recipe.model_dump(mode="json")}}
         spec = next(one for one in specs if one.name == PIPELINE).model_copy(update=told)
-        set_up_deployment(client, spec, rlhf, pools[TRAIN].type)
+        set_up_deployment(client, spec, rlhf)
         deployment = client.read_deployment_by_name(f"{rlhf.name}/storm")
         return client.create_flow_run_from_deployment(deployment.id).id
 

@@ -99,10 +99,12 @@ def _one(victim: Victim, stage: str, rng: random.Random, progress: Progress) -> 
     )  # fmt: skip
 
 
-def environment() -> dict[str, str]:
-    """Ours, for pipelines in processes of their own: this code, wherever they work, and one thread."""
+def environment(home: Path) -> dict[str, str]:
+    """That of pipelines in processes of their own: this code, wherever they work, one thread, and the servers of a
+    home."""
     told = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
-    return os.environ | told | {"MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "0.25"}  # servers are back in seconds here
+    told |= {"MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "0.25"}  # servers are back in seconds here
+    return os.environ | stack.connect(home).environment() | told
 
 
 class Run(Protocol):
@@ -136,7 +138,7 @@ class TerminalRun:
         self._process: psutil.Process | None = None
         self._parent = subprocess.Popen(
             [sys.executable, warm.__file__, str(self.log), "run", str(recipe), *options, "--home", str(home)],
-            env=environment() | stack.connect(home).environment(),
+            env=environment(home),
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
         self._answer()

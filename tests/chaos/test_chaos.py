@@ -62,7 +62,7 @@ def unbroken(home: Path, place: Path) -> Path:
     place.mkdir()
     store = f"sqlite:///{place / 'mlflow.db'}"
     own = {"RLHF_HOME": str(place), "MLFLOW_TRACKING_URI": store, "MLFLOW_REGISTRY_URI": store}
-    told = environment() | stack.connect(home).environment() | own
+    told = environment(home) | own
     command = [sys.executable, "-c", UNBROKEN, str(TINY), *OPTIONS, "labeling.title=unbroken"]
     subprocess.run(command, env=told, cwd=place, check=True, timeout=900)
     return place
