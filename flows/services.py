@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 import httpx
-from pydantic import BaseModel, ConfigDict, SecretStr
+from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
 from flows.processes import StackError
 from labeling import server as label_studio
@@ -33,12 +33,12 @@ QUIET = {
 class Credentials(BaseModel):
     """The accounts of a stack, generated once and kept in a file that only its owner can read."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     label_studio_email: str
-    label_studio_password: str
-    label_studio_token: str
-    label_studio_secret_key: str
+    label_studio_password: str = Field(repr=False)
+    label_studio_token: str = Field(repr=False)
+    label_studio_secret_key: str = Field(repr=False)
 
 
 class Health(BaseModel):
@@ -57,7 +57,7 @@ class Launch(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     command: tuple[str, ...]
-    environment: dict[str, str]
+    environment: dict[str, str] = Field(repr=False)
     directory: Path
 
 
@@ -70,6 +70,7 @@ def launch_of(name: Name, home: Path, port: int, credentials: Credentials) -> La
     """How to start a server. Raises StackError when its program is not installed."""
     data = home / name
     data.mkdir(parents=True, exist_ok=True)
+    data.chmod(0o700)  # databases of the servers hold tokens, whatever the mode of the home around them
     if name == "prefect":
         return _prefect(data, port)
     if name == "mlflow":
