@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from alignment.errors import ConfigError, RLHFError
-from flows import run_cli
+from flows import operations_cli, run_cli
 from flows.label_cli import app as label_app
 from labeling.errors import LabelingError
 
@@ -30,7 +30,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(label_app, name="label")
-for command in (run_cli.watch, run_cli.resume, run_cli.retry):
+for command in (run_cli.watch, run_cli.resume, run_cli.retry, operations_cli.logs):
     app.command()(command)
 Home = Annotated[
     Path | None, typer.Option("--home", help="Where the stack lives: RLHF_HOME, else ./.rlhf", show_default=False)
