@@ -30,7 +30,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(label_app, name="label")
-for command in (run_cli.watch, run_cli.resume, run_cli.retry, operations_cli.logs):
+for command in (run_cli.watch, run_cli.resume, run_cli.retry, operations_cli.logs, operations_cli.gc):
     app.command()(command)
 Home = Annotated[
     Path | None, typer.Option("--home", help="Where the stack lives: RLHF_HOME, else ./.rlhf", show_default=False)
