@@ -7,7 +7,7 @@ import os
 import sys
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, SecretStr
+from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
 from flows import postgres
 from flows.services import POOLS, QUIET, Name, Site, label_studio_executable
@@ -22,7 +22,7 @@ class Launch(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     command: tuple[str, ...]
-    switches: dict[str, str]
+    switches: dict[str, str] = Field(repr=False)
     directory: Path
     leaky: tuple[str, ...] = ()
     user: str | None = None
@@ -161,6 +161,7 @@ def prepare(name: Name, site: Site) -> None:
         postgres.make_cluster(site.home, site.credentials.secrets.postgres_password)
         return
     (site.home / name).mkdir(parents=True, exist_ok=True)
+    (site.home / name).chmod(0o700)  # databases of the servers hold tokens, whatever the mode of the home around them
     if name == "mlflow" and site.profile == "production":
         (site.home / name / "basic_auth.ini").write_text(mlflow_accounts(site), encoding="utf-8")
     if name == "label-studio":

@@ -14,7 +14,7 @@ from mlflow.exceptions import MlflowException
 from pydantic import BaseModel
 
 from alignment.artifacts import Artifact, content_digest
-from flows import links, outages
+from flows import links, logs, outages
 from flows.provenance import git_commit, versions
 
 log = logging.getLogger(__name__)
@@ -50,6 +50,8 @@ def experiment_id() -> str:
 
 def search(conditions: Mapping[str, str], status: str = "", limit: int = 50) -> list[Run]:
     """Runs by tags, newest first."""
+    if any("'" in value for value in conditions.values()):
+        return []  # no tag of ours has a quote, and MLflow's filters have no way to write one
     words = [f"tags.`{name}` = '{value}'" for name, value in conditions.items()]
     words += [f"attributes.status = '{status}'"] if status else []
     found = MlflowClient().search_runs(
@@ -209,4 +211,5 @@ def pipeline_run(name: str, *, recipe: Any, flow_run_id: str = "") -> Iterator[s
     with active(**({"run_id": begun[0].info.run_id} if begun else how)) as run_id:
         if not begun:
             log_params(run_id, flatten(recipe))
-        yield run_id
+        with logs.kept(run_id, run_id=run_id, flow_run_id=flow_run_id):
+            yield run_id

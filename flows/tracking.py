@@ -37,7 +37,7 @@ from alignment.artifacts import (
     write_json,
 )
 from alignment.journal import Journal
-from flows import links, registry, runs
+from flows import links, locks, logs, registry, runs
 from flows.endings import stopped
 from flows.metrics import METRICS_FILE, MetricSender, send_all
 from flows.provenance import git_commit, versions
@@ -108,12 +108,13 @@ def run_stage(
             file_digests=[content_digest(path) for path in files], seed=seed,
         ),
     )  # fmt: skip
-    with _in_words(job):
+    with logs.about(stage=stage), _in_words(job):
         with _only_one(job):
             artifact = find(job.stage, job.key, job.home) or _make(job, work)
             _tidy(job, artifact.run_id)
         if job.parent is not None:
             _note_on_parent(job.parent, artifact)
+        logs.notes.info("found done" if artifact.cached else f"made in {artifact.seconds:.1f} s")
     return artifact
 
 
@@ -169,7 +170,7 @@ def _make(job: Job, work: Work) -> Artifact:
     )  # fmt: skip
     if job.parent is None:
         links.link_stage(run_id, job.stage)
-    with runs.active(run_id=run_id, nested=True), _in_words(job):
+    with logs.about(stage_run_id=run_id), runs.active(run_id=run_id, nested=True), _in_words(job):
         _take_back(job, run_id)
         MlflowClient().set_tag(run_id, runs.TAG_PROCESSES, str(job.compute["processes"]))
         seconds = _work(job, work, run_id)
@@ -279,12 +280,11 @@ def _note_on_parent(parent: str, artifact: Artifact) -> None:
 @contextmanager
 def _only_one(job: Job) -> Iterator[None]:
     """Keep two from making the same output at once: the second waits and then finds it."""
-    path = job.home / "locks" / f"{job.final.name}.lock"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            log.info("stage '%s' is being made by somebody else; waiting for it", job.stage)
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+    while True:
+        with locks.open_lock(job.home, job.final.name) as file:
+            if not locks.take(file):
+                log.info("stage '%s' is being made by somebody else; waiting for it", job.stage)
+                fcntl.flock(file, fcntl.LOCK_EX)
+            if locks.is_current(file):
+                yield
+                return

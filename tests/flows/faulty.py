@@ -14,6 +14,7 @@ import psutil
 from flows import processes, services
 from flows.processes import Process
 from flows.services import Credentials, Name
+from tests.flows.local import launch_of, site_of
 from tests.labeling.helpers import free_port
 
 NOBODY = Credentials(
@@ -43,11 +44,11 @@ class Server:
 
     def start(self) -> None:
         """Start it and wait until it answers."""
-        launch = services.launch_of(self._name, self._home, self._port, NOBODY)
+        launch = launch_of(self._name, self._home, self._port, NOBODY)
         self._process = processes.launch(
             launch.command, environment=launch.environment, directory=launch.directory, log=self._home / "log"
         )
-        until(lambda: services.health_of(self._name, self.url, "").ok)
+        until(lambda: services.health_of(self._name, site_of(self._home, {self._name: self._port}, NOBODY)).ok)
 
     def send(self, sign: signal.Signals) -> None:
         """Send a signal to the server and its workers."""

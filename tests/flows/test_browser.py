@@ -14,11 +14,12 @@ import pytest
 import yaml
 from playwright.sync_api import Locator, Page, expect, sync_playwright
 
-from flows import processes, services, stack
+from flows import credentials, processes, services
 from flows.services import Name
 from flows.stack import Stack
 from labeling.client import LabelStudio
 from labeling.users import ensure_account
+from tests.flows.local import launch_of, site_of
 from tests.labeling.helpers import TOKEN, free_port
 from tests.labeling.test_browser import CHROMIUM, EMAIL, FLAGS, PASSWORD
 
@@ -42,21 +43,22 @@ SMALL: dict[str, Any] = {
 def servers(server_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """A Prefect and an MLflow server of their own, beside the Label Studio of all tests."""
     home = tmp_path_factory.mktemp("stack")
-    credentials = stack._credentials(home).model_copy(update={"label_studio_token": TOKEN})
+    known = credentials.ensure(home).model_copy(update={"label_studio_token": TOKEN})
     names: tuple[Name, ...] = ("prefect", "mlflow")
-    urls = {name: f"http://127.0.0.1:{free_port()}" for name in names}
+    ports = {name: free_port() for name in names}
+    site = site_of(home, {**ports, "label-studio": int(server_url.rpartition(":")[2])}, known)
     with ExitStack() as started:
-        for name, url in urls.items():
-            launch = services.launch_of(name, home, int(url.rpartition(":")[2]), credentials)
+        for name, port in ports.items():
+            launch = launch_of(name, home, port, known)
             process = processes.launch(
                 launch.command, environment=launch.environment, directory=launch.directory, log=home / f"{name}.log"
             )
             started.callback(processes.stop, process)
         deadline = time.monotonic() + 600
-        while not all(services.health_of(name, url, TOKEN).ok for name, url in urls.items()):
+        while not all(services.health_of(name, site).ok for name in names):
             assert time.monotonic() < deadline, "the servers did not come up"
             time.sleep(0.5)
-        yield Stack(home=home, urls={**urls, "label-studio": server_url}, credentials=credentials)
+        yield Stack(site=site)
 
 
 @pytest.fixture

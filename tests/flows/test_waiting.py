@@ -30,11 +30,12 @@ from alignment.errors import DataError
 from alignment.records import write_records
 from flows import flow_runs, processes, runs, stack, watch
 from flows.cli import app
+from flows.credentials import write_private
 from flows.graph import keys, steps
 from flows.labeling import annotation_store
 from flows.recipe import Recipe, load_recipe
 from flows.services import Credentials, Name
-from flows.stack import Server, Stack
+from flows.stack import Server
 from flows.suspension import read_waiting
 from flows.waiting import OPENED, look, opened_at, resumed_by_hand, wait_for_people
 from labeling.client import LabelStudio
@@ -72,7 +73,7 @@ class Place:
             label_studio_email="owner@rlhf.local", label_studio_password="password-of-the-owner",
             label_studio_token=TOKEN, label_studio_secret_key="none",
         )  # fmt: skip
-        stack.write_private(home / "credentials.json", self.credentials.model_dump_json())
+        write_private(home / "credentials.json", self.credentials.model_dump_json())
         servers: dict[Name, Server] = {name: Server(port=free_port()) for name in OURS}
         port = int(label_studio.rpartition(":")[2])
         (pid,) = {one.pid for one in psutil.net_connections() if one.laddr and one.laddr.port == port
@@ -88,7 +89,7 @@ class Place:
         for name in OURS:
             state = stack._start(name, self.home, state, self.credentials, [])
         for name in OURS:
-            stack._wait_for(name, self.home, state.servers[name], self.credentials)
+            stack._wait_for(name, self.home, state, self.credentials)
 
     def kill(self) -> None:
         """The power fails: worker, flows and servers are gone at once."""
@@ -99,9 +100,7 @@ class Place:
                 kill_all(processes.members(process))
 
     def environment(self) -> dict[str, str]:
-        servers = stack._read_state(self.home).servers
-        urls = {name: server.url for name, server in servers.items()}
-        told = Stack(home=self.home, urls=urls, credentials=self.credentials).environment()
+        told = stack._read_state(self.home).site(self.home, self.credentials).client_environment()
         return told | {"OMP_NUM_THREADS": "1", "PREFECT_WORKER_QUERY_SECONDS": "1", "PYTHONPATH": str(REPOSITORY)}
 
     def ensure_worker(self) -> None:
