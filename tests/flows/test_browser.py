@@ -158,7 +158,7 @@ def test_a_run_from_the_form_and_the_links_between_the_pages(servers: Stack, pag
     expect(labelling.get_by_text("Labeling Instructions").first).to_be_visible()
     mlflow = follow(page, run_page, "mlflow-run")
     expect(mlflow.get_by_text("win_rate_vs_sft").first).to_be_attached()
-    with mlflow.expect_event("framenavigated"):
+    with mlflow.expect_popup() as opened:
         mlflow.get_by_role("link", name=f"{made['name']} in Prefect").click()
-    expect(mlflow.get_by_text("build-town").first).to_be_attached()
-    assert run_page.rpartition("/")[2] in mlflow.url
+    expect(opened.value.get_by_text(made["name"]).first).to_be_visible()
+    assert opened.value.url == run_page
