@@ -19,8 +19,18 @@ import pytest
 import yaml
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import WorkPoolCreate
-from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey, FlowRunFilter, FlowRunFilterId
+from prefect.client.schemas.filters import (
+    ArtifactFilter,
+    ArtifactFilterKey,
+    DeploymentFilter,
+    DeploymentFilterId,
+    FlowRunFilter,
+    FlowRunFilterId,
+    FlowRunFilterState,
+    FlowRunFilterStateName,
+)
 from prefect.client.schemas.objects import FlowRun, State, StateType
+from prefect.client.schemas.schedules import IntervalSchedule
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Cancelled, Crashed, Failed
 from typer.testing import CliRunner
@@ -347,6 +357,15 @@ def test_a_dead_run_is_started_again_a_few_times_and_no_other(place: Place, pref
     for state in (Cancelled(), Failed(message="its own error")):
         flow_runs.give_state(prefect, run, state)
         assert looked_after(place, **now) == []
+
+
+def test_schedules_fire(place: Place, prefect: SyncPrefectClient) -> None:
+    deployment = deploy(prefect, "asleep", "tests.flows.asleep.asleep")
+    prefect.create_deployment_schedules(deployment, [(IntervalSchedule(interval=timedelta(hours=9)), True)])
+    ours = DeploymentFilter(id=DeploymentFilterId(any_=[deployment]))
+    scheduled = FlowRunFilter(state=FlowRunFilterState(name=FlowRunFilterStateName(any_=["Scheduled"])))
+    until(lambda: prefect.read_flow_runs(flow_run_filter=scheduled, deployment_filter=ours), "a scheduled run")
+    prefect.delete_deployment(deployment)
 
 
 def test_one_watcher_at_a_time(place: Place) -> None:
