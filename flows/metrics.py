@@ -15,6 +15,7 @@ import os
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from contextvars import copy_context
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
@@ -87,7 +88,10 @@ class MetricSender:
         self._owed: list[Line] = self._ledger.read()  # of a killed attempt, which may not have come so far
         self._read_to, self._told_at, self._warned_at = (0, 0), time.monotonic(), 0.0
         self._closed = threading.Event()
-        self._thread = threading.Thread(target=self._work, name=f"metrics-{run_id[:8]}", daemon=True)
+        within = copy_context()  # of the flow run, so that what is logged reaches its page
+        self._thread = threading.Thread(
+            target=within.run, args=(self._work,), name=f"metrics-{run_id[:8]}", daemon=True
+        )
 
     def __enter__(self) -> "MetricSender":
         self._thread.start()

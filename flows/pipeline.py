@@ -8,7 +8,6 @@ from typing import Any
 import mlflow
 from prefect import flow, get_run_logger
 from prefect.artifacts import create_table_artifact
-from prefect.events import emit_event
 from prefect.runtime import flow_run
 
 from alignment.artifacts import Artifact
@@ -154,8 +153,6 @@ def show(made: Mapping[str, Artifact], manifest: Mapping[str, Any], run_id: str)
     client.log_artifact(run_id, str(made["evaluate"].file("samples.md")), "report")
     rows = [{"figure": name, "value": f"{value:.3f}"} for name, value in headlines(manifest).items()]
     create_table_artifact(table=rows, key="headlines", description=f"release {manifest['release']}")
-    # The last event: with it Prefect's client sends again what it could not send while the server was away.
-    emit_event("rlhf.release", resource={"prefect.resource.id": f"rlhf.release.{manifest['release']}"})
 
 
 def headlines(manifest: Mapping[str, Any]) -> dict[str, float]:
