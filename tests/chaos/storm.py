@@ -103,7 +103,6 @@ def environment(home: Path) -> dict[str, str]:
     """That of pipelines in processes of their own: this code, wherever they work, one thread, and the servers of a
     home."""
     told = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
-    told |= {"MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "0.25"}  # servers are back in seconds here
     return os.environ | stack.connect(home).environment() | told
 
 
