@@ -39,7 +39,7 @@ from tests.conftest import TINY
 ROOT = Path(__file__).parent.parent.parent
 TWO = ComputeConfig(processes=2)
 NAMES = ("Ada", "Bo", "Cy", "Dee", "Eve", "Fay", "Gus")
-# Sums in another order, in single precision: seen were 1e-6 of weights and 2e-7 of what is logged.
+# Sums in another order, in single precision: seen were 1e-6 of weights and of what is logged.
 TOLERANCE = 2e-5
 
 
