@@ -8,7 +8,8 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from alignment.errors import ArtifactError
-from flows.stack import home_directory, write_private
+from flows.credentials import write_private
+from flows.stack import home_directory
 from labeling.client import LabelStudio
 from labeling.errors import BadCredentials
 from labeling.locks import exclusively

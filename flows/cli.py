@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -42,14 +42,23 @@ Overrides = Annotated[
 
 
 @app.command()
-def up(home: Home = None) -> None:
-    """Start the Prefect, MLflow and Label Studio servers that do not run yet, and wait until they work."""
+def up(
+    profile: Annotated[
+        Literal["default", "production"] | None, typer.Option(help="production: on PostgreSQL, behind passwords.")
+    ] = None,
+    workers: Annotated[bool, typer.Option("--workers", help="Workers for the pools train and ops, too.")] = False,
+    home: Home = None,
+) -> None:
+    """Start the Prefect, MLflow and Label Studio servers that do not run yet, and wait until they work.
+
+    Profile and workers are remembered. --profile production has workers always.
+    """
     from flows import stack
 
     console = _console()
     started = time.monotonic()
     with console.status("starting the servers; Label Studio's first start takes half a minute or more"):
-        running = stack.up(home)
+        running = stack.up(home, profile, workers)
     for note in running.notes:
         console.print(f"note: {note}")
     console.print(_status_table(stack.status(home)))

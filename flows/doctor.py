@@ -115,14 +115,14 @@ def secrets(home: Path) -> Iterator[Finding]:
 def servers(home: Path) -> Iterator[Finding]:
     """What runs and answers, with our time of day; and for what does not run, whether its port is free."""
     try:
-        rows = {row.name: row for row in stack.status(home)}
+        rows = stack.status(home)
     except StackError as error:
         yield Finding(what="stack", ok=False, seen="its files cannot be read", fix=str(error))
         return
-    for name in NAMES:
-        row = rows[name]
+    for row in rows:
+        name = row.name
         if row.running:
-            late = clock_difference(row.url) if row.health.ok else 0.0
+            late = clock_difference(row.url) if row.health.ok and name in NAMES else 0.0
             if not row.health.ok:
                 fix = f"look into {row.log}; `rlhf down` and `rlhf up` start it again"
                 yield Finding(what=row.title, ok=False, seen=row.health.problem, fix=fix)

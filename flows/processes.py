@@ -5,6 +5,7 @@ an id that was given to somebody else meanwhile matches neither.
 """
 
 import os
+import pwd
 import secrets
 import signal
 import socket
@@ -12,6 +13,7 @@ import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import psutil
 from pydantic import BaseModel, ConfigDict
@@ -39,8 +41,13 @@ class Process(BaseModel):
     mark: str
 
 
-def launch(command: Sequence[str], *, environment: Mapping[str, str], directory: Path, log: Path) -> Process:
-    """Start a command in a session of its own, with its output appended to `log`, and return at once."""
+def launch(
+    command: Sequence[str], *, environment: Mapping[str, str], directory: Path, log: Path, user: str | None = None
+) -> Process:
+    """Start a command in a session of its own, with its output appended to `log`, and return at once.
+
+    What it writes is its owner's alone. `user`: somebody else to run as, which takes root.
+    """
     mark = secrets.token_hex(8)
     directory.mkdir(parents=True, exist_ok=True)
     log.parent.mkdir(parents=True, exist_ok=True)
@@ -55,8 +62,15 @@ def launch(command: Sequence[str], *, environment: Mapping[str, str], directory:
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            **run_as(user),
+            umask=0o077,
         )
     return Process(pid=child.pid, started_at=psutil.Process(child.pid).create_time(), mark=mark)
+
+
+def run_as(user: str | None) -> dict[str, Any]:
+    """What subprocess is told to run something as somebody else and with none of our groups; None is ourselves."""
+    return {} if user is None else {"user": user, "group": pwd.getpwnam(user).pw_gid, "extra_groups": []}
 
 
 def is_alive(process: Process) -> bool:
@@ -64,10 +78,10 @@ def is_alive(process: Process) -> bool:
     return _leader(process) is not None
 
 
-def stop(process: Process, seconds: float = STOP_SECONDS) -> bool:
+def stop(process: Process, seconds: float = STOP_SECONDS, polite: signal.Signals = signal.SIGTERM) -> bool:
     """End the process and its whole group: politely, and after `seconds` for good. False when nothing was left."""
     found = members(process)
-    _send(found, signal.SIGTERM)
+    _send(found, polite)
     _, stubborn = psutil.wait_procs(found, timeout=seconds)
     stubborn = [*stubborn, *(late for late in members(process) if late not in stubborn)]
     _send(stubborn, signal.SIGKILL)

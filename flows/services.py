@@ -1,4 +1,4 @@
-"""The three servers of the local stack: how each is started, and how to tell that it works.
+"""The parts of a stack: three servers, a database under them in production, workers; and how to tell that each works.
 
 Nothing phones home: the switches that turn telemetry off are here, for servers and clients alike.
 """
@@ -10,18 +10,27 @@ from pathlib import Path
 from typing import Literal
 
 import httpx
-from pydantic import BaseModel, ConfigDict, SecretStr
+from pydantic import BaseModel, ConfigDict, Field
 
+from flows import outages, postgres
 from flows.processes import StackError
 from labeling import server as label_studio
 from labeling.errors import BadCredentials
 
 HOST = "127.0.0.1"
 PROBE_SECONDS = 5.0
-Name = Literal["prefect", "mlflow", "label-studio"]
+Name = Literal["postgres", "prefect", "mlflow", "label-studio", "train-worker", "ops-worker"]
+Profile = Literal["default", "production"]
 NAMES: tuple[Name, ...] = ("prefect", "mlflow", "label-studio")
-TITLES: Mapping[Name, str] = {"prefect": "Prefect", "mlflow": "MLflow", "label-studio": "Label Studio"}
-DEFAULT_PORTS: Mapping[Name, int] = {"prefect": 4200, "mlflow": 5000, "label-studio": 8080}
+POOLS: Mapping[Name, str] = {"train-worker": "train", "ops-worker": "ops"}
+WAVES: tuple[tuple[Name, ...], ...] = (("postgres",), NAMES, tuple(POOLS))  # each needs those before it
+TITLES: Mapping[Name, str] = {
+    "postgres": "PostgreSQL", "prefect": "Prefect", "mlflow": "MLflow", "label-studio": "Label Studio",
+    "train-worker": "worker of pool train", "ops-worker": "worker of pool ops",
+}  # fmt: skip
+DEFAULT_PORTS: Mapping[Name, int] = {
+    "postgres": 5432, "prefect": 4200, "mlflow": 5000, "label-studio": 8080, "train-worker": 4280, "ops-worker": 4281,
+}  # fmt: skip
 QUIET = {
     "DO_NOT_TRACK": "1",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
@@ -30,15 +39,92 @@ QUIET = {
 }
 
 
+class Secrets(BaseModel):
+    """The passwords of a production stack."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    postgres_password: str = Field(repr=False)
+    prefect_database_password: str = Field(repr=False)
+    mlflow_database_password: str = Field(repr=False)
+    label_studio_database_password: str = Field(repr=False)
+    prefect_auth: str = Field(repr=False, description="user:password, asked for by Prefect's pages and API")
+    mlflow_username: str
+    mlflow_password: str = Field(repr=False)
+    mlflow_secret_key: str = Field(repr=False)
+
+
 class Credentials(BaseModel):
     """The accounts of a stack, generated once and kept in a file that only its owner can read."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     label_studio_email: str
-    label_studio_password: str
-    label_studio_token: str
-    label_studio_secret_key: str
+    label_studio_password: str = Field(repr=False)
+    label_studio_token: str = Field(repr=False)
+    label_studio_secret_key: str = Field(repr=False)
+    production: Secrets | None = None
+
+    @property
+    def secrets(self) -> Secrets:
+        """The passwords of a production stack. Raises StackError where there are none."""
+        if self.production is None:
+            raise StackError("these credentials are of a stack without passwords; `rlhf up --profile production` "
+                             "makes one that has them, in a home of its own")  # fmt: skip
+        return self.production
+
+
+class Site(BaseModel):
+    """A stack as its parts see it: where each of them is reached, as host:port, and what they listen on."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    home: Path
+    credentials: Credentials
+    addresses: dict[Name, str]
+    profile: Profile = "default"
+    bind: str = HOST
+    public_url: str = Field(default="", description="Label Studio's address for people, behind another server")
+    artifacts: str = Field(default="", description="where MLflow keeps artifacts; else a directory of its own")
+    allowed_hosts: tuple[str, ...] = Field(default=(), description="further names under which MLflow is asked")
+
+    def url(self, name: Name) -> str:
+        """A server's address, without a slash at the end."""
+        return f"http://{self.addresses[name]}"
+
+    def port(self, name: Name) -> int:
+        """A part's port."""
+        return int(self.addresses[name].rpartition(":")[2])
+
+    def client_environment(self) -> dict[str, str]:
+        """How this project, Prefect and MLflow find the servers and log in; to be set before either is imported."""
+        found = {
+            **QUIET,
+            "RLHF_HOME": str(self.home),
+            "PREFECT_HOME": str(self.home / "prefect"),
+            "PREFECT_API_URL": f"{self.url('prefect')}/api",
+            "MLFLOW_TRACKING_URI": self.url("mlflow"),
+            "MLFLOW_REGISTRY_URI": self.url("mlflow"),
+            "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+            "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+            "MLFLOW_LOGGING_LEVEL": "WARNING",
+            **outages.retries(),
+            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+            "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+            "TRANSFORMERS_VERBOSITY": "error",
+            "PREFECT_LOGGING_EXTRA_LOGGERS": "flows,alignment,labeling",
+            "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",  # by which a run that was killed is told from a living one
+            "LABEL_STUDIO_URL": self.url("label-studio"),
+            "LABEL_STUDIO_API_KEY": self.credentials.label_studio_token,
+        }
+        if self.profile == "production":
+            secrets = self.credentials.secrets
+            found |= {
+                "PREFECT_API_AUTH_STRING": secrets.prefect_auth,
+                "MLFLOW_TRACKING_USERNAME": secrets.mlflow_username,
+                "MLFLOW_TRACKING_PASSWORD": secrets.mlflow_password,
+            }
+        return found
 
 
 class Health(BaseModel):
@@ -51,72 +137,24 @@ class Health(BaseModel):
     problem: str = ""
 
 
-class Launch(BaseModel):
-    """Everything needed to start one server."""
-
-    model_config = ConfigDict(frozen=True)
-
-    command: tuple[str, ...]
-    environment: dict[str, str]
-    directory: Path
-
-
 def port_variable(name: Name) -> str:
     """The environment variable that fixes a server's port."""
     return f"RLHF_{name.replace('-', '_').upper()}_PORT"
 
 
-def launch_of(name: Name, home: Path, port: int, credentials: Credentials) -> Launch:
-    """How to start a server. Raises StackError when its program is not installed."""
-    data = home / name
-    data.mkdir(parents=True, exist_ok=True)
-    if name == "prefect":
-        return _prefect(data, port)
-    if name == "mlflow":
-        return _mlflow(data, port)
-    return _label_studio(data, port, credentials)
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach what listens on `host`."""
+    return host == "localhost" or host == "::1" or host.startswith("127.")
 
 
-def _prefect(data: Path, port: int) -> Launch:
-    switches = {
-        "PREFECT_HOME": str(data),
-        "PREFECT_PROFILES_PATH": str(data / "profiles.toml"),
-        "PREFECT_SERVER_UI_API_URL": "/api",  # the pages ask the host they came from, whatever the port
-        "PREFECT_SERVER_UI_V2_ENABLED": "false",  # the V2 pages ask an analytics host from the browser
-        "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
-    }
-    command = (sys.executable, "-m", "prefect", "server", "start", "--host", HOST, "--port", str(port))
-    return Launch(command=command, environment=_clean("PREFECT_") | QUIET | switches, directory=data)
-
-
-def _mlflow(data: Path, port: int) -> Launch:
-    artifacts = data / "artifacts"
-    command = (
-        *(sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(port), "--workers", "1"),
-        *("--backend-store-uri", f"sqlite:///{data / 'mlflow.db'}", "--artifacts-destination", artifacts.as_uri()),
-    )
-    switches = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # else 15 processes and 3 GB
-    return Launch(command=command, environment=_clean("MLFLOW_") | QUIET | switches, directory=data)
-
-
-def _label_studio(data: Path, port: int, credentials: Credentials) -> Launch:
-    settings = label_studio.ServerSettings(
-        executable=label_studio_executable(),
-        data_dir=data,
-        port=port,
-        host=HOST,
-        username=credentials.label_studio_email,
-        password=SecretStr(credentials.label_studio_password),
-        token=SecretStr(credentials.label_studio_token),
-        secret_key=SecretStr(credentials.label_studio_secret_key),
-        local_webhooks=os.environ.get("RLHF_LABEL_STUDIO_LOCAL_WEBHOOKS") == "1",
-    )
-    label_studio.prepare(settings)
-    return Launch(
-        command=tuple(label_studio.command(settings)),
-        environment=label_studio.environment(settings),
-        directory=settings.working_dir,
-    )
+def log_in_as(name: Name, profile: Profile, known: Credentials | None) -> str:
+    """Whose password opens a server's pages, in words."""
+    if known is not None and name == "label-studio":
+        return known.label_studio_email
+    if known is None or profile == "default" or name in POOLS:
+        return "no login"
+    accounts = {"postgres": "postgres", "mlflow": known.secrets.mlflow_username, "prefect": known.secrets.prefect_auth}
+    return accounts[name].partition(":")[0]
 
 
 def label_studio_executable() -> Path:
@@ -131,27 +169,30 @@ def label_studio_executable() -> Path:
     return path
 
 
-def _clean(prefix: str) -> dict[str, str]:
-    """Our environment without settings that would lead a server to somebody else's data."""
-    return {name: value for name, value in os.environ.items() if not name.startswith((prefix, "PYTHONPATH"))}
-
-
-def health_of(name: Name, url: str, token: str) -> Health:
-    """Ask a server, its database included, whether it works."""
+def health_of(name: Name, site: Site) -> Health:
+    """Ask a part of the stack, the database under it included, whether it works."""
+    if name == "postgres":
+        problem, version = postgres.ask(site.addresses[name], site.credentials.secrets.postgres_password)
+        return Health(ok=not problem, version=version, problem=problem)
+    secrets = site.credentials.production if site.profile == "production" else None
     try:
         with httpx.Client(
-            base_url=url, timeout=PROBE_SECONDS, trust_env=False, verify=label_studio.authorities()
+            base_url=site.url(name), timeout=PROBE_SECONDS, trust_env=False, verify=label_studio.authorities()
         ) as http:
             if name == "prefect":
-                return _prefect_health(http)
+                return _prefect_health(http, secrets)
             if name == "mlflow":
-                return _mlflow_health(http)
-            return _label_studio_health(http, url, token)
+                return _mlflow_health(http, secrets)
+            if name == "label-studio":
+                return _label_studio_health(http, site.url(name), site.credentials.label_studio_token)
+            return _worker_health(http)
     except (httpx.HTTPError, ValueError, KeyError) as error:
         return Health(ok=False, problem=str(error) or type(error).__name__)
 
 
-def _prefect_health(http: httpx.Client) -> Health:
+def _prefect_health(http: httpx.Client, secrets: Secrets | None) -> Health:
+    if secrets is not None:
+        http.auth = httpx.BasicAuth(*secrets.prefect_auth.split(":", 1))
     for path in ("/api/health", "/api/ready"):
         answer = http.get(path)
         if answer.status_code != 200:
@@ -159,7 +200,9 @@ def _prefect_health(http: httpx.Client) -> Health:
     return Health(ok=True, version=str(http.get("/api/admin/version").raise_for_status().json()))
 
 
-def _mlflow_health(http: httpx.Client) -> Health:
+def _mlflow_health(http: httpx.Client, secrets: Secrets | None) -> Health:
+    if secrets is not None:
+        http.auth = httpx.BasicAuth(secrets.mlflow_username, secrets.mlflow_password)
     answers = {
         "/health": http.get("/health"),
         "the search for experiments": http.post("/api/2.0/mlflow/experiments/search", json={"max_results": 1}),
@@ -178,3 +221,9 @@ def _label_studio_health(http: httpx.Client, url: str, token: str) -> Health:
     if not ready:
         return Health(ok=False, problem=seen)
     return Health(ok=True, version=str(http.get("/api/version").raise_for_status().json()["release"]))
+
+
+def _worker_health(http: httpx.Client) -> Health:
+    """A worker answers for itself: well while it keeps asking Prefect for work."""
+    answer = http.get("/health")
+    return Health(ok=answer.status_code == 200, problem=f"/health answers {answer.status_code}: {answer.text[:200]}")

@@ -1,7 +1,8 @@
-"""The local stack: a Prefect, an MLflow and a Label Studio server on loopback, under one home directory.
+"""The local stack: a Prefect, an MLflow and a Label Studio server on loopback, under one home directory; in the profile
+`production` on PostgreSQL, behind passwords, and with workers.
 
     home/credentials.json   accounts, readable by the owner alone      home/logs/        one file a server
-    home/stack.json         ports and processes                        home/artifacts/   published outputs of stages
+    home/stack.json         profile, ports, processes                      home/artifacts/   published outputs of stages
 
 A port that is busy is passed over for the next free one, which is remembered, unless its variable (RLHF_PREFECT_PORT
 and so on) names it: then it is an error.
@@ -9,44 +10,25 @@ and so on) names it: then it is an error.
 
 import fcntl
 import os
-import secrets
+import signal
 import time
 from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict
 
-from flows import outages, processes, services
+from flows import credentials, launches, postgres, processes, services
 from flows.processes import Process, StackError
-from flows.services import HOST, NAMES, TITLES, Credentials, Health, Name
+from flows.services import HOST, NAMES, TITLES, WAVES, Credentials, Health, Name, Profile, Site
+from flows.state import Server, State
+from flows.state import read as _read_state
+from flows.state import write as _write_state
 
 START_SECONDS = 240.0
 POLL_SECONDS = 0.25
 LOG_TAIL_CHARACTERS = 1500
-
-
-class Server(BaseModel):
-    """One server of the stack: its port, and the process that was started for it."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    port: int
-    process: Process | None = None
-
-    @property
-    def url(self) -> str:
-        """Its address, without a slash at the end."""
-        return f"http://{HOST}:{self.port}"
-
-
-class State(BaseModel):
-    """What `stack.json` holds."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    servers: dict[Name, Server] = Field(default_factory=dict)
 
 
 class Stack(BaseModel):
@@ -54,32 +36,27 @@ class Stack(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    home: Path
-    urls: dict[Name, str]
-    credentials: Credentials
+    site: Site
     notes: tuple[str, ...] = ()
+
+    @property
+    def home(self) -> Path:
+        """Where it lives."""
+        return self.site.home
+
+    @property
+    def credentials(self) -> Credentials:
+        """Who may log in."""
+        return self.site.credentials
+
+    @property
+    def urls(self) -> dict[Name, str]:
+        """The servers' addresses."""
+        return {name: self.site.url(name) for name in NAMES}
 
     def environment(self) -> dict[str, str]:
         """How this project, Prefect and MLflow find the servers; to be set before either is imported."""
-        return {
-            **services.QUIET,
-            "RLHF_HOME": str(self.home),
-            "PREFECT_HOME": str(self.home / "prefect"),
-            "PREFECT_API_URL": f"{self.urls['prefect']}/api",
-            "MLFLOW_TRACKING_URI": self.urls["mlflow"],
-            "MLFLOW_REGISTRY_URI": self.urls["mlflow"],
-            "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-            "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-            "MLFLOW_LOGGING_LEVEL": "WARNING",
-            **outages.retries(),
-            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-            "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
-            "TRANSFORMERS_VERBOSITY": "error",
-            "PREFECT_LOGGING_EXTRA_LOGGERS": "flows,alignment,labeling",
-            "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",  # by which a run that was killed is told from a living one
-            "LABEL_STUDIO_URL": self.urls["label-studio"],
-            "LABEL_STUDIO_API_KEY": self.credentials.label_studio_token,
-        }
+        return self.site.client_environment()
 
 
 class ServerStatus(BaseModel):
@@ -101,44 +78,81 @@ def home_directory(home: Path | None = None) -> Path:
     return (home or Path(os.environ.get("RLHF_HOME", ".rlhf"))).expanduser().resolve()
 
 
-def up(home: Path | None = None) -> Stack:
-    """Start what does not run yet, wait until all three answer, and return the stack.
+def up(home: Path | None = None, profile: Profile | None = None, workers: bool = False) -> Stack:
+    """Start what does not run yet, wait until all of it answers, and return the stack.
 
-    Raises StackError when a server does not come up; those that did stay up, and the next `up` mends the rest.
+    `profile` and `workers` are remembered; a stack cannot change its profile. Raises StackError when a part does not
+    come up; those that did stay up, and the next `up` mends the rest.
     """
     home = home_directory(home)
     home.mkdir(parents=True, exist_ok=True, mode=0o700)
     with _lock(home):
-        credentials = _credentials(home)
-        state = _read_state(home)
+        state = _asked_for(home, profile, workers)
+        known = credentials.ensure(home, state.profile)
         notes: list[str] = []
-        for name in NAMES:
-            if not _is_well(name, state.servers.get(name), credentials):
-                state = _start(name, home, state, credentials, notes)
-        _wait_for_all(home, state, credentials)
-    return _stack(home, state, credentials, notes)
+        for wave in state.waves:
+            for name in wave:
+                if not _is_well(name, home, state, known):
+                    state = _start(name, home, state, known, notes)
+            _wait_for_all(wave, home, state, known)
+            if wave == ("postgres",):
+                _make_databases(state.site(home, known))
+    return Stack(site=state.site(home, known), notes=tuple(notes))
+
+
+def _asked_for(home: Path, profile: Profile | None, workers: bool) -> State:
+    """What is to run: as remembered, with what is asked for now."""
+    before = _read_state(home)
+    if profile is not None and before.servers and profile != before.profile:
+        raise StackError(f"the stack in {home} has the profile '{before.profile}': give another home with --home or "
+                         f"RLHF_HOME to '{profile}'")  # fmt: skip
+    bind = os.environ.get("RLHF_BIND_HOST", before.bind)
+    state = before.model_copy(
+        update={"profile": profile or before.profile, "workers": before.workers or workers, "bind": bind}
+    )
+    if state.profile == "default" and not services.is_loopback(bind):
+        raise StackError(f"RLHF_BIND_HOST={bind} would open servers without passwords to others: "
+                         "`rlhf up --profile production` has passwords, or unset it")  # fmt: skip
+    return state
+
+
+def _make_databases(site: Site) -> None:
+    known = site.credentials.secrets
+    passwords = {"prefect": known.prefect_database_password, "mlflow": known.mlflow_database_password,
+                 "label-studio": known.label_studio_database_password}  # fmt: skip
+    postgres.make_databases(site.addresses["postgres"], known.postgres_password, passwords)
 
 
 def down(home: Path | None = None) -> list[str]:
-    """Stop exactly the processes that `up` started; return the titles of the servers that were stopped."""
+    """Stop exactly the processes that `up` started, workers first and the database last; return what was stopped."""
     home = home_directory(home)
     if not home.is_dir():
         return []
+    stopped: dict[Name, bool] = {}
     with _lock(home):
         state = _read_state(home)
-        running = {name: server.process for name, server in state.servers.items() if server.process is not None}
-        with ThreadPoolExecutor(len(NAMES)) as pool:
-            stopped = dict(zip(running, pool.map(processes.stop, running.values()), strict=True))
-        _write_state(home, State(servers={name: Server(port=server.port) for name, server in state.servers.items()}))
-    return [TITLES[name] for name in NAMES if stopped.get(name)]
+        for wave in reversed(WAVES):
+            running = {name: state.servers[name].process for name in wave if name in state.servers}
+            with ThreadPoolExecutor(len(wave)) as pool:
+                stopped |= dict(zip(running, pool.map(_stop, running, running.values()), strict=True))
+        ports = {name: Server(port=server.port) for name, server in state.servers.items()}
+        _write_state(home, state.model_copy(update={"servers": ports}))
+    return [TITLES[name] for wave in WAVES for name in wave if stopped.get(name)]
+
+
+def _stop(name: Name, process: Process | None) -> bool:
+    """PostgreSQL takes SIGINT for "now, and tidily", while SIGTERM has it wait for whoever is connected."""
+    return process is not None and processes.stop(
+        process, polite=signal.SIGINT if name == "postgres" else signal.SIGTERM
+    )
 
 
 def status(home: Path | None = None) -> list[ServerStatus]:
-    """How each server is, running or not."""
+    """How each part is, running or not."""
     home = home_directory(home)
-    state, credentials = _read_state(home), _existing_credentials(home)
-    with ThreadPoolExecutor(len(NAMES)) as pool:
-        return list(pool.map(lambda name: _status_of(name, home, state.servers.get(name), credentials), NAMES))
+    state, known = _read_state(home), credentials.read(home)
+    with ThreadPoolExecutor(len(state.parts)) as pool:
+        return list(pool.map(lambda name: _status_of(name, home, state, known), state.parts))
 
 
 def connect(home: Path | None = None, needed: Collection[Name] = NAMES) -> Stack:
@@ -146,43 +160,49 @@ def connect(home: Path | None = None, needed: Collection[Name] = NAMES) -> Stack
     home = home_directory(home)
     rows = status(home)
     silent = [f"{row.title} ({row.health.problem})" for row in rows if row.name in needed and not row.health.ok]
-    credentials = _existing_credentials(home)
-    if silent or credentials is None:
+    known = credentials.read(home)
+    if silent or known is None:
         raise StackError(f"{' and '.join(silent)} of the stack in {home}: start the servers with `rlhf up`")
-    return Stack(home=home, urls={row.name: row.url for row in rows}, credentials=credentials)
+    return Stack(site=_read_state(home).site(home, known))
 
 
-def _status_of(name: Name, home: Path, server: Server | None, credentials: Credentials | None) -> ServerStatus:
+def _status_of(name: Name, home: Path, state: State, known: Credentials | None) -> ServerStatus:
+    server = state.servers.get(name)
     running = server is not None and server.process is not None and processes.is_alive(server.process)
     health = Health(ok=False, problem="not running")
-    if server is not None and credentials is not None and running:
-        health = services.health_of(name, server.url, credentials.label_studio_token)
-    who = credentials.label_studio_email if credentials is not None and name == "label-studio" else "no login"
+    if known is not None and running:
+        health = services.health_of(name, state.site(home, known))
+    url = state.site(home, known).url(name) if known is not None and server is not None else ""
     return ServerStatus(
-        name=name, title=TITLES[name], url=server.url if server else "", running=running, health=health, log_in_as=who,
-        log=_log(home, name),
+        name=name, title=TITLES[name], url=url.removeprefix("http://") if name == "postgres" else url, running=running,
+        health=health, log_in_as=services.log_in_as(name, state.profile, known), log=_log(home, name),
     )  # fmt: skip
 
 
-def _is_well(name: Name, server: Server | None, credentials: Credentials) -> bool:
+def _is_well(name: Name, home: Path, state: State, known: Credentials) -> bool:
+    server = state.servers.get(name)
     if server is None or server.process is None or not processes.is_alive(server.process):
         return False
-    return services.health_of(name, server.url, credentials.label_studio_token).ok
+    return services.health_of(name, state.site(home, known)).ok
 
 
-def _start(name: Name, home: Path, state: State, credentials: Credentials, notes: list[str]) -> State:
-    """Stop what may be left of a server and start it; the state is on disk before anything is waited for."""
+def _start(name: Name, home: Path, state: State, known: Credentials, notes: list[str]) -> State:
+    """Stop what may be left of a part and start it; the state is on disk before anything is waited for."""
     before = state.servers.get(name)
     if before is not None and before.process is not None:
-        processes.stop(before.process)
+        _stop(name, before.process)
         processes.wait_for_port(HOST, before.port)
     taken = [server.port for other, server in state.servers.items() if other != name]
     port = _port(name, before, taken, notes)
-    launch = services.launch_of(name, home, port, credentials)
+    state = state.model_copy(update={"servers": {**state.servers, name: Server(port=port)}})
+    site = state.site(home, known)
+    launches.prepare(name, site)
+    launch = launches.launch_of(name, site)
     process = processes.launch(
-        launch.command, environment=launch.environment, directory=launch.directory, log=_log(home, name)
-    )
-    state = State(servers={**state.servers, name: Server(port=port, process=process)})
+        launch.command, environment=launch.environment, directory=launch.directory, log=_log(home, name),
+        user=launch.user,
+    )  # fmt: skip
+    state = state.model_copy(update={"servers": {**state.servers, name: Server(port=port, process=process)}})
     _write_state(home, state)
     return state
 
@@ -203,19 +223,20 @@ def _port(name: Name, before: Server | None, taken: list[int], notes: list[str])
     return port
 
 
-def _wait_for_all(home: Path, state: State, credentials: Credentials) -> None:
-    with ThreadPoolExecutor(len(NAMES)) as pool:
-        waits = [pool.submit(_wait_for, name, home, state.servers[name], credentials) for name in NAMES]
+def _wait_for_all(names: Collection[Name], home: Path, state: State, known: Credentials) -> None:
+    with ThreadPoolExecutor(len(names)) as pool:
+        waits = [pool.submit(_wait_for, name, home, state, known) for name in names]
     problems = [str(wait.exception()) for wait in waits if wait.exception() is not None]
     if problems:
         raise StackError("\n".join(problems))
 
 
-def _wait_for(name: Name, home: Path, server: Server, credentials: Credentials) -> None:
-    """Wait until a server works. Raises StackError with the end of its log when it ended or took too long."""
+def _wait_for(name: Name, home: Path, state: State, known: Credentials) -> None:
+    """Wait until a part works. Raises StackError with the end of its log when it ended or took too long."""
     deadline = time.monotonic() + START_SECONDS
-    while not (health := services.health_of(name, server.url, credentials.label_studio_token)).ok:
-        ended = server.process is None or not processes.is_alive(server.process)
+    process = state.servers[name].process
+    while not (health := services.health_of(name, state.site(home, known))).ok:
+        ended = process is None or not processes.is_alive(process)
         if ended or time.monotonic() > deadline:
             log = _log(home, name)
             late = f"is not ready after {START_SECONDS:.0f} s: {health.problem}"
@@ -223,11 +244,6 @@ def _wait_for(name: Name, home: Path, server: Server, credentials: Credentials) 
             tail = log.read_text(errors="replace")[-LOG_TAIL_CHARACTERS:].strip()
             raise StackError(f"{TITLES[name]} {seen}. `rlhf up` tries again; the end of {log}:\n{tail}")
         time.sleep(POLL_SECONDS)
-
-
-def _stack(home: Path, state: State, credentials: Credentials, notes: list[str]) -> Stack:
-    urls = {name: state.servers[name].url for name in NAMES}
-    return Stack(home=home, urls=urls, credentials=credentials, notes=tuple(notes))
 
 
 def _log(home: Path, name: Name) -> Path:
@@ -240,57 +256,3 @@ def _lock(home: Path) -> Iterator[None]:
     with (home / "stack.lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
-
-
-def _read_state(home: Path) -> State:
-    path = home / "stack.json"
-    if not path.exists():
-        return State()
-    try:
-        return State.model_validate_json(path.read_bytes())
-    except ValidationError as error:
-        problem = error.errors()[0]["msg"]
-        raise StackError(f"{path} cannot be read: {problem}; end the servers by hand and remove the file") from error
-
-
-def _write_state(home: Path, state: State) -> None:
-    write_private(home / "stack.json", state.model_dump_json(indent=2))
-
-
-def _credentials(home: Path) -> Credentials:
-    """The accounts of this stack, made on the first start."""
-    existing = _existing_credentials(home)
-    if existing is not None:
-        return existing
-    made = Credentials(
-        label_studio_email="owner@rlhf.local",
-        label_studio_password=secrets.token_urlsafe(12),
-        label_studio_token=secrets.token_hex(20),
-        label_studio_secret_key=secrets.token_urlsafe(40),
-    )
-    write_private(home / "credentials.json", made.model_dump_json(indent=2))
-    return made
-
-
-def _existing_credentials(home: Path) -> Credentials | None:
-    path = home / "credentials.json"
-    if not path.exists():
-        return None
-    try:
-        return Credentials.model_validate_json(path.read_bytes())
-    except ValidationError as error:
-        raise StackError(
-            f"{path} cannot be read: {error.errors()[0]['msg']}; restore it, or remove {home} to begin anew"
-        ) from error
-
-
-def write_private(path: Path, text: str) -> None:
-    """Write a file that only its owner can read, in one move."""
-    temporary = path.with_name(path.name + ".partial")
-    temporary.unlink(missing_ok=True)
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "w") as file:
-        file.write(text + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)

@@ -24,6 +24,7 @@ from labeling.errors import BadCredentials, ServerStartFailed, ServerUnavailable
 POLL_SECONDS = 0.2
 STOP_SECONDS = 10.0
 LOG_TAIL_CHARACTERS = 2000
+LEAKY = ("PYTHON", "LABEL_STUDIO_", "DJANGO_", "POSTGRE_", "VIRTUAL_ENV", "SENTRY_", "PG")
 
 
 class ServerSettings(BaseModel):
@@ -35,6 +36,7 @@ class ServerSettings(BaseModel):
     data_dir: Path
     port: int = Field(ge=1, le=65535)
     host: str = "127.0.0.1"
+    public_url: str = Field(default="", description="the address for people; else host and port")
     username: str = "owner@rlhf.local"
     password: SecretStr = Field(min_length=8)
     token: SecretStr
@@ -86,29 +88,33 @@ def environment(settings: ServerSettings) -> dict[str, str]:
 
     Sign-up needs an invitation, and nothing outside is contacted: no analytics, version check or error reports.
     """
-    leaky = ("PYTHON", "LABEL_STUDIO_", "DJANGO_", "POSTGRE_", "VIRTUAL_ENV", "SENTRY_")
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith(leaky)}
+    return {name: value for name, value in os.environ.items() if not name.startswith(LEAKY)} | switches(settings)
+
+
+def switches(settings: ServerSettings) -> dict[str, str]:
+    """The variables that are set for the server."""
+    public_url = settings.public_url or settings.url
     secret = {} if settings.secret_key is None else {"SECRET_KEY": settings.secret_key.get_secret_value()}
-    return inherited | secret | {
+    return secret | {
         "LABEL_STUDIO_USERNAME": settings.username,
         "LABEL_STUDIO_PASSWORD": settings.password.get_secret_value(),
         "LABEL_STUDIO_USER_TOKEN": settings.token.get_secret_value(),
-        "LABEL_STUDIO_HOST": settings.url,
+        "LABEL_STUDIO_HOST": public_url,
         "LABEL_STUDIO_DISABLE_SIGNUP_WITHOUT_LINK": "true",
         "LABEL_STUDIO_COLLECT_ANALYTICS": "false",
         "LABEL_STUDIO_LATEST_VERSION_CHECK": "false",
         "LABEL_STUDIO_FEATURE_FLAGS_OFFLINE": "true",
         "LABEL_STUDIO_SSRF_PROTECTION_ENABLED": str(not settings.local_webhooks).lower(),
         "LABEL_STUDIO_TASK_LOCK_TTL": str(settings.task_lock_seconds),
-        "CORS_ALLOWED_ORIGINS": settings.url,
+        "CORS_ALLOWED_ORIGINS": public_url,
         "SENTRY_DSN": "",
         "FRONTEND_SENTRY_DSN": "",
         "PYTHONUNBUFFERED": "1",
     }  # fmt: skip
 
 
-def prepare(settings: ServerSettings) -> None:
-    """Make the directories and check what would otherwise fail late or in silence.
+def prepare(settings: ServerSettings, *, sqlite: bool = True) -> None:
+    """Make the directories, and a database in a file if it is `sqlite`; check what would fail late or in silence.
 
     Label Studio takes the next port when its own is busy, so a busy port is an error here.
     """
@@ -118,7 +124,8 @@ def prepare(settings: ServerSettings) -> None:
     settings.working_dir.mkdir(exist_ok=True)
     if any(settings.working_dir.iterdir()):
         raise ServerStartFailed(f"{settings.working_dir} must be empty: the server would import modules from it")
-    _use_write_ahead_log(settings.data_dir / "label_studio.sqlite3")
+    if sqlite:
+        _use_write_ahead_log(settings.data_dir / "label_studio.sqlite3")
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

@@ -17,7 +17,7 @@ import psutil
 import pytest
 from typer.testing import CliRunner
 
-from flows import doctor, processes, stack
+from flows import credentials, doctor, processes
 from flows.cli import app
 from flows.processes import Process
 from flows.stack import Server, State
@@ -119,7 +119,7 @@ def test_a_server_with_another_time_of_day_and_one_that_does_not_answer(
     monkeypatch.setattr(processes, "is_alive", lambda process: True)
     state = State(servers={"mlflow": Server(port=late, process=here), "prefect": Server(port=1, process=here)})
     (tmp_path / "stack.json").write_text(state.model_dump_json())
-    stack._credentials(tmp_path)
+    credentials.ensure(tmp_path)
     found = {one.what: one for one in doctor.servers(tmp_path)}
     assert re.fullmatch(r"its clock is -3\d\d s from ours", found["MLflow"].seen)
     assert "time server" in found["MLflow"].fix

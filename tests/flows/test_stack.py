@@ -14,9 +14,9 @@ import httpx
 import psutil
 import pytest
 
-from flows import processes, services, stack
+from flows import credentials, launches, processes, services, stack
 from flows.processes import Process, StackError
-from flows.services import NAMES, Credentials
+from flows.services import HOST, NAMES, Credentials, Site
 from flows.stack import Server, State
 from tests.labeling.helpers import free_port
 
@@ -61,14 +61,14 @@ def test_a_stack_that_does_not_run_says_which_command_starts_it(tmp_path: Path) 
 
 
 def test_credentials_are_made_once_and_are_for_the_owner_alone(tmp_path: Path) -> None:
-    made = stack._credentials(tmp_path)
-    assert stack._credentials(tmp_path) == made
+    made = credentials.ensure(tmp_path)
+    assert credentials.ensure(tmp_path) == made
     assert stat.S_IMODE((tmp_path / "credentials.json").stat().st_mode) == 0o600
     assert len(made.label_studio_token) == 40
     int(made.label_studio_token, 16)
     other = tmp_path / "other"
     other.mkdir()
-    assert stack._credentials(other).label_studio_password != made.label_studio_password
+    assert credentials.ensure(other).label_studio_password != made.label_studio_password
 
 
 @pytest.mark.parametrize("name", ["stack.json", "credentials.json"])
@@ -100,8 +100,9 @@ def test_a_server_that_ends_shows_the_end_of_its_log(tmp_path: Path) -> None:
     (tmp_path / "logs").mkdir()
     (tmp_path / "logs" / "mlflow.log").write_text("the reason\n")
     dead = Server(port=free_port(), process=Process(pid=2**22 - 1, started_at=0.0, mark="x"))
+    state = State(servers={"mlflow": dead})
     with pytest.raises(StackError, match=r"MLflow ended before it was ready(.|\n)*the reason"):
-        stack._wait_for("mlflow", tmp_path, dead, stack._credentials(tmp_path))
+        stack._wait_for("mlflow", tmp_path, state, credentials.ensure(tmp_path))
 
 
 def test_a_missing_label_studio_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -118,11 +119,13 @@ def test_servers_are_told_not_to_phone_home_and_not_where_others_keep_data(
     monkeypatch.setenv("RLHF_LABEL_STUDIO", str(program))
     monkeypatch.setenv("PREFECT_API_DATABASE_CONNECTION_URL", "postgresql://somebody")
     monkeypatch.setenv("MLFLOW_BACKEND_STORE_URI", "postgresql://somebody")
-    credentials = Credentials(
+    accounts = Credentials(
         label_studio_email="a@b.c", label_studio_password="long enough", label_studio_token="a" * 40,
         label_studio_secret_key="s",
     )  # fmt: skip
-    told = {name: services.launch_of(name, tmp_path, free_port(), credentials).environment for name in NAMES}
+    addresses = {name: f"{HOST}:{free_port()}" for name in NAMES}
+    site = Site(home=tmp_path, credentials=accounts, addresses=addresses)
+    told = {name: launches.launch_of(name, site).environment for name in NAMES}
     assert told["prefect"]["PREFECT_SERVER_ANALYTICS_ENABLED"] == told["label-studio"]["LABEL_STUDIO_COLLECT_ANALYTICS"]
     assert told["prefect"]["PREFECT_SERVER_ANALYTICS_ENABLED"] == "false"
     assert told["mlflow"]["MLFLOW_DISABLE_TELEMETRY"] == "true"

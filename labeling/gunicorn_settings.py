@@ -1,0 +1,16 @@
+"""Gunicorn's settings for Label Studio; read by gunicorn in Label Studio's own environment."""
+
+import importlib.util
+
+_found = importlib.util.find_spec("label_studio")
+assert _found is not None and _found.submodule_search_locations, "Label Studio is not installed beside gunicorn"
+
+chdir = _found.submodule_search_locations[0]  # its modules import each other as if this were the root
+raw_env = ["DJANGO_SETTINGS_MODULE=core.settings.label_studio"]
+workers = 2
+worker_class = "gthread"
+threads = 4
+timeout = 120  # seconds; an import of many tasks is one request
+graceful_timeout = 10
+worker_tmp_dir = "/dev/shm"  # heartbeats are files; a slow disk would look like a dead worker
+loglevel = "warning"
