@@ -88,6 +88,26 @@ def status(home: Home = None) -> None:
 
 
 @app.command()
+def backup(out: Annotated[Path, typer.Argument(help="A directory that is not there yet.")], home: Home = None) -> None:
+    """Copy all databases and files of the stack, which may be in use, into a directory, with the digest of each."""
+    from flows.backup import backup as make
+
+    typer.echo(f"{len(make(out, home).files)} files are in {out}")
+
+
+@app.command()
+def restore(
+    source: Annotated[Path, typer.Argument(help="What `rlhf backup` made.")], home: Home = None
+) -> None:
+    """Make the stack of a backup in a home that holds nothing; then `rlhf up` starts it."""
+    from flows.backup import restore as make
+    from flows.stack import home_directory
+
+    made = make(source, home)
+    typer.echo(f"the stack of {made.made_at} is in {home_directory(home)}; `rlhf up` starts it")
+
+
+@app.command()
 def doctor(home: Home = None) -> None:
     """Check versions, disk, memory, credentials, ports and servers, and say what to do; exit code 1 when one fails."""
     from rich.table import Table

@@ -35,6 +35,14 @@ def programs() -> Path:
     raise StackError(f"PostgreSQL {OLDEST} or newer is not installed: {INSTALL}")
 
 
+def client(program: str) -> Path:
+    """A program that talks to a server, such as pg_dump. Raises StackError."""
+    found = next((place / program for place in _places() if (place / program).is_file()), None) or shutil.which(program)
+    if found is None:
+        raise StackError(f"{program} is not installed: {INSTALL}")
+    return Path(found)
+
+
 def _places() -> list[Path]:
     """Where the programs may be: what pg_config says, Debian's directories, newest first, and PATH."""
     places = []
@@ -147,11 +155,15 @@ def _verifier(connection: psycopg.Connection, role: str, password: str) -> str:
     return made.decode()
 
 
+def passwords_from(environment: Mapping[str, str]) -> dict[str, str]:
+    """The roles' passwords by server, from PREFECT_DATABASE_PASSWORD and so on."""
+    return {name: environment[f"{name.replace('-', '_').upper()}_DATABASE_PASSWORD"] for name in DATABASES}
+
+
 def main() -> None:
     """`python -m flows.postgres`: roles and databases on the server that PGHOST and PGPORT name, for containers."""
     address = f"{os.environ['PGHOST']}:{os.environ.get('PGPORT', '5432')}"
-    wanted = {name: os.environ[f"{name.replace('-', '_').upper()}_DATABASE_PASSWORD"] for name in DATABASES}
-    make_databases(address, os.environ["PGPASSWORD"], wanted)
+    make_databases(address, os.environ["PGPASSWORD"], passwords_from(os.environ))
     print(f"databases {', '.join(DATABASES.values())} are there", file=sys.stderr)
 
 

@@ -53,6 +53,12 @@ class Secrets(BaseModel):
     mlflow_password: str = Field(repr=False)
     mlflow_secret_key: str = Field(repr=False)
 
+    @property
+    def databases(self) -> dict[str, str]:
+        """The passwords of the servers' roles in PostgreSQL."""
+        return {"prefect": self.prefect_database_password, "mlflow": self.mlflow_database_password,
+                "label-studio": self.label_studio_database_password}  # fmt: skip
+
 
 class Credentials(BaseModel):
     """The accounts of a stack, generated once and kept in a file that only its owner can read."""

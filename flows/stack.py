@@ -8,13 +8,11 @@ A port that is busy is passed over for the next free one, which is remembered, u
 and so on) names it: then it is an error.
 """
 
-import fcntl
 import os
 import signal
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
@@ -22,7 +20,7 @@ from pydantic import BaseModel, ConfigDict
 from flows import credentials, launches, postgres, processes, services
 from flows.processes import Process, StackError
 from flows.services import HOST, NAMES, TITLES, WAVES, Credentials, Health, Name, Profile, Site
-from flows.state import Server, State
+from flows.state import UNFINISHED, Server, State, locked
 from flows.state import read as _read_state
 from flows.state import write as _write_state
 
@@ -86,17 +84,30 @@ def up(home: Path | None = None, profile: Profile | None = None, workers: bool =
     """
     home = home_directory(home)
     home.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with _lock(home):
+    with locked(home):
+        if (home / UNFINISHED).exists():
+            raise StackError(f"a restore into {home} was not finished: remove that directory and restore again")
         state = _asked_for(home, profile, workers)
-        known = credentials.ensure(home, state.profile)
-        notes: list[str] = []
-        for wave in state.waves:
-            for name in wave:
-                if not _is_well(name, home, state, known):
-                    state = _start(name, home, state, known, notes)
-            _wait_for_all(wave, home, state, known)
-            if wave == ("postgres",):
-                _make_databases(state.site(home, known))
+        return _up(home, state, credentials.ensure(home, state.profile), state.waves)
+
+
+def up_database(home: Path) -> Site:
+    """Start the database of a production stack alone, with its roles and databases. Raises StackError."""
+    with locked(home):
+        state = _asked_for(home, "production", False)
+        return _up(home, state, credentials.ensure(home, state.profile), state.waves[:1]).site
+
+
+def _up(home: Path, state: State, known: Credentials, waves: Collection[tuple[Name, ...]]) -> Stack:
+    notes: list[str] = []
+    for wave in waves:
+        for name in wave:
+            if not _is_well(name, home, state, known):
+                state = _start(name, home, state, known, notes)
+        _wait_for_all(wave, home, state, known)
+        if "postgres" in wave:
+            address = state.site(home, known).addresses["postgres"]
+            postgres.make_databases(address, known.secrets.postgres_password, known.secrets.databases)
     return Stack(site=state.site(home, known), notes=tuple(notes))
 
 
@@ -116,20 +127,13 @@ def _asked_for(home: Path, profile: Profile | None, workers: bool) -> State:
     return state
 
 
-def _make_databases(site: Site) -> None:
-    known = site.credentials.secrets
-    passwords = {"prefect": known.prefect_database_password, "mlflow": known.mlflow_database_password,
-                 "label-studio": known.label_studio_database_password}  # fmt: skip
-    postgres.make_databases(site.addresses["postgres"], known.postgres_password, passwords)
-
-
 def down(home: Path | None = None) -> list[str]:
     """Stop exactly the processes that `up` started, workers first and the database last; return what was stopped."""
     home = home_directory(home)
     if not home.is_dir():
         return []
     stopped: dict[Name, bool] = {}
-    with _lock(home):
+    with locked(home):
         state = _read_state(home)
         for wave in reversed(WAVES):
             running = {name: state.servers[name].process for name in wave if name in state.servers}
@@ -248,11 +252,3 @@ def _wait_for(name: Name, home: Path, state: State, known: Credentials) -> None:
 
 def _log(home: Path, name: Name) -> Path:
     return home / "logs" / f"{name}.log"
-
-
-@contextmanager
-def _lock(home: Path) -> Iterator[None]:
-    """Keep two commands from changing the same stack at once."""
-    with (home / "stack.lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield

@@ -1,6 +1,9 @@
 """What is remembered of a stack between two commands: its profile, its ports, and the processes that were started."""
 
+import fcntl
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -10,6 +13,7 @@ from flows.processes import Process, StackError
 from flows.services import HOST, NAMES, WAVES, Credentials, Name, Profile, Site
 
 FILE = "stack.json"
+UNFINISHED = "restore.unfinished"  # in a home that is being made from a backup
 
 
 class Server(BaseModel):
@@ -72,3 +76,11 @@ def read(home: Path) -> State:
 def write(home: Path, state: State) -> None:
     """Remember it."""
     write_private(home / FILE, state.model_dump_json(indent=2))
+
+
+@contextmanager
+def locked(home: Path) -> Iterator[None]:
+    """Keep two commands from changing the same stack at once."""
+    with (home / "stack.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
