@@ -95,8 +95,8 @@ class Site(BaseModel):
     allowed_hosts: tuple[str, ...] = Field(default=(), description="further names under which MLflow is asked")
 
     def url(self, name: Name) -> str:
-        """A server's address, without a slash at the end."""
-        return f"http://{self.addresses[name]}"
+        """A server's address, without a slash at the end; "" for one that was never started."""
+        return f"http://{self.addresses[name]}" if name in self.addresses else ""
 
     def port(self, name: Name) -> int:
         """A part's port."""

@@ -58,7 +58,7 @@ class State(BaseModel):
         addresses = {name: f"{host if name in NAMES else HOST}:{server.port}" for name, server in self.servers.items()}
         hosts = tuple(filter(None, os.environ.get("RLHF_ALLOWED_HOSTS", "").split(",")))
         return Site(home=home, credentials=known, addresses=addresses, profile=self.profile, bind=self.bind,
-                    allowed_hosts=hosts)  # fmt: skip
+                    allowed_hosts=hosts, public_url=os.environ.get("RLHF_PUBLIC_URL", "").rstrip("/"))  # fmt: skip
 
 
 def read(home: Path) -> State:
