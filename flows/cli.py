@@ -4,16 +4,15 @@ import json
 import os
 import shlex
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from alignment.errors import ConfigError, RLHFError
-from flows import run_cli
+from flows import run_cli, stack_cli
 from flows.label_cli import app as label_app
 from labeling.errors import LabelingError
 
@@ -21,7 +20,6 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from flows.services import Name
-    from flows.stack import ServerStatus
 
 app = typer.Typer(
     help="Raw text to a reviewed, PPO-aligned assistant with people in the loop.",
@@ -30,6 +28,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(label_app, name="label")
+for of_stack in (stack_cli.up, stack_cli.down, stack_cli.status, stack_cli.backup, stack_cli.restore):
+    app.command()(of_stack)
 for command in (run_cli.watch, run_cli.resume, run_cli.retry):
     app.command()(command)
 Home = Annotated[
@@ -39,72 +39,6 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tabl
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change an option, as in --set ppo.kl_coef=0.1")
 ]
-
-
-@app.command()
-def up(
-    profile: Annotated[
-        Literal["default", "production"] | None, typer.Option(help="production: on PostgreSQL, behind passwords.")
-    ] = None,
-    workers: Annotated[bool, typer.Option("--workers", help="Workers for the pools train and ops, too.")] = False,
-    home: Home = None,
-) -> None:
-    """Start the Prefect, MLflow and Label Studio servers that do not run yet, and wait until they work.
-
-    Profile and workers are remembered. --profile production has workers always.
-    """
-    from flows import stack
-
-    console = _console()
-    started = time.monotonic()
-    with console.status("starting the servers; Label Studio's first start takes half a minute or more"):
-        running = stack.up(home, profile, workers)
-    for note in running.notes:
-        console.print(f"note: {note}")
-    console.print(_status_table(stack.status(home)))
-    seconds = time.monotonic() - started
-    console.print(f"ready after {seconds:.0f} s; passwords are in {running.home / 'credentials.json'}", soft_wrap=True)
-
-
-@app.command()
-def down(home: Home = None) -> None:
-    """Stop exactly the servers that `rlhf up` started."""
-    from flows import stack
-
-    stopped = stack.down(home)
-    typer.echo(f"stopped {', '.join(stopped)}" if stopped else "nothing was running")
-
-
-@app.command()
-def status(home: Home = None) -> None:
-    """Show the servers, work pools, and runs that wait, run or died; exit code 1 when a server does not work."""
-    from flows import stack
-
-    rows = stack.status(home)
-    _console().print(_status_table(rows))
-    run_cli.show_runs(_console(), home, prefect_answers=any(row.name == "prefect" and row.health.ok for row in rows))
-    if not all(row.health.ok for row in rows):
-        raise typer.Exit(1)
-
-
-@app.command()
-def backup(out: Annotated[Path, typer.Argument(help="A directory that is not there yet.")], home: Home = None) -> None:
-    """Copy all databases and files of the stack, which may be in use, into a directory, with the digest of each."""
-    from flows.backup import backup as make
-
-    typer.echo(f"{len(make(out, home).files)} files are in {out}")
-
-
-@app.command()
-def restore(
-    source: Annotated[Path, typer.Argument(help="What `rlhf backup` made.")], home: Home = None
-) -> None:
-    """Make the stack of a backup in a home that holds nothing; then `rlhf up` starts it."""
-    from flows.backup import restore as make
-    from flows.stack import home_directory
-
-    made = make(source, home)
-    typer.echo(f"the stack of {made.made_at} is in {home_directory(home)}; `rlhf up` starts it")
 
 
 @app.command()
@@ -266,16 +200,6 @@ def _connect(home: Path | None, *needed: "Name") -> None:
     from flows.stack import connect
 
     os.environ.update(connect(home, needed or NAMES).environment())
-
-
-def _status_table(rows: "list[ServerStatus]") -> Any:
-    from rich.table import Table
-
-    table = Table("service", "address", "health", "version", "log in as")
-    for row in rows:
-        health = "[green]works[/green]" if row.health.ok else f"[red]{row.health.problem}[/red]"
-        table.add_row(row.title, row.url, health, row.health.version, row.log_in_as)
-    return table
 
 
 def _console() -> "Console":
