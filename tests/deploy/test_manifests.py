@@ -15,7 +15,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from flows import launches, postgres
+from flows import launches, outages, postgres
 from flows.services import DEFAULT_PORTS, POOLS, Credentials, Name, Secrets, Site
 from labeling import gunicorn
 
@@ -118,6 +118,18 @@ def test_the_database_is_the_same(where: str) -> None:
     told = {name.removesuffix("_FILE"): value.removeprefix("/run/secrets/") for name, value in environment.items()}
     passwords = postgres.passwords_from(told)
     assert passwords == {name: f"{role}_database_password" for name, role in postgres.DATABASES.items()}
+
+
+@pytest.fixture(autouse=True)
+def our_own_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """How long clients ask again is taken from the environment where it is set there."""
+    for name in outages.RETRIES:
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_workers_are_for_the_pools_that_are_deployed_to() -> None:
+    deployed = yaml.safe_load((DEPLOY / "prefect.yaml").read_text(encoding="utf-8"))["definitions"]["pools"]
+    assert {name: pool["type"] for name, pool in deployed.items()} == dict.fromkeys(POOLS.values(), "process")
 
 
 def test_ports_and_accounts_are_the_same() -> None:
