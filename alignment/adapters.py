@@ -18,6 +18,7 @@ from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
 from alignment.errors import CheckpointError, ConfigError
+from alignment.foreign import NEVER_CODE
 from alignment.likelihood import likelihood_head, load_likelihood, save_likelihood
 from alignment.logprobs import at_least_float32
 from alignment.model import load_scalar_model, save_model, scalar_model_over, set_normalisation
@@ -192,7 +193,7 @@ def load_scalar_adapter(path: Path, language_model: PreTrainedModel) -> PreTrain
     for name, weight in expected.items():
         weight.data.copy_(saved[name])
     if (path / "config.json").exists():
-        kept = AutoConfig.from_pretrained(path)
+        kept = AutoConfig.from_pretrained(path, **NEVER_CODE)
         set_normalisation(model, getattr(kept, "reward_bias", 0.0), getattr(kept, "reward_scale", 1.0))
     load_likelihood(model, path)
     shared = rebased(model, language_model)

@@ -8,6 +8,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Mapping, Sequence
@@ -107,7 +108,9 @@ def stage_key(
 
 
 def output_name(stage: str, key: str) -> str:
-    """The directory name of a stage's output."""
+    """The directory name of a stage's output. Raises ArtifactError for a stage or key that is no plain name."""
+    if not re.fullmatch(r"[A-Za-z]\w*", stage) or not re.fullmatch(r"\w+", key):
+        raise ArtifactError(f"{stage!r} and {key!r} name no output of a stage: was a run's tag changed in MLflow?")
     return f"{stage}-{key[:KEY_LENGTH_IN_NAMES]}"
 
 

@@ -10,16 +10,15 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from alignment.errors import CheckpointError
+from alignment.foreign import NEVER_CODE, read_plainly
 from alignment.model import load_causal_model
 from alignment.tokenizer import ASSISTANT, CHAT_TEMPLATE, PAD, SYSTEM, USER
 
 
 def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
     """A tokenizer from a directory or the hub."""
-    try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"no tokenizer could be loaded from {path}: {error}") from error
+    with read_plainly("no tokenizer", path):
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path, **NEVER_CODE)
     return tokenizer
 
 

@@ -135,8 +135,10 @@ def write_samples(out: Path, answers: Mapping[str, Sequence[Answer]], shown: int
 
 
 def cell(text: str) -> str:
-    """Text that cannot break out of a table cell."""
-    shown = text.replace("&", "&amp;").replace("<", "&lt;").replace("|", "&#124;")
+    """Text that cannot break out of a table cell, nor become HTML, a link, a picture or code."""
+    shown = text.replace("&", "&amp;")
+    for mark in "<>|[]`":
+        shown = shown.replace(mark, f"&#{ord(mark)};")
     return "<br>".join(shown.splitlines())
 
 

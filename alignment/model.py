@@ -23,6 +23,7 @@ from transformers import (
 
 from alignment.ensemble import Ensemble, combined
 from alignment.errors import CheckpointError, ConfigError
+from alignment.foreign import PLAIN, read_plainly
 from alignment.likelihood import likelihood_head, load_likelihood, save_likelihood
 from alignment.logprobs import at_least_float32, length_batches, read_only_at, right_pad
 
@@ -31,10 +32,8 @@ ENSEMBLE_FILE = "ensemble.json"
 
 def load_causal_model(path: str | Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     """A language model from a directory or the hub, in eval mode."""
-    try:
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"no causal language model could be loaded from {path}: {error}") from error
+    with read_plainly("no causal language model", path):
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, **PLAIN)
     model.eval()
     return model
 
@@ -48,10 +47,8 @@ def check_context(model: PreTrainedModel, length_tokens: int, option: str) -> No
 
 def load_scalar_model(path: str | Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     """A reward or value model (sequence classification with one label) in eval mode."""
-    try:
-        model: PreTrainedModel = AutoModelForSequenceClassification.from_pretrained(path, dtype=dtype)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"no sequence classification model could be loaded from {path}: {error}") from error
+    with read_plainly("no sequence classification model", path):
+        model: PreTrainedModel = AutoModelForSequenceClassification.from_pretrained(path, dtype=dtype, **PLAIN)
     scalar_head(model)
     load_likelihood(model, Path(path))
     model.eval()

@@ -8,7 +8,7 @@ import gzip
 import json
 import re
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
@@ -51,13 +51,21 @@ def locate(path: str, town: Path | None, origin: str = "") -> Path | None:
     if path.startswith(TOWN):
         if town is None:
             raise ConfigError(f"{path!r} names a file of the town, but the recipe has no `town:` section")
-        return town / path.removeprefix(TOWN)
+        return town / inside(path, TOWN)
     if Path(path).exists():
         return Path(path)
     if re.fullmatch(r"[\w.-]+/[\w.-]+", path) and not Path(path).suffix:
         return None
     had = f"it is {origin}" if origin else "give a file, or a data set as owner/name"
     raise DataError(f"{path!r} does not exist (looked from {Path.cwd()}); {had}")
+
+
+def inside(path: str, scheme: str) -> str:
+    """What follows a scheme, a path below the scheme's root. Raises ConfigError for one that leads out of it."""
+    name = PurePosixPath(path.removeprefix(scheme))
+    if name.is_absolute() or ".." in name.parts or not name.parts:
+        raise ConfigError(f"{path!r} leads out of {scheme}: name a file below it, as in {scheme}texts/one.jsonl")
+    return str(name)
 
 
 def read_documents(source: TextSource, town: Path | None = None) -> tuple[list[Document], list[Rejected]]:

@@ -1,6 +1,7 @@
 """What stages share that train with one of TRL's trainers: going on after a kill, and what they log."""
 
 import json
+import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.trainer_callback import PrinterCallback
 
 from alignment.config import SFTConfig
-from alignment.errors import TrainingError
+from alignment.errors import CheckpointError, TrainingError
 from alignment.journal import Journal
 from alignment.methods import DPOConfig
 
@@ -104,7 +105,13 @@ def run_trainer(trainer: Trainer, checkpoints: Path, journal: Journal, names: Ma
     trainer.remove_callback(PrinterCallback)  # the journal has it
     last = last_whole_checkpoint(checkpoints)
     journal.rewind(step_of(last) if last else 0)
-    trainer.train(resume_from_checkpoint=str(last) if last else None)
+    try:
+        trainer.train(resume_from_checkpoint=str(last) if last else None)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{last} holds more than numbers, which could run code, and is not read: remove {checkpoints} to start "
+            "from step 0"
+        ) from error
 
 
 def last_whole_checkpoint(checkpoints: Path) -> Path | None:

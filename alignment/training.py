@@ -2,6 +2,7 @@
 
 import math
 import os
+import pickle
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedModel
 
-from alignment.errors import TrainingError
+from alignment.errors import CheckpointError, TrainingError
 from alignment.processes import gathered, on_main, sum_gradients
 from alignment.threads import side_by_side
 
@@ -104,7 +105,13 @@ class TrainingState:
         """Load the last state; the number of steps done, 0 where there is none."""
         if not self.file.exists():
             return 0
-        content = torch.load(self.file, weights_only=True)
+        try:
+            content = torch.load(self.file, weights_only=True)
+        except pickle.UnpicklingError as error:
+            raise CheckpointError(
+                f"{self.file} holds more than numbers, which could run code, and is not read: remove "
+                f"{self.file.parent} to start from step 0"
+            ) from error
         self._model.load_state_dict(content["model"])
         self._optimizer.load_state_dict(content["optimizer"])
         self._schedule.load_state_dict(content["schedule"])

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from alignment.errors import ArtifactError
 from flows.credentials import write_private
@@ -25,14 +25,14 @@ class Kept(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     id: int
-    password: str
-    token: str
+    password: str = Field(repr=False)
+    token: str = Field(repr=False)
 
 
 class Book(BaseModel):
     """All accounts that were made here, by the server's address and the e-mail address."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     servers: dict[str, dict[str, Kept]] = {}
 

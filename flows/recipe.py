@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import ConfigDict, Field, ValidationError, model_validator
 
 from alignment.config import (
     ComparisonsConfig,
@@ -31,9 +31,10 @@ from alignment.config import (
 from alignment.errors import ConfigError, DataError
 from alignment.methods import AlignConfig
 from alignment.ppo.config import PPOConfig
-from alignment.sources import locate
+from alignment.sources import inside, locate
 from flows.complaints import complaint
 from flows.compute import ComputeConfig, impossible, launch_file
+from flows.untrusted import credentials_in, plain_yaml
 from labeling.config import LabelingConfig
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -49,6 +50,8 @@ SOURCES = ("corpus", "demonstrations", "prompts", "comparisons")
 class Recipe(Config):
     """One run of the pipeline, from corpus to a registered policy. `labeling: null` with `comparisons.sources` uses
     comparisons made elsewhere; `town: null` runs on data of one's own. `data://NAME` is a file under `data_root`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     name: str = Field(
         min_length=1, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", description="letters, digits, . _ -; names the run"
@@ -78,8 +81,14 @@ class Recipe(Config):
 
     @model_validator(mode="before")
     @classmethod
-    def _data_is_found(cls, values: Any) -> Any:
-        """Every data://NAME is a path below `data_root`."""
+    def _no_credentials(cls, values: Any) -> Any:
+        """Recipes are written down whole in Prefect and MLflow, so a secret in one is refused, and not repeated.
+        Every data://NAME is a path below `data_root`."""
+        if found := credentials_in(values):
+            raise ValueError(
+                f"{found} holds credentials in an address, and recipes are written down in Prefect and MLflow: take "
+                "them out; LABEL_STUDIO_API_KEY and the like belong in the environment"
+            )
         return _with_data(values, str(values.get("data_root", "."))) if isinstance(values, dict) else values
 
     @model_validator(mode="after")
@@ -196,7 +205,7 @@ def _with_data(value: Any, root: str) -> Any:
     if isinstance(value, list):
         return [_with_data(item, root) for item in value]
     if isinstance(value, str) and value.startswith(DATA_SCHEME):
-        return (Path(root) / value.removeprefix(DATA_SCHEME)).as_posix()
+        return (Path(root) / inside(value, DATA_SCHEME)).as_posix()
     return value
 
 
@@ -249,8 +258,8 @@ def find_recipe(name_or_path: str) -> Path:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        values = plain_yaml(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
         raise ConfigError(f"{path} is not readable YAML: {error}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path} must hold a mapping of options, not {type(values).__name__}; see flows/recipes/")
@@ -263,8 +272,8 @@ def _set(values: dict[str, Any], override: str) -> None:
     if not equals or not all(key.split(".")):
         raise ConfigError(f"--set {override}: write KEY=VALUE, for example --set ppo.kl_coef=0.1")
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+        value = plain_yaml(text)
+    except (ValueError, yaml.YAMLError) as error:
         raise ConfigError(f"--set {override}: the value is not YAML: {error}") from error
     *parents, last = key.split(".")
     place: Any = values

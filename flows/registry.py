@@ -19,6 +19,7 @@ from flows.provenance import git_commit
 from flows.runs import TAG_KEY, TAG_STAGE, input_tags
 
 SERVED_MODEL = Path(__file__).with_name("served_model.py")
+PLAIN = {".safetensors", ".json", ".jinja", ".txt", ".model", ".spm", ".md"}  # what is read and never run
 REQUIREMENTS = ("mlflow", "torch", "transformers", "tokenizers", "safetensors", "pandas")
 
 
@@ -83,10 +84,10 @@ def check_weights(directory: Path) -> None:
     """Weights are safetensors, and no file of a checkpoint can run code when it is loaded."""
     if not list(directory.glob("*.safetensors")):
         raise ArtifactError(f"{directory} has no *.safetensors; save the model with save_pretrained")
-    unsafe = [path.name for path in directory.rglob("*") if path.suffix in {".bin", ".pt", ".pth", ".pkl", ".pickle"}]
-    if unsafe:
-        names = ", ".join(unsafe)
-        raise ArtifactError(f"{directory} holds {names}, which can run code when loaded; keep safetensors only")
+    files = [path for path in directory.rglob("*") if path.is_symlink() or path.is_file()]
+    if strange := sorted(path.name for path in files if path.is_symlink() or path.suffix not in PLAIN):
+        names, plain = ", ".join(strange), ", ".join(sorted(PLAIN))
+        raise ArtifactError(f"{directory} holds {names}, which may run code when loaded; keep files of {plain} only")
 
 
 def _signature(directory: Path) -> ModelSignature:

@@ -19,6 +19,7 @@ from torch.nn import functional
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 DEFAULTS: dict[str, Any] = {"max_new_tokens": 128, "temperature": 1.0, "seed": 0}
+PLAIN: dict[str, Any] = {"use_safetensors": True, "trust_remote_code": False}
 PLACE = "\ue000"  # a private character of Unicode: stands where the prompt goes in the chat template
 
 
@@ -27,7 +28,7 @@ class Scorer:
     there is a likelihood term beside the weights."""
 
     def __init__(self, directory: Path) -> None:
-        self.model = AutoModelForSequenceClassification.from_pretrained(directory, use_safetensors=True).eval()
+        self.model = AutoModelForSequenceClassification.from_pretrained(directory, **PLAIN).eval()
         file = directory / "likelihood.safetensors"
         self.likelihood = load_file(file) if file.exists() else None
 
@@ -56,11 +57,11 @@ class ServedModel(PythonModel):
     def load_context(self, context: Any) -> None:
         """Load weights (safetensors) and tokenizer."""
         directory = Path(context.artifacts["hf"])
-        architectures = AutoConfig.from_pretrained(directory).architectures or []
+        architectures = AutoConfig.from_pretrained(directory, trust_remote_code=False).architectures or []
         self.scores = any("SequenceClassification" in name for name in architectures)
-        self.tokenizer = AutoTokenizer.from_pretrained(directory)
+        self.tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
         if not self.scores:
-            self.model = AutoModelForCausalLM.from_pretrained(directory, use_safetensors=True).eval()
+            self.model = AutoModelForCausalLM.from_pretrained(directory, **PLAIN).eval()
             return
         others = [Path(path) for name, path in sorted(context.artifacts.items()) if name.startswith("member")]
         self.members = [Scorer(path) for path in (directory, *others)]

@@ -63,7 +63,7 @@ class Secrets(BaseModel):
 class Credentials(BaseModel):
     """The accounts of a stack, generated once and kept in a file that only its owner can read."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     label_studio_email: str
     label_studio_password: str = Field(repr=False)

@@ -167,6 +167,13 @@ def _rate(rate: Rate) -> tuple[str, str, str]:
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """A Markdown table; a bar or a line break in a cell does not break it."""
-    cells = [[cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in rows]
+    """A Markdown table; what somebody wrote in a cell stays text: no new cell, no HTML, no link and no picture."""
+    cells = [[_plain(cell) for cell in row] for row in rows]
     return [f"| {' | '.join(line)} |" for line in (list(head), ["---"] * len(head), *cells)]
+
+
+def _plain(cell: str) -> str:
+    shown = " ".join(cell.split()).replace("&", "&amp;").replace("|", "\\|")
+    for mark in "<>[]`":
+        shown = shown.replace(mark, f"&#{ord(mark)};")
+    return shown

@@ -109,13 +109,14 @@ class LabelStudio:
         if answer.status_code == 401:
             raise BadCredentials(self.url, "the given token")
         if answer.status_code >= 300:
-            raise RequestRefused(request.method, str(request.url), answer.status_code, answer.text)
+            raise RequestRefused(request.method, place(request.url), answer.status_code, answer.text)
         if not answer.content:
             return None
         try:
             return answer.json()
         except ValueError as error:
-            raise UnexpectedAnswer(f"{request.method} {request.url} did not answer with JSON: {error}") from error
+            told = f"{request.method} {place(request.url)}"
+            raise UnexpectedAnswer(f"{told} did not answer with JSON: {error}") from error
 
     def whoami(self) -> dict[str, Any]:
         """The account of the token."""
@@ -195,6 +196,11 @@ class LabelStudio:
         body = {"result": result, "lead_time": lead_time, "was_cancelled": skip, "ground_truth": False}
         answer = self.post(f"/api/tasks/{task_id}/annotations/", body)
         return int(expect(answer, dict, "the answer to an annotation")["id"])
+
+
+def place(url: httpx.URL) -> str:
+    """An address for error messages: without its query, which may hold an invitation, and without user and password."""
+    return str(url.copy_with(query=None, username="", password=""))
 
 
 def _filter(column: str, kind: str, greater_than: Any) -> dict[str, Any]:

@@ -30,7 +30,7 @@ LEAKY = ("PYTHON", "LABEL_STUDIO_", "DJANGO_", "POSTGRE_", "VIRTUAL_ENV", "SENTR
 class ServerSettings(BaseModel):
     """Where the server's program and data are, and the first account, which is made on the first start only."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     executable: Path
     data_dir: Path

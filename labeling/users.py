@@ -8,7 +8,7 @@ from urllib.parse import urljoin
 import httpx
 from pydantic import BaseModel, ConfigDict, SecretStr
 
-from labeling.client import LabelStudio, expect
+from labeling.client import LabelStudio, expect, place
 from labeling.errors import BadCredentials, RequestRefused, ServerUnavailable, UnexpectedAnswer
 
 LOGIN_PATH = "/user/login/"
@@ -63,7 +63,7 @@ def _form_token(page: httpx.Response) -> str:
     """The CSRF token of the page's form."""
     match = re.search(r'name="csrfmiddlewaretoken"\s+value="([^"]+)"', page.text)
     if page.status_code != 200 or match is None:
-        raise UnexpectedAnswer(f"{page.request.url} shows no form (status {page.status_code})")
+        raise UnexpectedAnswer(f"{place(page.request.url)} shows no form (status {page.status_code})")
     return match.group(1)
 
 
@@ -73,7 +73,7 @@ def _submit(http: httpx.Client, path: str, fields: dict[str, str]) -> bool:
     form = fields | {"csrfmiddlewaretoken": _form_token(page)}
     answer = http.post(path, data=form, headers={"Referer": str(page.request.url)})
     if answer.status_code >= 400:
-        raise RequestRefused("POST", str(page.request.url), answer.status_code, answer.text)
+        raise RequestRefused("POST", place(page.request.url), answer.status_code, answer.text)
     return answer.status_code == 302
 
 
@@ -92,7 +92,7 @@ def _sign_up(owner: LabelStudio, http: httpx.Client, email: str, password: str) 
 def _read_account(owner: LabelStudio, http: httpx.Client, email: str, password: str, first_name: str) -> Account:
     answer = http.get("/api/current-user/token")
     if answer.status_code != 200:
-        raise UnexpectedAnswer(f"{answer.request.url} answers {answer.status_code}: {answer.text[:200]}")
+        raise UnexpectedAnswer(f"{place(answer.request.url)} answers {answer.status_code}: {answer.text[:200]}")
     token = str(answer.json()["token"])
     with LabelStudio(owner.url, token) as client:
         who = client.whoami()

@@ -12,6 +12,7 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from alignment.config import Combine
 from alignment.ensemble import Ensemble, combined, spread
 from alignment.errors import CheckpointError, ConfigError, TrainingError
+from alignment.foreign import NEVER_CODE
 from alignment.model import member_scores, scalar_head
 
 RewardFunction = Callable[[list[str], list[str]], Sequence[float]]
@@ -121,7 +122,7 @@ def _read_otherwise(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) 
     place = Path(model.name_or_path or "nowhere")
     if not (place / "tokenizer_config.json").is_file():
         return None
-    own = AutoTokenizer.from_pretrained(place).get_vocab()
+    own = AutoTokenizer.from_pretrained(place, **NEVER_CODE).get_vocab()
     words = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
     special = {*tokenizer.all_special_tokens}  # a PAD that was added later is never read
     return next((word for word, number in words if word not in special and own.get(word) != number), None)

@@ -1,5 +1,6 @@
 """Evaluation: who wins and by how surely, the distance to SFT, the curve, and a table that no answer can break."""
 
+import html
 import json
 import math
 from dataclasses import replace
@@ -81,7 +82,7 @@ def test_a_cell_holds_any_text(text) -> None:
     shown = cell(text)
     assert "|" not in shown and len(shown.splitlines()) == 1
     assert "<" not in shown.replace("<br>", "")
-    words = shown.replace("<br>", "\n").replace("&lt;", "<").replace("&#124;", "|").replace("&amp;", "&")
+    words = html.unescape(shown.replace("<br>", "\n"))
     assert words == "\n".join(text.splitlines())  # and nothing of it is lost
 
 

@@ -1,0 +1,68 @@
+"""Files of others read without running any of their code: weights from safetensors alone, no code beside a checkpoint.
+
+A pickle runs whatever its maker wrote into it, and so does the Python that a `config.json` can name under `auto_map`.
+Neither is ever loaded, and no option changes that.
+"""
+
+import json
+import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from alignment.errors import CheckpointError
+
+NEVER_CODE: dict[str, Any] = {"trust_remote_code": False}  # None would ask whoever sits at the terminal
+PLAIN: dict[str, Any] = {**NEVER_CODE, "use_safetensors": True}
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
+
+
+@contextmanager
+def read_plainly(what: str, path: str | Path) -> Iterator[None]:
+    """Have what goes wrong while a checkpoint is loaded said in words, as CheckpointError.
+
+    `what` is what was wanted ("no tokenizer"). A local directory is looked at before anything of it is loaded.
+    """
+    check_directory(Path(path))
+    try:
+        yield
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(f"{path} holds pickled weights, which can run code: {_convert()}") from error
+    except (OSError, ValueError) as error:
+        if "trust_remote_code" in str(error):
+            raise CheckpointError(
+                f"{path} comes with Python code of its own, which is never run here: take a checkpoint whose "
+                "architecture `transformers` knows"
+            ) from error
+        raise CheckpointError(f"{what} could be loaded from {path}: {error}") from error
+
+
+def check_directory(path: Path) -> None:
+    """Refuse a local checkpoint that has pickled weights and no others, or an index of weights that leads elsewhere."""
+    if not path.is_dir():
+        return
+    pickled = sorted({found.name for pattern in PICKLES for found in path.glob(pattern)})
+    if pickled and not list(path.glob("*.safetensors")):
+        raise CheckpointError(f"{path} has no *.safetensors but {', '.join(pickled)}, which can run code: {_convert()}")
+    index = path / "model.safetensors.index.json"
+    if index.is_file():
+        _check_index(index)
+
+
+def _check_index(index: Path) -> None:
+    """Every file of weights that the index names is a safetensors file beside it."""
+    try:
+        named = {str(name) for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise CheckpointError(f"{index} is no index of weights: {error}") from error
+    strange = sorted(name for name in named if Path(name).name != name or not name.endswith(".safetensors"))
+    if strange:
+        raise CheckpointError(f"{index} names {strange[0]!r}: weights are *.safetensors files in the same directory")
+
+
+def _convert() -> str:
+    return (
+        "load it where you trust its maker, and save it again with `model.save_pretrained(place)` of transformers, "
+        "which writes safetensors"
+    )
