@@ -19,7 +19,7 @@ from flows.links import link_projects
 from flows.outages import through_outages
 from flows.processes import StackError
 from flows.stack import home_directory
-from flows.untrusted import credentials_in
+from flows.untrusted import holds_credentials
 from flows.waiting import wait_for_people
 from labeling.balance import balance
 from labeling.client import LabelStudio
@@ -131,7 +131,7 @@ def client(config: LabelingConfig) -> LabelStudio:
     if not url or not token:
         raise StackError("no Label Studio is known: start the local one with `rlhf up`, or set LABEL_STUDIO_URL and "
                          "LABEL_STUDIO_API_KEY")  # fmt: skip
-    if credentials_in(url):
+    if holds_credentials(url):
         raise StackError("LABEL_STUDIO_URL holds credentials, and it is shown in pages and kept with results: take "
                          "them out")  # fmt: skip
     return LabelStudio(url, token)

@@ -46,7 +46,13 @@ def _walk(value: Any, place: str = "", depth: int = 0) -> Iterator[tuple[str, An
 
 def credentials_in(values: Any) -> str:
     """The path of the first text with credentials in an address (user:password@host, ?token=…); "" for none."""
-    return next((place for place, value in _walk(values) if isinstance(value, str) and IN_ADDRESS.search(value)), "")
+    found = (place for place, value in _walk(values) if isinstance(value, str) and holds_credentials(value))
+    return next(found, "")
+
+
+def holds_credentials(text: str) -> bool:
+    """Whether there is an address with credentials in a text."""
+    return IN_ADDRESS.search(text) is not None
 
 
 def redacted(text: str, secrets: frozenset[str] = frozenset()) -> str:

@@ -1,0 +1,158 @@
+"""Secrets: 0600 whatever the umask, and in no log, parameter, tag, traceback or message."""
+
+import json
+import logging
+import os
+import stat
+import traceback
+from pathlib import Path
+
+import httpx
+import mlflow
+import pytest
+from mlflow import MlflowClient
+from pydantic import ValidationError
+
+from alignment.errors import ConfigError
+from flows import runs, services, stack
+from flows.accounts import Book, Kept
+from flows.labeling import client
+from flows.processes import StackError
+from flows.recipe import Recipe, load_recipe
+from flows.services import NAMES
+from flows.stack import Stack, write_private
+from flows.untrusted import redacted, secrets_of, without_credentials
+from labeling.client import LabelStudio
+from labeling.errors import LabelingError
+from tests.conftest import TINY
+from tests.labeling.helpers import TOKEN, free_port, settings
+
+SECRET = "hunter2-hunter2"
+WITH_USER = f"http://admin:{SECRET}@127.0.0.1:1"
+
+
+@pytest.mark.parametrize("umask", [0o000, 0o022, 0o077])
+def test_files_of_secrets_are_for_their_owner_alone(tmp_path: Path, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        stack._credentials(tmp_path)
+        path = tmp_path / "credentials.json"
+        path.chmod(0o666)  # somebody loosened it; written again it is private
+        write_private(path, path.read_text())
+        (tmp_path / "annotators.json.partial").write_text("left by a killed process")
+        write_private(tmp_path / "annotators.json", "{}")
+        services.launch_of("mlflow", tmp_path, free_port(), stack._credentials(tmp_path))
+    finally:
+        os.umask(before)
+    for name in ("credentials.json", "annotators.json"):
+        assert stat.S_IMODE((tmp_path / name).stat().st_mode) == 0o600
+    assert stat.S_IMODE((tmp_path / "mlflow").stat().st_mode) == 0o700  # holds databases with tokens
+
+
+def all_of(credentials: services.Credentials) -> list[str]:
+    """The secret ones."""
+    return [value for name, value in credentials.model_dump().items() if "email" not in name]
+
+
+def test_what_prints_a_stack_prints_no_secret(tmp_path: Path) -> None:
+    credentials = stack._credentials(tmp_path)
+    urls = dict.fromkeys(NAMES, "http://127.0.0.1:1")
+    running = Stack(home=tmp_path, urls=urls, credentials=credentials)
+    launch = services.launch_of("label-studio", tmp_path, free_port(), credentials)
+    shown = f"{running!r} {running} {credentials!r} {launch!r} {Kept(id=1, password=SECRET, token=SECRET)!r}"
+    shown += f"{LabelStudio('http://127.0.0.1:1', SECRET)!r} {settings(tmp_path)!r}"
+    assert not [one for one in [*all_of(credentials), SECRET, TOKEN] if one in shown]
+    assert not [one for one in all_of(credentials) if one in " ".join(launch.command)]  # everybody can list commands
+
+
+def test_a_file_of_secrets_that_cannot_be_read_is_not_repeated(tmp_path: Path) -> None:
+    made = stack._credentials(tmp_path).model_dump()
+    (tmp_path / "credentials.json").write_text(json.dumps(made | {"extra": SECRET, "label_studio_token": [SECRET]}))
+    with pytest.raises(StackError) as caught:
+        stack.status(tmp_path)
+    told = "".join(traceback.format_exception(caught.value))
+    assert "credentials.json cannot be read" in told
+    assert not [one for one in (SECRET, *map(str, made.values())) if one in told]
+    with pytest.raises(ValidationError) as refused:
+        Book.model_validate({"servers": {"s": {"e": {"id": "x", "password": SECRET, "token": SECRET}}}})
+    assert SECRET not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        f"labeling.url={WITH_USER}", f"labeling.webhook=http://127.0.0.1/?token={SECRET}",
+        f"pretrain.checkpoint=https://x:{SECRET}@huggingface.co/a/b", f"description=see ftp://me:{SECRET}@host/x",
+    ],
+)  # fmt: skip
+def test_a_recipe_with_credentials_in_an_address_is_refused_and_not_repeated(override: str) -> None:
+    with pytest.raises(ConfigError, match="holds credentials in an address") as caught:
+        load_recipe(str(TINY), [override, "ppo.steps=none"])
+    assert override.partition("=")[0] in str(caught.value)
+    assert SECRET not in "".join(traceback.format_exception(caught.value))
+
+
+def test_a_form_that_is_refused_does_not_repeat_the_secret() -> None:
+    with pytest.raises(ValidationError, match="holds credentials") as caught:
+        Recipe.model_validate({"name": "x", "labeling": {"url": WITH_USER}})
+    assert SECRET not in str(caught.value) and SECRET not in repr(caught.value)
+
+
+def test_label_studio_with_credentials_in_its_address_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LABEL_STUDIO_URL", WITH_USER)
+    monkeypatch.setenv("LABEL_STUDIO_API_KEY", SECRET)
+    with pytest.raises(StackError, match="LABEL_STUDIO_URL holds credentials") as caught:
+        client(load_recipe(str(TINY)).labeling)  # type: ignore[arg-type]
+    assert SECRET not in str(caught.value)
+
+
+def test_a_server_that_fails_gives_the_token_away_neither_in_the_message_nor_in_the_traceback() -> None:
+    def answer(request: httpx.Request) -> httpx.Response:
+        if "boom" in str(request.url):
+            raise httpx.ReadError("connection lost", request=request)
+        return httpx.Response(403, request=request, text="not allowed")
+
+    for path in ("/api/boom", "/api/refused"):
+        api = LabelStudio("http://127.0.0.1:1", SECRET, attempts=1)
+        api._http._transport = httpx.MockTransport(answer)
+        with pytest.raises(LabelingError) as caught:
+            api.get(path)
+        told = traceback.TracebackException.from_exception(caught.value, capture_locals=True)
+        assert SECRET not in "".join(told.format())
+
+
+def test_an_invitation_that_is_refused_is_not_repeated() -> None:
+    api = LabelStudio("http://127.0.0.1:1", SECRET, attempts=1)
+    api._http._transport = httpx.MockTransport(lambda request: httpx.Response(403, request=request, text="no"))
+    with pytest.raises(LabelingError, match=r"GET http://127\.0\.0\.1:1/user/signup/ was refused") as caught:
+        api.get("/user/signup/", token=SECRET)
+    assert SECRET not in str(caught.value)
+
+
+def test_a_run_in_mlflow_names_no_secret(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LABEL_STUDIO_API_KEY", SECRET)
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", SECRET)
+    with runs.pipeline_run("tiny", recipe=load_recipe(str(TINY)), flow_run_id="f") as run_id:
+        pass
+    told = MlflowClient().get_run(run_id).to_dictionary()
+    assert SECRET not in json.dumps(told)
+    assert not [name for name in {**told["data"]["tags"], **told["data"]["params"]} if "API_KEY" in name]
+    assert SECRET not in "".join(path.read_text(errors="replace") for path in home.rglob("*.yaml"))
+    mlflow.end_run()
+
+
+def test_what_is_secret_by_its_name_is_taken_out_of_a_text() -> None:
+    environment = {
+        "LABEL_STUDIO_API_KEY": SECRET, "HF_TOKEN": "tokentoken", "PREFECT_API_AUTH_STRING": "admin:pass1234",
+        "RLHF_TOKENIZER": "keepme-keepme", "SHORT_TOKEN": "x", "label_studio_password": "pass-word-1",
+    }  # fmt: skip
+    found = secrets_of(environment)
+    assert found == {SECRET, "tokentoken", "admin:pass1234", "pass-word-1"}
+    text = f"Token {SECRET} at https://me:{SECRET[::-1]}@host/a?b=1&api_key=abc&c=2 keepme-keepme x"
+    assert redacted(text, found) == "Token *** at https://***@host/a?b=1&api_key=***&c=2 keepme-keepme x"
+    assert without_credentials("https://me:pw@host:1/a?b") == "https://host:1/a?b"
+
+
+def test_http_libraries_do_not_tell_addresses_by_themselves() -> None:
+    for name in ("httpx", "httpcore", "urllib3"):
+        assert logging.getLogger(name).getEffectiveLevel() >= logging.WARNING
