@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from alignment.errors import ConfigError, RLHFError
-from flows import run_cli, stack_cli
+from flows import operations_cli, run_cli, stack_cli
 from flows.label_cli import app as label_app
 from labeling.errors import LabelingError
 
@@ -30,7 +30,7 @@ app = typer.Typer(
 app.add_typer(label_app, name="label")
 for command in (
     *(stack_cli.up, stack_cli.down, stack_cli.status, stack_cli.doctor, stack_cli.backup, stack_cli.restore),
-    *(run_cli.watch, run_cli.resume, run_cli.retry),
+    *(run_cli.watch, run_cli.resume, run_cli.retry, operations_cli.logs, operations_cli.gc),
 ):
     app.command()(command)
 Home = Annotated[

@@ -13,7 +13,7 @@ from prefect.runtime import flow_run
 
 from alignment.artifacts import Artifact
 from alignment.errors import ConfigError
-from flows import links, registry, runs, stages
+from flows import links, logs, registry, runs, stages
 from flows.graph import Step, steps
 from flows.recipe import Recipe, check_files, check_judged
 from flows.release import failures, release_manifest, require
@@ -90,7 +90,8 @@ def run_stage_alone(recipe: Recipe, stage: str) -> Artifact:
     check_files(recipe)
     chain = steps(recipe)
     made: dict[str, Artifact] = {}
-    with suspended_while_people_label():
+    flow_run_id = str(flow_run.id or "")
+    with logs.kept(f"{stage}-{flow_run_id}", flow_run_id=flow_run_id), suspended_while_people_label():
         for name in needed(chain, stage):
             step = chain[name]
             work = STAGES[name]

@@ -14,7 +14,7 @@ from mlflow.exceptions import MlflowException
 from pydantic import BaseModel
 
 from alignment.artifacts import Artifact, content_digest
-from flows import links, outages
+from flows import links, logs, outages
 from flows.provenance import git_commit, versions
 
 log = logging.getLogger(__name__)
@@ -211,4 +211,5 @@ def pipeline_run(name: str, *, recipe: Any, flow_run_id: str = "") -> Iterator[s
     with active(**({"run_id": begun[0].info.run_id} if begun else how)) as run_id:
         if not begun:
             log_params(run_id, flatten(recipe))
-        yield run_id
+        with logs.kept(run_id, run_id=run_id, flow_run_id=flow_run_id):
+            yield run_id

@@ -37,7 +37,7 @@ from alignment.artifacts import (
     write_json,
 )
 from alignment.journal import Journal
-from flows import links, registry, runs
+from flows import links, logs, registry, runs
 from flows.endings import stopped
 from flows.metrics import METRICS_FILE, MetricSender, send_all
 from flows.provenance import git_commit, versions
@@ -108,12 +108,13 @@ def run_stage(
             file_digests=[content_digest(path) for path in files], seed=seed,
         ),
     )  # fmt: skip
-    with _in_words(job):
+    with logs.about(stage=stage), _in_words(job):
         with _only_one(job):
             artifact = find(job.stage, job.key, job.home) or _make(job, work)
             _tidy(job, artifact.run_id)
         if job.parent is not None:
             _note_on_parent(job.parent, artifact)
+        logs.notes.info("found done" if artifact.cached else f"made in {artifact.seconds:.1f} s")
     return artifact
 
 
@@ -169,7 +170,7 @@ def _make(job: Job, work: Work) -> Artifact:
     )  # fmt: skip
     if job.parent is None:
         links.link_stage(run_id, job.stage)
-    with runs.active(run_id=run_id, nested=True), _in_words(job):
+    with logs.about(stage_run_id=run_id), runs.active(run_id=run_id, nested=True), _in_words(job):
         _take_back(job, run_id)
         MlflowClient().set_tag(run_id, runs.TAG_PROCESSES, str(job.compute["processes"]))
         seconds = _work(job, work, run_id)
