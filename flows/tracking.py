@@ -37,7 +37,7 @@ from alignment.artifacts import (
     write_json,
 )
 from alignment.journal import Journal
-from flows import links, logs, registry, runs
+from flows import links, locks, logs, registry, runs
 from flows.endings import stopped
 from flows.metrics import METRICS_FILE, MetricSender, send_all
 from flows.provenance import git_commit, versions
@@ -280,12 +280,11 @@ def _note_on_parent(parent: str, artifact: Artifact) -> None:
 @contextmanager
 def _only_one(job: Job) -> Iterator[None]:
     """Keep two from making the same output at once: the second waits and then finds it."""
-    path = job.home / "locks" / f"{job.final.name}.lock"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            log.info("stage '%s' is being made by somebody else; waiting for it", job.stage)
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+    while True:
+        with locks.open_lock(job.home, job.final.name) as file:
+            if not locks.take(file):
+                log.info("stage '%s' is being made by somebody else; waiting for it", job.stage)
+                fcntl.flock(file, fcntl.LOCK_EX)
+            if locks.is_current(file):
+                yield
+                return

@@ -4,7 +4,6 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
 
 import yaml
 
@@ -70,9 +69,3 @@ def secrets_of(environment: Mapping[str, str] = os.environ) -> frozenset[str]:
     """The values of an environment (or of a file of credentials) that are secrets by their names."""
     named = [str(value) for name, value in environment.items() if NAMES_A_SECRET.search(name)]
     return frozenset(value for value in named if len(value) >= SHORTEST_SECRET)
-
-
-def without_credentials(address: str) -> str:
-    """An address without user and password, to be shown."""
-    parts = urlsplit(address)
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))

@@ -21,7 +21,7 @@ from flows.processes import StackError
 from flows.recipe import Recipe, load_recipe
 from flows.services import NAMES
 from flows.stack import Stack, write_private
-from flows.untrusted import redacted, secrets_of, without_credentials
+from flows.untrusted import redacted, secrets_of
 from labeling.client import LabelStudio
 from labeling.errors import LabelingError
 from tests.conftest import TINY
@@ -150,7 +150,6 @@ def test_what_is_secret_by_its_name_is_taken_out_of_a_text() -> None:
     assert found == {SECRET, "tokentoken", "admin:pass1234", "pass-word-1"}
     text = f"Token {SECRET} at https://me:{SECRET[::-1]}@host/a?b=1&api_key=abc&c=2 keepme-keepme x"
     assert redacted(text, found) == "Token *** at https://***@host/a?b=1&api_key=***&c=2 keepme-keepme x"
-    assert without_credentials("https://me:pw@host:1/a?b") == "https://host:1/a?b"
 
 
 def test_http_libraries_do_not_tell_addresses_by_themselves() -> None:
