@@ -4,10 +4,14 @@ Every check looks and changes nothing. One that fails says what to do next.
 """
 
 import os
+import re
 import shutil
+import sqlite3
 import stat
 import sys
+import time
 from collections.abc import Iterator
+from contextlib import closing
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from importlib.metadata import PackageNotFoundError, requires, version
@@ -19,6 +23,7 @@ from packaging.requirements import Requirement
 from pydantic import BaseModel, ConfigDict
 
 from flows import processes, services, stack
+from flows.locks import held_locks
 from flows.processes import StackError
 from flows.services import HOST, NAMES, TITLES
 
@@ -26,6 +31,7 @@ DISTRIBUTION = "rlhf-flows"
 LABEL_STUDIO = "1.23"
 DISK_GIB, MEMORY_GIB = 5.0, 2.0  # rules of thumb
 CLOCK_SECONDS = 60.0
+STALE_DAYS, DATABASE_SECONDS = 7.0, 5.0
 GIB = 1 << 30
 
 
@@ -43,7 +49,8 @@ class Finding(BaseModel):
 def examine(home: Path | None = None) -> list[Finding]:
     """All checks, on the stack in `home`."""
     place = stack.home_directory(home)
-    return [python(), packages(), label_studio(), disk(place), memory(), *secrets(place), *servers(place)]
+    machine = [python(), packages(), label_studio(), disk(place), memory()]
+    return [*machine, *secrets(place), *ports(), *servers(place), *databases(place), *leftovers(place), *pools(place)]
 
 
 def python() -> Finding:
@@ -104,12 +111,65 @@ def memory() -> Finding:
 
 
 def secrets(home: Path) -> Iterator[Finding]:
-    """Credentials that their owner alone can read."""
+    """Credentials, and the directories around databases with tokens, that their owner alone can read."""
+    for data in (home / name for name in NAMES):
+        if data.is_dir() and home.stat().st_mode & 0o007 and data.stat().st_mode & 0o007:
+            yield Finding(what=f"{data.name}/", ok=False, seen="open to everybody", fix=f"chmod 700 {data}")
     for path in (home / "credentials.json", home / "annotators.json"):
         if path.exists():
             mode = stat.S_IMODE(path.stat().st_mode)
             ok = mode & 0o077 == 0
             yield Finding(what=path.name, ok=ok, seen=f"mode {mode:o}", fix="" if ok else f"chmod 600 {path}")
+
+
+def ports() -> Iterator[Finding]:
+    """Variables that fix a port and name none."""
+    for name, value in sorted(os.environ.items()):
+        if re.fullmatch(r"RLHF_\w+_PORT", name) and not (value.isdigit() and 1 <= int(value) <= 65535):
+            fix = f"set {name} to a number from 1 to 65535, or unset it"
+            yield Finding(what=name, ok=False, seen=f"{value!r} is no port", fix=fix)
+
+
+def databases(home: Path) -> Iterator[Finding]:
+    """The SQLite files of the home: each can be read, and none is damaged at its first pages."""
+    for path in sorted([*home.glob("*.db"), *home.glob("*/*.db"), *home.glob("*/*.sqlite3")]):
+        try:
+            with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, timeout=DATABASE_SECONDS)) as database:
+                database.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        except sqlite3.Error as error:
+            fix = "`rlhf down`, then put the file back from a backup"
+            yield Finding(what=str(path.relative_to(home)), ok=False, seen=str(error), fix=fix)
+
+
+def leftovers(home: Path) -> Iterator[Finding]:
+    """Half-made outputs that nobody has gone on with for a week."""
+    held, old = held_locks(home), time.time() - STALE_DAYS * 86_400
+    found = [path for path in (home / "artifacts").glob("*.*") if path.name.partition(".")[0] not in held]
+    stale = [path for path in found if path.lstat().st_mtime < old]
+    if stale:
+        seen = f"{len(stale)} half-made outputs that nobody goes on with, such as {stale[0].name}"
+        fix = "the same `rlhf run` goes on with them; `rlhf gc` shows what can go"
+        yield Finding(what="artifacts", ok=True, seen=seen, fix=fix)
+
+
+def pools(home: Path) -> Iterator[Finding]:
+    """Work pools without a worker, where Prefect runs and there are pools."""
+    try:
+        os.environ.update(stack.connect(home, ["prefect"]).environment())
+    except StackError:
+        return  # said above
+    from prefect.client.orchestration import get_client
+    from prefect.exceptions import PrefectException
+
+    from flows import overview
+
+    try:
+        with get_client(sync_client=True) as prefect:
+            for row in overview.pools(prefect):
+                ok = bool(not row.next or not row.state)  # none at all is no fault: a terminal needs none
+                yield Finding(what=f"pool {row.name}", ok=ok, seen=row.state or "no pools", fix=row.next)
+    except (httpx.HTTPError, PrefectException) as error:
+        yield Finding(what="pools", ok=False, seen=str(error), fix="look into the log of Prefect's server")
 
 
 def servers(home: Path) -> Iterator[Finding]:

@@ -85,8 +85,7 @@ def about(**ids: str) -> Iterator[None]:
         yield
     except BaseException as error:
         if "stage" in ids:
-            level = logging.ERROR if isinstance(error, Exception) else logging.INFO  # Ctrl-C and a pause are no faults
-            notes.log(level, "ended with %s: %s", type(error).__name__, error)
+            notes.warning("ended with %s: %s", type(error).__name__, error)
         raise
     finally:
         _stage.reset(token)

@@ -6,19 +6,24 @@ import os
 import re
 import shutil
 import socket
+import sqlite3
 import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from pathlib import Path
 from types import SimpleNamespace
+from uuid import uuid4
 
 import psutil
 import pytest
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import WorkPoolCreate
 from typer.testing import CliRunner
 
 from flows import credentials, doctor, processes
 from flows.cli import app
+from flows.locks import open_lock, take
 from flows.processes import Process
 from flows.stack import Server, State
 
@@ -132,3 +137,51 @@ def test_the_command_shows_it_and_fails_when_something_is_not_well(tmp_path: Pat
     (tmp_path / "credentials.json").chmod(0o644)
     done = CliRunner().invoke(app, ["doctor"], env=told)
     assert done.exit_code == 1 and f"chmod 600 {tmp_path}/credentials.json" in done.output
+
+
+@pytest.mark.parametrize("value", ["http", "0", "70000", "", "-1", "80.5"])
+def test_a_port_that_is_none(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    monkeypatch.setenv("RLHF_PREFECT_PORT", "24200")
+    monkeypatch.setenv("RLHF_MLFLOW_PORT", value)
+    (found,) = doctor.ports()
+    assert not found.ok and "set RLHF_MLFLOW_PORT to a number" in found.fix
+
+
+def test_a_damaged_database_and_one_that_is_well(tmp_path: Path) -> None:
+    (tmp_path / "mlflow").mkdir()
+    sqlite3.connect(tmp_path / "annotations.db").close()
+    (tmp_path / "mlflow" / "mlflow.db").write_bytes(b"no database at all" * 100)
+    (found,) = doctor.databases(tmp_path)
+    assert (found.what, found.ok) == ("mlflow/mlflow.db", False) and "not a database" in found.seen
+
+
+def test_half_made_outputs_that_nobody_goes_on_with(tmp_path: Path) -> None:
+    for name in ("sft-1.partial", "ppo-2.partial"):
+        (tmp_path / "artifacts" / name).mkdir(parents=True)
+    os.utime(tmp_path / "artifacts" / "sft-1.partial", (0, 0))
+    os.utime(tmp_path / "artifacts" / "ppo-2.partial", (0, 0))
+    with open_lock(tmp_path, "ppo-2") as running:
+        assert take(running)
+        (found,) = doctor.leftovers(tmp_path)
+    assert found.seen.startswith("1 half-made") and "sft-1.partial" in found.seen and "rlhf gc" in found.fix
+
+
+def test_directories_of_servers_that_everybody_can_read(tmp_path: Path) -> None:
+    (tmp_path / "mlflow").mkdir(mode=0o755)
+    (tmp_path / "mlflow").chmod(0o755)
+    assert not list(doctor.secrets(tmp_path))  # the home around it is closed
+    tmp_path.chmod(0o755)
+    (found,) = doctor.secrets(tmp_path)
+    assert found.fix == f"chmod 700 {tmp_path / 'mlflow'}"
+
+
+def test_pools_without_a_worker(tmp_path: Path, prefect_server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    running = SimpleNamespace(environment=lambda: {"PREFECT_API_URL": prefect_server})
+    monkeypatch.setattr(stack, "connect", lambda home, needed: running)
+    monkeypatch.setenv("PREFECT_API_URL", prefect_server)
+    with get_client(sync_client=True) as prefect:
+        name = f"doctor-{uuid4().hex[:6]}"
+        prefect.create_work_pool(WorkPoolCreate(name=name, type="process"))
+        found = {one.what: one for one in doctor.pools(tmp_path)}[f"pool {name}"]
+        prefect.delete_work_pool(name)
+    assert not found.ok and found.fix == f"start one: `prefect worker start --pool {name}`"

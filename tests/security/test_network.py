@@ -1,0 +1,47 @@
+"""Nothing listens beyond this machine unless it is told to."""
+
+import socket
+import threading
+from pathlib import Path
+
+import psutil
+import pytest
+
+from flows import services, stack
+from flows.services import NAMES
+from labeling import listen
+from labeling.server import ServerSettings, command
+from tests.labeling.helpers import free_port, settings
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_server_is_started_on_loopback(tmp_path: Path, name: services.Name) -> None:
+    launch = services.launch_of(name, tmp_path, free_port(), stack._credentials(tmp_path))
+    words = list(launch.command)
+    host = words[words.index("--internal-host" if name == "label-studio" else "--host") + 1]
+    assert host == "127.0.0.1" and "0.0.0.0" not in " ".join(words)
+
+
+def test_label_studio_is_on_loopback_unless_told_otherwise(tmp_path: Path) -> None:
+    words = command(settings(tmp_path))
+    assert words[words.index("--internal-host") + 1] == ServerSettings.model_fields["host"].default == "127.0.0.1"
+
+
+def test_the_receiver_of_webhooks_listens_on_loopback_alone() -> None:
+    with listen.receiving(0, threading.Event()) as url:
+        port = int(url.rstrip("/").rsplit(":", 1)[1])
+        hosts = {one.laddr.ip for one in psutil.Process().net_connections() if one.status == "LISTEN"
+                 and one.laddr.port == port}  # fmt: skip
+        assert hosts == {"127.0.0.1"}
+
+
+@pytest.mark.server
+def test_the_sockets_of_a_running_server_are_on_loopback(server_url: str) -> None:
+    port = int(server_url.rsplit(":", 1)[1])
+    hosts = {one.laddr.ip for one in psutil.net_connections("tcp") if one.status == "LISTEN" and one.laddr.port == port}
+    assert hosts == {"127.0.0.1"}
+    for address in {info[4][0] for info in socket.getaddrinfo(socket.gethostname(), None, socket.AF_INET)}:
+        if not str(address).startswith("127."):
+            with socket.socket() as probe:
+                probe.settimeout(5)
+                assert probe.connect_ex((str(address), port)) != 0
