@@ -7,7 +7,7 @@ import os
 import sys
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, SecretStr
+from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
 from flows import postgres
 from flows.services import POOLS, QUIET, Name, Site, label_studio_executable
@@ -22,7 +22,7 @@ class Launch(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     command: tuple[str, ...]
-    switches: dict[str, str]
+    switches: dict[str, str] = Field(repr=False)
     directory: Path
     leaky: tuple[str, ...] = ()
     user: str | None = None
@@ -37,6 +37,8 @@ def launch_of(name: Name, site: Site) -> Launch:
     """How to start a part of a stack. Raises StackError when its program is not installed."""
     if name == "postgres":
         return _postgres(site)
+    (site.home / name).mkdir(parents=True, exist_ok=True)
+    (site.home / name).chmod(0o700)  # databases of the servers hold tokens, whatever the mode of the home around them
     if name == "prefect":
         return prefect_launch(site)
     if name == "mlflow":

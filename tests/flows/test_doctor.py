@@ -21,7 +21,7 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import WorkPoolCreate
 from typer.testing import CliRunner
 
-from flows import credentials, doctor, processes
+from flows import credentials, doctor, processes, stack
 from flows.cli import app
 from flows.locks import open_lock, take
 from flows.processes import Process
