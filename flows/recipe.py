@@ -35,7 +35,7 @@ from alignment.sources import inside, locate
 from flows.complaints import complaint
 from flows.compute import ComputeConfig, impossible, launch_file
 from flows.overrides import apply_override
-from flows.untrusted import credentials_in, plain_yaml
+from flows.untrusted import plain_yaml, refuse_credentials
 from labeling.config import LabelingConfig
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -83,13 +83,8 @@ class Recipe(Config):
     @model_validator(mode="before")
     @classmethod
     def _no_credentials(cls, values: Any) -> Any:
-        """Recipes are written down whole in Prefect and MLflow, so a secret in one is refused, and not repeated.
-        Every data://NAME is a path below `data_root`."""
-        if found := credentials_in(values):
-            raise ValueError(
-                f"{found} holds credentials in an address, and recipes are written down in Prefect and MLflow: take "
-                "them out; LABEL_STUDIO_API_KEY and the like belong in the environment"
-            )
+        """No secret is written down with a recipe, and every data://NAME is a path below `data_root`."""
+        refuse_credentials(values)
         return _with_data(values, str(values.get("data_root", "."))) if isinstance(values, dict) else values
 
     @model_validator(mode="after")

@@ -43,14 +43,19 @@ def _walk(value: Any, place: str = "", depth: int = 0) -> Iterator[tuple[str, An
         yield from _walk(item, f"{place}.{name}" if place else str(name), depth + 1)
 
 
-def credentials_in(values: Any) -> str:
-    """The path of the first text with credentials in an address (user:password@host, ?token=…); "" for none."""
-    found = (place for place, value in _walk(values) if isinstance(value, str) and holds_credentials(value))
-    return next(found, "")
+def refuse_credentials(values: Any) -> None:
+    """Raise ValueError, which does not repeat it, for a text with credentials in an address: recipes are written down
+    whole in Prefect and MLflow."""
+    for place, value in _walk(values):
+        if isinstance(value, str) and holds_credentials(value):
+            raise ValueError(
+                f"{place} holds credentials in an address, and recipes are written down in Prefect and MLflow: take "
+                "them out; LABEL_STUDIO_API_KEY and the like belong in the environment"
+            )
 
 
 def holds_credentials(text: str) -> bool:
-    """Whether there is an address with credentials in a text."""
+    """Whether there is an address with credentials in a text (user:password@host, ?token=…)."""
     return IN_ADDRESS.search(text) is not None
 
 

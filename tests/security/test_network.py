@@ -7,17 +7,18 @@ from pathlib import Path
 import psutil
 import pytest
 
-from flows import credentials, services
-from flows.services import NAMES
+from flows import credentials
+from flows.launches import launch_of
+from flows.services import NAMES, Name, Site
 from labeling import listen
 from labeling.server import ServerSettings, command
-from tests.flows.local import launch_of
 from tests.labeling.helpers import free_port, settings
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_server_is_started_on_loopback(tmp_path: Path, name: services.Name) -> None:
-    launch = launch_of(name, tmp_path, free_port(), credentials.ensure(tmp_path))
+def test_every_server_is_started_on_loopback(tmp_path: Path, name: Name) -> None:
+    addresses: dict[Name, str] = {one: f"127.0.0.1:{free_port()}" for one in NAMES}
+    launch = launch_of(name, Site(home=tmp_path, credentials=credentials.ensure(tmp_path), addresses=addresses))
     words = list(launch.command)
     host = words[words.index("--internal-host" if name == "label-studio" else "--host") + 1]
     assert host == "127.0.0.1" and "0.0.0.0" not in " ".join(words)

@@ -14,19 +14,18 @@ from mlflow import MlflowClient
 from pydantic import ValidationError
 
 from alignment.errors import ConfigError
-from flows import credentials, runs, services, stack
+from flows import credentials, runs, stack
 from flows.accounts import Book, Kept
 from flows.credentials import write_private
 from flows.labeling import client
+from flows.launches import launch_of, prepare
 from flows.processes import StackError
 from flows.recipe import Recipe, load_recipe
-from flows.services import NAMES
-from flows.stack import Stack
+from flows.services import NAMES, Credentials, Name, Site
 from flows.untrusted import redacted, secrets_of
 from labeling.client import LabelStudio
 from labeling.errors import LabelingError
 from tests.conftest import TINY
-from tests.flows.local import launch_of, site_of
 from tests.labeling.helpers import TOKEN, free_port, settings
 
 SECRET = "hunter2-hunter2"
@@ -43,7 +42,7 @@ def test_files_of_secrets_are_for_their_owner_alone(tmp_path: Path, umask: int) 
         write_private(path, path.read_text())
         (tmp_path / "annotators.json.partial").write_text("left by a killed process")
         write_private(tmp_path / "annotators.json", "{}")
-        launch_of("mlflow", tmp_path, free_port(), credentials.ensure(tmp_path))
+        prepare("mlflow", site(tmp_path))
     finally:
         os.umask(before)
     for name in ("credentials.json", "annotators.json"):
@@ -51,21 +50,28 @@ def test_files_of_secrets_are_for_their_owner_alone(tmp_path: Path, umask: int) 
     assert stat.S_IMODE((tmp_path / "mlflow").stat().st_mode) == 0o700  # holds databases with tokens
 
 
-def all_of(credentials: services.Credentials) -> list[str]:
+def site(home: Path) -> Site:
+    """A stack that does not run, with ports of its own."""
+    addresses: dict[Name, str] = {name: f"127.0.0.1:{free_port()}" for name in NAMES}
+    return Site(home=home, credentials=credentials.ensure(home), addresses=addresses)
+
+
+def all_of(made: Credentials) -> list[str]:
     """The secret ones."""
-    told = credentials.model_dump(exclude={"production"}) | credentials.secrets.model_dump()
-    return [value for name, value in told.items() if name not in ("label_studio_email", "mlflow_username")]
+    told = {**made.model_dump(), **(made.production.model_dump() if made.production else {})}
+    hidden = {name: value for name, value in told.items() if not name.endswith(("email", "username"))}
+    return [value for value in hidden.values() if isinstance(value, str)]
 
 
 def test_what_prints_a_stack_prints_no_secret(tmp_path: Path) -> None:
-    known = credentials.ensure(tmp_path, "production")
-    site = site_of(tmp_path, dict.fromkeys(NAMES, 1), known)
-    running = Stack(site=site)
-    launch = launch_of("label-studio", tmp_path, free_port(), known)
-    shown = f"{running!r} {running} {known!r} {launch!r} {Kept(id=1, password=SECRET, token=SECRET)!r}"
+    made = credentials.ensure(tmp_path, "production")
+    place = site(tmp_path)
+    launches = [launch_of(name, place) for name in ("mlflow", "label-studio")]
+    shown = f"{place!r} {place} {made!r} {launches!r} {Kept(id=1, password=SECRET, token=SECRET)!r}"
     shown += f"{LabelStudio('http://127.0.0.1:1', SECRET)!r} {settings(tmp_path)!r}"
-    assert not [one for one in [*all_of(known), SECRET, TOKEN] if one in shown]
-    assert not [one for one in all_of(known) if one in " ".join(launch.command)]  # everybody can list commands
+    assert not [one for one in [*all_of(made), SECRET, TOKEN] if one in shown]
+    commands = " ".join(word for launch in launches for word in launch.command)
+    assert not [one for one in all_of(made) if one in commands]  # everybody can list commands
 
 
 def test_a_file_of_secrets_that_cannot_be_read_is_not_repeated(tmp_path: Path) -> None:
