@@ -18,7 +18,7 @@ from typing import Any
 
 from alignment.errors import ArtifactError
 from flows.stack import home_directory
-from flows.untrusted import redacted, secrets_of
+from flows.untrusted import SHORTEST_SECRET, redacted, secrets_of
 
 FOLDER = Path("logs") / "runs"
 LONGEST_BYTES = 20_000_000
@@ -98,8 +98,11 @@ def known_secrets(home: Path) -> frozenset[str]:
         credentials = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     except (OSError, ValueError):  # `rlhf doctor` speaks of it; a log needs no credentials
         credentials = {}
-    texts = {name: value for name, value in credentials.items() if isinstance(value, str)}
-    return secrets_of() | secrets_of(texts)
+    told = {**credentials, **(credentials.get("production") or {})}
+    return secrets_of() | {
+        value for name, value in told.items()
+        if isinstance(value, str) and len(value) >= SHORTEST_SECRET and not name.endswith(("email", "username"))
+    }  # fmt: skip
 
 
 def find_log(run: str = "", home: Path | None = None) -> Path:

@@ -42,7 +42,7 @@ QUIET = {
 class Secrets(BaseModel):
     """The passwords of a production stack."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     postgres_password: str = Field(repr=False)
     prefect_database_password: str = Field(repr=False)
