@@ -59,7 +59,8 @@ def test_a_resumed_run_goes_on_in_the_same_file_and_lines_of_threads_name_the_ru
 
 def test_secrets_are_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LABEL_STUDIO_API_KEY", SECRET)
-    (tmp_path / "credentials.json").write_text(json.dumps({"label_studio_password": "pass-word-9"}))
+    credentials = {"label_studio_password": "pass-word-9", "production": {"prefect_auth": "rlhf:secret-77"}}
+    (tmp_path / "credentials.json").write_text(json.dumps(credentials))
     log = logging.getLogger("flows.tests")
     with logs.kept("run-1", tmp_path) as path:
         try:
@@ -67,8 +68,9 @@ def test_secrets_are_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         except ValueError:
             log.exception("with %s", {"headers": f"Token {SECRET}"})
         log.warning("at http://me:%s@host with pass-word-9", "another")
+        log.warning("as %s", "rlhf:secret-77")
     text = path.read_text()
-    assert SECRET not in text and "another" not in text and "pass-word-9" not in text
+    assert SECRET not in text and "another" not in text and "pass-word-9" not in text and "secret-77" not in text
     assert "refused: ***" in lines(path)[0]["traceback"] and lines(path)[1]["message"].endswith("***@host with ***")
 
 
