@@ -169,7 +169,7 @@ def test_no_secret_is_on_a_command_line_in_a_log_or_open_to_others(production: S
         except (psutil.NoSuchProcess, psutil.AccessDenied):
             continue
         assert not [secret for secret in known if secret in told], process.pid
-    for log in (production.home / "logs").iterdir():
+    for log in (path for path in (production.home / "logs").rglob("*") if path.is_file()):
         text = log.read_text(errors="replace")
         assert not [number for number, secret in enumerate(known) if secret in text], log
     assert not (production.home / credentials.FILE).stat().st_mode & 0o077
