@@ -24,7 +24,7 @@ from flows.state import UNFINISHED, Server, State, locked
 from flows.state import read as _read_state
 from flows.state import write as _write_state
 
-START_SECONDS = 240.0
+START_SECONDS = 600.0
 POLL_SECONDS = 0.25
 LOG_TAIL_CHARACTERS = 1500
 

@@ -16,7 +16,7 @@ from typing import Literal, Protocol
 import psutil
 from pydantic import BaseModel, ConfigDict
 
-from flows import stack
+from flows import processes, stack
 from flows.processes import Process
 from flows.services import NAMES
 from tests.chaos import warm
@@ -270,11 +270,16 @@ class Storm:
 
 
 def _kill_server(process: Process, whole: bool) -> None:
-    """SIGKILL to a server with its children, or to the first process alone, whose children live on."""
+    """SIGKILL to a server with its children, or to the first process alone, whose children live on.
+
+    Returns when it is gone: one that is still dying may be taken for a living one by whoever starts servers again.
+    """
     try:
         (os.killpg if whole else os.kill)(process.pid, signal.SIGKILL)
     except ProcessLookupError:
         return  # it is being started again and the number is of the one before
+    while processes.is_alive(process):
+        time.sleep(0.01)
 
 
 def table(kills: Sequence[Kill], by: Literal["victim", "stage", "state"]) -> dict[str, int]:
