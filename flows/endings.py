@@ -20,7 +20,7 @@ FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 FULL_WORDS = ("no space left on device", "disk is full", "disk quota exceeded", "file too large", "file write failed",
               "unexpected pos")  # the last two are torch.save's words for a file that could not be written
 MEMORY_WORDS = ("can't allocate memory", "cannot allocate memory", "out of memory", "not enough memory")
-GO_ON = "the same command goes on from there (in a deployment: `prefect flow-run retry`)"
+GO_ON = "the same command goes on from there (in a deployment: `rlhf retry`)"
 LESS_MEMORY = {
     "pretrain": "pretrain.batch_sequences, pretrain.model.context_length",
     "sft": "sft.batch_size, sft.max_length_tokens",

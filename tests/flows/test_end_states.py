@@ -20,7 +20,7 @@ from alignment.errors import TrainingError
 from alignment.journal import Journal
 from alignment.training import write_state
 from flows import runs
-from flows.endings import RunStopped, StageStopped, told_in_words
+from flows.endings import StageStopped, told_in_words
 from flows.tracking import run_stage
 from tests.flows.faulty import until
 
@@ -139,11 +139,6 @@ def test_a_stopped_stage_is_killed_in_mlflow_and_goes_on(
     assert ("did not say how it ended (killed, out of memory" in caplog.text) == (end == "out of memory")
     assert (made.run_id, only_run().info.status) == (run.info.run_id, "FINISHED")
     assert [metric.step for metric in MlflowClient().get_metric_history(made.run_id, "loss")] == [1]
-
-
-def test_ctrl_c_says_that_the_same_command_goes_on() -> None:
-    with pytest.raises(RunStopped, match=r"Every finished stage is kept.*the same command goes on"), told_in_words():
-        raise KeyboardInterrupt
 
 
 def test_a_loss_that_is_not_finite_fails_the_run_and_names_the_checkpoint_from_before(home: Path) -> None:
