@@ -1,7 +1,8 @@
 # Everything sets itself up: Python 3.11 or newer and make are all that is needed beforehand.
 #
 #   make demo    install, start the servers, run the recipe `town`, print the report and the addresses
-#   make test    all tests          make check   ruff, mypy --strict, the architecture test
+#   make test    tests, ten minutes make check   ruff, mypy --strict, the architecture test, known faults of packages
+#   make test-long   the production profile, deployments in a browser, waiting runs, several processes: minutes each
 #   make chaos   kills a pipeline, its worker and its servers at random moments, for minutes
 #   make audit   known faults of the packages that are installed, where PyPI's service for them can be reached
 #   make up      start the servers  make down    stop them          make clean   remove what can be made again
@@ -16,7 +17,7 @@ LABEL_STUDIO_READY := $(LABEL_STUDIO)/.ready
 BROWSER := $(shell command -v chromium || command -v chromium-browser || command -v google-chrome)
 PIP_FLAGS := --quiet --disable-pip-version-check
 
-.PHONY: demo test chaos check audit format up down status setup browser clean distclean
+.PHONY: demo test test-long chaos check audit format up down status setup browser clean distclean
 
 demo: setup
 	$(BIN)/rlhf up
@@ -26,6 +27,9 @@ demo: setup
 
 test: setup browser
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+
+test-long: setup browser
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile -m long
 
 chaos: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -s -n 2 --dist load -m chaos tests/chaos

@@ -102,7 +102,7 @@ def write_down(storm: Storm, run: Run, seed: int) -> None:
             file.write(json.dumps(whole) + "\n")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_tiny_pipeline_survives_a_kill_of_each_kind(home: Path, tmp_path: Path) -> None:
     weather(home, ONE_OF_EACH)
     assert contents(home) == contents(unbroken(home, tmp_path / "unbroken"))

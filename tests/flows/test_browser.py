@@ -23,7 +23,7 @@ from tests.flows.local import launch_of, site_of
 from tests.labeling.helpers import TOKEN, free_port
 from tests.labeling.test_browser import CHROMIUM, EMAIL, FLAGS, PASSWORD
 
-pytestmark = [pytest.mark.server, pytest.mark.browser, pytest.mark.slow]
+pytestmark = [pytest.mark.server, pytest.mark.browser, pytest.mark.long]
 SMALL: dict[str, Any] = {
     "name": "small", "description": "every stage in half a minute",
     "town": {"people": 12, "documents": 200, "demonstrations": 40, "prompts": 30, "heldout_prompts": 10},

@@ -123,7 +123,7 @@ def together(alone: tuple[Path, dict[str, Job]], tmp_path_factory: pytest.TempPa
     return made
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("stage", ["pretrain", "sft", "reward", "validation", "ppo"])
 def test_two_processes_make_what_one_makes(alone: tuple[Path, dict[str, Job]], together: Path, stage: str) -> None:
     one, two = alone[0] / stage, together / stage
@@ -186,7 +186,7 @@ launch(Job.model_validate_json(sys.argv[2]), ComputeConfig(processes=2), Path(sy
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_killed_flow_leaves_no_process_and_two_go_on_from_the_checkpoint(long_job: Job, tmp_path: Path) -> None:
     out, one = tmp_path / "pretrain-0.partial", tmp_path / "one"
     command = [sys.executable, "-c", PARENT, str(out), long_job.model_dump_json()]
@@ -230,7 +230,7 @@ def once_it_trains(out: Path, act: Callable[[list[psutil.Process]], None]) -> It
     thread.join()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_cancelled_stage_leaves_no_process(long_job: Job, tmp_path: Path) -> None:
     """Prefect makes an exception of SIGTERM in the flow's process."""
     out = tmp_path / "pretrain-1.partial"
@@ -247,7 +247,7 @@ def test_a_cancelled_stage_leaves_no_process(long_job: Job, tmp_path: Path) -> N
     assert len(found) == 3 and not any(process.is_running() for process in found)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_process_that_is_killed_ends_the_others_and_the_log_says_so(
     long_job: Job, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -263,7 +263,7 @@ def test_a_process_that_is_killed_ends_the_others_and_the_log_says_so(
     assert len(found) == 3 and not any(process.is_running() for process in found)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_an_error_of_a_process_is_raised_as_what_it_was(long_job: Job, tmp_path: Path) -> None:
     out = tmp_path / "pretrain-3.partial"
     diverging = long_job.model_copy(update={"config": pretraining(learning_rate=1e30, epochs=3)})

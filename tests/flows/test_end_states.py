@@ -106,6 +106,7 @@ def step_then(home: str, uri: str, end: str) -> None:
         until(lambda: Path(home, "never").exists())
         return {}
 
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # who starts tests in the background has it ignored
     os.environ["RLHF_HOME"] = home
     mlflow.set_tracking_uri(uri)
     with told_in_words():

@@ -272,6 +272,7 @@ with told_in_words():
 """
 
 
+@pytest.mark.long
 def test_a_flow_outlives_prefects_server(tmp_path: Path) -> None:
     server = Server("prefect", tmp_path)
     server.start()

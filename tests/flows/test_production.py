@@ -24,7 +24,7 @@ from tests.conftest import TINY
 from tests.labeling.helpers import free_port
 from tests.labeling.test_browser import CHROMIUM, FLAGS
 
-pytestmark = [pytest.mark.server, pytest.mark.slow]
+pytestmark = [pytest.mark.server, pytest.mark.long]
 ROOT = Path(__file__).parents[2]
 PARTS: list[Name] = [name for wave in WAVES for name in wave]
 FLOW = """

@@ -232,6 +232,7 @@ def tables(prefect: SyncPrefectClient, run: FlowRun) -> list[str]:
     return [str(one.data) for one in sorted(found, key=lambda one: one.created or datetime.min.replace(tzinfo=UTC))]
 
 
+@pytest.mark.long
 def test_a_run_is_suspended_outlives_everything_and_is_resumed_when_enough_is_judged(
     place: Place, prefect: SyncPrefectClient, owner: LabelStudio
 ) -> None:
@@ -285,6 +286,7 @@ def judging(home: Path, title: str, **options: Any) -> dict[str, Any]:
     return {"name": title, "town": town, "labeling": told | options}
 
 
+@pytest.mark.long
 def test_two_runs_wait_on_one_project_and_one_goes_on_by_hand(
     place: Place, prefect: SyncPrefectClient, owner: LabelStudio
 ) -> None:
@@ -316,6 +318,7 @@ def test_two_runs_wait_on_one_project_and_one_goes_on_by_hand(
 # --- dead runs ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_a_dead_run_is_started_again_a_few_times_and_no_other(place: Place, prefect: SyncPrefectClient) -> None:
     deployment = deploy(prefect, "asleep", "tests.flows.asleep.asleep")
     run = prefect.create_flow_run_from_deployment(deployment)
@@ -359,6 +362,7 @@ def test_a_dead_run_is_started_again_a_few_times_and_no_other(place: Place, pref
         assert looked_after(place, **now) == []
 
 
+@pytest.mark.long
 def test_schedules_fire(place: Place, prefect: SyncPrefectClient) -> None:
     deployment = deploy(prefect, "asleep", "tests.flows.asleep.asleep")
     prefect.create_deployment_schedules(deployment, [(IntervalSchedule(interval=timedelta(hours=9)), True)])
@@ -368,6 +372,7 @@ def test_schedules_fire(place: Place, prefect: SyncPrefectClient) -> None:
     prefect.delete_deployment(deployment)
 
 
+@pytest.mark.long
 def test_one_watcher_at_a_time(place: Place) -> None:
     with watch.alone(place.home) as first, watch.alone(place.home) as second:
         assert (first, second) == (True, False)
@@ -447,11 +452,13 @@ def test_who_resumed_a_run_is_read_from_its_history() -> None:
 # --- in a terminal -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_ctrl_c_says_which_command_goes_on(place: Place, owner: LabelStudio, tmp_path: Path) -> None:
     recipe = tmp_path / "mine.yaml"
     recipe.write_text(yaml.safe_dump(judging(place.home, "terminal")), encoding="utf-8")
     told = ["run", str(recipe), "--stage", "labeling", "--set", "labeling.poll_seconds=0.2", "--home", str(place.home)]
-    command = [sys.executable, "-c", "from flows.cli import main; main()", *told]
+    heard = "signal.signal(signal.SIGINT, signal.default_int_handler)"  # in the background a shell has it ignored
+    command = [sys.executable, "-c", f"import signal; {heard}; from flows.cli import main; main()", *told]
     with (tmp_path / "out").open("w+") as out, subprocess.Popen(command, stdout=out, stderr=out, cwd=tmp_path) as run:
         until(lambda: "the same command goes on" in (tmp_path / "out").read_text() or run.poll() is not None, "waiting")
         run.send_signal(signal.SIGINT)
