@@ -140,12 +140,14 @@ def test_a_run_from_the_form_and_the_links_between_the_pages(servers: Stack, pag
     option(page, "recipe", "ppo", "kl_coef").fill("0.1")
     option(page, "recipe", "seed").fill("7")
     page.get_by_role("button", name="Submit").click()
-    page.wait_for_url("**/runs/flow-run/*")
-    run_page = page.url
+    page.wait_for_url("**tab=Runs**")  # the deployment's runs, of which it is the first
 
     impossible = {"recipe": {**SMALL, "ppo": {"minibatch_size": 33}}}
     with httpx.Client(base_url=f"{servers.urls['prefect']}/api", timeout=60) as http:
         deployment = http.get("/deployments/name/rlhf/small").raise_for_status().json()["id"]
+        asked = http.post("/flow_runs/filter", json={"deployments": {"id": {"any_": [deployment]}}})
+        (started,) = asked.raise_for_status().json()
+        run_page = f"{servers.urls['prefect']}/runs/flow-run/{started['id']}"
         asked = http.post(f"/deployments/{deployment}/create_flow_run", json={"parameters": impossible})
         run(servers, "prefect", "worker", "start", "--pool", "train", "--type", "process", "--run-once")
         state = http.get(f"/flow_runs/{asked.raise_for_status().json()['id']}").json()["state"]

@@ -19,7 +19,7 @@ from alignment.config import PretrainConfig, SFTConfig
 from alignment.errors import TrainingError
 from alignment.journal import Journal
 from alignment.training import write_state
-from flows import runs
+from flows import links, runs
 from flows.endings import StageStopped, told_in_words
 from flows.tracking import run_stage
 from tests.flows.faulty import until
@@ -68,7 +68,7 @@ def test_a_full_disk_keeps_the_last_checkpoint_and_the_same_command_goes_on(home
     assert "no room left to write" in told and "last checkpoint: step-00001.pt" in told and "free some space" in told
     run = only_run()
     assert run.info.status == "FAILED" and run.data.tags[runs.TAG_REASON] == f"StageStopped: {told}"
-    assert run.data.tags[runs.NOTE] == run.data.tags[runs.TAG_REASON]  # what MLflow's page shows as description
+    assert run.data.tags[links.TAG_NOTE] == run.data.tags[runs.TAG_REASON]  # what MLflow's page shows as description
     assert not list((home / "artifacts").rglob("*.pt.partial"))  # nothing that goes on filling the disk
     made = run_stage("ppo", work, config=SFTConfig())
     assert work.began_at == [1, 2]
