@@ -9,7 +9,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from uuid import UUID
@@ -121,6 +121,10 @@ class Deployed:
             worker = self._worker
             os.kill(worker.pid, signal.SIGKILL)
             _wait_until(lambda: not processes.is_alive(worker))
+
+    def hold(self) -> AbstractContextManager[None]:
+        """It works on: nobody kills Label Studio alone here."""
+        return nullcontext()
 
     def close(self) -> None:
         """Nobody works any more."""

@@ -7,9 +7,9 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -41,6 +41,7 @@ DEPLOYED: tuple[Victim, ...] = ("worker", "flow", "flow and worker", "prefect", 
 FLOWS, WORKERS = ("flow", "flow and worker", "machine"), ("worker", "flow and worker", "machine")
 LONG = {"pretrain": 3.0, "sft": 3.0, "labeling": 6.0, "reward": 1.5, "ppo": 1.5, "evaluate": 2.0}  # seconds of work
 SHORT_SECONDS = 0.3
+LABELING, LABEL_STUDIO = "labeling", "label-studio"
 WAIT_SECONDS = 900.0
 LOOK_SECONDS = 0.25  # between two looks whether the pipeline ended
 FAILURES_IN_A_ROW = 4  # of a flow that nobody kills: servers that were killed may fail it, but not for ever
@@ -124,6 +125,9 @@ class Run(Protocol):
     def kill_worker(self) -> None:
         """SIGKILL to the worker that started it, if there is one."""
 
+    def hold(self) -> AbstractContextManager[None]:
+        """While it stands still."""
+
     def close(self) -> None:
         """No more starts."""
 
@@ -174,6 +178,19 @@ class TerminalRun:
     def kill_worker(self) -> None:
         """There is none."""
 
+    @contextmanager
+    def hold(self) -> Iterator[None]:
+        """While it stands still, with its children."""
+        self._signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self._signal(signal.SIGCONT)
+
+    def _signal(self, number: signal.Signals) -> None:
+        if self._process is not None and self._process.is_running():
+            os.killpg(self._process.pid, number)
+
     def close(self) -> None:
         """No more starts."""
         self.kill()
@@ -189,6 +206,7 @@ class Storm:
         self._began = time.monotonic()
         self._mender = ThreadPoolExecutor(1)
         self._mending: Future[object] | None = None
+        self._lost: Victim | None = None  # what is being mended
         self._failures, self._looked = 0, 0.0
         self.failed = 0
         self.kills: list[Kill] = []
@@ -218,6 +236,9 @@ class Storm:
             time.sleep(0.004)
         if self._run.ended() is not None:
             self._keep_going(even_when_done=True)
+        if self._lost == LABEL_STUDIO and LABELING not in (one.stage, self._progress.here()[0]):
+            with self._run.hold():  # nothing here waits for Label Studio: the place would be long past when it is back
+                self._mended()
         time.sleep(one.delay)
 
     def _keep_going(self, *, even_when_done: bool = False) -> None:
@@ -254,7 +275,7 @@ class Storm:
         )  # fmt: skip
         self._failures = 0
         if one.victim in (*NAMES, "machine"):
-            self._mending = self._mender.submit(stack.up, self._home)
+            self._mending, self._lost = self._mender.submit(stack.up, self._home), one.victim
         if one.victim in (*FLOWS, *WORKERS):
             self._mended()
             self._run.start()
@@ -263,7 +284,7 @@ class Storm:
         """Wait until the servers are up again. Raises StackError when they do not come."""
         if self._mending is not None:
             self._mending.result()
-            self._mending = None
+            self._mending = self._lost = None
 
     def _told(self) -> str:
         return self._run.log.read_text(encoding="utf-8", errors="replace")[-6000:]
