@@ -8,6 +8,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -48,10 +49,10 @@ class Journal:
             self._on_metrics(finite, step, timestamp_ms)
 
     def rewind(self, step: int) -> None:
-        """Forget every line after `step`: a resumed run writes them again."""
+        """Forget the first line after `step` and what follows it, of whatever step: they are written again."""
         if not self.metrics_file.exists():
             return
-        kept = [line for line in read_metrics(self.metrics_file) if line["step"] <= step]
+        kept = takewhile(lambda line: line["step"] <= step, read_metrics(self.metrics_file))
         temporary = self.metrics_file.with_name("metrics.jsonl.partial")
         temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
         temporary.replace(self.metrics_file)

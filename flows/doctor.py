@@ -22,7 +22,7 @@ import psutil
 from packaging.requirements import Requirement
 from pydantic import BaseModel, ConfigDict
 
-from flows import processes, services, stack
+from flows import postgres, processes, services, stack, state
 from flows.locks import held_locks
 from flows.processes import StackError
 from flows.services import HOST, NAMES, TITLES
@@ -49,7 +49,7 @@ class Finding(BaseModel):
 def examine(home: Path | None = None) -> list[Finding]:
     """All checks, on the stack in `home`."""
     place = stack.home_directory(home)
-    machine = [python(), packages(), label_studio(), disk(place), memory()]
+    machine = [python(), packages(), label_studio(), *postgresql(place), disk(place), memory()]
     return [*machine, *secrets(place), *ports(), *servers(place), *databases(place), *leftovers(place), *pools(place)]
 
 
@@ -90,6 +90,18 @@ def label_studio() -> Finding:
     ok = seen == LABEL_STUDIO or seen.startswith(LABEL_STUDIO + ".")
     fix = "" if ok else f"install version {LABEL_STUDIO} in {program.parent.parent}, or remove that and `make setup`"
     return Finding(what=what, ok=ok, seen=seen, fix=fix)
+
+
+def postgresql(home: Path) -> Iterator[Finding]:
+    """The programs of the database, in a home whose stack has one."""
+    try:
+        if state.read(home).profile != "production":
+            return
+        place = postgres.programs()
+        postgres.client("pg_dump")
+        yield Finding(what="PostgreSQL's programs", ok=True, seen=str(place))
+    except StackError as error:
+        yield Finding(what="PostgreSQL's programs", ok=False, seen="not to be used", fix=str(error))
 
 
 def disk(home: Path) -> Finding:

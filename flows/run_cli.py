@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,6 +11,8 @@ import typer
 from flows.processes import StackError
 
 if TYPE_CHECKING:
+    from prefect.client.orchestration import SyncPrefectClient
+    from prefect.client.schemas.objects import FlowRun
     from rich.console import Console
     from rich.table import Table
 
@@ -46,19 +48,20 @@ def watch(
 
 def resume(run: Run, home: Home = None) -> None:
     """Let a run that waits for people go on now, with what is judged so far."""
-    connect(home)
-    from prefect.client.orchestration import get_client
-
     from flows import flow_runs
 
-    with get_client(sync_client=True) as prefect:
-        found = flow_runs.named(prefect, run)
-        flow_runs.resume(prefect, found, "by hand, with what there is")
-    typer.echo(f"{found.name} goes on when a worker takes it")
+    _let(flow_runs.resume, run, "by hand, with what there is", home)
 
 
 def retry(run: Run, home: Home = None) -> None:
     """Start an ended run again: finished stages are kept, an unfinished one goes on from its checkpoint."""
+    from flows import flow_runs
+
+    _let(flow_runs.start_again, run, "by hand", home)
+
+
+def _let(go_on: "Callable[[SyncPrefectClient, FlowRun, str], object]", run: str, why: str, home: Path | None) -> None:
+    """Find a run and have it go on."""
     connect(home)
     from prefect.client.orchestration import get_client
 
@@ -66,7 +69,7 @@ def retry(run: Run, home: Home = None) -> None:
 
     with get_client(sync_client=True) as prefect:
         found = flow_runs.named(prefect, run)
-        flow_runs.start_again(prefect, found, "by hand")
+        go_on(prefect, found, why)
     typer.echo(f"{found.name} goes on when a worker takes it")
 
 

@@ -265,9 +265,8 @@ def _resume(run: _Run, journal: Journal) -> None:
 
 
 def _last_metrics(journal: Journal, step: int) -> dict[str, float]:
-    """What the last step logged: a run that was finished before gives what it gave then."""
-    lines = journal.read()
-    return lines[-1]["values"] if lines and lines[-1]["step"] == step else {}
+    """What the last step logged, whatever was logged after it: a run that was finished before gives what it gave."""
+    return next((line["values"] for line in reversed(journal.read()) if line["step"] == step), {})
 
 
 def _checkpoint(run: _Run) -> None:

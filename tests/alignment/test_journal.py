@@ -39,6 +39,18 @@ def test_a_resumed_run_forgets_what_came_after_its_checkpoint(tmp_path) -> None:
     assert [(line["step"], line["values"]["loss"]) for line in journal.read()] == [(1, 1), (2, 2), (3, 30)]
 
 
+def test_what_was_said_after_the_steps_is_said_after_them_again(tmp_path) -> None:
+    journal = Journal(tmp_path)
+    for values, step in (({"rows": 7}, 0), ({"loss": 1}, 1), ({"loss": 2}, 2), ({"accuracy": 0.5}, 0)):
+        journal.log(values, step)
+    before = [(line["step"], line["values"]) for line in journal.read()]
+    resumed = Journal(tmp_path)
+    resumed.rewind(1)
+    for values, step in (({"loss": 2}, 2), ({"accuracy": 0.5}, 0)):
+        resumed.log(values, step)
+    assert [(line["step"], line["values"]) for line in resumed.read()] == before
+
+
 def test_a_half_written_line_is_passed_over_and_then_removed(tmp_path) -> None:
     journal = Journal(tmp_path)
     journal.log({"loss": 1}, 1)

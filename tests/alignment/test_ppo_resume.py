@@ -1,5 +1,6 @@
 """A run that was cut off continues bit for bit: same weights, same log."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from alignment.errors import CheckpointError, ConfigError
+from alignment.journal import Journal
 from alignment.ppo.train import train_ppo
 from tests.alignment import ppo_world as world
 
@@ -148,3 +150,10 @@ def test_a_finished_run_is_returned_as_it_is(whole) -> None:
     result = run(whole)
     assert result.steps == 5 and world.logged(whole) == before
     assert before[-1].items() <= {"step": 5, **result.metrics}.items()
+
+
+def test_what_a_stage_said_after_the_last_step_does_not_hide_its_metrics(whole, tmp_path) -> None:
+    out = tmp_path / "copy"
+    shutil.copytree(whole, out)
+    Journal(out).log({"accuracy": 0.5}, 0)
+    assert run(out).metrics == run(whole).metrics != {}

@@ -73,9 +73,7 @@ class Kill(BaseModel):
     state: str
 
 
-def plan(
-    count: int, seed: int, progress: Progress, victims: Sequence[Victim] = IN_A_TERMINAL
-) -> list[Plan]:
+def plan(count: int, seed: int, progress: Progress, victims: Sequence[Victim] = IN_A_TERMINAL) -> list[Plan]:
     """`count` kills, spread over all stages (more where work is long) and over what happens within them, in order."""
     rng = random.Random(f"storm:{seed}")
     places = [*progress.stages, RELEASE, *LONG]
@@ -266,7 +264,7 @@ class Storm:
             self._run.kill_worker()
         for name in NAMES:
             if one.victim in (name, "machine") and (process := servers.get(name)) is not None:
-                _kill_server(process, one.whole)
+                kill_server(process, one.whole)
         self.kills.append(
             Kill(
                 number=len(self.kills) + 1, seconds=round(self.seconds, 1), victim=one.victim, whole=one.whole,
@@ -290,7 +288,7 @@ class Storm:
         return self._run.log.read_text(encoding="utf-8", errors="replace")[-6000:]
 
 
-def _kill_server(process: Process, whole: bool) -> None:
+def kill_server(process: Process, whole: bool) -> None:
     """SIGKILL to a server with its children, or to the first process alone, whose children live on.
 
     Returns when it is gone: one that is still dying may be taken for a living one by whoever starts servers again.

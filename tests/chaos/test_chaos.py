@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -16,7 +17,18 @@ from tests.chaos.aftermath import check_judgements, check_models, check_outputs,
 from tests.chaos.content import contents
 from tests.chaos.deployed import Deployed
 from tests.chaos.progress import BEGUN, CHECKPOINT, REGISTERING, UPLOADING, WORKED, Progress
-from tests.chaos.storm import DEPLOYED, IN_A_TERMINAL, Plan, Run, Storm, TerminalRun, environment, plan, table
+from tests.chaos.storm import (
+    DEPLOYED,
+    IN_A_TERMINAL,
+    Plan,
+    Run,
+    Storm,
+    TerminalRun,
+    environment,
+    kill_server,
+    plan,
+    table,
+)
 from tests.conftest import TINY
 from tests.labeling.helpers import free_port
 
@@ -26,6 +38,8 @@ ANNOTATIONS = {"ranking": 20, "pairwise": 12}  # tiny: 10 and 6 tasks, two judge
 KILLS = int(os.environ.get("RLHF_CHAOS_KILLS", "30"))
 SEED = int(os.environ.get("RLHF_CHAOS_SEED", "2"))
 KILLS_OF_A_DEPLOYMENT = 7
+OUTAGE_SECONDS = float(os.environ.get("RLHF_CHAOS_OUTAGE_SECONDS", "180"))
+LONG_PPO = 2500  # steps, which take longer than the outage
 ONE_OF_EACH = [
     Plan(victim="flow", stage="pretrain", state=CHECKPOINT, delay=0.3),
     Plan(victim="mlflow", stage="sft", state=UPLOADING, delay=0.0),
@@ -57,13 +71,13 @@ def home(tmp_path: Path) -> Iterator[Path]:
             stack.down(home)
 
 
-def unbroken(home: Path, place: Path) -> Path:
+def unbroken(home: Path, place: Path, options: Sequence[str] = OPTIONS) -> Path:
     """The same pipeline without a kill, on the same servers but for an MLflow of its own; returns its home."""
     place.mkdir()
     store = f"sqlite:///{place / 'mlflow.db'}"
     own = {"RLHF_HOME": str(place), "MLFLOW_TRACKING_URI": store, "MLFLOW_REGISTRY_URI": store}
     told = environment(home) | own
-    command = [sys.executable, "-c", UNBROKEN, str(TINY), *OPTIONS, "labeling.title=unbroken"]
+    command = [sys.executable, "-c", UNBROKEN, str(TINY), *options, "labeling.title=unbroken"]
     subprocess.run(command, env=told, cwd=place, check=True, timeout=900)
     return place
 
@@ -82,12 +96,17 @@ def weather(home: Path, kills: int | Sequence[Plan], seed: int = 0, *, deployed:
     finally:
         run.close()
         write_down(storm, run, seed)
+    check_all(home, progress, "storm")
+    return storm
+
+
+def check_all(home: Path, progress: Progress, title: str) -> None:
+    """Everything is as it should be after a pipeline."""
     running = stack.connect(home)
     check_outputs(home, progress)
     check_runs(running, progress)
     check_models(running, home, progress)
-    check_judgements(running, "storm", ANNOTATIONS)
-    return storm
+    check_judgements(running, title, ANNOTATIONS)
 
 
 def write_down(storm: Storm, run: Run, seed: int) -> None:
@@ -118,3 +137,42 @@ def test_a_deployment_survives_kills_of_its_worker(home: Path, tmp_path: Path) -
 def test_the_tiny_pipeline_survives_a_storm(home: Path, tmp_path: Path) -> None:
     weather(home, KILLS, SEED)
     assert contents(home) == contents(unbroken(home, tmp_path / "unbroken"))
+
+
+@pytest.mark.chaos
+@pytest.mark.parametrize(
+    ("steps", "state"), [(LONG_PPO, CHECKPOINT), (3, WORKED)], ids=["while it trains", "at its end"]
+)
+def test_ppo_does_without_mlflow_for_minutes(home: Path, tmp_path: Path, steps: int, state: int) -> None:
+    options = [*OPTIONS, f"ppo.steps={steps}"]
+    overrides = [*options, "labeling.title=outage"]
+    progress = Progress(home, load_recipe(str(TINY), overrides))
+    run = TerminalRun(home, TINY, overrides)
+    try:
+        run.start()
+        while not progress.reached(("ppo", state)):
+            assert run.ended() is None, run.log.read_text()
+            time.sleep(0.05)
+        kill_server(stack._read_state(home).servers["mlflow"].process, whole=True)
+        before = steps_of_ppo(home)
+        time.sleep(OUTAGE_SECONDS)
+        during = steps_of_ppo(home)
+        assert run.ended() is None, run.log.read_text()
+        assert progress.here() == ("ppo", state), "PPO ended before MLflow was back"
+        stack.up(home)
+        while (ended := run.ended()) is None:
+            time.sleep(0.5)
+    finally:
+        run.close()
+    print(f"PPO was at step {before} when MLflow went and at {during} of {steps} when it came back")
+    assert ended == 0, run.log.read_text()
+    assert run.starts == 1
+    assert state == WORKED or during > before
+    check_all(home, progress, "outage")
+    assert contents(home) == contents(unbroken(home, tmp_path / "unbroken", options))
+
+
+def steps_of_ppo(home: Path) -> int:
+    """How many steps PPO has written down."""
+    (metrics,) = (home / "artifacts").glob("ppo-*/metrics.jsonl")
+    return len({json.loads(line)["step"] for line in metrics.read_text(encoding="utf-8").splitlines()})

@@ -21,7 +21,7 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import WorkPoolCreate
 from typer.testing import CliRunner
 
-from flows import credentials, doctor, processes, stack
+from flows import credentials, doctor, postgres, processes, stack, state
 from flows.cli import app
 from flows.locks import open_lock, take
 from flows.processes import Process
@@ -44,6 +44,14 @@ def test_packages_that_are_missing_or_of_other_versions(monkeypatch: pytest.Monk
     assert found.seen == f"pytest is {pytest.__version__}, not <1; no-such-thing is missing"
     monkeypatch.undo()
     assert doctor.packages("not-installed-anywhere").seen == "not-installed-anywhere is not installed"
+
+
+def test_a_production_stack_needs_the_programs_of_postgresql(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not list(doctor.postgresql(tmp_path))
+    state.write(tmp_path, State(profile="production"))
+    monkeypatch.setattr(postgres, "_places", list)
+    (found,) = doctor.postgresql(tmp_path)
+    assert not found.ok and "PostgreSQL" in found.fix and postgres.INSTALL in found.fix
 
 
 @pytest.mark.parametrize(("version", "ok"), [("1.23.2", True), ("1.23", True), ("1.230.1", False), ("2.0.0", False)])

@@ -16,7 +16,7 @@ import pytest
 
 from flows import credentials, launches, processes, services, stack
 from flows.processes import Process, StackError
-from flows.services import HOST, NAMES, Credentials, Site
+from flows.services import HOST, NAMES, TITLES, Credentials, Site
 from flows.stack import Server, State
 from tests.labeling.helpers import free_port
 
@@ -155,10 +155,13 @@ def test_up_mend_use_and_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         _second_up_finds_what_runs(home)
         _half_dead_is_mended(home)
         _flows_and_models(home, running)
+        _backed_up_while_it_runs_and_restored(home, tmp_path)
+        assert rlhf(home, "up", "--workers").returncode == 0
+        assert rlhf(home, "status").stdout.count("works") == 5
     finally:
         before = stack._read_state(home)
         stopped = stack.down(home)
-    assert stopped == ["Prefect", "MLflow", "Label Studio"]
+    assert stopped == ["Prefect", "MLflow", "Label Studio", TITLES["train-worker"], TITLES["ops-worker"]]
     assert rlhf(home, "status").returncode == 1
     told = rlhf(home, "report")
     assert (told.returncode, "`rlhf up`" in told.stderr, "Traceback" in told.stderr) == (1, True, False)
@@ -209,3 +212,19 @@ def _flows_and_models(home: Path, running: stack.Stack) -> None:
     status = rlhf(home, "status")
     assert status.returncode == 0
     assert status.stdout.count("works") == 3
+
+
+def _backed_up_while_it_runs_and_restored(home: Path, tmp_path: Path) -> None:
+    """The copy has the same models and the same credentials, on ports of its own."""
+    assert rlhf(home, "backup", str(tmp_path / "kept")).returncode == 0
+    new = tmp_path / "restored"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(services.port_variable("mlflow"), str(free_port()))
+        try:
+            assert rlhf(new, "restore", str(tmp_path / "kept")).returncode == 0
+            assert (new / "credentials.json").read_bytes() == (home / "credentials.json").read_bytes()
+            stack._up(new, stack._read_state(new), credentials.ensure(new), [("mlflow",)])
+            copied, found = (rlhf(place, "lineage", "policy", "--json").stdout for place in (new, home))
+            assert copied == found and "models:/policy/1" in copied
+        finally:
+            stack.down(new)

@@ -7,8 +7,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from flows import credentials
+from flows import credentials, stack
 from flows.launches import launch_of
+from flows.processes import StackError
 from flows.services import NAMES, Name, Site
 from labeling import listen
 from labeling.server import ServerSettings, command
@@ -22,6 +23,14 @@ def test_every_server_is_started_on_loopback(tmp_path: Path, name: Name) -> None
     words = list(launch.command)
     host = words[words.index("--internal-host" if name == "label-studio" else "--host") + 1]
     assert host == "127.0.0.1" and "0.0.0.0" not in " ".join(words)
+
+
+def test_servers_without_passwords_are_not_opened_to_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RLHF_BIND_HOST", "0.0.0.0")
+    with pytest.raises(StackError, match="--profile production"):
+        stack.up(tmp_path)
+    assert stack.down(tmp_path) == []
+    assert stack._asked_for(tmp_path, "production", False).bind == "0.0.0.0"
 
 
 def test_label_studio_is_on_loopback_unless_told_otherwise(tmp_path: Path) -> None:
