@@ -8,7 +8,7 @@ from typing import Any
 import mlflow
 from prefect import flow, get_run_logger
 from prefect.artifacts import create_table_artifact
-from prefect.runtime import flow_run
+from prefect.runtime import deployment, flow_run
 
 from alignment.artifacts import Artifact
 from alignment.errors import ConfigError
@@ -46,7 +46,8 @@ def rlhf(recipe: Recipe) -> dict[str, Any]:
     step = steps(recipe)
     for name in recipe.align.idle:
         get_run_logger().warning("align.%s counts for nothing with align.method %s", name, recipe.align.method)
-    parent = runs.pipeline_run(recipe.name, recipe=recipe, flow_run_id=str(flow_run.id or ""))
+    alone = deployment.id is None
+    parent = runs.pipeline_run(recipe.name, recipe=recipe, flow_run_id=str(flow_run.id or ""), alone=alone)
     with suspended_while_people_label(), parent as run_id:
         links.link_pipeline(run_id)
         made = run_stages(recipe, step)

@@ -47,7 +47,7 @@ def release_run(release: str = "") -> Run:
 def _newest(count: int = 1) -> list[Run]:
     found = mlflow.MlflowClient().search_runs(
         [runs.experiment_id()], f"tags.`{TAG_RELEASE}` LIKE '%'", max_results=count,
-        order_by=["attributes.start_time DESC"],
+        order_by=["attributes.end_time DESC"],
     )  # fmt: skip
     return list(found)
 

@@ -5,6 +5,7 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from platform import node
 from typing import Any
 
 import mlflow
@@ -13,9 +14,11 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, Param, Run
 from mlflow.exceptions import MlflowException
 from pydantic import BaseModel
 
-from alignment.artifacts import Artifact, content_digest
+from alignment.artifacts import Artifact, content_digest, fingerprint
 from flows import links, logs, outages
+from flows.locks import try_lock
 from flows.provenance import git_commit, versions
+from flows.stack import home_directory
 
 log = logging.getLogger(__name__)
 EXPERIMENT = "rlhf"
@@ -23,6 +26,7 @@ OUTPUT = "output"  # where in a run's artifacts the stage's output lies
 TAG_STAGE, TAG_KEY, TAG_DIGEST, TAG_MODEL = "rlhf.stage", "rlhf.key", "rlhf.digest", "rlhf.model"
 TAG_SECONDS, TAG_INPUT, TAG_VERSION = "rlhf.seconds", "rlhf.input.", "rlhf.stage_version"
 TAG_FLOW_RUN, TAG_RECIPE, TAG_PROCESSES = "prefect.flow_run_id", "rlhf.recipe", "rlhf.processes"
+TAG_PIPELINE = "rlhf.pipeline"  # which recipe in which home, of a run that is begun in a terminal
 TAG_REASON = "rlhf.reason"  # why a run ended
 LONGEST_TAG = 5000
 LONGEST_PARAMETER = 6000
@@ -203,13 +207,23 @@ def forget_reason(run_id: str) -> None:
 
 
 @contextmanager
-def pipeline_run(name: str, *, recipe: Any, flow_run_id: str = "") -> Iterator[str]:
-    """The pipeline's own run, under which stages are nested; a flow run that is resumed goes on in the same one."""
-    begun = search({TAG_FLOW_RUN: flow_run_id}) if flow_run_id else []
-    how = {"experiment_id": experiment_id(), "run_name": name,
-           "tags": {TAG_RECIPE: name, TAG_FLOW_RUN: flow_run_id, **provenance_tags(), **links.back_tags()}}  # fmt: skip
-    with active(**({"run_id": begun[0].info.run_id} if begun else how)) as run_id:
-        if not begun:
-            log_params(run_id, flatten(recipe))
-        with logs.kept(run_id, run_id=run_id, flow_run_id=flow_run_id):
-            yield run_id
+def pipeline_run(name: str, *, recipe: Any, flow_run_id: str = "", alone: bool = False) -> Iterator[str]:
+    """The pipeline's own run, under which stages are nested; a flow run that is resumed goes on in the same one.
+
+    `alone`: nobody starts this flow run again, as in a terminal. Then the last run of the same recipe in this home is
+    gone on with where it was not finished, by a kill perhaps, and nobody works on it.
+    """
+    own = f"pipeline-{fingerprint([node(), str(home_directory()), flatten(recipe)])[:16]}" if alone else ""
+    with try_lock(home_directory(), own) as free:
+        begun = search({TAG_FLOW_RUN: flow_run_id}) if flow_run_id else []
+        if own and free and not begun:
+            begun = [run for run in search({TAG_PIPELINE: own}, limit=1) if run.info.status != "FINISHED"]
+        tags = {TAG_RECIPE: name, TAG_FLOW_RUN: flow_run_id, **({TAG_PIPELINE: own} if own else {}),
+                **provenance_tags(), **links.back_tags()}  # fmt: skip
+        how = {"experiment_id": experiment_id(), "run_name": name, "tags": tags}
+        with active(**({"run_id": begun[0].info.run_id} if begun else how)) as run_id:
+            MlflowClient().set_tag(run_id, TAG_FLOW_RUN, flow_run_id)
+            if not MlflowClient().get_run(run_id).data.params:
+                log_params(run_id, flatten(recipe))
+            with logs.kept(run_id, run_id=run_id, flow_run_id=flow_run_id):
+                yield run_id

@@ -22,13 +22,15 @@ def check_outputs(home: Path, progress: Progress) -> None:
 
 
 def check_runs(running: Stack, progress: Progress) -> None:
-    """One run a stage, FINISHED, with every metric once."""
+    """One run a stage, FINISHED, with every metric once, and one run of the pipeline."""
     client = MlflowClient(running.urls["mlflow"], running.urls["mlflow"])
     experiment = client.get_experiment_by_name(runs.EXPERIMENT)
     assert experiment is not None
     found = client.search_runs([experiment.experiment_id], f"tags.`{runs.TAG_STAGE}` != ''", max_results=1000)
     by_stage = Counter(run.data.tags[runs.TAG_STAGE] for run in found)
     assert by_stage == dict.fromkeys(progress.stages, 1)
+    (pipeline,) = client.search_runs([experiment.experiment_id], f"tags.`{runs.TAG_RECIPE}` != ''")
+    assert pipeline.info.status == "FINISHED"
     for run in found:
         stage = run.data.tags[runs.TAG_STAGE]
         assert (run.info.status, run.data.tags[runs.TAG_KEY]) == ("FINISHED", progress.keys[stage]), stage

@@ -6,7 +6,9 @@ import os
 import shutil
 import signal
 import time
+from contextlib import AbstractContextManager
 from pathlib import Path
+from uuid import uuid4
 
 import mlflow
 import pandas
@@ -18,6 +20,7 @@ from alignment.artifacts import Artifact, directory_digest
 from alignment.config import SFTConfig, TokenizerConfig
 from alignment.errors import ArtifactError, DataError
 from flows import metrics, registry, runs
+from flows.locks import try_lock
 from flows.tracking import as_state, find, run_stage
 from tests.flows.tiny import Counted, reward_model, text_model, write_model
 
@@ -292,6 +295,25 @@ def test_stages_nest_under_the_pipelines_run_which_a_resumed_flow_goes_on_with(h
     assert mlflow.get_run(made.run_id).data.tags["mlflow.parentRunId"] == first
     tags = mlflow.get_run(first).data.tags
     assert (tags["rlhf.run.corpus"], tags["rlhf.cached.corpus"]) == (made.run_id, "true")
+
+
+def test_a_pipeline_of_a_terminal_goes_on_in_its_run_until_that_is_finished(home: Path) -> None:
+    def begin(recipe: TokenizerConfig | None = None) -> AbstractContextManager[str]:
+        return runs.pipeline_run("town", recipe=recipe or TokenizerConfig(), flow_run_id=str(uuid4()), alone=True)
+
+    with pytest.raises(KeyboardInterrupt), begin() as first:
+        raise KeyboardInterrupt
+    with begin(TokenizerConfig(vocab_size=300)) as other:
+        pass
+    with try_lock(home, mlflow.get_run(first).data.tags[runs.TAG_PIPELINE]):  # somebody works on it
+        with begin() as beside:
+            pass
+        MlflowClient().delete_run(beside)
+    with begin() as second:
+        assert mlflow.get_run(second).info.status == "RUNNING"
+    with begin() as after:
+        pass
+    assert first == second and len({first, other, beside, after}) == 4
 
 
 def test_a_missing_file_is_an_error_before_anything_runs(home: Path) -> None:
