@@ -1,8 +1,8 @@
-"""Metrics on their way to MLflow: in the background while a stage works, and all of them again at its end.
+"""Metrics on their way to MLflow: in the background while a stage works, and what is missing at its end.
 
 The stage's `metrics.jsonl` is the truth. What is sent is written into a ledger first, with its timestamp; a value that
-is sent again has the same timestamp, so MLflow counts it once. A server that is away costs nothing: sending goes on
-where it stopped as soon as it answers.
+is sent again has the same timestamp, so MLflow counts it once. The ledger also has how much of it MLflow has taken. A
+server that is away costs nothing: sending goes on where it stopped as soon as it answers.
 
 A stage that was killed trains the steps after its checkpoint again. What was sent of them stays sent, for MLflow
 forgets nothing: a metric of a step that is in the ledger is not sent a second time. Training resumes bit for bit, so
@@ -41,7 +41,8 @@ TIMES = ("seconds", "per_second")  # parts of names of metrics that differ whene
 
 
 class Ledger:
-    """What was sent, or was about to be when the process ended: a file of lines like the journal's.
+    """What was sent, or was about to be when the process ended: a file of lines like the journal's, and among them
+    {"sent": N} for the first N that MLflow has taken.
 
     It lies beside the stage's output and not in it, and is removed when the stage is finished.
     """
@@ -51,20 +52,37 @@ class Ledger:
         self._known: dict[int, frozenset[str]] = {}
         path.parent.mkdir(parents=True, exist_ok=True)
         cut_half_line(path)
-        for line in self.read():
+        lines = self.read()
+        self._length = len(lines)
+        for line in lines:
             self._remember(line)
 
     def read(self) -> list[Line]:
         """Every line, oldest first."""
-        return list(read_metrics(self.path)) if self.path.exists() else []
+        return [line for line in self._all() if "sent" not in line]
+
+    def owed(self) -> list[Line]:
+        """The lines that MLflow is not known to have taken."""
+        taken = max((line["sent"] for line in self._all() if "sent" in line), default=0)
+        return self.read()[taken:]
+
+    def settle(self) -> None:
+        """MLflow has taken all lines that were read and added here; there may be newer ones of another process."""
+        self._write([{"sent": self._length}])
 
     def add(self, lines: Iterable[Line]) -> list[Line]:
         """Write down what is new in `lines`, and return it: metrics of steps that the ledger does not have yet."""
         new = [line for line in map(self._unknown, lines) if line["values"]]
-        if new:
-            with self.path.open("a", encoding="utf-8") as file:
-                file.writelines(json.dumps(line) + "\n" for line in new)
+        self._write(new)
+        self._length += len(new)
         return new
+
+    def _all(self) -> list[Line]:
+        return list(read_metrics(self.path)) if self.path.exists() else []
+
+    def _write(self, lines: Iterable[Line]) -> None:
+        with self.path.open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps(line) + "\n" for line in lines)
 
     def _unknown(self, line: Line) -> Line:
         known = self._known.get(line["step"], frozenset())
@@ -85,7 +103,7 @@ class MetricSender:
     def __init__(self, run_id: str, metrics_file: Path, ledger: Path, stage: str = "stage") -> None:
         self._run_id, self._stage = run_id, stage
         self._file, self._ledger = metrics_file, Ledger(ledger)
-        self._owed: list[Line] = self._ledger.read()  # of a killed attempt, which may not have come so far
+        self._owed = self._ledger.owed()  # of a killed attempt, which may not have come so far
         self._read_to, self._told_at, self._warned_at = (0, 0), time.monotonic(), 0.0
         self._closed = threading.Event()
         within = copy_context()  # of the flow run, so that what is logged reaches its page
@@ -140,6 +158,7 @@ class MetricSender:
             if not mlflow_answers():
                 raise MlflowException("it does not answer")
             send(self._run_id, self._owed)
+            self._ledger.settle()
         except MlflowException as error:
             if not self._warned_at:
                 self._warned_at = time.monotonic()
@@ -173,15 +192,15 @@ def send(run_id: str, lines: Iterable[Line]) -> None:
 
 
 def send_all(run_id: str, output: Path, ledger: Path) -> None:
-    """Send a finished stage's metrics whole, and its figures as `final/NAME`; each metric of each step counts once."""
+    """Send what is missing of a finished stage's metrics, and its figures as `final/NAME`; each counts once."""
     lines = read_metrics(output / METRICS_FILE) if (output / METRICS_FILE).exists() else []
     figures = {f"final/{name}": value for name, value in read_result(output).items()}
     finished_ms = (output / "result.json").stat().st_mtime_ns // 1_000_000
     book = Ledger(ledger)
     book.add([*lines, {"step": 0, "timestamp_ms": finished_ms, "values": figures}])
-    sent = book.read()
-    send(run_id, sent)
-    first = first_difference(lines, sent)
+    send(run_id, book.owed())
+    book.settle()
+    first = first_difference(lines, book.read())
     if first is not None:
         words = f"trained again after a stop, step {first} and after came out otherwise: metrics.jsonl has the second"
         log.warning("%s: %s", run_id, words)

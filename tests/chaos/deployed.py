@@ -123,7 +123,7 @@ class Deployed:
             _wait_until(lambda: not processes.is_alive(worker))
 
     def hold(self) -> AbstractContextManager[None]:
-        """It works on: nobody kills Label Studio alone here."""
+        """It works on: several processes, of which the worker starts new ones, do not stand still together."""
         return nullcontext()
 
     def close(self) -> None:

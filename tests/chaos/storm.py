@@ -41,7 +41,6 @@ DEPLOYED: tuple[Victim, ...] = ("worker", "flow", "flow and worker", "prefect", 
 FLOWS, WORKERS = ("flow", "flow and worker", "machine"), ("worker", "flow and worker", "machine")
 LONG = {"pretrain": 3.0, "sft": 3.0, "labeling": 6.0, "reward": 1.5, "ppo": 1.5, "evaluate": 2.0}  # seconds of work
 SHORT_SECONDS = 0.3
-LABELING, LABEL_STUDIO = "labeling", "label-studio"
 WAIT_SECONDS = 900.0
 LOOK_SECONDS = 0.25  # between two looks whether the pipeline ended
 FAILURES_IN_A_ROW = 4  # of a flow that nobody kills: servers that were killed may fail it, but not for ever
@@ -204,7 +203,6 @@ class Storm:
         self._began = time.monotonic()
         self._mender = ThreadPoolExecutor(1)
         self._mending: Future[object] | None = None
-        self._lost: Victim | None = None  # what is being mended
         self._failures, self._looked = 0, 0.0
         self.failed = 0
         self.kills: list[Kill] = []
@@ -214,7 +212,9 @@ class Storm:
         self._run.start()
         for one in plans:
             self._wait_for(one)
-            self._kill(one)
+            with self._run.hold():  # or the place would be long past when the server of the kill before is back
+                self._mended()
+                self._kill(one)
         while self._run.ended() != 0:
             self._keep_going()
             time.sleep(0.1)
@@ -234,9 +234,6 @@ class Storm:
             time.sleep(0.004)
         if self._run.ended() is not None:
             self._keep_going(even_when_done=True)
-        if self._lost == LABEL_STUDIO and LABELING not in (one.stage, self._progress.here()[0]):
-            with self._run.hold():  # nothing here waits for Label Studio: the place would be long past when it is back
-                self._mended()
         time.sleep(one.delay)
 
     def _keep_going(self, *, even_when_done: bool = False) -> None:
@@ -254,8 +251,6 @@ class Storm:
         self._run.start()
 
     def _kill(self, one: Plan) -> None:
-        if one.victim != "flow":
-            self._mended()
         stage, state = self._progress.here()
         servers = {name: server.process for name, server in stack._read_state(self._home).servers.items()}
         if one.victim in FLOWS:
@@ -273,7 +268,7 @@ class Storm:
         )  # fmt: skip
         self._failures = 0
         if one.victim in (*NAMES, "machine"):
-            self._mending, self._lost = self._mender.submit(stack.up, self._home), one.victim
+            self._mending = self._mender.submit(stack.up, self._home)
         if one.victim in (*FLOWS, *WORKERS):
             self._mended()
             self._run.start()
@@ -282,7 +277,7 @@ class Storm:
         """Wait until the servers are up again. Raises StackError when they do not come."""
         if self._mending is not None:
             self._mending.result()
-            self._mending = self._lost = None
+            self._mending = None
 
     def _told(self) -> str:
         return self._run.log.read_text(encoding="utf-8", errors="replace")[-6000:]

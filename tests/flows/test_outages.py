@@ -21,6 +21,7 @@ from alignment.town import build_town
 from flows import metrics, outages, runs
 from flows.endings import StageStopped, told_in_words
 from flows.labeling import collect
+from flows.metrics import Ledger
 from flows.tracking import run_stage
 from labeling.client import LabelStudio
 from labeling.config import CrewConfig, LabelingConfig, PairwiseTasks, RankingTasks
@@ -137,6 +138,21 @@ def test_a_long_outage_ends_the_stage_in_words_and_it_goes_on_afterwards(
 
 
 # --- metrics over a kill -----------------------------------------------------------------------------------------
+
+
+def test_what_mlflow_has_taken_is_not_owed_any_more(tmp_path: Path) -> None:
+    lines = [{"step": step, "timestamp_ms": step, "values": {"loss": float(step)}} for step in range(4)]
+    book = Ledger(tmp_path / "ledger.jsonl")
+    book.add(lines[:2])
+    assert book.owed() == lines[:2]
+    book.settle()
+    assert book.add(lines) == lines[2:] and book.owed() == lines[2:] and book.read() == lines
+    late = Ledger(book.path)  # another process, while the first still sends
+    late.add([{"step": 9, "timestamp_ms": 9, "values": {"final": 1.0}}])
+    book.settle()
+    assert [line["step"] for line in late.owed()] == [9]
+    late.settle()
+    assert Ledger(book.path).owed() == [] and len(Ledger(book.path).read()) == 5
 
 
 class Resumed:
