@@ -39,7 +39,7 @@ KILLS = int(os.environ.get("RLHF_CHAOS_KILLS", "30"))
 SEED = int(os.environ.get("RLHF_CHAOS_SEED", "2"))
 KILLS_OF_A_DEPLOYMENT = 7
 OUTAGE_SECONDS = float(os.environ.get("RLHF_CHAOS_OUTAGE_SECONDS", "180"))
-LONG_PPO = 2500  # steps, which take longer than the outage
+LONG_PPO = ["ppo.steps=1000", "ppo.batch_size=64", "ppo.snapshot_every_steps=250", "ppo.checkpoint_every_steps=50"]
 ONE_OF_EACH = [
     Plan(victim="flow", stage="pretrain", state=CHECKPOINT, delay=0.3),
     Plan(victim="mlflow", stage="sft", state=UPLOADING, delay=0.0),
@@ -141,10 +141,10 @@ def test_the_tiny_pipeline_survives_a_storm(home: Path, tmp_path: Path) -> None:
 
 @pytest.mark.chaos
 @pytest.mark.parametrize(
-    ("steps", "state"), [(LONG_PPO, CHECKPOINT), (3, WORKED)], ids=["while it trains", "at its end"]
+    ("long", "state"), [(LONG_PPO, CHECKPOINT), ([], WORKED)], ids=["while it trains", "at its end"]
 )
-def test_ppo_does_without_mlflow_for_minutes(home: Path, tmp_path: Path, steps: int, state: int) -> None:
-    options = [*OPTIONS, f"ppo.steps={steps}"]
+def test_ppo_does_without_mlflow_for_minutes(home: Path, tmp_path: Path, long: list[str], state: int) -> None:
+    options = [*OPTIONS, *long]
     overrides = [*options, "labeling.title=outage"]
     progress = Progress(home, load_recipe(str(TINY), overrides))
     run = TerminalRun(home, TINY, overrides)
@@ -164,7 +164,7 @@ def test_ppo_does_without_mlflow_for_minutes(home: Path, tmp_path: Path, steps: 
             time.sleep(0.5)
     finally:
         run.close()
-    print(f"PPO was at step {before} when MLflow went and at {during} of {steps} when it came back")
+    print(f"PPO was at step {before} when MLflow went, and at {during} when it came back")
     assert ended == 0, run.log.read_text()
     assert run.starts == 1
     assert state == WORKED or during > before
