@@ -12,16 +12,15 @@ from typing import Any
 import httpx
 import pytest
 import yaml
-from playwright.sync_api import Locator, Page, expect, sync_playwright
+from playwright.sync_api import Locator, Page, expect
 
 from flows import credentials, processes, services
 from flows.services import Name
 from flows.stack import Stack
 from labeling.client import LabelStudio
-from labeling.users import ensure_account
 from tests.flows.local import launch_of, site_of
+from tests.labeling.browser import logged_in
 from tests.labeling.helpers import TOKEN, free_port
-from tests.labeling.test_browser import CHROMIUM, EMAIL, FLAGS, PASSWORD
 
 pytestmark = [pytest.mark.server, pytest.mark.browser, pytest.mark.long]
 SMALL: dict[str, Any] = {
@@ -64,19 +63,8 @@ def servers(server_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 @pytest.fixture
 def page(owner: LabelStudio) -> Iterator[Page]:
     """The browser of an engineer who is logged in to Label Studio."""
-    ensure_account(owner, EMAIL, PASSWORD, "Paula")
-    expect.set_options(timeout=60_000)
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        page = browser.new_page(viewport={"width": 1400, "height": 900})
-        page.set_default_timeout(60_000)
-        page.goto(f"{owner.url}/user/login/")
-        page.fill("input[name=email]", EMAIL)
-        page.fill("input[name=password]", PASSWORD)
-        page.click("button[type=submit]")
-        page.wait_for_url(lambda url: "login" not in url)
+    with logged_in(owner, seconds=60, width=1400, height=900) as page:
         yield page
-        browser.close()
 
 
 def run(servers: Stack, *command: str) -> str:

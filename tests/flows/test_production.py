@@ -14,15 +14,14 @@ from typing import Any
 import httpx
 import psutil
 import pytest
-from playwright.sync_api import sync_playwright
 
 from flows import backup, credentials, postgres, processes, services, stack, state
 from flows.processes import StackError
 from flows.services import WAVES, Name, Site
 from labeling.client import LabelStudio
 from tests.conftest import TINY
+from tests.labeling.browser import CHROMIUM, chromium
 from tests.labeling.helpers import free_port
-from tests.labeling.test_browser import CHROMIUM, FLAGS
 
 pytestmark = [pytest.mark.server, pytest.mark.long]
 ROOT = Path(__file__).parents[2]
@@ -253,8 +252,7 @@ def _label_in_a_browser(site: Site, url: str) -> None:
     with LabelStudio(site.url("label-studio"), site.credentials.label_studio_token) as owner:
         (project,) = (one for one in owner.projects() if "ranking" in one["title"])
         task = owner.tasks(project["id"])[0]["id"]
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+    with chromium() as browser:
         page = browser.new_page(viewport={"width": 1360, "height": 860})
         page.set_default_timeout(120_000)
         kept_back: list[str] = []
@@ -272,7 +270,6 @@ def _label_in_a_browser(site: Site, url: str) -> None:
         page.wait_for_url(lambda there: "login" not in there)
         page.goto(f"{url}/projects/{project['id']}/data?task={task}")
         page.locator(".htx-ranker-item").first.wait_for(state="attached")
-        browser.close()
     assert not [one for one in kept_back if "csp" in one]
 
 

@@ -1,12 +1,11 @@
 """A person at work in a real browser: log in, read, rank, compare, flag, correct, write, skip."""
 
-import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Page, expect, sync_playwright
+from playwright.sync_api import Page, expect
 
 from alignment.records import Message, Response, ResponseSet
 from labeling.annotations import PairwiseJudgement, RankingJudgement
@@ -19,16 +18,10 @@ from labeling.collection import (
     pull_demonstrations,
 )
 from labeling.config import LabelingConfig, PairwiseTasks, RankingTasks
-from labeling.users import ensure_account
+from tests.labeling.browser import logged_in
 from tests.labeling.helpers import TEXTS, response_set
 
 pytestmark = [pytest.mark.server, pytest.mark.browser]
-CHROMIUM = os.environ.get("RLHF_CHROMIUM", "/usr/bin/chromium")
-FLAGS = [
-    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync",
-]  # fmt: skip
-EMAIL, PASSWORD = "paula@rlhf.local", "password-of-paula"
 MARKUP = "Mara <b>Lind</b>.\n    on Mill Lane <img src='http://127.0.0.1:9/x.png'>"
 SUBMIT = "Control+Enter"
 SCRIPT = "<script>document.title = 'executed'; fetch('http://127.0.0.1:9/s')</script> said the page"
@@ -51,19 +44,8 @@ TALK = ("Who is the baker of town 8?", "Mara Lind. <b>She</b> bakes.", "Where do
 @pytest.fixture(scope="module")
 def page(owner: LabelStudio) -> Iterator[Page]:
     """Paula's browser, logged in."""
-    ensure_account(owner, EMAIL, PASSWORD, "Paula")
-    expect.set_options(timeout=30_000)
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        page = browser.new_page(viewport={"width": 1360, "height": 860})
-        page.set_default_timeout(30_000)
-        page.goto(f"{owner.url}/user/login/")
-        page.fill("input[name=email]", EMAIL)
-        page.fill("input[name=password]", PASSWORD)
-        page.click("button[type=submit]")
-        page.wait_for_url(lambda url: "login" not in url)
+    with logged_in(owner) as page:
         yield page
-        browser.close()
 
 
 def begin(page: Page, url: str) -> None:

@@ -7,7 +7,6 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
-from playwright.sync_api import sync_playwright
 
 from labeling.figures import progress_chart
 from labeling.page import status_page
@@ -16,8 +15,9 @@ from labeling.simulate import pairwise_result, ranking_result
 from labeling.store import Store
 from labeling.tasks import build_tasks
 from labeling.versions import SeenProject, Sync
+from tests.labeling.browser import chromium
 from tests.labeling.helpers import response_set
-from tests.labeling.test_browser import CHROMIUM, FLAGS, luminance
+from tests.labeling.test_browser import luminance
 
 START = datetime(2026, 3, 2, 9, tzinfo=UTC)
 EVIL = "<script>document.title = 'executed'</script> $\\frac{x"
@@ -115,8 +115,7 @@ def test_it_is_readable_in_chromium_light_and_dark(page: str, tmp_path: Path) ->
     file = tmp_path / "status.html"
     file.write_text(page, encoding="utf-8")
     asked: list[str] = []
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+    with chromium() as browser:
         for scheme in ("light", "dark"):
             shown = browser.new_page(viewport={"width": 1280, "height": 900}, color_scheme=scheme)  # type: ignore[arg-type]
             shown.on("request", lambda request: asked.append(request.url))
@@ -129,5 +128,4 @@ def test_it_is_readable_in_chromium_light_and_dark(page: str, tmp_path: Path) ->
             assert contrast > 7 and (back > 0.9) is (scheme == "light")  # WCAG 2.2, 1.4.6
             shown.screenshot(path=tmp_path / f"status-{scheme}.png", full_page=True)
             shown.close()
-        browser.close()
     assert set(asked) == {file.as_uri()}
