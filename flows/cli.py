@@ -2,10 +2,7 @@
 
 import json
 import os
-import shlex
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -79,10 +76,11 @@ def run(
     _connect(home)
     from flows.console import speak_in_words
     from flows.endings import told_in_words
+    from flows.interrupts import said_how_to_go_on
     from flows.pipeline import rlhf, run_stage_alone
 
     speak_in_words()
-    with told_in_words(), _said_how_to_go_on():
+    with told_in_words(), said_how_to_go_on():
         if stage:
             typer.echo(str(run_stage_alone(chosen, stage).path))
             return
@@ -166,17 +164,6 @@ def lineage(
         typer.echo(json.dumps(found, indent=2))
     else:
         _console().print(walk.lineage_tree(found))
-
-
-@contextmanager
-def _said_how_to_go_on() -> Iterator[None]:
-    """Ctrl-C ends a run and loses nothing: say with which command it goes on."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        command = shlex.join(["rlhf", *sys.argv[1:]])
-        typer.echo(f"\nstopped; finished stages are kept, and this command goes on: {command}", err=True)
-        raise typer.Exit(130) from None
 
 
 def _connect(home: Path | None, *needed: "Name") -> None:
