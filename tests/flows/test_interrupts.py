@@ -48,7 +48,8 @@ def test_it_ends_when_what_happens_at_the_very_end_hangs() -> None:
     late = "import atexit, time; atexit.register(time.sleep, 600)\n"
     command = [sys.executable, "-c", late + CODE.replace("TIDYING", "'tidy'"), "-", "0.5"]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
-    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as run:
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen(command, env=environment, text=True, **pipes) as run:
         assert run.stdout is not None and run.stdout.readline() == "working\n"
         run.send_signal(signal.SIGINT)
         assert run.wait(120) == 130
