@@ -63,8 +63,9 @@ class Ledger:
 
     def owed(self) -> list[Line]:
         """The lines that MLflow is not known to have taken."""
-        taken = max((line["sent"] for line in self._all() if "sent" in line), default=0)
-        return self.read()[taken:]
+        lines = self._all()
+        taken = max((line["sent"] for line in lines if "sent" in line), default=0)
+        return [line for line in lines if "sent" not in line][taken:]
 
     def settle(self) -> None:
         """MLflow has taken all lines that were read and added here; there may be newer ones of another process."""

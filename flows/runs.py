@@ -214,16 +214,18 @@ def pipeline_run(name: str, *, recipe: Any, flow_run_id: str = "", alone: bool =
     gone on with where it was not finished, by a kill perhaps, and nobody works on it.
     """
     own = f"pipeline-{fingerprint([node(), str(home_directory()), flatten(recipe)])[:16]}" if alone else ""
+    tags = {TAG_RECIPE: name, TAG_FLOW_RUN: flow_run_id, **({TAG_PIPELINE: own} if alone else {}),
+            **provenance_tags(), **links.back_tags()}  # fmt: skip
     with try_lock(home_directory(), own) as free:
-        begun = search({TAG_FLOW_RUN: flow_run_id}) if flow_run_id else []
-        if own and free and not begun:
-            begun = [run for run in search({TAG_PIPELINE: own}, limit=1) if run.info.status != "FINISHED"]
-        tags = {TAG_RECIPE: name, TAG_FLOW_RUN: flow_run_id, **({TAG_PIPELINE: own} if own else {}),
-                **provenance_tags(), **links.back_tags()}  # fmt: skip
+        if alone:
+            begun = [run for run in search({TAG_PIPELINE: own}, limit=1) if free and run.info.status != "FINISHED"]
+        else:
+            begun = search({TAG_FLOW_RUN: flow_run_id}) if flow_run_id else []
         how = {"experiment_id": experiment_id(), "run_name": name, "tags": tags}
         with active(**({"run_id": begun[0].info.run_id} if begun else how)) as run_id:
-            MlflowClient().set_tag(run_id, TAG_FLOW_RUN, flow_run_id)
-            if not MlflowClient().get_run(run_id).data.params:
+            if begun:
+                MlflowClient().set_tag(run_id, TAG_FLOW_RUN, flow_run_id)
+            if not begun or not begun[0].data.params:  # a kill may have come between
                 log_params(run_id, flatten(recipe))
             with logs.kept(run_id, run_id=run_id, flow_run_id=flow_run_id):
                 yield run_id

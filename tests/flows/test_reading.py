@@ -113,6 +113,17 @@ def test_a_release_is_found_by_name_or_as_the_newest(home: Path) -> None:
         load_release("t-9")
 
 
+def test_the_newest_release_is_the_one_that_ended_last(home: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), runs.pipeline_run("t", recipe=TokenizerConfig(), alone=True):
+        raise KeyboardInterrupt
+    with runs.pipeline_run("t", recipe=TokenizerConfig()) as run_id:
+        log_release(run_id, {**MANIFEST, "release": "begun-second"})
+    time.sleep(0.01)
+    with runs.pipeline_run("t", recipe=TokenizerConfig(), alone=True) as run_id:
+        log_release(run_id, {**MANIFEST, "release": "begun-first"})
+    assert load_release()["release"] == "begun-first"
+
+
 def test_a_report_shows_every_figure_and_a_dash_for_what_was_not_measured() -> None:
     text = words(report_view(MANIFEST))
     for figure in ("t-1", "0.910", "0.750 of 120", "0.660 to 0.820", "3.250", "77 comparisons", "0.710", "30 s of"):
