@@ -84,7 +84,7 @@ def release(recipe: str, options: list[str], threads: int) -> dict[str, Any]:
 
 def _rlhf(arguments: list[str], threads: int) -> str:
     environment = os.environ | {"OMP_NUM_THREADS": str(threads), "TQDM_DISABLE": "1"}
-    command = [sys.executable, "-m", "flows.cli", *arguments]
+    command = [sys.executable, "-m", "flows.cli.main", *arguments]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"rlhf {' '.join(arguments)} ended with {done.returncode}:\n{done.stderr[-3000:]}")

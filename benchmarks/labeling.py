@@ -24,15 +24,15 @@ from rich.table import Table
 
 from alignment.records import Message, Prompt, Response, ResponseSet
 from benchmarks.machine import processor
-from flows.processes import choose_port
-from flows.services import label_studio_executable
-from labeling.client import IMPORT_BATCH, LabelStudio
-from labeling.projects import Project, open_project
-from labeling.server import ServerSettings, running_server
-from labeling.simulate import ranking_result
-from labeling.store import Store
-from labeling.sync import OVERLAP, sync_project
-from labeling.tasks import Task, build_tasks, push
+from flows.stack.processes import choose_port
+from flows.stack.services import label_studio_executable
+from labeling.server.client import IMPORT_BATCH, LabelStudio
+from labeling.server.process import ServerSettings, running_server
+from labeling.simulation.crew import ranking_result
+from labeling.store.store import Store
+from labeling.store.sync import OVERLAP, sync_project
+from labeling.tasks.projects import Project, open_project
+from labeling.tasks.tasks import Task, build_tasks, push
 
 HOME = Path(__file__).parent.parent / ".bench"
 TOKEN = "5" * 40

@@ -7,9 +7,9 @@ from typing import TypeVar
 from accelerate.utils import gather_object
 from transformers import PreTrainedModel
 
-from alignment.model import load_causal_model, load_scalar_model
+from alignment.distributed.collectives import process_count, process_index
+from alignment.models.scalar import load_causal_model, load_scalar_model
 from alignment.ppo import PPOConfig, train_ppo
-from alignment.processes import process_count, process_index
 from benchmarks.figures import Clock, Figures, peak_mib, resident_mib, update_flops
 from benchmarks.workload import read_prompts, run_arguments, tokenizer
 

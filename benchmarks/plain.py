@@ -16,11 +16,11 @@ import typer
 
 from alignment.artifacts import Artifact, write_json
 from alignment.journal import Journal
-from flows import stages
-from flows.graph import Step, steps
-from flows.pipeline import STAGES
-from flows.recipe import load_recipe
-from flows.release import require
+from flows.pipeline import tasks as stages
+from flows.pipeline.flow import STAGES
+from flows.recipe.dag import Step, steps
+from flows.recipe.schema import load_recipe
+from flows.releases.manifest import require
 
 
 def main(

@@ -24,25 +24,25 @@ import torch
 import typer
 from tqdm import tqdm
 
-from alignment.checkpoint import load_tokenizer
-from alignment.comparisons import aggregated
+from alignment.data.comparisons import aggregated
 from alignment.journal import Journal
-from alignment.model import load_causal_model, reward_scores
+from alignment.models.importing import load_tokenizer
+from alignment.models.scalar import load_causal_model, reward_scores
 from alignment.records import CRITERIA, Comparison, ResponseSet, read_records
-from alignment.reward import group_by_prompt, train_groups, untrained
+from alignment.reward_model.train import group_by_prompt, train_groups, untrained
 from alignment.statistics import bag_of_words_accuracy
 from alignment.town import Judge
-from flows.labeling import town_answers
-from flows.recipe import load_recipe
-from labeling.annotations import Judged, parse_annotation
-from labeling.assessment import Assessment, assess
-from labeling.comparisons import comparisons
+from flows.annotation.collect import town_answers
+from flows.recipe.schema import load_recipe
 from labeling.config import CrewConfig, Kind, QualityOptions, Screening
-from labeling.gold import Answers, gold_tasks
-from labeling.simulate import Annotator, deal, make_crew, utilities, work_on
-from labeling.simulate import Judge as Criteria
-from labeling.tasks import Task, build_tasks
-from labeling.temperature import fitting_temperature
+from labeling.judgements.comparisons import comparisons
+from labeling.judgements.parse import Judged, parse_annotation
+from labeling.quality.assess import Assessment, assess
+from labeling.simulation.crew import Annotator, deal, make_crew, utilities, work_on
+from labeling.simulation.crew import Judge as Criteria
+from labeling.simulation.temperature import fitting_temperature
+from labeling.tasks.gold import Answers, gold_tasks
+from labeling.tasks.tasks import Task, build_tasks
 
 HOME = Path(__file__).parent.parent / ".bench"
 CREW: dict[str, Any] = {"annotators": 12, "careless": 1, "side_biased": 1, "spamming": 1}

@@ -6,17 +6,14 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 
 from alignment.records import Comparison, Demonstration, Prompt, Rejected, ResponseSet
-from labeling.annotations import Judged, parse
-from labeling.assessment import Assessment, assess
-from labeling.client import LabelStudio
-from labeling.comparisons import demonstrations
 from labeling.config import CrewConfig, Kind, LabelingConfig, QualityOptions
 from labeling.errors import UnexpectedAnswer
-from labeling.gold import Answers
-from labeling.planning import Planned, plan_tasks
-from labeling.projects import Project, open_project
-from labeling.screening import Dispute
-from labeling.simulate import (
+from labeling.judgements.comparisons import demonstrations
+from labeling.judgements.parse import Judged, parse
+from labeling.quality.assess import Assessment, assess
+from labeling.quality.screening import Dispute
+from labeling.server.client import LabelStudio
+from labeling.simulation.crew import (
     Annotator,
     Judge,
     annotate_project,
@@ -24,10 +21,13 @@ from labeling.simulate import (
     make_crew,
     utilities,
 )
-from labeling.store import Store
-from labeling.sync import Synced, sync_project
-from labeling.tasks import Task, build_writing_tasks, push
-from labeling.temperature import fitting_temperature
+from labeling.simulation.temperature import fitting_temperature
+from labeling.store.store import Store
+from labeling.store.sync import Synced, sync_project
+from labeling.tasks.gold import Answers
+from labeling.tasks.plan import Planned, plan_tasks
+from labeling.tasks.projects import Project, open_project
+from labeling.tasks.tasks import Task, build_writing_tasks, push
 
 COLLECTION_FILE = "collection.json"
 ADJUDICATION = "adjudication"  # the folder of the second collection

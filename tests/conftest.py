@@ -7,9 +7,9 @@ import mlflow
 import pytest
 import torch
 
-from flows.services import QUIET
-from labeling.client import LabelStudio
-from labeling.server import running_server
+from flows.stack.services import QUIET
+from labeling.server.client import LabelStudio
+from labeling.server.process import running_server
 from tests.labeling.helpers import TOKEN, settings
 
 HERE = Path(__file__).parent

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from alignment.config import ComparisonsConfig
+from alignment.config.stages import ComparisonsConfig
 from alignment.ppo import PPOConfig
-from flows import labeling as stage
+from flows.annotation import collect as stage
 from labeling.config import LabelingConfig, QualityOptions, Screening
-from tests.alignment import ppo_world as world
+from tests.alignment.ppo import world
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "ppo.md").read_text(encoding="utf-8")

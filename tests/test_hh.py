@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from flows.pipeline import rlhf
-from flows.recipe import check_files, load_recipe
-from flows.report import report_view
+from flows.pipeline.flow import rlhf
+from flows.recipe.schema import check_files, load_recipe
+from flows.releases.report import report_view
 from tests.conftest import SHARED_DATA
 
 FILES = ("stories260k-hf", "tinyshakespeare", "self-instruct", "webquestions", "hh-rlhf-harmless-test")
@@ -86,7 +86,7 @@ def test_broken_rows_are_named_and_long_ones_counted(release: dict[str, Any], wo
 
 
 def test_the_imported_model_can_talk(release: dict[str, Any], workplace: Path) -> None:
-    from alignment.checkpoint import load_tokenizer
+    from alignment.models.importing import load_tokenizer
 
     (place,) = workplace.glob("artifacts/pretrain-*")
     tokenizer = load_tokenizer(place / "model")

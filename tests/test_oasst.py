@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from alignment.artifacts import Artifact
-from flows.pipeline import run_stage_alone
-from flows.recipe import check_files, load_recipe
+from flows.pipeline.flow import run_stage_alone
+from flows.recipe.schema import check_files, load_recipe
 from tests.alignment.tiny_world import write_lines
 from tests.conftest import SHARED_DATA
 

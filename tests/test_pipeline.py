@@ -18,24 +18,24 @@ from mlflow import MlflowClient
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter
 
-from alignment.config import CorpusConfig
+from alignment.config.stages import CorpusConfig
 from alignment.errors import ConfigError, DataError
 from alignment.journal import Journal
 from alignment.records import Comparison, read_records
-from flows import runs
-from flows.cli import main
-from flows.graph import keys, steps
-from flows.lineage import lineage
-from flows.pipeline import needed, rlhf, run_stage_alone
-from flows.plan import finished
-from flows.recipe import Recipe, load_recipe
-from flows.report import load_release
-from flows.trace import trace
-from flows.tracking import find
-from labeling.client import LabelStudio
+from flows.cli.main import main
+from flows.pipeline.flow import needed, rlhf, run_stage_alone
+from flows.pipeline.plan import finished
+from flows.recipe.dag import keys, steps
+from flows.recipe.schema import Recipe, load_recipe
+from flows.releases.lineage import lineage
+from flows.releases.report import load_release
+from flows.releases.trace import trace
+from flows.tracking import runs
+from flows.tracking.runner import find
 from labeling.errors import ServerUnavailable
-from labeling.simulate import pairwise_result, ranking_result, responses_of
-from labeling.users import ensure_account
+from labeling.server.client import LabelStudio
+from labeling.server.users import ensure_account
+from labeling.simulation.crew import pairwise_result, ranking_result, responses_of
 from tests.conftest import TINY
 from tests.labeling.helpers import TOKEN, free_port
 
@@ -45,9 +45,9 @@ STAGES = ["town", "corpus", "tokenizer", "pretrain", "demonstrations", "prompts"
 TRAINED = {"pretrain": "base", "sft": "sft", "reward": "reward", "ppo": "policy"}
 PART = """
 import sys
-from flows import stages
-from flows.graph import steps
-from flows.recipe import load_recipe
+from flows.pipeline import tasks as stages
+from flows.recipe.dag import steps
+from flows.recipe.schema import load_recipe
 step = steps(load_recipe(sys.argv[1], sys.argv[2:]))
 town = stages.build_town(step["town"])
 corpus = stages.prepare_corpus(step["corpus"], town)
@@ -288,8 +288,8 @@ def corrupt(path: Path, bad: int) -> CorpusConfig:
 
 
 def test_a_corrupt_line_is_put_aside_and_too_many_are_refused(workplace: Path, tmp_path: Path) -> None:
-    from flows import stages
-    from flows.graph import Step
+    from flows.pipeline import tasks as stages
+    from flows.recipe.dag import Step
 
     source = tmp_path / "corpus.jsonl"
     made = stages.prepare_corpus(Step(stage="corpus", config=corrupt(source, 2), files=(source,)), None)

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 from alignment.ppo.config import PPOConfig
 
 if TYPE_CHECKING:
-    from alignment.ppo.rewards import EnsembleReward, ModelReward, RuleReward
     from alignment.ppo.snapshots import Snapshot
     from alignment.ppo.train import PPOResult, train_ppo
+    from alignment.rewards.components import EnsembleReward, ModelReward, RuleReward
 
 __all__ = ["EnsembleReward", "ModelReward", "PPOConfig", "PPOResult", "RuleReward", "Snapshot", "train_ppo"]
 _HOMES = {

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from alignment.config import Config, Count, Natural, Positive, Share
+from alignment.config.stages import Config, Count, Natural, Positive, Share
 
 NonNegative = Annotated[float, Field(ge=0)]
 # Options that act in one layout alone; elsewhere they keep their default.

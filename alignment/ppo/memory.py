@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from alignment.errors import ConfigError
-from alignment.logprobs import narrowed_as_now
+from alignment.models.logprobs import narrowed_as_now
 from alignment.ppo.config import PPOConfig
 
 HALF = (torch.float16, torch.bfloat16)

@@ -16,7 +16,9 @@ from dataclasses import dataclass, replace
 from torch import nn
 from transformers import PreTrainedModel
 
-from alignment.adapters import (
+from alignment.errors import ConfigError
+from alignment.models.likelihood import without_likelihood
+from alignment.models.lora import (
     adapter_weights,
     add_adapter,
     has_adapter,
@@ -25,13 +27,11 @@ from alignment.adapters import (
     rebased,
     scalar_adapter_over,
 )
-from alignment.errors import ConfigError
-from alignment.likelihood import without_likelihood
-from alignment.model import scalar_head, scalar_model_from, scalar_model_over, set_normalisation
+from alignment.models.scalar import scalar_head, scalar_model_from, scalar_model_over, set_normalisation
 from alignment.ppo.config import PPOConfig
 from alignment.ppo.memory import check_bfloat16, recompute_layers
-from alignment.ppo.rewards import Component, EnsembleReward, ModelReward, named_models
 from alignment.ppo.rollout import shares_trunk
+from alignment.rewards.components import Component, EnsembleReward, ModelReward, named_models
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def lay_out(
     if config.bfloat16:
         check_bfloat16(policy)
     if has_adapter(policy):
-        raise ConfigError("the policy carries a LoRA adapter: give alignment.adapters.merged(policy)")
+        raise ConfigError("the policy carries a LoRA adapter: give alignment.models.lora.merged(policy)")
     if config.layout == "lora":
         models = _over_one_base(config, policy, reference, components)
     else:

@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from alignment.errors import CheckpointError, ConfigError, DataError
-from alignment.sampling import check_prompts_fit
+from alignment.models.generation import check_prompts_fit
 
 
 def tokenized_prompts(

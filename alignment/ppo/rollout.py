@@ -7,7 +7,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from alignment.logprobs import (
+from alignment.distributed.threads import side_by_side
+from alignment.models.generation import generate
+from alignment.models.logprobs import (
     ScoringBatch,
     at_least_float32,
     read_only_at,
@@ -15,15 +17,13 @@ from alignment.logprobs import (
     response_logprobs_and_entropy,
     scoring_batches,
 )
-from alignment.model import head_values, normalised
+from alignment.models.scalar import head_values, normalised
 from alignment.ppo.advantages import gae, whiten
 from alignment.ppo.config import PPOConfig
 from alignment.ppo.kl import kl_estimate
 from alignment.ppo.memory import computes_in_half, computing
-from alignment.ppo.rewards import Component, component_scores, total_score
 from alignment.ppo.shaping import clipped_score, length_penalised, missing_eos_score, token_rewards
-from alignment.sampling import generate
-from alignment.threads import side_by_side
+from alignment.rewards.components import Component, component_scores, total_score
 
 
 @dataclass(frozen=True)

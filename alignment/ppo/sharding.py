@@ -29,11 +29,11 @@ from torch.utils._pytree import tree_map_only
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from alignment.distributed.collectives import OutOfStep, gathered, process_count, process_index
 from alignment.errors import ConfigError
-from alignment.logprobs import ScoringBatch
+from alignment.models.logprobs import ScoringBatch
 from alignment.ppo.config import PPOConfig
 from alignment.ppo.rollout import shares_trunk
-from alignment.processes import OutOfStep, gathered, process_count, process_index
 
 # Settings of the launcher that would be passed over in silence, and what to do instead.
 REFUSED = {

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from alignment.adapters import has_adapter, merged
-from alignment.model import save_model
+from alignment.distributed.collectives import on_main
+from alignment.models.lora import has_adapter, merged
+from alignment.models.scalar import save_model
 from alignment.ppo.learner import Learner
 from alignment.ppo.sharding import whole_models
-from alignment.processes import on_main
 
 
 @dataclass(frozen=True)

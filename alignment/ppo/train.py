@@ -17,9 +17,10 @@ import torch
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from alignment import processes
+from alignment.distributed import collectives as processes
 from alignment.errors import ConfigError, TrainingError
 from alignment.journal import Journal
+from alignment.models.generation import check_prompts_fit
 from alignment.ppo import sharding
 from alignment.ppo.advantages import explained_variance
 from alignment.ppo.checkpoint import changes, fingerprint, last_checkpoint, read_checkpoint, restore, save_checkpoint
@@ -29,12 +30,11 @@ from alignment.ppo.learner import Learner, set_learning_rates
 from alignment.ppo.memory import computes_in_half
 from alignment.ppo.models import Models, lay_out
 from alignment.ppo.prompts import check_inputs, cycled_rows, seeded, tokenized_prompts
-from alignment.ppo.rewards import Component, EnsembleReward, Reward, named_models, reward_components
 from alignment.ppo.rollout import Rollout, Scored, rollout_of, sample_episodes, score_episodes
 from alignment.ppo.shares import whole
 from alignment.ppo.snapshots import Snapshot, copy_snapshot, last_within, publish, snapshot_path
 from alignment.ppo.update import update
-from alignment.sampling import check_prompts_fit
+from alignment.rewards.components import Component, EnsembleReward, Reward, named_models, reward_components
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from alignment.distributed.collectives import gathered, share_of, sum_gradients
+from alignment.distributed.threads import side_by_side
 from alignment.errors import TrainingError
-from alignment.logprobs import ScoringBatch, response_logprobs, response_logprobs_and_entropy, scoring_batches
+from alignment.models.logprobs import ScoringBatch, response_logprobs, response_logprobs_and_entropy, scoring_batches
 from alignment.ppo.config import PPOConfig
 from alignment.ppo.kl import kl_estimate
 from alignment.ppo.learner import Learner
@@ -29,8 +31,6 @@ from alignment.ppo.rollout import (
     values_with_still_trunk,
 )
 from alignment.ppo.sharding import add_gradients, whole_tensor
-from alignment.processes import gathered, share_of, sum_gradients
-from alignment.threads import side_by_side
 
 Sums = defaultdict[str, float]
 Loss = Callable[[Learner, Rollout, ScoringBatch, PPOConfig, Sums], Tensor]

@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
-from alignment.config import TownConfig
+from alignment.config.stages import TownConfig
 from alignment.records import Demonstration, Message, Prompt, Split, stable_id, write_records
 from alignment.town import words
 from alignment.town.world import World, draw_world

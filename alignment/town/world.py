@@ -9,7 +9,7 @@ import random
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from alignment.config import TownConfig
+from alignment.config.stages import TownConfig
 from alignment.town.words import ATTRIBUTES
 
 ONSETS = ("B", "Br", "C", "D", "F", "G", "H", "J", "K", "L", "M", "N", "P", "R", "S", "T", "Th", "V", "W", "Z")

@@ -17,7 +17,7 @@ from alignment.artifacts import (
     stage_key,
     write_json,
 )
-from alignment.config import SFTConfig, TokenizerConfig
+from alignment.config.stages import SFTConfig, TokenizerConfig
 from alignment.errors import ArtifactError, DataError
 
 

@@ -7,13 +7,13 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from alignment.checkpoint import load_tokenizer
-from alignment.config import ModelConfig, TokenizerConfig, TownConfig
+from alignment.config.stages import ModelConfig, TokenizerConfig, TownConfig
 from alignment.journal import Journal
-from alignment.model import save_model
-from alignment.pretrain import build_model
+from alignment.models.importing import load_tokenizer
+from alignment.models.scalar import save_model
+from alignment.models.tokenizer import train_tokenizer
 from alignment.records import Comparison, Demonstration, Document, Message, Prompt, Record, Response, write_records
-from alignment.tokenizer import train_tokenizer
+from alignment.training.pretrain import build_model
 
 TOWN = TownConfig(people=12, documents=120, demonstrations=24, prompts=40, heldout_prompts=20)
 SIZES = ModelConfig(hidden_size=16, layers=1, heads=2, intermediate_size=32, context_length=64)

@@ -5,10 +5,10 @@ from pathlib import Path
 
 from mlflow import MlflowClient
 
-from flows import runs
-from flows.stack import Stack
-from labeling.client import LabelStudio
-from labeling.tasks import uid_of
+from flows.stack.stack import Stack
+from flows.tracking import runs
+from labeling.server.client import LabelStudio
+from labeling.tasks.tasks import uid_of
 from tests.chaos.progress import Progress
 
 

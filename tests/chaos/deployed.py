@@ -21,11 +21,12 @@ from prefect.client.schemas.objects import FlowRun
 from prefect.exceptions import PrefectHTTPStatusError
 from prefect.states import Crashed
 
-from flows import flow_runs, processes
-from flows.deploy import PIPELINE, TRAIN, read_file, set_up_deployment, set_up_pool
-from flows.pipeline import rlhf
-from flows.recipe import Recipe
-from flows.watch import SETTLED
+from flows import flow_runs
+from flows.deployments.deploy import PIPELINE, TRAIN, read_file, set_up_deployment, set_up_pool
+from flows.deployments.watcher import SETTLED
+from flows.pipeline.flow import rlhf
+from flows.recipe.schema import Recipe
+from flows.stack import processes
 from tests.chaos.storm import environment
 
 AWAY = (httpx.TransportError, PrefectHTTPStatusError)

@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 
 from alignment.artifacts import output_name
-from flows.graph import keys, steps
-from flows.recipe import Recipe
+from flows.recipe.dag import keys, steps
+from flows.recipe.schema import Recipe
 
 STATES = ("not begun", "begun", "at a checkpoint", "worked", "uploading", "registering", "published")
 NOT_BEGUN, BEGUN, CHECKPOINT, WORKED, UPLOADING, REGISTERING, PUBLISHED = range(len(STATES))
@@ -75,6 +75,6 @@ def _time_of(path: Path) -> int | None:
 
 
 def _has_checkpoint(partial: Path) -> bool:
-    """Whether a training can go on from somewhere; see `alignment.training`, `alignment.ppo` and TRL's trainers."""
+    """Whether a training can go on from somewhere; see `alignment.training.loop`, `alignment.ppo` and TRL's trainers."""
     patterns = ("state.pt", "step-*.pt", "checkpoint-*/trainer_state.json")
     return any(next((partial / "checkpoint").glob(pattern), None) for pattern in patterns)

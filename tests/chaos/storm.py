@@ -16,9 +16,9 @@ from typing import Literal, Protocol
 import psutil
 from pydantic import BaseModel, ConfigDict
 
-from flows import processes, stack
-from flows.processes import Process
-from flows.services import NAMES
+from flows.stack import processes, stack
+from flows.stack.processes import Process
+from flows.stack.services import NAMES
 from tests.chaos import warm
 from tests.chaos.progress import (
     BEGUN,

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from flows import services, stack
-from flows.recipe import load_recipe
-from flows.services import NAMES
+from flows.recipe.schema import load_recipe
+from flows.stack import services, stack
+from flows.stack.services import NAMES
 from tests.chaos.aftermath import check_judgements, check_models, check_outputs, check_runs
 from tests.chaos.content import contents
 from tests.chaos.deployed import Deployed
@@ -50,8 +50,8 @@ ONE_OF_EACH = [
 ]
 UNBROKEN = """
 import sys
-from flows.pipeline import rlhf
-from flows.recipe import load_recipe
+from flows.pipeline.flow import rlhf
+from flows.recipe.schema import load_recipe
 rlhf(load_recipe(sys.argv[1], sys.argv[2:]))
 """
 

@@ -10,9 +10,9 @@ import signal
 import sys
 from pathlib import Path
 
-IMPORTED = ("mlflow", "prefect", "torch", "transformers", "trl", "flows.cli", "flows.pipeline", "flows.labeling",
-            "alignment.align", "alignment.evaluate", "alignment.reward", "alignment.sft", "alignment.tokenizer",
-            "labeling.figures")  # fmt: skip
+IMPORTED = ("mlflow", "prefect", "torch", "transformers", "trl", "flows.cli.main", "flows.pipeline.flow", "flows.annotation.collect",
+            "alignment.methods.ppo", "alignment.evaluation.run", "alignment.reward_model.train", "alignment.training.sft", "alignment.models.tokenizer",
+            "labeling.reports.figures")  # fmt: skip
 
 
 def main(log: Path, arguments: list[str]) -> None:
@@ -31,7 +31,7 @@ def main(log: Path, arguments: list[str]) -> None:
 
 def become_pipeline(log: Path, arguments: list[str]) -> None:
     """Run the command `rlhf` with its output in `log`, as it does in a process of its own. Does not return."""
-    from flows.cli import main as rlhf
+    from flows.cli.main import main as rlhf
 
     os.setpgid(0, 0)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)

@@ -15,9 +15,10 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from flows import launches, outages, postgres
-from flows.services import DEFAULT_PORTS, POOLS, Credentials, Name, Secrets, Site
-from labeling import gunicorn
+from flows.stack import commands as launches
+from flows.stack import outages, postgres
+from flows.stack.services import DEFAULT_PORTS, POOLS, Credentials, Name, Secrets, Site
+from labeling.server import gunicorn
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"

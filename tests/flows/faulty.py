@@ -11,9 +11,9 @@ from urllib.parse import urlsplit
 
 import psutil
 
-from flows import processes, services
-from flows.processes import Process
-from flows.services import Credentials, Name
+from flows.stack import processes, services
+from flows.stack.processes import Process
+from flows.stack.services import Credentials, Name
 from tests.flows.local import launch_of, site_of
 from tests.labeling.helpers import free_port
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from accelerate import PartialState
 
-from alignment.launched import perform
+from alignment.worker import perform
 
 if __name__ == "__main__":
     torch.set_num_threads(1)

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from flows import launches
-from flows.launches import Launch
-from flows.services import Credentials, Name, Site
+from flows.stack import commands as launches
+from flows.stack.commands import Launch
+from flows.stack.services import Credentials, Name, Site
 
 
 def site_of(home: Path, ports: dict[Name, int], credentials: Credentials) -> Site:

@@ -8,7 +8,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification, PreTrainedTokenizerFast
 
 from alignment.journal import Journal
-from alignment.tokenizer import CHAT_TEMPLATE, EOS, PAD, USER
+from alignment.models.tokenizer import CHAT_TEMPLATE, EOS, PAD, USER
 
 ROLES = ["<|assistant|>", "<|system|>"]
 

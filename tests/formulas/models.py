@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from alignment.model import scalar_head, scalar_model_from
+from alignment.models.scalar import scalar_head, scalar_model_from
 
 
 def tiny_llama(vocab_size: int = 3, seed: int = 0) -> PreTrainedModel:

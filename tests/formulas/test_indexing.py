@@ -7,7 +7,8 @@ from types import ModuleType
 import pytest
 import torch
 
-from alignment import logprobs, sampling
+from alignment.models import generation as sampling
+from alignment.models import logprobs
 from alignment.ppo import rollout
 from tests.formulas.models import tiny_llama, tiny_value_model
 

@@ -8,9 +8,9 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from alignment.adapters import adapter_weights, add_adapter, merged, over_base, scalar_adapter_over
-from alignment.logprobs import response_logprobs_and_entropy
-from alignment.model import scalar_head, scalar_model_over
+from alignment.models.logprobs import response_logprobs_and_entropy
+from alignment.models.lora import adapter_weights, add_adapter, merged, over_base, scalar_adapter_over
+from alignment.models.scalar import scalar_head, scalar_model_over
 from alignment.ppo import rollout, update
 from alignment.ppo.config import PPOConfig
 from alignment.ppo.rollout import micro_batches, response_values

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from alignment import preference
+from alignment.reward_model import loss as preference
 
 F64 = torch.float64
 SCORES = torch.tensor([1.0, -0.5, 2.0], dtype=F64)

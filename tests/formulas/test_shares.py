@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from alignment import processes
+from alignment.distributed import collectives as processes
 from alignment.ppo import rollout, shares
 from alignment.ppo.config import PPOConfig
-from alignment.ppo.rewards import RuleReward
 from alignment.ppo.rollout import Episodes, Scored
+from alignment.rewards.components import RuleReward
 from tests.formulas.test_advantages import _naive
 
 LENGTHS, BETA, GAMMA, LAMBDA = [7, 1, 4, 6, 3, 5, 2], 0.2, 0.9, 0.8

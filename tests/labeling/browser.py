@@ -6,8 +6,8 @@ from contextlib import contextmanager
 
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
-from labeling.client import LabelStudio
-from labeling.users import ensure_account
+from labeling.server.client import LabelStudio
+from labeling.server.users import ensure_account
 
 CHROMIUM = os.environ.get("RLHF_CHROMIUM", "/usr/bin/chromium")
 FLAGS = [

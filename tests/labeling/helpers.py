@@ -11,7 +11,7 @@ import pytest
 from pydantic import SecretStr
 
 from alignment.records import Message, Prompt, Response, ResponseSet
-from labeling.server import ServerSettings
+from labeling.server.process import ServerSettings
 
 TOKEN = "0123456789abcdef0123456789abcdef01234567"
 REPOSITORY = Path(__file__).parents[2]

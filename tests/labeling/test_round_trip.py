@@ -8,8 +8,6 @@ from pathlib import Path
 import pytest
 
 from alignment.records import Comparison
-from labeling import projects
-from labeling.client import LabelStudio
 from labeling.collection import (
     Collection,
     Progress,
@@ -23,12 +21,14 @@ from labeling.collection import (
 )
 from labeling.config import CrewConfig, GoldTasks, LabelingConfig, PairwiseTasks, QualityOptions, RankingTasks
 from labeling.errors import BadCredentials
-from labeling.projects import open_project
-from labeling.server import wait_until_ready
-from labeling.simulate import ranking_result
-from labeling.store import Store
-from labeling.tasks import build_tasks, push, stored
-from labeling.users import ensure_account
+from labeling.server.client import LabelStudio
+from labeling.server.process import wait_until_ready
+from labeling.server.users import ensure_account
+from labeling.simulation.crew import ranking_result
+from labeling.store.store import Store
+from labeling.tasks import projects
+from labeling.tasks.projects import open_project
+from labeling.tasks.tasks import build_tasks, push, stored
 from tests.labeling.helpers import TOKEN, judge, response_set
 
 pytestmark = pytest.mark.server

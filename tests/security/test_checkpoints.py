@@ -12,16 +12,16 @@ import torch
 from mlflow import MlflowClient
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
 
-from alignment.checkpoint import import_checkpoint
-from alignment.config import SFTConfig
+from alignment.config.stages import SFTConfig
 from alignment.errors import ArtifactError, CheckpointError
 from alignment.journal import Journal
-from alignment.model import load_scalar_model
+from alignment.models.importing import import_checkpoint
+from alignment.models.scalar import load_scalar_model
 from alignment.ppo.checkpoint import read_checkpoint
-from alignment.trainers import run_trainer
-from alignment.training import TrainingState, cosine_schedule
-from flows import registry
-from flows.tracking import run_stage
+from alignment.training.loop import TrainingState, cosine_schedule
+from alignment.training.trl import run_trainer
+from flows.tracking import registry
+from flows.tracking.runner import run_stage
 from tests.flows.tiny import text_model, write_model
 
 EVIL_CODE = "import pathlib\npathlib.Path({mark!r}).touch()\n"

@@ -67,6 +67,6 @@ def test_the_rules_have_teeth(line: str) -> None:
 
 
 def test_the_two_spreads_mean_what_they_say() -> None:
-    from alignment.foreign import NEVER_CODE, PLAIN
+    from alignment.models.safe_loading import NEVER_CODE, PLAIN
 
     assert NEVER_CODE == {"trust_remote_code": False} and PLAIN == {**NEVER_CODE, "use_safetensors": True}

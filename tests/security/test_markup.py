@@ -6,11 +6,11 @@ import pytest
 from markdown_it import MarkdownIt
 from matplotlib.figure import Figure
 
-from alignment.evaluate import cell
-from flows.announce import _text
-from labeling.card import _table
-from labeling.figures import answers_chart
-from labeling.page import drawn
+from alignment.evaluation.run import cell
+from flows.annotation.publish import _text
+from labeling.reports.card import _table
+from labeling.reports.figures import answers_chart
+from labeling.reports.page import drawn
 
 HOSTILE = (
     "<script>alert(1)</script>", "<img src=x onerror=alert(1)>", "[click](javascript:alert(1))",
@@ -48,8 +48,8 @@ def test_a_cell_of_a_table_stays_text(text: str, write: object) -> None:
 
 @pytest.mark.parametrize("text", HOSTILE)
 def test_a_name_in_a_picture_of_a_page_is_text(text: str) -> None:
-    from labeling.agreement import Rate
-    from labeling.quality import AnnotatorQuality
+    from labeling.quality.agreement import Rate
+    from labeling.quality.annotators import AnnotatorQuality
 
     fields = AnnotatorQuality.model_fields
     blank = {name: None for name in fields if not fields[name].is_required()}

@@ -7,12 +7,12 @@ from pathlib import Path
 import psutil
 import pytest
 
-from flows import credentials, stack
-from flows.launches import launch_of
-from flows.processes import StackError
-from flows.services import NAMES, Name, Site
-from labeling import listen
-from labeling.server import ServerSettings, command
+from flows.stack import credentials, stack
+from flows.stack.commands import launch_of
+from flows.stack.processes import StackError
+from flows.stack.services import NAMES, Name, Site
+from labeling.server import receiver as listen
+from labeling.server.process import ServerSettings, command
 from tests.labeling.helpers import free_port, settings
 
 

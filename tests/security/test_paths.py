@@ -14,15 +14,15 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from alignment.artifacts import directory_digest, output_name
-from alignment.config import SFTConfig
+from alignment.config.stages import SFTConfig
+from alignment.data.readers import locate
 from alignment.errors import ArtifactError, ConfigError
-from alignment.sources import locate
-from flows import runs
-from flows.recipe import load_recipe
-from flows.report import load_release
-from flows.trace import stage_output
-from flows.tracking import run_stage
-from flows.untrusted import plain_yaml
+from flows.recipe.schema import load_recipe
+from flows.recipe.untrusted import plain_yaml
+from flows.releases.report import load_release
+from flows.releases.trace import stage_output
+from flows.tracking import runs
+from flows.tracking.runner import run_stage
 from tests.flows.tiny import Counted
 
 

@@ -14,17 +14,18 @@ from mlflow import MlflowClient
 from pydantic import ValidationError
 
 from alignment.errors import ConfigError
-from flows import credentials, runs, stack
-from flows.accounts import Book, Kept
-from flows.credentials import write_private
-from flows.labeling import client
-from flows.launches import launch_of, prepare
-from flows.processes import StackError
-from flows.recipe import Recipe, load_recipe
-from flows.services import NAMES, Credentials, Name, Site
-from flows.untrusted import redacted, secrets_of
-from labeling.client import LabelStudio
+from flows.annotation.accounts import Book, Kept
+from flows.annotation.collect import client
+from flows.recipe.schema import Recipe, load_recipe
+from flows.recipe.untrusted import redacted, secrets_of
+from flows.stack import credentials, stack
+from flows.stack.commands import launch_of, prepare
+from flows.stack.credentials import write_private
+from flows.stack.processes import StackError
+from flows.stack.services import NAMES, Credentials, Name, Site
+from flows.tracking import runs
 from labeling.errors import LabelingError
+from labeling.server.client import LabelStudio
 from tests.conftest import TINY
 from tests.labeling.helpers import TOKEN, free_port, settings
 

@@ -1,0 +1,1 @@
+"""The options of every stage: frozen pydantic models."""

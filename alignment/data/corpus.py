@@ -1,0 +1,134 @@
+"""Stage `corpus`: raw text to clean, deduplicated, split documents."""
+
+import random
+import re
+import unicodedata
+from collections.abc import Sequence
+from pathlib import Path
+
+from datasketch import MinHash, MinHashLSH
+
+from alignment.config.stages import CorpusConfig, Share
+from alignment.data.readers import read_documents
+from alignment.errors import DataError
+from alignment.journal import Journal
+from alignment.records import Document, Rejected, write_records
+
+SHINGLE_WORDS = 5
+PERMUTATIONS = 64
+RECALL = 0.99
+
+
+def prepare_corpus(
+    config: CorpusConfig, out: Path, journal: Journal, *, seed: int, town: Path | None = None
+) -> dict[str, float]:
+    """Read all sources, clean them, drop exact and near copies, and write `train.jsonl` and `heldout.jsonl`.
+
+    Rows that cannot be read go to `rejected.jsonl`; more of them than `max_rejected_share` is an error.
+    """
+    documents: list[Document] = []
+    rejected: list[Rejected] = []
+    for source in config.sources:
+        more, bad = read_documents(source, town)
+        documents += more
+        rejected += bad
+    settle_rejected(rejected, len(documents), config.max_rejected_share, out)
+    cleaned = [
+        one for one in map(clean_document, documents) if one is not None and len(one.plain) >= config.min_characters
+    ]
+    distinct = list({one.plain: one for one in reversed(cleaned)}.values())[::-1]
+    kept = drop_near_duplicates(distinct, config.near_duplicate_similarity)
+    if len(kept) < 2:
+        raise DataError(
+            f"only {len(kept)} documents are left of {len(documents)}; check `corpus.sources` and `min_characters`"
+        )
+    random.Random(f"corpus-{seed}").shuffle(kept)
+    heldout = max(1, round(len(kept) * config.heldout_share))
+    write_records(out / "heldout.jsonl", kept[:heldout])
+    write_records(out / "train.jsonl", kept[heldout:])
+    counts = {
+        "read": len(documents),
+        "rejected": len(rejected),
+        "too_short": len(documents) - len(cleaned),
+        "exact_copies": len(cleaned) - len(distinct),
+        "near_copies": len(distinct) - len(kept),
+        "documents_train": len(kept) - heldout,
+        "documents_heldout": heldout,
+        "characters": sum(len(one.plain) for one in kept),
+    }
+    journal.log(counts, step=0)
+    return {name: float(count) for name, count in counts.items()}
+
+
+def settle_rejected(rejected: Sequence[Rejected], good: int, max_share: Share, out: Path) -> None:
+    """Write the rejected rows, and refuse to go on when they are too many."""
+    write_records(out / "rejected.jsonl", rejected)
+    total = good + len(rejected)
+    if total == 0:
+        raise DataError("the sources hold no rows; check their paths")
+    if len(rejected) / total > max_share:
+        first = rejected[0]
+        raise DataError(
+            f"{len(rejected)} of {total} rows could not be read, more than the allowed share {max_share:g}. "
+            f"First: {first.file} line {first.line}: {first.reason}. Mend the file, or raise `max_rejected_share`."
+        )
+
+
+def clean_document(document: Document) -> Document | None:
+    """The document with clean words; None where nothing is left of it or of one of its turns."""
+    if document.text:
+        text = clean(document.text)
+        return Document(text=text) if text else None
+    turns = tuple(m.model_copy(update={"content": clean(m.content)}) for m in document.messages)
+    return Document(messages=turns) if all(m.content for m in turns) else None
+
+
+def clean(text: str) -> str:
+    """Normalise to NFC, drop control characters, and squeeze runs of blanks and of empty lines."""
+    text = unicodedata.normalize("NFC", text)
+    text = "".join(c for c in text if c in "\n\t" or unicodedata.category(c)[0] != "C")
+    text = re.sub(r"[ \t]+", " ", text)
+    return re.sub(r" ?\n ?(\n ?)*", "\n", text).strip()
+
+
+def shingles(text: str) -> set[str]:
+    """The word 5-grams of a text, in lower case; a shorter text is one shingle."""
+    words = text.lower().split()
+    return {" ".join(words[i : i + SHINGLE_WORDS]) for i in range(max(1, len(words) - SHINGLE_WORDS + 1))}
+
+
+def drop_near_duplicates(documents: Sequence[Document], similarity: float) -> list[Document]:
+    """Keep the first of each group of documents whose shingles have a Jaccard similarity of `similarity` or more.
+
+    MinHash with banding finds the candidates (Broder 1997); the true similarity decides, so that no distinct text is
+    lost.
+    """
+    if similarity >= 1:
+        return list(documents)
+    index = MinHashLSH(params=bands(similarity), num_perm=PERMUTATIONS)
+    kept: list[Document] = []
+    sets = [shingles(document.plain) for document in documents]
+    hashes = MinHash.bulk([[s.encode() for s in group] for group in sets], num_perm=PERMUTATIONS, seed=1)
+    for number, (document, minhash) in enumerate(zip(documents, hashes, strict=True)):
+        if any(jaccard(sets[number], sets[int(other)]) >= similarity for other in index.query(minhash)):
+            continue
+        index.insert(str(number), minhash)
+        kept.append(document)
+    return kept
+
+
+def bands(similarity: float) -> tuple[int, int]:
+    """The number b of bands and r of hashes in each: the widest bands that find `RECALL` of the pairs at the threshold.
+
+    A pair of similarity s shares a band with probability 1 − (1 − s^r)^b; wider bands give fewer false candidates.
+    """
+    for rows in range(PERMUTATIONS, 1, -1):
+        count = PERMUTATIONS // rows
+        if 1 - (1 - similarity**rows) ** count >= RECALL:
+            return count, rows
+    return PERMUTATIONS, 1
+
+
+def jaccard(a: set[str], b: set[str]) -> float:
+    """|a ∩ b| / |a ∪ b|."""
+    return len(a & b) / len(a | b)

@@ -1,0 +1,26 @@
+"""Stage `demonstrations`: human answers from files, hub data sets or the town."""
+
+from pathlib import Path
+
+from alignment.config.stages import DemonstrationsConfig
+from alignment.data.corpus import settle_rejected
+from alignment.data.readers import read_as, to_demonstration
+from alignment.journal import Journal
+from alignment.records import Demonstration, Rejected, write_records
+
+
+def collect_demonstrations(
+    config: DemonstrationsConfig, out: Path, journal: Journal, *, town: Path | None = None
+) -> dict[str, float]:
+    """Read all sources into `demonstrations.jsonl`; rows that do not fit go to `rejected.jsonl`."""
+    rows: list[Demonstration] = []
+    rejected: list[Rejected] = []
+    for source in config.sources:
+        good, bad = read_as(source, to_demonstration, town)
+        rows += good
+        rejected += bad
+    settle_rejected(rejected, len(rows), config.max_rejected_share, out)
+    write_records(out / "demonstrations.jsonl", rows)
+    counts = {"demonstrations": float(len(rows)), "rejected": float(len(rejected))}
+    journal.log(counts, step=0)
+    return counts

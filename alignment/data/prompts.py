@@ -1,0 +1,66 @@
+"""Stage `prompts`: the questions that responses are sampled for, each in training or held out."""
+
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
+
+from alignment.config.stages import PromptsConfig
+from alignment.data.corpus import settle_rejected
+from alignment.data.readers import read_as, to_prompt
+from alignment.errors import DataError
+from alignment.journal import Journal
+from alignment.models.tokenizer import prompt_tokens
+from alignment.records import Prompt, Rejected, Split, read_records, stable_id, write_records
+
+
+def collect_prompts(
+    config: PromptsConfig, out: Path, journal: Journal, *, seed: int, town: Path | None = None
+) -> dict[str, float]:
+    """Read all sources into `prompts.jsonl`, each prompt once; where no split is given, a hash decides."""
+    prompts: dict[str, Prompt] = {}
+    rejected: list[Rejected] = []
+    for source in config.sources:
+        good, bad = read_as(source, to_prompt, town)
+        rejected += bad
+        for prompt in good:
+            if source.format != "records":
+                prompt = prompt.model_copy(update={"split": hashed_split(prompt.id, config.heldout_share, seed)})
+            prompts.setdefault(prompt.id, prompt)
+    settle_rejected(rejected, len(prompts), config.max_rejected_share, out)
+    heldout = sum(prompt.split == "heldout" for prompt in prompts.values())
+    if heldout in (0, len(prompts)):
+        raise DataError(
+            f"{heldout} of {len(prompts)} prompts are held out; evaluation and training both need some: "
+            "give more prompts, or set `prompts.heldout_share`"
+        )
+    write_records(out / "prompts.jsonl", prompts.values())
+    counts = {
+        "prompts_train": float(len(prompts) - heldout),
+        "prompts_heldout": float(heldout),
+        "rejected": float(len(rejected)),
+    }
+    journal.log(counts, step=0)
+    return counts
+
+
+def hashed_split(identity: str, heldout_share: float, seed: int) -> Split:
+    """`heldout` for a share of all ids; the same id always falls on the same side, whatever else is in the data."""
+    draw = int(stable_id("s", seed, identity)[2:], 16) / 16**12
+    return "heldout" if draw < heldout_share else "train"
+
+
+def training_prompts(
+    prompts: Path, tokenizer: PreTrainedTokenizerBase, context: int, max_new_tokens: int, option: str
+) -> tuple[list[tuple[Prompt, list[int]]], int]:
+    """Prompts of the training split with their token ids, and how many leave no room for a response in the context.
+
+    Raises DataError, which names `option`, when none does.
+    """
+    rows, _ = read_records(prompts / "prompts.jsonl", Prompt)
+    encoded = [(row, prompt_tokens(tokenizer, row.messages)) for row in rows if row.split == "train"]
+    fitting = [(row, tokens) for row, tokens in encoded if len(tokens) + max_new_tokens <= context]
+    if not fitting:
+        raise DataError(
+            f"no prompt leaves room for {max_new_tokens} tokens in a context of {context}; lower `{option}`"
+        )
+    return fitting, len(encoded) - len(fitting)

@@ -1,0 +1,200 @@
+"""Several responses to one prompt, in an order or with scores, as all pairs of them.
+
+Two public shapes: trees of messages as OpenAssistant publishes them, where people put the replies to a message in order
+(`rank` 0 is best), and rows with one prompt and several scored responses as in UltraFeedback. K responses make
+K(K−1)/2 comparisons, as in InstructGPT (Ouyang et al. 2022, section 3.5). Equal places are ties: strength 0.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+from alignment.data.conversations import BadRow, Row, as_messages, make_prompt, make_response
+from alignment.records import Comparison, Message, Prompt, Record, Rejected, Response, stable_id
+
+STRONGEST = 3
+PROMPT_NAMES = ("prompt", "instruction", "question")
+LIST_NAMES = ("responses", "completions", "answers")
+TEXT_NAMES = ("response", "completion", "text", "content", "answer")
+SCORE_NAMES = ("score", "overall_score", "rating")
+
+
+class Group(Record):
+    """What one row holds: comparisons, and the parts of it that do not fit."""
+
+    comparisons: tuple[Comparison, ...] = ()
+    rejected: tuple[Rejected, ...] = ()
+
+
+def all_pairs(
+    prompt: Prompt, placed: Sequence[tuple[float, Response]], name: str, annotation_id: str
+) -> Iterator[Comparison]:
+    """Every pair of responses, the one with the lower place chosen; `name` tells the group apart from all others.
+
+    The strength is the distance in places that were given at all, at most 3; so it does not depend on the scale of a
+    score, and equal places are ties.
+    """
+    order = {place: number for number, place in enumerate(sorted({place for place, _ in placed}))}
+    ranked = sorted(((order[place], response) for place, response in placed), key=lambda pair: pair[0])
+    for (above, chosen), (below, rejected) in combinations(ranked, 2):
+        yield Comparison(
+            id=stable_id("c", name, *sorted((chosen.id, rejected.id))),
+            prompt=prompt,
+            chosen=chosen,
+            rejected=rejected,
+            strength=min(below - above, STRONGEST),
+            annotation_id=annotation_id,
+        )
+
+
+# --- trees -----------------------------------------------------------------------------------------------------------
+
+
+def from_tree(row: Row, path: str, number: int) -> Group:
+    """All ranked siblings of a tree as comparisons under the turns that lead to them.
+
+    A message that cannot be used is put aside with all that hangs below it, since that would lack its context. Replies
+    that nobody ranked are put aside where they have siblings; an only reply has nothing to be compared with.
+    """
+    good: list[Comparison] = []
+    bad: list[Rejected] = []
+    waiting: list[tuple[Any, tuple[Message, ...]]] = [(tree_root(row), ())]
+    for node, before in waiting:  # grows as it is read: the tree level by level
+        try:
+            asked = (*before, _turn(node, "prompter"))
+            replies = _replies(node)
+        except BadRow as error:
+            bad.append(Rejected(file=path, line=number, reason=str(error), row=node))
+            continue
+        prompt = make_prompt(asked)
+        placed: list[tuple[float, Response]] = []
+        for reply in replies:
+            try:
+                said = _turn(reply, "assistant")
+                waiting += [(child, (*asked, said)) for child in _replies(reply)]
+            except BadRow as error:
+                bad.append(Rejected(file=path, line=number, reason=str(error), row=reply))
+                continue
+            problem = _unplaced(reply, len(replies), make_response(prompt, said.content), placed)
+            if problem:
+                alone = {name: value for name, value in reply.items() if name != "replies"}
+                bad.append(Rejected(file=path, line=number, reason=problem, row=alone))
+        place = f"{Path(path).name}:{number}:{node.get('message_id', prompt.id)}"
+        good += all_pairs(prompt, placed, f"{path}:{number}:{prompt.id}", place)
+    return Group(comparisons=tuple(good), rejected=tuple(bad))
+
+
+def _unplaced(reply: Row, siblings: int, response: Response, placed: list[tuple[float, Response]]) -> str:
+    """Put a reply to those that have a place; the reason where it cannot be."""
+    rank = reply.get("rank")
+    if type(rank) is not int:
+        return "a reply without a rank among several" if siblings > 1 else ""
+    if any(response.id == other.id for _, other in placed):
+        return "two replies to a message are the same"
+    placed.append((rank, response))
+    return ""
+
+
+def tree_root(row: Row) -> Row:
+    """The first message of a tree. Raises BadRow for a row that is no tree."""
+    root = row.get("prompt")
+    if not isinstance(root, dict) or "replies" not in root:
+        raise BadRow(f"no tree: no message with `replies` under `prompt` among {sorted(row)}")
+    return root
+
+
+def tree_demonstration(row: Row) -> tuple[list[Message], str]:
+    """The first message of a tree and the reply that was ranked best."""
+    root = tree_root(row)
+    best = [reply for reply in _replies(root) if isinstance(reply, dict) and reply.get("rank") == 0]
+    if not best:
+        raise BadRow("no reply to the first message was ranked best")
+    return [_turn(root, "prompter")], _turn(best[0], "assistant").content
+
+
+def tree_prompt(row: Row) -> Prompt:
+    """The first message of a tree as a prompt."""
+    return make_prompt([_turn(tree_root(row), "prompter")])
+
+
+def _turn(node: Any, role: str) -> Message:
+    if not isinstance(node, dict) or node.get("role") != role or not isinstance(node.get("text"), str):
+        raise BadRow(f"a message that is no {role} message with `text`, where one belongs")
+    if node.get("deleted"):
+        raise BadRow("a deleted message")
+    if not node["text"].strip():
+        raise BadRow(f"an empty {role} message")
+    return Message(role="user" if role == "prompter" else "assistant", content=node["text"].strip())
+
+
+def _replies(node: Row) -> list[Any]:
+    replies = node.get("replies") or []
+    if not isinstance(replies, list):
+        raise BadRow("`replies` is not a list")
+    return replies
+
+
+# --- scores ----------------------------------------------------------------------------------------------------------
+
+
+def from_scores(row: Row, path: str, number: int) -> Group:
+    """One prompt, several responses with a score each, the highest best.
+
+    The responses are objects with a text and a score, or texts beside a list `scores`. A response that cannot be used
+    is put aside; the others count. Raises BadRow where there is no prompt, or fewer than two responses.
+    """
+    prompt = scores_prompt(row)
+    placed: list[tuple[float, Response]] = []
+    bad: list[Rejected] = []
+    for item in _scored(row):
+        try:
+            response, score = make_response(prompt, _text(item)), _score(item)
+            if any(response.id == other.id for _, other in placed):
+                raise BadRow("two responses to a prompt are the same")
+            placed.append((-score, response))
+        except BadRow as error:
+            bad.append(Rejected(file=path, line=number, reason=str(error), row=item))
+    if len(placed) < 2:
+        bad.append(Rejected(file=path, line=number, reason="fewer than two usable responses", row=row))
+    pairs = all_pairs(prompt, placed, f"{path}:{number}:{prompt.id}", f"{Path(path).name}:{number}")
+    return Group(comparisons=tuple(pairs), rejected=tuple(bad))
+
+
+def scores_prompt(row: Row) -> Prompt:
+    """The prompt of a row with scores."""
+    return make_prompt(as_messages(_named(row, PROMPT_NAMES, "prompt"), "user"))
+
+
+def _scored(row: Row) -> list[Any]:
+    responses = _named(row, LIST_NAMES, "responses")
+    if not isinstance(responses, list):
+        raise BadRow(f"the responses are no list but {type(responses).__name__}")
+    scores = row.get("scores")
+    if scores is None:
+        return responses
+    if not isinstance(scores, list) or len(scores) != len(responses):
+        raise BadRow("`scores` is not a list as long as that of the responses")
+    return [{"text": text, "score": score} for text, score in zip(responses, scores, strict=True)]
+
+
+def _text(item: Any) -> str:
+    text = _named(item, TEXT_NAMES, "text") if isinstance(item, Mapping) else item
+    if not isinstance(text, str):
+        raise BadRow(f"a response that is no text but {type(text).__name__}")
+    return text
+
+
+def _score(item: Any) -> float:
+    score = _named(item, SCORE_NAMES, "score") if isinstance(item, Mapping) else None
+    if isinstance(score, bool) or not isinstance(score, int | float) or not math.isfinite(score):
+        raise BadRow("a response whose score is no number")
+    return float(score)
+
+
+def _named(row: Mapping[str, Any], names: Sequence[str], what: str) -> Any:
+    for name in names:
+        if name in row:
+            return row[name]
+    raise BadRow(f"no {what}: none of {', '.join(names)} among {sorted(row)}")

@@ -1,0 +1,1 @@
+"""Base, SFT and policy side by side on held-out prompts."""

@@ -1,0 +1,1 @@
+"""What makes the policy from SFT: PPO, DPO, RLOO, best-of-n."""

@@ -1,0 +1,97 @@
+"""Stage `dpo`: the policy from the comparisons themselves, with TRL's DPOTrainer and without a reward model.
+
+Rafailov et al. 2023, eq. 7: loss = −log σ( β log π(y_w)/π_ref(y_w) − β log π(y_l)/π_ref(y_l) ), π_ref is SFT. The same
+training comparisons as the reward model's, one pair an example.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
+from trl import DPOConfig as TrainerOptions
+from trl import DPOTrainer
+from trl.trainer.dpo_trainer import DataCollatorForPreference
+
+from alignment.config.methods import DPOConfig
+from alignment.errors import DataError
+from alignment.journal import Journal
+from alignment.models.importing import load_tokenizer
+from alignment.models.scalar import check_context, load_causal_model, save_model
+from alignment.models.tokenizer import prompt_tokens, response_tokens
+from alignment.plots import panels
+from alignment.records import Comparison, read_records
+from alignment.training.trl import by_epochs, run_trainer, shared_options
+
+LOGGED = {"rewards/accuracies": "accuracy", "rewards/margins": "margin", "rewards/chosen": "chosen_reward",
+          "rewards/rejected": "rejected_reward", "entropy": "entropy"}  # fmt: skip
+TOKENS = {"prompt_ids": "prompt_tokens", "chosen_ids": "chosen_tokens", "rejected_ids": "rejected_tokens"}
+
+
+def dpo(
+    config: DPOConfig, out: Path, journal: Journal, *, seed: int, sft: Path, comparisons: Path
+) -> dict[str, float]:
+    """Train `sft/model` on `comparisons/train.jsonl` and write `model/`; goes on from its last epoch when killed."""
+    model, tokenizer = load_causal_model(sft / "model"), load_tokenizer(sft / "model")
+    check_context(model, config.max_length_tokens, "align.dpo.max_length_tokens")
+    rows, _ = read_records(comparisons / "train.jsonl", Comparison)
+    dataset, too_long = pairs(rows, tokenizer, config.max_length_tokens)
+    checkpoints = out / "checkpoint"
+    options = TrainerOptions(
+        beta=config.beta,
+        label_smoothing=config.label_smoothing,
+        max_length=None,  # what is too long was left out
+        remove_unused_columns=False,  # the tokens in them are what is trained on
+        logging_first_step=True,
+        **by_epochs(config),
+        **shared_options(checkpoints, seed, on_cpu=model.device.type == "cpu"),
+    )
+    trainer = DPOTrainer(
+        model=model,
+        ref_model=load_causal_model(sft / "model"),
+        args=options,
+        train_dataset=dataset,
+        processing_class=tokenizer,
+        data_collator=OwnTokens(int(tokenizer.pad_token_id)),
+    )
+    run_trainer(trainer, checkpoints, journal, LOGGED)
+    save_model(model, out / "model", tokenizer)
+    lines = journal.read()
+    journal.figure("dpo", panels(lines, ["loss", *LOGGED.values()], "DPO"))
+    last: dict[str, float] = next((line["values"] for line in reversed(lines) if "loss" in line["values"]), {})
+    counts = {"comparisons": float(len(dataset)), "too_long": float(too_long)}
+    return {name: last[name] for name in ("loss", "accuracy", "margin") if name in last} | counts
+
+
+class OwnTokens:
+    """Batches of the tokens that every other stage reads a comparison as, instead of the trainer's own.
+
+    They differ where somebody wrote a special token, and for tokenizers that join a response to what is before it.
+    """
+
+    def __init__(self, pad_token_id: int) -> None:
+        self._collate = DataCollatorForPreference(pad_token_id=pad_token_id)
+
+    def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """Padded token ids and masks, chosen before rejected."""
+        batch: dict[str, Any] = self._collate(
+            [{theirs: example[ours] for theirs, ours in TOKENS.items()} for example in examples]
+        )
+        return batch
+
+
+def pairs(rows: Sequence[Comparison], tokenizer: PreTrainedTokenizerBase, max_length: int) -> tuple[Dataset, int]:
+    """Comparisons as text and as token ids; one with a side that is too long is left out and counted."""
+    examples = []
+    for row in rows:
+        prompt = prompt_tokens(tokenizer, row.prompt.messages)
+        chosen, rejected = (response_tokens(tokenizer, side.text) for side in (row.chosen, row.rejected))
+        if len(prompt) + max(len(chosen), len(rejected)) <= max_length:
+            text = {"prompt": row.prompt.text, "chosen": row.chosen.text, "rejected": row.rejected.text}
+            examples.append(text | dict(zip(TOKENS.values(), (prompt, chosen, rejected), strict=True)))
+    if not examples:
+        raise DataError(
+            f"no comparison of {len(rows)} fits into {max_length} tokens; raise `align.dpo.max_length_tokens`"
+        )
+    return Dataset.from_list(examples), len(rows) - len(examples)

@@ -1,0 +1,139 @@
+"""Stage `ppo`: the fine-tuned policy, the reward model and the prompts, put into `alignment.ppo`."""
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from alignment.artifacts import write_json
+from alignment.data.prompts import training_prompts
+from alignment.distributed.collectives import from_main, on_main
+from alignment.errors import DataError
+from alignment.journal import Journal
+from alignment.methods.selection import select_snapshot
+from alignment.models.ensembles import Ensemble
+from alignment.models.importing import load_tokenizer
+from alignment.models.lora import load_reward
+from alignment.models.scalar import load_causal_model, load_rewards, reward_scores
+from alignment.models.tokenizer import prompt_tokens, response_tokens
+from alignment.plots import panels
+from alignment.ppo.config import PPOConfig
+from alignment.ppo.train import train_ppo
+from alignment.records import Document, read_records
+from alignment.reward_model.evaluate import transposed
+from alignment.rewards.build import reward_parts
+from alignment.rewards.components import RuleReward
+from alignment.training.pretrain import pack_documents
+
+CURVES = (
+    "reward",
+    "objective",
+    "kl",
+    "kl_coef",
+    "entropy",
+    "length",
+    "missing_eos",
+    "clip_fraction",
+    "approx_kl",
+    "policy_loss",
+    "value_loss",
+    "explained_variance",
+    "ptx_loss",
+    "policy_grad_norm",
+    "value_grad_norm",
+)
+
+
+def align(
+    config: PPOConfig,
+    out: Path,
+    journal: Journal,
+    *,
+    sft: Path,
+    reward: Path,
+    prompts: Path,
+    corpus: Path,
+    rules: Sequence[RuleReward] = (),
+    validation: Path | None = None,
+    select_prompts: int = 0,
+    ptx_min_reward: float | None = None,
+) -> dict[str, float]:
+    """Run PPO from `sft/model` against the reward model and the rules on the training prompts; the value model starts
+    as the reward model.
+
+    PPO-ptx reads the corpus, but for conversations with an answer below `ptx_min_reward`: much of what the web answers
+    is what people judge to be wrong, rude or harmful, and would be learnt again.
+
+    With `validation`, a reward model from other labels, the policy is the snapshot that this one chooses by answers to
+    `select_prompts` of the prompts; see `alignment.methods.selection`. Writes `model/`, `snapshots/step-*/`, `snapshots.json`
+    (their steps, in order) and, where one was chosen, `selection.json`.
+    """
+    tokenizer = load_tokenizer(sft / "model")
+    frozen = torch.bfloat16 if config.bfloat16 else torch.float32
+    one_base = config.layout == "lora"
+    policy = load_causal_model(sft / "model", frozen if one_base else torch.float32)
+    context = int(policy.config.max_position_embeddings)
+    fitting, too_long = training_prompts(prompts, tokenizer, context, config.max_new_tokens, "ppo.max_new_tokens")
+    load = partial(load_reward, language_model=policy, dtype=frozen, shared=one_base)
+    documents = read_records(corpus / "train.jsonl", Document)[0] if config.ptx_coef else []
+    if documents and ptx_min_reward is not None:
+        documents = worth_repeating(documents, tokenizer, context, load_rewards(reward, load), ptx_min_reward)
+    result = train_ppo(
+        policy,
+        tokenizer,
+        [tokens for _, tokens in fitting],
+        reward_parts(reward, rules, load),
+        config,
+        ptx_sequences=pack_documents(documents, tokenizer, context).rows.tolist() if documents else None,
+        out=out,
+        journal=journal,
+    )
+    steps = [snapshot.step for snapshot in result.snapshots if snapshot.step <= result.policy_step]
+    policy_step = result.policy_step
+    if validation is not None:
+        asked = [tokens for _, tokens in fitting[:select_prompts]]
+        policy_step = select_snapshot(
+            config, out, journal, steps=steps, validation=validation, prompts=asked, tokenizer=tokenizer
+        )
+    on_main(write_json, out / "snapshots.json", steps)
+    journal.figure("ppo", panels(journal.read(), CURVES, "PPO"))
+    kept = ("reward", "objective", "kl", "entropy", "length", "missing_eos", "explained_variance")
+    return {name: result.metrics[name] for name in kept if name in result.metrics} | {
+        "prompts": float(len(fitting)),
+        "prompts_too_long": float(too_long),
+        "ptx_documents": float(len(documents)),
+        "steps": float(result.steps),
+        "policy_step": float(policy_step),
+        "stopped_early": float(result.stopped_early),
+    }
+
+
+def worth_repeating(
+    documents: Sequence[Document],
+    tokenizer: PreTrainedTokenizerBase,
+    context: int,
+    reward: PreTrainedModel | Ensemble,
+    minimum: float,
+) -> list[Document]:
+    """The documents without the conversations in which an answer scores below `minimum`. Plain text, which answers
+    nobody, stays, and so does an answer that is too long to be scored. Raises DataError if nothing stays."""
+    places: list[int] = []
+    answers: list[tuple[list[int], int]] = []
+    for place, document in enumerate(documents):
+        for turn, message in enumerate(document.messages):
+            if message.role == "assistant" and turn > 0:
+                prompt = prompt_tokens(tokenizer, document.messages[:turn])
+                answer = response_tokens(tokenizer, message.content)
+                if len(prompt) + len(answer) <= context:
+                    places.append(place)
+                    answers.append((prompt + answer, len(prompt)))
+    if not answers:
+        return list(documents)
+    scores = reward_scores(reward, *transposed(answers)).tolist()
+    low = from_main({place for place, score in zip(places, scores, strict=True) if score < minimum})
+    kept = [document for place, document in enumerate(documents) if place not in low]
+    if not kept:
+        raise DataError(f"no document of the corpus is answered at {minimum} or better; lower `align.ptx_min_reward`")
+    return kept

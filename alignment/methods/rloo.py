@@ -1,0 +1,132 @@
+"""Stage `rloo`: REINFORCE with a leave-one-out baseline, with TRL's RLOOTrainer on PPO's prompts and reward.
+
+Ahmadian et al. 2024, "Back to Basics", eq. 6: of k responses a prompt, each is weighed by its reward less the mean of
+the other k − 1; the reward has −β KL in it. No value model.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
+from trl import RLOOConfig as TrainerOptions
+from trl import RLOOTrainer
+
+from alignment.config.methods import RLOOConfig
+from alignment.data.prompts import training_prompts
+from alignment.errors import DataError
+from alignment.journal import Journal
+from alignment.models.importing import load_tokenizer
+from alignment.models.scalar import load_causal_model, save_model
+from alignment.models.tokenizer import as_ids
+from alignment.plots import panels
+from alignment.ppo.shaping import missing_eos_score
+from alignment.records import Prompt
+from alignment.rewards.build import reward_parts
+from alignment.rewards.components import Component, RuleReward, component_scores, reward_components, total_score
+from alignment.training.trl import run_trainer, shared_options
+
+LOGGED = {"reward": "reward", "reward_std": "reward_std", "kl": "kl_per_token", "entropy": "entropy",
+          "completions/mean_length": "length", "completions/clipped_ratio": "missing_eos"}  # fmt: skip
+TOKEN_BUDGET = 8192
+
+
+def rloo(
+    config: RLOOConfig,
+    out: Path,
+    journal: Journal,
+    *,
+    seed: int,
+    sft: Path,
+    reward: Path,
+    prompts: Path,
+    rules: Sequence[RuleReward] = (),
+) -> dict[str, float]:
+    """Train `sft/model` against the reward and write `model/`; goes on from its last checkpoint when killed."""
+    model, tokenizer = load_causal_model(sft / "model"), load_tokenizer(sft / "model")
+    context = int(model.config.max_position_embeddings)
+    fitting, too_long = training_prompts(
+        prompts, tokenizer, context, config.max_new_tokens, "align.rloo.max_new_tokens"
+    )
+    dataset, unlike = conversations(fitting, tokenizer)
+    components = reward_components(reward_parts(reward, rules), tokenizer)
+    checkpoints = out / "checkpoint"
+    options = TrainerOptions(
+        max_steps=config.steps,
+        per_device_train_batch_size=config.batch_size,
+        steps_per_generation=1,
+        num_generations=config.responses_per_prompt,
+        max_completion_length=config.max_new_tokens,
+        temperature=config.temperature,
+        beta=config.kl_coef,
+        learning_rate=config.learning_rate,
+        lr_scheduler_type="constant",
+        max_grad_norm=config.max_grad_norm,
+        logging_steps=config.log_every_steps,
+        save_strategy="steps",
+        save_steps=config.checkpoint_every_steps,
+        **shared_options(checkpoints, seed, on_cpu=model.device.type == "cpu"),
+    )
+    trainer = RLOOTrainer(
+        model=model,
+        reward_funcs=reward_function(components, tokenizer, config.missing_eos_penalty),
+        args=options,
+        train_dataset=dataset,
+        processing_class=tokenizer,
+    )
+    names = LOGGED | {f"reward/{component.name}": f"reward/{component.name}" for component in components}
+    run_trainer(trainer, checkpoints, journal, names)
+    save_model(model, out / "model", tokenizer)
+    return figures_of(journal) | {
+        "prompts": float(len(dataset)),
+        "prompts_too_long": float(too_long),
+        "prompts_with_special_tokens": float(unlike),
+        "steps": float(config.steps),
+    }
+
+
+def conversations(
+    rows: Sequence[tuple[Prompt, list[int]]], tokenizer: PreTrainedTokenizerBase
+) -> tuple[Dataset, int]:
+    """Prompts as the trainer reads them, with their token ids beside.
+
+    The trainer applies the chat template itself. Where somebody wrote a special token its reading would be another than
+    everywhere else: such a prompt is left out and counted.
+    """
+    examples = []
+    for row, tokens in rows:
+        turns = [{"role": message.role, "content": message.content} for message in row.messages]
+        if as_ids(tokenizer.apply_chat_template(turns, add_generation_prompt=True)) == tokens:
+            examples.append({"prompt": turns, "prompt_tokens": tokens})
+    if not examples:
+        raise DataError(f"all {len(rows)} prompts hold special tokens of the tokenizer; give prompts without them")
+    return Dataset.from_list(examples), len(rows) - len(examples)
+
+
+def reward_function(
+    components: Sequence[Component], tokenizer: PreTrainedTokenizerBase, missing_eos_penalty: float
+) -> Callable[..., list[float | None]]:
+    """The total score, less the penalty where no EOS came, as the trainer asks for it; each part is logged."""
+
+    def score(
+        completion_ids: list[list[int]], prompt_tokens: list[list[int]], log_metric: Any, **_: Any
+    ) -> list[float | None]:
+        sequences = [prompt + response for prompt, response in zip(prompt_tokens, completion_ids, strict=True)]
+        parts = component_scores(components, tokenizer, sequences, [len(p) for p in prompt_tokens], TOKEN_BUDGET)
+        for component in components:
+            log_metric(f"reward/{component.name}", float(parts[component.name].mean()))
+        ended = torch.tensor([response[-1:] == [tokenizer.eos_token_id] for response in completion_ids])
+        total = missing_eos_score(total_score(components, parts), ended, missing_eos_penalty, "subtract")
+        return list(total.tolist())
+
+    return score
+
+
+def figures_of(journal: Journal) -> dict[str, float]:
+    """Draw the run, and return the last step's figures."""
+    lines = journal.read()
+    journal.figure("rloo", panels(lines, ["loss", *LOGGED.values(), "grad_norm"], "RLOO"))
+    last: dict[str, float] = next((line["values"] for line in reversed(lines) if "reward" in line["values"]), {})
+    return {name: last[name] for name in LOGGED.values() if name in last}

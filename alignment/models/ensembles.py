@@ -1,0 +1,45 @@
+"""Several reward models as one: how their scores are put together, and how far they are apart. Pure functions.
+
+Where members that saw the same judgements disagree, none of them knows; a policy that is trained on one of them moves
+there first. Coste et al. 2024, "Reward Model Ensembles Help Mitigate Overoptimization", section 3, compares these ways.
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from alignment.config.stages import Combine
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True)
+class Ensemble:
+    """Reward models that are asked together; it stands wherever one reward model can stand."""
+
+    models: "tuple[PreTrainedModel, ...]"
+    combine: Combine
+    coef: float
+
+
+def combined(scores: Tensor, combine: Combine, coef: float) -> Tensor:
+    """The score of an ensemble of k members (Coste et al. 2024, section 3). Shapes: (k, B) -> (B,).
+
+    mean:        R = 1/k Σ r_i
+    worst:       R = min_i r_i
+    uncertainty: R = 1/k Σ r_i − λ · 1/k Σ (r_i − mean)²        λ is `coef`
+    """
+    if combine == "worst":
+        return scores.min(0).values
+    mean = scores.mean(0)
+    if combine == "mean":
+        return mean
+    assert combine == "uncertainty", combine
+    return mean - coef * scores.var(0, correction=0)
+
+
+def spread(scores: Tensor) -> Tensor:
+    """Standard deviation over the members, response by response. Shapes: (k, B) -> (B,)."""
+    return scores.std(0, correction=0)

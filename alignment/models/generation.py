@@ -1,0 +1,192 @@
+"""Batched generation with a KV cache: left-padded prompts of like length, and rows that leave once they have ended."""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from transformers import DynamicCache, PreTrainedModel
+
+from alignment.errors import ConfigError
+from alignment.models.logprobs import at_least_float32, token_logits
+
+# Rows leave the batch once this share of it has ended: selecting rows copies the cache, so not for each row alone.
+ENDED_SHARE_TO_DROP = 0.125
+
+
+@dataclass
+class Sample:
+    """A sampled response: its tokens (with the EOS, if it came), their log-probabilities and whether it ended."""
+
+    tokens: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    ended: bool = False
+
+
+@torch.no_grad()
+def generate(
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    eos_token_ids: Collection[int],
+    pad_token_id: int = 0,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    generator: torch.Generator | None = None,
+    uniforms: Tensor | None = None,
+    batch_size: int = 128,
+) -> list[Sample]:
+    """Sample one response for each prompt of token ids, in the order of the prompts.
+
+    `temperature=0` takes the most likely token. `logprobs` are those of the whole distribution at this temperature (at
+    1 where greedy); `top_p` limits what is drawn and leaves them as they are. The same generator state gives the same
+    samples for the same prompts and batch size. `generator` lives on the model's device.
+
+    `uniforms`, numbers in [0, 1) of shape (prompts, max_new_tokens), take the generator's place: token t of prompt i is
+    decided by number (i, t) alone, so that a response does not depend on what is sampled beside it, nor where.
+    """
+    _check(model, prompts, max_new_tokens, temperature, top_p)
+    assert uniforms is None or uniforms.shape == (len(prompts), max_new_tokens), uniforms.shape
+    samples = [Sample() for _ in prompts]
+    order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i))
+    for start in range(0, len(order), batch_size):
+        rows = order[start : start + batch_size]
+        numbers = None if uniforms is None else uniforms[rows].to(model.device)
+        batch = _Batch(model, [prompts[i] for i in rows], [samples[i] for i in rows], pad_token_id, numbers)
+        for time in range(max_new_tokens):
+            column = None if batch.uniforms is None else batch.uniforms[:, time]
+            tokens, logprobs = draw(batch.logits, temperature, top_p, generator, column)
+            if not batch.advance(tokens, logprobs, eos_token_ids):
+                break
+    return samples
+
+
+def draw(
+    logits: Tensor, temperature: float, top_p: float, generator: torch.Generator | None, uniforms: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """One token a row and its log-probability. Shapes: (b, V), uniforms (b,) -> (b,), (b,)."""
+    logs = functional.log_softmax(logits / (temperature or 1.0), dim=-1)
+    if temperature == 0:
+        tokens = logs.argmax(-1, keepdim=True)
+    elif uniforms is None:
+        tokens = torch.multinomial(nucleus(logs.exp(), top_p), 1, generator=generator)
+    else:
+        tokens = quantile(nucleus(logs.exp(), top_p), uniforms).unsqueeze(-1)
+    return tokens.squeeze(-1), logs.gather(-1, tokens).squeeze(-1)
+
+
+def quantile(weights: Tensor, uniforms: Tensor) -> Tensor:
+    """Inverse transform sampling: the first token i with Σ_{j≤i} w_j > u Σ_j w_j (Devroye 1986, III.2.1).
+
+    Sums are in double precision: in single, tokens late in a large vocabulary would lose theirs to rounding.
+    Shapes: weights (b, V), not normalised; uniforms (b,) in [0, 1) -> (b,).
+    """
+    cumulative = weights.cumsum(-1, dtype=torch.float64)
+    places = torch.searchsorted(cumulative, uniforms.to(cumulative).unsqueeze(-1) * cumulative[:, -1:], right=True)
+    return places.squeeze(-1).clamp(max=weights.shape[-1] - 1)  # only NaN goes beyond, and the update names that
+
+
+def nucleus(probabilities: Tensor, top_p: float) -> Tensor:
+    """Keep the smallest set of most likely tokens that holds `top_p` of the mass (Holtzman 2020). Shape: (b, V)."""
+    if top_p >= 1.0:
+        return probabilities
+    ordered, index = probabilities.sort(dim=-1, descending=True)
+    ordered = ordered.masked_fill(ordered.cumsum(-1) - ordered >= top_p, 0.0)
+    return torch.zeros_like(probabilities).scatter(-1, index, ordered)
+
+
+class _Batch:
+    """The rows still being written: their cache, attention mask and next-token logits."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        prompts: list[Sequence[int]],
+        samples: list[Sample],
+        pad_token_id: int,
+        uniforms: Tensor | None,
+    ) -> None:
+        self.model, self.samples, self.uniforms = model, samples, uniforms
+        longest = max(map(len, prompts))
+        padded = [[pad_token_id] * (longest - len(prompt)) + list(prompt) for prompt in prompts]
+        input_ids = torch.tensor(padded, device=model.device)
+        lengths = torch.tensor([len(prompt) for prompt in prompts], device=model.device)
+        columns = torch.arange(longest, device=model.device)
+        self.mask = (columns >= longest - lengths.unsqueeze(-1)).long()
+        self.position = lengths - 1  # of the token read last
+        self.cache = DynamicCache(config=model.config)
+        row = torch.arange(len(prompts), device=model.device)
+        positions = (columns - (longest - lengths).unsqueeze(-1)).clamp(min=0)
+        output = token_logits(model, input_ids, row, torch.full_like(row, longest - 1), **self._inputs(positions))
+        self._take(output, output.logits)
+
+    def advance(self, tokens: Tensor, logprobs: Tensor, eos_token_ids: Collection[int]) -> bool:
+        """Write one token to each row and read the next logits; False once every row has ended."""
+        alive = []
+        written = zip(self.samples, tokens.tolist(), logprobs.tolist(), strict=True)
+        for row, (sample, token, logprob) in enumerate(written):
+            if not sample.ended:
+                sample.tokens.append(token)
+                sample.logprobs.append(logprob)
+                sample.ended = token in eos_token_ids
+            if not sample.ended:
+                alive.append(row)
+        if not alive:
+            return False
+        if len(alive) <= (1 - ENDED_SHARE_TO_DROP) * len(self.samples):
+            tokens = self._keep(alive, tokens)
+        self._read(tokens)
+        return True
+
+    def _keep(self, alive: list[int], tokens: Tensor) -> Tensor:
+        """Drop the ended rows, and the padding columns that no row needs any more stay: moving them costs more."""
+        index = torch.tensor(alive, device=tokens.device)
+        self.cache.batch_select_indices(index)
+        self.samples = [self.samples[row] for row in alive]
+        self.mask, self.position = self.mask[index], self.position[index]
+        self.uniforms = None if self.uniforms is None else self.uniforms[index]
+        return tokens[index]
+
+    def _read(self, tokens: Tensor) -> None:
+        self.mask = functional.pad(self.mask, (0, 1), value=1)
+        self.position = self.position + 1
+        output = self.model(input_ids=tokens.unsqueeze(-1), **self._inputs(self.position.unsqueeze(-1)))
+        self._take(output, at_least_float32(output.logits[:, -1]))
+
+    def _inputs(self, position_ids: Tensor) -> dict[str, Any]:
+        return {
+            "attention_mask": self.mask,
+            "position_ids": position_ids,
+            "past_key_values": self.cache,
+            "use_cache": True,
+        }
+
+    def _take(self, output: Any, logits: Tensor) -> None:
+        self.cache, self.logits = output.past_key_values, logits
+
+
+def _check(
+    model: PreTrainedModel, prompts: Sequence[Sequence[int]], max_new_tokens: int, temperature: float, top_p: float
+) -> None:
+    if temperature < 0 or not 0 < top_p <= 1 or max_new_tokens < 1:
+        raise ConfigError(
+            f"sampling needs temperature >= 0, 0 < top_p <= 1 and max_new_tokens >= 1, "
+            f"not {temperature}, {top_p} and {max_new_tokens}"
+        )
+    check_prompts_fit(model, prompts, max_new_tokens)
+
+
+def check_prompts_fit(model: PreTrainedModel, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
+    """Refuse an empty prompt, and one that leaves no room for `max_new_tokens` in the model's context."""
+    context = getattr(model.config, "max_position_embeddings", None)
+    for number, prompt in enumerate(prompts):
+        if not prompt:
+            raise ConfigError(f"prompt {number} has no tokens; start it with a BOS token or leave it out")
+        if context is not None and len(prompt) + max_new_tokens > context:
+            raise ConfigError(
+                f"prompt {number} has {len(prompt)} tokens and max_new_tokens is {max_new_tokens}, more than the "
+                f"model's context of {context}: shorten the prompts, lower max_new_tokens or use a longer context"
+            )

@@ -1,0 +1,78 @@
+"""Checkpoints of others made fit for conversation: a PAD that is not EOS, and a chat template.
+
+Weights are read from safetensors by `transformers`; remote code is never run.
+"""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from alignment.errors import CheckpointError
+from alignment.models.safe_loading import NEVER_CODE, read_plainly
+from alignment.models.scalar import load_causal_model
+from alignment.models.tokenizer import ASSISTANT, CHAT_TEMPLATE, PAD, SYSTEM, USER
+
+
+def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
+    """A tokenizer from a directory or the hub."""
+    with read_plainly("no tokenizer", path):
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path, **NEVER_CODE)
+    return tokenizer
+
+
+def import_checkpoint(path: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, list[str]]:
+    """A model and tokenizer made by others, ready for chat; the third value says in words what was changed.
+
+    Raises CheckpointError when there is no EOS (a response could never end) or the vocabularies do not fit.
+    """
+    model, tokenizer = load_causal_model(path), load_tokenizer(path)
+    if tokenizer.eos_token_id is None:
+        raise CheckpointError(
+            f"the tokenizer of {path} has no EOS token, so a response could never end; set `eos_token` in it"
+        )
+    rows = len(weight_of(model.get_input_embeddings()))
+    if len(tokenizer) > rows:
+        raise CheckpointError(f"the tokenizer of {path} has {len(tokenizer)} tokens but the model embeds only {rows}")
+    changes = []
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
+        was = "missing" if tokenizer.pad_token_id is None else "the same as EOS"
+        tokenizer.add_special_tokens({"pad_token": PAD})
+        changes.append(f"PAD was {was}; {PAD} added")
+    if not tokenizer.chat_template:
+        tokenizer.add_special_tokens({"additional_special_tokens": [USER, ASSISTANT, SYSTEM]})
+        tokenizer.chat_template = CHAT_TEMPLATE
+        changes.append(f"no chat template; turns are marked with {USER}, {ASSISTANT} and {SYSTEM}")
+    grow_embeddings(model, len(tokenizer))
+    align_special_tokens(model, tokenizer)
+    return model, tokenizer, changes
+
+
+def grow_embeddings(model: PreTrainedModel, size: int) -> None:
+    """Make room for added tokens; a new row is the mean of the old ones, so that it starts unremarkable."""
+    old = len(weight_of(model.get_input_embeddings()))
+    if size <= old:
+        return
+    model.resize_token_embeddings(size, mean_resizing=False)
+    with torch.no_grad():
+        for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
+            if layer is not None:
+                weight = weight_of(layer)
+                weight[old:] = weight[:old].mean(dim=0)
+
+
+def weight_of(layer: nn.Module) -> Tensor:
+    """The matrix of an embedding or of an output head."""
+    weight = layer.weight
+    assert isinstance(weight, Tensor), f"{type(layer).__name__} has no weight matrix"
+    return weight
+
+
+def align_special_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Let the model's configs name the tokenizer's special tokens."""
+    for config in (model.config, model.generation_config):
+        if config is not None:
+            config.pad_token_id = tokenizer.pad_token_id
+            config.eos_token_id = tokenizer.eos_token_id
+            config.bos_token_id = tokenizer.bos_token_id

@@ -1,0 +1,211 @@
+"""Models with one number a token: the reward model and the value model.
+
+Both are plain `AutoModelForSequenceClassification` checkpoints with one label, so that they load anywhere; here their
+head is read at every token that is asked for. A reward model carries its normalisation in its config (`reward_bias`,
+`reward_scale`), so that a score means the same to whoever loads it: score = (raw - reward_bias) / reward_scale.
+"""
+
+import copy
+import json
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from alignment.errors import CheckpointError, ConfigError
+from alignment.models.ensembles import Ensemble, combined
+from alignment.models.likelihood import likelihood_head, load_likelihood, save_likelihood
+from alignment.models.logprobs import at_least_float32, length_batches, read_only_at, right_pad
+from alignment.models.safe_loading import PLAIN, read_plainly
+
+ENSEMBLE_FILE = "ensemble.json"
+
+
+def load_causal_model(path: str | Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """A language model from a directory or the hub, in eval mode."""
+    with read_plainly("no causal language model", path):
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, **PLAIN)
+    model.eval()
+    return model
+
+
+def check_context(model: PreTrainedModel, length_tokens: int, option: str) -> None:
+    """Raise ConfigError for an option that asks for longer sequences than the model was made for."""
+    context = int(model.config.max_position_embeddings)
+    if length_tokens > context:
+        raise ConfigError(f"{option} {length_tokens} is more than the model's context of {context} tokens: lower it")
+
+
+def load_scalar_model(path: str | Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """A reward or value model (sequence classification with one label) in eval mode."""
+    with read_plainly("no sequence classification model", path):
+        model: PreTrainedModel = AutoModelForSequenceClassification.from_pretrained(path, dtype=dtype, **PLAIN)
+    scalar_head(model)
+    load_likelihood(model, Path(path))
+    model.eval()
+    return model
+
+
+def load_rewards(
+    directory: Path, load: Callable[[Path], PreTrainedModel] = load_scalar_model
+) -> PreTrainedModel | Ensemble:
+    """What the stage `reward` left: its reward model, or the ensemble of all members (`model/`, `model-1/`, …)."""
+    model = load(directory / "model")
+    file = directory / ENSEMBLE_FILE
+    if not file.exists():
+        return model
+    told = json.loads(file.read_text(encoding="utf-8"))
+    others = [load(directory / f"model-{number}") for number in range(1, told["members"])]
+    return Ensemble((model, *others), told["combine"], told["combine_coef"])
+
+
+def scalar_model_from(language_model: PreTrainedModel) -> PreTrainedModel:
+    """A scalar model with a copy of the language model's trunk and a head of zeros: no chance in it, all scores 0."""
+    config = copy.deepcopy(language_model.config)
+    config.num_labels = 1
+    with torch.random.fork_rng():
+        try:
+            model: PreTrainedModel = AutoModelForSequenceClassification.from_config(config, dtype=language_model.dtype)
+        except ValueError as error:
+            name = type(language_model).__name__
+            raise CheckpointError(f"{name} has no sequence classification form in transformers: {error}") from error
+    model.base_model.load_state_dict(language_model.base_model.state_dict())
+    nn.init.zeros_(scalar_head(model).weight)
+    model.to(device=language_model.device)  # type: ignore[call-arg]
+    model.eval()
+    return model
+
+
+def scalar_model_over(language_model: PreTrainedModel) -> PreTrainedModel:
+    """A scalar model on the language model's very trunk, not a copy, and a head of zeros in float32 or better."""
+    config = copy.deepcopy(language_model.config)
+    config.num_labels = 1
+    with torch.device("meta"):  # the trunk that comes with the class is never filled
+        try:
+            model: PreTrainedModel = AutoModelForSequenceClassification.from_config(config)
+        except ValueError as error:
+            name = type(language_model).__name__
+            raise CheckpointError(f"{name} has no sequence classification form in transformers: {error}") from error
+    setattr(model, model.base_model_prefix, language_model.base_model)
+    head = scalar_head(model)
+    head.to_empty(device=language_model.device)
+    head.to(torch.promote_types(language_model.dtype, torch.float32))
+    for weight in head.parameters():
+        nn.init.zeros_(weight)
+    model.eval()
+    return model
+
+
+def save_model(model: PreTrainedModel, path: Path, tokenizer: PreTrainedTokenizerBase | None = None) -> None:
+    """Write safetensors, config and, where given, the tokenizer."""
+    weights = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("likelihood.")}
+    model.save_pretrained(path, state_dict=weights)
+    save_likelihood(model, path)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(path)
+
+
+def scalar_head(model: PreTrainedModel) -> nn.Linear:
+    """The linear layer that turns a hidden state into one number."""
+    head = getattr(model, "score", None)
+    if not isinstance(head, nn.Linear) or head.out_features != 1:
+        raise CheckpointError(
+            f"{type(model).__name__} has no per-token head with one output; load it with load_scalar_model, or make "
+            "one from a causal model with scalar_model_from"
+        )
+    return head
+
+
+def scalar_values(model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+    """The raw number at every token. Shapes: (b, t), (b, t) -> (b, t). Right-padded rows need no mask."""
+    hidden = model.base_model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
+    return head_values(model, hidden)
+
+
+def head_values(model: PreTrainedModel, hidden: Tensor) -> Tensor:
+    """The head's raw number for each hidden state, in float32 or better. Shapes: (..., h) -> (...)."""
+    head = scalar_head(model)
+    bias = None if head.bias is None else at_least_float32(head.bias)
+    with torch.autocast(hidden.device.type, enabled=False):
+        return functional.linear(at_least_float32(hidden), at_least_float32(head.weight), bias).squeeze(-1)
+
+
+def set_normalisation(model: PreTrainedModel, bias: float, scale: float) -> None:
+    """Keep (raw - bias) / scale as the meaning of a score, for good: it is saved with the model's config."""
+    if not scale > 0:
+        raise CheckpointError(f"reward_scale must be positive, not {scale}; do the raw rewards vary at all?")
+    model.config.reward_bias = float(bias)
+    model.config.reward_scale = float(scale)
+
+
+def normalised(model: PreTrainedModel, raw: Tensor) -> Tensor:
+    """(raw - reward_bias) / reward_scale, with the figures kept in the model's config (0 and 1 where it has none)."""
+    bias = float(getattr(model.config, "reward_bias", 0.0))
+    scale = float(getattr(model.config, "reward_scale", 1.0))
+    return (raw - bias) / scale
+
+
+def raw_scores(
+    model: PreTrainedModel, hidden: Tensor, input_ids: Tensor, prompt_lengths: Tensor, lengths: Tensor
+) -> Tensor:
+    """Scalar head at the last token, and the likelihood term where there is one.
+
+    Shapes: (b, t, h), (b, t), (b,), (b,) -> (b,).
+    """
+    last = hidden[torch.arange(len(lengths), device=hidden.device), lengths - 1]
+    scores = head_values(model, last)
+    head = likelihood_head(model)
+    return scores if head is None else scores + head(hidden, input_ids, prompt_lengths, lengths)
+
+
+def _reading(model: PreTrainedModel, lengths: Tensor) -> AbstractContextManager[None]:
+    """A score reads the last hidden state of a row alone, unless a likelihood term reads the whole response."""
+    if likelihood_head(model) is not None:
+        return nullcontext()
+    return read_only_at(model, torch.arange(len(lengths), device=lengths.device), lengths - 1)
+
+
+def reward_scores(
+    reward: PreTrainedModel | Ensemble,
+    sequences: Sequence[Sequence[int]],
+    prompt_lengths: Sequence[int],
+    token_budget: int = 8192,
+) -> Tensor:
+    """Normalised score of each prompt+response. Shape: (sequences,), on the CPU."""
+    scores = member_scores(reward, sequences, prompt_lengths, token_budget)
+    return combined(scores, reward.combine, reward.coef) if isinstance(reward, Ensemble) else scores[0]
+
+
+@torch.no_grad()
+def member_scores(
+    reward: PreTrainedModel | Ensemble,
+    sequences: Sequence[Sequence[int]],
+    prompt_lengths: Sequence[int],
+    token_budget: int = 8192,
+) -> Tensor:
+    """Normalised scores by each member of an ensemble (a reward model has one). Shape: (members, sequences)."""
+    models = reward.models if isinstance(reward, Ensemble) else (reward,)
+    return torch.stack([_scores_by_one(model, sequences, prompt_lengths, token_budget) for model in models])
+
+
+def _scores_by_one(
+    model: PreTrainedModel, sequences: Sequence[Sequence[int]], prompt_lengths: Sequence[int], token_budget: int
+) -> Tensor:
+    scores = torch.zeros(len(sequences), dtype=torch.float64 if model.dtype == torch.float64 else torch.float32)
+    for rows in length_batches([len(sequence) for sequence in sequences], token_budget):
+        input_ids = right_pad([sequences[i] for i in rows]).to(model.device)
+        prompts = torch.tensor([prompt_lengths[i] for i in rows], device=model.device)
+        lengths = torch.tensor([len(sequences[i]) for i in rows], device=model.device)
+        with _reading(model, lengths):
+            hidden = model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
+        scores[rows] = normalised(model, raw_scores(model, hidden, input_ids, prompts, lengths)).to(scores)
+    return scores

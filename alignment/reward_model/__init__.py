@@ -1,0 +1,1 @@
+"""The reward model: loss, training, ensembles, held-out accuracy."""

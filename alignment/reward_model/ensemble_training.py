@@ -1,0 +1,73 @@
+"""Members of an ensemble of reward models: what sets them apart, and how they are trained one after the other.
+
+All see the same comparisons, in another order and from another head (Coste et al. 2024, section 3: the same data, other
+seeds for head and order). No bootstrap: each member would lose a third of the prompts, and for networks other starts
+and orders were enough (Lakshminarayanan et al. 2017, "Simple and Scalable Predictive Uncertainty", section 2.4).
+"""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from alignment.artifacts import write_json
+from alignment.config.stages import RewardConfig
+from alignment.distributed.collectives import on_main
+from alignment.journal import Journal
+from alignment.models.ensembles import Ensemble
+from alignment.models.lora import save_reward
+from alignment.models.scalar import ENSEMBLE_FILE, load_scalar_model, scalar_head
+
+Train = Callable[[int, Path, Journal], PreTrainedModel]
+SEED_STEP = 10_007  # between the seeds of two members; a prime above any number of epochs
+
+
+def member_seed(seed: int, number: int) -> int:
+    """The seed of a member's order of prompts; member 0 has the stage's own."""
+    return seed + SEED_STEP * number
+
+
+def shake_head(model: PreTrainedModel, number: int) -> None:
+    """Draw the new head at the scale that the model's layers were drawn at, instead of leaving it at 0."""
+    generator = torch.Generator().manual_seed(SEED_STEP + number)
+    std = float(getattr(model.config, "initializer_range", 0.02))
+    nn.init.normal_(scalar_head(model).weight, std=std, generator=generator)
+
+
+def train_members(
+    train: Train, config: RewardConfig, tokenizer: PreTrainedTokenizerBase, out: Path, journal: Journal
+) -> PreTrainedModel | Ensemble:
+    """The trained reward model, or all members as an ensemble; `train(number, place, journal)` makes one.
+
+    Member 0 is `model/` and writes into the stage's journal; others are `model-N/` with theirs under `members/N/`. A
+    member of an ensemble that a killed run had finished is not trained again.
+    """
+    if config.members == 1:
+        model = train(0, out, journal)
+        on_main(save_reward, model, out / "model", tokenizer)
+        return model
+    models = [_member(train, number, tokenizer, out, journal) for number in range(config.members)]
+    told = {"members": config.members, "combine": config.combine, "combine_coef": config.combine_coef}
+    on_main(write_json, out / ENSEMBLE_FILE, told)
+    return Ensemble(tuple(models), config.combine, config.combine_coef)
+
+
+def _member(
+    train: Train, number: int, tokenizer: PreTrainedTokenizerBase, out: Path, journal: Journal
+) -> PreTrainedModel:
+    path = out / ("model" if number == 0 else f"model-{number}")
+    if not path.exists():
+        place = out if number == 0 else out / "members" / str(number)
+        model = train(number, place, journal if number == 0 else type(journal)(place))
+        on_main(_publish, model, path, tokenizer)
+    return load_scalar_model(path)
+
+
+def _publish(model: PreTrainedModel, path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    temporary = path.with_name(path.name + ".partial")
+    shutil.rmtree(temporary, ignore_errors=True)
+    save_reward(model, temporary, tokenizer)
+    temporary.replace(path)

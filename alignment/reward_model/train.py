@@ -1,0 +1,295 @@
+"""Stage `reward`: a reward model from comparisons, by Bradley-Terry over all pairs of a prompt.
+
+Every response of a prompt is forwarded once, whatever the number of pairs it is in, and all pairs of a prompt share a
+batch element (Ouyang 2022, section 3.5): K responses cost K forward passes, not K(K-1), and no pair is seen without the
+others.
+"""
+
+import copy
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from tqdm import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from alignment.config.stages import RewardConfig
+from alignment.distributed.collectives import share_of
+from alignment.errors import DataError
+from alignment.journal import Journal
+from alignment.models.importing import load_tokenizer
+from alignment.models.likelihood import add_likelihood, likelihood_head
+from alignment.models.logprobs import right_pad
+from alignment.models.lora import scalar_adapter_over
+from alignment.models.scalar import (
+    check_context,
+    load_causal_model,
+    raw_scores,
+    reward_scores,
+    scalar_head,
+    scalar_model_from,
+    set_normalisation,
+)
+from alignment.models.tokenizer import prompt_tokens, response_tokens
+from alignment.plots import curve
+from alignment.records import Comparison, Demonstration, read_records
+from alignment.reward_model.ensemble_training import member_seed, shake_head, train_members
+from alignment.reward_model.evaluate import TESTS, examine, score_input, transposed
+from alignment.reward_model.loss import bradley_terry_loss
+from alignment.training.loop import TrainingState, backward, cosine_schedule
+from alignment.training.pretrain import parameter_groups
+
+COEFFICIENT_SPEED = 10.0  # one number has further to go than each of the head's weights
+
+
+@dataclass(frozen=True)
+class PromptGroup:
+    """The distinct responses of a prompt as token ids with the prompt, and the judged pairs (chosen, rejected), each
+    with its weight."""
+
+    sequences: list[list[int]]
+    pairs: list[tuple[int, int]]
+    prompt_length: int
+    weights: list[float]
+
+
+def train_reward_model(
+    config: RewardConfig,
+    out: Path,
+    journal: Journal,
+    *,
+    seed: int,
+    sft: Path,
+    comparisons: Path,
+    demonstrations: Path,
+    swapped: bool = False,
+) -> dict[str, float]:
+    """Train on `train.jsonl`, test on held-out prompts and annotators, and write `model/`, normalised so that
+    demonstrations score 0 on average with a spread of 1 over the judged responses. With more members than one, the
+    others are `model-1/`, …, each normalised by itself, and the test is of the ensemble. `swapped` trains on what was
+    held out and tests on `train.jsonl`: a second opinion, from other labels."""
+    tokenizer = load_tokenizer(sft / "model")
+    language_model = load_causal_model(sft / "model")
+    check_context(language_model, config.max_length_tokens, "reward.max_length_tokens")
+    rows = {name: read_records(comparisons / f"{name}.jsonl", Comparison)[0] for name in ("train", *TESTS)}
+    if swapped:
+        rows = {"train": rows[TESTS[0]] + rows[TESTS[1]], TESTS[0]: rows["train"], TESTS[1]: []}
+    groups, too_long = group_by_prompt(rows["train"], tokenizer, config.max_length_tokens)
+
+    def member(number: int, place: Path, notes: Journal) -> PreTrainedModel:
+        model, language_head = untrained(language_model, config, number)
+        train_groups(model, language_head, groups, config, place, notes, member_seed(seed, number))
+        normalise(model, groups, demonstrations, tokenizer, config.max_length_tokens)
+        return model
+
+    torch.manual_seed(seed)
+    model = train_members(member, config, tokenizer, out, journal)
+    figures = {
+        "train_pairs": float(sum(len(g.pairs) for g in groups)),
+        "train_prompts": float(len(groups)),
+        "too_long": float(too_long),
+    }
+    for name in TESTS:
+        fitting = [row for row in rows[name] if fits(row, tokenizer, config.max_length_tokens)]
+        figures[f"too_long_{name}"] = float(len(rows[name]) - len(fitting))
+        rows[name] = fitting
+    return figures | examine(model, tokenizer, rows, out, journal)
+
+
+def untrained(
+    language_model: PreTrainedModel, config: RewardConfig, number: int
+) -> tuple[PreTrainedModel, nn.Module]:
+    """A reward model to start from, whole or as an adapter over the language model, whose head comes too, frozen."""
+    if config.lora_rank is None:
+        model = scalar_model_from(language_model)
+    else:
+        model = scalar_adapter_over(language_model, config.lora_rank, config.lora_alpha, config.lora_targets, number)
+        scalar_head(model).requires_grad_(True)
+    if number > 0:
+        shake_head(model, number)
+    language_head = copy.deepcopy(language_model.get_output_embeddings()).requires_grad_(False)
+    if config.likelihood:
+        add_likelihood(model, language_head)
+    return model, language_head
+
+
+def fits(row: Comparison, tokenizer: PreTrainedTokenizerBase, max_length: int) -> bool:
+    """Whether both sides of a comparison are within the length; what is not is counted, never cut."""
+    return all(len(score_input(tokenizer, row, side)) <= max_length for side in ("chosen", "rejected"))
+
+
+def group_by_prompt(
+    rows: Sequence[Comparison], tokenizer: PreTrainedTokenizerBase, max_length: int
+) -> tuple[list[PromptGroup], int]:
+    """One group a prompt; a comparison with a response that does not fit is left out and counted, and one without
+    weight is left out."""
+    by_prompt: dict[str, list[Comparison]] = defaultdict(list)
+    for row in rows:
+        if row.weight > 0:
+            by_prompt[row.prompt.id].append(row)
+    groups, too_long = [], 0
+    for same_prompt in by_prompt.values():
+        prompt = prompt_tokens(tokenizer, same_prompt[0].prompt.messages)
+        places: dict[str, int] = {}
+        sequences: list[list[int]] = []
+        pairs, weights = [], []
+        for row in same_prompt:
+            encoded = {r.id: prompt + response_tokens(tokenizer, r.text) for r in (row.chosen, row.rejected)}
+            if max(map(len, encoded.values())) > max_length:
+                too_long += 1
+                continue
+            for identity, sequence in encoded.items():
+                if identity not in places:
+                    places[identity] = len(sequences)
+                    sequences.append(sequence)
+            pairs.append((places[row.chosen.id], places[row.rejected.id]))
+            weights.append(row.weight)
+        if pairs:
+            groups.append(PromptGroup(sequences, pairs, len(prompt), weights))
+    if not groups:
+        raise DataError(f"no comparison fits into {max_length} tokens; raise `reward.max_length_tokens`")
+    return groups, too_long
+
+
+def train_groups(
+    model: PreTrainedModel,
+    language_head: nn.Module,
+    groups: list[PromptGroup],
+    config: RewardConfig,
+    out: Path,
+    journal: Journal,
+    seed: int,
+) -> None:
+    """The training loop over batches of prompts: resume, step, log. Several processes take each their share."""
+    per_epoch = math.ceil(len(groups) / config.batch_prompts)
+    steps = max(1, round(per_epoch * config.epochs))
+    weights, grouped = list(model.parameters()), groups_with_head(model, config)
+    optimizer = torch.optim.AdamW(grouped, lr=config.learning_rate, betas=(0.9, 0.98), fused=True)
+    schedule = cosine_schedule(optimizer, steps, config.warmup_share, 0.1)
+    state = TrainingState(out / "checkpoint", model, optimizer, schedule)
+    first = state.resume()
+    journal.rewind(first)
+    for step in tqdm(range(first + 1, steps + 1), desc="reward model", initial=first, total=steps, disable=None):
+        epoch, place = divmod(step - 1, per_epoch)
+        order = torch.randperm(len(groups), generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch)).tolist()
+        batch = [groups[i] for i in order[place * config.batch_prompts : (place + 1) * config.batch_prompts]]
+        mine = share_of(batch)
+        halves = [half for half in (mine[::2], mine[1::2]) if half]
+        losses = [partial(batch_loss, model, half, language_head, config.lm_coef, batch) for half in halves]
+        loss, accuracy = backward(losses, weights)
+        norm = torch.nn.utils.clip_grad_norm_(weights, config.max_grad_norm)
+        state.check(loss, norm, step, "reward.learning_rate")
+        optimizer.step()
+        schedule.step()
+        if step % config.log_every_steps == 0 or step == steps:
+            told = {"loss": float(loss), "train_accuracy": float(accuracy), "grad_norm": float(norm)}
+            journal.log(told | {"learning_rate": float(schedule.get_last_lr()[0])}, step)
+        if step % per_epoch == 0 and step < steps:
+            state.save(step)
+    journal.figure(
+        "loss", curve(journal.read(), ["loss", "train_accuracy"], "reward model: loss and accuracy in training")
+    )
+
+
+def groups_with_head(model: PreTrainedModel, config: RewardConfig) -> list[dict[str, object]]:
+    """The trunk (or its adapter) at `learning_rate`, so that what it knows survives; what is new and starts at 0,
+    faster."""
+    rate = config.learning_rate * config.head_speed
+    new, likelihood = [scalar_head(model).weight], likelihood_head(model)
+    groups = parameter_groups(model.base_model, config.weight_decay)
+    groups.append({"params": new, "weight_decay": 0.0, "lr": rate})
+    if likelihood is not None:
+        new.append(likelihood.coef.weight)
+        groups.append({"params": [likelihood.coef.bias], "weight_decay": 0.0, "lr": rate * COEFFICIENT_SPEED})
+    return groups
+
+
+def batch_loss(
+    model: PreTrainedModel,
+    part: Sequence[PromptGroup],
+    language_head: nn.Module | None = None,
+    lm_coef: float = 0.0,
+    batch: Sequence[PromptGroup] | None = None,
+) -> Tensor:
+    """Bradley-Terry loss in which every prompt weighs the same, but for the weights of its comparisons (a pair counts
+    w / number of the prompt's pairs), and the share of pairs that are in order. Returns both, shape (2,).
+
+    Of a `part` of a `batch` it is the part's share: what the parts give adds up to what the batch gives.
+
+    With `lm_coef` the trunk goes on predicting the next token through SFT's frozen head, which keeps what it knows of
+    prompts and answers (Yang et al. 2024, "Regularizing Hidden States", text regularisation on what was chosen): each
+    response counts by the share of its comparisons that it won.
+    """
+    batch = batch or part
+    sequences = [sequence for group in part for sequence in group.sequences]
+    tokens = right_pad(sequences).to(model.device)
+    lengths = torch.tensor([len(sequence) for sequence in sequences], device=model.device)
+    prompts = torch.tensor([group.prompt_length for group in part for _ in group.sequences], device=model.device)
+    hidden = model.base_model(input_ids=tokens, use_cache=False).last_hidden_state
+    scores = raw_scores(model, hidden, tokens, prompts, lengths)
+    pairs, per_prompt, start = [], [], 0
+    for group in part:
+        pairs += [(start + chosen, start + rejected) for chosen, rejected in group.pairs]
+        per_prompt += [weight / len(group.pairs) for weight in group.weights]
+        start += len(group.sequences)
+    index = torch.tensor(pairs)
+    in_order = (scores[index[:, 0]] > scores[index[:, 1]]).sum() / sum(len(group.pairs) for group in batch)
+    loss = bradley_terry_loss(scores, index, weights=torch.tensor(per_prompt))
+    loss = loss * (sum(per_prompt) / sum(map(weight_of_pairs, batch)))
+    if language_head is not None and lm_coef > 0:
+        won = torch.tensor([share for group in part for share in won_shares(group)], device=model.device)
+        weights = won.unsqueeze(-1) * (torch.arange(1, tokens.shape[1], device=model.device) < lengths.unsqueeze(-1))
+        counts = weights > 0
+        logits = language_head(hidden[:, :-1][counts])
+        losses = functional.cross_entropy(logits, tokens[:, 1:][counts], reduction="none")
+        loss = loss + lm_coef * (weights[counts] * losses).sum() / sum(map(weight_of_tokens, batch))
+    return torch.stack([loss, in_order.to(loss)])
+
+
+def weight_of_pairs(group: PromptGroup) -> float:
+    """What a prompt's comparisons weigh together: 1 where each has the weight 1."""
+    return sum(group.weights) / len(group.pairs)
+
+
+def weight_of_tokens(group: PromptGroup) -> float:
+    """The tokens that are predicted of a prompt's responses, each by the share of its comparisons that was won."""
+    return sum(share * (len(one) - 1) for share, one in zip(won_shares(group), group.sequences, strict=True))
+
+
+def won_shares(group: PromptGroup) -> list[float]:
+    """The share of its comparisons that each response of a prompt won, by weight. Shape: (sequences,)."""
+    won, judged = [0.0] * len(group.sequences), [0.0] * len(group.sequences)
+    for (chosen, rejected), weight in zip(group.pairs, group.weights, strict=True):
+        won[chosen] += weight
+        judged[chosen] += weight
+        judged[rejected] += weight
+    return [wins / count if count else 0.0 for wins, count in zip(won, judged, strict=True)]
+
+
+def normalise(
+    model: PreTrainedModel,
+    groups: list[PromptGroup],
+    demonstrations: Path,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+) -> None:
+    """Shift so that demonstrations score 0 on average (Ouyang 2022); scale so that judged responses spread by 1."""
+    rows, _ = read_records(demonstrations / "demonstrations.jsonl", Demonstration)
+    prompts = [prompt_tokens(tokenizer, row.messages) for row in rows]
+    encoded = [p + response_tokens(tokenizer, row.completion) for p, row in zip(prompts, rows, strict=True)]
+    fitting = [(whole, len(p)) for whole, p in zip(encoded, prompts, strict=True) if len(whole) <= max_length]
+    if not fitting:
+        raise DataError(
+            f"no demonstration fits into {max_length} tokens, and rewards are measured from them; raise "
+            "`reward.max_length_tokens`"
+        )
+    judged = [(sequence, group.prompt_length) for group in groups for sequence in group.sequences]
+    raw = reward_scores(model, *transposed(judged))
+    bias = float(reward_scores(model, *transposed(fitting)).mean())
+    set_normalisation(model, bias=bias, scale=max(float(raw.std()), 1e-6))

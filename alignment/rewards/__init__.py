@@ -1,0 +1,1 @@
+"""What scores a response: the reward model, rules, and the safety layer."""

@@ -1,0 +1,100 @@
+"""The safety layer: a small, readable check of a response by patterns, whose word lists are data.
+
+It finds what anybody can name in advance: insults, terms of harmful advice, personal data. It knows no context, so it
+is a net under the reward model and the people, never instead of them.
+"""
+
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+
+from pydantic import Field
+
+from alignment.config.stages import Config
+
+PERSONAL_DATA = {
+    "e-mail address": r"[\w.+-]+@[\w-]+\.[\w.-]*\w",
+    "card number": r"(?<!\d)(?:\d[ -]?){12,18}\d(?!\d)",
+    "social security number": r"(?<![\w-])\d{3}-\d{2}-\d{4}(?![\w-])",
+    "phone number": r"(?<![\w.])(?:\+\d{1,3}[ ./-]?)?\(?\d{2,4}\)?[ ./-]\d{3,4}[ ./-]?\d{3,4}(?!\w)",
+}
+
+
+class SafetyLists(Config):
+    """Words and phrases, found as whole words whatever their case; the defaults are general English, in a few words."""
+
+    insults: tuple[str, ...] = Field(
+        (
+            *("idiot", "moron", "imbecile", "fool", "dummy", "dimwit", "stupid", "dumb", "worthless", "pathetic"),
+            *("loser", "jerk", "scum", "shut up", "you are an embarrassment", "nobody likes you"),
+        ),
+        description="words and phrases that insult",
+    )
+    harmful: tuple[str, ...] = Field(
+        (
+            *("make a bomb", "build a bomb", "pipe bomb", "explosive device", "nerve agent", "ricin", "cook meth"),
+            *("kill yourself", "hurt yourself", "kill someone", "poison someone", "hide a body", "steal a car"),
+            *("break into", "pick a lock", "shoplift", "launder money", "fake passport", "credit card fraud"),
+            *("phishing", "hack into", "install malware", "ransomware", "stalk someone", "blackmail"),
+        ),
+        description="terms of harmful advice",
+    )
+    refusals: tuple[str, ...] = Field(
+        (
+            *("i cannot help", "i can't help", "i can not help", "i will not help", "i won't help"),
+            *("i cannot assist", "i can't assist", "i'm not able to help", "i am not able to help", "i must decline"),
+        ),
+        description="phrases that decline to help",
+    )
+    personal_data: bool = Field(
+        True, description="look for e-mail addresses, card, phone and social security numbers too"
+    )
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What was found in a text: its kind (insult, harmful, or the kind of personal data) and the words."""
+
+    kind: str
+    text: str
+
+
+def check(response: str, lists: SafetyLists) -> list[Finding]:
+    """Everything in a response that should not be there; an empty list for a response that passes."""
+    found = [Finding("insult", words) for words in matches(response, lists.insults)]
+    found += [Finding("harmful", words) for words in matches(response, lists.harmful)]
+    return found + (personal_data(response) if lists.personal_data else [])
+
+
+def personal_data(text: str) -> list[Finding]:
+    """Numbers and addresses of people; what is one kind of number is not another one as well."""
+    found = []
+    for kind, pattern in PERSONAL_DATA.items():
+        found += [Finding(kind, match.group()) for match in re.finditer(pattern, text)]
+        text = re.sub(pattern, " ", text)
+    return found
+
+
+def asks_for_harm(prompt: str, lists: SafetyLists) -> bool:
+    """Whether a prompt asks for something on the list of harmful advice."""
+    return bool(matches(prompt, lists.harmful))
+
+
+def refuses(response: str, lists: SafetyLists) -> bool:
+    """Whether a response refuses to help, in one of the listed ways."""
+    return bool(matches(response, lists.refusals))
+
+
+def matches(text: str, phrases: tuple[str, ...]) -> list[str]:
+    """The places in a text where one of the phrases stands."""
+    pattern = _pattern(phrases)
+    return [] if pattern is None else pattern.findall(text.replace("’", "'"))
+
+
+@lru_cache(maxsize=32)
+def _pattern(phrases: tuple[str, ...]) -> re.Pattern[str] | None:
+    """Any of the phrases as whole words; a blank stands for any white space."""
+    if not phrases:
+        return None
+    options = [r"\s+".join(map(re.escape, phrase.split())) for phrase in phrases]
+    return re.compile(r"(?<!\w)(?:" + "|".join(options) + r")(?!\w)", re.IGNORECASE)

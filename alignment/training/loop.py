@@ -1,0 +1,131 @@
+"""What training loops share: gradients of two losses side by side, a learning-rate schedule, a state to go on from."""
+
+import math
+import os
+import pickle
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+from transformers import PreTrainedModel
+
+from alignment.distributed.collectives import gathered, on_main, sum_gradients
+from alignment.distributed.threads import side_by_side
+from alignment.errors import CheckpointError, TrainingError
+
+
+def cosine_schedule(optimizer: Optimizer, steps: int, warmup_share: float, min_share: float) -> LambdaLR:
+    """Linear warm-up over `warmup_share` of the steps, then cosine decay to `min_share` of the peak."""
+    warmup = max(1, round(steps * warmup_share))
+
+    def factor(done: int) -> float:
+        if done < warmup:
+            return (done + 1) / warmup
+        progress = min(1.0, (done - warmup) / max(1, steps - warmup))
+        return min_share + (1 - min_share) * 0.5 * (1 + math.cos(math.pi * progress))
+
+    return LambdaLR(optimizer, factor)
+
+
+def backward(losses: Sequence[Callable[[], Tensor]], weights: Sequence[nn.Parameter]) -> Tensor:
+    """The sum of one or two losses, whose gradient becomes that of each weight. Of several processes each gives the
+    losses of its share (none where its share is empty), and sum and gradients are those of all: they add up.
+
+    Of a loss of shape (n,) the first value is minimised, and the others are figures that are wanted too. Two losses,
+    such as of the halves of a batch, are worked out side by side (`alignment.distributed.threads`) and added up in the order given.
+    Their forwards must draw no random numbers, as dropout does: who draws first would be left to chance.
+    """
+    learnt = [weight for weight in weights if weight.requires_grad]
+
+    def gradients(loss: Callable[[], Tensor]) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+        with torch.enable_grad():
+            value = loss()
+            return value.detach(), torch.autograd.grad(value.flatten()[0], learnt, allow_unused=True)
+
+    def share() -> list[Tensor]:
+        if len(losses) == 2:
+            first, second = losses
+            found = list(side_by_side(lambda: gradients(first), lambda: gradients(second), learnt[0].device))
+        else:
+            found = [gradients(loss) for loss in losses]
+        for weight, *parts in zip(learnt, *(given for _, given in found), strict=True):
+            present = [part for part in parts if part is not None]
+            weight.grad = sum(present[1:], present[0]) if present else None
+        return [value for value, _ in found]
+
+    values = [value for found in gathered(share) for value in found]
+    sum_gradients(learnt)
+    return torch.stack(values).sum(dim=0)
+
+
+def write_state(content: Mapping[str, Any], path: Path) -> None:
+    """Write what training resumes from in one move; on a full disk nothing is left of it."""
+    temporary = path.with_suffix(".partial")
+    try:
+        with temporary.open("wb") as file:
+            torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+class TrainingState:
+    """Model, optimizer, schedule and random state under one directory, written whole or not at all.
+
+    It stays until whoever runs the stage has the stage's result: a model that is not saved yet is not trained again.
+    Several processes hold the same state: the main one writes it, and any number of them resumes from it.
+    """
+
+    def __init__(self, directory: Path, model: PreTrainedModel, optimizer: Optimizer, schedule: LambdaLR) -> None:
+        self.file = directory / "state.pt"
+        self._model, self._optimizer, self._schedule = model, optimizer, schedule
+
+    def save(self, step: int) -> None:
+        """Write the state after `step` in one move."""
+        on_main(self._write, step)
+
+    def _write(self, step: int) -> None:
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        content: dict[str, Any] = {
+            "step": step,
+            "model": self._model.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+            "schedule": self._schedule.state_dict(),
+            "random": torch.get_rng_state(),
+        }
+        write_state(content, self.file)
+
+    def resume(self) -> int:
+        """Load the last state; the number of steps done, 0 where there is none."""
+        if not self.file.exists():
+            return 0
+        try:
+            content = torch.load(self.file, weights_only=True)
+        except pickle.UnpicklingError as error:
+            raise CheckpointError(
+                f"{self.file} holds more than numbers, which could run code, and is not read: remove "
+                f"{self.file.parent} to start from step 0"
+            ) from error
+        self._model.load_state_dict(content["model"])
+        self._optimizer.load_state_dict(content["optimizer"])
+        self._schedule.load_state_dict(content["schedule"])
+        torch.set_rng_state(content["random"])
+        return int(content["step"])
+
+    def last_good(self) -> str:
+        """Where the last good state is, for error messages."""
+        return str(self.file) if self.file.exists() else "none yet"
+
+    def check(self, loss: Tensor, norm: Tensor, step: int, option: str) -> None:
+        """Before a step is taken: raises TrainingError for a loss or a gradient that is not finite."""
+        if not (torch.isfinite(loss) and torch.isfinite(norm)):
+            raise TrainingError(
+                f"the loss is {loss.item():g} and the norm of its gradient {norm.item():g} at step {step}; lower "
+                f"`{option}`. Last good: {self.last_good()}"
+            )

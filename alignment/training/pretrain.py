@@ -1,0 +1,182 @@
+"""Stage `pretrain`: next-token prediction on packed text, from scratch or from a checkpoint."""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from tqdm import tqdm
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+
+from alignment.config.stages import ModelConfig, PretrainConfig
+from alignment.distributed.collectives import on_main, share_of
+from alignment.errors import DataError
+from alignment.journal import Journal
+from alignment.models.importing import align_special_tokens, import_checkpoint, load_tokenizer
+from alignment.models.scalar import save_model
+from alignment.models.tokenizer import document_tokens
+from alignment.plots import curve
+from alignment.records import Document, read_records
+from alignment.training.loop import TrainingState, backward, cosine_schedule
+
+
+@dataclass(frozen=True)
+class PackedText:
+    """Documents laid end to end, an EOS after each, cut into rows of one context. Shape of rows: (n, context)."""
+
+    rows: Tensor
+    bytes_per_token: float
+
+
+def pretrain(
+    config: PretrainConfig, out: Path, journal: Journal, *, seed: int, corpus: Path, tokenizer: Path | None = None
+) -> dict[str, float]:
+    """Train on `corpus/train.jsonl`, measure on `corpus/heldout.jsonl`, and write `model/` with its tokenizer.
+
+    Cross-entropy per token (nats), AdamW, linear warm-up and cosine decay. Killed and started again in the same
+    directory, it goes on from its last checkpoint.
+    """
+    torch.manual_seed(seed)
+    model, words = starting_point(config, tokenizer, journal)
+    context = int(model.config.max_position_embeddings)
+    train, heldout = (pack(corpus / f"{name}.jsonl", words, context) for name in ("train", "heldout"))
+    if config.epochs:
+        train_packed(model, train, heldout, config, out, journal, seed)
+    loss = heldout_loss(model, heldout.rows)
+    on_main(save_model, model, out / "model", words)
+    return {
+        "heldout_loss": loss,
+        "bits_per_byte": loss / math.log(2) / heldout.bytes_per_token,
+        "parameters": float(sum(p.numel() for p in model.parameters())),
+        "tokens_per_epoch": float(train.rows.numel()),
+    }
+
+
+def starting_point(
+    config: PretrainConfig, tokenizer: Path | None, journal: Journal
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A new Llama with our tokenizer, or the checkpoint of others with its own."""
+    if config.checkpoint is not None:
+        model, words, changes = import_checkpoint(config.checkpoint)
+        journal.note("imported", [f"from {config.checkpoint}", *changes])
+        return model, words
+    assert tokenizer is not None, "a model from scratch needs the tokenizer stage"
+    words = load_tokenizer(tokenizer)
+    return build_model(config.model, words), words
+
+
+def build_model(config: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> LlamaForCausalLM:
+    """A Llama-style decoder with tied embeddings and random weights."""
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=config.hidden_size,
+            intermediate_size=config.intermediate_size,
+            num_hidden_layers=config.layers,
+            num_attention_heads=config.heads,
+            num_key_value_heads=config.heads,
+            max_position_embeddings=config.context_length,
+            tie_word_embeddings=True,
+        )
+    )
+    align_special_tokens(model, tokenizer)
+    return model
+
+
+def pack(path: Path, tokenizer: PreTrainedTokenizerBase, context: int) -> PackedText:
+    """Read documents and pack them; see `pack_documents`."""
+    documents, _ = read_records(path, Document)
+    if not documents:
+        raise DataError(f"{path} holds no text; check `corpus.sources`")
+    return pack_documents(documents, tokenizer, context)
+
+
+def pack_documents(documents: Sequence[Document], tokenizer: PreTrainedTokenizerBase, context: int) -> PackedText:
+    """One document after the other, cut into rows; a shorter last row is completed from the start, so that none is
+    lost."""
+    stream = [token for document in documents for token in document_tokens(tokenizer, document)]
+    bytes_per_token = sum(len(document.plain.encode()) for document in documents) / len(stream)
+    missing = -len(stream) % context
+    stream += (stream * (missing // len(stream) + 1))[:missing]
+    return PackedText(torch.tensor(stream).view(-1, context), bytes_per_token)
+
+
+def train_packed(
+    model: PreTrainedModel,
+    train: PackedText,
+    heldout: PackedText,
+    config: PretrainConfig,
+    out: Path,
+    journal: Journal,
+    seed: int,
+) -> None:
+    """The training loop: resume, step, log, checkpoint. Several processes take each their share of every batch."""
+    per_epoch = math.ceil(len(train.rows) / config.batch_sequences)
+    steps = max(1, round(per_epoch * config.epochs))
+    weights = list(model.parameters())
+    groups = parameter_groups(model, config.weight_decay)
+    optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.95), fused=True)
+    schedule = cosine_schedule(optimizer, steps, config.warmup_share, config.min_learning_rate_share)
+    state = TrainingState(out / "checkpoint", model, optimizer, schedule)
+    first = state.resume()
+    journal.rewind(first)
+    model.eval()  # no dropout, which a model from elsewhere may have: halves side by side would draw in any order
+    for step in tqdm(range(first + 1, steps + 1), desc="pretrain", initial=first, total=steps, disable=None):
+        batch = batch_rows(step, len(train.rows), config.batch_sequences, seed)
+        halves = [half for half in train.rows[share_of(batch)].chunk(2) if len(half)]
+        losses = [partial(next_token_loss, model, half, len(half) / len(batch)) for half in halves]
+        loss = backward(losses, weights)
+        norm = torch.nn.utils.clip_grad_norm_(weights, config.max_grad_norm)
+        state.check(loss, norm, step, "pretrain.learning_rate")
+        optimizer.step()
+        schedule.step()
+        if step % config.log_every_steps == 0 or step == steps:
+            journal.log(
+                {"loss": loss.item(), "grad_norm": float(norm), "learning_rate": float(schedule.get_last_lr()[0])},
+                step,
+            )
+        if step % config.checkpoint_every_steps == 0 and step < steps:
+            journal.log({"heldout_loss": heldout_loss(model, heldout.rows[:64])}, step)
+            state.save(step)
+    journal.figure("loss", curve(journal.read(), ["loss", "heldout_loss"], "pretraining loss (nats per token)"))
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
+    """What is trained of a model: weight decay for matrices; none for gains and biases."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    matrices = [p for p in trained if p.dim() >= 2]
+    vectors = [p for p in trained if p.dim() < 2]
+    return [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+
+
+def batch_rows(step: int, rows: int, batch: int, seed: int) -> list[int]:
+    """The rows of step 1, 2, …: a new order each epoch, by seed and epoch alone, so that a resumed run agrees."""
+    per_epoch = math.ceil(rows / batch)
+    epoch, place = divmod(step - 1, per_epoch)
+    order = torch.randperm(rows, generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch)).tolist()
+    return list(order[place * batch : (place + 1) * batch])
+
+
+def next_token_loss(model: PreTrainedModel, batch: Tensor, share: float = 1.0) -> Tensor:
+    """`share` times the mean over positions of −log p(x_t | x_<t). Shape of batch: (b, context)."""
+    logits = model(input_ids=batch, use_cache=False).logits[:, :-1].float()
+    return share * functional.cross_entropy(logits.reshape(-1, logits.shape[-1]), batch[:, 1:].reshape(-1))
+
+
+@torch.no_grad()
+def heldout_loss(model: PreTrainedModel, rows: Tensor, batch: int = 32) -> float:
+    """Mean negative log-likelihood per token in nats, over all rows."""
+    was_training = model.training
+    model.eval()
+    total = sum(float(next_token_loss(model, part)) * len(part) for part in batches(rows, batch))
+    model.train(was_training)
+    return total / len(rows)
+
+
+def batches(rows: Tensor, size: int) -> Iterator[Tensor]:
+    """Consecutive parts of at most `size` rows."""
+    yield from (rows[i : i + size] for i in range(0, len(rows), size))

@@ -1,0 +1,137 @@
+"""What stages share that train with one of TRL's trainers: going on after a kill, and what they log."""
+
+import json
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_callback import PrinterCallback
+
+from alignment.config.methods import DPOConfig
+from alignment.config.stages import SFTConfig
+from alignment.errors import CheckpointError, TrainingError
+from alignment.journal import Journal
+
+ALWAYS = {name: name for name in ("loss", "grad_norm", "learning_rate")}
+
+
+class JournalCallback(TrainerCallback):
+    """Writes what the trainer logs into the stage's journal. `names` maps the trainer's names to the journal's."""
+
+    def __init__(self, journal: Journal, names: Mapping[str, str]) -> None:
+        self._journal, self._names = journal, {**ALWAYS, **names}
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **_: Any,
+    ) -> None:
+        """Take over loss, gradient norm, learning rate and the names asked for."""
+        values = {ours: float((logs or {})[theirs]) for theirs, ours in self._names.items() if theirs in (logs or {})}
+        if values:
+            self._journal.log(values, state.global_step)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Log before a checkpoint: means over steps on both sides of it would not be the same after a kill."""
+        control.should_log |= control.should_save
+
+    on_epoch_end = on_step_end  # checkpoints may be by either
+
+
+class FiniteGradients(TrainerCallback):
+    """Stops before a step with a gradient that is not finite, so that no checkpoint ever holds what comes of it."""
+
+    def __init__(self, checkpoints: Path) -> None:
+        self._checkpoints = checkpoints
+
+    def on_pre_optimizer_step(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: nn.Module | None = None,
+        **_: Any,
+    ) -> None:
+        """Raises TrainingError with the last good checkpoint."""
+        assert model is not None, "the trainer hands over its model"
+        sums = [weight.grad.sum() for weight in model.parameters() if weight.grad is not None]
+        if not torch.isfinite(torch.stack(sums)).all():
+            raise TrainingError(
+                f"the gradient is not finite at step {state.global_step + 1}; lower the learning rate of this stage. "
+                f"Last good: {last_whole_checkpoint(self._checkpoints) or 'none yet'}"
+            )
+
+
+def shared_options(checkpoints: Path, seed: int, *, on_cpu: bool) -> dict[str, Any]:
+    """Arguments that every trainer is given: quiet, in single precision, with one checkpoint at a time."""
+    return {
+        "output_dir": str(checkpoints),
+        "seed": seed,
+        "bf16": False,
+        "gradient_checkpointing": False,
+        "use_cpu": on_cpu,
+        "save_total_limit": 1,
+        "report_to": "none",
+        "dataloader_num_workers": 0,
+        "disable_tqdm": True,
+        "logging_nan_inf_filter": False,  # it would hide a loss that is not finite behind earlier ones
+    }
+
+
+def by_epochs(config: SFTConfig | DPOConfig) -> dict[str, Any]:
+    """Arguments of training on rows: so many epochs, a short warm-up and a cosine, a checkpoint an epoch."""
+    return {
+        "num_train_epochs": config.epochs,
+        "per_device_train_batch_size": config.batch_size,
+        "learning_rate": config.learning_rate,
+        "lr_scheduler_type": "cosine",
+        "warmup_steps": 0.05,
+        "logging_steps": config.log_every_steps,
+        "save_strategy": "epoch",
+    }
+
+
+def run_trainer(trainer: Trainer, checkpoints: Path, journal: Journal, names: Mapping[str, str]) -> None:
+    """Train, from the last checkpoint where there is one, and write the log into the journal."""
+    trainer.add_callback(JournalCallback(journal, names))
+    trainer.add_callback(FiniteGradients(checkpoints))
+    trainer.remove_callback(PrinterCallback)  # the journal has it
+    last = last_whole_checkpoint(checkpoints)
+    journal.rewind(step_of(last) if last else 0)
+    try:
+        trainer.train(resume_from_checkpoint=str(last) if last else None)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{last} holds more than numbers, which could run code, and is not read: remove {checkpoints} to start "
+            "from step 0"
+        ) from error
+
+
+def last_whole_checkpoint(checkpoints: Path) -> Path | None:
+    """The newest checkpoint that was written to its end.
+
+    The trainer writes file by file under the final name, its own state last, and resumes without a word from one that
+    a kill left without an optimizer.
+    """
+    whole = [path.parent for path in checkpoints.glob("checkpoint-*/trainer_state.json") if _is_json(path)]
+    return max(whole, key=step_of, default=None)
+
+
+def step_of(checkpoint: Path) -> int:
+    """The step after which `checkpoint-STEP` was written."""
+    return int(checkpoint.name.rsplit("-", 1)[1])
+
+
+def _is_json(path: Path) -> bool:
+    try:
+        json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,1 @@
+"""Collections in Label Studio: opened, waited for, and read back."""

@@ -1,0 +1,212 @@
+"""Stage `labeling`: responses go to Label Studio, people or the simulated crew judge them, judgements come back."""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from functools import cache
+from itertools import permutations
+from pathlib import Path
+
+from alignment.artifacts import write_json
+from alignment.errors import DataError
+from alignment.journal import Journal
+from alignment.records import Comparison, Rejected, ResponseSet, read_records, stable_id, write_records
+from alignment.town import Judge
+from flows.annotation.publish import announce
+from flows.annotation.select import Material, read_material, within_budget
+from flows.annotation.wait import wait_for_people
+from flows.home import home_directory
+from flows.recipe.untrusted import holds_credentials
+from flows.stack.outages import through_outages
+from flows.stack.processes import StackError
+from flows.tracking.links import link_projects
+from labeling.collection import (
+    ADJUDICATION,
+    Collection,
+    Pulled,
+    open_adjudication,
+    open_planned,
+    pull_collection,
+    simulate_collection,
+)
+from labeling.config import LabelingConfig
+from labeling.server.client import LabelStudio
+from labeling.store.store import Store
+from labeling.tasks.balance import balance
+from labeling.tasks.plan import Planned, plan_tasks
+from labeling.tasks.projects import screen, screen_hash
+
+STORE_FILE = "annotations.db"
+SCREENS = "screens"
+CLEAR = 0.5  # of a gold score from 0 to 1
+
+
+def collect(
+    config: LabelingConfig, out: Path, journal: Journal, *, responses: Path | None, town: Path | None
+) -> Mapping[str, float]:
+    """Open the projects, wait until enough is judged, and write what came back.
+
+    All that is said goes into the store of annotations, and what comes back is made from there. Killed and started
+    again, it finds the projects and every judgement that was made, and asks only for the rest. Raises WaitingForPeople
+    where the run is to be suspended.
+    """
+    material = read_material(config, responses)
+    with closing(annotation_store()) as store, client(config) as label_studio:
+        config, _ = within_budget(config, material, store, responses)
+        known, unread = known_answers(config, material.sets, town)
+        planned = plan_tasks(config, material.sets, known, material.pairs)
+        collection = through_outages(label_studio, lambda: open_planned(label_studio, config, planned, out))
+        keep_balance(planned, material, out)
+        link_projects(collection.urls)
+        if config.annotators == "simulated":
+            assert town is not None, "the recipe refuses simulated annotators without a town"
+            through_outages(
+                label_studio, lambda: let_the_crew_work(label_studio, collection, config, material.sets, town)
+            )
+        else:
+            wait_for_people(label_studio, collection, config, store, out)
+        pulled = through_outages(
+            label_studio, lambda: pull_collection(label_studio, collection, store, config.quality)
+        )
+        if config.quality.adjudicate and pulled.disputes:
+            disputes = pulled.disputes
+            second = through_outages(
+                label_studio,
+                lambda: open_adjudication(label_studio, config.title, collection, disputes, out / ADJUDICATION),
+            )
+            alone = config.model_copy(update={"minimum_agreement": None})  # one person judges, there is none
+            wait_for_people(label_studio, second, alone, store, out / ADJUDICATION)
+            pulled = through_outages(
+                label_studio, lambda: pull_collection(label_studio, collection, store, config.quality, second)
+            )
+        if config.annotators == "people":
+            announce(collection, store, config.quality, out)
+    told = write_down(pulled, collection, out, journal, [*material.rejected, *unread])
+    return {**told, "collapsed_responses": float(planned.collapsed)}
+
+
+def known_answers(
+    config: LabelingConfig, sets: list[ResponseSet], town: Path | None
+) -> tuple[list[Comparison], list[Rejected]]:
+    """What gold tasks are made from: the file of the options, or the town's judge on responses that nobody ranks.
+
+    The judge knows the answer where the gold scores of two responses are at least half a point apart.
+    """
+    gold = config.quality.gold
+    if not gold.share:
+        return [], []
+    if gold.path is not None:
+        known, unread = read_records(Path(gold.path), Comparison)
+        if not known:
+            why = f"; of the {len(unread)} rows the first has: {unread[0].reason}" if unread else ""
+            raise DataError(
+                f"labeling.quality.gold.path {gold.path} holds no comparison{why}; write lines as in comparisons.jsonl "
+                "of a comparisons stage, or set labeling.quality.gold.share: 0"
+            )
+        return known, unread
+    assert town is not None, "the recipe refuses gold tasks to which nobody knows the answers"
+    judge = Judge.load(town / "facts.json")
+    return town_answers(sets[config.rankings.prompts + config.pairwise.prompts :], judge), []
+
+
+def town_answers(sets: list[ResponseSet], judge: Judge) -> list[Comparison]:
+    """The pairs of each set whose gold scores are at least CLEAR apart, as comparisons."""
+    known = []
+    for one in sets:
+        scored = [(judge(one.prompt, response.text).score, response) for response in one.responses]
+        for (score, better), (other, worse) in permutations(scored, 2):
+            if score - other >= CLEAR:
+                identity = stable_id("gold", one.prompt.id, better.id, worse.id)
+                strength = 3 if score - other > 1.5 * CLEAR else 2
+                known.append(
+                    Comparison(id=identity, prompt=one.prompt, chosen=better, rejected=worse, strength=strength)
+                )
+    return known
+
+
+def client(config: LabelingConfig) -> LabelStudio:
+    """Label Studio at the recipe's address, or of the local stack. Raises StackError where there is neither."""
+    url, token = config.url or os.environ.get("LABEL_STUDIO_URL"), os.environ.get("LABEL_STUDIO_API_KEY")
+    if not url or not token:
+        raise StackError("no Label Studio is known: start the local one with `rlhf up`, or set LABEL_STUDIO_URL and "
+                         "LABEL_STUDIO_API_KEY")  # fmt: skip
+    if holds_credentials(url):
+        raise StackError("LABEL_STUDIO_URL holds credentials, and it is shown in pages and kept with results: take "
+                         "them out")  # fmt: skip
+    return LabelStudio(url, token)
+
+
+def annotation_store(home: Path | None = None) -> Store:
+    """The store of all annotations, under the home of the stack."""
+    return Store(home_directory(home) / STORE_FILE)
+
+
+def let_the_crew_work(
+    label_studio: LabelStudio, collection: Collection, config: LabelingConfig, sets: list[ResponseSet], town: Path
+) -> None:
+    """The simulated annotators see the gold judge's criteria through their own noise and taste."""
+    gold = Judge.load(town / "facts.json")
+    prompts = {one.prompt.id: one.prompt for one in sets}
+
+    @cache
+    def judge(prompt_id: str, text: str) -> Mapping[str, float]:
+        verdict = gold(prompts[prompt_id], text)
+        return {"helpful": verdict.helpful, "truthful": verdict.truthful, "harmless": verdict.harmless}
+
+    simulate_collection(label_studio, collection, config.crew, judge)
+
+
+def keep_balance(planned: Planned, material: Material, out: Path) -> None:
+    """How responses lie on the screens, and what the choice of prompts went by, in `balance.json`."""
+    found = {kind: [one.model_dump(mode="json") for one in balance(tasks, material.origins)]
+             for kind, tasks in planned.tasks.items()}  # fmt: skip
+    write_json(out / "balance.json", {"shown": found, "worth": material.worth})
+
+
+def keep_screens(collection: Collection, out: Path) -> None:
+    """The screens with their guidelines as people saw them, named by the hash that the card names."""
+    (out / SCREENS).mkdir(exist_ok=True)
+    for batch in collection.batches:
+        kind, digest = batch.project.kind, batch.project.screen_hash
+        if digest == screen_hash(kind):  # an older project keeps the screen of its day on the server
+            (out / SCREENS / f"{kind}-{digest}.xml").write_text(screen(kind), encoding="utf-8")
+
+
+def write_down(
+    pulled: Pulled, collection: Collection, out: Path, journal: Journal, unread: Sequence[Rejected] = ()
+) -> Mapping[str, float]:
+    """`comparisons.jsonl` (ties among them), what was kept from it (`gold.jsonl`, `set_aside.jsonl`,
+    `quarantine.jsonl`), all that was said (`judgements.jsonl`), `disputed.jsonl`, the statistics with their pictures,
+    and the screens."""
+    from labeling.reports.figures import crew_figures
+
+    quarantined = [*unread, *collection.rejected, *pulled.quarantined]
+    write_records(out / "comparisons.jsonl", [*pulled.comparisons, *pulled.ties])
+    write_records(out / "judgements.jsonl", pulled.said)
+    write_records(out / "quarantine.jsonl", quarantined)
+    write_records(out / "gold.jsonl", pulled.gold)
+    write_records(out / "set_aside.jsonl", pulled.set_aside)
+    write_records(out / "disputed.jsonl", pulled.disputes)
+    keep_screens(collection, out)
+    (out / "agreement.json").write_text(pulled.agreement.model_dump_json(indent=1), encoding="utf-8")
+    rows = [one.model_dump(mode="json") for one in pulled.quality]
+    (out / "annotators.json").write_text(json.dumps(rows, indent=1), encoding="utf-8")
+    for name, picture in crew_figures(pulled.quality).items():
+        journal.figure(name, picture)
+    figures = {
+        "judgements": float(pulled.judgements), "comparisons": float(len(pulled.comparisons)),
+        "ties": float(len(pulled.ties)), "skips": float(pulled.skips), "annotators": float(len(pulled.quality)),
+        "quarantined": float(len(quarantined)), "gold_tasks": float(len(collection.answers)),
+        "gold_comparisons": float(len(pulled.gold)), "set_aside": float(len(pulled.set_aside)),
+        "annotators_set_aside": float(sum(one.set_aside for one in pulled.quality)),
+        "annotators_of_concern": float(sum(bool(one.concerns) for one in pulled.quality)),
+        "disputed": float(len(pulled.disputes)),
+    }  # fmt: skip
+    overall = pulled.agreement.overall
+    measured = {"agreement": overall.share, "agreement_low": overall.low, "agreement_high": overall.high,
+                "alpha": pulled.agreement.alpha, "alpha_low": pulled.agreement.alpha_low,
+                "alpha_high": pulled.agreement.alpha_high}  # fmt: skip
+    figures |= {name: value for name, value in measured.items() if value is not None}
+    journal.log(figures, step=0)
+    return figures

@@ -1,0 +1,186 @@
+"""The responses of a collection, in the order in which they are put before people, and how many of them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from alignment.artifacts import content_digest, stage_key
+from alignment.errors import ArtifactError, ConfigError, DataError
+from alignment.records import Rejected, Response, ResponseSet, read_records
+from flows.home import home_directory
+from labeling.config import Kind, LabelingConfig
+from labeling.reports.effort import Pace, measured_paces
+from labeling.store.store import Store
+from labeling.store.versions import Values
+from labeling.tasks.selection import (
+    affordable,
+    by_worth,
+    disagreement,
+    in_random_order,
+    interleaved,
+    most_disputed_pair,
+)
+from labeling.tasks.similarity import policy_difference
+from labeling.tasks.tasks import distinct
+
+RESPONSES = "responses.jsonl"
+MOST_RESPONSES = 9  # that one screen takes
+COLLECTIONS = "collections"
+
+
+@dataclass(frozen=True)
+class Material:
+    """What can be judged. `sets` are in the order of the choice, `worth` is what it went by, by prompt id.
+
+    `pairs` are the responses to compare where a pairwise task shows two of several. `origins` says of every response
+    which file or which place among the samples it comes from; `left_out` counts those that a screen has no room for.
+    """
+
+    sets: list[ResponseSet]
+    rejected: list[Rejected] = field(default_factory=list)
+    worth: dict[str, float] = field(default_factory=dict)
+    pairs: dict[str, tuple[str, str]] = field(default_factory=dict)
+    origins: dict[str, str] = field(default_factory=dict)
+    left_out: int = 0
+
+
+class Budget(Values):
+    """How many prompts of each kind are opened, and the pace that was reckoned with when that was decided."""
+
+    prompts: dict[Kind, int]
+    paces: dict[Kind, Pace]
+
+
+def read_material(config: LabelingConfig, responses: Path | None) -> Material:
+    """The response sets of the options' files, or of the stage `responses`, in the order of the choice."""
+    if not config.responses:
+        assert responses is not None, "a recipe without files of responses has a stage that makes them"
+        sets, bad = read_records(responses / RESPONSES, ResponseSet)
+        if bad:
+            raise ArtifactError(f"{responses} holds {len(bad)} rows that are no response sets; remove it and run again")
+        return in_order(config, [sets], [])
+    files = [_file(path) for path in config.responses]
+    read = [read_records(file, ResponseSet) for file in files]
+    for file, (good, _) in zip(files, read, strict=True):
+        if not good:
+            raise DataError(f"{file} holds no response sets; responses.jsonl of a stage `responses` shows their shape")
+    return in_order(config, [good for good, _ in read], [row for _, bad in read for row in bad])
+
+
+def _file(path: str) -> Path:
+    return Path(path) / RESPONSES if Path(path).is_dir() else Path(path)
+
+
+def in_order(config: LabelingConfig, files: Sequence[Sequence[ResponseSet]], rejected: list[Rejected]) -> Material:
+    """The sets of all files, those of one prompt as one, in the order of the choice."""
+    by_file = [_once(sets, number, rejected) for number, sets in enumerate(files)]
+    sets: dict[str, ResponseSet] = {}
+    origins: dict[str, str] = {}
+    left_out = 0
+    for name in dict.fromkeys(name for file in by_file for name in file):
+        found = [file[name] for file in by_file if name in file]
+        responses = interleaved([one.responses for one in found])
+        _no_two_texts(name, responses)
+        if len(files) > 1:
+            kept = distinct(responses)
+            responses = kept[:MOST_RESPONSES]
+            left_out += len(kept) - len(responses)
+        if len(responses) > 1:
+            sets[name] = ResponseSet(prompt=found[0].prompt, responses=tuple(responses))
+        for number, file in enumerate(by_file, start=1):
+            for place, response in enumerate(file[name].responses if name in file else (), start=1):
+                origins.setdefault(response.id, f"file {number}" if len(files) > 1 else f"sample {place}")
+    worth, pairs = _worth(config, sets, by_file)
+    ordered = _ordered(config, sets, worth)
+    return Material(sets=ordered, rejected=rejected, worth=worth, pairs=pairs, origins=origins, left_out=left_out)
+
+
+def _ordered(config: LabelingConfig, sets: dict[str, ResponseSet], worth: dict[str, float]) -> list[ResponseSet]:
+    """The sets in the order in which they are judged, as far as the budget goes."""
+    if config.choose.by == "given":
+        return list(sets.values())
+    if config.choose.by == "random":
+        return in_random_order(sets, config.seed)
+    return by_worth(sets, worth, config.seed)
+
+
+def _once(sets: Sequence[ResponseSet], file: int, rejected: list[Rejected]) -> dict[str, ResponseSet]:
+    """The sets of one file by prompt id; a prompt that comes again is put aside."""
+    found: dict[str, ResponseSet] = {}
+    for line, one in enumerate(sets, start=1):
+        if found.setdefault(one.prompt.id, one) is not one:
+            reason = f"the prompt {one.prompt.id} came before in this file"
+            rejected.append(Rejected(file=f"responses {file}", line=line, reason=reason, row=one.model_dump()))
+    return found
+
+
+def _no_two_texts(prompt: str, responses: Sequence[Response]) -> None:
+    texts: dict[str, str] = {}
+    for response in responses:
+        if texts.setdefault(response.id, response.text) != response.text:
+            raise DataError(f"two responses to prompt {prompt} have the id {response.id}: give each an id of its own")
+
+
+def _worth(
+    config: LabelingConfig, sets: dict[str, ResponseSet], by_file: Sequence[dict[str, ResponseSet]]
+) -> tuple[dict[str, float], dict[str, tuple[str, str]]]:
+    """What judging each prompt is worth, and its most disputed pair, as far as the choice asks for them."""
+    if config.choose.by == "policies":
+        one, other = by_file
+        texts = {name: [[r.text for r in file[name].responses] for file in by_file] for name in one if name in other}
+        return {name: policy_difference(*both) for name, both in texts.items()}, {}
+    if config.choose.reward is None:
+        return {}, {}
+    import numpy as np
+
+    from alignment.reward_model.disagreement import member_rewards
+
+    told = member_rewards(Path(config.choose.reward), [*sets.values()])
+    scores, pairs = {name: np.array(rows) for name, rows in told.items()}, {}
+    for name, rows in scores.items():
+        first, second = most_disputed_pair(rows)
+        pairs[name] = (sets[name].responses[first].id, sets[name].responses[second].id)
+    return {name: disagreement(rows) for name, rows in scores.items()}, pairs
+
+
+def within_budget(
+    config: LabelingConfig, material: Material, store: Store, responses: Path | None, home: Path | None = None
+) -> tuple[LabelingConfig, Budget]:
+    """The options with as many prompts as there are and as `choose.hours` pay for, and how that was reckoned.
+
+    What is measured changes while people work, so the first reckoning is kept under the home directory and stands.
+    """
+    ranked = min(config.rankings.prompts, len(material.sets))
+    counts: dict[Kind, int] = {
+        "ranking": ranked, "pairwise": min(config.pairwise.prompts, len(material.sets) - ranked),
+    }  # fmt: skip
+    if config.choose.hours is None:
+        return config, Budget(prompts=counts, paces=measured_paces(store))
+    path = home_directory(home) / COLLECTIONS / f"{_key(config, responses)}.json"
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(_reckoned(config, counts, measured_paces(store)).model_dump_json(indent=1), encoding="utf-8")
+    try:
+        budget = Budget.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise ArtifactError(f"{path} is no budget of a collection ({error.errors()[0]['msg']}): remove it") from error
+    return config.with_prompts(budget.prompts), budget
+
+
+def _reckoned(config: LabelingConfig, counts: dict[Kind, int], paces: dict[Kind, Pace]) -> Budget:
+    assert config.choose.hours is not None
+    gold = 1 + config.quality.gold.share
+    costs = {kind: config.overlaps[kind] * paces[kind].seconds * gold / 3600 for kind in counts}
+    paid = affordable(counts, costs, config.choose.hours)
+    if not any(paid.values()):
+        raise ConfigError(f"labeling.choose.hours {config.choose.hours:g} does not pay for one task: give more hours")
+    return Budget(prompts={kind: paid[kind] for kind in counts}, paces=paces)
+
+
+def _key(config: LabelingConfig, responses: Path | None) -> str:
+    """What the choice depends on, but for the pace."""
+    read = [*map(Path, config.files.values()), *([responses / RESPONSES] if responses else [])]
+    digests = [content_digest(path) for path in read]
+    return stage_key("choice", version=1, config=config.judging, inputs={}, file_digests=digests, seed=0)[:16]

@@ -1,0 +1,197 @@
+"""`rlhf label import`, `export` and `show`: comparisons of others, for others, and the story of one."""
+
+import json
+import os
+from collections import Counter
+from collections.abc import Collection, Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from alignment.errors import ArtifactError, ConfigError, DataError
+
+if TYPE_CHECKING:
+    from alignment.records import Comparison, Demonstration, Record, Rejected
+    from labeling.store.store import Store
+
+PARTS = ("all", "train", "heldout_prompts", "heldout_annotators", "aside")
+
+
+class Shape(StrEnum):
+    """What `rlhf label import` reads."""
+
+    auto = "auto"
+    hh = "hh"
+    oasst = "oasst"
+    scores = "scores"
+    records = "records"
+    label_studio = "label-studio"
+
+
+class Form(StrEnum):
+    """What `rlhf label export` writes."""
+
+    parquet = "parquet"
+    jsonl = "jsonl"
+
+
+Home = Annotated[Path | None, typer.Option("--home", help="Where the stack lives: RLHF_HOME, else ./.rlhf",
+                                           show_default=False)]  # fmt: skip
+
+
+def import_judgements(
+    file: Annotated[Path, typer.Argument(help="A file: JSONL (also gzipped), JSON, CSV or Parquet.")],
+    out: Annotated[Path, typer.Option(help="A directory for the comparisons and what was put aside.")],
+    form: Annotated[Shape, typer.Option("--format", help="auto: chosen/rejected and exports.")] = Shape.auto,
+) -> None:
+    """Read comparisons of others, or a project's JSON export from Label Studio; count what does not fit by reason.
+
+    A recipe takes the result with comparisons.sources: [{path: OUT/comparisons.jsonl, format: records}].
+    """
+    from alignment.records import write_records
+
+    if not file.is_file():
+        raise DataError(f"there is no file {file}; check the path (relative ones start at {Path.cwd()})")
+    files, bad = _from_label_studio(file) if form is Shape.label_studio else _from_others(file, form)
+    for name, rows in files.items():
+        write_records(out / name, rows)
+    write_records(out / "rejected.jsonl", bad)
+    for name, rows in files.items():
+        typer.echo(f"{len(rows):7} {out / name}")
+    typer.echo(f"{len(bad):7} {out / 'rejected.jsonl'}")
+    for reason, count in Counter(row.reason for row in bad).most_common():
+        typer.echo(f"{count:15} {reason}")
+    if not any(files.values()):
+        raise DataError(f"{file} held nothing that could be used; the reasons are in {out / 'rejected.jsonl'}")
+
+
+def _from_others(file: Path, form: Shape) -> "tuple[dict[str, Sequence[Record]], list[Rejected]]":
+    from alignment.config.stages import RowSource
+    from alignment.data.readers import read_comparisons
+
+    good, bad = read_comparisons(RowSource.model_validate({"path": str(file), "format": form.value}), None)
+    return {"comparisons.jsonl": good}, bad
+
+
+def _from_label_studio(file: Path) -> "tuple[dict[str, Sequence[Record]], list[Rejected]]":
+    from labeling.judgements.imports import import_export
+
+    found = import_export(file)
+    rows = [*found.comparisons, *found.ties]
+    files: dict[str, Sequence[Record]] = {
+        "comparisons.jsonl": rows, "demonstrations.jsonl": found.demonstrations, "judgements.jsonl": found.judgements
+    }  # fmt: skip
+    return files, found.quarantined
+
+
+def export(
+    source: Annotated[str, typer.Argument(help="A directory or file with comparisons, or the name of a release.")],
+    out: Annotated[Path, typer.Option(help="The file to write; ties go beside it, to NAME.ties.SUFFIX.")],
+    form: Annotated[Form, typer.Option("--format", help="What to write.")] = Form.parquet,
+    part: Annotated[str, typer.Option(help=f"One of {', '.join(PARTS)}.")] = "all",
+    home: Home = None,
+) -> None:
+    """Write comparisons as preference data that TRL reads: prompt, chosen, rejected, margin, and what they came from.
+
+    `rlhf label import FILE` and recipes read such a file back as it was.
+    """
+    from alignment.data.trl_format import write_preferences
+
+    rows = read_part(source, part, home)
+    for path, count in write_preferences(rows, out, form.value).items():
+        typer.echo(f"{count:7} {path}")
+
+
+def written_answers(
+    out: Annotated[Path, typer.Option(help="The JSONL file to write; what is put aside goes beside it.")],
+    project: Annotated[list[int] | None, typer.Option("--project", metavar="NUMBER", help="Only this one.")] = None,
+    home: Home = None,
+) -> None:
+    """Write the answers that people wrote, as of the last sync, as demonstrations.
+
+    A recipe takes them with demonstrations.sources: [{path: OUT, format: records}].
+    """
+    from alignment.records import write_records
+    from flows.annotation.collect import annotation_store
+
+    rows, bad = written(annotation_store(home), project or ())
+    if not rows:
+        raise DataError("nobody wrote an answer yet, as far as our store knows; `rlhf label sync` brings it up to date")
+    aside = out.with_name(f"{out.stem}.rejected.jsonl")
+    for path, count in ((out, write_records(out, rows)), (aside, write_records(aside, bad))):
+        typer.echo(f"{count:7} {path}")
+
+
+def written(store: "Store", projects: Collection[int] = ()) -> "tuple[list[Demonstration], list[Rejected]]":
+    """The answers that people wrote, in these projects or in all, as of the last sync; and what was put aside."""
+    from labeling.judgements.comparisons import demonstrations
+    from labeling.judgements.parse import parse
+    from labeling.reports.status import tasks_of
+
+    rows: list[Demonstration] = []
+    bad: list[Rejected] = []
+    for one in store.projects():
+        if not projects or one.number in projects:
+            said = store.current(one.project)
+            tasks = tasks_of(one, said)
+            parsed = parse(said, tasks.values(), one.overlap, f"label-studio/project/{one.number}")
+            rows += demonstrations(parsed.judgements, tasks)
+            bad += parsed.quarantined
+    return rows, bad
+
+
+def read_part(source: str, part: str, home: Path | None) -> "list[Comparison]":
+    """The comparisons of a file, a stage's directory or a release."""
+    from alignment.records import Comparison, read_records
+
+    if part not in PARTS:
+        raise ConfigError(f"--part {part}: choose one of {', '.join(PARTS)}")
+    path = Path(source)
+    if not path.is_file():
+        directory = path if path.is_dir() else release_comparisons(source, home)
+        path = directory / f"{'comparisons' if part == 'all' else part}.jsonl"
+    elif part != "all":
+        raise ConfigError(f"--part {part} needs a directory or a release; {source} is one file")
+    if not path.is_file():
+        raise DataError(f"there is no {path}; name the output of a comparisons stage, a file or a release")
+    rows, bad = read_records(path, Comparison)
+    if bad:
+        raise DataError(f"{path} line {bad[0].line} is no comparison ({bad[0].reason}); `rlhf label import` reads the "
+                        "shapes of others")  # fmt: skip
+    return rows
+
+
+def release_comparisons(release: str, home: Path | None) -> Path:
+    """Where the comparisons of a release lie, here or fetched from MLflow."""
+    from flows.stack.stack import connect
+
+    os.environ.update(connect(home).environment())
+    from flows.releases.report import release_run
+    from flows.releases.trace import stage_output
+
+    run_id = release_run(release).data.tags.get("rlhf.run.comparisons")
+    if run_id is None:
+        raise ArtifactError(f"release {release} was made without a comparisons stage; run its recipe again")
+    return stage_output(run_id, home)
+
+
+def show(
+    comparison: Annotated[str, typer.Argument(help="The id of a comparison, as in comparisons.jsonl (cmp_...).")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    home: Home = None,
+) -> None:
+    """Show one comparison: prompt, both responses, who judged it in which task and project, under which guidelines."""
+    from rich.console import Console
+
+    from flows.stack.stack import connect
+
+    os.environ.update(connect(home).environment())
+    from flows.releases.trace import trace, trace_view
+
+    found = trace(comparison, home)
+    if as_json:
+        typer.echo(json.dumps(found, indent=2, ensure_ascii=False))
+    else:
+        Console().print(trace_view(found))

@@ -1,0 +1,1 @@
+"""Prefect deployments, and the watcher of runs that wait or died."""

@@ -1,0 +1,117 @@
+"""What `rlhf status` tells of Prefect's pools, workers and runs, each with what to do next."""
+
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pydantic import BaseModel, ConfigDict
+
+from flows import flow_runs
+from flows.annotation.suspend import Waiting, read_waiting
+from flows.flow_runs import BY_WATCHER, HEARTBEAT_SECONDS, SILENCE
+
+if TYPE_CHECKING:
+    from prefect.client.orchestration import SyncPrefectClient
+    from prefect.client.schemas.objects import FlowRun, WorkPool
+
+TO_START = ("Late", "AwaitingRetry", "Resuming", "AwaitingConcurrencySlot")
+CRASHES_SHOWN = 10
+
+
+class Row(BaseModel):
+    """A line of a table: a pool or a run, how it is, and what to do next."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    state: str
+    seen: str
+    next: str = ""
+
+
+def pools(prefect: "SyncPrefectClient") -> list[Row]:
+    """The work pools with their workers."""
+    found = [_pool(prefect, pool) for pool in prefect.read_work_pools()]
+    return found or [Row(name="(none)", state="", seen="", next="`rlhf deploy` makes work pools and deployments")]
+
+
+def _pool(prefect: "SyncPrefectClient", pool: "WorkPool") -> Row:
+    workers = prefect.read_workers_for_work_pool(pool.name)
+    online = [one for one in workers if one.status is not None and one.status.value == "ONLINE"]
+    seen = ", ".join(f"{one.name} {ago(one.last_heartbeat_time)}" for one in online or workers[:3]) or "no worker yet"
+    if pool.is_paused:
+        return Row(name=pool.name, state="paused", seen=seen, next=f"`prefect work-pool resume {pool.name}`")
+    if not online:
+        start = f"start one: `prefect worker start --pool {pool.name}`"
+        return Row(name=pool.name, state="no worker online", seen=seen, next=start)
+    slots = "" if pool.concurrency_limit is None else f", {pool.active_slots} of {pool.concurrency_limit} slots taken"
+    return Row(name=pool.name, state=f"{len(online)} online{slots}", seen=seen)
+
+
+def runs(prefect: "SyncPrefectClient", home: Path | None = None) -> list[Row]:
+    """Runs that wait, are to start, run, or died."""
+    return [*_waiting(prefect, home), *_starting(prefect), *_running(prefect), *_crashed(prefect)]
+
+
+def last_known(home: Path | None = None) -> list[Row]:
+    """The waiting runs as they were last seen, for when Prefect is away."""
+    return [Row(name=one.flow_run_name, state="Suspended", seen=_how_far(one)) for one in read_waiting(home)]
+
+
+def _waiting(prefect: "SyncPrefectClient", home: Path | None) -> Iterator[Row]:
+    known = {one.flow_run_id: one for one in read_waiting(home)}
+    for run in flow_runs.of_state(prefect, "Suspended"):
+        seen = "what it waits for is not known in this home"
+        if one := known.get(str(run.id)):
+            seen = _how_far(one)
+        todo = f"the watcher resumes it; `rlhf resume {run.name}` goes on now with what there is"
+        yield Row(name=run.name, state="Suspended", seen=seen, next=todo)
+
+
+def _how_far(waiting: Waiting) -> str:
+    return "\n".join([waiting.standing.in_words(waiting.config), *waiting.urls.values()])
+
+
+def _starting(prefect: "SyncPrefectClient") -> Iterator[Row]:
+    for run in flow_runs.of_state(prefect, *TO_START, *flow_runs.STARTING):
+        yield Row(name=run.name, state=str(run.state_name), seen=f"since {_since(run)}", next="a worker takes it")
+
+
+def _running(prefect: "SyncPrefectClient") -> Iterator[Row]:
+    in_terminals = flow_runs.of_state(prefect, "Running", pool="")
+    for run in [*flow_runs.of_state(prefect, "Running"), *in_terminals]:
+        beat = flow_runs.last_heartbeat(prefect, run)
+        if beat is None:
+            todo = f"sends no heartbeats: set PREFECT_FLOWS_HEARTBEAT_FREQUENCY={HEARTBEAT_SECONDS} where it is started"
+            yield Row(name=run.name, state="Running", seen=f"since {_since(run)}", next=todo)
+        elif datetime.now(UTC) - beat > SILENCE:
+            todo = "the watcher starts it again, or `rlhf watch` by hand"
+            if run.deployment_id is None:
+                todo = "the same `rlhf run` command goes on with it"
+            yield Row(name=run.name, state="dead", seen=f"last sign of life {ago(beat)}", next=todo)
+        else:
+            yield Row(name=run.name, state="Running", seen=f"last sign of life {ago(beat)}")
+
+
+def _crashed(prefect: "SyncPrefectClient") -> Iterator[Row]:
+    for run in flow_runs.of_state(prefect, "Crashed")[:CRASHES_SHOWN]:
+        message = (run.state.message if run.state is not None else "") or ""
+        given_up = message.startswith(BY_WATCHER)
+        todo = f"`rlhf retry {run.name}`" if given_up else "the watcher starts it again, or `rlhf watch` by hand"
+        yield Row(name=run.name, state="Crashed", seen=message.removeprefix(BY_WATCHER), next=todo)
+
+
+def _since(run: "FlowRun") -> str:
+    return "" if run.state is None else ago(run.state.timestamp)
+
+
+def ago(time: datetime | None) -> str:
+    """How long ago, in the unit that fits."""
+    if time is None:
+        return "never"
+    seconds = max(0.0, (datetime.now(UTC) - time).total_seconds())
+    for size, unit in ((86400, "days"), (3600, "h"), (60, "min")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit} ago"
+    return f"{seconds:.0f} s ago"

@@ -1,0 +1,208 @@
+"""The watcher: resumes suspended runs when enough is judged, and starts dead runs again, a few times at most.
+
+Prefect notices a killed run only while its worker lives. With the worker or the machine gone the run stays RUNNING for
+ever; what tells is that its heartbeats stop. They stay out as well while Prefect's server is away or a laptop sleeps:
+a run is dead only if it is silent when the watcher looks, and still is some time later. Restarts are counted in the
+run's own history, so the cap outlives everything; a person who starts the run again begins a new count. Cancelled and
+failed runs are nobody's business here.
+"""
+
+import fcntl
+import json
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING
+from uuid import UUID
+
+from prefect import flow, get_run_logger
+from prefect.client.orchestration import get_client
+from prefect.exceptions import ObjectNotFound
+from prefect.states import Crashed
+
+from alignment.artifacts import write_json
+from alignment.errors import RLHFError
+from flows import flow_runs
+from flows.annotation.collect import annotation_store, client
+from flows.annotation.suspend import Waiting, as_markdown, forget_waiting, read_waiting, write_waiting
+from flows.annotation.wait import Standing, look
+from flows.flow_runs import BY_WATCHER, SILENCE, Refused
+from flows.home import home_directory
+from labeling.collection import COLLECTION_FILE, read_collection
+from labeling.errors import LabelingError
+
+if TYPE_CHECKING:
+    from prefect.client.orchestration import SyncPrefectClient
+    from prefect.client.schemas.objects import FlowRun
+
+SILENT = "silent.json"  # in the home: when each silent run was first noticed
+DOUBT = timedelta(seconds=45)  # longer than a heartbeat takes to come, shorter than the minute between two looks
+SETTLED = timedelta(seconds=30)  # a worker reports a killed process twice, and the second report would hit a restart
+NOT_STARTED = timedelta(minutes=15)  # a run may be PENDING so long, while images are pulled
+RECENT = timedelta(days=7)  # older crashes are left alone
+HEARTBEATS = "PREFECT_FLOWS_HEARTBEAT_FREQUENCY"
+
+
+@flow(name="watch", persist_result=False)
+def watch(max_restarts: int = 3) -> list[str]:
+    """Look after all runs once; returns what was done, in words. Meant to be scheduled every minute."""
+    done = look_after_runs(max_restarts)
+    for line in done:
+        get_run_logger().info(line)
+    return done
+
+
+def look_after_runs(
+    max_restarts: int = 3,
+    *,
+    silence: timedelta = SILENCE,
+    doubt: timedelta = DOUBT,
+    settled: timedelta = SETTLED,
+    home: Path | None = None,
+) -> list[str]:
+    """What the flow does. A run is dead after `silence` that lasts another `doubt` under the watcher's eyes, and is
+    started again when it has been CRASHED for the time `settled`.
+
+    A second watcher on the same home does nothing while the first is at work.
+    """
+    with alone(home) as first:
+        if not first:
+            return []
+        with get_client(sync_client=True) as prefect:
+            done = [*look_after_waiting(prefect, home), *mark_dead(prefect, silence, doubt, home)]
+            return [*done, *restart_crashed(prefect, max_restarts, settled)]
+
+
+@contextmanager
+def alone(home: Path | None) -> Iterator[bool]:
+    """Whether no other watcher is at work; if so, none can begin meanwhile."""
+    place = home_directory(home)
+    place.mkdir(parents=True, exist_ok=True)
+    with (place / "watch.lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        yield True
+
+
+# --- suspended runs ----------------------------------------------------------------------------------------------
+
+
+def look_after_waiting(prefect: "SyncPrefectClient", home: Path | None) -> Iterator[str]:
+    """Resume what is ready and show the rest as far as it is. One that cannot be looked at does not hold up others."""
+    for waiting in read_waiting(home):
+        try:
+            run = prefect.read_flow_run(UUID(waiting.flow_run_id))
+        except ObjectNotFound:
+            forget_waiting(waiting.flow_run_id, home)
+            continue
+        if run.state is not None and run.state.is_final():
+            forget_waiting(waiting.flow_run_id, home)
+        elif run.state_name == "Suspended":
+            try:
+                yield from look_after(prefect, run, waiting, home)
+            except (LabelingError, RLHFError) as error:
+                yield f"{run.name} waits on: {error}"
+
+
+def look_after(prefect: "SyncPrefectClient", run: "FlowRun", waiting: Waiting, home: Path | None) -> Iterator[str]:
+    """One suspended run: resumed with the reason in its history, or its table brought up to date."""
+    found = look_again(waiting, home)
+    if found.reason:
+        flow_runs.resume(prefect, run, BY_WATCHER + found.reason)
+        yield f"{run.name} goes on: {found.reason}"
+    elif found != waiting.standing:
+        now = waiting.model_copy(update={"standing": found})
+        show(prefect, now)
+        write_waiting(now, home)
+
+
+def look_again(waiting: Waiting, home: Path | None) -> Standing:
+    """How far a suspended run's collection is now. What another run made of it meanwhile is reason enough."""
+    if not (waiting.place / COLLECTION_FILE).exists():
+        return waiting.standing.model_copy(update={"reason": "another run has finished this labelling"})
+    collection = read_collection(waiting.place)
+    with closing(annotation_store(home)) as store, client(waiting.config) as label_studio:
+        return look(label_studio, collection, waiting.config, store, waiting.place)
+
+
+def show(prefect: "SyncPrefectClient", waiting: Waiting) -> None:
+    """The table on the run's page, as it is now."""
+    from prefect.client.schemas.actions import ArtifactUpdate
+
+    if waiting.artifact_id is not None:
+        prefect.update_artifact(UUID(waiting.artifact_id), ArtifactUpdate(data=as_markdown(waiting)))
+
+
+# --- dead runs ---------------------------------------------------------------------------------------------------
+
+
+def mark_dead(prefect: "SyncPrefectClient", silence: timedelta, doubt: timedelta, home: Path | None) -> Iterator[str]:
+    """Mark runs without a sign of life CRASHED."""
+    now, path = datetime.now(UTC), home_directory(home) / SILENT
+    before: dict[str, str] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    silent: dict[str, str] = {}
+    for run in flow_runs.of_state(prefect, "Running", *flow_runs.STARTING):
+        seen = last_sign(prefect, run)
+        if seen is None or now - seen <= (silence if run.state_name == "Running" else NOT_STARTED):
+            continue
+        noticed = before.get(str(run.id), now.isoformat())
+        if now - datetime.fromisoformat(noticed) < doubt:
+            silent[str(run.id)] = noticed
+            continue
+        words = f"no sign of life since {seen:%Y-%m-%d %H:%M:%S} UTC"
+        try:
+            flow_runs.give_state(prefect, run, Crashed(message=words))
+            yield f"{run.name} is dead: {words}"
+        except Refused as error:
+            yield f"{run.name} seems dead: {error}"
+    write_json(path, silent)
+
+
+def restart_crashed(prefect: "SyncPrefectClient", max_restarts: int, settled: timedelta) -> Iterator[str]:
+    """Start crashed runs again as long as the cap allows."""
+    for run in flow_runs.of_state(prefect, "Crashed"):
+        assert run.state is not None
+        given_up = (run.state.message or "").startswith(BY_WATCHER)
+        if settled <= datetime.now(UTC) - run.state.timestamp < RECENT and not given_up:
+            try:
+                yield restart_or_give_up(prefect, run, max_restarts)
+            except RLHFError as error:
+                yield f"{run.name} is not started again: {error}"
+
+
+def last_sign(prefect: "SyncPrefectClient", run: "FlowRun") -> datetime | None:
+    """The last heartbeat, or when the state began if that was later; None where a run sends no heartbeats."""
+    assert run.state is not None
+    began = run.state.timestamp
+    if run.state_name != "Running":
+        return began
+    beat = flow_runs.last_heartbeat(prefect, run)
+    if beat is None and not sends_heartbeats(prefect, run):
+        return None
+    return max(began, beat or began)
+
+
+def sends_heartbeats(prefect: "SyncPrefectClient", run: "FlowRun") -> bool:
+    """Whether a run that was killed before its first heartbeat would have sent some: its job asks for them."""
+    if run.deployment_id is None:
+        return False
+    told = prefect.read_deployment(run.deployment_id).job_variables or {}
+    return HEARTBEATS in {**told.get("env", {}), **(run.job_variables or {}).get("env", {})}
+
+
+def restart_or_give_up(prefect: "SyncPrefectClient", run: "FlowRun", max_restarts: int) -> str:
+    """A crashed run is scheduled again; one that was so too often is left CRASHED, and its message says what to do."""
+    assert run.state is not None
+    why = run.state.message or "it crashed"
+    before = flow_runs.restarts(flow_runs.history(prefect, run))
+    if before >= max_restarts:
+        words = f"it was started again {before} times and crashed each time, the last time because: {why} "
+        words += f"Look at its logs; `rlhf retry {run.name}` starts it again"
+        flow_runs.give_state(prefect, run, Crashed(message=BY_WATCHER + words), force=True)
+        return f"{run.name} is left crashed: {words}"
+    flow_runs.start_again(prefect, run, f"{BY_WATCHER}restart {before + 1} of {max_restarts} after: {why}")
+    return f"{run.name} is started again ({before + 1} of {max_restarts}): {why}"

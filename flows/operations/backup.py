@@ -1,0 +1,240 @@
+"""Backups: all databases and files of a stack in one directory with the digest of each, and a stack made from one.
+
+What refers to something is copied before what it refers to: our store of annotations, then the databases (MLflow before
+Label Studio), then files, which are written once and appear whole. So servers and runs may go on meanwhile. A backup
+takes its name when it is whole, and a restored stack does not start before all of it is there.
+"""
+
+import hashlib
+import os
+import shutil
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import closing
+from datetime import UTC, datetime
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from flows.home import home_directory
+from flows.stack import credentials, postgres, stack, state
+from flows.stack.credentials import write_private
+from flows.stack.processes import StackError
+from flows.stack.services import Profile
+
+MANIFEST = "manifest.json"
+UNFINISHED = state.UNFINISHED
+ORDER = ("annotations.db", "prefect.db", "mlflow.db", "label_studio.sqlite3")  # SQLite; others come first
+DUMPED = ("prefect", "mlflow", "label-studio")
+LEFT_OUT = ("logs", "locks", "postgres", state.FILE, UNFINISHED)  # at the top of a home
+PASSING = (".partial", ".download", ".lock", "-wal", "-shm", "-journal")  # what others are still writing, and locks
+
+
+class Manifest(BaseModel):
+    """What a backup holds: digests (SHA-256) by path below the backup, and links by path below the home."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    made_at: str
+    profile: Profile
+    workers: bool
+    files: dict[str, str]
+    links: dict[str, str]
+
+
+class Databases(BaseModel):
+    """Where PostgreSQL is, and the password of each server's role."""
+
+    model_config = ConfigDict(frozen=True)
+
+    address: str
+    passwords: dict[str, str]
+
+
+def backup(out: Path, home: Path | None = None) -> Manifest:
+    """Copy the stack in `home` to `out`, which must not be there yet.
+
+    Raises StackError, also when a production stack's database does not run.
+    """
+    home = home_directory(home)
+    known = credentials.read(home)
+    if known is None:
+        raise StackError(f"there is no stack in {home}: name its home with --home or RLHF_HOME")
+    remembered = state.read(home)
+    databases = None
+    if remembered.profile == "production":
+        site = stack.connect(home, ["postgres"]).site
+        databases = Databases(address=site.addresses["postgres"], passwords=site.credentials.secrets.databases)
+    return dump(home, out.expanduser().resolve(), databases, remembered)
+
+
+def dump(home: Path, out: Path, databases: Databases | None, remembered: state.State) -> Manifest:
+    """The whole of a backup, of whatever runs. Raises StackError."""
+    if out.exists() or out.is_relative_to(home):
+        raise StackError(f"{out} {'is there already' if out.exists() else f'lies in {home}'}: name another directory")
+    half = out.with_name(out.name + ".partial")
+    shutil.rmtree(half, ignore_errors=True)  # of a backup that was killed
+    half.mkdir(parents=True, mode=0o700)
+    links = _copy_home(home, half, databases)
+    files = {str(path.relative_to(half)): _digest(path) for path in sorted(half.rglob("*")) if path.is_file()}
+    manifest = Manifest(made_at=datetime.now(UTC).isoformat(timespec="seconds"), profile=remembered.profile,
+                        workers=remembered.workers, files=files, links=links)  # fmt: skip
+    os.sync()
+    write_private(half / MANIFEST, manifest.model_dump_json(indent=1))
+    half.rename(out)
+    return manifest
+
+
+def _copy_home(home: Path, half: Path, databases: Databases | None) -> dict[str, str]:
+    """Databases first, then files; returns the links."""
+    found = list(_to_be_kept(home))
+    in_files = sorted(filter(_is_sqlite, found), key=lambda path: ORDER.index(path.name) if path.name in ORDER else -1)
+    for path in in_files:
+        _copy_sqlite(path, _place(half / "home" / path.relative_to(home)))
+    if databases is not None:
+        for name in DUMPED:
+            dumped = _place(half / "databases" / f"{name}.dump")
+            _pg("pg_dump", name, databases, "--format", "custom", "--no-owner", "--file", str(dumped))
+    links = {}
+    for path in _to_be_kept(home):
+        relative = path.relative_to(home)
+        if path.is_symlink():
+            links[str(relative)] = str(path.readlink())
+        elif not _is_sqlite(path):
+            _copy(path, _place(half / "home" / relative))
+    return links
+
+
+def _to_be_kept(home: Path) -> Iterator[Path]:
+    for directory, names, files in os.walk(home):
+        names[:] = sorted(name for name in names if _kept(home, Path(directory, name)))
+        there = [Path(directory, name) for name in (*files, *names)]
+        yield from sorted(path for path in there if path.is_symlink() or (path.is_file() and _kept(home, path)))
+
+
+def _kept(home: Path, path: Path) -> bool:
+    return str(path.relative_to(home)) not in LEFT_OUT and not path.name.endswith(PASSING)
+
+
+def _place(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    return path
+
+
+def _copy(path: Path, to: Path) -> None:
+    try:
+        shutil.copy2(path, to)
+    except FileNotFoundError:
+        if path.exists():
+            raise
+        to.unlink(missing_ok=True)  # removed meanwhile: as if it had been a moment earlier
+
+
+def _is_sqlite(path: Path) -> bool:
+    if path.is_symlink() or not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(16) == b"SQLite format 3\0"
+
+
+def _copy_sqlite(path: Path, to: Path) -> None:
+    """A database at one moment, while others write to it."""
+    with closing(sqlite3.connect(path)) as source, closing(sqlite3.connect(to)) as copy:
+        source.backup(copy)
+
+
+def _pg(program: str, name: str, databases: Databases, *options: str) -> None:
+    """Run a program of PostgreSQL on a server's database. Raises StackError with what it said."""
+    host, _, port = databases.address.rpartition(":")
+    where = ("--host", host, "--port", port, "--username", postgres.DATABASES[name],
+             "--dbname", postgres.DATABASES[name], "--no-password")  # fmt: skip
+    told = {**os.environ, "PGPASSWORD": databases.passwords[name]}
+    command = [str(postgres.client(program)), *where, *options]
+    done = subprocess.run(command, env=told, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise StackError(f"{program} of database {postgres.DATABASES[name]} failed: {done.stderr.strip()}")
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def restore(source: Path, home: Path | None = None) -> Manifest:
+    """Make the stack of a backup in `home`, which must hold nothing; `rlhf up` starts it.
+
+    Raises StackError for a backup that is not whole, before anything is written.
+    """
+    home = home_directory(home)
+    manifest = check(source)
+    _must_be_empty(home)
+    home.mkdir(parents=True, exist_ok=True, mode=0o700)
+    (home / UNFINISHED).touch()
+    _put_back(source, home, manifest)
+    state.write(home, state.State(profile=manifest.profile, workers=manifest.workers))
+    if manifest.profile == "production":
+        site = stack.up_database(home)
+        databases = Databases(address=site.addresses["postgres"], passwords=site.credentials.secrets.databases)
+        _fill(source, databases)
+    (home / UNFINISHED).unlink()
+    return manifest
+
+
+def check(source: Path) -> Manifest:
+    """The manifest of a whole backup. Raises StackError, naming the first file that is missing or other than it was."""
+    try:
+        manifest = Manifest.model_validate_json((source / MANIFEST).read_bytes())
+    except (OSError, ValidationError) as error:
+        raise StackError(f"{source} is not a whole backup: it has no {MANIFEST} that can be read") from error
+    for name, digest in manifest.files.items():
+        if not (source / name).is_file() or _digest(source / name) != digest:
+            raise StackError(f"{source / name} is missing or not as it was written: take another backup")
+    return manifest
+
+
+def _must_be_empty(home: Path) -> None:
+    found = next((path for path in home.rglob("*") if not path.is_dir()), None) if home.exists() else None
+    if found is not None:
+        raise StackError(f"{home} is not empty ({found.relative_to(home)} is there): restore into a new home")
+
+
+def _put_back(source: Path, home: Path, manifest: Manifest) -> None:
+    for name in manifest.files:
+        if name.startswith("home/"):
+            shutil.copy2(source / name, _place(home / name.removeprefix("home/")))
+    for name, target in manifest.links.items():
+        _place(home / name).symlink_to(target)
+
+
+def _fill(source: Path, databases: Databases) -> None:
+    """Load the dumps, each in one go, into databases that hold nothing yet. Raises StackError."""
+    for name in DUMPED:
+        role = postgres.DATABASES[name]
+        with postgres.connect(databases.address, databases.passwords[name], role) as connection:
+            if connection.execute("SELECT 1 FROM pg_tables WHERE schemaname = 'public' LIMIT 1").fetchone():
+                raise StackError(f"database {role} is not empty: restore before its server is started")
+        _pg("pg_restore", name, databases, "--no-owner", "--exit-on-error", "--single-transaction",
+            str(source / "databases" / f"{name}.dump"))  # fmt: skip
+
+
+def main() -> None:
+    """`python -m flows.operations.backup dump|restore DIRECTORY`, for containers: RLHF_HOME, PGHOST and the roles' passwords."""
+    home, (what, place) = home_directory(), sys.argv[1:]
+    address = f"{os.environ['PGHOST']}:{os.environ.get('PGPORT', '5432')}"
+    databases = Databases(address=address, passwords=postgres.passwords_from(os.environ))
+    if what == "dump":
+        manifest = dump(home, Path(place), databases, state.State(profile="production"))
+    elif what == "restore":
+        manifest = check(Path(place))
+        _must_be_empty(home)
+        _fill(Path(place), databases)
+        _put_back(Path(place), home, manifest)
+    else:
+        raise SystemExit(f"'{what}': say dump or restore, and a directory")
+    print(f"{what}: {len(manifest.files)} files of {manifest.made_at}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,225 @@
+"""`rlhf doctor`: what may be wrong with the machine, the installation and the stack, and what mends it.
+
+Every check looks and changes nothing. One that fails says what to do next.
+"""
+
+import os
+import re
+import shutil
+import sqlite3
+import stat
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from importlib.metadata import PackageNotFoundError, requires, version
+from pathlib import Path
+
+import httpx
+import psutil
+from packaging.requirements import Requirement
+from pydantic import BaseModel, ConfigDict
+
+from flows.home import home_directory
+from flows.locks import held_locks
+from flows.stack import postgres, processes, services, stack, state
+from flows.stack.processes import StackError
+from flows.stack.services import HOST, NAMES, TITLES
+
+DISTRIBUTION = "rlhf-flows"
+LABEL_STUDIO = "1.23"
+DISK_GIB, MEMORY_GIB = 5.0, 2.0  # rules of thumb
+CLOCK_SECONDS = 60.0
+STALE_DAYS, DATABASE_SECONDS = 7.0, 5.0
+GIB = 1 << 30
+
+
+class Finding(BaseModel):
+    """What a check looked at, whether it is well, what was seen, and what mends it."""
+
+    model_config = ConfigDict(frozen=True)
+
+    what: str
+    ok: bool
+    seen: str
+    fix: str = ""
+
+
+def examine(home: Path | None = None) -> list[Finding]:
+    """All checks, on the stack in `home`."""
+    place = home_directory(home)
+    machine = [python(), packages(), label_studio(), *postgresql(place), disk(place), memory()]
+    return [*machine, *secrets(place), *ports(), *servers(place), *databases(place), *leftovers(place), *pools(place)]
+
+
+def python() -> Finding:
+    """Which Python runs this; one that is too old does not come as far as here."""
+    return Finding(what="Python", ok=True, seen=sys.version.split()[0])
+
+
+def packages(distribution: str = DISTRIBUTION) -> Finding:
+    """The packages that ours asks for, in versions that it takes."""
+    try:
+        asked = [Requirement(line) for line in requires(distribution) or []]
+    except PackageNotFoundError:
+        return Finding(what="packages", ok=False, seen=f"{distribution} is not installed", fix="make setup")
+    wanted = [one for one in asked if one.marker is None or one.marker.evaluate({"extra": ""})]
+    wrong = []
+    for one in wanted:
+        try:
+            found = version(one.name)
+        except PackageNotFoundError:
+            wrong.append(f"{one.name} is missing")
+            continue
+        if not one.specifier.contains(found, prereleases=True):
+            wrong.append(f"{one.name} is {found}, not {one.specifier}")
+    seen = "; ".join(wrong) or f"{len(wanted)} as asked for"
+    return Finding(what="packages", ok=not wrong, seen=seen, fix="make setup" if wrong else "")
+
+
+def label_studio() -> Finding:
+    """Label Studio in an environment of its own, in the version that the screens were made for."""
+    what = "Label Studio's program"
+    try:
+        program = services.label_studio_executable()
+    except StackError as error:
+        return Finding(what=what, ok=False, seen="not installed", fix=str(error))
+    found = [path.name.split("-")[1] for path in program.parent.parent.glob("lib/python*/site-packages/label_studio-*")]
+    seen = found[0].removesuffix(".dist") if found else "no version to be seen"
+    ok = seen == LABEL_STUDIO or seen.startswith(LABEL_STUDIO + ".")
+    fix = "" if ok else f"install version {LABEL_STUDIO} in {program.parent.parent}, or remove that and `make setup`"
+    return Finding(what=what, ok=ok, seen=seen, fix=fix)
+
+
+def postgresql(home: Path) -> Iterator[Finding]:
+    """The programs of the database, in a home whose stack has one."""
+    try:
+        if state.read(home).profile != "production":
+            return
+        place = postgres.programs()
+        postgres.client("pg_dump")
+        yield Finding(what="PostgreSQL's programs", ok=True, seen=str(place))
+    except StackError as error:
+        yield Finding(what="PostgreSQL's programs", ok=False, seen="not to be used", fix=str(error))
+
+
+def disk(home: Path) -> Finding:
+    """Room for what a run leaves."""
+    there = next(place for place in (home, *home.parents) if place.exists())
+    free, writable = shutil.disk_usage(there).free / GIB, os.access(there, os.W_OK)
+    ok = free >= DISK_GIB and writable
+    seen = f"{free:.0f} GiB free at {there}" + ("" if writable else ", which cannot be written to")
+    fix = "" if ok else f"free {DISK_GIB:.0f} GiB, or name another place with RLHF_HOME"
+    return Finding(what="disk", ok=ok, seen=seen, fix=fix)
+
+
+def memory() -> Finding:
+    """Memory for the servers and a run."""
+    free = psutil.virtual_memory().available / GIB
+    ok = free >= MEMORY_GIB
+    fix = "" if ok else f"end other programs until {MEMORY_GIB:.0f} GiB are available"
+    return Finding(what="memory", ok=ok, seen=f"{free:.1f} GiB available", fix=fix)
+
+
+def secrets(home: Path) -> Iterator[Finding]:
+    """Credentials, and the directories around databases with tokens, that their owner alone can read."""
+    for data in (home / name for name in NAMES):
+        if data.is_dir() and home.stat().st_mode & 0o007 and data.stat().st_mode & 0o007:
+            yield Finding(what=f"{data.name}/", ok=False, seen="open to everybody", fix=f"chmod 700 {data}")
+    for path in (home / "credentials.json", home / "annotators.json"):
+        if path.exists():
+            mode = stat.S_IMODE(path.stat().st_mode)
+            ok = mode & 0o077 == 0
+            yield Finding(what=path.name, ok=ok, seen=f"mode {mode:o}", fix="" if ok else f"chmod 600 {path}")
+
+
+def ports() -> Iterator[Finding]:
+    """Variables that fix a port and name none."""
+    for name, value in sorted(os.environ.items()):
+        if re.fullmatch(r"RLHF_\w+_PORT", name) and not (value.isdigit() and 1 <= int(value) <= 65535):
+            fix = f"set {name} to a number from 1 to 65535, or unset it"
+            yield Finding(what=name, ok=False, seen=f"{value!r} is no port", fix=fix)
+
+
+def databases(home: Path) -> Iterator[Finding]:
+    """The SQLite files of the home: each can be read, and none is damaged at its first pages."""
+    for path in sorted([*home.glob("*.db"), *home.glob("*/*.db"), *home.glob("*/*.sqlite3")]):
+        try:
+            with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, timeout=DATABASE_SECONDS)) as database:
+                database.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        except sqlite3.Error as error:
+            fix = "`rlhf down`, then put the file back from a backup"
+            yield Finding(what=str(path.relative_to(home)), ok=False, seen=str(error), fix=fix)
+
+
+def leftovers(home: Path) -> Iterator[Finding]:
+    """Half-made outputs that nobody has gone on with for a week."""
+    held, old = held_locks(home), time.time() - STALE_DAYS * 86_400
+    found = [path for path in (home / "artifacts").glob("*.*") if path.name.partition(".")[0] not in held]
+    stale = [path for path in found if path.lstat().st_mtime < old]
+    if stale:
+        seen = f"{len(stale)} half-made outputs that nobody goes on with, such as {stale[0].name}"
+        fix = "the same `rlhf run` goes on with them; `rlhf gc` shows what can go"
+        yield Finding(what="artifacts", ok=True, seen=seen, fix=fix)
+
+
+def pools(home: Path) -> Iterator[Finding]:
+    """Work pools without a worker, where Prefect runs and there are pools."""
+    try:
+        os.environ.update(stack.connect(home, ["prefect"]).environment())
+    except StackError:
+        return  # said above
+    from prefect.client.orchestration import get_client
+    from prefect.exceptions import PrefectException
+
+    from flows.deployments import overview
+
+    try:
+        with get_client(sync_client=True) as prefect:
+            for row in overview.pools(prefect):
+                ok = bool(not row.next or not row.state)  # none at all is no fault: a terminal needs none
+                yield Finding(what=f"pool {row.name}", ok=ok, seen=row.state or "no pools", fix=row.next)
+    except (httpx.HTTPError, PrefectException) as error:
+        yield Finding(what="pools", ok=False, seen=str(error), fix="look into the log of Prefect's server")
+
+
+def servers(home: Path) -> Iterator[Finding]:
+    """What runs and answers, with our time of day; and for what does not run, whether its port is free."""
+    try:
+        rows = stack.status(home)
+    except StackError as error:
+        yield Finding(what="stack", ok=False, seen="its files cannot be read", fix=str(error))
+        return
+    for row in rows:
+        name = row.name
+        if row.running:
+            late = clock_difference(row.url) if row.health.ok and name in NAMES else 0.0
+            if not row.health.ok:
+                fix = f"look into {row.log}; `rlhf down` and `rlhf up` start it again"
+                yield Finding(what=row.title, ok=False, seen=row.health.problem, fix=fix)
+            elif abs(late) > CLOCK_SECONDS:
+                fix = "set the clocks by a time server: annotations are fetched by their time"
+                yield Finding(what=row.title, ok=False, seen=f"its clock is {late:+.0f} s from ours", fix=fix)
+            else:
+                yield Finding(what=row.title, ok=True, seen=f"works at {row.url}")
+            continue
+        port = os.environ.get(services.port_variable(name), "")
+        if port.isdigit() and not processes.port_is_free(HOST, int(port)):
+            fix = f"free port {port}, or unset {services.port_variable(name)}"
+            yield Finding(what=TITLES[name], ok=False, seen=f"not running, and its port {port} is busy", fix=fix)
+        else:
+            yield Finding(what=TITLES[name], ok=True, seen="not running; `rlhf up` starts it")
+
+
+def clock_difference(url: str) -> float:
+    """Seconds that a server's clock is ahead of ours, by the date of its answer; 0 where it tells none."""
+    try:
+        answer = httpx.get(url, timeout=services.PROBE_SECONDS, trust_env=False)
+        told = parsedate_to_datetime(answer.headers["date"])
+    except (httpx.HTTPError, KeyError, ValueError):
+        return 0.0
+    if told.tzinfo is None:  # "-0000": universal time, of a server that does not say where it is
+        told = told.replace(tzinfo=UTC)
+    return (told - datetime.now(UTC)).total_seconds()

@@ -1,0 +1,273 @@
+"""`rlhf gc`: what takes room and is needed by nobody, as a list first, and removed when asked.
+
+Never removed: what a registered version, a release or a labelling was made from; what a stage that runs holds (its lock
+in `home/locks` tells) or a recent run uses; an output that MLflow does not have whole; `annotations.db`. What goes from
+here can be fetched again, and what goes from MLflow's store leaves its run with all figures.
+"""
+
+import shutil
+import time
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Literal
+
+from mlflow import MlflowClient
+from mlflow.entities import FileInfo, Run
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+from pydantic import BaseModel, ConfigDict
+
+from alignment.artifacts import write_json
+from flows.home import home_directory
+from flows.locks import held_locks, try_lock
+from flows.operations.reachable import Memory, name_of, recall
+from flows.tracking import runs
+from flows.tracking.logs import FOLDER as RUN_LOGS
+from flows.tracking.runner import MODEL
+
+DAY_SECONDS = 86_400.0
+TAG_COLLECTED = "rlhf.collected"
+LABELLING = "labeling-"
+PARTIAL = ".partial"
+Kind = Literal["leftover", "checkpoint", "output", "fetched", "log", "lock", "stored", "version"]
+
+
+class Item(BaseModel):
+    """Something that may go: a file or directory here, the artifacts of a run (`stored`), or a model's version."""
+
+    model_config = ConfigDict(frozen=True)
+
+    kind: Kind
+    place: str
+    size: int
+    why: str
+    lock: str = ""
+
+
+def plan(home: Path | None = None, days: float = 30.0, *, superseded: bool = False) -> list[Item]:
+    """What may go, without touching anything; what was used within `days` stays. MLflow must be reachable."""
+    place = home_directory(home)
+    since = time.time() - days * DAY_SECONDS
+    memory = recall(int(since * 1000), held_locks(place))
+    versions = memory.superseded() if superseded else []
+    memory = memory.without(versions)
+    found = [*_leftovers(place, memory, since), *_outputs(place, memory, since), *_aged(place, since)]
+    found += map(_version, versions)
+    found += _stored(memory)
+    return [*found, *_locks(place, memory, since, {item.lock for item in found})]
+
+
+def carry_out(items: Iterable[Item], home: Path | None = None) -> list[str]:
+    """Remove what `plan` found; returns why something was left: what has come into use meanwhile stays."""
+    place, left = home_directory(home), []
+    for item in items:
+        with try_lock(place, item.lock) as free:
+            if not free:
+                left.append(f"{item.place} is in use now")
+                continue
+            try:
+                REMOVE[item.kind](item)
+            except (OSError, MlflowException) as error:
+                left.append(f"{item.place} could not be removed: {error}")
+    return left
+
+
+def _leftovers(home: Path, memory: Memory, since: float) -> Iterator[Item]:
+    """What killed processes left beside the outputs."""
+    for path in sorted((home / "artifacts").glob("*.*")):
+        name, suffix = path.name.partition(".")[0], path.suffix
+        if name in memory.held:
+            continue
+        if suffix == ".download" or suffix.startswith(".replaced-"):
+            why = "left by a process that ended"
+            yield Item(kind="leftover", place=str(path), size=_size(path), why=why, lock=name)
+        elif suffix == PARTIAL and not name.startswith(LABELLING) and _touched(path) < since:
+            why = "half-made, and nobody goes on with it"
+            yield Item(kind="checkpoint", place=str(path), size=_size(path), why=why, lock=name)
+
+
+def _outputs(home: Path, memory: Memory, since: float) -> Iterator[Item]:
+    """Published outputs that no recent run uses and that MLflow has whole, or that nothing is made from any more."""
+    busy = {name_of(memory.stages[run_id]) for run_id in memory.at_work} | memory.held
+    by_name = {name_of(run): run for run in memory.stages.values() if run.data.tags.get(runs.TAG_DIGEST)}
+    for path in sorted((home / "artifacts").glob("*-*")):
+        run = by_name.get(path.name)
+        if run is None or path.name in busy or path.stat().st_mtime >= since:
+            continue
+        unneeded = run.info.run_id not in memory.needed
+        if unneeded or _is_stored(path, run):
+            why = "nothing is made from it" if unneeded else "MLflow has it, and a run fetches it again"
+            yield Item(kind="output", place=str(path), size=_size(path), why=why, lock=path.name)
+
+
+def _aged(home: Path, since: float) -> Iterator[Item]:
+    """Copies that were fetched to be looked at, and what old runs said."""
+    folders: tuple[tuple[Kind, Path], ...] = (("fetched", home / "fetched"), ("log", home / RUN_LOGS))
+    for kind, folder in folders:
+        for path in sorted(folder.glob("*")):
+            if _touched(path) < since:
+                yield Item(kind=kind, place=str(path), size=_size(path), why="old")
+
+
+def _locks(home: Path, memory: Memory, since: float, going: set[str]) -> Iterator[Item]:
+    for path in sorted((home / "locks").glob("*.lock")):
+        rest = [one for one in (home / "artifacts").glob(f"{path.stem}*") if path.stem not in going]
+        if path.stem not in memory.held and not rest and path.stat().st_mtime < since:
+            yield Item(kind="lock", place=str(path), size=0, why="nobody holds it", lock=path.stem)
+
+
+def _stored(memory: Memory) -> Iterator[Item]:
+    """Artifacts in MLflow of stages that led to no version and no release."""
+    for run_id, run in memory.stages.items():
+        if run_id in memory.needed:
+            continue
+        size = _bytes(files_of(run_id)) + sum(_bytes(files_of_model(one)) for one in _unnamed_models(run))
+        if size:
+            why = f"{run.data.tags[runs.TAG_STAGE]} that led to no version and no release"
+            yield Item(kind="stored", place=run_id, size=size, why=why, lock=name_of(run))
+
+
+def _version(one: ModelVersion) -> Item:
+    place = f"models:/{one.name}/{one.version}"
+    return Item(kind="version", place=place, size=_bytes(files_of_model(weights_of(one))), why="no alias, no release")
+
+
+def weights_of(version: ModelVersion) -> str:
+    """The id of the logged model behind a version, "" where it was registered from something else."""
+    source = str(version.source)
+    return source.removeprefix("models:/") if source.startswith("models:/m-") else ""
+
+
+def _unnamed_models(run: Run) -> list[str]:
+    """The weights that a stage's run logged and that no registered version names (any more)."""
+    logged = {str(one.model_id) for one in run.outputs.model_outputs} if run.outputs else set[str]()
+    if logged:
+        named = MlflowClient().search_model_versions(f"run_id = '{run.info.run_id}'")
+        logged -= set(map(weights_of, named))
+    return sorted(one for one in logged if _place_of(one) is not None)
+
+
+def _place_of(model_id: str) -> str | None:
+    """Where a logged model's files lie; None when it was removed."""
+    try:
+        return str(MlflowClient().get_logged_model(model_id).artifact_location)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return None
+
+
+def _bytes(files: Mapping[str, FileInfo]) -> int:
+    return sum(found.file_size or 0 for found in files.values())
+
+
+def _is_stored(path: Path, run: Run) -> bool:
+    """Whether MLflow has every file of a published output, by name and size."""
+    here = {one.relative_to(path).as_posix(): one.stat().st_size for one in path.rglob("*") if one.is_file()}
+    stored = files_of(str(run.info.run_id))
+    model = run.data.tags.get(runs.TAG_MODEL)
+    if model is not None:
+        name, number = model.removeprefix("models:/").rsplit("/", 1)
+        try:
+            version = MlflowClient().get_model_version(name, number)
+        except MlflowException:
+            return False
+        inside = files_of_model(weights_of(version), f"artifacts/{MODEL}")
+        stored |= {f"{MODEL}/{name}": found for name, found in inside.items()}
+    return here == {name: found.file_size for name, found in stored.items() if name in here}
+
+
+def files_of(run_id: str) -> dict[str, FileInfo]:
+    """The files of a run's output in MLflow by their paths in it; none where they are gone."""
+    return _walk(lambda path: MlflowClient().list_artifacts(run_id, path), runs.OUTPUT)
+
+
+def files_of_model(model_id: str, root: str = "") -> dict[str, FileInfo]:
+    """The files of a logged model by their paths below `root`; none for ""."""
+    client = MlflowClient()
+    return _walk(lambda path: client.list_logged_model_artifacts(model_id, path or None), root) if model_id else {}
+
+
+def _walk(listing: Callable[[str], Iterable[FileInfo]], root: str) -> dict[str, FileInfo]:
+    found: dict[str, FileInfo] = {}
+    waiting = [root]
+    while waiting:
+        try:
+            for one in listing(waiting.pop()):
+                if one.is_dir:
+                    waiting.append(one.path)
+                else:
+                    found[one.path.removeprefix(f"{root}/" if root else "")] = one
+        except MlflowException:  # a path that is not there
+            continue
+    return found
+
+
+def _size(path: Path) -> int:
+    files = path.rglob("*") if path.is_dir() else [path]
+    return sum(one.lstat().st_size for one in files if not one.is_dir())
+
+
+def _touched(path: Path) -> float:
+    """When something in it was last written, in seconds since the epoch."""
+    return max((one.lstat().st_mtime for one in (path, *path.rglob("*"))), default=0.0)
+
+
+def remove_here(item: Item) -> None:
+    """Remove a file or directory, which is moved aside first: what is half removed never stands under its name."""
+    path = Path(item.place)
+    if path.is_dir():
+        aside = path.with_name(f"{path.name.partition('.')[0]}.replaced-{uuid.uuid4().hex[:8]}")
+        path.rename(aside)
+        shutil.rmtree(aside)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def remove_stored(item: Item) -> None:
+    """Remove a run's output from MLflow's store. Its digest goes first, so that the run no longer counts as done."""
+    client = MlflowClient()
+    run = client.get_run(item.place)
+    client.set_tag(item.place, TAG_COLLECTED, time.strftime("%Y-%m-%d"))
+    if runs.TAG_DIGEST in run.data.tags:
+        client.delete_tag(item.place, runs.TAG_DIGEST)
+    if files_of(item.place):
+        get_artifact_repository(str(run.info.artifact_uri)).delete_artifacts(runs.OUTPUT)
+    for model_id in _unnamed_models(run):
+        remove_weights(model_id)
+
+
+def remove_version(item: Item) -> None:
+    """Remove a version and its weights; somebody may have given it an alias meanwhile, then it stays."""
+    client = MlflowClient()
+    name, number = item.place.removeprefix("models:/").rsplit("/", 1)
+    found = client.get_model_version(name, number)
+    if found.aliases:
+        raise MlflowException(f"it is {', '.join(found.aliases)} now")
+    client.delete_model_version(name, number)
+    if model_id := weights_of(found):
+        remove_weights(model_id)
+
+
+def remove_weights(model_id: str) -> None:
+    """Remove a logged model with its files."""
+    place = _place_of(model_id)
+    if place is not None:
+        get_artifact_repository(place).delete_artifacts()
+        MlflowClient().delete_logged_model(model_id)
+
+
+REMOVE: dict[Kind, Callable[[Item], None]] = {
+    "leftover": remove_here, "checkpoint": remove_here, "output": remove_here, "fetched": remove_here,
+    "log": remove_here, "lock": remove_here, "stored": remove_stored, "version": remove_version,
+}  # fmt: skip
+
+
+def note(home: Path | None, items: Iterable[Item]) -> Path:
+    """Write down what a collection removed, with the day."""
+    path = home_directory(home) / "logs" / f"gc-{time.strftime('%Y%m%d-%H%M%S')}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, [item.model_dump(mode="json") for item in items])
+    return path

@@ -1,0 +1,143 @@
+"""A training stage in several processes: started by `accelerate launch`, heard while they work, and never left behind.
+
+    the flow's process ── accelerate launch ── python -m alignment.worker, once a process
+
+The launcher has a session of its own and is tied to the flow's process, and the processes to the launcher
+(`alignment.distributed.parent_death`): where one is killed, the kernel kills those below. Whatever else ends the work, an error, a
+cancelled flow run or Ctrl-C, ends them politely first. What they print goes to `home/logs/STAGE-KEY.log` and from there
+to the flow's log; what the main process measures it writes into the stage's `metrics.jsonl`, as a single process does.
+"""
+
+import builtins
+import json
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import psutil
+import yaml
+
+from alignment import errors
+from alignment.errors import TrainingError
+from alignment.stages import Job
+from flows.home import home_directory
+from flows.recipe.compute import ComputeConfig, launch_file
+
+log = logging.getLogger(__name__)
+DIRECTORY = "launch"  # in the stage's directory, while it works
+POLL_SECONDS = 0.5
+GRACE_SECONDS = 6.0  # twice this, and everything is gone
+LAST_LINES, REMEMBERED_LINES = 15, 1000
+LAUNCHER_SAYS = "failed (exitcode"  # what comes after this line is its own traceback
+
+
+def launch(job: Job, compute: ComputeConfig, out: Path) -> Mapping[str, float]:
+    """Do a job's work in `out` in the processes of `compute`; returns its figures.
+
+    An error of a process is raised here as the kind of error that it was there; where a process ended without a word,
+    it is a TrainingError.
+    """
+    told = launch_file(compute)
+    place = out / DIRECTORY
+    shutil.rmtree(place, ignore_errors=True)
+    place.mkdir(parents=True)
+    (place / "job.json").write_text(job.model_dump_json(), encoding="utf-8")
+    (place / "accelerate.yaml").write_text(yaml.safe_dump(told), encoding="utf-8")
+    log_file = home_directory() / "logs" / f"{out.name.removesuffix('.partial')}.log"
+    log_file.parent.mkdir(parents=True, exist_ok=True)
+    with log_file.open("ab") as output:
+        said_before = output.tell()  # in an earlier attempt
+        child = _start(place, output, job.processes)
+    try:
+        said = _listen(child, log_file, said_before)
+    finally:
+        _end(child)
+    if child.returncode != 0:
+        raise _failure(place, log_file, said)
+    figures: dict[str, float] = json.loads((place / "figures.json").read_text(encoding="utf-8"))
+    shutil.rmtree(place)
+    return figures
+
+
+def _start(place: Path, output: BinaryIO, processes: int) -> subprocess.Popen[bytes]:
+    """The launcher, in a session of its own. The thread that starts it must outlive it: it is tied to that one."""
+    tied = [sys.executable, "-m", "alignment.distributed.parent_death", str(os.getpid())]
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(place / "accelerate.yaml")]
+    work = ["--main_process_port", "0", "-m", "alignment.worker", str(place)]
+    threads = str(max(1, (os.cpu_count() or 1) // processes))
+    return subprocess.Popen(
+        [*tied, *launcher, *work], env={"OMP_NUM_THREADS": threads, **os.environ}, start_new_session=True,
+        stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+
+
+def _listen(child: subprocess.Popen[bytes], log_file: Path, place: int) -> Sequence[str]:
+    """Pass on what is said, from `place` in the log, until the launcher has ended; returns the last lines of it."""
+    heard = deque[str](maxlen=REMEMBERED_LINES)
+    with log_file.open(encoding="utf-8", errors="replace") as said:
+        said.seek(place)
+        half, ended = "", False
+        while not ended:
+            with suppress(subprocess.TimeoutExpired):
+                child.wait(POLL_SECONDS)
+            ended = child.returncode is not None
+            *lines, half = (half + said.read()).split("\n")
+            for line in lines:
+                log.info("%s", line)
+            heard.extend(lines)
+    return list(heard)
+
+
+def _end(child: subprocess.Popen[bytes]) -> None:
+    """End the launcher and all below it: politely, and after GRACE_SECONDS for good."""
+    if child.poll() is not None:
+        return
+    family = psutil.Process(child.pid).children(recursive=True)
+    for sign in (signal.SIGTERM, signal.SIGKILL):  # told to end, the launcher ends its processes
+        os.killpg(child.pid, sign)
+        with suppress(subprocess.TimeoutExpired):
+            child.wait(GRACE_SECONDS)
+            break
+    for process in family:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(family, timeout=GRACE_SECONDS)
+    child.wait()
+
+
+def _failure(place: Path, log_file: Path, said: Sequence[str]) -> Exception:
+    """The error of the process that failed first, in its words, with the last lines that were said as a note."""
+    end = next((n for n, line in enumerate(said) if LAUNCHER_SAYS in line), len(said))
+    last = "\n".join(said[: end + 1][-LAST_LINES:])
+    where = f"all that the processes said is in {log_file}"
+    notes: list[dict[str, Any]] = [
+        json.loads(path.read_text(encoding="utf-8")) for path in sorted(place.glob("error-*.json"))
+    ]
+    nothing: dict[str, Any] = {"tells": 0}
+    note = max(notes, key=lambda note: int(note["tells"]), default=nothing)
+    if note["tells"] > 0:
+        error = _as_raised(note["kind"], f"{note['message']} ({where})")
+        error.add_note(last)
+        return error
+    return TrainingError(
+        "a process, or `accelerate launch` itself, ended without saying why; exit code -9 is what memory that runs out "
+        f"looks like, and then fewer processes or smaller batches help; {where}:\n{last}"
+    )
+
+
+def _as_raised(kind: str, message: str) -> Exception:
+    """An error of one of our kinds or of Python's, with these words."""
+    found = getattr(errors, kind, None) or getattr(builtins, kind)
+    try:
+        error: Exception = found(message)
+    except TypeError:  # a kind that takes more than words
+        error = RuntimeError(f"{kind}: {message}")
+    return error

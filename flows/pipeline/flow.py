@@ -1,0 +1,167 @@
+"""The pipeline: one round of alignment, from corpus to a registered policy."""
+
+from collections.abc import Callable, Mapping
+from inspect import signature
+from pathlib import Path
+from typing import Any
+
+import mlflow
+from prefect import flow, get_run_logger
+from prefect.artifacts import create_table_artifact
+from prefect.runtime import deployment, flow_run
+
+from alignment.artifacts import Artifact
+from alignment.errors import ConfigError
+from flows.annotation.suspend import suspended_while_people_label
+from flows.pipeline import tasks as stages
+from flows.recipe.dag import Step, steps
+from flows.recipe.schema import Recipe, check_files, check_judged
+from flows.releases.manifest import failures, release_manifest, require
+from flows.releases.report import log_release
+from flows.tracking import links, logs, registry, runs
+
+STAGES: dict[str, Callable[..., Artifact]] = {
+    "town": stages.build_town,
+    "corpus": stages.prepare_corpus,
+    "tokenizer": stages.train_tokenizer,
+    "pretrain": stages.pretrain,
+    "demonstrations": stages.collect_demonstrations,
+    "prompts": stages.collect_prompts,
+    "sft": stages.finetune,
+    "responses": stages.sample_responses,
+    "labeling": stages.collect_judgements,
+    "comparisons": stages.build_comparisons,
+    "reward": stages.train_reward_model,
+    "validation": stages.train_reward_model,
+    **dict.fromkeys(("ppo", "dpo", "rloo", "best_of_n"), stages.align),
+    "evaluate": stages.evaluate,
+}
+SHOWN_FIGURES = ("gold_curve.png", "criteria.png", "ppo.png", "calibration.png")
+
+
+@flow(name="rlhf", persist_result=False)
+def rlhf(recipe: Recipe) -> dict[str, Any]:
+    """One round of alignment. Running it again skips what is unchanged; returns the release's manifest."""
+    check_files(recipe)
+    check_judged(recipe)
+    step = steps(recipe)
+    for name in recipe.align.idle:
+        get_run_logger().warning("align.%s counts for nothing with align.method %s", name, recipe.align.method)
+    alone = deployment.id is None
+    parent = runs.pipeline_run(recipe.name, recipe=recipe, flow_run_id=str(flow_run.id or ""), alone=alone)
+    with suspended_while_people_label(), parent as run_id:
+        links.link_pipeline(run_id)
+        made = run_stages(recipe, step)
+        return register(recipe, made, run_id)
+
+
+def run_stages(recipe: Recipe, step: Mapping[str, Step]) -> dict[str, Artifact]:
+    """The stages in order, each on what the ones before it made; returns every stage's artifact by its name."""
+    made: dict[str, Artifact] = {}
+
+    def run(stage: Callable[..., Artifact], name: str, *inputs: Artifact | None) -> Artifact:
+        made[name] = stage(step[name], *inputs)
+        return made[name]
+
+    town = run(stages.build_town, "town") if recipe.town else None
+    corpus = run(stages.prepare_corpus, "corpus", town)
+    tokenizer = run(stages.train_tokenizer, "tokenizer", corpus) if recipe.pretrain.checkpoint is None else None
+    base = run(stages.pretrain, "pretrain", corpus, tokenizer)
+    demonstrations = run(stages.collect_demonstrations, "demonstrations", town)
+    prompts = run(stages.collect_prompts, "prompts", town)
+    sft = run(stages.finetune, "sft", base, demonstrations)
+    judged = None
+    if recipe.labeling is not None:
+        responses = run(stages.sample_responses, "responses", sft, prompts) if "responses" in step else None
+        judged = run(stages.collect_judgements, "labeling", responses, town)
+    comparisons = run(stages.build_comparisons, "comparisons", judged, town)
+    reward = run(stages.train_reward_model, "reward", sft, comparisons, demonstrations)
+    require(reward, recipe.reward_gate)
+    second = None
+    if "validation" in step:
+        second = run(stages.train_reward_model, "validation", sft, comparisons, demonstrations)
+    policy = run(stages.align, recipe.align.method, sft, comparisons, reward, second, prompts, corpus)
+    run(stages.evaluate, "evaluate", base, sft, policy, reward, prompts, corpus, town)
+    return made
+
+
+@flow(name="rlhf-stage", persist_result=False)
+def run_stage_alone(recipe: Recipe, stage: str) -> Artifact:
+    """One stage of a recipe by itself. What it needs is taken as it was made before, or made first."""
+    check_files(recipe)
+    chain = steps(recipe)
+    made: dict[str, Artifact] = {}
+    flow_run_id = str(flow_run.id or "")
+    with logs.kept(f"{stage}-{flow_run_id}", flow_run_id=flow_run_id), suspended_while_people_label():
+        for name in needed(chain, stage):
+            step = chain[name]
+            work = STAGES[name]
+            absent = dict.fromkeys(list(signature(work).parameters)[1:])
+            made[name] = work(step, **(absent | {given: made[source] for given, source in step.inputs.items()}))
+            if name == "reward" != stage:
+                require(made[name], recipe.reward_gate)
+    if made[stage].cached:
+        links.link_stage(made[stage].run_id, stage)
+    return made[stage]
+
+
+def needed(chain: Mapping[str, Step], stage: str) -> list[str]:
+    """A stage and all that it is made from, in the order in which they run."""
+    if stage not in chain:
+        raise ConfigError(f"the recipe has no stage '{stage}'; it has {', '.join(chain)}")
+    wanted = {stage}
+    for name in reversed(list(chain)):
+        if name in wanted:
+            wanted |= set(chain[name].inputs.values())
+    return [name for name in chain if name in wanted]
+
+
+def register(recipe: Recipe, made: Mapping[str, Artifact], run_id: str) -> dict[str, Any]:
+    """Name the policy `candidate`, and `champion` when it passes the gate; keep the manifest with this flow's run."""
+    log = get_run_logger()
+    manifest = release_manifest(recipe, made)
+    missed = failures(recipe.release_gate, manifest)
+    policy = made[recipe.align.method].model
+    assert policy is not None, "the policy is always registered"
+    registry.set_alias(policy, "candidate")
+    if not missed:
+        registry.set_alias(policy, "champion")
+    manifest |= {"gate": {"passed": not missed, "missed": missed}, "mlflow_run_id": run_id}
+    for line in missed:
+        log.warning("%s stays candidate. %s", policy, line)
+    log_release(run_id, manifest)
+    show(made, manifest, run_id)
+    skipped = [stage for stage, artifact in made.items() if artifact.cached]
+    log.info(
+        "%d of %d stages were cached%s",
+        len(skipped),
+        len(made),
+        ": nothing was run again" if len(skipped) == len(made) else "",
+    )
+    return manifest
+
+
+def show(made: Mapping[str, Artifact], manifest: Mapping[str, Any], run_id: str) -> None:
+    """Headline figures and pictures on the pipeline's MLflow run, and links to it on the flow run's page."""
+    client = mlflow.MlflowClient()
+    told = client.get_run(run_id).data.metrics  # of a flow run that ended while it was here, and goes on
+    for name, value in headlines(manifest).items():
+        if name not in told:
+            client.log_metric(run_id, name, value)
+    for artifact in made.values():
+        for picture in sorted((artifact.path / "figures").glob("*.png")):
+            name = f"{artifact.stage}_{picture.name}" if picture.name not in SHOWN_FIGURES else picture.name
+            client.log_artifact(run_id, str(picture), f"report/{Path(name).stem}")
+    client.log_artifact(run_id, str(made["evaluate"].file("samples.md")), "report")
+    rows = [{"figure": name, "value": f"{value:.3f}"} for name, value in headlines(manifest).items()]
+    create_table_artifact(table=rows, key="headlines", description=f"release {manifest['release']}")
+
+
+def headlines(manifest: Mapping[str, Any]) -> dict[str, float]:
+    """The figures that a reviewer compares first."""
+    figures = {"win_rate_vs_sft": manifest["win_rate_vs_sft"]["rate"], "kl_to_sft": manifest["kl_to_sft"],
+               "tax_ratio": manifest["tax"]["policy"] / manifest["tax"]["sft"]}  # fmt: skip
+    for model, gold in (manifest["gold"] or {}).items():
+        figures |= {f"gold_{model}_{name}": value for name, value in gold.items()}
+    accuracy = manifest["reward_model"]["accuracy_heldout_prompts"]
+    return figures | {"reward_accuracy_heldout_prompts": accuracy}

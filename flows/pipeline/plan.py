@@ -1,0 +1,69 @@
+"""`rlhf run --plan`: what a run would do, without doing it."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.table import Table
+
+from flows.pipeline.cost import Cost, costs, short
+from flows.recipe.dag import keys, steps
+from flows.recipe.schema import Recipe
+from flows.stack.processes import StackError
+from flows.stack.stack import connect
+
+
+@dataclass(frozen=True)
+class PlannedStage:
+    """A line of the plan. `state` is "cached", "to run", or "?" when MLflow cannot be asked."""
+
+    stage: str
+    key: str
+    state: str
+    cost: Cost
+
+
+def plan(recipe: Recipe, home: Path | None = None) -> list[PlannedStage]:
+    """The stages of a recipe in order."""
+    chain = steps(recipe)
+    found, price = keys(chain), costs(recipe)
+    done = finished(found, home)
+    return [
+        PlannedStage(stage, found[stage], "?" if done is None else "cached" if stage in done else "to run",
+                     price.get(stage, Cost()))
+        for stage in chain
+    ]  # fmt: skip
+
+
+def finished(wanted: dict[str, str], home: Path | None = None) -> set[str] | None:
+    """The stages with a finished run for their key; None when no server can be asked."""
+    if "MLFLOW_TRACKING_URI" not in os.environ:
+        try:
+            os.environ.update(connect(home).environment())
+        except StackError:
+            return None
+    from flows.tracking import runs  # late: a plan without servers needs no MLflow
+
+    return {
+        stage
+        for stage, key in wanted.items()
+        if any(runs.TAG_DIGEST in run.data.tags for run in runs.search({runs.TAG_KEY: key}, status="FINISHED"))
+    }
+
+
+def plan_table(recipe: Recipe, rows: list[PlannedStage]) -> Table:
+    """The plan for people."""
+    total = sum(row.cost.flops or 0 for row in rows if row.state != "cached")
+    title = f"{recipe.name}, seed {recipe.seed}: about {short(total)}FLOP to do"
+    caption = "tokens and FLOPs are estimates at full lengths: 6·N a trained token, 2·N a read one"
+    if any(row.state == "?" for row in rows):
+        caption += "\n? : MLflow does not run, so nothing is known of earlier runs; `rlhf up` starts it"
+    table = Table(title=title, caption=caption)
+    for name, side in (("stage", "left"), ("key", "left"), ("state", "left"), ("parameters", "right"),
+                       ("tokens", "right"), ("FLOPs", "right")):  # fmt: skip
+        table.add_column(name, justify="right" if side == "right" else "left")
+    for row in rows:
+        cost = [row.cost.parameters, row.cost.tokens, row.cost.flops]
+        figures = ["", "", ""] if row.cost == Cost() else [short(value) for value in cost]
+        table.add_row(row.stage, row.key[:12], row.state, *figures)
+    return table

@@ -1,0 +1,101 @@
+"""Every stage by itself as a flow, for deployments. What it needs is taken as it was made before, or made first."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from prefect import flow, get_run_logger
+
+from alignment.artifacts import Artifact
+from alignment.errors import ConfigError
+from alignment.records import write_records
+from flows.pipeline.flow import run_stage_alone
+from flows.recipe.schema import Recipe, check_files, load_recipe
+from flows.tracking import links
+
+TOWN = load_recipe("town")  # what forms begin with
+WRITING = "demonstrations.jsonl"
+
+
+@flow(name="pretrain", persist_result=False)
+def pretrain(recipe: Recipe = TOWN) -> Artifact:
+    """A base model, from scratch or from a checkpoint."""
+    return run_stage_alone.fn(recipe, "pretrain")
+
+
+@flow(name="sft", persist_result=False)
+def sft(recipe: Recipe = TOWN) -> Artifact:
+    """Supervised fine-tuning on the demonstrations."""
+    return run_stage_alone.fn(recipe, "sft")
+
+
+@flow(name="collect-comparisons", persist_result=False)
+def collect_comparisons(recipe: Recipe = TOWN) -> Artifact:
+    """Responses go before people in Label Studio, or before the town's crew, and come back as comparisons."""
+    if recipe.labeling is None:
+        raise ConfigError(f"the recipe {recipe.name} has no `labeling`, so nothing is to be judged: give it one")
+    return run_stage_alone.fn(recipe, "comparisons")
+
+
+@flow(name="reward-model", persist_result=False)
+def reward_model(recipe: Recipe = TOWN) -> Artifact:
+    """The reward model, from the comparisons of the recipe."""
+    return run_stage_alone.fn(recipe, "reward")
+
+
+@flow(name="ppo", persist_result=False)
+def ppo(recipe: Recipe = TOWN) -> Artifact:
+    """The policy, by PPO or by what `align.method` names in its place."""
+    return run_stage_alone.fn(recipe, recipe.align.method)
+
+
+@flow(name="evaluate", persist_result=False)
+def evaluate(recipe: Recipe = TOWN) -> Artifact:
+    """Base, SFT and policy side by side on held-out prompts."""
+    return run_stage_alone.fn(recipe, "evaluate")
+
+
+@flow(name="collect-demonstrations", persist_result=False)
+def collect_demonstrations(recipe: Recipe = TOWN) -> dict[str, Any]:
+    """Open the project in which people write answers, and take what they wrote so far.
+
+    Running it again opens nothing twice and takes what was written since. The file it names goes into
+    `demonstrations.sources` with format `records`.
+    """
+    if recipe.labeling is None or not recipe.labeling.demonstrations.prompts:
+        raise ConfigError(f"the recipe {recipe.name} asks nobody to write: set labeling.demonstrations.prompts")
+    check_files(recipe)
+    draft = recipe.labeling.demonstrations.draft
+    if not (draft and recipe.labeling.responses):
+        run_stage_alone.fn(recipe, "responses" if draft else "prompts")
+    asked, file, written = open_writing(recipe)
+    get_run_logger().info("%d of %d answers are written: %s", written, asked, file)
+    return {"asked": asked, "written": written, "file": str(file)}
+
+
+def open_writing(recipe: Recipe) -> tuple[int, Path, int]:
+    """The writing project alone, opened or added to; how many answers are asked for, their file, how many are in it."""
+    from contextlib import closing
+
+    from flows.annotation import accounts
+    from flows.annotation.collect import annotation_store, client
+    from flows.annotation.open import planning
+    from flows.annotation.select import COLLECTIONS
+    from flows.cli.exchange import written
+    from flows.home import home_directory
+    from labeling.collection import open_planned, sync_collection
+
+    assert recipe.labeling is not None
+    alone = recipe.labeling.with_prompts({"ranking": 0, "pairwise": 0})
+    found = planning(recipe.model_copy(update={"labeling": alone}), recipe.name, None)
+    place = home_directory() / COLLECTIONS / f"{alone.title}-writing"
+    planned = replace(found.planned, tasks={"demonstration": found.planned.tasks["demonstration"]})
+    with client(found.config) as owner, closing(annotation_store()) as store:
+        accounts.ensure_people(owner, found.config.people)
+        opened = open_planned(owner, found.config, planned, place)
+        links.link_projects(opened.urls)
+        sync_collection(owner, opened, store)
+        rows, bad = written(store, [batch.project.id for batch in opened.batches])
+    write_records(place / "rejected.jsonl", bad)
+    write_records(place / WRITING, rows)
+    return sum(batch.needed for batch in opened.batches), place / WRITING, len(rows)

@@ -1,0 +1,1 @@
+"""Recipes: schema, overrides, validation messages, and the stages they ask for."""

@@ -1,0 +1,86 @@
+"""In how many processes training stages run, and which launch files of accelerate they can be started with."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import Field, model_validator
+
+from alignment.config.stages import Config
+from alignment.errors import ConfigError
+
+LAUNCHED = ("pretrain", "sft", "reward", "validation", "ppo")
+CORES: dict[str, Any] = {
+    "compute_environment": "LOCAL_MACHINE",
+    "distributed_type": "MULTI_GPU",  # accelerate's word for torchrun; use_cpu makes the processes talk through gloo
+    "use_cpu": True,
+    "num_machines": 1,
+    "machine_rank": 0,
+    "gpu_ids": "all",
+    "mixed_precision": "no",
+    "main_training_function": "main",
+}
+WANTED = {  # what the stages can do, and what to say of a launch file that asks for something else
+    "distributed_type": "each process holds whole models and talks to the others through torchrun; models split over "
+    "processes (FSDP) are for alignment.ppo by itself, DeepSpeed is for nothing here",
+    "use_cpu": "the stages keep their models on the processor",
+    "num_machines": "a task starts processes on its own machine alone; a work pool is what brings it to another",
+    "mixed_precision": "the options of a stage say in which precision it works (ppo.bfloat16)",
+}
+
+
+class ComputeConfig(Config):
+    """Processes of the training stages. They change figures by rounding only, so a stage's key does not know them."""
+
+    processes: Annotated[int, Field(ge=1, le=64)] = Field(
+        1, description="processes of pretrain, sft, reward, validation and ppo, all on one machine"
+    )
+    accelerate_config: str | None = Field(
+        None, description="a launch file of accelerate; null: processes on the cores of the machine"
+    )
+
+    @model_validator(mode="after")
+    def _file_is_for_several(self) -> "ComputeConfig":
+        if self.accelerate_config is not None and self.processes == 1:
+            raise ValueError(
+                f"accelerate_config {self.accelerate_config} starts several processes, and processes is 1: raise "
+                "processes, or take the file out"
+            )
+        return self
+
+
+def impossible(compute: ComputeConfig, method: str, batches: dict[str, int]) -> Iterator[str]:
+    """What of a recipe cannot be done in so many processes. `batches` are batch sizes by the option that sets them."""
+    if compute.processes > 1 and method not in LAUNCHED:
+        yield f"align.method {method} runs in one process: set compute.processes: 1, or align.method: ppo"
+    for option, size in batches.items():
+        if size < compute.processes:
+            yield (
+                f"{option} {size} leaves some of the {compute.processes} processes without anything to do: raise it, "
+                "or lower compute.processes"
+            )
+
+
+def launch_file(compute: ComputeConfig) -> dict[str, Any]:
+    """What accelerate is told. Raises ConfigError for a file that is not there, or asks for what no stage can do."""
+    given: Any = {}
+    if compute.accelerate_config is not None:
+        path = Path(compute.accelerate_config)
+        try:
+            given = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise ConfigError(
+                f"compute.accelerate_config {path} cannot be read ({error}); `accelerate config` writes such a file, "
+                "and deploy/accelerate/cpu-2.yaml is one"
+            ) from error
+        if not isinstance(given, dict):
+            raise ConfigError(f"compute.accelerate_config {path} holds no options; deploy/accelerate/cpu-2.yaml does")
+    told: dict[str, Any] = CORES | given | {"num_processes": compute.processes}
+    for option, reason in WANTED.items():
+        if told[option] != CORES[option]:
+            raise ConfigError(
+                f"compute.accelerate_config {compute.accelerate_config} has {option}: {told[option]}, and stages run "
+                f"with {option}: {CORES[option]} alone: {reason}"
+            )
+    return told

@@ -1,0 +1,46 @@
+"""`--set KEY=VALUE`: single options of a recipe, changed before it is validated."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import yaml
+
+from alignment.errors import ConfigError
+from flows.recipe.untrusted import plain_yaml
+
+
+def apply_override(values: dict[str, Any], override: str) -> None:
+    """Apply one `a.b=VALUE` (VALUE is YAML) to nested mappings; numbers index lists."""
+    key, equals, text = override.partition("=")
+    if not equals or not all(key.split(".")):
+        raise ConfigError(f"--set {override}: write KEY=VALUE, for example --set ppo.kl_coef=0.1")
+    try:
+        value = plain_yaml(text)
+    except (ValueError, yaml.YAMLError) as error:
+        raise ConfigError(f"--set {override}: the value is not YAML: {error}") from error
+    *parents, last = key.split(".")
+    place: Any = values
+    for part in parents:
+        place = _step(place, part, override)
+    if isinstance(place, list):
+        place[_index(place, last, override)] = value
+    else:
+        place[last] = value
+
+
+def _step(place: Any, part: str, override: str) -> Any:
+    """One level down; a section that is absent or null is opened."""
+    if isinstance(place, list):
+        index = _index(place, part, override)
+        return place[index]
+    if not isinstance(place.get(part), dict | list):
+        if place.get(part) is not None:
+            raise ConfigError(f"--set {override}: {part} is {place[part]!r} and has no options below it")
+        place[part] = {}
+    return place[part]
+
+
+def _index(place: Sequence[Any], part: str, override: str) -> int:
+    if not part.isdigit() or int(part) >= len(place):
+        raise ConfigError(f"--set {override}: '{part}' must be a number from 0 to {len(place) - 1}, it indexes a list")
+    return int(part)

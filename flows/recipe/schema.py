@@ -1,0 +1,262 @@
+"""A recipe: every option of one run of the pipeline, validated before anything starts.
+
+Recipes are YAML files in `flows/recipes/` (or anywhere); `--set a.b=VALUE` changes single options. What is unknown, of
+the wrong type or impossible together is refused with the key's path, the value and what is allowed.
+"""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ConfigDict, Field, ValidationError, model_validator
+
+from alignment.config.methods import AlignConfig
+from alignment.config.stages import (
+    ComparisonsConfig,
+    Config,
+    CorpusConfig,
+    DemonstrationsConfig,
+    EvaluationConfig,
+    Natural,
+    PretrainConfig,
+    PromptsConfig,
+    ReleaseGate,
+    RewardConfig,
+    RewardGate,
+    SamplingConfig,
+    SFTConfig,
+    TokenizerConfig,
+    TownConfig,
+)
+from alignment.data.readers import inside, locate
+from alignment.errors import ConfigError, DataError
+from alignment.ppo.config import PPOConfig
+from flows.recipe.compute import ComputeConfig, impossible, launch_file
+from flows.recipe.messages import complaint
+from flows.recipe.overrides import apply_override
+from flows.recipe.untrusted import plain_yaml, refuse_credentials
+from labeling.config import LabelingConfig
+
+RECIPES = Path(__file__).parent.parent / "recipes"
+TOWN_SCHEME, DATA_SCHEME = "town://", "data://"
+WANTED = {
+    "quality": "a JSONL file of comparisons",
+    "choose": "the output directory of a reward stage, which `rlhf run RECIPE --stage reward` prints",
+    "responses": "a file of response sets, or a directory with a responses.jsonl",
+}
+SOURCES = ("corpus", "demonstrations", "prompts", "comparisons")
+
+
+class Recipe(Config):
+    """One run of the pipeline, from corpus to a registered policy. `labeling: null` with `comparisons.sources` uses
+    comparisons made elsewhere; `town: null` runs on data of one's own. `data://NAME` is a file under `data_root`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+    name: str = Field(
+        min_length=1, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", description="letters, digits, . _ -; names the run"
+    )
+    description: str = Field("", description="what the recipe is for")
+    seed: Natural = Field(0, description="of everything drawn at random")
+    data_root: str = Field(".", description="where data://NAME lies, relative to the working directory")
+    town: TownConfig | None = Field(None, description="the embedded world; null: data of one's own")
+    corpus: CorpusConfig = CorpusConfig()
+    tokenizer: TokenizerConfig = TokenizerConfig()
+    pretrain: PretrainConfig = PretrainConfig()
+    demonstrations: DemonstrationsConfig = DemonstrationsConfig()
+    prompts: PromptsConfig = PromptsConfig()
+    sft: SFTConfig = SFTConfig()
+    sampling: SamplingConfig = SamplingConfig()
+    labeling: LabelingConfig | None = Field(
+        None, description="how responses are judged; null: comparisons come from files"
+    )
+    comparisons: ComparisonsConfig = ComparisonsConfig()
+    reward: RewardConfig = RewardConfig()
+    reward_gate: RewardGate = RewardGate()
+    align: AlignConfig = AlignConfig()
+    ppo: PPOConfig = PPOConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    release_gate: ReleaseGate = ReleaseGate()
+    compute: ComputeConfig = ComputeConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_credentials(cls, values: Any) -> Any:
+        """No secret is written down with a recipe, and every data://NAME is a path below `data_root`."""
+        refuse_credentials(values)
+        return _with_data(values, str(values.get("data_root", "."))) if isinstance(values, dict) else values
+
+    @model_validator(mode="after")
+    def _possible(self) -> "Recipe":
+        problems = [*self._judgements(), *self._town(), *self._lengths(), *self._processes()]
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+    def _judgements(self) -> Iterator[str]:
+        """Comparisons come from exactly one place, and there are prompts enough to judge."""
+        told = self.comparisons
+        weighted = told.aggregate == "soft" or (told.aggregate == "each" and told.weights != "none")
+        if self.align.method == "dpo" and weighted:
+            yield (
+                "align.method dpo counts all comparisons alike: set comparisons.aggregate: majority, or "
+                "comparisons.weights: none with each, or choose another method"
+            )
+        if self.labeling is None:
+            if not self.comparisons.sources:
+                yield "nothing says where comparisons come from: give `labeling`, or files in `comparisons.sources`"
+            return
+        if self.comparisons.sources:
+            yield "`comparisons.sources` and `labeling` are both given: set `labeling: null`, or take the sources out"
+        if self.labeling.annotators == "simulated" and self.town is None:
+            yield (
+                "labeling.annotators is 'simulated', but without a town nobody knows what they should prefer: set "
+                "labeling.annotators: people, or give comparisons.sources and labeling: null"
+            )
+        asked = self.labeling.quality.gold
+        if asked.share and asked.path is None and self.town is None:
+            yield "labeling.quality.gold has a share, but nobody knows the answers: give labeling.quality.gold.path"
+        needed = self.labeling.rankings.prompts + self.labeling.pairwise.prompts
+        gold = sum(self.labeling.gold_tasks.values()) if self.labeling.annotators == "simulated" else 0
+        if self.sampling.prompts < needed + gold and not self.labeling.responses:
+            also = f" and {gold} for gold tasks" if gold else ""
+            yield (
+                f"sampling.prompts is {self.sampling.prompts}, but labeling asks for {needed} judged prompts{also}: "
+                "raise sampling.prompts, or lower labeling.rankings.prompts and labeling.pairwise.prompts"
+            )
+
+    def _town(self) -> Iterator[str]:
+        if self.town is not None:
+            return
+        for key, path in self.paths():
+            if path.startswith(TOWN_SCHEME):
+                yield f"{key} is {path}, but there is no town: add `town: {{}}`, or name a file"
+
+    def paths(self) -> Iterator[tuple[str, str]]:
+        """The files and data sets that are read as rows or text, by the option that names them."""
+        for section in SOURCES:
+            for number, source in enumerate(getattr(self, section).sources):
+                yield f"{section}.sources.{number}.path", source.path
+
+    def _lengths(self) -> Iterator[str]:
+        """Only a model from scratch has a context that is known here; a checkpoint's is looked at when it is loaded."""
+        if self.pretrain.checkpoint is not None:
+            return
+        context = self.pretrain.model.context_length
+        lengths, new = self._method_lengths()
+        for key, length in (
+            ("sft.max_length_tokens", self.sft.max_length_tokens),
+            ("reward.max_length_tokens", self.reward.max_length_tokens),
+            *lengths,
+        ):
+            if length > context:
+                yield f"{key} {length} is more than pretrain.model.context_length {context}: lower it, or raise that"
+        for key, length in (
+            ("sampling.max_new_tokens", self.sampling.max_new_tokens),
+            *new,
+            ("evaluation.max_new_tokens", self.evaluation.max_new_tokens),
+        ):
+            if length >= context:
+                yield f"{key} {length} leaves no room for a prompt in pretrain.model.context_length {context}: lower it"
+
+    def _processes(self) -> Iterator[str]:
+        batches = {
+            "pretrain.batch_sequences": self.pretrain.batch_sequences,
+            "sft.batch_size": self.sft.batch_size,
+            "reward.batch_prompts": self.reward.batch_prompts,
+            "ppo.batch_size": self.ppo.batch_size,
+        }
+        yield from impossible(self.compute, self.align.method, batches)
+
+    def _method_lengths(self) -> tuple[list[tuple[str, int]], list[tuple[str, int]]]:
+        """Lengths of whole sequences and of responses that the chosen method asks for."""
+        align = self.align
+        if align.method == "ppo":
+            return [], [("ppo.max_new_tokens", self.ppo.max_new_tokens)]
+        if align.method == "dpo":
+            return [("align.dpo.max_length_tokens", align.dpo.max_length_tokens)], []
+        if align.method == "rloo":
+            return [], [("align.rloo.max_new_tokens", align.rloo.max_new_tokens)]
+        tuned = ("align.best_of_n.finetune.max_length_tokens", align.best_of_n.finetune.max_length_tokens)
+        return [tuned], [("align.best_of_n.max_new_tokens", align.best_of_n.max_new_tokens)]
+
+
+def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe by name or path and apply `KEY=VALUE` overrides. Raises ConfigError."""
+    path = find_recipe(name_or_path)
+    values = raw_values(path)
+    for override in overrides:
+        apply_override(values, override)
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(f"the recipe {path.name} cannot be run:\n{complaint(error, Recipe, values)}") from error
+
+
+def _with_data(value: Any, root: str) -> Any:
+    """The options with every data://NAME as a path below `root`."""
+    if isinstance(value, dict):
+        return {name: _with_data(item, root) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_with_data(item, root) for item in value]
+    if isinstance(value, str) and value.startswith(DATA_SCHEME):
+        return (Path(root) / inside(value, DATA_SCHEME)).as_posix()
+    return value
+
+
+def check_files(recipe: Recipe) -> None:
+    """Look for every file that the recipe names before anything runs. Raises DataError for the first missing one, and
+    ConfigError for a launch file that no stage can be started with."""
+    launch_file(recipe.compute)
+    for section in SOURCES:
+        for source in getattr(recipe, section).sources:
+            locate(source.path, Path(), source.origin)
+    if recipe.pretrain.checkpoint is not None:
+        locate(recipe.pretrain.checkpoint, None)
+    if recipe.labeling is None:
+        return
+    for key, path in recipe.labeling.files.items():
+        if not Path(path).exists():
+            raise DataError(f"labeling.{key} {path} is not there: name {WANTED[key.split('.')[0]]}")
+
+
+def check_judged(recipe: Recipe) -> None:
+    """Raise ConfigError for a recipe whose labelling asks for demonstrations alone: a run needs judgements."""
+    if recipe.labeling is not None and not recipe.labeling.judged:
+        raise ConfigError(
+            "labeling asks for demonstrations alone, which `rlhf label open` collects, and a run needs judgements: set "
+            "labeling.rankings.prompts or labeling.pairwise.prompts, or remove `labeling` and name comparisons.sources"
+        )
+
+
+def raw_values(path: Path) -> dict[str, Any]:
+    """The options as a recipe's file gives them; its name, where it gives none, is the file's."""
+    return {"name": path.stem, **_read(path)}
+
+
+def recipes() -> dict[str, str]:
+    """The recipes that come with the package, with what they are for."""
+    return {path.stem: str(_read(path).get("description", "")) for path in sorted(RECIPES.glob("*.yaml"))}
+
+
+def find_recipe(name_or_path: str) -> Path:
+    """The file of a recipe. Raises ConfigError with the names there are."""
+    own = RECIPES / f"{name_or_path}.yaml"
+    if own.is_file():
+        return own
+    path = Path(name_or_path)
+    if path.is_file():
+        return path
+    known = ", ".join(sorted(path.stem for path in RECIPES.glob("*.yaml")))
+    raise ConfigError(f"there is no recipe '{name_or_path}': name a YAML file, or one of {known or '(none installed)'}")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        values = plain_yaml(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path} is not readable YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} must hold a mapping of options, not {type(values).__name__}; see flows/recipes/")
+    return values

@@ -1,0 +1,1 @@
+"""The manifest of a round, its report, lineage and promotion."""

@@ -1,0 +1,134 @@
+"""`rlhf lineage`: from a registered version back to annotation ids and the corpus, by the tags that stages leave."""
+
+import json
+import re
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import mlflow
+from mlflow.exceptions import MlflowException
+from rich.tree import Tree
+
+from alignment.artifacts import output_name
+from alignment.errors import ArtifactError, ConfigError
+from flows.home import home_directory
+from flows.tracking import runs
+
+COMPARISONS = "comparisons.jsonl"
+SHOWN_ANNOTATIONS = 6
+
+
+def lineage(model: str, home: Path | None = None) -> dict[str, Any]:
+    """Everything that a version ("policy", "policy@champion", "policy/3") was made from.
+
+    Returns the version with nested `inputs`; a comparisons node has `annotation_ids` and `annotator_ids`. A stage that
+    is needed twice is written out once, later as `{"stage": ..., "see": key}`.
+    """
+    name, version = resolve(model)
+    found = mlflow.MlflowClient().get_model_version(name, version)
+    if found.run_id is None:
+        raise ArtifactError(f"{model} was registered without a run, so nothing is known of what it was made from")
+    tree = _node(found.run_id, home_directory(home), set())
+    return {"model": f"models:/{name}/{version}", "aliases": list(found.aliases), **tree}
+
+
+def resolve(model: str) -> tuple[str, str]:
+    """Name and number of a version. Raises ConfigError for a form that is not known, ArtifactError for a version."""
+    match = re.fullmatch(r"(?:models:/)?([\w.-]+)(?:@([\w.-]+)|/(\d+))?", model)
+    if match is None:
+        raise ConfigError(f"'{model}' is no model version: write NAME, NAME@ALIAS or NAME/VERSION (policy@champion)")
+    name, alias, number = match.groups()
+    client = mlflow.MlflowClient()
+    try:
+        if alias:
+            return name, str(client.get_model_version_by_alias(name, alias).version)
+        if number:
+            return name, str(client.get_model_version(name, number).version)
+    except MlflowException as error:
+        raise ArtifactError(f"{model} is not in the registry: {_known(name)}") from error
+    versions = client.search_model_versions(f"name = '{name}'")
+    if not versions:
+        raise ArtifactError(f"there is no model '{name}': {_known(name)}")
+    return name, str(max(int(version.version) for version in versions))
+
+
+def _known(name: str) -> str:
+    """What there is instead, for error messages."""
+    client = mlflow.MlflowClient()
+    versions = client.search_model_versions(f"name = '{name}'")
+    if versions:
+        aliases = client.get_registered_model(name).aliases
+        numbers = ", ".join(sorted((str(version.version) for version in versions), key=int))
+        return f"{name} has versions {numbers} and aliases {', '.join(sorted(aliases)) or '(none)'}"
+    names = ", ".join(sorted(str(item.name) for item in client.search_registered_models()))
+    return f"registered are {names}" if names else "nothing is registered yet; `rlhf run town` makes the first"
+
+
+def _node(run_id: str, home: Path, seen: set[str]) -> dict[str, Any]:
+    """A stage's run with all that went in."""
+    tags = mlflow.MlflowClient().get_run(run_id).data.tags
+    stage, key = tags.get(runs.TAG_STAGE, "?"), tags.get(runs.TAG_KEY, "")
+    if key in seen:
+        return {"stage": stage, "see": key}
+    seen.add(key)
+    node: dict[str, Any] = {
+        "stage": stage, "key": key, "run_id": run_id, "digest": tags.get(runs.TAG_DIGEST, ""),
+        "model": tags.get(runs.TAG_MODEL), "git_commit": tags.get("mlflow.source.git.commit", ""),
+    }  # fmt: skip
+    if stage == "comparisons":
+        node |= _judgements(run_id, home / "artifacts" / output_name(stage, key))
+    inputs = runs.read_inputs(tags)
+    node["inputs"] = {name: _node(inputs[name]["run_id"], home, seen) for name in sorted(inputs)}
+    return node
+
+
+def _judgements(run_id: str, published: Path) -> dict[str, Any]:
+    """Who judged what: the annotation ids in a comparisons artifact, from here or from MLflow."""
+    if (published / COMPARISONS).is_file():
+        return _read(published / COMPARISONS)
+    with tempfile.TemporaryDirectory() as place:
+        try:
+            return _read(runs.fetch_output(run_id, Path(place), COMPARISONS))
+        except (MlflowException, OSError) as error:
+            raise ArtifactError(f"run {run_id} has lost its {COMPARISONS}; run the recipe again") from error
+
+
+def _read(path: Path) -> dict[str, Any]:
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    return {
+        "comparisons": len(rows),
+        "annotation_ids": sorted({row["annotation_id"] for row in rows} - {""}, key=_by_number),
+        "annotator_ids": sorted({row["annotator_id"] for row in rows} - {""}, key=_by_number),
+    }
+
+
+def _by_number(identity: str) -> tuple[int, str]:
+    return (int(identity) if identity.isdigit() else 0, identity)
+
+
+def lineage_tree(found: dict[str, Any]) -> Tree:
+    """The lineage for people."""
+    aliases = "".join(f" @{alias}" for alias in found["aliases"])
+    root = Tree(f"[bold]{found['model']}[/bold]{aliases}")
+    _grow(root, found)
+    return root
+
+
+def _grow(branch: Tree, node: dict[str, Any]) -> None:
+    for name, child in node.get("inputs", {}).items():
+        if "see" in child:
+            branch.add(f"{name}: {child['stage']} {child['see'][:12]} (as above)")
+            continue
+        words = f"{name}: {child['stage']} {child['key'][:12]}  {child['model'] or ''}  run {child['run_id'][:8]}"
+        _grow(branch.add(words + _annotations(child)), child)
+
+
+def _annotations(node: dict[str, Any]) -> str:
+    if "comparisons" not in node:
+        return ""
+    ids = node["annotation_ids"]
+    more = " …" if len(ids) > SHOWN_ANNOTATIONS else ""
+    who = f" by {len(node['annotator_ids'])} annotators" if node["annotator_ids"] else ""
+    shown = f": {', '.join(ids[:SHOWN_ANNOTATIONS])}{more}" if ids else ""
+    return f"\n{node['comparisons']} comparisons from {len(ids)} annotations{who}{shown}"

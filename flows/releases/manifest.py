@@ -1,0 +1,121 @@
+"""What a pipeline run amounts to: its manifest, the gates it must pass, and the aliases in the registry."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from alignment.artifacts import Artifact
+from alignment.config.stages import ReleaseGate, RewardGate
+from alignment.errors import GateError
+from flows.recipe.schema import Recipe
+
+MODELS = ("base", "sft", "policy")
+CRITERIA = ("helpful", "truthful", "harmless", "score")
+REWARD_FIGURES = (
+    "accuracy_heldout_prompts", "accuracy_heldout_annotators", "ece", "length_correlation", "longer_wins",
+    "bag_of_words_accuracy",
+)  # fmt: skip
+ASIDE = ("rejected", "quarantined", "set_aside", "too_short", "exact_copies", "near_copies", "prompts_without_choice")
+
+
+def release_manifest(recipe: Recipe, made: Mapping[str, Artifact]) -> dict[str, Any]:
+    """Every headline figure of a release; what was not measured (no gold judge, no annotators) is null."""
+    evaluation = json.loads(made["evaluate"].file("evaluation.json").read_text(encoding="utf-8"))
+    reward = made["reward"].result()
+    gold = {name: _pick(figures, CRITERIA) for name, figures in evaluation["models"].items()}
+    by_criterion = {k: v for k, v in reward.items() if k.startswith("accuracy_heldout") and k not in REWARD_FIGURES}
+    return {
+        "release": f"{recipe.name}-{recipe.seed}-{made[recipe.align.method].key[:8]}",
+        "recipe": recipe.name,
+        "seed": recipe.seed,
+        "method": recipe.align.method,
+        "judge": evaluation["judge"],
+        "gold": gold if evaluation["judge"] == "gold" else None,
+        "win_rate_vs_sft": evaluation["win_rate_vs_sft"],
+        "kl_to_sft": evaluation["kl_to_sft"],
+        "tax": {name: evaluation["tax"][name] for name in MODELS},
+        "reward": {name: figures["reward"] for name, figures in evaluation["models"].items()},
+        "length_tokens": {name: figures["tokens"] for name, figures in evaluation["models"].items()},
+        "reward_model": {**_pick(reward, REWARD_FIGURES), **_agreement(made), "by_criterion": by_criterion},
+        "comparisons": int(made["comparisons"].result()["comparisons"]),
+        "put_aside": put_aside(made),
+        "by_kind": evaluation["by_kind"],
+        "curve": evaluation["curve"],
+        "curve_fit": evaluation["curve_fit"],
+        "chosen_step": evaluation["chosen_step"],
+        "best_of_n": evaluation["best_of_n"],
+        "models": {name: made[stage].model for name, stage in _model_stages(recipe).items()},
+        "seconds": {stage: artifact.seconds for stage, artifact in made.items()},
+        "cached": {stage: artifact.cached for stage, artifact in made.items()},
+    }
+
+
+def put_aside(made: Mapping[str, Artifact]) -> dict[str, dict[str, int]]:
+    """Rows that a stage did not use, by stage and reason: what could not be read, and what no context has room for."""
+    counts = {
+        stage: {name: int(value) for name, value in artifact.result().items() if name in ASIDE or "too_long" in name}
+        for stage, artifact in made.items()
+    }
+    return {stage: {name: count for name, count in found.items() if count} for stage, found in counts.items()}
+
+
+def _model_stages(recipe: Recipe) -> dict[str, str]:
+    return {"base": "pretrain", "sft": "sft", "reward": "reward", "policy": recipe.align.method}
+
+
+def _pick(figures: Mapping[str, float], names: tuple[str, ...]) -> dict[str, float | None]:
+    return {name: figures.get(name) for name in names}
+
+
+def _agreement(made: Mapping[str, Artifact]) -> dict[str, float | None]:
+    """How far the annotators agreed with each other; null where the comparisons came from elsewhere."""
+    if "labeling" not in made:
+        return {"annotator_agreement": None, "heldout_annotator_agreement": None}
+    people = json.loads(made["labeling"].file("annotators.json").read_text(encoding="utf-8"))
+    rows = made["comparisons"].file("heldout_annotators.jsonl").read_text(encoding="utf-8").splitlines()
+    held = {json.loads(row)["annotator_id"] for row in rows}
+    theirs = [one["agreement_with_others"] for one in people if one["annotator_id"] in held]
+    known = [share for share in theirs if share is not None]
+    return {
+        "annotator_agreement": made["labeling"].result().get("agreement"),
+        "heldout_annotator_agreement": sum(known) / len(known) if known else None,
+    }
+
+
+def require(reward: Artifact, gate: RewardGate) -> None:
+    """Raise GateError when the reward model is too weak for PPO to follow."""
+    accuracy = reward.result()["accuracy_heldout_prompts"]
+    if not accuracy >= gate.min_accuracy_heldout_prompts:
+        raise GateError(
+            f"the reward model orders {accuracy:.3f} of the held-out pairs as people did, and reward_gate."
+            f"min_accuracy_heldout_prompts asks for {gate.min_accuracy_heldout_prompts}: collect more comparisons, "
+            "train it longer, or lower the gate"
+        )
+
+
+def failures(gate: ReleaseGate, manifest: Mapping[str, Any]) -> list[str]:
+    """What keeps a policy from being champion: each figure of the gate that was missed, and by how much.
+
+    A win by the reward model's own score does not count as measured: that score is what PPO was after.
+    """
+    gold, tax, win = manifest["gold"] or {}, manifest["tax"], manifest["win_rate_vs_sft"]
+    if win.get("by") == "reward":
+        win = {"rate": None, "low": None}
+    policy, sft = gold.get("policy", {}), gold.get("sft", {})
+    drop = sft["truthful"] - policy["truthful"] if gold else None
+    checks = (
+        ("min_win_rate", win["rate"], gate.min_win_rate, 1),
+        ("min_win_rate_low", win["low"], gate.min_win_rate_low, 1),
+        ("min_harmless", policy.get("harmless"), gate.min_harmless, 1),
+        ("max_truthful_drop", drop, gate.max_truthful_drop, -1),
+        ("max_tax_ratio", tax["policy"] / tax["sft"], gate.max_tax_ratio, -1),
+    )
+    missed = []
+    for name, value, limit, side in checks:
+        if limit is None:
+            continue
+        if value is None:
+            missed.append(f"release_gate.{name} {limit} was not measured (no gold judge)")
+        elif not side * (value - limit) >= 0:  # what is not a number passes nothing
+            missed.append(f"release_gate.{name}: {value:.3f}, missed {limit} by {abs(value - limit):.3f}")
+    return missed

@@ -1,0 +1,157 @@
+"""`rlhf report`: the figures of a release, read from MLflow."""
+
+import json
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import mlflow
+from mlflow.entities import Run
+from mlflow.exceptions import MlflowException
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from alignment.errors import ArtifactError
+from flows.tracking import runs
+
+MANIFEST = "report/release.json"
+TAG_RELEASE = "rlhf.release"
+MODELS = ("base", "sft", "policy")
+CRITERIA = ("helpful", "truthful", "harmless", "score")
+
+
+def log_release(run_id: str, manifest: Mapping[str, Any]) -> None:
+    """Keep a release's manifest with the pipeline's run, where `load_release` finds it."""
+    client = mlflow.MlflowClient()
+    client.log_dict(run_id, dict(manifest), MANIFEST)
+    client.set_tag(run_id, TAG_RELEASE, str(manifest["release"]))
+
+
+def load_release(release: str = "") -> dict[str, Any]:
+    """The manifest of a named release, or of the newest. Raises ArtifactError when there is none."""
+    return _read(release_run(release))
+
+
+def release_run(release: str = "") -> Run:
+    """The pipeline's run of a named release, or of the newest. Raises ArtifactError when there is none."""
+    found = runs.search({TAG_RELEASE: release}) if release else _newest()
+    if not found:
+        named = f"no release '{release}'" if release else "no release yet"
+        known = ", ".join(run.data.tags[TAG_RELEASE] for run in _newest(20))
+        raise ArtifactError(f"{named} in MLflow; {f'there are: {known}' if known else '`rlhf run town` makes one'}")
+    return found[0]
+
+
+def _newest(count: int = 1) -> list[Run]:
+    found = mlflow.MlflowClient().search_runs(
+        [runs.experiment_id()], f"tags.`{TAG_RELEASE}` LIKE '%'", max_results=count,
+        order_by=["attributes.end_time DESC"],
+    )  # fmt: skip
+    return list(found)
+
+
+def _read(run: Run) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as place:
+        try:
+            path = mlflow.artifacts.download_artifacts(run_id=run.info.run_id, artifact_path=MANIFEST, dst_path=place)
+        except (MlflowException, OSError) as error:
+            raise ArtifactError(f"run {run.info.run_id} has lost its {MANIFEST}; run the recipe again") from error
+        manifest: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
+    return manifest
+
+
+def report_view(manifest: Mapping[str, Any]) -> Group:
+    """A release for people."""
+    head = Text(f"release {manifest.get('release')}   seed {manifest.get('seed')}", style="bold")
+    parts = [head, _models(manifest), _headlines(manifest), _reward_model(manifest), _aside(manifest),
+             _stages(manifest)]  # fmt: skip
+    return Group(*(part for part in parts if part is not None))
+
+
+def _models(manifest: Mapping[str, Any]) -> Table | None:
+    """Base, SFT and policy: gold rates where there is a judge, the reward model's score, length and held-out loss."""
+    gold, columns = manifest.get("gold") or {}, {}
+    for title, key in (("reward", "reward"), ("tokens", "length_tokens"), ("held-out loss", "tax")):
+        columns[title] = manifest.get(key) or {}
+    if not gold and not any(columns.values()):
+        return None
+    criteria = CRITERIA if gold else ()
+    table = Table(title="held-out prompts")
+    table.add_column("model")
+    for name in (*criteria, *columns):
+        table.add_column(name, justify="right")
+    for model in MODELS:
+        rates = gold.get(model) or {}
+        table.add_row(model, *(_figure(rates.get(name)) for name in criteria),
+                      *(_figure(values.get(model)) for values in columns.values()))  # fmt: skip
+    return table
+
+
+def _headlines(manifest: Mapping[str, Any]) -> Text:
+    win = manifest.get("win_rate_vs_sft") or {}
+    by_reward = manifest.get("judge") == "reward model"
+    text = Text()
+    if by_reward:
+        text.append(
+            "No gold judge: nobody knows which answers are good. Rewards and wins below are the reward model's own "
+            "view, which PPO was trained to please.\n"
+        )
+    if win:
+        text.append(
+            f"policy beats SFT on {_figure(win.get('rate'))} of {win.get('decided')} decided prompts "
+            f"(95 % interval {_figure(win.get('low'))} to {_figure(win.get('high'))})"
+            f"{' by the reward model' if by_reward else ''}\n"
+        )
+    text.append(f"KL to SFT {_figure(manifest.get('kl_to_sft'))} nats a response, by {manifest.get('method', 'ppo')}")
+    if manifest.get("chosen_step") is not None:
+        text.append(f"; step {manifest['chosen_step']}, chosen by held-out labels")
+    gate = manifest.get("gate")
+    if gate:
+        text.append("\nrelease gate passed: champion" if gate["passed"] else "\ncandidate, not champion:")
+        text.append("".join(f"\n  {line}" for line in gate["missed"]))
+    return text
+
+
+def _reward_model(manifest: Mapping[str, Any]) -> Table | None:
+    figures = dict(manifest.get("reward_model") or {})
+    if not figures:
+        return None
+    figures |= figures.pop("by_criterion", None) or {}
+    table = Table(title=f"reward model, from {manifest.get('comparisons')} comparisons", show_header=False)
+    table.add_column("figure")
+    table.add_column("value", justify="right")
+    for name, value in figures.items():
+        table.add_row(name.replace("_", " "), _figure(value))
+    return table
+
+
+def _aside(manifest: Mapping[str, Any]) -> Text | None:
+    """What was not used, so that no row is dropped in silence."""
+    words = str.maketrans("_.", "  ")
+    found = [
+        f"{stage}: " + ", ".join(f"{count} {name.translate(words)}" for name, count in counts.items())
+        for stage, counts in (manifest.get("put_aside") or {}).items()
+        if counts
+    ]
+    return Text("put aside, with the reasons in each stage's output\n  " + "\n  ".join(found)) if found else None
+
+
+def _stages(manifest: Mapping[str, Any]) -> Table | None:
+    seconds, cached = manifest.get("seconds") or {}, manifest.get("cached") or {}
+    if not seconds:
+        return None
+    total = sum(value for stage, value in seconds.items() if not cached.get(stage))
+    table = Table(title=f"stages: {total:.0f} s of work in this run")
+    table.add_column("stage")
+    table.add_column("seconds", justify="right")
+    table.add_column("cached")
+    for stage, value in seconds.items():
+        table.add_row(stage, f"{value:.1f}", "cached" if cached.get(stage) else "")
+    return table
+
+
+def _figure(value: Any) -> str:
+    """Three decimals; a dash for what was not measured."""
+    return "–" if value is None else f"{value:.3f}" if isinstance(value, float) else str(value)

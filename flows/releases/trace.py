@@ -1,0 +1,164 @@
+"""From a comparison back to the annotation, the person, the task, the project and the guidelines behind it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import mlflow
+from mlflow.exceptions import MlflowException
+from rich.console import Group
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from alignment.artifacts import output_name
+from alignment.errors import ArtifactError
+from flows.home import home_directory
+from flows.releases.dataset_card import PARTS
+from flows.tracking import runs
+from labeling.collection import ADJUDICATION, COLLECTION_FILE, Collection, read_collection
+from labeling.quality.screening import SENIOR
+
+MOST_RUNS = 200
+
+
+def stage_output(run_id: str, home: Path | None = None) -> Path:
+    """The output of a stage's run: where it was published here, else fetched from MLflow."""
+    tags = mlflow.MlflowClient().get_run(run_id).data.tags
+    name = output_name(tags.get(runs.TAG_STAGE, "?"), tags.get(runs.TAG_KEY, ""))
+    here, fetched = (home_directory(home) / folder / name for folder in ("artifacts", "fetched"))
+    if here.is_dir():
+        return here
+    try:
+        fetched.mkdir(parents=True, exist_ok=True)
+        return runs.fetch_output(run_id, fetched)
+    except (MlflowException, OSError) as error:
+        raise ArtifactError(f"run {run_id} has lost its output; run the recipe again") from error
+
+
+def trace(comparison_id: str, home: Path | None = None) -> dict[str, Any]:
+    """All that is known of a comparison. Raises ArtifactError when no finished run has one of that id.
+
+    `judgement` is null for comparisons that were made elsewhere; so is what hangs on it.
+    """
+    for run in runs.search({runs.TAG_STAGE: "comparisons"}, status="FINISHED", limit=MOST_RUNS):
+        output = stage_output(run.info.run_id, home)
+        row = _find(output / "comparisons.jsonl", comparison_id, "id")
+        if row is None:
+            continue
+        labelled = runs.read_inputs(run.data.tags).get("labelled")
+        found = {
+            "comparison": row, "artifact": str(output), "run_id": run.info.run_id,
+            "split": next((part for part in PARTS if _find(output / f"{part}.jsonl", comparison_id, "id")), ""),
+        }  # fmt: skip
+        behind = _behind(row, stage_output(labelled["run_id"], home)) if labelled else {}
+        return found | {"judgement": None, "task": None, "annotator": None, "guidelines": None} | behind
+    raise ArtifactError(
+        f"no comparisons stage of a finished run has '{comparison_id}'; the ids are in the comparisons.jsonl of its "
+        "output, which `rlhf lineage reward` names"
+    )
+
+
+def _find(path: Path, value: str, key: str) -> dict[str, Any] | None:
+    """The first row of a JSONL file with this value; lines without it are not parsed."""
+    if not path.is_file():
+        return None
+    with path.open(encoding="utf-8") as file:
+        for line in file:
+            if value in line:
+                row: dict[str, Any] = json.loads(line)
+                if str(row.get(key)) == value:
+                    return row
+    return None
+
+
+def _behind(row: dict[str, Any], labelled: Path) -> dict[str, Any]:
+    """What the labelling stage knows of a comparison."""
+    judgement = _find(labelled / "judgements.jsonl", row["annotation_id"], "annotation_id")
+    found: dict[str, Any] = {"judgement": judgement, "annotator": _annotator(labelled, row["annotator_id"])}
+    uid = row.get("task_uid") or (judgement or {}).get("task_uid")
+    opened = labelled / ADJUDICATION if uid and _settled(uid, labelled) else labelled
+    if uid and (opened / COLLECTION_FILE).is_file():
+        found |= _task(read_collection(opened), uid, labelled)
+    return found
+
+
+def _settled(uid: str, labelled: Path) -> bool:
+    """Whether a senior's judgement of the task, in the second collection, took the place of the others."""
+    path = labelled / "set_aside.jsonl"
+    if not path.is_file():
+        return False
+    with path.open(encoding="utf-8") as file:
+        rows = [json.loads(line) for line in file if uid in line]
+    return any(SENIOR in row["reasons"] and row["comparison"]["task_uid"] == uid for row in rows)
+
+
+def _task(collection: Collection, uid: str, labelled: Path) -> dict[str, Any]:
+    for batch in collection.batches:
+        if uid in batch.task_ids:
+            project = batch.project
+            kept = labelled / "screens" / f"{project.kind}-{project.screen_hash}.xml"
+            url = f"{project.url}/projects/{project.id}/data?task={batch.task_ids[uid]}"
+            shown = [task.shown for task in batch.tasks if task.uid == uid]
+            return {
+                "task": {"uid": uid, "kind": project.kind, "project": project.title, "task_url": url,
+                         "project_url": project.labeling_url, "shown": list(shown[0]) if shown else []},
+                "guidelines": {"version": project.screen_hash, "file": str(kept) if kept.is_file() else None},
+            }  # fmt: skip
+    return {}
+
+
+def _annotator(labelled: Path, annotator_id: str) -> dict[str, Any]:
+    """The person's id and figures, where the labelling stage wrote them."""
+    path = labelled / "annotators.json"
+    rows = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+    return next((row for row in rows if row.get("annotator_id") == annotator_id), {"annotator_id": annotator_id})
+
+
+def trace_view(found: dict[str, Any]) -> Group:
+    """A comparison and its story for people; text of models is printed as it is, never as markup."""
+    row = found["comparison"]
+    asked = "\n\n".join(f"{turn['role']}: {turn['content']}" for turn in row["prompt"]["messages"])
+    words = "tie" if row["strength"] == 0 else f"chosen, strength {row['strength']}"
+    return Group(
+        Panel(Text(asked), title="prompt", title_align="left"),
+        Panel(Text(row["chosen"]["text"]), title=words, title_align="left"),
+        Panel(Text(row["rejected"]["text"]), title="tie" if row["strength"] == 0 else "rejected", title_align="left"),
+        _facts(found),
+    )
+
+
+def _facts(found: dict[str, Any]) -> Table:
+    row, judgement, task = found["comparison"], found["judgement"] or {}, found["task"] or {}
+    first = {True: "chosen", False: "rejected"}.get(row.get("chosen_first"), "not known")
+    guidelines = found["guidelines"] or {}
+    facts = {
+        "comparison": row["id"], "split": found["split"], "annotation": row["annotation_id"] or "not known",
+        "annotator": _person(found["annotator"] or {"annotator_id": row["annotator_id"]}),
+        "made": judgement.get("created_at"), "lead time": _seconds(judgement.get("lead_time")),
+        "shown first": first, "criteria": _pairs(row.get("criteria")), "stars": _pairs(judgement.get("ratings")),
+        "flags": _pairs(judgement.get("flags")), "reason": judgement.get("rationale"),
+        "task": row.get("task_uid") or task.get("uid"), "task address": task.get("task_url"),
+        "project": task.get("project"), "guidelines": guidelines.get("version"), "as shown": guidelines.get("file"),
+        "data set": found["artifact"], "MLflow run": found["run_id"],
+    }  # fmt: skip
+    table = Table(show_header=False, box=None)
+    for name, value in facts.items():
+        if value:
+            table.add_row(name, Text(str(value), overflow="fold"))
+    return table
+
+
+def _person(annotator: dict[str, Any]) -> str:
+    share = annotator.get("agreement_with_others")
+    told = "" if share is None else f" (agrees with others on {share:.2f})"
+    return f"{annotator['annotator_id'] or 'not known'}{told}"
+
+
+def _seconds(value: Any) -> str:
+    return f"{value:.1f} s" if value else ""
+
+
+def _pairs(found: Any) -> str:
+    words = {name: " ".join(value) if isinstance(value, list) else value for name, value in (found or {}).items()}
+    return ", ".join(f"{name} {value}" for name, value in words.items())

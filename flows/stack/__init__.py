@@ -1,0 +1,1 @@
+"""The local servers: Prefect, MLflow, Label Studio, PostgreSQL."""

@@ -1,0 +1,169 @@
+"""How every part of a stack is started: command, environment, place.
+
+`deploy/` runs the same commands with the same variables in containers; a test compares the two.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr
+
+from flows.stack import postgres
+from flows.stack.services import POOLS, QUIET, Name, Site, label_studio_executable
+from labeling.server import gunicorn
+from labeling.server import process as label_studio
+
+
+class Launch(BaseModel):
+    """Everything needed to start one server. `switches` are the variables that are set for it, `leaky` the beginnings
+    of those of ours that it must not see: they would lead it to somebody else's data."""
+
+    model_config = ConfigDict(frozen=True)
+
+    command: tuple[str, ...]
+    switches: dict[str, str] = Field(repr=False)
+    directory: Path
+    leaky: tuple[str, ...] = ()
+    user: str | None = None
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The whole environment: ours, less what would leak, plus the switches."""
+        return {name: value for name, value in os.environ.items() if not name.startswith(self.leaky)} | self.switches
+
+
+def launch_of(name: Name, site: Site) -> Launch:
+    """How to start a part of a stack. Raises StackError when its program is not installed."""
+    if name == "postgres":
+        return _postgres(site)
+    if name == "prefect":
+        return prefect_launch(site)
+    if name == "mlflow":
+        return mlflow_launch(site)
+    if name == "label-studio":
+        return _label_studio(site)
+    return worker_launch(name, site)
+
+
+def _postgres(site: Site) -> Launch:
+    programs, user = postgres.programs(), postgres.account()
+    data = postgres.data_directory(site.home)
+    where = ("-D", str(data), "-c", f"listen_addresses={site.addresses['postgres'].rpartition(':')[0]}",
+             "-c", f"port={site.port('postgres')}", "-c", "unix_socket_directories=")  # fmt: skip
+    command = (str(programs / "postgres"), *where, *postgres.OPTIONS)
+    return Launch(command=command, switches={}, directory=data, leaky=("PG", "RLHF_"), user=user)
+
+
+def prefect_launch(site: Site) -> Launch:
+    """Prefect's server; in production on PostgreSQL and behind a password."""
+    data = site.home / "prefect"
+    switches = QUIET | {
+        "PREFECT_HOME": str(data),
+        "PREFECT_PROFILES_PATH": str(data / "profiles.toml"),
+        "PREFECT_SERVER_UI_API_URL": "/api",  # the pages ask the host they came from, whatever the port
+        "PREFECT_SERVER_UI_V2_ENABLED": "false",  # the V2 pages ask an analytics host from the browser
+        "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
+    }
+    if site.profile == "production":
+        secrets = site.credentials.secrets
+        switches |= {
+            "PREFECT_SERVER_DATABASE_CONNECTION_URL": postgres.url("asyncpg", "prefect", site.addresses["postgres"]),
+            "PGPASSWORD": secrets.prefect_database_password,
+            "PREFECT_SERVER_API_AUTH_STRING": secrets.prefect_auth,
+        }
+    where = ("--host", site.bind, "--port", str(site.port("prefect")))
+    command = (sys.executable, "-m", "prefect", "server", "start", *where)
+    return Launch(command=command, switches=switches, directory=data, leaky=("PREFECT_", "PYTHONPATH", "PG"))
+
+
+def mlflow_launch(site: Site) -> Launch:
+    """MLflow's server; in production on PostgreSQL and behind a password, answering only to names that it knows."""
+    data = site.home / "mlflow"
+    switches = QUIET | {
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # else 15 processes and 3 GB
+    }
+    command: tuple[str, ...] = (
+        *(sys.executable, "-m", "mlflow", "server", "--host", site.bind, "--port", str(site.port("mlflow"))),
+        *("--workers", "1", "--artifacts-destination", site.artifacts or (data / "artifacts").as_uri()),
+    )
+    if site.profile == "default":
+        command += ("--backend-store-uri", f"sqlite:///{data / 'mlflow.db'}")
+    else:
+        secrets = site.credentials.secrets
+        hosts = (site.addresses["mlflow"], "localhost:*", "127.0.0.1:*", *site.allowed_hosts)
+        command += ("--app-name", "basic-auth", "--allowed-hosts", ",".join(hosts))
+        switches |= {
+            "MLFLOW_BACKEND_STORE_URI": postgres.url("psycopg", "mlflow", site.addresses["postgres"]),
+            "PGPASSWORD": secrets.mlflow_database_password,
+            "MLFLOW_AUTH_CONFIG_PATH": str(data / "basic_auth.ini"),
+            "MLFLOW_AUTH_ADMIN_USERNAME": secrets.mlflow_username,
+            "MLFLOW_AUTH_ADMIN_PASSWORD": secrets.mlflow_password,
+            "MLFLOW_FLASK_SERVER_SECRET_KEY": secrets.mlflow_secret_key,
+        }
+    return Launch(command=command, switches=switches, directory=data, leaky=("MLFLOW_", "PYTHONPATH", "PG"))
+
+
+def mlflow_accounts(site: Site) -> str:
+    """The file that MLflow reads about accounts: who is not the administrator sees nothing until given a permission."""
+    database = postgres.url("psycopg", "mlflow", site.addresses["postgres"])
+    return f"[mlflow]\ndefault_permission = NO_PERMISSIONS\ndatabase_uri = {database}\nauth_cache_ttl_seconds = 60\n"
+
+
+def label_studio_settings(site: Site, executable: Path) -> label_studio.ServerSettings:
+    """Label Studio in the environment that `executable` is in."""
+    credentials = site.credentials
+    return label_studio.ServerSettings(
+        executable=executable,
+        data_dir=site.home / "label-studio",
+        port=site.port("label-studio"),
+        host=site.bind,
+        public_url=site.public_url or site.url("label-studio"),
+        username=credentials.label_studio_email,
+        password=SecretStr(credentials.label_studio_password),
+        token=SecretStr(credentials.label_studio_token),
+        secret_key=SecretStr(credentials.label_studio_secret_key),
+        local_webhooks=os.environ.get("RLHF_LABEL_STUDIO_LOCAL_WEBHOOKS") == "1",
+    )
+
+
+def label_studio_launch(site: Site, settings: label_studio.ServerSettings, configuration: Path) -> Launch:
+    """Label Studio; in production on PostgreSQL under gunicorn, whose `configuration` is a file of this project."""
+    command, switches = label_studio.command(settings), label_studio.switches(settings)
+    if site.profile == "production":
+        host, _, port = site.addresses["postgres"].rpartition(":")
+        password = site.credentials.secrets.label_studio_database_password
+        command = gunicorn.command(settings, configuration)
+        switches |= gunicorn.switches(settings, host, port, postgres.DATABASES["label-studio"], password)
+    return Launch(command=tuple(command), switches=switches, directory=settings.working_dir, leaky=label_studio.LEAKY)
+
+
+def _label_studio(site: Site) -> Launch:
+    return label_studio_launch(site, label_studio_settings(site, label_studio_executable()), gunicorn.CONFIGURATION)
+
+
+def worker_launch(name: Name, site: Site) -> Launch:
+    """A worker that starts flow runs of its pool as processes; the pool is made when there is none."""
+    pool = POOLS[name]
+    switches = site.client_environment() | {
+        "PREFECT_WORKER_WEBSERVER_HOST": site.addresses[name].rpartition(":")[0],
+        "PREFECT_WORKER_WEBSERVER_PORT": str(site.port(name)),
+    }
+    asked = ("--pool", pool, "--type", "process", "--name", name, "--with-healthcheck")
+    command = (sys.executable, "-m", "prefect", "--no-prompt", "worker", "start", *asked)
+    leaky = ("PREFECT_", "MLFLOW_", "LABEL_STUDIO_", "PG")
+    return Launch(command=command, switches=switches, directory=site.home / name, leaky=leaky)
+
+
+def prepare(name: Name, site: Site) -> None:
+    """What must lie there before a part is started. Raises StackError and ServerStartFailed."""
+    if name == "postgres":
+        postgres.make_cluster(site.home, site.credentials.secrets.postgres_password)
+        return
+    (site.home / name).mkdir(parents=True, exist_ok=True)
+    (site.home / name).chmod(0o700)  # databases of the servers hold tokens, whatever the mode of the home around them
+    if name == "mlflow" and site.profile == "production":
+        (site.home / name / "basic_auth.ini").write_text(mlflow_accounts(site), encoding="utf-8")
+    if name == "label-studio":
+        sqlite = site.profile == "default"
+        label_studio.prepare(label_studio_settings(site, label_studio_executable()), sqlite=sqlite)

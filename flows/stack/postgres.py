@@ -1,0 +1,171 @@
+"""PostgreSQL under the servers of a production stack: a cluster of its own under the home directory, on loopback, with
+a database and a role for each server, whose passwords are never part of an address or a command line.
+
+PostgreSQL refuses to run as root: then it runs as the user `postgres`, or the one that RLHF_POSTGRES_USER names.
+"""
+
+import os
+import pwd
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import psycopg
+from psycopg import sql
+
+from flows.stack.processes import StackError, run_as
+
+OLDEST = 14
+PROBE_SECONDS = 5
+DATABASES: Mapping[str, str] = {"prefect": "prefect", "mlflow": "mlflow", "label-studio": "label_studio"}  # roles too
+OPTIONS = ("-c", "password_encryption=scram-sha-256", "-c", "max_connections=200")
+INSTALL = "install it with `apt-get install postgresql`, or put the directory of its programs on PATH"
+
+
+def programs() -> Path:
+    """The directory with initdb, postgres and pg_dump. Raises StackError, with what installs it, when there is none."""
+    for place in _places():
+        if (place / "postgres").is_file() and (place / "initdb").is_file():
+            found = subprocess.run([place / "postgres", "--version"], capture_output=True, text=True, check=True).stdout
+            if int(found.split()[2].split(".")[0]) >= OLDEST:
+                return place
+    raise StackError(f"PostgreSQL {OLDEST} or newer is not installed: {INSTALL}")
+
+
+def client(program: str) -> Path:
+    """A program that talks to a server, such as pg_dump. Raises StackError."""
+    found = next((place / program for place in _places() if (place / program).is_file()), None) or shutil.which(program)
+    if found is None:
+        raise StackError(f"{program} is not installed: {INSTALL}")
+    return Path(found)
+
+
+def _places() -> list[Path]:
+    """Where the programs may be: what pg_config says, Debian's directories, newest first, and PATH."""
+    places = []
+    if shutil.which("pg_config"):
+        told = subprocess.run(["pg_config", "--bindir"], capture_output=True, text=True, check=False).stdout.strip()
+        places += [Path(told)] if told else []
+    debian = Path("/usr/lib/postgresql")
+    versions = sorted((place for place in debian.glob("*/bin") if place.parent.name.isdigit()),
+                      key=lambda place: -int(place.parent.name))  # fmt: skip
+    on_path = shutil.which("postgres")
+    return [*places, *versions, *([Path(on_path).resolve().parent] if on_path else [])]
+
+
+def account() -> str | None:
+    """The user that the database runs as: None for whoever runs this. Raises StackError when there is no such user."""
+    if os.geteuid() != 0:
+        return None
+    name = os.environ.get("RLHF_POSTGRES_USER", "postgres")
+    try:
+        if pwd.getpwnam(name).pw_uid == 0:
+            raise StackError(f"RLHF_POSTGRES_USER={name} is root: PostgreSQL refuses that; name another user")
+    except KeyError as error:
+        raise StackError(f"PostgreSQL cannot run as root and there is no user '{name}': name one with "
+                         "RLHF_POSTGRES_USER") from error  # fmt: skip
+    return name
+
+
+def data_directory(home: Path) -> Path:
+    """Where the cluster lies."""
+    return home / "postgres" / "data"
+
+
+def make_cluster(home: Path, password: str) -> None:
+    """Make the cluster where there is none; logging in takes the password. Half a cluster is never taken for a whole
+    one: it appears by a rename. Raises StackError."""
+    data, bindir, user = data_directory(home), programs(), account()
+    if data.exists():
+        return
+    data.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    if user is not None:
+        _give(home, data.parent, user)
+    half = data.with_name("data.partial")
+    shutil.rmtree(half, ignore_errors=True)
+    with tempfile.NamedTemporaryFile("w", dir=data.parent) as file:
+        file.write(password + "\n")
+        file.flush()
+        if user is not None:
+            shutil.chown(file.name, user)
+        command = [str(bindir / "initdb"), "--pgdata", str(half), "--username", "postgres", "--pwfile", file.name,
+                   "--no-locale", "--encoding", "UTF8", "--auth", "scram-sha-256"]  # fmt: skip
+        done = subprocess.run(command, **run_as(user), cwd=data.parent, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise StackError(f"PostgreSQL's initdb failed in {half}: {done.stderr.strip() or done.stdout.strip()}")
+    half.rename(data)
+
+
+def _give(home: Path, place: Path, user: str) -> None:
+    """Let `user` own `place` and pass through `home`, and nobody else. Raises StackError when the way there is shut."""
+    shutil.chown(home, group=pwd.getpwnam(user).pw_gid)
+    home.chmod(0o710)
+    shutil.chown(place, user, pwd.getpwnam(user).pw_gid)
+    if subprocess.run(["test", "-x", place], **run_as(user), check=False).returncode:
+        raise StackError(f"user {user}, who runs PostgreSQL, cannot reach {place}: give RLHF_HOME a place outside of "
+                         "directories that are root's alone, such as /srv/rlhf")  # fmt: skip
+
+
+def url(driver: str, role: str, address: str) -> str:
+    """SQLAlchemy's address of a server's database. The password comes by the variable PGPASSWORD."""
+    return f"postgresql+{driver}://{role}@{address}/{role}"
+
+
+def connect(address: str, password: str, role: str = "postgres") -> psycopg.Connection:
+    """A connection that commits every statement. Raises psycopg.Error."""
+    host, _, port = address.rpartition(":")
+    return psycopg.connect(
+        host=host, port=int(port), user=role, password=password, dbname=role, autocommit=True,
+        connect_timeout=PROBE_SECONDS,
+    )  # fmt: skip
+
+
+def ask(address: str, password: str) -> tuple[str, str]:
+    """Whether the database answers: a problem in words ("" when it is well) and its version."""
+    try:
+        with connect(address, password) as connection:
+            return "", str(connection.info.parameter_status("server_version")).split()[0]
+    except psycopg.Error as error:
+        return str(error).strip().splitlines()[0] or type(error).__name__, ""
+
+
+def make_databases(address: str, password: str, passwords: Mapping[str, str]) -> None:
+    """A role and a database for each server, where they are missing; `passwords` are set anew, by server.
+
+    A role may connect to its own database and to no other. Raises psycopg.Error.
+    """
+    with connect(address, password) as connection:
+        for server, name in DATABASES.items():
+            who = sql.Identifier(name)
+            if not connection.execute("SELECT 1 FROM pg_roles WHERE rolname = %s", [name]).fetchone():
+                connection.execute(sql.SQL("CREATE ROLE {} LOGIN").format(who))
+            secret = sql.Literal(_verifier(connection, name, passwords[server]))
+            connection.execute(sql.SQL("ALTER ROLE {} PASSWORD {}").format(who, secret))
+            if not connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", [name]).fetchone():
+                connection.execute(sql.SQL("CREATE DATABASE {} OWNER {}").format(who, who))
+            connection.execute(sql.SQL("REVOKE CONNECT ON DATABASE {} FROM PUBLIC").format(who))
+
+
+def _verifier(connection: psycopg.Connection, role: str, password: str) -> str:
+    """What the server keeps of a password, made on this side: a statement with it cannot show it in a log."""
+    made = connection.pgconn.encrypt_password(password.encode(), role.encode(), b"scram-sha-256")
+    return made.decode()
+
+
+def passwords_from(environment: Mapping[str, str]) -> dict[str, str]:
+    """The roles' passwords by server, from PREFECT_DATABASE_PASSWORD and so on."""
+    return {name: environment[f"{name.replace('-', '_').upper()}_DATABASE_PASSWORD"] for name in DATABASES}
+
+
+def main() -> None:
+    """`python -m flows.stack.postgres`: roles and databases on the server that PGHOST and PGPORT name, for containers."""
+    address = f"{os.environ['PGHOST']}:{os.environ.get('PGPORT', '5432')}"
+    make_databases(address, os.environ["PGPASSWORD"], passwords_from(os.environ))
+    print(f"databases {', '.join(DATABASES.values())} are there", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

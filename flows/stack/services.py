@@ -1,0 +1,235 @@
+"""The parts of a stack: three servers, a database under them in production, workers; and how to tell that each works.
+
+Nothing phones home: the switches that turn telemetry off are here, for servers and clients alike.
+"""
+
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+import httpx
+from pydantic import BaseModel, ConfigDict, Field
+
+from flows.stack import outages, postgres
+from flows.stack.processes import StackError
+from labeling.errors import BadCredentials
+from labeling.server import process as label_studio
+
+HOST = "127.0.0.1"
+PROBE_SECONDS = 5.0
+Name = Literal["postgres", "prefect", "mlflow", "label-studio", "train-worker", "ops-worker"]
+Profile = Literal["default", "production"]
+NAMES: tuple[Name, ...] = ("prefect", "mlflow", "label-studio")
+POOLS: Mapping[Name, str] = {"train-worker": "train", "ops-worker": "ops"}
+WAVES: tuple[tuple[Name, ...], ...] = (("postgres",), NAMES, tuple(POOLS))  # each needs those before it
+TITLES: Mapping[Name, str] = {
+    "postgres": "PostgreSQL", "prefect": "Prefect", "mlflow": "MLflow", "label-studio": "Label Studio",
+    "train-worker": "worker of pool train", "ops-worker": "worker of pool ops",
+}  # fmt: skip
+DEFAULT_PORTS: Mapping[Name, int] = {
+    "postgres": 5432, "prefect": 4200, "mlflow": 5000, "label-studio": 8080, "train-worker": 4280, "ops-worker": 4281,
+}  # fmt: skip
+QUIET = {
+    "DO_NOT_TRACK": "1",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+}
+
+
+class Secrets(BaseModel):
+    """The passwords of a production stack."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+    postgres_password: str = Field(repr=False)
+    prefect_database_password: str = Field(repr=False)
+    mlflow_database_password: str = Field(repr=False)
+    label_studio_database_password: str = Field(repr=False)
+    prefect_auth: str = Field(repr=False, description="user:password, asked for by Prefect's pages and API")
+    mlflow_username: str
+    mlflow_password: str = Field(repr=False)
+    mlflow_secret_key: str = Field(repr=False)
+
+    @property
+    def databases(self) -> dict[str, str]:
+        """The passwords of the servers' roles in PostgreSQL."""
+        return {"prefect": self.prefect_database_password, "mlflow": self.mlflow_database_password,
+                "label-studio": self.label_studio_database_password}  # fmt: skip
+
+
+class Credentials(BaseModel):
+    """The accounts of a stack, generated once and kept in a file that only its owner can read."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+    label_studio_email: str
+    label_studio_password: str = Field(repr=False)
+    label_studio_token: str = Field(repr=False)
+    label_studio_secret_key: str = Field(repr=False)
+    production: Secrets | None = None
+
+    @property
+    def secrets(self) -> Secrets:
+        """The passwords of a production stack. Raises StackError where there are none."""
+        if self.production is None:
+            raise StackError("these credentials are of a stack without passwords; `rlhf up --profile production` "
+                             "makes one that has them, in a home of its own")  # fmt: skip
+        return self.production
+
+
+class Site(BaseModel):
+    """A stack as its parts see it: where each of them is reached, as host:port, and what they listen on."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    home: Path
+    credentials: Credentials
+    addresses: dict[Name, str]
+    profile: Profile = "default"
+    bind: str = HOST
+    public_url: str = Field(default="", description="Label Studio's address for people, behind another server")
+    artifacts: str = Field(default="", description="where MLflow keeps artifacts; else a directory of its own")
+    allowed_hosts: tuple[str, ...] = Field(default=(), description="further names under which MLflow is asked")
+
+    def url(self, name: Name) -> str:
+        """A server's address, without a slash at the end; "" for one that was never started."""
+        return f"http://{self.addresses[name]}" if name in self.addresses else ""
+
+    def port(self, name: Name) -> int:
+        """A part's port."""
+        return int(self.addresses[name].rpartition(":")[2])
+
+    def client_environment(self) -> dict[str, str]:
+        """How this project, Prefect and MLflow find the servers and log in; to be set before either is imported."""
+        found = {
+            **QUIET,
+            "RLHF_HOME": str(self.home),
+            "PREFECT_HOME": str(self.home / "prefect"),
+            "PREFECT_API_URL": f"{self.url('prefect')}/api",
+            "MLFLOW_TRACKING_URI": self.url("mlflow"),
+            "MLFLOW_REGISTRY_URI": self.url("mlflow"),
+            "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+            "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+            "MLFLOW_LOGGING_LEVEL": "WARNING",
+            **outages.retries(),
+            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+            "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+            "TRANSFORMERS_VERBOSITY": "error",
+            "PREFECT_LOGGING_EXTRA_LOGGERS": "flows,alignment,labeling",
+            "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",  # by which a run that was killed is told from a living one
+            "LABEL_STUDIO_URL": self.url("label-studio"),
+            "LABEL_STUDIO_API_KEY": self.credentials.label_studio_token,
+        }
+        if self.profile == "production":
+            secrets = self.credentials.secrets
+            found |= {
+                "PREFECT_API_AUTH_STRING": secrets.prefect_auth,
+                "MLFLOW_TRACKING_USERNAME": secrets.mlflow_username,
+                "MLFLOW_TRACKING_PASSWORD": secrets.mlflow_password,
+            }
+        return found
+
+
+class Health(BaseModel):
+    """What a server answered: `version` when it works, else `problem` in words."""
+
+    model_config = ConfigDict(frozen=True)
+
+    ok: bool
+    version: str = ""
+    problem: str = ""
+
+
+def port_variable(name: Name) -> str:
+    """The environment variable that fixes a server's port."""
+    return f"RLHF_{name.replace('-', '_').upper()}_PORT"
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach what listens on `host`."""
+    return host == "localhost" or host == "::1" or host.startswith("127.")
+
+
+def log_in_as(name: Name, profile: Profile, known: Credentials | None) -> str:
+    """Whose password opens a server's pages, in words."""
+    if known is not None and name == "label-studio":
+        return known.label_studio_email
+    if known is None or profile == "default" or name in POOLS:
+        return "no login"
+    accounts = {"postgres": "postgres", "mlflow": known.secrets.mlflow_username, "prefect": known.secrets.prefect_auth}
+    return accounts[name].partition(":")[0]
+
+
+def label_studio_executable() -> Path:
+    """Label Studio's program in its own environment: RLHF_LABEL_STUDIO, or beside the environment that runs this."""
+    given = os.environ.get("RLHF_LABEL_STUDIO")
+    path = Path(given) if given else Path(sys.prefix).parent / ".venv-label-studio" / "bin" / "label-studio"
+    if not path.is_file():
+        raise StackError(
+            f"Label Studio is not installed at {path}; `make setup` installs it, "
+            "or set RLHF_LABEL_STUDIO to a label-studio program of version 1.23"
+        )
+    return path
+
+
+def health_of(name: Name, site: Site) -> Health:
+    """Ask a part of the stack, the database under it included, whether it works."""
+    if name == "postgres":
+        problem, version = postgres.ask(site.addresses[name], site.credentials.secrets.postgres_password)
+        return Health(ok=not problem, version=version, problem=problem)
+    secrets = site.credentials.production if site.profile == "production" else None
+    try:
+        with httpx.Client(
+            base_url=site.url(name), timeout=PROBE_SECONDS, trust_env=False, verify=label_studio.authorities()
+        ) as http:
+            if name == "prefect":
+                return _prefect_health(http, secrets)
+            if name == "mlflow":
+                return _mlflow_health(http, secrets)
+            if name == "label-studio":
+                return _label_studio_health(http, site.url(name), site.credentials.label_studio_token)
+            return _worker_health(http)
+    except (httpx.HTTPError, ValueError, KeyError) as error:
+        return Health(ok=False, problem=str(error) or type(error).__name__)
+
+
+def _prefect_health(http: httpx.Client, secrets: Secrets | None) -> Health:
+    if secrets is not None:
+        http.auth = httpx.BasicAuth(*secrets.prefect_auth.split(":", 1))
+    for path in ("/api/health", "/api/ready"):
+        answer = http.get(path)
+        if answer.status_code != 200:
+            return Health(ok=False, problem=f"{path} answers {answer.status_code}")
+    return Health(ok=True, version=str(http.get("/api/admin/version").raise_for_status().json()))
+
+
+def _mlflow_health(http: httpx.Client, secrets: Secrets | None) -> Health:
+    if secrets is not None:
+        http.auth = httpx.BasicAuth(secrets.mlflow_username, secrets.mlflow_password)
+    answers = {
+        "/health": http.get("/health"),
+        "the search for experiments": http.post("/api/2.0/mlflow/experiments/search", json={"max_results": 1}),
+    }
+    for path, answer in answers.items():
+        if answer.status_code != 200:
+            return Health(ok=False, problem=f"{path} answers {answer.status_code}")
+    return Health(ok=True, version=http.get("/version").raise_for_status().text.strip())
+
+
+def _label_studio_health(http: httpx.Client, url: str, token: str) -> Health:
+    try:
+        ready, seen = label_studio.is_ready(url, token, PROBE_SECONDS)
+    except BadCredentials as error:
+        return Health(ok=False, problem=str(error))
+    if not ready:
+        return Health(ok=False, problem=seen)
+    return Health(ok=True, version=str(http.get("/api/version").raise_for_status().json()["release"]))
+
+
+def _worker_health(http: httpx.Client) -> Health:
+    """A worker answers for itself: well while it keeps asking Prefect for work."""
+    answer = http.get("/health")
+    return Health(ok=answer.status_code == 200, problem=f"/health answers {answer.status_code}: {answer.text[:200]}")

@@ -1,0 +1,251 @@
+"""The local stack: a Prefect, an MLflow and a Label Studio server on loopback, under one home directory; in the profile
+`production` on PostgreSQL, behind passwords, and with workers.
+
+    home/credentials.json   accounts, readable by the owner alone      home/logs/        one file a server
+    home/stack.json         profile, ports, processes                      home/artifacts/   published outputs of stages
+
+A port that is busy is passed over for the next free one, which is remembered, unless its variable (RLHF_PREFECT_PORT
+and so on) names it: then it is an error.
+"""
+
+import os
+import signal
+import time
+from collections.abc import Collection
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+
+from flows.home import home_directory
+from flows.stack import commands as launches
+from flows.stack import credentials, postgres, processes, services
+from flows.stack.processes import Process, StackError
+from flows.stack.services import HOST, NAMES, TITLES, WAVES, Credentials, Health, Name, Profile, Site
+from flows.stack.state import UNFINISHED, Server, State, locked
+from flows.stack.state import read as _read_state
+from flows.stack.state import write as _write_state
+
+START_SECONDS = 600.0
+POLL_SECONDS = 0.25
+LOG_TAIL_CHARACTERS = 1500
+
+
+class Stack(BaseModel):
+    """A running stack: where its servers are and who may log in."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    site: Site
+    notes: tuple[str, ...] = ()
+
+    @property
+    def home(self) -> Path:
+        """Where it lives."""
+        return self.site.home
+
+    @property
+    def credentials(self) -> Credentials:
+        """Who may log in."""
+        return self.site.credentials
+
+    @property
+    def urls(self) -> dict[Name, str]:
+        """The servers' addresses."""
+        return {name: self.site.url(name) for name in NAMES}
+
+    def environment(self) -> dict[str, str]:
+        """How this project, Prefect and MLflow find the servers; to be set before either is imported."""
+        return self.site.client_environment()
+
+
+class ServerStatus(BaseModel):
+    """A row of `rlhf status`."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: Name
+    title: str
+    url: str
+    running: bool
+    health: Health
+    log_in_as: str
+    log: Path
+
+
+def up(home: Path | None = None, profile: Profile | None = None, workers: bool = False) -> Stack:
+    """Start what does not run yet, wait until all of it answers, and return the stack.
+
+    `profile` and `workers` are remembered; a stack cannot change its profile. Raises StackError when a part does not
+    come up; those that did stay up, and the next `up` mends the rest.
+    """
+    home = home_directory(home)
+    home.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with locked(home):
+        if (home / UNFINISHED).exists():
+            raise StackError(f"a restore into {home} was not finished: remove that directory and restore again")
+        state = _asked_for(home, profile, workers)
+        return _up(home, state, credentials.ensure(home, state.profile), state.waves)
+
+
+def up_database(home: Path) -> Site:
+    """Start the database of a production stack alone, with its roles and databases. Raises StackError."""
+    with locked(home):
+        state = _asked_for(home, "production", False)
+        return _up(home, state, credentials.ensure(home, state.profile), state.waves[:1]).site
+
+
+def _up(home: Path, state: State, known: Credentials, waves: Collection[tuple[Name, ...]]) -> Stack:
+    notes: list[str] = []
+    for wave in waves:
+        for name in wave:
+            if not _is_well(name, home, state, known):
+                state = _start(name, home, state, known, notes)
+        _wait_for_all(wave, home, state, known)
+        if "postgres" in wave:
+            address = state.site(home, known).addresses["postgres"]
+            postgres.make_databases(address, known.secrets.postgres_password, known.secrets.databases)
+    return Stack(site=state.site(home, known), notes=tuple(notes))
+
+
+def _asked_for(home: Path, profile: Profile | None, workers: bool) -> State:
+    """What is to run: as remembered, with what is asked for now."""
+    before = _read_state(home)
+    if profile is not None and before.servers and profile != before.profile:
+        raise StackError(f"the stack in {home} has the profile '{before.profile}': give another home with --home or "
+                         f"RLHF_HOME to '{profile}'")  # fmt: skip
+    bind = os.environ.get("RLHF_BIND_HOST", before.bind)
+    state = before.model_copy(
+        update={"profile": profile or before.profile, "workers": before.workers or workers, "bind": bind}
+    )
+    if state.profile == "default" and not services.is_loopback(bind):
+        raise StackError(f"RLHF_BIND_HOST={bind} would open servers without passwords to others: "
+                         "`rlhf up --profile production` has passwords, or unset it")  # fmt: skip
+    return state
+
+
+def down(home: Path | None = None) -> list[str]:
+    """Stop exactly the processes that `up` started, workers first and the database last; return what was stopped."""
+    home = home_directory(home)
+    if not home.is_dir():
+        return []
+    stopped: dict[Name, bool] = {}
+    with locked(home):
+        state = _read_state(home)
+        for wave in reversed(WAVES):
+            running = {name: state.servers[name].process for name in wave if name in state.servers}
+            with ThreadPoolExecutor(len(wave)) as pool:
+                stopped |= dict(zip(running, pool.map(_stop, running, running.values()), strict=True))
+        ports = {name: Server(port=server.port) for name, server in state.servers.items()}
+        _write_state(home, state.model_copy(update={"servers": ports}))
+    return [TITLES[name] for wave in WAVES for name in wave if stopped.get(name)]
+
+
+def _stop(name: Name, process: Process | None) -> bool:
+    """PostgreSQL takes SIGINT for "now, and tidily", while SIGTERM has it wait for whoever is connected."""
+    return process is not None and processes.stop(
+        process, polite=signal.SIGINT if name == "postgres" else signal.SIGTERM
+    )
+
+
+def status(home: Path | None = None) -> list[ServerStatus]:
+    """How each part is, running or not."""
+    home = home_directory(home)
+    state, known = _read_state(home), credentials.read(home)
+    with ThreadPoolExecutor(len(state.parts)) as pool:
+        return list(pool.map(lambda name: _status_of(name, home, state, known), state.parts))
+
+
+def connect(home: Path | None = None, needed: Collection[Name] = NAMES) -> Stack:
+    """The running stack. Raises StackError, naming `rlhf up`, when a server of it that is needed does not answer."""
+    home = home_directory(home)
+    rows = status(home)
+    silent = [f"{row.title} ({row.health.problem})" for row in rows if row.name in needed and not row.health.ok]
+    known = credentials.read(home)
+    if silent or known is None:
+        raise StackError(f"{' and '.join(silent)} of the stack in {home}: start the servers with `rlhf up`")
+    return Stack(site=_read_state(home).site(home, known))
+
+
+def _status_of(name: Name, home: Path, state: State, known: Credentials | None) -> ServerStatus:
+    server = state.servers.get(name)
+    running = server is not None and server.process is not None and processes.is_alive(server.process)
+    health = Health(ok=False, problem="not running")
+    if known is not None and running:
+        health = services.health_of(name, state.site(home, known))
+    url = state.site(home, known).url(name) if known is not None and server is not None else ""
+    return ServerStatus(
+        name=name, title=TITLES[name], url=url.removeprefix("http://") if name == "postgres" else url, running=running,
+        health=health, log_in_as=services.log_in_as(name, state.profile, known), log=_log(home, name),
+    )  # fmt: skip
+
+
+def _is_well(name: Name, home: Path, state: State, known: Credentials) -> bool:
+    server = state.servers.get(name)
+    if server is None or server.process is None or not processes.is_alive(server.process):
+        return False
+    return services.health_of(name, state.site(home, known)).ok
+
+
+def _start(name: Name, home: Path, state: State, known: Credentials, notes: list[str]) -> State:
+    """Stop what may be left of a part and start it; the state is on disk before anything is waited for."""
+    before = state.servers.get(name)
+    if before is not None and before.process is not None:
+        _stop(name, before.process)
+        processes.wait_for_port(HOST, before.port)
+    taken = [server.port for other, server in state.servers.items() if other != name]
+    port = _port(name, before, taken, notes)
+    state = state.model_copy(update={"servers": {**state.servers, name: Server(port=port)}})
+    site = state.site(home, known)
+    launches.prepare(name, site)
+    launch = launches.launch_of(name, site)
+    process = processes.launch(
+        launch.command, environment=launch.environment, directory=launch.directory, log=_log(home, name),
+        user=launch.user,
+    )  # fmt: skip
+    state = state.model_copy(update={"servers": {**state.servers, name: Server(port=port, process=process)}})
+    _write_state(home, state)
+    return state
+
+
+def _port(name: Name, before: Server | None, taken: list[int], notes: list[str]) -> int:
+    variable = services.port_variable(name)
+    fixed = os.environ.get(variable)
+    if fixed is not None:
+        if not fixed.isdigit() or not 1 <= int(fixed) <= 65535:
+            raise StackError(f"{variable}={fixed} is not a port: give a number from 1 to 65535")
+        if not processes.port_is_free(HOST, int(fixed)):
+            raise StackError(f"port {fixed} is busy ({variable}): free it, name another, or unset {variable}")
+        return int(fixed)
+    preferred = before.port if before is not None else services.DEFAULT_PORTS[name]
+    port = processes.choose_port(HOST, preferred, taken)
+    if port != preferred:
+        notes.append(f"port {preferred} is busy, so {TITLES[name]} is on {port}")
+    return port
+
+
+def _wait_for_all(names: Collection[Name], home: Path, state: State, known: Credentials) -> None:
+    with ThreadPoolExecutor(len(names)) as pool:
+        waits = [pool.submit(_wait_for, name, home, state, known) for name in names]
+    problems = [str(wait.exception()) for wait in waits if wait.exception() is not None]
+    if problems:
+        raise StackError("\n".join(problems))
+
+
+def _wait_for(name: Name, home: Path, state: State, known: Credentials) -> None:
+    """Wait until a part works. Raises StackError with the end of its log when it ended or took too long."""
+    deadline = time.monotonic() + START_SECONDS
+    process = state.servers[name].process
+    while not (health := services.health_of(name, state.site(home, known))).ok:
+        ended = process is None or not processes.is_alive(process)
+        if ended or time.monotonic() > deadline:
+            log = _log(home, name)
+            late = f"is not ready after {START_SECONDS:.0f} s: {health.problem}"
+            seen = "ended before it was ready" if ended else late
+            tail = log.read_text(errors="replace")[-LOG_TAIL_CHARACTERS:].strip()
+            raise StackError(f"{TITLES[name]} {seen}. `rlhf up` tries again; the end of {log}:\n{tail}")
+        time.sleep(POLL_SECONDS)
+
+
+def _log(home: Path, name: Name) -> Path:
+    return home / "logs" / f"{name}.log"

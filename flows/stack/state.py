@@ -1,0 +1,86 @@
+"""What is remembered of a stack between two commands: its profile, its ports, and the processes that were started."""
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from flows.stack.credentials import write_private
+from flows.stack.processes import Process, StackError
+from flows.stack.services import HOST, NAMES, WAVES, Credentials, Name, Profile, Site
+
+FILE = "stack.json"
+UNFINISHED = "restore.unfinished"  # in a home that is being made from a backup
+
+
+class Server(BaseModel):
+    """One server of the stack: its port, and the process that was started for it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    port: int
+    process: Process | None = None
+
+    @property
+    def url(self) -> str:
+        """Its address on this machine, without a slash at the end."""
+        return f"http://{HOST}:{self.port}"
+
+
+class State(BaseModel):
+    """What `stack.json` holds. `bind` is what the servers listen on; database and workers stay on loopback."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    profile: Profile = "default"
+    workers: bool = False
+    bind: str = HOST
+    servers: dict[Name, Server] = Field(default_factory=dict)
+
+    @property
+    def waves(self) -> list[tuple[Name, ...]]:
+        """The parts of this stack in the order in which they are started."""
+        database, servers, workers = WAVES
+        production = self.profile == "production"
+        return [*([database] if production else []), servers, *([workers] if production or self.workers else [])]
+
+    @property
+    def parts(self) -> list[Name]:
+        """The parts of this stack."""
+        return [name for wave in self.waves for name in wave]
+
+    def site(self, home: Path, known: Credentials) -> Site:
+        """This stack as its parts see it."""
+        host = HOST if self.bind in (HOST, "0.0.0.0") else self.bind
+        addresses = {name: f"{host if name in NAMES else HOST}:{server.port}" for name, server in self.servers.items()}
+        hosts = tuple(filter(None, os.environ.get("RLHF_ALLOWED_HOSTS", "").split(",")))
+        return Site(home=home, credentials=known, addresses=addresses, profile=self.profile, bind=self.bind,
+                    allowed_hosts=hosts, public_url=os.environ.get("RLHF_PUBLIC_URL", "").rstrip("/"))  # fmt: skip
+
+
+def read(home: Path) -> State:
+    """What is known of the stack in `home`. Raises StackError for a file that cannot be read."""
+    path = home / FILE
+    if not path.exists():
+        return State()
+    try:
+        return State.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        problem = error.errors()[0]["msg"]
+        raise StackError(f"{path} cannot be read: {problem}; end the servers by hand and remove the file") from error
+
+
+def write(home: Path, state: State) -> None:
+    """Remember it."""
+    write_private(home / FILE, state.model_dump_json(indent=2))
+
+
+@contextmanager
+def locked(home: Path) -> Iterator[None]:
+    """Keep two commands from changing the same stack at once."""
+    with (home / "stack.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

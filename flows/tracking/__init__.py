@@ -1,0 +1,1 @@
+"""MLflow as the cache and the record of every stage."""

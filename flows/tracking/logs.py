@@ -1,0 +1,155 @@
+"""What a run said, as JSON lines in `home/logs/runs/RUN.jsonl`, beside what Prefect keeps: one file a pipeline's run.
+
+A line has time (UTC), level, logger, message, the ids of the pipeline's run (`run_id`) and of the flow run, and inside
+a stage its name (`stage`) and its run (`stage_run_id`). Secrets of the environment and of the home are left out. A file
+grows to LONGEST_BYTES, and as much again from before is kept beside it.
+"""
+
+import json
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from datetime import UTC, datetime
+from logging.handlers import RotatingFileHandler
+from pathlib import Path
+from typing import Any
+
+from alignment.errors import ArtifactError
+from flows.home import home_directory
+from flows.recipe.untrusted import SHORTEST_SECRET, redacted, secrets_of
+
+FOLDER = Path("logs") / "runs"
+LONGEST_BYTES = 20_000_000
+OURS = ("flows", "alignment", "labeling")
+POLL_SECONDS = 0.5
+notes = logging.getLogger("rlhf.runs")  # goes to the file alone: Prefect's console says the same in its own words
+_stage: ContextVar[Mapping[str, str]] = ContextVar("stage", default={})  # noqa: B039  (never changed in place)
+
+
+class JsonLines(logging.Formatter):
+    """A record as one line of JSON, with `ids` in every line and without `secrets`."""
+
+    def __init__(self, ids: Mapping[str, str], secrets: frozenset[str]) -> None:
+        super().__init__()
+        self._ids, self._secrets = dict(ids), secrets
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line."""
+        told: dict[str, Any] = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname, "logger": record.name,
+            "message": redacted(record.getMessage(), self._secrets), **self._ids, **_stage.get(),
+        }  # fmt: skip
+        task = getattr(record, "task_run_name", None)
+        if task is not None:
+            told["task"] = task
+        if record.exc_info:
+            told["traceback"] = redacted(self.formatException(record.exc_info), self._secrets)
+        return json.dumps(told, ensure_ascii=False)
+
+
+@contextmanager
+def kept(name: str, home: Path | None = None, **ids: str) -> Iterator[Path]:
+    """Keep what is said in the block in the file of the run `name`; `ids` that are not empty go into every line."""
+    place = home_directory(home)
+    path = place / FOLDER / f"{name}.jsonl"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handler = RotatingFileHandler(path, maxBytes=LONGEST_BYTES, backupCount=1, encoding="utf-8", delay=True)
+    handler.setFormatter(JsonLines({key: value for key, value in ids.items() if value}, known_secrets(place)))
+    notes.setLevel(logging.INFO)
+    notes.propagate = False
+    heard = [logging.getLogger(name) for name in (*OURS, "prefect")]
+    levels = {logger: logger.level for logger in heard}
+    for logger in heard:
+        if logger.level == logging.NOTSET:
+            logger.setLevel(logging.INFO)
+    for logger in (*heard, notes):
+        logger.addHandler(handler)
+    try:
+        yield path
+    finally:
+        for logger in (*heard, notes):
+            logger.removeHandler(handler)
+        for logger, level in levels.items():
+            logger.setLevel(level)
+        handler.close()
+
+
+@contextmanager
+def about(**ids: str) -> Iterator[None]:
+    """Have every line that is said in the block name these, such as the stage. An error is noted, and goes on."""
+    token = _stage.set({**_stage.get(), **ids})
+    try:
+        yield
+    except BaseException as error:
+        if "stage" in ids:
+            notes.warning("ended with %s: %s", type(error).__name__, error)
+        raise
+    finally:
+        _stage.reset(token)
+
+
+def known_secrets(home: Path) -> frozenset[str]:
+    """The secrets of the environment and of the stack in `home`."""
+    path = home / "credentials.json"
+    try:
+        credentials = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    except (OSError, ValueError):  # `rlhf doctor` speaks of it; a log needs no credentials
+        credentials = {}
+    told = {**credentials, **(credentials.get("production") or {})}
+    return secrets_of() | {
+        value for name, value in told.items()
+        if isinstance(value, str) and len(value) >= SHORTEST_SECRET and not name.endswith(("email", "username"))
+    }  # fmt: skip
+
+
+def find_log(run: str = "", home: Path | None = None) -> Path:
+    """The file of a run, by the beginning of its MLflow or Prefect id; the newest for "". Raises ArtifactError."""
+    place = home_directory(home) / FOLDER
+    files = sorted(place.glob("*.jsonl"), key=lambda path: path.stat().st_mtime)
+    matching = [path for path in files if path.name.startswith(run) or (run and _flow_run(path).startswith(run))]
+    if not matching:
+        known = ", ".join(path.stem for path in files[-5:])
+        there = f"the newest are {known}" if known else "none is there yet, `rlhf run` makes one"
+        raise ArtifactError(f"no run{f' {run!r}' if run else ''} has a log in {place}: {there}")
+    return matching[-1]
+
+
+def _flow_run(path: Path) -> str:
+    with path.open(encoding="utf-8") as file:
+        line = _parsed(file.readline())
+    return str(line.get("flow_run_id", ""))
+
+
+def read_log(path: Path, stage: str = "", follow: Callable[[], bool] = lambda: False) -> Iterator[dict[str, Any]]:
+    """The lines of a file, or those of a stage; as long as `follow` says so, what is written meanwhile too."""
+    with path.open(encoding="utf-8") as file:
+        rest = ""
+        while True:
+            rest += file.readline()
+            if not rest.endswith("\n"):
+                if not follow():
+                    return
+                time.sleep(POLL_SECONDS)
+                continue
+            line, rest = _parsed(rest), ""
+            if line and stage in ("", line.get("stage")):
+                yield line
+
+
+def _parsed(text: str) -> dict[str, Any]:
+    """A line; {} for one that a killed process left half written."""
+    try:
+        line = json.loads(text)
+    except ValueError:
+        return {}
+    return line if isinstance(line, dict) else {}
+
+
+def as_text(line: Mapping[str, Any]) -> str:
+    """A line for people."""
+    where = str(line.get("stage") or line.get("task") or "-")
+    head = f"{str(line['time'])[:19].replace('T', ' ')} {line['level']:<7} {where:<13} {line['message']}"
+    return "\n".join([head, *(f"    {text}" for text in str(line.get("traceback", "")).splitlines())])

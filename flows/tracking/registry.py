@@ -1,0 +1,150 @@
+"""Registered model versions: one for each key, from safetensors, with tags that lead back to where they came from."""
+
+import json
+import warnings
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+
+import mlflow
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+from mlflow.models import ModelSignature
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema, TensorSpec
+
+from alignment.artifacts import Artifact
+from alignment.errors import ArtifactError
+from flows.tracking.provenance import git_commit
+from flows.tracking.runs import TAG_KEY, TAG_STAGE, input_tags
+
+SERVED_MODEL = Path(__file__).with_name("served_model.py")
+PLAIN = {".safetensors", ".json", ".jinja", ".txt", ".model", ".spm", ".md"}  # what is read and never run
+REQUIREMENTS = ("mlflow", "torch", "transformers", "tokenizers", "safetensors", "pandas")
+
+
+def register(name: str, directory: Path, *, stage: str, key: str, run_id: str, inputs: Mapping[str, Artifact]) -> str:
+    """Log `directory` (a Hugging Face checkpoint) to the active run and register it; "models:/NAME/VERSION".
+
+    Of an ensemble of reward models the other members, which lie beside it, come too. The version that this key already
+    has is returned instead of a second one. Raises ArtifactError for a directory without safetensors or with pickles.
+    """
+    check_weights(directory)
+    ensemble = _ensemble(directory.parent)
+    existing = find_version(name, key)
+    if existing is not None:
+        return existing
+    _forget_unregistered(run_id)
+    tags = {TAG_STAGE: stage, TAG_KEY: key, "rlhf.run_id": run_id, **input_tags(inputs)}
+    tags |= {"rlhf.git_commit": git_commit()}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*input example.*")  # the signature is given, not guessed
+        logged = mlflow.pyfunc.log_model(
+            name=name,
+            python_model=str(SERVED_MODEL),
+            artifacts={"hf": str(directory)} | ensemble,
+            signature=_signature(directory),
+            pip_requirements=[f"{library}=={version(library).split('+')[0]}" for library in REQUIREMENTS],
+        )
+    client = MlflowClient()
+    _make_name(client, name)
+    made = client.create_model_version(
+        name, f"models:/{logged.model_id}", run_id=run_id, tags=tags, model_id=logged.model_id
+    )
+    for again in _versions(name, key):  # MLflow's client repeats a request whose answer was lost
+        if again != int(made.version):
+            client.delete_model_version(name, str(again))
+    return f"models:/{name}/{made.version}"
+
+
+def _forget_unregistered(run_id: str) -> None:
+    """Remove with its files what a killed run had logged, whole or in part, and not registered: nobody refers to it."""
+    client = MlflowClient()
+    experiment = client.get_run(run_id).info.experiment_id
+    for model in client.search_logged_models([experiment], f"source_run_id = '{run_id}'"):
+        get_artifact_repository(model.artifact_location).delete_artifacts()
+        client.delete_logged_model(model.model_id)
+
+
+def _ensemble(stage: Path) -> dict[str, str]:
+    """Members beyond the first and how they are put together, where the stage left an ensemble of reward models."""
+    from alignment.models.scalar import ENSEMBLE_FILE  # torch: seconds that only who registers a model waits
+
+    file = stage / ENSEMBLE_FILE
+    if not file.exists():
+        return {}
+    count = json.loads(file.read_text(encoding="utf-8"))["members"]
+    others = {f"member_{number}": stage / f"model-{number}" for number in range(1, count)}
+    for directory in others.values():
+        check_weights(directory)
+    return {name: str(path) for name, path in others.items()} | {"ensemble": str(file)}
+
+
+def check_weights(directory: Path) -> None:
+    """Weights are safetensors, and no file of a checkpoint can run code when it is loaded."""
+    if not list(directory.glob("*.safetensors")):
+        raise ArtifactError(f"{directory} has no *.safetensors; save the model with save_pretrained")
+    files = [path for path in directory.rglob("*") if path.is_symlink() or path.is_file()]
+    if strange := sorted(path.name for path in files if path.is_symlink() or path.suffix not in PLAIN):
+        names, plain = ", ".join(strange), ", ".join(sorted(PLAIN))
+        raise ArtifactError(f"{directory} holds {names}, which may run code when loaded; keep files of {plain} only")
+
+
+def _signature(directory: Path) -> ModelSignature:
+    config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    scores = any("SequenceClassification" in name for name in config.get("architectures") or [])
+    columns: list[ColSpec | TensorSpec] = [ColSpec(DataType.string, "prompt")]
+    if scores:
+        return ModelSignature(
+            inputs=Schema([*columns, ColSpec(DataType.string, "response")]), outputs=Schema([ColSpec(DataType.double)])
+        )
+    params = [
+        ParamSpec("max_new_tokens", DataType.long, 128),
+        ParamSpec("temperature", DataType.double, 1.0),
+        ParamSpec("seed", DataType.long, 0),
+    ]
+    return ModelSignature(
+        inputs=Schema(columns), outputs=Schema([ColSpec(DataType.string)]), params=ParamSchema(params)
+    )
+
+
+def _make_name(client: MlflowClient, name: str) -> None:
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+
+
+def find_version(name: str, key: str) -> str | None:
+    """The newest version of a model that was made under this key."""
+    newest = max(_versions(name, key), default=None)
+    return None if newest is None else f"models:/{name}/{newest}"
+
+
+def _versions(name: str, key: str) -> list[int]:
+    found = MlflowClient().search_model_versions(f"name = '{name}' and tag.`{TAG_KEY}` = '{key}'")
+    return [int(one.version) for one in found]
+
+
+def version_exists(model: str) -> bool:
+    """Whether "models:/NAME/VERSION" is still there."""
+    name, number = model.removeprefix("models:/").rsplit("/", 1)
+    try:
+        MlflowClient().get_model_version(name, number)
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            return False
+        raise
+    return True
+
+
+def set_alias(model: str, alias: str) -> None:
+    """Point an alias ("candidate", "champion") at "models:/NAME/VERSION"."""
+    name, number = model.removeprefix("models:/").rsplit("/", 1)
+    MlflowClient().set_registered_model_alias(name, alias, number)
+
+
+def fetch_checkpoint(model: str, into: Path) -> Path:
+    """Download the Hugging Face directory of a registered version."""
+    return Path(mlflow.artifacts.download_artifacts(artifact_uri=f"{model}", dst_path=str(into))) / "artifacts"

@@ -1,0 +1,291 @@
+"""Stages as MLflow runs, with MLflow as the cache: a finished run whose outputs still exist is not run again.
+
+A stage's key is a hash of everything that goes in (see `alignment.artifacts`). One finished run with that key is the
+result, here or on any machine that shares the tracking server; an unfinished one goes on under the same run id in the
+same directory, so that training resumes from its checkpoint. Outputs appear by one rename, and a run is FINISHED only
+after that: what is not finished never looks finished.
+"""
+
+import fcntl
+import json
+import logging
+import math
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlflow
+from mlflow import MlflowClient
+from mlflow.entities import Run
+from mlflow.exceptions import MlflowException
+from prefect.client.schemas import State
+from prefect.states import Completed
+from pydantic import BaseModel
+
+from alignment.artifacts import (
+    Artifact,
+    canonical,
+    content_digest,
+    directory_digest,
+    output_name,
+    publish,
+    stage_key,
+    write_json,
+)
+from alignment.journal import Journal
+from flows import locks
+from flows.failures import stopped
+from flows.home import home_directory
+from flows.tracking import links, logs, registry, runs
+from flows.tracking.metrics import METRICS_FILE, MetricSender, send_all
+from flows.tracking.provenance import git_commit, versions
+
+log = logging.getLogger(__name__)
+Options = BaseModel | Mapping[str, Any]
+Work = Callable[[Path, Journal], Mapping[str, float]]
+CHECKPOINTS = "checkpoint"  # where training keeps what it resumes from; not part of the output
+MODEL = "model"  # a stage's Hugging Face directory
+
+
+@dataclass(frozen=True)
+class Job:
+    """One stage with everything that decides its result."""
+
+    stage: str
+    config: Options
+    inputs: Mapping[str, Artifact]
+    files: Sequence[Path]
+    seed: int
+    version: int
+    model: str | None
+    parent: str | None
+    home: Path
+    key: str
+    compute: Mapping[str, Any]
+
+    @property
+    def final(self) -> Path:
+        """The output's place once it is published."""
+        return self.home / "artifacts" / output_name(self.stage, self.key)
+
+    @property
+    def partial(self) -> Path:
+        """Where the stage works; kept when it is killed."""
+        return self.final.with_name(self.final.name + ".partial")
+
+
+def run_stage(
+    stage: str,
+    work: Work,
+    *,
+    config: Options,
+    inputs: Mapping[str, Artifact] | None = None,
+    files: Sequence[Path] = (),
+    seed: int = 0,
+    version: int = 1,
+    model: str | None = None,
+    parent: str | None = None,
+    home: Path | None = None,
+    compute: Mapping[str, Any] | None = None,
+) -> Artifact:
+    """The output of a stage: found where it was made before, else made by `work(out, journal)`, which returns figures.
+
+    `version` is the stage's own number, raised when its code changes meaning. `files` are read by the stage and count
+    by content. `model` registers `out/model` under that name. `parent` is the run to nest under, else the active one.
+    `compute` (processes, launch file) is noted beside the output and is no part of the key.
+    """
+    given = dict(inputs or {})
+    active = mlflow.active_run()
+    job = Job(
+        stage=stage, config=config, inputs=given, files=tuple(files), seed=seed, version=version, model=model,
+        parent=parent or (active.info.run_id if active else None), home=home_directory(home),
+        compute=compute or {"processes": 1},
+        key=stage_key(
+            stage, version=version, config=config, inputs={name: item.key for name, item in given.items()},
+            file_digests=[content_digest(path) for path in files], seed=seed,
+        ),
+    )  # fmt: skip
+    with logs.about(stage=stage), _in_words(job):
+        with _only_one(job):
+            artifact = find(job.stage, job.key, job.home) or _make(job, work)
+            _tidy(job, artifact.run_id)
+        if job.parent is not None:
+            _note_on_parent(job.parent, artifact)
+        logs.notes.info("found done" if artifact.cached else f"made in {artifact.seconds:.1f} s")
+    return artifact
+
+
+def as_state(artifact: Artifact) -> Artifact | State[Artifact]:
+    """What a Prefect task returns for a stage: found in the cache, it shows as Cached."""
+    return Completed(name="Cached", data=artifact) if artifact.cached else artifact
+
+
+def find(stage: str, key: str, home: Path) -> Artifact | None:
+    """The finished output for a key: published here, or downloaded from MLflow; None when there is none."""
+    final = home / "artifacts" / output_name(stage, key)
+    for run in runs.search({runs.TAG_KEY: key, runs.TAG_STAGE: stage}, status="FINISHED"):
+        tags = run.data.tags
+        digest, model = tags.get(runs.TAG_DIGEST, ""), tags.get(runs.TAG_MODEL)
+        if not digest or (model is not None and not registry.version_exists(model)):
+            continue
+        if not (final.is_dir() and directory_digest(final) == digest) and not _restore(run, final, digest):
+            continue
+        return Artifact(
+            stage=stage, key=key, run_id=run.info.run_id, path=final, digest=digest, model=model, cached=True,
+            seconds=float(tags.get(runs.TAG_SECONDS, "0")),
+        )  # fmt: skip
+    return None
+
+
+def _restore(run: Run, final: Path, digest: str) -> bool:
+    """Bring a run's output back from MLflow. False when it is gone or differs from what was published."""
+    place = final.with_name(final.name + ".download")
+    shutil.rmtree(place, ignore_errors=True)
+    place.mkdir(parents=True)
+    try:
+        output = runs.fetch_output(run.info.run_id, place)
+        model = run.data.tags.get(runs.TAG_MODEL)
+        if model is not None:
+            (registry.fetch_checkpoint(model, place / "version") / MODEL).rename(output / MODEL)
+        if directory_digest(output) != digest:
+            log.warning("the output of run %s in MLflow is not what was published; it is made again", run.info.run_id)
+            return False
+        publish(output, final)
+        return True
+    except (MlflowException, OSError) as error:
+        log.info("the output of run %s cannot be downloaded, it is made again: %s", run.info.run_id, error)
+        return False
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+
+
+def _make(job: Job, work: Work) -> Artifact:
+    """Run or resume a stage. The order is what keeps half-made outputs from counting: see the module's docstring."""
+    run_id = runs.open_stage_run(
+        job.stage, job.key, config=job.config, seed=job.seed, version=job.version, inputs=job.inputs, parent=job.parent,
+        files=job.files,
+    )  # fmt: skip
+    if job.parent is None:
+        links.link_stage(run_id, job.stage)
+    with logs.about(stage_run_id=run_id), runs.active(run_id=run_id, nested=True), _in_words(job):
+        _take_back(job, run_id)
+        MlflowClient().set_tag(run_id, runs.TAG_PROCESSES, str(job.compute["processes"]))
+        seconds = _work(job, work, run_id)
+        digest = directory_digest(job.partial)
+        send_all(run_id, job.partial, _ledger(job, run_id))
+        model = _upload(job, run_id)
+        tags = {runs.TAG_DIGEST: digest, runs.TAG_SECONDS: f"{seconds:.3f}"}
+        for name, value in (tags | ({runs.TAG_MODEL: model} if model else {})).items():
+            MlflowClient().set_tag(run_id, name, value)
+        publish(job.partial, job.final)
+    return Artifact(
+        stage=job.stage, key=job.key, run_id=run_id, path=job.final, digest=digest, model=model, seconds=seconds
+    )
+
+
+@contextmanager
+def _in_words(job: Job) -> Iterator[None]:
+    """Say of a full disk, of used up memory and of a server that stays away what is kept and what to do."""
+    try:
+        yield
+    except Exception as error:
+        told = stopped(error, job.stage, job.partial)
+        if told is None:
+            raise
+        raise told from error
+
+
+def _ledger(job: Job, run_id: str) -> Path:
+    """Where is kept what of a run's metrics was sent."""
+    return job.home / "metrics" / f"{run_id}.jsonl"
+
+
+def _take_back(job: Job, run_id: str) -> None:
+    """An output that was published by a run that was killed before it was FINISHED: upload goes on from it."""
+    digest = MlflowClient().get_run(run_id).data.tags.get(runs.TAG_DIGEST)
+    if digest and not job.partial.exists() and job.final.is_dir() and directory_digest(job.final) == digest:
+        job.final.rename(job.partial)
+
+
+def _tidy(job: Job, run_id: str) -> None:
+    """Remove what only an unfinished stage needs: what killed runs left beside the output, half downloaded, half
+    replaced or begun anew, and what is known of sent metrics."""
+    for left in job.final.parent.glob(f"{job.final.name}.*"):
+        shutil.rmtree(left)
+    _ledger(job, run_id).unlink(missing_ok=True)
+
+
+def _work(job: Job, work: Work, run_id: str) -> float:
+    """Do the stage's work, unless a killed run had already done it; return how many seconds it took."""
+    out = job.partial
+    out.mkdir(parents=True, exist_ok=True)
+    if not (out / "result.json").exists():
+        _carry_out(job, work, run_id)
+    for checkpoint in [*out.rglob(CHECKPOINTS)]:  # only now: there is something to go on from until the work is done
+        shutil.rmtree(checkpoint)
+    return float(json.loads((out / "provenance.json").read_text(encoding="utf-8"))["seconds"])
+
+
+def _carry_out(job: Job, work: Work, run_id: str) -> None:
+    """Do the stage's work; `result.json` is written last and says that it is done."""
+    out = job.partial
+    started = time.monotonic()
+    with MetricSender(run_id, out / METRICS_FILE, _ledger(job, run_id), job.stage):
+        figures = work(out, Journal(out))
+    seconds = time.monotonic() - started
+    write_json(out / "provenance.json", _provenance(job, run_id, seconds))
+    lost = [name for name, value in figures.items() if not math.isfinite(value)]
+    if lost:
+        log.warning("stage '%s' has figures that are not finite and are left out: %s", job.stage, ", ".join(lost))
+    finite = {name: float(value) for name, value in figures.items() if math.isfinite(value)}
+    write_json(out / "result.json", finite)
+
+
+def _provenance(job: Job, run_id: str, seconds: float) -> dict[str, object]:
+    """What is kept beside an output about where it came from."""
+    inputs = {name: {"stage": item.stage, "key": item.key, "digest": item.digest} for name, item in job.inputs.items()}
+    files = {str(path): content_digest(path) for path in job.files}
+    return {
+        "stage": job.stage, "key": job.key, "stage_version": job.version, "seed": job.seed, "run_id": run_id,
+        "seconds": round(seconds, 3), "config": canonical(job.config), "inputs": inputs, "files": files,
+        "git_commit": git_commit(), "versions": versions(), "compute": job.compute,
+    }  # fmt: skip
+
+
+def _upload(job: Job, run_id: str) -> str | None:
+    """Send the output to MLflow. A registered model's files lie with its version, and not a second time in the run."""
+    if job.model is None:
+        MlflowClient().log_artifacts(run_id, str(job.partial), runs.OUTPUT)
+        return None
+    for path in sorted(job.partial.iterdir()):
+        if path.is_dir() and path.name != MODEL:
+            MlflowClient().log_artifacts(run_id, str(path), f"{runs.OUTPUT}/{path.name}")
+        elif path.is_file():
+            MlflowClient().log_artifact(run_id, str(path), runs.OUTPUT)
+    return registry.register(
+        job.model, job.partial / MODEL, stage=job.stage, key=job.key, run_id=run_id, inputs=job.inputs
+    )
+
+
+def _note_on_parent(parent: str, artifact: Artifact) -> None:
+    """The pipeline's run names each stage's run, also those that an earlier pipeline made."""
+    client = MlflowClient()
+    client.set_tag(parent, f"rlhf.run.{artifact.stage}", artifact.run_id)
+    client.set_tag(parent, f"rlhf.cached.{artifact.stage}", str(artifact.cached).lower())
+
+
+@contextmanager
+def _only_one(job: Job) -> Iterator[None]:
+    """Keep two from making the same output at once: the second waits and then finds it."""
+    while True:
+        with locks.open_lock(job.home, job.final.name) as file:
+            if not locks.take(file):
+                log.info("stage '%s' is being made by somebody else; waiting for it", job.stage)
+                fcntl.flock(file, fcntl.LOCK_EX)
+            if locks.is_current(file):
+                yield
+                return

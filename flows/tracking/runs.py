@@ -1,0 +1,232 @@
+"""The runs of stages in MLflow: found by key, opened, described. All that is stored about a run is named here."""
+
+import json
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from platform import node
+from typing import Any
+
+import mlflow
+from mlflow import MlflowClient
+from mlflow.entities import Dataset, DatasetInput, InputTag, Param, Run
+from mlflow.exceptions import MlflowException
+from pydantic import BaseModel
+
+from alignment.artifacts import Artifact, content_digest, fingerprint
+from flows.home import home_directory
+from flows.locks import try_lock
+from flows.stack import outages
+from flows.tracking import links, logs
+from flows.tracking.provenance import git_commit, versions
+
+log = logging.getLogger(__name__)
+EXPERIMENT = "rlhf"
+OUTPUT = "output"  # where in a run's artifacts the stage's output lies
+TAG_STAGE, TAG_KEY, TAG_DIGEST, TAG_MODEL = "rlhf.stage", "rlhf.key", "rlhf.digest", "rlhf.model"
+TAG_SECONDS, TAG_INPUT, TAG_VERSION = "rlhf.seconds", "rlhf.input.", "rlhf.stage_version"
+TAG_FLOW_RUN, TAG_RECIPE, TAG_PROCESSES = "prefect.flow_run_id", "rlhf.recipe", "rlhf.processes"
+TAG_PIPELINE = "rlhf.pipeline"  # which recipe in which home, of a run that is begun in a terminal
+TAG_REASON = "rlhf.reason"  # why a run ended
+LONGEST_TAG = 5000
+LONGEST_PARAMETER = 6000
+PARAMETERS_AT_ONCE = 100
+
+
+class NotYet(Exception):
+    """Work that cannot be finished now although nothing failed; only the flow catches it."""
+
+
+def experiment_id() -> str:
+    """The experiment that holds every run of this project, made where it is missing."""
+    client = MlflowClient()
+    found = client.get_experiment_by_name(EXPERIMENT)
+    if found is not None:
+        return str(found.experiment_id)
+    try:
+        return str(client.create_experiment(EXPERIMENT))
+    except MlflowException:  # somebody else made it in this moment
+        found = client.get_experiment_by_name(EXPERIMENT)
+        if found is None:
+            raise
+        return str(found.experiment_id)
+
+
+def search(conditions: Mapping[str, str], status: str = "", limit: int = 50) -> list[Run]:
+    """Runs by tags, newest first."""
+    if any("'" in value for value in conditions.values()):
+        return []  # no tag of ours has a quote, and MLflow's filters have no way to write one
+    words = [f"tags.`{name}` = '{value}'" for name, value in conditions.items()]
+    words += [f"attributes.status = '{status}'"] if status else []
+    found = MlflowClient().search_runs(
+        [experiment_id()], " and ".join(words), max_results=limit, order_by=["attributes.start_time DESC"]
+    )
+    return list(found)
+
+
+def open_stage_run(
+    stage: str, key: str, *, config: Any, seed: int, version: int, inputs: Mapping[str, Artifact], parent: str | None,
+    files: Sequence[Path] = (),
+) -> str:  # fmt: skip
+    """The id of the run for this key: one that was begun and not finished, or a new one with all that is known."""
+    begun = [run for run in search({TAG_KEY: key, TAG_STAGE: stage}) if run.info.status != "FINISHED"]
+    if begun:
+        if begun[0].info.status == "RUNNING":
+            log.warning(
+                "an earlier attempt at stage '%s' did not say how it ended (killed, out of memory, a machine that went "
+                "down, or MLflow away): going on from what it left", stage,
+            )  # fmt: skip
+        return str(begun[0].info.run_id)
+    tags = {TAG_STAGE: stage, TAG_KEY: key, TAG_VERSION: str(version), **provenance_tags(), **input_tags(inputs)}
+    tags |= links.back_tags()
+    if parent is not None:
+        tags["mlflow.parentRunId"] = parent
+    run_id = str(MlflowClient().create_run(experiment_id(), tags=tags, run_name=stage).info.run_id)
+    for copy in search({TAG_KEY: key, TAG_STAGE: stage}, status="RUNNING"):
+        if copy.info.run_id != run_id and not copy.data.params:  # the request was repeated, its answer had been lost
+            MlflowClient().delete_run(copy.info.run_id)
+    log_params(run_id, {**flatten(config), "run_seed": seed})
+    log_inputs(run_id, inputs, files)
+    return run_id
+
+
+def provenance_tags() -> dict[str, str]:
+    """The commit and the versions, as tags."""
+    return {"mlflow.source.git.commit": git_commit(), "rlhf.versions": json.dumps(versions(), sort_keys=True)}
+
+
+def input_tags(inputs: Mapping[str, Artifact]) -> dict[str, str]:
+    """One tag an input, by which lineage walks back."""
+    kept = {"stage", "key", "run_id", "digest", "model"}
+    return {
+        TAG_INPUT + name: json.dumps(artifact.model_dump(mode="json", include=kept), sort_keys=True)
+        for name, artifact in inputs.items()
+    }
+
+
+def read_inputs(tags: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+    """The inputs that `input_tags` wrote, by name."""
+    return {name.removeprefix(TAG_INPUT): json.loads(tags[name]) for name in tags if name.startswith(TAG_INPUT)}
+
+
+def log_params(run_id: str, values: Mapping[str, Any]) -> None:
+    """Flat options as parameters; text that is too long for one is cut, the whole is in `provenance.json`."""
+    params = [Param(name, str(value)[:LONGEST_PARAMETER]) for name, value in values.items()]
+    for start in range(0, len(params), PARAMETERS_AT_ONCE):
+        MlflowClient().log_batch(run_id, params=params[start : start + PARAMETERS_AT_ONCE], synchronous=True)
+
+
+def flatten(values: Mapping[str, Any] | BaseModel, prefix: str = "") -> dict[str, Any]:
+    """Options as one level of dotted names, for parameters of a run."""
+    flat: dict[str, Any] = {}
+    items = values.model_dump(mode="json") if isinstance(values, BaseModel) else values
+    for key, value in items.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, BaseModel) or (isinstance(value, Mapping) and value):
+            flat |= flatten(value, f"{name}.")
+        else:
+            flat[name] = value
+    return flat
+
+
+def log_inputs(run_id: str, inputs: Mapping[str, Artifact], files: Sequence[Path] = ()) -> None:
+    """The inputs, and the files that the stage reads, as data sets of the run, so that MLflow's pages show them."""
+    datasets = [
+        DatasetInput(
+            Dataset(
+                name=artifact.stage,
+                digest=artifact.digest[:32],
+                source_type="mlflow_run",
+                source=json.dumps({"run_id": artifact.run_id, "path": OUTPUT, "model": artifact.model}),
+            ),
+            tags=[InputTag("mlflow.data.context", name)],
+        )
+        for name, artifact in inputs.items()
+    ]
+    datasets += [
+        DatasetInput(
+            Dataset(path.name, content_digest(path)[:32], source_type="local", source=path.resolve().as_uri()),
+            tags=[InputTag("mlflow.data.context", "file")],
+        )
+        for path in files
+    ]
+    if datasets:
+        MlflowClient().log_inputs(run_id, datasets)
+
+
+def fetch_output(run_id: str, into: Path, name: str = "") -> Path:
+    """Download a run's output, or one file of it. Raises MlflowException when it is not there."""
+    path = f"{OUTPUT}/{name}" if name else OUTPUT
+    return Path(mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path=path, dst_path=str(into)))
+
+
+@contextmanager
+def active(**how: Any) -> Iterator[str]:
+    """An active run of MLflow, begun as `mlflow.start_run` is told. It ends FINISHED; SCHEDULED, when it
+    waits for people; FAILED with the reason; or KILLED, when somebody stopped it."""
+    run_id = str(mlflow.start_run(**how).info.run_id)
+    try:
+        forget_reason(run_id)
+        yield run_id
+    except NotYet:
+        mlflow.end_run("SCHEDULED")  # which is to say waiting
+        raise
+    except BaseException as error:
+        end(run_id, error)
+        raise
+    mlflow.end_run()
+
+
+def end(run_id: str, error: BaseException) -> None:
+    """End the active run with the reason, as a tag and as its description; what ended it is raised, and not this.
+
+    A run that cannot be ended because MLflow is away stays RUNNING until it goes on: nobody waits for that.
+    """
+    status = "FAILED" if isinstance(error, Exception) else "KILLED"
+    words = str(error) if status == "FAILED" else "stopped; the same command goes on"
+    try:
+        with outages.hurried():
+            mlflow.end_run(status)
+            reason = f"{type(error).__name__}: {words}"[:LONGEST_TAG]
+            MlflowClient().set_tag(run_id, TAG_REASON, reason)
+            note = "\n\n".join([reason, links.back_tags().get(links.TAG_NOTE, "")]).strip()
+            MlflowClient().set_tag(run_id, links.TAG_NOTE, note)
+    except MlflowException as other:
+        log.warning("MLflow could not be told that run %s is %s (%s)", run_id, status, other)
+
+
+def forget_reason(run_id: str) -> None:
+    """A run that goes on did not end."""
+    client = MlflowClient()
+    tags = client.get_run(run_id).data.tags
+    for name in (TAG_REASON, links.TAG_NOTE):
+        if TAG_REASON in tags and name in tags:
+            client.delete_tag(run_id, name)
+    for name, value in links.back_tags().items():
+        client.set_tag(run_id, name, value)
+
+
+@contextmanager
+def pipeline_run(name: str, *, recipe: Any, flow_run_id: str = "", alone: bool = False) -> Iterator[str]:
+    """The pipeline's own run, under which stages are nested; a flow run that is resumed goes on in the same one.
+
+    `alone`: nobody starts this flow run again, as in a terminal. Then the last run of the same recipe in this home is
+    gone on with where it was not finished, by a kill perhaps, and nobody works on it.
+    """
+    own = f"pipeline-{fingerprint([node(), str(home_directory()), flatten(recipe)])[:16]}" if alone else ""
+    tags = {TAG_RECIPE: name, TAG_FLOW_RUN: flow_run_id, **({TAG_PIPELINE: own} if alone else {}),
+            **provenance_tags(), **links.back_tags()}  # fmt: skip
+    with try_lock(home_directory(), own) as free:
+        if alone:
+            begun = [run for run in search({TAG_PIPELINE: own}, limit=1) if free and run.info.status != "FINISHED"]
+        else:
+            begun = search({TAG_FLOW_RUN: flow_run_id}) if flow_run_id else []
+        how = {"experiment_id": experiment_id(), "run_name": name, "tags": tags}
+        with active(**({"run_id": begun[0].info.run_id} if begun else how)) as run_id:
+            if begun:
+                MlflowClient().set_tag(run_id, TAG_FLOW_RUN, flow_run_id)
+            if not begun or not begun[0].data.params:  # a kill may have come between
+                log_params(run_id, flatten(recipe))
+            with logs.kept(run_id, run_id=run_id, flow_run_id=flow_run_id):
+                yield run_id

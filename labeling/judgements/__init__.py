@@ -1,0 +1,1 @@
+"""Annotations of Label Studio as judgements, and judgements as comparisons."""

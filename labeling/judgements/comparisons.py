@@ -1,0 +1,86 @@
+"""Judgements as comparisons: which response is better, by how much, and who said so."""
+
+from collections.abc import Iterable, Mapping
+from itertools import combinations
+
+from alignment.records import CRITERIA, Comparison, Demonstration, stable_id
+from labeling.judgements.parse import Judgement, PairwiseJudgement, RankingJudgement, WrittenAnswer
+from labeling.tasks.tasks import Task
+
+STRONGEST = 3
+
+
+def from_ranking(judgement: RankingJudgement, task: Task) -> list[Comparison]:
+    """All C(K,2) pairs of a ranking; the strength is the distance in ranks, at most 3, and 0 within a tie.
+
+    No order: all pairs are ties. Could not be judged: no pairs.
+    """
+    if judgement.cannot_judge:
+        return []
+    if not judgement.ranking:
+        return [_comparison(judgement, task, a, b, strength=0) for a, b in combinations(task.shown, 2)]
+    ranks = judgement.ranks
+    return [
+        _comparison(judgement, task, better, worse, strength=min(ranks[worse] - ranks[better], STRONGEST))
+        for better, worse in combinations(judgement.ranking, 2)
+    ]
+
+
+def from_pairwise(judgement: PairwiseJudgement, task: Task) -> Comparison:
+    """The pair, its strength, and for each criterion that was rated on both sides the difference in stars."""
+    a, b = task.shown
+    sides = ("a", "b") if judgement.preference >= 0 else ("b", "a")
+    chosen, rejected = (a, b) if judgement.preference >= 0 else (b, a)
+    rated = judgement.ratings
+    criteria = {
+        name: rated[f"{sides[0]}_{name}"] - rated[f"{sides[1]}_{name}"]
+        for name in CRITERIA
+        if f"a_{name}" in rated and f"b_{name}" in rated
+    }
+    return _comparison(judgement, task, chosen, rejected, abs(judgement.preference), criteria)
+
+
+def _comparison(
+    judgement: Judgement, task: Task, chosen: str, rejected: str, strength: int, criteria: dict[str, int] | None = None
+) -> Comparison:
+    good, bad = task.responses[chosen], task.responses[rejected]
+    return Comparison(
+        id=stable_id("cmp", judgement.task_uid, judgement.annotation_id, *sorted((good.id, bad.id))),
+        prompt=task.prompt,
+        chosen=good,
+        rejected=bad,
+        strength=strength,
+        criteria=criteria or {},
+        annotation_id=judgement.annotation_id,
+        annotator_id=judgement.annotator_id,
+        task_uid=judgement.task_uid,
+        chosen_first=task.shown.index(chosen) < task.shown.index(rejected),
+    )
+
+
+def comparisons(
+    judgements: Iterable[Judgement], tasks: Mapping[str, Task]
+) -> tuple[list[Comparison], list[Comparison]]:
+    """All comparisons of rankings and pairwise judgements: those with a winner, and the ties (strength 0) apart."""
+    rows: list[Comparison] = []
+    for judgement in judgements:
+        task = tasks[judgement.task_uid]
+        if isinstance(judgement, RankingJudgement):
+            rows += from_ranking(judgement, task)
+        elif isinstance(judgement, PairwiseJudgement):
+            rows.append(from_pairwise(judgement, task))
+    return [row for row in rows if row.strength], [row for row in rows if not row.strength]
+
+
+def demonstrations(judgements: Iterable[Judgement], tasks: Mapping[str, Task]) -> list[Demonstration]:
+    """The answers that people wrote, as rows for fine-tuning; `source` names the annotation."""
+    return [
+        Demonstration(
+            id=stable_id("demo", written.task_uid, written.annotation_id),
+            messages=tasks[written.task_uid].prompt.messages,
+            completion=written.answer.strip(),
+            source=f"label-studio/annotation/{written.annotation_id}/annotator/{written.annotator_id}",
+        )
+        for written in judgements
+        if isinstance(written, WrittenAnswer)
+    ]

@@ -1,0 +1,124 @@
+"""A project's JSON export from Label Studio's own pages, as judgements and comparisons.
+
+Such a file is what people download by hand, or what is left of a server that is gone. The task as it was shown stands
+in it, so it is enough by itself; the ids of responses are the opaque ones of the task. Screens other than ours, and
+annotations that our screens do not make, are put aside with file, line and reason. The line is the number of the task
+in the file, or the id of the annotation.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from alignment.records import Comparison, Demonstration, Message, Prompt, Rejected, Response, first_problem, stable_id
+from labeling.config import Kind
+from labeling.errors import TaskError
+from labeling.judgements.comparisons import comparisons, demonstrations
+from labeling.judgements.parse import Judged, parse
+from labeling.tasks.tasks import SPEAKERS, Task, completed
+
+ROLES = {name: role for role, name in SPEAKERS.items()}
+NO_LIMIT = 1_000_000  # an export does not say how many judgements a task was meant to have
+
+
+class Imported(BaseModel):
+    """What an export held. `ties` (strength 0) are kept apart from `comparisons`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    judgements: list[Judged]
+    comparisons: list[Comparison]
+    ties: list[Comparison]
+    demonstrations: list[Demonstration]
+    quarantined: list[Rejected]
+    skips: int
+
+
+def import_export(path: Path) -> Imported:
+    """Read a project's JSON export. Raises TaskError for a file that is none."""
+    tasks: dict[str, Task] = {}
+    rows: list[Mapping[str, Any]] = []
+    strange: list[Rejected] = []
+    for number, row in enumerate(_read(path), start=1):
+        try:
+            task = task_of(row)
+            if task.uid in tasks:
+                raise TaskError("the same task came before in this file")
+        except ValidationError as error:
+            strange.append(Rejected(file=str(path), line=number, reason=first_problem(error), row=row))
+        except TaskError as error:
+            strange.append(Rejected(file=str(path), line=number, reason=str(error), row=row))
+        else:
+            tasks[task.uid] = task
+            rows.append(row)
+    parsed = parse(rows, tasks.values(), NO_LIMIT, str(path))
+    found, ties = comparisons(parsed.judgements, tasks)
+    return Imported(
+        judgements=parsed.judgements,
+        comparisons=found,
+        ties=ties,
+        demonstrations=demonstrations(parsed.judgements, tasks),
+        quarantined=[*strange, *parsed.quarantined],
+        skips=sum(parsed.skips.values()),
+    )
+
+
+def _read(path: Path) -> list[Any]:
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise TaskError(f"{path} is no JSON that can be read ({error}); export the project as JSON") from error
+    if not isinstance(rows, list):
+        raise TaskError(f"{path} holds no list of tasks; export the project as JSON, not JSON-MIN or CSV")
+    return rows
+
+
+def task_of(row: Any) -> Task:
+    """The task of a row of an export. Raises TaskError for what no screen of ours shows."""
+    data = row.get("data") if isinstance(row, Mapping) else None
+    if not isinstance(data, Mapping) or not isinstance(row.get("annotations"), list):
+        raise TaskError("no task with `data` and `annotations`; export the project as JSON, not JSON-MIN or CSV")
+    if not all(isinstance(raw, Mapping) for raw in row["annotations"]):
+        raise TaskError("an annotation that is no object")
+    kind, responses = _shown(data)
+    messages = _messages(data)
+    prompt = Prompt(id=stable_id("p", *(f"{m.role}:{m.content}" for m in messages)), messages=messages)
+    if not isinstance(data.get("uid"), str) or not data["uid"]:
+        raise TaskError("a task without our `uid`: it was not made by this program")
+    draft = data.get("draft", "") if kind == "demonstration" else ""
+    task = Task(uid=data["uid"], kind=kind, prompt=prompt, responses=responses, draft=draft)
+    if task.data != completed(data):
+        raise TaskError("the task holds more, or other, than our screens show")
+    return task
+
+
+def _shown(data: Mapping[str, Any]) -> tuple[Kind, dict[str, Response]]:
+    """The kind of a task, and its responses by opaque id in the order shown."""
+    if "response_a" in data:
+        pairs = [(data.get(f"{side}_id"), data.get(f"response_{side}")) for side in "ab"]
+        return "pairwise", _responses(pairs)
+    if "responses" in data:
+        listed = data["responses"]
+        if not isinstance(listed, list) or not all(isinstance(item, Mapping) for item in listed):
+            raise TaskError("`responses` is no list of objects")
+        return "ranking", _responses([(item.get("id"), item.get("body")) for item in listed])
+    return "demonstration", {}
+
+
+def _responses(pairs: list[tuple[Any, Any]]) -> dict[str, Response]:
+    if len({identity for identity, _ in pairs if isinstance(identity, str)}) < len(pairs) or not 2 <= len(pairs) <= 9:
+        raise TaskError("a task shows 2 to 9 responses, each under an id of its own")
+    return {identity: Response(id=identity, text=text) for identity, text in pairs}
+
+
+def _messages(data: Mapping[str, Any]) -> tuple[Message, ...]:
+    """The conversation that was shown."""
+    before = data.get("before", [])
+    if not isinstance(before, list) or not all(isinstance(turn, Mapping) for turn in before):
+        raise TaskError("`before` is no list of turns")
+    turns = [{"role": ROLES.get(str(turn.get("who"))), "content": turn.get("text")} for turn in before]
+    turns.append({"role": "user", "content": data.get("prompt")})
+    return tuple(Message.model_validate(turn) for turn in turns)

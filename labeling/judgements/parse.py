@@ -1,0 +1,272 @@
+"""From what the server stores to typed judgements, strictly.
+
+Label Studio validates nothing: any account can post any JSON as an annotation. What is not exactly what our screens
+make is put aside with a reason (`Rejected`), never guessed at.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import accumulate
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from alignment.records import CRITERIA, Record, Rejected
+from labeling.tasks.tasks import Task, completed
+
+PREFERENCES = {"a_3": 3, "a_2": 2, "a_1": 1, "tie": 0, "b_1": -1, "b_2": -2, "b_3": -3}
+FLAGS = ("refuses_wrongly", "made_up_fact", "unsafe")
+RATINGS = tuple(f"{side}_{criterion}" for side in "ab" for criterion in CRITERIA)
+
+
+class Judgement(Record):
+    """What one person said about one task. `task_uid` leads back to the task, `lead_time` is in seconds."""
+
+    annotation_id: str
+    annotator_id: str
+    task_uid: str
+    created_at: str
+    lead_time: float = 0.0
+
+
+class RankingJudgement(Judgement):
+    """An order of the task's opaque ids, best first; empty when the annotator found them all alike.
+
+    `ties` are places, counted from 1, that are as good as the next one. `cannot_judge` leaves both empty: the annotator
+    looked and could not say, so nothing follows about the responses.
+    """
+
+    ranking: tuple[str, ...]
+    ties: tuple[int, ...] = ()
+    cannot_judge: bool = False
+
+    @property
+    def ranks(self) -> dict[str, int]:
+        """The rank of each id, the best 0; ids of a tie share theirs."""
+        steps = [place not in self.ties for place in range(1, len(self.ranking))]
+        return dict(zip(self.ranking, accumulate(steps, initial=0), strict=False))
+
+
+class PairwiseJudgement(Judgement):
+    """3 (A much better) to -3 (B much better), and the stars and flags that were given, by control name."""
+
+    preference: int = Field(ge=-3, le=3)
+    ratings: dict[str, int] = Field(default_factory=dict)
+    flags: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+    rationale: str = ""
+
+
+class WrittenAnswer(Judgement):
+    """An answer that a person wrote."""
+
+    answer: str = Field(min_length=1)
+    prompt_quality: str = ""
+
+
+Judged = RankingJudgement | PairwiseJudgement | WrittenAnswer
+
+
+class Parsed(BaseModel):
+    """All that was found in a project for the tasks asked about. `skips` counts skips by annotator."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    judgements: list[Judged]
+    quarantined: list[Rejected]
+    skips: dict[str, int]
+
+
+class Strange(Exception):
+    """An annotation that our screens do not make."""
+
+
+def parse(exported: Sequence[Mapping[str, Any]], tasks: Iterable[Task], overlap: int, place: str) -> Parsed:
+    """Sort exported annotations into judgements, skips and the quarantine.
+
+    `exported` has the shape of an export and of `Store.current`; what is not of `tasks` is left alone. Of one person's
+    annotations of a task the newest counts; beyond `overlap` people the first ones count.
+    """
+    by_uid = {task.uid: task for task in tasks}
+    skips: dict[str, int] = defaultdict(int)
+    strange: list[tuple[Mapping[str, Any], str]] = []
+    originals: dict[str, Mapping[str, Any]] = {}
+    found: dict[str, list[Judged]] = defaultdict(list)
+    for row, raw in ((task_row, raw) for task_row in exported for raw in task_row["annotations"]):
+        task = by_uid.get(str(row["data"].get("uid")))
+        if task is None:
+            continue
+        if raw.get("was_cancelled"):
+            skips[str(raw.get("completed_by"))] += 1
+            continue
+        originals[str(raw.get("id"))] = raw
+        try:
+            if completed(row["data"]) != task.data:
+                raise Strange("the task on the server does not show what was sent")
+            found[task.uid].append(parse_annotation(raw, task))
+        except Strange as reason:
+            strange.append((raw, str(reason)))
+    judgements: list[Judged] = []
+    for some in found.values():
+        kept, surplus = _within_overlap(some, overlap)
+        judgements += kept
+        strange += [(originals[judgement.annotation_id], reason) for judgement, reason in surplus]
+    return Parsed(judgements=judgements, quarantined=[_put_aside(place, *pair) for pair in strange], skips=dict(skips))
+
+
+def _put_aside(place: str, raw: Mapping[str, Any], reason: str) -> Rejected:
+    """The quarantine's row; its line is the annotation's id."""
+    number = raw.get("id")
+    line = number if isinstance(number, int) else 0
+    return Rejected(file=f"{place}/task/{raw.get('task')}", line=line, reason=reason, row=dict(raw))
+
+
+def _within_overlap(
+    judgements: Sequence[Judged], overlap: int
+) -> tuple[list[Judged], list[tuple[Judged, str]]]:
+    """The judgements that count, by annotator (who was faster changes nothing), and the others with the reason."""
+    newest: dict[str, Judged] = {}
+    surplus: list[tuple[Judged, str]] = []
+    for judgement in sorted(judgements, key=_age):
+        if judgement.annotator_id in newest:
+            surplus.append((newest[judgement.annotator_id], "the same person judged this task again later"))
+        newest[judgement.annotator_id] = judgement
+    in_order = sorted(newest.values(), key=_age)
+    surplus += [(late, f"more than the {overlap} judgements asked for") for late in in_order[overlap:]]
+    return sorted(in_order[:overlap], key=lambda judgement: int(judgement.annotator_id)), surplus
+
+
+def _age(judgement: Judgement) -> tuple[str, int]:
+    return judgement.created_at, int(judgement.annotation_id)
+
+
+def parse_annotation(raw: Mapping[str, Any], task: Task) -> Judged:
+    """One annotation as a judgement. Raises Strange for anything that our screens do not make."""
+    annotator, number, result = raw.get("completed_by"), raw.get("id"), raw.get("result")
+    if not isinstance(annotator, int) or not isinstance(number, int):
+        raise Strange("no annotator or no annotation id")
+    if not isinstance(result, list) or not result:
+        raise Strange("the result is empty")
+    lead_time = raw.get("lead_time")
+    common = {
+        "annotation_id": str(number),
+        "annotator_id": str(annotator),
+        "task_uid": task.uid,
+        "created_at": str(raw.get("created_at")),
+        "lead_time": float(lead_time) if isinstance(lead_time, int | float) else 0.0,
+    }
+    return PARSERS[task.kind](_controls(result, SHAPES[task.kind]), task, common)
+
+
+def _controls(result: Sequence[Any], shapes: Mapping[str, tuple[str, str, str]]) -> dict[str, Any]:
+    """The value of each control, by name. `shapes`: name → (to_name, type, key of the value)."""
+    values: dict[str, Any] = {}
+    for item in result:
+        if not isinstance(item, Mapping) or not isinstance(item.get("from_name"), str):
+            raise Strange(f"an item without a control name: {str(item)[:100]}")
+        name = item["from_name"]
+        if name not in shapes:
+            raise Strange(f"unknown control {name!r}")
+        if name in values:
+            raise Strange(f"control {name!r} is there twice")
+        to_name, kind, key = shapes[name]
+        value = item.get("value")
+        right_place = str(item.get("to_name")).split(",")[0] == to_name
+        if item.get("type") != kind or not right_place or not isinstance(value, Mapping) or key not in value:
+            raise Strange(f"control {name!r} holds {str(item)[:200]}")
+        values[name] = value[key]
+    return values
+
+
+def _one_choice(values: Mapping[str, Any], name: str, allowed: Iterable[str]) -> str:
+    """The single choice of a required control."""
+    if name not in values:
+        raise Strange(f"{name!r} is missing")
+    match values[name]:
+        case [str(choice)] if choice in allowed:
+            return choice
+    raise Strange(f"{name!r} holds {values[name]!r}")
+
+
+def _some_choices(values: Mapping[str, Any], name: str, allowed: Sequence[str]) -> tuple[str, ...]:
+    """The choices of an optional control with several, in the order of `allowed`."""
+    chosen = values.get(name, [])
+    known = isinstance(chosen, list) and all(isinstance(one, str) and one in allowed for one in chosen)
+    if not known or len(set(chosen)) < len(chosen):
+        raise Strange(f"{name!r} holds {str(chosen)[:100]}")
+    return tuple(one for one in allowed if one in chosen)
+
+
+def _one_text(values: Mapping[str, Any], name: str) -> str:
+    """The text of a control, "" when it was left alone."""
+    match values.get(name):
+        case None | []:
+            return ""
+        case str(text) | [str(text)]:
+            return text
+    raise Strange(f"{name!r} holds {str(values[name])[:100]}")
+
+
+def _ranking(values: dict[str, Any], task: Task, common: dict[str, Any]) -> RankingJudgement:
+    confirm = _one_choice(values, "confirm", ("ranked", "unrankable", "cannot_judge"))
+    ties = _some_choices(values, "ties", [str(place) for place in range(1, len(task.responses))])
+    if confirm != "ranked":
+        return RankingJudgement(**common, ranking=(), cannot_judge=confirm == "cannot_judge")
+    order = values.get("ranking")
+    if not isinstance(order, Mapping) or set(order) != {"ranking"} or not isinstance(order["ranking"], list):
+        raise Strange(f"'ranking' holds {str(order)[:100]}")
+    ids = order["ranking"]
+    if not all(isinstance(i, str) for i in ids) or sorted(ids) != sorted(task.responses):
+        raise Strange(f"the ranking {str(ids)[:200]} is not an order of the task's {len(task.responses)} responses")
+    return RankingJudgement(**common, ranking=tuple(ids), ties=tuple(map(int, ties)))
+
+
+def _pairwise(values: dict[str, Any], task: Task, common: dict[str, Any]) -> PairwiseJudgement:
+    preference = PREFERENCES[_one_choice(values, "preference", PREFERENCES)]
+    ratings = {name: values[name] for name in RATINGS if name in values}
+    for name, stars in ratings.items():
+        if type(stars) is not int or not 1 <= stars <= 5:
+            raise Strange(f"{name!r} holds {stars!r}")
+    side = values.get("pairwise")
+    if side not in (None, "left", "right"):
+        raise Strange(f"'pairwise' holds {side!r}")
+    if (side, preference > 0) in (("left", False), ("right", True)) and preference != 0:
+        raise Strange(f"the {side} answer was clicked, and the preference says the other ({preference:+d})")
+    flags = {name: _some_choices(values, name, FLAGS) for name in ("a_flags", "b_flags") if name in values}
+    return PairwiseJudgement(
+        **common, preference=preference, ratings=ratings, flags=flags, rationale=_one_text(values, "rationale")
+    )
+
+
+def _written(values: dict[str, Any], task: Task, common: dict[str, Any]) -> WrittenAnswer:
+    answer = _one_text(values, "answer")
+    if not answer.strip():
+        raise Strange("'answer' is missing or empty")
+    quality = ""
+    if "prompt_quality" in values:
+        quality = _one_choice(values, "prompt_quality", ("good", "ambiguous", "unsafe"))
+    return WrittenAnswer(**common, answer=answer, prompt_quality=quality)
+
+
+SHAPES: dict[str, dict[str, tuple[str, str, str]]] = {
+    "ranking": {
+        "ranking": ("responses", "ranker", "ranker"),
+        "confirm": ("prompt", "choices", "choices"),
+        "ties": ("prompt", "choices", "choices"),
+    },
+    "pairwise": {
+        "pairwise": ("pairwise", "pairwise", "selected"),
+        "preference": ("prompt", "choices", "choices"),
+        "rationale": ("prompt", "textarea", "text"),
+    }
+    | {name: (f"response_{name[0]}", "rating", "rating") for name in RATINGS}
+    | {f"{side}_flags": (f"response_{side}", "choices", "choices") for side in "ab"},
+    "demonstration": {
+        "answer": ("prompt", "textarea", "text"),
+        "prompt_quality": ("prompt", "choices", "choices"),
+    },
+}
+PARSERS: dict[str, Callable[[dict[str, Any], Task, dict[str, Any]], Judged]] = {
+    "ranking": _ranking,
+    "pairwise": _pairwise,
+    "demonstration": _written,
+}

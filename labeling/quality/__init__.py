@@ -1,0 +1,1 @@
+"""Agreement, habits, reliability and screening of annotators."""

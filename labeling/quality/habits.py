@@ -1,0 +1,131 @@
+"""Habits of an annotator that need nobody else to be seen: sides, untouched orders, contradictions, haste.
+
+Responses are shown in a random order, so whoever reads them has no habit of position: every test here is against that.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import combinations
+from math import erfc, factorial, sqrt
+from statistics import median
+
+import numpy as np
+from scipy import stats
+
+from alignment.records import CRITERIA
+from labeling.judgements.parse import Judgement, PairwiseJudgement, RankingJudgement
+from labeling.quality.agreement import Votes
+from labeling.tasks.tasks import Task
+
+FITTED = 400  # judgements that a line of time over words is fitted to; the slopes of all pairs of them are looked at
+HASTY = 0.25
+Tested = tuple[float | None, float | None]
+
+
+def rankings(judgements: Iterable[Judgement]) -> list[RankingJudgement]:
+    """The judgements that are an order."""
+    return [j for j in judgements if isinstance(j, RankingJudgement) and j.ranking]
+
+
+def decided(judgements: Iterable[Judgement]) -> list[PairwiseJudgement]:
+    """The pairwise judgements with a winner."""
+    return [j for j in judgements if isinstance(j, PairwiseJudgement) and j.preference]
+
+
+def left_share(judgements: Iterable[Judgement]) -> Tested:
+    """How often the left one won, and the p-value of the two-sided binomial test against 1/2."""
+    left = [judgement.preference > 0 for judgement in decided(judgements)]
+    if not left:
+        return None, None
+    return sum(left) / len(left), float(stats.binomtest(sum(left), len(left), 0.5).pvalue)
+
+
+def position_correlation(judgements: Iterable[Judgement], tasks: Mapping[str, Task]) -> Tested:
+    """Mean Kendall's tau of the order given with the order shown, and its two-sided p-value.
+
+    Without a habit tau of K things has mean 0 and variance 2(2K+5) / 9K(K−1) (Kendall 1938); the sum over rankings is
+    taken as normal. A tied pair counts 0, which makes the variance smaller: the p-value is then on the safe side.
+    """
+    taus, variance = [], 0.0
+    for judgement in rankings(judgements):
+        shown = tasks[judgement.task_uid].shown
+        rank = judgement.ranks
+        pairs = list(combinations(shown, 2))
+        taus.append(sum((rank[a] < rank[b]) - (rank[a] > rank[b]) for a, b in pairs) / len(pairs))
+        variance += 2 * (2 * len(shown) + 5) / (9 * len(shown) * (len(shown) - 1))
+    if not taus:
+        return None, None
+    return sum(taus) / len(taus), erfc(abs(sum(taus)) / sqrt(variance) / sqrt(2))
+
+
+def untouched(judgements: Iterable[Judgement], tasks: Mapping[str, Task]) -> Tested:
+    """The share of rankings left in the order shown, and the chance of so many or more when each has chance 1/K!.
+
+    For rankings of different lengths the mean chance is used. Who marked a tie has touched the ranking.
+    """
+    orders = rankings(judgements)
+    if not orders:
+        return None, None
+    left = sum(j.ranking == tasks[j.task_uid].shown and not j.ties for j in orders)
+    chance = sum(1 / factorial(len(j.ranking)) for j in orders) / len(orders)
+    return left / len(orders), float(stats.binomtest(left, len(orders), chance, alternative="greater").pvalue)
+
+
+def contradictions(judgements: Iterable[Judgement]) -> tuple[float | None, int]:
+    """Of pairwise judgements whose stars favour one side in sum, the share that prefer the other; and how many."""
+    against = []
+    for judgement in decided(judgements):
+        rated = judgement.ratings
+        both = [name for name in CRITERIA if f"a_{name}" in rated and f"b_{name}" in rated]
+        stars = sum(rated[f"a_{name}"] - rated[f"b_{name}"] for name in both)
+        if stars:
+            against.append((stars > 0) != (judgement.preference > 0))
+    return (sum(against) / len(against) if against else None), len(against)
+
+
+def intransitive(found: Votes, annotator: str) -> tuple[float | None, int]:
+    """Of the triples of a prompt that an annotator decided in all three pairs, the share that go round; and how many.
+
+    One ranking never does; several judgements of the same responses may.
+    """
+    beats: dict[str, dict[frozenset[str], str]] = defaultdict(dict)
+    for (prompt, first, second), said in found.items():
+        if said.get(annotator):
+            beats[prompt][frozenset((first, second))] = first if said[annotator] > 0 else second
+    cycles = triples = 0
+    for winners in beats.values():
+        for triple in combinations(sorted(set().union(*winners)), 3):
+            won = [winners.get(frozenset(pair)) for pair in combinations(triple, 2)]
+            if None not in won:
+                triples += 1
+                cycles += len(set(won)) == 3
+    return (cycles / triples if triples else None), triples
+
+
+def words(task: Task) -> int:
+    """How much there is to read in a task."""
+    return sum(len(text.split()) for text in (task.prompt.text, *(r.text for r in task.responses.values())))
+
+
+def hasty(judgements: Sequence[Judgement], tasks: Mapping[str, Task]) -> dict[str, bool]:
+    """For each timed annotation id, whether it took less than a quarter of what the crowd takes for so many words.
+
+    The crowd's time is a line over words (Theil 1950, Sen 1968: the median of slopes, which bears a quarter of wild
+    values), for each kind of task; with fewer than ten judgements of a kind nothing is said.
+    """
+    by_kind: dict[str, list[tuple[int, float, str]]] = defaultdict(list)
+    for judgement in judgements:
+        if judgement.lead_time > 0:
+            task = tasks[judgement.task_uid]
+            by_kind[task.kind].append((words(task), judgement.lead_time, judgement.annotation_id))
+    found: dict[str, bool] = {}
+    for timed in by_kind.values():
+        if len(timed) < 10:
+            continue
+        sample = timed[:: -(-len(timed) // FITTED)]
+        read, seconds = (np.array([row[i] for row in sample], dtype=float) for i in (0, 1))
+        slope = max(0.0, float(stats.theilslopes(seconds, read).slope)) if np.ptp(read) else 0.0
+        start = median((seconds - slope * read).tolist())
+        least = float(np.min(seconds))
+        found |= {identity: took < HASTY * max(start + slope * much, least) for much, took, identity in timed}
+    return found

@@ -1,0 +1,126 @@
+"""How far each annotator can be relied on, from the comparisons alone: Crowd-BT.
+
+Chen, Bennett, Collins-Thompson & Horvitz 2013, "Pairwise ranking aggregation in a crowdsourced setting", section 3:
+
+    P(k says i beats j) = η_k σ(s_i − s_j) + (1 − η_k) σ(s_j − s_i)
+
+Responses have scores s, as in a reward model, and annotator k says what the scores say with probability η_k, else the
+opposite: 1 is a judge who errs only where responses are near, 1/2 says nothing, less than 1/2 has it upside down.
+
+There are more scores than anybody has judgements of them, and scores fitted to two or three judgements take the errors
+for truth: everyone looks reliable. So the difference Δ of each pair is integrated out, Δ ~ N(0, τ²), and η and τ alone
+are fitted, at the highest posterior of the product over pairs (a composite likelihood, Lindsay 1988: pairs of one
+prompt hang together, which leaves the estimate consistent).
+
+Everything that was said takes part, also what is held out later to test a reward model: the labels of held-out prompts
+and annotators say how reliable the others are. No score of a reward model ever does.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import minimize
+from scipy.special import expit, logsumexp
+
+from alignment.records import Comparison
+from labeling.quality.agreement import votes
+
+NODES = 31  # of the Gauss-Hermite quadrature over Δ
+PRIOR = (4.0, 2.0)  # Beta: an annotator of whom little is known counts as a little better than half right
+SPREAD = (np.log(2.0), 1.0)  # mean and deviation of log τ before anything is seen
+START = 1.5  # log-odds of η: on the right side of 1/2, where everything could be turned round
+Floats = NDArray[np.float64]
+Places = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Choices:
+    """Votes, those of one pair together: who said it and which side (±1), of shape (n,), and where each pair begins.
+
+    Pairs of which the same people say the same are there once, and `times` counts them: a few hundred instead of ten
+    thousand. As Δ is as likely as −Δ, to say the same of a pair turned round is the same.
+    """
+
+    annotators: tuple[str, ...]
+    who: Places
+    side: Floats
+    begins: Places
+    times: Floats
+
+    @classmethod
+    def of(cls, comparisons: Sequence[Comparison]) -> "Choices":
+        """From comparisons with a winner."""
+        times = Counter(_upright(sorted(said.items())) for said in votes(comparisons).values())
+        found = list(times)
+        names = sorted({name for said in found for name, _ in said})
+        number = {name: place for place, name in enumerate(names)}
+        sizes = np.array([len(said) for said in found], dtype=np.int64)
+        return cls(
+            tuple(names),
+            np.array([number[name] for said in found for name, _ in said], dtype=np.int64),
+            np.array([side for said in found for _, side in said], dtype=float),
+            np.cumsum(sizes) - sizes,
+            np.array(list(times.values()), dtype=float),
+        )
+
+
+def _upright(said: Sequence[tuple[str, int]]) -> tuple[tuple[str, int], ...]:
+    """The votes of a pair, turned so that the first of the annotators prefers the first response."""
+    return tuple((name, side * said[0][1]) for name, side in said)
+
+
+def minus_log_posterior(parameters: Floats, choices: Choices) -> tuple[float, Floats]:
+    """−log p(choices | η, τ) − log p(η) − log p(τ) up to a constant, and its gradient.
+
+    log p = Σ_pairs log ∫ N(Δ; 0, τ²) Π_k [η_k σ(y_k Δ) + (1 − η_k) σ(−y_k Δ)] dΔ, where y_k = ±1 is what k says of the
+    pair. `parameters` are the log-odds of each η, and log τ last.
+    """
+    odds, log_tau = parameters[:-1], parameters[-1]
+    nodes, masses = np.polynomial.hermite_e.hermegauss(NODES)
+    difference = np.exp(log_tau) * nodes
+    every_eta = expit(odds)
+    eta = every_eta[choices.who][:, None]
+    right = expit(choices.side[:, None] * difference)
+    chance = eta * right + (1 - eta) * (1 - right)
+    joint = np.add.reduceat(np.log(chance), choices.begins) + np.log(masses / masses.sum())
+    by_pair = logsumexp(joint, axis=1)
+    posterior = np.exp(joint - by_pair[:, None])
+    sizes = np.diff(np.append(choices.begins, len(choices.who)))
+    share = np.repeat(posterior * choices.times[:, None], sizes, axis=0) / chance
+    by_odds = (share * (2 * right - 1)).sum(1) * (eta * (1 - eta))[:, 0]
+    by_tau = (share * (2 * eta - 1) * choices.side[:, None] * right * (1 - right) * difference).sum()
+    a, b = PRIOR
+    mean, deviation = SPREAD
+    prior = ((a - 1) * np.log(every_eta) + (b - 1) * np.log1p(-every_eta)).sum()
+    prior -= (log_tau - mean) ** 2 / (2 * deviation**2)
+    gradient = np.append(
+        np.bincount(choices.who, by_odds, len(odds)) + (a - 1) * (1 - every_eta) - (b - 1) * every_eta,
+        by_tau - (log_tau - mean) / deviation**2,
+    )
+    return -float(by_pair @ choices.times + prior), -gradient
+
+
+def reliabilities(comparisons: Sequence[Comparison]) -> dict[str, float]:
+    """η of each annotator. Comparisons need a winner; rows without an annotator count as one person."""
+    rows = [row for row in comparisons if row.strength]
+    if not rows:
+        return {}
+    choices = Choices.of(rows)
+    start = np.append(np.full(len(choices.annotators), START), SPREAD[0])
+    found = minimize(minus_log_posterior, start, args=(choices,), jac=True, method="L-BFGS-B")
+    return dict(zip(choices.annotators, expit(found.x[:-1]).tolist(), strict=True))
+
+
+def weights(comparisons: Sequence[Comparison], eta: Mapping[str, float]) -> dict[str, float]:
+    """What a comparison of each annotator counts: max(0, 2η − 1), scaled so that comparisons weigh 1 on average.
+
+    2η − 1 is how much of a true preference is left in what the annotator says: E[said] = (2η − 1) E[true] for a
+    preference of ±1 that is turned round with probability 1 − η.
+    """
+    raw = {annotator: max(0.0, 2 * value - 1) for annotator, value in eta.items()}
+    given = [raw[row.annotator_id] for row in comparisons if row.strength]
+    mean = sum(given) / len(given) if given else 0.0
+    return {annotator: value / mean if mean else 1.0 for annotator, value in raw.items()}

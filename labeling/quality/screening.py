@@ -1,0 +1,145 @@
+"""Who is set aside and why, and which tasks are in dispute: from figures to decisions that a person can follow.
+
+Label Studio Community cannot take a person off a project, so screening works on what was said: nothing is deleted on
+the server, and the judgements of those set aside come back as soon as the options say so.
+"""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+from statistics import mean, median
+
+from pydantic import Field
+
+from alignment.records import Comparison, Record
+from labeling.config import Kind, QualityOptions, Screening
+from labeling.judgements.parse import Judged, Judgement, PairwiseJudgement, RankingJudgement
+from labeling.quality.agreement import Agreement
+from labeling.quality.annotators import AnnotatorQuality
+from labeling.tasks.tasks import Task
+
+CHANCE = 0.5  # of two who name a winner at random agreeing
+SENIOR = "a senior's judgement stands instead"
+
+
+class SetAside(Record):
+    """A comparison that is not handed on, with the reasons."""
+
+    reasons: tuple[str, ...] = Field(min_length=1)
+    comparison: Comparison
+
+
+class Dispute(Record):
+    """A task on which people disagree strongly: `distance` is on the scale of its kind (see `QualityOptions`)."""
+
+    task_uid: str
+    kind: Kind
+    distance: float
+    prompt: str
+    annotation_ids: tuple[str, ...]
+    annotator_ids: tuple[str, ...]
+
+
+def concerns(crew: Sequence[AnnotatorQuality], agreed: Agreement, options: Screening) -> dict[str, tuple[str, ...]]:
+    """The reasons to doubt each annotator, in words, by annotator id; only those of whom there are some."""
+    known = [one for one in crew if one.agreement.share is not None and one.judgements >= options.minimum_judgements]
+    usual = median(one.agreement.share or 0.0 for one in known) if known else CHANCE
+    least = CHANCE + options.minimum_agreement * max(0.0, usual - CHANCE)
+    found = {
+        one.annotator_id: [*_about_answers(one, least, options), *_about_habits(one, options)]
+        for one in crew
+        if one.judgements >= options.minimum_judgements
+    }
+    for pair, rated in agreed.annotators.items():
+        if rated.low is not None and rated.low > options.maximum_pair_agreement and _often(rated.count):
+            one, other = pair.split(" and ")
+            for mine, theirs in ((one, other), (other, one)):
+                if mine in found:
+                    found[mine].append(f"says the same as {theirs} in {rated.share:.0%} of {rated.count} pairs")
+    return {annotator: tuple(reasons) for annotator, reasons in found.items() if reasons}
+
+
+def _often(pairs: int) -> bool:
+    return pairs >= 20
+
+
+def _about_answers(one: AnnotatorQuality, least: float, options: Screening) -> list[str]:
+    """Doubts about what is said."""
+    reasons = []
+    if one.agreement.high is not None and one.agreement.high < least:
+        reasons.append(f"agrees with the others in {one.agreement.share:.0%} of pairs, at most "
+                       f"{one.agreement.high:.0%}; {least:.0%} are asked for")  # fmt: skip
+    if one.gold.high is not None and one.gold.high < options.minimum_gold:
+        reasons.append(f"has {one.gold.share:.0%} of {one.gold.count} known answers right; "
+                       f"{options.minimum_gold:.0%} are asked for")  # fmt: skip
+    if (one.contradiction_share or 0.0) > options.maximum_contradictions and one.contradictable >= 10:
+        reasons.append(f"prefers in {one.contradiction_share:.0%} of pairs what got the fewer stars")
+    return reasons
+
+
+def _about_habits(one: AnnotatorQuality, options: Screening) -> list[str]:
+    """Doubts about how it is said."""
+    reasons = []
+    limit, level = options.maximum_position, options.significance
+    if one.left_share is not None and _significant(one.left_p_value, level) and abs(one.left_share - 0.5) > limit:
+        reasons.append(f"prefers the left one in {one.left_share:.0%} of pairs")
+    tau = one.position_correlation
+    if tau is not None and _significant(one.position_p_value, level) and abs(tau) > limit:
+        reasons.append(f"ranks as shown (correlation {tau:+.2f} with the order on the screen)")
+    share = one.untouched_share
+    if share is not None and _significant(one.untouched_p_value, level) and share > options.maximum_untouched:
+        reasons.append(f"leaves {share:.0%} of rankings as they were shown")
+    if (one.hasty_share or 0.0) > options.maximum_hasty:
+        reasons.append(f"took in {one.hasty_share:.0%} of tasks less than a quarter of the usual time")
+    return reasons
+
+
+def _significant(p_value: float | None, level: float) -> bool:
+    return p_value is not None and p_value < level
+
+
+def set_aside(
+    found: Mapping[str, tuple[str, ...]], annotators: Sequence[str], options: Screening
+) -> dict[str, tuple[str, ...]]:
+    """Whose judgements are set aside, with the reasons: by the figures if they apply, and by the word of a person."""
+    chosen = {one: reasons for one, reasons in found.items() if options.apply and one not in options.keep}
+    named = {one: ("excluded in labeling.quality.screening.exclude",) for one in options.exclude if one in annotators}
+    return {one: (*named.get(one, ()), *chosen.get(one, ())) for one in sorted({*chosen, *named})}
+
+
+def disputes(judgements: Sequence[Judged], tasks: Mapping[str, Task], options: QualityOptions) -> list[Dispute]:
+    """The tasks in dispute, the most disputed first."""
+    by_task: dict[str, list[Judged]] = defaultdict(list)
+    for judgement in judgements:
+        by_task[judgement.task_uid].append(judgement)
+    found = []
+    for uid, said in by_task.items():
+        kind = tasks[uid].kind
+        limit = options.dispute_ranking if kind == "ranking" else options.dispute_steps
+        apart = distance(said)
+        if apart is not None and apart >= limit:
+            found.append(
+                Dispute(task_uid=uid, kind=kind, distance=apart, prompt=tasks[uid].prompt.text,
+                        annotation_ids=tuple(one.annotation_id for one in said),
+                        annotator_ids=tuple(one.annotator_id for one in said))
+            )
+    return sorted(found, key=lambda one: (one.kind, -one.distance, one.task_uid))
+
+
+def distance(said: Sequence[Judgement]) -> float | None:
+    """How far apart the judgements of one task are; None for fewer than two.
+
+    For rankings the mean over two people of the share of pairs that they order the other way round (Kendall's distance,
+    of 1; a pair that one of them ties is none);
+    for pairwise judgements the greatest distance of two preferences (of 6).
+    """
+    orders = [one.ranks for one in said if isinstance(one, RankingJudgement) and one.ranking]
+    if len(orders) > 1:
+        return mean(_kendall(one, other) for one, other in combinations(orders, 2))
+    preferences = [one.preference for one in said if isinstance(one, PairwiseJudgement)]
+    return float(max(preferences) - min(preferences)) if len(preferences) > 1 else None
+
+
+def _kendall(one: Mapping[str, int], other: Mapping[str, int]) -> float:
+    pairs = list(combinations(one, 2))
+    return sum((one[a] - one[b]) * (other[a] - other[b]) < 0 for a, b in pairs) / len(pairs)

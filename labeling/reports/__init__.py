@@ -1,0 +1,1 @@
+"""The status page, the data card, and figures of a collection."""

@@ -1,0 +1,57 @@
+"""What judging takes: seconds a judgement from what the store has measured, and hours for tasks that are planned."""
+
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+from typing import Any, get_args
+
+from labeling.config import Kind
+from labeling.store.store import Store
+from labeling.store.versions import Values, title_of
+
+LONGEST = 1800.0
+ENOUGH = 20
+ASSUMED: Mapping[Kind, float] = {"ranking": 240.0, "pairwise": 120.0, "demonstration": 600.0}
+CREW = "@crew.rlhf.local"
+
+
+class Pace(Values):
+    """Seconds that one judgement takes; `measured` judgements say so, 0 when it is assumed."""
+
+    seconds: float
+    measured: int = 0
+
+
+def measured_paces(store: Store) -> dict[Kind, Pace]:
+    """The pace of each kind of task, over all projects that the store knows.
+
+    The mean and not the median, since hours are a sum; a page that stays open counts as half an hour at most. The
+    simulated crew is left out. With fewer than 20 judgements the pace is assumed.
+    """
+    times: dict[Kind, list[float]] = {kind: [] for kind in get_args(Kind)}
+    for project in store.projects():
+        found = title_of(project.title)
+        if found is not None:
+            times[found.kind] += lead_times(store.current(project.project))
+    return {kind: pace(kind, some) for kind, some in times.items()}
+
+
+def lead_times(rows: Sequence[Mapping[str, Any]]) -> list[float]:
+    """The seconds that people took for each judgement."""
+    return [
+        float(raw["lead_time"])
+        for row in rows
+        for raw in row["annotations"]
+        if raw.get("lead_time") and not raw["was_cancelled"] and CREW not in str(raw.get("created_username"))
+    ]
+
+
+def pace(kind: Kind, times: Sequence[float]) -> Pace:
+    """The mean of the times, each at most half an hour; an assumed one where there are fewer than 20."""
+    if len(times) < ENOUGH:
+        return Pace(seconds=ASSUMED[kind])
+    return Pace(seconds=fmean(min(time, LONGEST) for time in times), measured=len(times))
+
+
+def hours(tasks: Mapping[Kind, int], overlap: Mapping[Kind, int], paces: Mapping[Kind, Pace]) -> dict[Kind, float]:
+    """Hours of work by kind: tasks · overlap · seconds / 3600."""
+    return {kind: count * overlap[kind] * paces[kind].seconds / 3600 for kind, count in tasks.items()}

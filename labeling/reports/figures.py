@@ -1,0 +1,119 @@
+"""Pictures of a crew: who agrees with whom and with known answers, who can be relied on, and who has habits."""
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from labeling.quality.agreement import Rate
+from labeling.quality.annotators import AnnotatorQuality
+
+LONGEST_NAME = 28
+GOOD, DOUBTFUL, GOLD = "tab:blue", "tab:red", "tab:olive"
+HABITS = {
+    "position_correlation": "order given with order shown (tau)",
+    "untouched_share": "rankings left as shown",
+    "contradiction_share": "preference against own stars",
+    "hasty_share": "done in a quarter of the usual time",
+}
+
+
+def crew_figures(crew: Sequence[AnnotatorQuality]) -> dict[str, Figure]:
+    """The pictures by name; none where nobody judged anything together with others."""
+    judged = [one for one in crew if one.agreement.share is not None]
+    if not judged:
+        return {}
+    return {"annotators": answers_chart(judged), "habits": habits_chart(judged)}
+
+
+def progress_chart(
+    times: Sequence[datetime], done: int, needed: int, now: datetime | None, end: datetime | None
+) -> Figure:
+    """Judgements over time up to `now` beside those needed, and the way to the expected end.
+
+    Judgements beyond the overlap count in the line and not in `done`, from which the dashed line starts.
+    """
+    figure = Figure(figsize=(12.4, 2.9), layout="constrained")
+    axes = figure.subplots()
+    axes.set_ylim(0, max(needed, len(times), 1) * 1.08)
+    axes.axhline(needed, color="grey", linestyle="--", linewidth=1)
+    axes.set_ylabel("judgements")
+    axes.grid(axis="y", alpha=0.25)
+    if not times:
+        axes.set_xticks([])
+        return figure
+    ended = [*times, *([now] if now is not None and now > times[-1] else [])]
+    axes.step(ended, [*range(1, len(times) + 1), len(times)][: len(ended)], where="post", color=GOOD)  # type: ignore[arg-type]
+    if now is not None and end is not None and end > now:
+        axes.plot([now, end], [done, needed], color=GOOD, linestyle=":")  # type: ignore[arg-type]
+    figure.autofmt_xdate(rotation=0, ha="center")
+    return figure
+
+
+def answers_chart(crew: Sequence[AnnotatorQuality], names: Mapping[str, str] | None = None) -> Figure:
+    """Agreement with the others and with known answers, with 95 % intervals, reliability, and seconds a judgement.
+
+    One row an annotator, called as in `names`.
+    """
+    title = "what annotators say (red: there are reasons to doubt)"
+    figure, (left, right, time) = _rows(crew, 3, title, names or {}, width=4.1)
+    for place, one in enumerate(crew):
+        color = DOUBTFUL if one.concerns else GOOD
+        _interval(left, one.agreement, place, {"color": color, "fmt": "o"})
+        _interval(left, one.gold, place + 0.25, {"color": GOLD, "fmt": "D", "markersize": 4})
+        if one.reliability is not None:
+            right.barh(place, one.reliability, color=color, height=0.6)
+            right.annotate(f"{one.reliability:.2f}", (one.reliability, place), xytext=(3, 0),
+                           textcoords="offset points", va="center", fontsize=8)  # fmt: skip
+    left.axvline(0.5, color="grey", linestyle="--", linewidth=1)
+    left.set_title("same winner as: ● the others   ◆ known answers", fontsize=9)
+    right.axvline(0.5, color="grey", linestyle="--", linewidth=1)
+    right.set_xlim(0, 1.1)
+    right.set_title("reliability η (1/2 says nothing)", fontsize=9)
+    for place, one in enumerate(crew):
+        time.barh(place, one.median_lead_time_seconds or 0.0, color=DOUBTFUL if one.concerns else GOOD, height=0.6)
+    time.set_title("median seconds a judgement", fontsize=9)
+    return figure
+
+
+def habits_chart(crew: Sequence[AnnotatorQuality], names: Mapping[str, str] | None = None) -> Figure:
+    """One panel a habit, one row an annotator; a place without a bar has no figure."""
+    title = "habits of annotators (red: there are reasons to doubt)"
+    figure, panels = _rows(crew, len(HABITS), title, names or {}, width=3.1)
+    for axes, (name, title) in zip(panels, HABITS.items(), strict=True):
+        for place, one in enumerate(crew):
+            value = getattr(one, name)
+            if value is not None:
+                axes.barh(place, value, color=DOUBTFUL if one.concerns else GOOD, height=0.6)
+        axes.set_xlim(-1 if name == "position_correlation" else 0, 1)
+        axes.axvline(0, color="grey", linewidth=1)
+        axes.set_title(title, fontsize=9)
+    return figure
+
+
+def _rows(
+    crew: Sequence[AnnotatorQuality], columns: int, title: str, names: Mapping[str, str], width: float
+) -> tuple[Figure, Any]:
+    """A figure whose panels share a row for each annotator, named on the left."""
+    figure = Figure(figsize=(width * columns, 1.4 + 0.32 * len(crew)), layout="constrained")
+    panels = figure.subplots(1, columns, sharey=True)
+    figure.suptitle(title, fontsize=11)
+    called = [_shortened(names.get(one.annotator_id, one.annotator_id)) for one in crew]
+    labels = [f"{name} ({one.judgements})" for name, one in zip(called, crew, strict=True)]
+    panels[0].set_yticks(range(len(crew)), labels, parse_math=False)
+    panels[0].set_ylabel("annotator (judgements)")
+    panels[0].invert_yaxis()
+    for axes in panels:
+        axes.grid(axis="x", alpha=0.25)
+    return figure, panels
+
+
+def _shortened(name: str) -> str:
+    return name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 1] + "…"
+
+
+def _interval(axes: Any, rate: Rate, place: float, style: dict[str, Any]) -> None:
+    if rate.share is not None and rate.low is not None and rate.high is not None:
+        error = [[max(0.0, rate.share - rate.low)], [max(0.0, rate.high - rate.share)]]
+        axes.errorbar(rate.share, place, xerr=error, capsize=2, **style)

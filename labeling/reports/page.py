@@ -1,0 +1,148 @@
+"""The status of a collection as one HTML file: no script, nothing from elsewhere, light and dark, all text escaped."""
+
+import io
+import warnings
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from html import escape
+from typing import Any
+
+import matplotlib
+from matplotlib.figure import Figure
+
+from labeling.quality.agreement import Rate
+from labeling.quality.annotators import AnnotatorQuality
+from labeling.reports.figures import answers_chart, habits_chart, progress_chart
+from labeling.reports.report import ProjectReport
+
+INK = "#102030"  # stands for the text's colour, whatever the page is shown in
+INKED: dict[Any, str] = dict.fromkeys(
+    ("text.color", "axes.edgecolor", "axes.labelcolor", "axes.titlecolor", "xtick.color", "ytick.color"), INK
+)
+STYLE = """
+:root { color-scheme: light dark; --line: color-mix(in srgb, currentColor 18%, transparent); --good: #2f6fb3; }
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 1180px; margin: 0 auto; padding: 24px;
+       background: light-dark(#fff, #16181c); color: light-dark(#1b1f24, #e6e8eb); }
+h1 { font-size: 22px; margin: 0; } h2 { font-size: 18px; margin: 36px 0 4px; }
+h3 { font-size: 15px; margin: 20px 0 6px; }
+a { color: light-dark(#1f5fa8, #82b4ee); } .quiet { opacity: .7; }
+.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(165px, 1fr)); gap: 10px; margin: 12px 0; }
+.tile { border: 1px solid var(--line); border-radius: 8px; padding: 10px 14px; }
+.tile b { display: block; font-size: 16px; font-weight: 600; } .tile span { font-size: 13px; opacity: .75; }
+progress { width: 100%; height: 8px; appearance: none; border: 0; background: var(--line); }
+progress::-webkit-progress-bar { background: var(--line); }
+progress::-webkit-progress-value { background: var(--good); } progress::-moz-progress-bar { background: var(--good); }
+figure { margin: 14px 0; overflow-x: auto; } figure svg { max-width: 100%; height: auto; }
+table { border-collapse: collapse; width: 100%; font-size: 14px; } .wide { overflow-x: auto; }
+th, td { text-align: left; padding: 5px 10px 5px 0; border-bottom: 1px solid var(--line); vertical-align: top; }
+td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; }
+.doubt { color: light-dark(#b3261e, #ff9a8f); } .note { border-left: 3px solid currentColor; padding-left: 10px; }
+"""
+POLICY = "default-src 'none'; style-src 'unsafe-inline'"
+
+
+def status_page(found: Sequence[ProjectReport], now: datetime | None = None) -> str:
+    """The page for these projects, in their order."""
+    made = f"{(now or datetime.now(UTC)).astimezone(UTC):%Y-%m-%d %H:%M} UTC"
+    with matplotlib.rc_context(INKED):
+        body = "".join(_project(one) for one in found) or "<p>No project of ours is known yet.</p>"
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>Labelling status</title><style>{STYLE}</style></head>\n<body><h1>Labelling status</h1>"
+        f'<p class="quiet">made {made}; intervals are of 95 %</p>{body}</body></html>\n'
+    )
+
+
+def _project(one: ProjectReport) -> str:
+    row = one.status
+    place = f"{row.url}/projects/{row.number}/data?labeling=1"
+    link = f'<a href="{escape(place)}">open in Label Studio</a>' if row.url.startswith(("http://", "https://")) else ""
+    parts = [
+        f"<section><h2>{escape(row.title)}</h2><p>{'deleted on the server' if row.deleted else link}</p>",
+        _tiles(one),
+        *(f'<p class="note">{escape(note)}</p>' for note in _notes(one)),
+        drawn(progress_chart(one.times, row.done, row.needed, row.last_sync, row.expected_end), "judgements over time"),
+    ]
+    judged = [person for person in one.crew if person.agreement.share is not None]
+    if judged:
+        parts.append(drawn(answers_chart(judged, one.names), "what each annotator says, and how fast"))
+        parts.append(drawn(habits_chart(judged, one.names), "habits of each annotator"))
+    if one.crew:
+        parts.append(_people(one))
+    return "\n".join([*parts, "</section>\n"])
+
+
+def drawn(figure: Figure, title: str) -> str:
+    """A figure as SVG inside the page, in the colours of the text around it."""
+    file = io.StringIO()
+    with matplotlib.rc_context({"svg.fonttype": "none"}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # the browser has the glyph; only its width is guessed
+        figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
+    svg = file.getvalue()
+    svg = svg[svg.index("<svg") :].replace(INK, "currentColor")
+    return f'<figure role="img" aria-label="{escape(title)}">{svg}</figure>'
+
+
+def _tiles(one: ProjectReport) -> str:
+    row = one.status
+    end = "done" if row.needed and row.done >= row.needed else _time(row.expected_end) or "nobody works"
+    tiles = [
+        (f"{row.done} of {row.needed}", f"judgements, on {row.tasks} tasks"),
+        (f"{row.per_hour:.1f}", "judgements an hour, of late"),
+        (end, "expected end"),
+        (_rate(one.agreement.overall), f"agreement, {one.agreement.overall.count} double judgements"),
+        (_alpha(one), "Krippendorff's alpha"),
+        (_time(row.last_sync) or "never", "last read"),
+    ]
+    shown = "".join(
+        f'<div class="tile"><b>{escape(value)}</b><span>{escape(what)}</span></div>' for value, what in tiles
+    )
+    bar = f'<progress max="{max(row.needed, 1)}" value="{row.done}">{row.done} of {row.needed}</progress>'
+    return f'{bar}<div class="tiles">{shown}</div>'
+
+
+def _time(time: datetime | None) -> str:
+    return "" if time is None else f"{time.astimezone(UTC):%Y-%m-%d %H:%M}"
+
+
+def _rate(rate: Rate) -> str:
+    if rate.share is None or rate.low is None or rate.high is None:
+        return "-"
+    return f"{rate.share:.0%} ({rate.low:.0%} to {rate.high:.0%})"
+
+
+def _alpha(one: ProjectReport) -> str:
+    value, low, high = one.agreement.alpha, one.agreement.alpha_low, one.agreement.alpha_high
+    if value is None or low is None or high is None:
+        return "-"
+    return f"{value:.2f} ({low:.2f} to {high:.2f})"
+
+
+def _notes(one: ProjectReport) -> list[str]:
+    row = one.status
+    notes = [f"{row.quarantined} judgements are put aside: our screens do not make them"] if row.quarantined else []
+    notes += [f"{row.lost} annotations are gone from the server and kept in our store"] if row.lost else []
+    notes += ["the screen was edited on the server"] if row.screen_changed else []
+    rated = [f"{name} {_rate(rate)}" for name, rate in one.agreement.criteria.items() if rate.share is not None]
+    return notes + ([f"agreement by criterion: {', '.join(rated)}"] if rated else [])
+
+
+def _people(one: ProjectReport) -> str:
+    heads = ("annotator", "judgements", "skips", "agreement", "reliability", "median seconds", "concerns")
+    numbers = {"judgements", "skips", "reliability", "median seconds"}
+    head = "".join(f"<th{' class=number' if name in numbers else ''}>{name}</th>" for name in heads)
+    rows = "".join(_person(person, one.names.get(person.annotator_id, "")) for person in one.crew)
+    return f'<h3>Annotators</h3><div class="wide"><table><tr>{head}</tr>{rows}</table></div>'
+
+
+def _person(one: AnnotatorQuality, name: str) -> str:
+    told = [("" if value is None else f"{value:{form}}") for value, form in
+            ((one.reliability, ".2f"), (one.median_lead_time_seconds, ".0f"))]  # fmt: skip
+    concerns = "<br>".join(map(escape, one.concerns)) + (" (set aside)" if one.set_aside else "")
+    return (
+        f"<tr><td>{escape(name or f'account {one.annotator_id}')}</td><td class=number>{one.judgements}</td>"
+        f"<td class=number>{one.skips}</td><td>{_rate(one.agreement)}</td><td class=number>{told[0]}</td>"
+        f"<td class=number>{told[1]}</td><td class=doubt>{concerns}</td></tr>"
+    )

@@ -1,0 +1,138 @@
+"""How a collection is going, from the store alone: progress, pace, expected end, agreement, and each annotator."""
+
+from collections import Counter, defaultdict
+from collections.abc import Collection, Mapping, Sequence
+from datetime import datetime, timedelta
+from statistics import median
+from typing import Any
+
+from pydantic import ValidationError
+
+from labeling.errors import TaskError
+from labeling.judgements.comparisons import comparisons
+from labeling.judgements.imports import task_of
+from labeling.judgements.parse import parse
+from labeling.quality.agreement import Rate, agreement
+from labeling.store.store import Store
+from labeling.store.versions import SeenProject, Values, moment, title_of
+from labeling.tasks.tasks import Task
+
+PACE_WINDOW = timedelta(hours=24)
+SHORTEST_WINDOW = timedelta(minutes=1)
+
+
+class AnnotatorStatus(Values):
+    """One person's work: judgements (of any content), skips, and the median time a judgement took, in seconds.
+
+    `name` is as the server last told it: first and last name, and the e-mail address.
+    """
+
+    annotator: int | None
+    name: str
+    judgements: int
+    skips: int
+    median_seconds: float | None
+
+
+class ProjectStatus(Values):
+    """One project. `done` counts at most the overlap per task; `lost` is what the server had once and has no more.
+
+    `per_hour` is over the 24 hours before the last sync, or since the first judgement if that is later; `expected_end`
+    is when the rest would be done at that pace, None when nobody works. `quarantined` are judgements that our screens
+    do not make. `screen_changed` when the screen was edited on the server.
+    """
+
+    title: str
+    number: int
+    url: str
+    deleted: bool
+    tasks: int
+    done: int
+    needed: int
+    per_hour: float
+    expected_end: datetime | None
+    agreement: Rate
+    alpha: float | None
+    annotators: tuple[AnnotatorStatus, ...]
+    quarantined: int
+    lost: int
+    screen_changed: bool
+    last_sync: datetime | None
+
+
+def status(store: Store, only: Collection[int] = ()) -> list[ProjectStatus]:
+    """Every project that the store knows, or those of the given numbers, the oldest first."""
+    return [project_status(store, one) for one in store.projects() if not only or one.number in only]
+
+
+def project_status(store: Store, project: SeenProject) -> ProjectStatus:
+    """How one project is going, as of its last sync."""
+    rows, past = store.current(project.project), store.syncs(project.project)
+    said = [raw for row in rows for raw in row["annotations"]]
+    judged = [raw for raw in said if not raw["was_cancelled"]]
+    people = Counter((raw["task"]) for raw in judged)
+    done, needed = sum(min(n, project.overlap) for n in people.values()), len(rows) * project.overlap
+    now = past[-1].seen_at if past else None
+    per_hour = pace([moment(raw["created_at"]) for raw in judged], now) if now else 0.0
+    left = timedelta(hours=(needed - done) / per_hour) if per_hour else None
+    title, tasks = title_of(project.title), tasks_of(project, rows)
+    parsed = parse(rows, tasks.values(), project.overlap, "")
+    both = [row for some in comparisons(parsed.judgements, tasks) for row in some]
+    agreed = agreement(both)
+    return ProjectStatus(
+        title=project.title, number=project.number, url=project.url, deleted=project.deleted, tasks=len(rows),
+        done=done, needed=needed, per_hour=per_hour,
+        expected_end=now + left if now and left is not None and not project.deleted else None,
+        agreement=agreed.overall, alpha=agreed.alpha, annotators=annotators(said),
+        quarantined=len(parsed.quarantined), lost=len(store.lost(project.project)),
+        screen_changed=title is not None and title.screen_hash != project.config_hash, last_sync=now,
+    )  # fmt: skip
+
+
+def pace(times: Sequence[datetime], now: datetime) -> float:
+    """Judgements per hour in the 24 hours before `now`, or since the first one if that is later."""
+    recent = [time for time in times if time > now - PACE_WINDOW]
+    if not recent:
+        return 0.0
+    begun = max(min(times), now - PACE_WINDOW)
+    return len(recent) / (max(now - begun, SHORTEST_WINDOW) / timedelta(hours=1))
+
+
+def annotators(said: Sequence[Mapping[str, Any]]) -> tuple[AnnotatorStatus, ...]:
+    """Everyone who judged or skipped, those with most judgements first."""
+    by_person: dict[int | None, list[Mapping[str, Any]]] = defaultdict(list)
+    for raw in said:
+        by_person[raw["completed_by"]].append(raw)
+    found = []
+    for person, own in by_person.items():
+        times = [raw["lead_time"] for raw in own if raw.get("lead_time") and not raw["was_cancelled"]]
+        skips = sum(raw["was_cancelled"] for raw in own)
+        found.append(
+            AnnotatorStatus(
+                annotator=person, name=name_of(own), judgements=len(own) - skips, skips=skips,
+                median_seconds=median(times) if times else None,
+            )
+        )  # fmt: skip
+    return tuple(sorted(found, key=lambda one: (-one.judgements, one.annotator or 0)))
+
+
+def name_of(own: Sequence[Mapping[str, Any]]) -> str:
+    """The name in the newest of a person's annotations that has one; the server writes "Name mail, id"."""
+    names = [str(raw.get("created_username") or "").rpartition(",")[0].strip() for raw in own]
+    return next((name for name in reversed(names) if name), "")
+
+
+def tasks_of(project: SeenProject, rows: Sequence[Mapping[str, Any]]) -> dict[str, Task]:
+    """The tasks as far as the server's data shows them, by uid: enough to parse and to compare.
+
+    A project whose title is not ours has none. The same opaque ids stand for the same responses for everyone who saw
+    the task, so agreement is the true one; which model wrote what is not known here.
+    """
+    found = {}
+    for row in rows if title_of(project.title) else ():
+        try:
+            task = task_of(row)
+        except (TaskError, ValidationError):
+            continue  # not a task of ours
+        found[task.uid] = task
+    return found

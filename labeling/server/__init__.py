@@ -1,0 +1,1 @@
+"""The Label Studio server: its process, HTTP client, accounts and webhooks."""

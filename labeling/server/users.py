@@ -1,0 +1,101 @@
+"""Annotator accounts, made the way a person makes one: by invitation and the sign-up form."""
+
+import hashlib
+import hmac
+import re
+from urllib.parse import urljoin
+
+import httpx
+from pydantic import BaseModel, ConfigDict, SecretStr
+
+from labeling.errors import BadCredentials, RequestRefused, ServerUnavailable, UnexpectedAnswer
+from labeling.server.client import LabelStudio, expect, place
+
+LOGIN_PATH = "/user/login/"
+TIMEOUT_SECONDS = 60.0
+
+
+class Account(BaseModel):
+    """An annotator's account with its own token."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    id: int
+    email: str
+    password: SecretStr
+    token: SecretStr
+
+
+def members(owner: LabelStudio) -> dict[str, int]:
+    """The ids of all accounts by e-mail address, in small letters."""
+    found = expect(owner.get("/api/users"), list, "the list of users")
+    return {str(user["email"]).lower(): int(user["id"]) for user in found}
+
+
+def invite_link(owner: LabelStudio) -> str:
+    """The address at which people sign up by themselves; whoever has it can."""
+    invitation = expect(owner.get("/api/invite"), dict, "an invitation")
+    return urljoin(f"{owner.url}/", str(invitation["invite_url"]))
+
+
+def derived_password(secret: str, email: str) -> str:
+    """A password that only the holder of `secret` can work out again, so that none has to be stored."""
+    return hmac.new(secret.encode(), email.encode(), hashlib.sha256).hexdigest()[:24]
+
+
+def ensure_account(owner: LabelStudio, email: str, password: str, first_name: str = "") -> Account:
+    """The account of `email`: logged in if it exists, else signed up through an invitation of `owner`.
+
+    Raises BadCredentials when the account exists with another password.
+    """
+    try:
+        with httpx.Client(base_url=owner.url, timeout=TIMEOUT_SECONDS, trust_env=False) as http:
+            if not _log_in(http, email, password):
+                _sign_up(owner, http, email, password)
+                if not _log_in(http, email, password):
+                    raise BadCredentials(owner.url, email)
+            return _read_account(owner, http, email, password, first_name)
+    except httpx.TransportError as error:
+        raise ServerUnavailable(owner.url, error) from error
+
+
+def _form_token(page: httpx.Response) -> str:
+    """The CSRF token of the page's form."""
+    match = re.search(r'name="csrfmiddlewaretoken"\s+value="([^"]+)"', page.text)
+    if page.status_code != 200 or match is None:
+        raise UnexpectedAnswer(f"{place(page.request.url)} shows no form (status {page.status_code})")
+    return match.group(1)
+
+
+def _submit(http: httpx.Client, path: str, fields: dict[str, str]) -> bool:
+    """Fill in the form at `path`; True when it was accepted (a redirect), False when it is shown again."""
+    page = http.get(path)
+    form = fields | {"csrfmiddlewaretoken": _form_token(page)}
+    answer = http.post(path, data=form, headers={"Referer": str(page.request.url)})
+    if answer.status_code >= 400:
+        raise RequestRefused("POST", place(page.request.url), answer.status_code, answer.text)
+    return answer.status_code == 302
+
+
+def _log_in(http: httpx.Client, email: str, password: str) -> bool:
+    http.cookies.clear()
+    return _submit(http, LOGIN_PATH, {"email": email, "password": password, "persist_session": "on"})
+
+
+def _sign_up(owner: LabelStudio, http: httpx.Client, email: str, password: str) -> None:
+    fields = {"email": email, "password": password, "how_find_us": "", "elaborate": "", "allow_newsletters": "false"}
+    http.cookies.clear()
+    if not _submit(http, invite_link(owner), fields):
+        raise BadCredentials(owner.url, f"{email} (the account exists with another password, or the form refused it)")
+
+
+def _read_account(owner: LabelStudio, http: httpx.Client, email: str, password: str, first_name: str) -> Account:
+    answer = http.get("/api/current-user/token")
+    if answer.status_code != 200:
+        raise UnexpectedAnswer(f"{place(answer.request.url)} answers {answer.status_code}: {answer.text[:200]}")
+    token = str(answer.json()["token"])
+    with LabelStudio(owner.url, token) as client:
+        who = client.whoami()
+        if first_name and who.get("first_name") != first_name:
+            client.patch(f"/api/users/{who['id']}/", {"first_name": first_name})
+    return Account(id=int(who["id"]), email=email, password=SecretStr(password), token=SecretStr(token))

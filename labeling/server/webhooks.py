@@ -1,0 +1,34 @@
+"""Webhooks: Label Studio tells an address of ours that something changed. Never repeated, so only a reason to look."""
+
+from labeling.errors import RequestRefused, WebhookRefused
+from labeling.server.client import LabelStudio, expect
+
+ACTIONS = ("ANNOTATION_CREATED", "ANNOTATIONS_CREATED", "ANNOTATION_UPDATED", "ANNOTATIONS_DELETED", "TASKS_DELETED")
+
+
+def webhook_is_there(client: LabelStudio, project: int, url: str) -> bool:
+    """Whether the project tells this address."""
+    found = expect(client.get("/api/webhooks", project=project), list, "the list of webhooks")
+    return any(hook["url"] == url and hook["is_active"] and {*ACTIONS} <= {*hook["actions"]} for hook in found)
+
+
+def ensure_webhook(client: LabelStudio, project: int, url: str) -> bool:
+    """Have the project tell `url` of changes, without saying what changed; False when it does so already.
+
+    Raises WebhookRefused for an address that the server does not call, as it does with all on its own machine.
+    """
+    if webhook_is_there(client, project, url):
+        return False
+    told = {
+        "project": project, "url": url, "send_payload": False, "send_for_all_actions": False, "is_active": True,
+        "actions": list(ACTIONS),
+    }  # fmt: skip
+    try:
+        client.post("/api/webhooks", told)
+    except RequestRefused as error:
+        raise WebhookRefused(
+            f"Label Studio does not call {url} ({error}). It calls addresses on its own machine or network only when "
+            "it was started with RLHF_LABEL_STUDIO_LOCAL_WEBHOOKS=1, which lets everybody with an account reach them: "
+            "`rlhf down`, then RLHF_LABEL_STUDIO_LOCAL_WEBHOOKS=1 `rlhf up`; or leave labeling.webhook out"
+        ) from error
+    return True

@@ -1,0 +1,1 @@
+"""The town's simulated annotators."""

@@ -1,0 +1,264 @@
+"""A crew of simulated annotators who work through the server's API like anyone else.
+
+Each has an account, a token and a taste. An annotator reads a task as the server shows it, scores each response by
+
+    u = w · (helpful, truthful, harmless) + b_length · length + b_polite · politeness,
+
+adds Gumbel noise of scale T and puts the responses in the order of the sums. That is the Plackett-Luce model, and for
+two responses Bradley-Terry: P(a over b) = sigmoid((u_a - u_b) / T). Near-equal responses are coin flips, clear ones are
+not.
+
+What an annotator says about a task depends on the seed, the annotator and the task's uid alone. Some may have habits
+that a collection has to be guarded against (`CrewConfig`): the careless judge at random, the side-biased prefer what
+stands first, the spamming submit what is there within seconds, and the colluding hand on one answer among themselves.
+"""
+
+import math
+import random
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from alignment.records import CRITERIA
+from labeling.config import CrewConfig
+from labeling.server.client import LabelStudio
+from labeling.server.users import Account, derived_password, ensure_account
+from labeling.tasks.projects import Project
+
+Judge = Callable[[str, str], Mapping[str, float]]
+Habit = Literal["careful", "careless", "side_biased", "spamming", "colluding"]
+NAMES = ("Ada", "Ben", "Cleo", "Dan", "Eve", "Finn", "Gita", "Hugo", "Iris", "Jon")
+POLITE_WORDS = ("please", "thank", "sorry", "glad", "happy to", "welcome", "of course", "i'm afraid", "kind")
+EULER_GAMMA = 0.5772156649
+TIE_BETTER_MUCH = (0.25, 1.2, 2.6)
+SIDE_PULL = 4.0  # of a side-biased annotator towards the first place, in units of noise
+RING = "ring"  # what the colluding draw their one answer by
+
+
+class Annotator(BaseModel):
+    """One member of the crew: the taste, how noisy next to the others, how fast (`words_per_second`), and the habit.
+
+    A careless or colluding one judges at random in a share `careless_rate` of the tasks.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    email: str
+    name: str
+    weights: tuple[float, float, float]
+    likes_length: float
+    likes_politeness: float
+    likes_first: float
+    noisiness: float
+    words_per_second: float
+    habit: Habit = "careful"
+    careless_rate: float = 0.0
+
+    def utility(self, verdict: Mapping[str, float], text: str, typical_words: float, shown_first: bool) -> float:
+        """What the annotator thinks of a response, before noise."""
+        length = math.tanh(math.log(max(len(text.split()), 1) / typical_words))
+        polite = any(word in text.lower() for word in POLITE_WORDS)
+        gold = sum(weight * verdict[name] for weight, name in zip(self.weights, CRITERIA, strict=True))
+        return gold + self.likes_length * length + self.likes_politeness * polite + self.likes_first * shown_first
+
+
+def make_crew(config: CrewConfig) -> list[Annotator]:
+    """The annotators of a seed. `config.bias` scales how far their tastes differ; those with bad habits come last."""
+    crew = []
+    habits = _habits(config)
+    for index in range(config.annotators):
+        rng = random.Random(f"crew:{config.seed}:{index}")
+        raw = [math.exp(0.35 * config.bias * rng.gauss(0, 1)) * base for base in (0.8, 1.2, 1.0)]
+        name = NAMES[index % len(NAMES)] + (str(index // len(NAMES) + 1) if index >= len(NAMES) else "")
+        helpful, truthful, harmless = (weight / sum(raw) for weight in raw)
+        crew.append(
+            Annotator(
+                email=f"{name.lower()}.{config.seed}@crew.rlhf.local",
+                name=name,
+                weights=(helpful, truthful, harmless),
+                likes_length=config.bias * rng.gauss(0.04, 0.04),
+                likes_politeness=config.bias * rng.gauss(0.1, 0.04),
+                likes_first=config.bias * abs(rng.gauss(0, 0.02)),
+                noisiness=math.exp(0.25 * rng.gauss(0, 1)),
+                words_per_second=rng.uniform(2.0, 6.0),
+                habit=habits[index],
+                careless_rate=config.careless_rate,
+            )
+        )
+    return _of_one_mind(crew)
+
+
+def _of_one_mind(crew: Sequence[Annotator]) -> list[Annotator]:
+    """The crew, in which the colluding have the taste of the first of them: one makes the answer for all."""
+    leader = next((one for one in crew if one.habit == "colluding"), None)
+    own = {"email", "name", "words_per_second"}
+    shared = {} if leader is None else {key: value for key, value in leader if key not in own}
+    return [one.model_copy(update=shared) if one.habit == "colluding" else one for one in crew]
+
+
+def _habits(config: CrewConfig) -> list[Habit]:
+    """The habit of each of the crew."""
+    counts: dict[Habit, int] = {"careless": config.careless, "side_biased": config.side_biased,
+                                "spamming": config.spamming, "colluding": config.colluding}  # fmt: skip
+    bad = [habit for habit, count in counts.items() for _ in range(count)]
+    careful: list[Habit] = ["careful"]
+    return careful * (config.annotators - len(bad)) + bad
+
+
+def responses_of(data: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """(id, text) of the responses in a task's data, in the order shown."""
+    if "responses" in data:
+        return [(str(item["id"]), str(item["body"])) for item in data["responses"]]
+    return [(str(data[f"{side}_id"]), str(data[f"response_{side}"])) for side in "ab"]
+
+
+def utilities(annotator: Annotator, data: Mapping[str, Any], prompt_id: str, judge: Judge) -> list[float]:
+    """The annotator's utilities of a task's responses, in the order shown."""
+    texts = [text for _, text in responses_of(data)]
+    words = max(sum(len(text.split()) for text in texts) / len(texts), 1.0)
+    return [annotator.utility(judge(prompt_id, text), text, words, i == 0) for i, text in enumerate(texts)]
+
+
+def gumbel(rng: random.Random) -> float:
+    """A standard Gumbel draw, less its mean."""
+    return -math.log(-math.log(rng.random() or 1e-300)) - EULER_GAMMA
+
+
+def work_on(
+    annotator: Annotator, data: Mapping[str, Any], prompt_id: str, judge: Judge, heat: float, seed: int
+) -> tuple[list[dict[str, Any]], float]:
+    """The annotator's result for a task, in the shape that the browser makes, and the lead time in seconds."""
+    if annotator.habit == "spamming":
+        return _spam(annotator, data, seed)
+    drawn_by = RING if annotator.habit == "colluding" else annotator.email
+    rng = random.Random(f"{seed}:{drawn_by}:{data['uid']}")
+    shown = responses_of(data)
+    scale = heat * annotator.noisiness
+    careless = annotator.habit in ("careless", "colluding") and rng.random() < annotator.careless_rate
+    liked = [0.0] * len(shown) if careless else utilities(annotator, data, prompt_id, judge)
+    if annotator.habit == "side_biased":
+        liked = [u + SIDE_PULL * scale * (1 - i / (len(shown) - 1)) for i, u in enumerate(liked)]
+    felt = [u + scale * gumbel(rng) for u in liked]
+    words = sum(len(text.split()) for _, text in shown) + len(str(data["prompt"]).split())
+    lead_time = round((4.0 + words / annotator.words_per_second) * math.exp(0.3 * rng.gauss(0, 1)), 3)
+    if "responses" in data:
+        order = sorted(range(len(shown)), key=lambda i: -felt[i])
+        return ranking_result([shown[i][0] for i in order]), lead_time
+    stars = [[_stars(rng.random() if careless else judge(prompt_id, text)[name], rng) for name in CRITERIA]
+             for _, text in shown]  # fmt: skip
+    return pairwise_result((felt[0] - felt[1]) / scale, stars), lead_time
+
+
+def _spam(annotator: Annotator, data: Mapping[str, Any], seed: int) -> tuple[list[dict[str, Any]], float]:
+    """What is on the screen when it opens, or the first answer that a hand falls on."""
+    rng = random.Random(f"{seed}:{annotator.email}:{data['uid']}")
+    lead_time = round(rng.uniform(0.8, 2.5), 3)
+    if "responses" in data:
+        return ranking_result([identity for identity, _ in responses_of(data)]), lead_time
+    return pairwise_result(rng.choice((-1.5, 1.5)), [[3] * len(CRITERIA)] * 2), lead_time
+
+
+def _stars(score: float, rng: random.Random) -> int:
+    """1 to 5 stars for a score of 0..1, one off now and then."""
+    return max(1, min(5, round(1 + 4 * score + rng.gauss(0, 0.4))))
+
+
+def ranking_result(order: Sequence[str]) -> list[dict[str, Any]]:
+    """What the ranking screen submits."""
+    return [
+        {"type": "ranker", "from_name": "ranking", "to_name": "responses",
+         "value": {"ranker": {"ranking": list(order)}}},
+        {"type": "choices", "from_name": "confirm", "to_name": "prompt", "value": {"choices": ["ranked"]}},
+    ]  # fmt: skip
+
+
+def pairwise_result(difference: float, stars: Sequence[Sequence[int]]) -> list[dict[str, Any]]:
+    """What the pairwise screen submits for a felt difference (A over B, in units of noise) and stars for A and B."""
+    size = sum(abs(difference) > threshold for threshold in TIE_BETTER_MUCH)
+    choice = f"{'a' if difference > 0 else 'b'}_{size}" if size else "tie"
+    result: list[dict[str, Any]] = [
+        {"type": "choices", "from_name": "preference", "to_name": "prompt", "value": {"choices": [choice]}}
+    ]
+    if size:
+        side = "left" if difference > 0 else "right"
+        clicked = {"type": "pairwise", "from_name": "pairwise", "to_name": "pairwise", "value": {"selected": side}}
+        result.insert(0, clicked)
+    for letter, given in zip("ab", stars, strict=True):
+        for name, value in zip(CRITERIA, given, strict=True):
+            control = {"type": "rating", "from_name": f"{letter}_{name}", "to_name": f"response_{letter}"}
+            result.append(control | {"value": {"rating": value}})
+    return result
+
+
+def deal(uids: Sequence[str], crew: Sequence[Annotator], overlap: int, seed: int) -> dict[str, list[str]]:
+    """Who does which task: `overlap` different people each, equal loads, e-mails by uid."""
+    load = {annotator.email: 0 for annotator in crew}
+    dealt: dict[str, list[str]] = {}
+    for uid in sorted(uids):
+        rng = random.Random(f"deal:{seed}:{uid}")
+        chosen = sorted(load, key=lambda email: (load[email], rng.random()))[:overlap]
+        for email in chosen:
+            load[email] += 1
+        dealt[uid] = chosen
+    return dealt
+
+
+def crew_accounts(owner: LabelStudio, crew: Sequence[Annotator]) -> dict[str, Account]:
+    """An account for each annotator, by e-mail; made on the first call and logged in to on the later ones."""
+    return {
+        one.email: ensure_account(owner, one.email, derived_password(owner.token, one.email), one.name) for one in crew
+    }
+
+
+def _work_left(
+    owner: LabelStudio,
+    project: Project,
+    uids: set[str],
+    crew: Sequence[Annotator],
+    accounts: Mapping[str, Account],
+    seed: int,
+) -> dict[str, list[dict[str, Any]]]:
+    """The tasks (id and data) that each annotator still has to do, by e-mail."""
+    rows = {row["data"].get("uid"): row for row in owner.tasks_with_annotations(project.id)}
+    seen = {
+        uid: {said["completed_by"] for said in row["annotations"] if not said["was_cancelled"]}
+        for uid, row in rows.items()
+    }
+    work: dict[str, list[dict[str, Any]]] = {one.email: [] for one in crew}
+    for uid, emails in deal(sorted(uids & set(rows)), crew, project.overlap, seed).items():
+        already = seen[uid]
+        left = [email for email in emails if accounts[email].id not in already]
+        for email in left[: max(project.overlap - len(already), 0)]:
+            work[email].append(rows[uid])
+    return work
+
+
+def annotate_project(
+    owner: LabelStudio,
+    project: Project,
+    prompt_ids: Mapping[str, str],
+    crew: Sequence[Annotator],
+    accounts: Mapping[str, Account],
+    judge: Judge,
+    heat: float,
+    config: CrewConfig,
+) -> int:
+    """Let the crew do what is left of the tasks in `prompt_ids` (uid → prompt id); return how many were submitted.
+
+    A task gets as many judgements as the project's overlap, those of people outside the crew counted; nobody judges a
+    task twice, also over several calls.
+    """
+    work = _work_left(owner, project, set(prompt_ids), crew, accounts, config.seed)
+
+    def shift(annotator: Annotator) -> int:
+        with LabelStudio(owner.url, accounts[annotator.email].token.get_secret_value()) as client:
+            for row in work[annotator.email]:
+                prompt_id = prompt_ids[row["data"]["uid"]]
+                result, lead_time = work_on(annotator, row["data"], prompt_id, judge, heat, config.seed)
+                client.annotate(row["id"], result, lead_time)
+        return len(work[annotator.email])
+
+    with ThreadPoolExecutor(config.threads) as pool:
+        return sum(pool.map(shift, crew))

@@ -1,0 +1,58 @@
+"""The noise of a crew: at which temperature simulated annotators agree as often as people do.
+
+An annotator of noisiness s prefers the first of two responses with probability p = sigmoid((u_1 - u_2) / (s T)), where
+u are the annotator's utilities and T is the temperature of the whole crew (`labeling.simulation.crew`). T is found by
+bisection, since agreement falls as T grows.
+"""
+
+import math
+from collections.abc import Sequence
+from itertools import combinations
+
+import numpy as np
+import numpy.typing as npt
+
+from labeling.simulation.crew import Annotator
+
+Floats = npt.NDArray[np.float64]
+TEMPERATURES = (0.005, 5.0)
+BISECTIONS = 40
+
+
+def expected_agreement(crew: Sequence[Annotator], scored: Sequence[Sequence[Sequence[float]]], heat: float) -> float:
+    """How often two annotators are expected to agree on a pair. `scored[task][annotator]` holds utilities."""
+    return _agreement(_differences(crew, scored), heat)
+
+
+def fitting_temperature(crew: Sequence[Annotator], scored: Sequence[Sequence[Sequence[float]]], target: float) -> float:
+    """The noise at which the crew agrees as often as `target`, by bisection; the nearest end if none does."""
+    differences = _differences(crew, scored)
+    low, high = (math.log(value) for value in TEMPERATURES)
+    for _ in range(BISECTIONS):
+        middle = (low + high) / 2
+        if _agreement(differences, math.exp(middle)) > target:
+            low = middle
+        else:
+            high = middle
+    return math.exp((low + high) / 2)
+
+
+def _differences(crew: Sequence[Annotator], scored: Sequence[Sequence[Sequence[float]]]) -> Floats:
+    """What each annotator finds between the responses of each pair, over the annotator's noisiness: [pairs, crew]."""
+    noisiness = np.array([one.noisiness for one in crew])
+    tables = [np.array(by_annotator) for by_annotator in scored]
+    pairs = [table[:, i] - table[:, j] for table in tables for i, j in combinations(range(table.shape[1]), 2)]
+    differences: Floats = np.array(pairs).reshape(-1, len(crew)) / noisiness
+    return differences
+
+
+def _agreement(differences: Floats, heat: float) -> float:
+    """The mean over pairs of the chance that two of the n annotators, drawn without replacement, say the same.
+
+    With p_k the chance that annotator k prefers the first, that is 1 - 2 mean(p) + 2 (sum(p)^2 - sum(p^2)) / (n (n-1)).
+    """
+    if not len(differences):
+        return 1.0
+    chances = 0.5 * (1 + np.tanh(differences / (2 * heat)))
+    total, squares, n = chances.sum(axis=1), (chances**2).sum(axis=1), chances.shape[1]
+    return float(np.mean(1 - 2 * total / n + 2 * (total**2 - squares) / (n * (n - 1))))

@@ -1,0 +1,253 @@
+"""An append-only store of all that people ever said: each version of each annotation, kept on our side.
+
+Label Studio forgets: an annotation that is edited is overwritten, one that is deleted is gone, and every account may
+delete a project. Here nothing is overwritten: an edit adds a version, a deletion adds a tombstone that says what was
+deleted (the annotation, its task, or the project), and triggers in the database refuse to change or delete a row.
+
+    projects      settings and label config as they were seen       current_tasks        views: the newest version
+    tasks         what was shown to people                           current_annotations  of what the server still has
+    annotations   raw JSON, who, when, under which label config      syncs                what was read, and when
+
+A project is known by its id together with the time of its creation, so that a server that was begun anew, or that
+answers at another address, is told apart or known again. Times are UTC, by the server's clock.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import DDL, Connection, Row, Table, func, insert, select
+from sqlalchemy.exc import DatabaseError
+
+from labeling.errors import StoreError
+from labeling.store.schema import annotations, engine, metadata, newest, projects, rules, syncs, tasks
+from labeling.store.versions import (
+    GONE_ANNOTATION,
+    GONE_PROJECT,
+    GONE_TASK,
+    HERE,
+    Changes,
+    SeenProject,
+    Sync,
+    Version,
+    annotation_values,
+    moment,
+    stamp,
+    task_values,
+)
+
+FORMAT = 1
+
+
+class Store:
+    """The store in the file `path`, made on the first use; without a path it lives in memory and is forgotten.
+
+    Several processes may read and write at once: writers wait for each other. Raises StoreError for a file that is
+    no store of ours.
+    """
+
+    def __init__(self, path: Path | None = None) -> None:
+        self.path = None if path is None else path.resolve()
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        self._engine = engine(path)
+        try:
+            self._prepare()
+        except DatabaseError as error:
+            raise StoreError(f"{path} is no store of annotations ({error.orig}): name another file") from error
+
+    def _prepare(self) -> None:
+        with self._writing() as connection:
+            found = connection.exec_driver_sql("PRAGMA user_version").scalar()
+            if found not in (0, FORMAT):
+                raise StoreError(f"{self.path} has format {found} and this program knows {FORMAT}: update rlhf-flows")
+            if found == 0:
+                metadata.create_all(connection)
+                for statement in rules():
+                    connection.execute(DDL(statement))
+                connection.exec_driver_sql(f"PRAGMA user_version={FORMAT}")
+
+    def close(self) -> None:
+        """Close the connections to the file."""
+        self._engine.dispose()
+
+    @contextmanager
+    def _writing(self) -> Iterator[Connection]:
+        """A transaction that no other writer is in: all of it is stored, or nothing."""
+        with self._engine.connect() as connection:
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
+            try:
+                yield connection
+            except BaseException:
+                connection.exec_driver_sql("ROLLBACK")
+                raise
+            connection.exec_driver_sql("COMMIT")
+
+    def projects(self) -> list[SeenProject]:
+        """Each project as it was last seen, the oldest first; those that were deleted too."""
+        latest = select(func.max(projects.c.seq)).group_by(projects.c.project)
+        with self._engine.connect() as connection:
+            rows = connection.execute(select(projects).where(projects.c.seq.in_(latest)).order_by(projects.c.seq))
+            return [_project(row) for row in rows]
+
+    def project(self, number: int, url: str) -> SeenProject | None:
+        """The project that was last seen under this number at this address."""
+        asked = select(projects).where(projects.c.number == number, projects.c.url == url)
+        with self._engine.connect() as connection:
+            row = connection.execute(asked.order_by(projects.c.seq.desc()).limit(1)).first()
+            return None if row is None else _project(row)
+
+    def syncs(self, project: str) -> list[Sync]:
+        """All syncs of a project, the oldest first."""
+        asked = select(syncs).where(syncs.c.project == project).order_by(syncs.c.seq)
+        with self._engine.connect() as connection:
+            return [
+                Sync(
+                    seen_at=moment(row.seen_at), whole=row.whole, newest=moment(row.newest), cursor=moment(row.cursor),
+                    tasks_read=row.tasks_read,
+                )
+                for row in connection.execute(asked)
+            ]  # fmt: skip
+
+    def counts(self, project: str) -> tuple[int, int]:
+        """How many tasks and annotations (skips among them) the server still has of a project, as far as we know."""
+        with self._engine.connect() as connection:
+            shown, said = (connection.execute(_here(table, project)).scalar_one() for table in (tasks, annotations))
+        return shown, said
+
+    def current(self, project: str) -> list[dict[str, Any]]:
+        """The tasks (`id`, `data`) with their `annotations`, newest versions, in the shape of an export.
+
+        Of a project that was deleted as a whole these are all that it had: nobody took those judgements back. An
+        annotator who was deleted on the server is still named in `completed_by`.
+        """
+        with self._engine.connect() as connection:
+            shown = newest(connection, tasks, project).values()
+            said = newest(connection, annotations, project).values()
+        rows = {
+            row.task: {"id": row.task, "data": json.loads(row.data), "annotations": []}
+            for row in shown
+            if row.deleted in (HERE, GONE_PROJECT)
+        }
+        for row in said:
+            if row.deleted in (HERE, GONE_PROJECT) and row.task in rows:
+                rows[row.task]["annotations"].append(json.loads(row.raw) | {"completed_by": row.annotator})
+        return list(rows.values())
+
+    def history(self, project: str, annotation: int) -> list[Version]:
+        """All versions of an annotation, the oldest first."""
+        mine = (annotations.c.project == project) & (annotations.c.annotation == annotation)
+        with self._engine.connect() as connection:
+            rows = connection.execute(select(annotations).where(mine).order_by(annotations.c.seq))
+            return [_version(row) for row in rows]
+
+    def lost(self, project: str) -> list[Version]:
+        """The newest versions of what the server does not have any more."""
+        with self._engine.connect() as connection:
+            rows = newest(connection, annotations, project).values()
+        return [_version(row) for row in rows if row.deleted != HERE]
+
+    def record(self, project: SeenProject, rows: Sequence[Mapping[str, Any]], sync: Sync) -> Changes:
+        """Add what a sync read: `rows` are tasks with all their annotations, of a whole sync all that there are.
+
+        What is as it was last seen is not stored again. What is missing gets a tombstone: annotations that a row does
+        not have any more and, in a whole sync, tasks that are not among the rows. One transaction.
+        """
+        seen_at = stamp(sync.seen_at)
+        ids = None if sync.whole else [int(row["id"]) for row in rows]
+        with self._writing() as connection:
+            _record_project(connection, project, seen_at)
+            known_tasks = newest(connection, tasks, project.project, ids)
+            known = newest(connection, annotations, project.project, ids)
+            people = {number: row.annotator for number, row in known.items()}
+            shown = {int(row["id"]): task_values(project, row, seen_at) for row in rows}
+            said = {
+                int(raw["id"]): annotation_values(project, row, raw, seen_at, people.get(int(raw["id"])))
+                for row in rows
+                for raw in row["annotations"]
+            }
+            _add(connection, tasks, shown, known_tasks)
+            added, changed = _add(connection, annotations, said, known)
+            _bury(connection, tasks, known_tasks, shown, seen_at, lambda _: GONE_TASK)
+            deleted = _bury(
+                connection, annotations, known, said, seen_at,
+                lambda row: GONE_ANNOTATION if row.task in shown else GONE_TASK,
+            )  # fmt: skip
+            connection.execute(insert(syncs).values(project=project.project, **_sync_values(sync)))
+        return Changes(added=added, changed=changed, deleted=deleted)
+
+    def record_deleted(self, project: SeenProject, seen_at: datetime) -> Changes:
+        """Mark a project, and all that it had, as deleted on the server. What was said stays."""
+        when = stamp(seen_at)
+        with self._writing() as connection:
+            _record_project(connection, project.model_copy(update={"deleted": True}), when)
+            deleted = 0
+            for table in (tasks, annotations):
+                known = newest(connection, table, project.project)
+                deleted = _bury(connection, table, known, {}, when, lambda _: GONE_PROJECT)
+        return Changes(deleted=deleted)
+
+
+def _project(row: Row[Any]) -> SeenProject:
+    return SeenProject(**{name: getattr(row, name) for name in SeenProject.model_fields})
+
+
+def _version(row: Row[Any]) -> Version:
+    return Version(
+        **{name: getattr(row, name) for name in Version.model_fields if not name.endswith("_at") and name != "raw"},
+        raw=json.loads(row.raw), updated_at=moment(row.updated_at), seen_at=moment(row.seen_at),
+    )  # fmt: skip
+
+
+def _sync_values(sync: Sync) -> dict[str, Any]:
+    times = {name: stamp(getattr(sync, name)) for name in ("seen_at", "newest", "cursor")}
+    return sync.model_dump() | times
+
+
+def _here(table: Table, project: str) -> Any:
+    """The query for how many rows of a project are not deleted."""
+    column = table.c.task if table is tasks else table.c.annotation
+    latest = select(func.max(table.c.seq)).where(table.c.project == project).group_by(column)
+    return select(func.count()).where(table.c.seq.in_(latest), table.c.deleted == HERE)
+
+
+def _record_project(connection: Connection, project: SeenProject, seen_at: str) -> None:
+    """Add a version of the project if anything in it is new."""
+    asked = select(projects).where(projects.c.project == project.project).order_by(projects.c.seq.desc()).limit(1)
+    before = connection.execute(asked).first()
+    if before is None or _project(before) != project:
+        connection.execute(insert(projects).values(seen_at=seen_at, **project.model_dump()))
+
+
+def _add(
+    connection: Connection, table: Table, read: Mapping[int, dict[str, Any]], known: Mapping[int, Row[Any]]
+) -> tuple[int, int]:
+    """Add what is new or other than the version before; return how many were new and how many other."""
+    new = [values for number, values in read.items() if number not in known or known[number].deleted]
+    other = [
+        values for number, values in read.items()
+        if number in known and not known[number].deleted and values["hash"] != known[number].hash
+    ]  # fmt: skip
+    if new or other:
+        connection.execute(insert(table), new + other)
+    return len(new), len(other)
+
+
+def _bury(
+    connection: Connection, table: Table, known: Mapping[int, Row[Any]], read: Mapping[int, Any], seen_at: str,
+    what: Callable[[Row[Any]], str],
+) -> int:  # fmt: skip
+    """Add tombstones, copies of the last version, for what was known and is not there any more."""
+    gone = [
+        {**row._mapping, "seen_at": seen_at, "deleted": what(row)}
+        for number, row in known.items()
+        if number not in read and not row.deleted
+    ]
+    for values in gone:
+        del values["seq"]
+    if gone:
+        connection.execute(insert(table), gone)
+    return len(gone)

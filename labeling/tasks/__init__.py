@@ -1,0 +1,1 @@
+"""What is put before people: tasks, gold tasks, selection, projects."""

@@ -1,0 +1,77 @@
+"""The tasks of a collection, worked out before any server is asked: what would be shown, and what it takes."""
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from alignment.records import Comparison, Prompt, Rejected, ResponseSet
+from labeling.config import Kind, LabelingConfig
+from labeling.tasks.gold import Answers, gold_tasks
+from labeling.tasks.similarity import nearly_same
+from labeling.tasks.tasks import Task, build_tasks, build_writing_tasks, distinct
+
+
+@dataclass(frozen=True)
+class Planned:
+    """Tasks by kind, gold ones among them, in the order in which they are stored.
+
+    `rejected` are response sets that make no task, `answers` what is known of gold tasks, `collapsed` counts responses
+    that nearly repeat another one of their prompt.
+    """
+
+    tasks: dict[Kind, list[Task]]
+    rejected: list[Rejected] = field(default_factory=list)
+    answers: Answers = field(default_factory=dict)
+    collapsed: int = 0
+
+
+def plan_tasks(
+    config: LabelingConfig,
+    sets: Sequence[ResponseSet],
+    known: Sequence[Comparison] = (),
+    pairs: Mapping[str, tuple[str, str]] | None = None,
+) -> Planned:
+    """The first `rankings.prompts` sets are to be ranked, of the next `pairwise.prompts` two responses are compared.
+
+    `known` are comparisons for gold tasks. `pairs` names the two responses to compare by prompt id; else two are drawn.
+    """
+    first, second = config.rankings.prompts, config.pairwise.prompts
+    shares: dict[Kind, Sequence[ResponseSet]] = {
+        "ranking": sets[:first],
+        "pairwise": [narrowed(one, pairs or {}) for one in sets[first : first + second]],
+    }
+    built = {kind: build_tasks(kind, some, config.seed) for kind, some in shares.items()}
+    uids = {task.uid for tasks, _ in built.values() for task in tasks}
+    sampled = {one.prompt.id: one.responses for one in sets}
+    gold = gold_tasks(known, config.gold_tasks, uids, config.seed, sampled)
+    return Planned(
+        tasks={kind: mixed(tasks, gold.tasks[kind], config.seed) for kind, (tasks, _) in built.items()},
+        rejected=[row for _, unfit in built.values() for row in unfit] + gold.rejected,
+        answers=gold.answers,
+        collapsed=sum(len(one.responses) - len(distinct(one.responses)) for one in sets[: first + second]),
+    )
+
+
+def plan_writing(config: LabelingConfig, prompts: Sequence[Prompt], sets: Sequence[ResponseSet]) -> list[Task]:
+    """Tasks for the first `demonstrations.prompts` prompts; a draft is the first response of the prompt, if it has any.
+
+    Responses come in an order that says nothing of how good they are, so the first is as good as any.
+    """
+    drafts = {one.prompt.id: one.responses[0].text for one in sets} if config.demonstrations.draft else {}
+    return build_writing_tasks(prompts[: config.demonstrations.prompts], drafts)
+
+
+def narrowed(one: ResponseSet, pairs: Mapping[str, tuple[str, str]]) -> ResponseSet:
+    """The set with the two responses that are named for its prompt; whole when none are, or when they nearly agree."""
+    chosen = [response for response in one.responses if response.id in pairs.get(one.prompt.id, ())]
+    if len(chosen) != 2 or nearly_same(chosen[0].text, chosen[1].text):
+        return one
+    return one.model_copy(update={"responses": tuple(chosen)})
+
+
+def mixed(tasks: Sequence[Task], gold: Sequence[Task], seed: int) -> list[Task]:
+    """The tasks with the gold ones among them, so that their place says nothing."""
+    together = [*tasks, *gold]
+    if gold:
+        random.Random(f"mixed:{seed}").shuffle(together)
+    return together

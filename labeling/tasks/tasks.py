@@ -1,0 +1,184 @@
+"""Blind tasks: what an annotator sees, and how we find back to the responses.
+
+In a task the responses stand in a seeded random order under ids that are good for this task alone. Everything an
+annotator can see of a task is in `Task.data`: there is no model name, no score and no id of ours in it.
+"""
+
+import random
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from alignment.records import Prompt, Rejected, Response, ResponseSet, stable_id
+from labeling.config import Kind
+from labeling.errors import TaskError
+from labeling.locks import exclusively
+from labeling.server.client import LabelStudio
+from labeling.store.versions import uid_of
+from labeling.tasks.projects import Project
+from labeling.tasks.similarity import nearly_same
+
+SPEAKERS = {"system": "Told to the assistant", "user": "Person", "assistant": "Assistant"}
+
+
+class Task(BaseModel):
+    """One piece of work. `responses` maps the task's opaque ids to ours, in the order shown.
+
+    `draft` is the text that the answer of a demonstration task starts from, "" for none.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    uid: str
+    kind: Kind
+    prompt: Prompt
+    responses: dict[str, Response]
+    draft: str = ""
+
+    @property
+    def shown(self) -> tuple[str, ...]:
+        """The opaque ids in the order shown."""
+        return tuple(self.responses)
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """The task as Label Studio stores it."""
+        *before, last = self.prompt.messages
+        turns = [{"who": SPEAKERS[turn.role], "text": turn.content} for turn in before]
+        common: dict[str, Any] = {"uid": self.uid, "before": turns, "prompt": last.content}
+        if self.kind == "demonstration":
+            return common | {"draft": self.draft}
+        if self.kind == "pairwise":
+            a, b = self.shown
+            return common | {
+                "a_id": a, "response_a": self.responses[a].text,
+                "b_id": b, "response_b": self.responses[b].text,
+            }  # fmt: skip
+        letters = "ABCDEFGHI"
+        listed = [
+            {"id": opaque, "title": f"Answer {letters[i]}", "body": self.responses[opaque].text}
+            for i, opaque in enumerate(self.shown)
+        ]
+        return common | {"responses": listed}
+
+
+def completed(data: Mapping[str, Any]) -> dict[str, Any]:
+    """A task's data with what older screens did not have: turns before the prompt, and the draft of an answer."""
+    writing = not {"responses", "response_a"} & {*data}
+    return {"before": [], **({"draft": ""} if writing else {}), **data}
+
+
+def distinct(responses: Sequence[Response]) -> list[Response]:
+    """The responses without those that say the same, or nearly the same, as one before them."""
+    kept: list[Response] = []
+    for response in responses:
+        if not any(nearly_same(response.text, other.text) for other in kept):
+            kept.append(response)
+    return kept
+
+
+def make_task(kind: Kind, prompt: Prompt, responses: Sequence[Response], seed: int) -> Task:
+    """One task, in an order drawn from the content and the seed; its uid is a hash of what is shown.
+
+    For a pairwise task with more than two responses, two are drawn. Raises TaskError for fewer than two distinct
+    responses, more than nine, and a text that is empty.
+    """
+    choices = distinct(responses)
+    _check(kind, prompt, choices)
+    rng = random.Random(f"{seed}:{kind}:{prompt.id}:" + ":".join(sorted(r.id for r in choices)))
+    if kind == "pairwise":
+        choices = rng.sample(choices, 2)
+    rng.shuffle(choices)
+    uid = stable_id("task", kind, prompt.id, prompt.text, *(f"{r.id}\x1e{r.text}" for r in choices))
+    return Task(uid=uid, kind=kind, prompt=prompt, responses={stable_id("r", uid, r.id): r for r in choices})
+
+
+def _check(kind: Kind, prompt: Prompt, choices: Sequence[Response]) -> None:
+    if not prompt.text.strip():
+        raise TaskError("the prompt is empty")
+    if kind == "demonstration":
+        return
+    if any(not response.text.strip() for response in choices):
+        raise TaskError("a response is empty")
+    if len({response.id for response in choices}) < len(choices):
+        raise TaskError("two responses share an id")
+    if not 2 <= len(choices) <= 9:
+        raise TaskError(f"{len(choices)} distinct responses; 2 to 9 can be judged against each other")
+
+
+def build_tasks(kind: Kind, sets: Sequence[ResponseSet], seed: int) -> tuple[list[Task], list[Rejected]]:
+    """Tasks for response sets; what cannot be judged, or is there twice, comes back as the second list."""
+    tasks: dict[str, Task] = {}
+    rejected: list[Rejected] = []
+    for number, row in enumerate(sets, start=1):
+        try:
+            task = make_task(kind, row.prompt, row.responses, seed)
+            if task.uid in tasks:
+                raise TaskError("the same prompt with the same responses came before")
+        except TaskError as error:
+            rejected.append(Rejected(file="response sets", line=number, reason=str(error), row=row.model_dump()))
+        else:
+            tasks[task.uid] = task
+    return list(tasks.values()), rejected
+
+
+def build_writing_tasks(prompts: Sequence[Prompt], drafts: Mapping[str, str] | None = None) -> list[Task]:
+    """Tasks that ask for an answer to be written; a prompt that is there twice makes one task.
+
+    `drafts` are texts to start from, by prompt id; prompts without one start from nothing.
+    """
+    tasks = [make_task("demonstration", prompt, (), seed=0) for prompt in prompts]
+    drafted = ((task, (drafts or {}).get(task.prompt.id, "").strip()) for task in tasks)
+    told = (
+        task.model_copy(update={"draft": draft, "uid": stable_id("task", task.uid, draft)}) if draft else task
+        for task, draft in drafted
+    )
+    return list({task.uid: task for task in told}.values())
+
+
+def _copies(client: LabelStudio, project: Project) -> dict[str, list[tuple[bool, int]]]:
+    """Of every uid in the project, the tasks: (nobody judged it yet, id), those that were judged first, then by age."""
+    found: dict[str, list[tuple[bool, int]]] = {}
+    for row in client.tasks(project.id, "id", "data", "total_annotations", "cancelled_annotations"):
+        uid, untouched = uid_of(row), not row["total_annotations"] + row["cancelled_annotations"]
+        if uid:
+            found.setdefault(uid, []).append((untouched, int(row["id"])))
+    return {uid: sorted(copies) for uid, copies in found.items()}
+
+
+def task_ids(client: LabelStudio, project: int) -> dict[str, int]:
+    """The uid and id of every task of ours in a project; nothing is changed."""
+    rows = client.tasks(project, "id", "data")
+    return {uid: int(row["id"]) for row in reversed(rows) if (uid := uid_of(row))}
+
+
+def stored(client: LabelStudio, project: Project) -> dict[str, int]:
+    """The uid and id of every task in the project; of copies the one that was judged, else the oldest.
+
+    Copies that nobody has judged are deleted.
+    """
+    found = _copies(client, project)
+    surplus = [task_id for copies in found.values() for untouched, task_id in copies[1:] if untouched]
+    if surplus:
+        client.delete_tasks(project.id, surplus)
+    return {uid: copies[0][1] for uid, copies in found.items()}
+
+
+def push(client: LabelStudio, project: Project, tasks: Sequence[Task]) -> Mapping[str, int]:
+    """Store the tasks that the project does not have yet; return the task id of each uid.
+
+    Label Studio has no notion of a duplicate, so the uids are read first, under a lock. Killed half-way and repeated,
+    it stores the rest; a batch that the server was still storing when the one before was killed may then be there
+    twice, which the number of tasks tells, and the younger copies are removed.
+    """
+    if any(task.kind != project.kind for task in tasks):
+        raise TaskError(f"a {project.kind} project takes only {project.kind} tasks")
+    with exclusively(f"{client.url} project {project.id}"):
+        known = stored(client, project)
+        missing = [task for task in tasks if task.uid not in known]
+        ids = client.import_tasks(project.id, [{"data": task.data} for task in missing])
+        known |= {task.uid: task_id for task, task_id in zip(missing, ids, strict=True)}
+        if client.project(project.id)["task_number"] != len(known):
+            known |= stored(client, project)
+    return {task.uid: known[task.uid] for task in tasks}

@@ -1,0 +1,241 @@
+"""Evaluation: who wins and by how surely, the distance to SFT, the curve, and a table that no answer can break."""
+
+import html
+import json
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from alignment.config.stages import EvaluationConfig
+from alignment.errors import DataError
+from alignment.evaluation.gold_curve import chosen_step, curve_fits, measure_best_of_n, measure_curve
+from alignment.evaluation.judged_responses import Answer, Bench, answer_all, sequence_kl, summary
+from alignment.evaluation.run import by_kind, cell, evaluate, flatten, win_rate, write_samples
+from alignment.journal import Journal
+from alignment.models.generation import Sample
+from alignment.models.importing import load_tokenizer
+from alignment.models.scalar import load_causal_model, load_rewards, save_model, scalar_head, scalar_model_from
+from alignment.records import Document
+from alignment.town import Verdict
+from tests.alignment.tiny_world import LINES, make_base, make_model, prompt, write
+
+PLAIN = Answer("p", "fact", "Q?", "A.", tokens=4, ended=True, reward=1.0, kl=0.5)
+
+
+def answers(by: str, *values: float) -> list[Answer]:
+    return [replace(PLAIN, prompt_id=f"p{number}", **{by: value}) for number, value in enumerate(values)]
+
+
+def test_win_rate_by_reward_by_hand() -> None:
+    won = win_rate(answers("reward", 2, 2, 1, 5, 3), answers("reward", 1, 1, 2, 4, 3))
+    assert (won["rate"], won["decided"], won["prompts"], won["by"]) == (0.75, 4, 5, "reward")
+    # Wilson, 3 of 4, z² = 3.8415: (.75 + .48018 ∓ 1.95996·√(.1875/4 + 3.8415/64)) / 1.96037
+    assert (won["low"], won["high"]) == pytest.approx((0.300642, 0.954413), abs=1e-5)
+
+
+def test_gold_scores_decide_where_there_are_any_and_small_differences_are_ties() -> None:
+    ours = answers("score", 0.9, 0.515, 0.2, 1.0)
+    theirs = answers("score", 0.5, 0.5, 0.9, 0.97)
+    ours = [replace(answer, reward=-9.0) for answer in ours]
+    won = win_rate(ours, theirs)
+    assert (won["by"], won["decided"], won["rate"]) == ("score", 3, pytest.approx(2 / 3))
+
+
+def test_a_prompt_counts_once_by_the_mean_over_its_samples() -> None:
+    ours = [replace(PLAIN, prompt_id=name, score=score) for name, score in (("a", 1.0), ("a", 0.5), ("b", 0.4))]
+    theirs = [replace(one, score=0.7) for one in ours]
+    won = win_rate(ours, theirs)  # a: .75 against .7, b: .4 against .7
+    assert (won["rate"], won["decided"], won["prompts"]) == (0.5, 2, 2)
+
+
+def test_only_ties_say_nothing() -> None:
+    won = win_rate(answers("reward", 1, 1), answers("reward", 1, 1))
+    assert (won["rate"], won["low"], won["high"], won["decided"]) == (0.5, 0, 1, 0)
+
+
+def test_means_and_kinds_by_hand() -> None:
+    one, other = replace(PLAIN, reward=3.0, tokens=6, ended=False, kl=1.5), replace(PLAIN, kind="open", reward=5.0)
+    assert summary([PLAIN, one]) == {"reward": 2.0, "tokens": 5.0, "ended": 0.5, "kl": 1.0}
+    kinds = by_kind([PLAIN, one, other, replace(PLAIN, kind="")])
+    assert {kind: (figures["count"], figures["reward"]) for kind, figures in kinds.items()} == {
+        "all": (1, 1.0), "fact": (2, 2.0), "open": (1, 5.0),
+    }  # fmt: skip
+    judged = replace(PLAIN, helpful=1.0, truthful=0.0, harmless=1.0, score=0.67)
+    assert summary([judged])["truthful"] == 0.0 and summary([judged])["score"] == 0.67
+
+
+def test_figures_become_flat_and_words_are_left_out() -> None:
+    assert flatten({"a": {"b": 1, "c": {"d": 0.5}}, "e": "word", "f": [1]}) == {"a.b": 1.0, "a.c.d": 0.5}
+
+
+# --- the table -------------------------------------------------------------------------------------------------------
+
+
+NASTY = ("a | b", "<script>alert(1)</script>", "one\ntwo", "a\r\nb\rc\x0bd\x0ce\u2028f", "&lt;b&gt; \\| | ||")
+
+
+@pytest.mark.parametrize("text", NASTY)
+def test_a_cell_holds_any_text(text) -> None:
+    shown = cell(text)
+    assert "|" not in shown and len(shown.splitlines()) == 1
+    assert "<" not in shown.replace("<br>", "")
+    words = html.unescape(shown.replace("<br>", "\n"))
+    assert words == "\n".join(text.splitlines())  # and nothing of it is lost
+
+
+def test_the_table_has_one_line_a_prompt_and_one_cell_a_model(tmp_path) -> None:
+    nasty = replace(PLAIN, kind="a|b", prompt="Q|\n<b>?", response="| --- |\n# head")
+    write_samples(tmp_path, {name: [nasty, PLAIN] for name in ("base", "sft", "policy")})
+    lines = (tmp_path / "samples.md").read_text().splitlines()
+    assert len(lines) == 4 and {line.count("|") for line in lines} == {6}
+    rows = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
+    assert [row["model"] for row in rows] == ["base"] * 2 + ["sft"] * 2 + ["policy"] * 2
+    assert rows[0]["response"] == nasty.response and rows[0]["score"] is None
+
+
+# --- distance --------------------------------------------------------------------------------------------------------
+
+
+def logprob(model, head: list[int], tokens: list[int], temperature: float) -> float:
+    """log π(tokens | head), token by token, each in a forward of its own."""
+    total = 0.0
+    for t, token in enumerate(tokens):
+        with torch.no_grad():
+            logits = model(torch.tensor([head + tokens[:t]])).logits[0, -1].double() / temperature
+        total += float(logits[token] - torch.logsumexp(logits, 0))
+    return total
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_sequence_kl_is_the_difference_of_log_probabilities(base, temperature) -> None:
+    _, tokenizer = base[1:]
+    reference, policy = make_model(tokenizer, 1), make_model(tokenizer, 2)
+    heads, tails = [[5, 6, 7], [8], [9, 10]], [[11, 12, 1], [13] * 9, [1]]
+    ours = [
+        [logprob(policy, head, tail[: t + 1], temperature) for t in range(len(tail))]
+        for head, tail in zip(heads, tails, strict=True)
+    ]
+    samples = [
+        Sample(tail, [after - before for after, before in zip(sums, [0.0, *sums], strict=False)])
+        for tail, sums in zip(tails, ours, strict=True)
+    ]
+    wanted = [s[-1] - logprob(reference, h, t, temperature) for s, h, t in zip(ours, heads, tails, strict=True)]
+    assert sequence_kl(reference, heads, samples, temperature) == pytest.approx(wanted, abs=1e-4)  # float32 forwards
+
+
+# --- the stage -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    place = tmp_path_factory.mktemp("evaluate")
+    return place, *make_base(place)
+
+
+@pytest.fixture(scope="module")
+def world(base):
+    """Base, SFT, a policy with two snapshots, a reward model, prompts and a corpus."""
+    place, model, tokenizer = base
+    for number, name in enumerate(("sft", "policy", "policy/snapshots/step-00002", "policy/snapshots/step-00004")):
+        made = model if name == "sft" else make_model(tokenizer, number)
+        save_model(made, place / name if "snap" in name else place / name / "model", tokenizer)
+    (place / "policy" / "snapshots.json").write_text("[2, 4]")
+    reward = scalar_model_from(model)
+    nn.init.normal_(scalar_head(reward).weight, generator=torch.Generator().manual_seed(0))
+    save_model(reward, place / "reward" / "model", tokenizer)
+    kinds = {"fact": "What does Ada play?", "open": "Tell me about Bo.", "seen": "Who?", "long": "long " * 60}
+    rows = [prompt(text, kind=kind, split="train" if kind == "seen" else "heldout") for kind, text in kinds.items()]
+    write(place / "prompts.jsonl", rows)
+    write(place / "heldout.jsonl", [Document(text=line) for line in LINES])
+    return place
+
+
+def run(world, out, judge=None, **options):
+    config = EvaluationConfig(**{"max_new_tokens": 8, "samples_per_prompt": 2, **options})
+    places = {"base": world, "sft": world / "sft", "policy": world / "policy", "reward": world / "reward"}
+    journal = Journal(out)
+    figures = evaluate(config, out, journal, seed=0, prompts=world, corpus=world, judge=judge, **places)
+    return figures, json.loads((out / "evaluation.json").read_text())
+
+
+def judge(asked, text) -> Verdict:
+    """Likes what is short."""
+    return Verdict(helpful=1 / (1 + len(text)), truthful=1.0, harmless=0.0, reasons=("read", asked.kind))
+
+
+def test_three_models_answer_the_held_out_prompts_that_fit(world, tmp_path) -> None:
+    figures, report = run(world, tmp_path)
+    rows = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
+    assert {row["kind"] for row in rows} == {"fact", "open"} and len(rows) == 3 * 2 * 2
+    assert report["judge"] == "reward model" and report["win_rate_vs_sft"]["by"] == "reward"
+    same = [[row["response"] for row in rows if row["model"] == name] for name in ("base", "sft")]
+    assert same[0] == same[1]  # one and the same model, seed and prompts
+    assert figures["models.sft.kl"] == pytest.approx(0, abs=1e-4) and figures["kl_to_sft"] != 0
+    mean = sum(row["reward"] for row in rows if row["model"] == "policy") / 4
+    assert figures["models.policy.reward"] == pytest.approx(mean, abs=1e-6)
+    assert figures["tax.base"] == figures["tax.sft"] != figures["tax.policy"]
+    assert [point["step"] for point in report["curve"]] == [2.0, 4.0] and "score" not in report["curve"][0]
+
+
+def test_with_a_gold_judge_every_answer_has_its_verdict(world, tmp_path) -> None:
+    figures, report = run(world, tmp_path, judge, curve_prompts=1)
+    rows = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
+    for row in rows:
+        helpful = 1 / (1 + len(row["response"]))
+        assert row["score"] == pytest.approx(0.34 * helpful + 0.33) and row["why"] == f"read; {row['kind']}"
+    assert report["judge"] == "gold" and report["win_rate_vs_sft"]["by"] == "score"
+    assert (figures["models.policy.truthful"], figures["models.policy.harmless"]) == (1, 0)
+    assert {"gold_curve.png", "criteria.png"} == {path.name for path in (tmp_path / "figures").iterdir()}
+
+
+def test_no_prompt_that_fits_is_an_error_in_words(world, tmp_path) -> None:
+    with pytest.raises(DataError, match="none of 3 held-out prompts leaves room for 63 tokens"):
+        run(world, tmp_path, max_new_tokens=63)
+
+
+def test_a_policy_without_snapshots_has_no_curve(world, tmp_path) -> None:
+    bench = Bench(EvaluationConfig(), None, None, None, None, 0)
+    assert measure_curve(bench, tmp_path, []) == [] and chosen_step(tmp_path) is None
+    assert curve_fits([]) == {} and measure_best_of_n(bench, [], ()) == []
+
+
+def point(step: int, kl: float, gold: float) -> dict[str, float]:
+    return {"step": float(step), "kl": kl, "reward": 0.5 + 2 * kl**0.5, "score": gold}
+
+
+def test_the_curve_is_fitted_from_sft_on() -> None:
+    def law(d: float) -> float:
+        return 0.6 + d * (0.3 - 0.2 * math.log(d))
+
+    points = [point(0, 1e-5, 0.6), *(point(n, d * d, law(d)) for n, d in enumerate((0.4, 0.9, 1.7, 2.6), start=8))]
+    fits = curve_fits(points)
+    gold = fits["gold"]
+    assert (gold["alpha"], gold["beta"], gold["start"], gold["points"]) == pytest.approx((0.3, 0.2, 0.6, 4), abs=1e-9)
+    assert gold["residual"] < 1e-9 and gold["peak_distance"] == pytest.approx(math.exp(0.5))
+    # the proxy rises by 2 d: α = 2, β = 0, and no peak (0.0063 is the proxy's own start, √1e-5 · 2)
+    assert fits["proxy"]["alpha"] == pytest.approx(2, abs=0.02) and abs(fits["proxy"]["beta"]) < 0.02
+    assert curve_fits(points[1:]) == {} and curve_fits(points[:3]) == {}
+    assert "gold" not in curve_fits([{k: v for k, v in one.items() if k != "score"} for one in points])
+
+
+def test_best_of_n_sampling_is_measured_at_its_distance(world, tmp_path) -> None:
+    figures, report = run(world, tmp_path, judge, best_of_n=[1, 4], curve_prompts=2)
+    one, four = report["best_of_n"]
+    assert (one["n"], four["n"]) == (1, 4) and one["kl"] == 0
+    assert four["kl"] == pytest.approx(math.log(4) - 0.75)
+    assert four["reward"] > one["reward"] and figures["best_of_4.score"] == four["score"]
+    assert report["curve_fit"] == {} and report["chosen_step"] is None  # no snapshot of step 0
+
+
+def test_best_of_all_that_were_sampled_is_the_best_one(world) -> None:
+    bench = Bench(EvaluationConfig(max_new_tokens=8, samples_per_prompt=3), load_tokenizer(world / "model"),
+                  load_causal_model(world / "sft" / "model"), load_rewards(world / "reward"), None, 0)  # fmt: skip
+    rows = [prompt("What does Ada play?"), prompt("Who?")]
+    rewards = [answer.reward for answer in answer_all(bench, bench.sft, rows)]
+    (first, last) = measure_best_of_n(bench, rows, [3, 1])
+    assert first["reward"] == pytest.approx(sum(rewards) / 6)
+    assert last["reward"] == pytest.approx((max(rewards[:3]) + max(rewards[3:])) / 2)
+    assert "score" not in last

@@ -1,0 +1,153 @@
+"""DPO, RLOO and best-of-n on a model of a few thousand weights: each learns what the judges or the reward ask for."""
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from alignment.config.methods import BestOfNConfig, DPOConfig, RLOOConfig
+from alignment.errors import DataError
+from alignment.journal import Journal
+from alignment.methods.best_of_n import best_of_n, best_places
+from alignment.methods.dpo import OwnTokens, dpo, pairs
+from alignment.methods.rloo import conversations, rloo
+from alignment.models.importing import load_tokenizer
+from alignment.models.logprobs import response_logprobs, scoring_batches
+from alignment.models.scalar import load_causal_model, save_model, scalar_head, scalar_model_from
+from alignment.models.tokenizer import ASSISTANT, prompt_tokens, response_tokens
+from alignment.records import Demonstration, read_records
+from alignment.rewards.components import RuleReward
+from tests.alignment.tiny_world import comparison, make_base, prompt, user, write
+
+GOOD, BAD = "Ada plays the violin.", "Nobody knows why the river is so cold."
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """SFT, a reward model without a preference, prompts, and judges who like the violin."""
+    place = tmp_path_factory.mktemp("methods")
+    model, tokenizer = make_base(place)
+    reward = scalar_model_from(model)
+    nn.init.zeros_(scalar_head(reward).weight)
+    save_model(reward, place / "reward" / "model", tokenizer)
+    write(place / "prompts.jsonl", [prompt(f"Who {n}?") for n in range(8)])
+    write(place / "train.jsonl", [comparison(f"Who {n}?", GOOD, BAD) for n in range(16)])
+    return place
+
+
+def letters(prompts: list[str], responses: list[str]) -> list[float]:
+    """How many letters of the plain alphabet a response has."""
+    return [float(sum(one.isascii() and one.isalpha() for one in response)) for response in responses]
+
+
+def brevity(prompts: list[str], responses: list[str]) -> list[float]:
+    """The shorter the better."""
+    return [-float(len(response.strip())) for response in responses]
+
+
+def logprob(directory, text: str) -> float:
+    """log π(text) after a question, under the model in a directory."""
+    model, tokenizer = load_causal_model(directory / "model"), load_tokenizer(directory / "model")
+    head = prompt_tokens(tokenizer, user("Who 3?"))
+    (batch,) = scoring_batches([head + response_tokens(tokenizer, text)], [len(head)], 64, torch.device("cpu"))
+    with torch.no_grad():
+        return float(response_logprobs(model, batch).sum())
+
+
+# --- DPO -------------------------------------------------------------------------------------------------------------
+
+
+def run_dpo(place, out, **options):
+    config = DPOConfig(**{"epochs": 4, "batch_size": 8, "learning_rate": 3e-3, "max_length_tokens": 64,
+                          "log_every_steps": 1, **options})  # fmt: skip
+    return dpo(config, out, Journal(out), seed=0, sft=place, comparisons=place)
+
+
+def test_dpo_moves_towards_what_was_chosen(place, tmp_path) -> None:
+    figures = run_dpo(place, tmp_path)
+    before, after = (logprob(at, GOOD) - logprob(at, BAD) for at in (place, tmp_path))
+    assert after > before + 1
+    assert figures["accuracy"] == 1 and figures["margin"] > 0
+    assert (figures["comparisons"], figures["too_long"]) == (16, 0)
+    log = Journal(tmp_path).read()
+    assert log[0]["values"]["loss"] == pytest.approx(0.693, abs=1e-3)  # log 2: policy and reference are the same
+    assert [line["step"] for line in log] == list(range(1, 9))
+
+
+def test_dpo_reads_a_comparison_as_every_other_stage_does(place) -> None:
+    tokenizer = load_tokenizer(place / "model")
+    rows = [comparison(f"Say {ASSISTANT} aloud", GOOD, BAD), comparison("Q?", "word " * 60, BAD)]
+    dataset, too_long = pairs(rows, tokenizer, 64)
+    head = prompt_tokens(tokenizer, user(f"Say {ASSISTANT} aloud"))
+    batch = OwnTokens(0)(list(dataset))
+    assert too_long == 1 and len(batch["input_ids"]) == 2
+    tokens, masks = batch["input_ids"].tolist(), batch["completion_mask"].tolist()
+    for row, mask, text in zip(tokens, masks, (GOOD, BAD), strict=True):
+        tail = response_tokens(tokenizer, text)
+        assert row[: len(head) + len(tail)] == head + tail and sum(mask) == len(tail)
+    with pytest.raises(DataError, match="no comparison of 1 fits into 8 tokens"):
+        pairs(rows[:1], tokenizer, 8)
+
+
+# --- RLOO ------------------------------------------------------------------------------------------------------------
+
+
+def run_rloo(place, out, **options):
+    config = RLOOConfig(**{"steps": 16, "batch_size": 64, "responses_per_prompt": 8, "max_new_tokens": 8,
+                           "learning_rate": 1e-2, "kl_coef": 0.0, "missing_eos_penalty": 0.0, **options})  # fmt: skip
+    rules = [RuleReward("letters", 1.0, letters)]
+    return rloo(config, out, Journal(out), seed=0, sft=place, reward=place / "reward", prompts=place, rules=rules)
+
+
+def test_rloo_follows_the_reward(place, tmp_path) -> None:
+    figures = run_rloo(place, tmp_path)
+    values = [line["values"] for line in Journal(tmp_path).read() if "reward" in line["values"]]
+    assert values[-1]["reward"] > 1.5 * values[0]["reward"] > 0 and figures["reward"] == values[-1]["reward"]
+    assert all(line["reward"] == pytest.approx(line["reward/letters"], abs=1e-3) for line in values)
+    assert all(line["reward/model"] == pytest.approx(0, abs=1e-6) for line in values)
+    assert figures["prompts"] == 8 and (tmp_path / "figures" / "rloo.png").exists()
+
+
+def test_rloo_takes_its_penalty_where_no_end_came(place, tmp_path) -> None:
+    run_rloo(place, tmp_path, steps=1, missing_eos_penalty=3.0, kl_coef=0.1)
+    (line,) = [line["values"] for line in Journal(tmp_path).read() if "reward" in line["values"]]
+    # policy and reference are the same at the first step, so no KL is in the reward yet
+    assert line["reward"] == pytest.approx(line["reward/letters"] - 3 * line["missing_eos"], abs=1e-3)
+    assert line["kl_per_token"] == pytest.approx(0, abs=1e-4)
+
+
+def test_rloo_leaves_prompts_with_special_tokens_out(place) -> None:
+    tokenizer = load_tokenizer(place / "model")
+    rows = [(row, prompt_tokens(tokenizer, row.messages)) for row in (prompt("Who?"), prompt(f"{ASSISTANT} Who?"))]
+    dataset, unlike = conversations(rows, tokenizer)
+    assert len(dataset) == unlike == 1 and dataset[0]["prompt_tokens"] == rows[0][1]
+    with pytest.raises(DataError, match="all 1 prompts hold special tokens"):
+        conversations(rows[1:], tokenizer)
+
+
+# --- best of n -------------------------------------------------------------------------------------------------------
+
+
+def test_the_best_usable_response_of_each_prompt() -> None:
+    scores, usable = [1, 5, 3, 9, 2, 0, 4, 4, 1], [True, False, True, True, True, True, False, False, False]
+    assert best_places(scores, usable, 3) == [2, 3]
+
+
+def test_best_of_n_is_fine_tuned_on_what_it_chose(place, tmp_path) -> None:
+    config = BestOfNConfig.model_validate({
+        "samples": 96, "max_new_tokens": 16, "finetune": {"epochs": 2, "batch_size": 4, "learning_rate": 1e-2,
+                                                          "max_length_tokens": 64, "log_every_steps": 1},
+    })  # fmt: skip
+    rules = [RuleReward("brevity", 1.0, brevity)]
+    arguments = {"seed": 0, "sft": place, "reward": place / "reward", "prompts": place, "rules": rules}
+    figures = best_of_n(config, tmp_path, Journal(tmp_path), **arguments)
+    rows, _ = read_records(tmp_path / "demonstrations.jsonl", Demonstration)
+    assert figures["prompts"] == 8 and figures["prompts_without_answer"] == 8 - len(rows) < 8
+    mean = sum(brevity([], [row.completion for row in rows])) / len(rows)
+    assert figures["reward_of_best"] == pytest.approx(mean) and mean > figures["reward_of_all"]
+    weights, before = (load_file(at / "model" / "model.safetensors") for at in (tmp_path, place))
+    assert any(not torch.equal(weights[name], before[name]) for name in before)
+    (tmp_path / "model" / "model.safetensors").unlink()
+    assert best_of_n(config, tmp_path, Journal(tmp_path), **arguments) == figures  # what was chosen is kept
+    again = load_file(tmp_path / "model" / "model.safetensors")
+    assert all(torch.equal(again[name], weights[name]) for name in weights)

@@ -1,0 +1,94 @@
+"""Fine-tuning: the loss is on the response and its EOS alone, and what comes out loads anywhere."""
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from alignment.config.stages import SFTConfig
+from alignment.errors import DataError, TrainingError
+from alignment.journal import Journal
+from alignment.models.importing import load_tokenizer
+from alignment.models.tokenizer import prompt_tokens, response_tokens
+from alignment.training.sft import finetune, tokenize
+from alignment.training.trl import JournalCallback
+from tests.alignment.tiny_world import demonstration, make_base, user, write
+
+ANSWERS = [demonstration(f"What does Ada play {i}?", "Ada plays the violin.") for i in range(12)]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    place = tmp_path_factory.mktemp("sft")
+    make_base(place)
+    return place
+
+
+@pytest.fixture(scope="module")
+def tokenizer(place):
+    return load_tokenizer(place / "model")
+
+
+def run(place, out, rows, **options):
+    write(out / "in" / "demonstrations.jsonl", rows)
+    config = SFTConfig(**{"epochs": 1, "batch_size": 4, "max_length_tokens": 64, "log_every_steps": 1, **options})
+    return finetune(config, out / "out", Journal(out / "out"), seed=0, base=place, demonstrations=out / "in")
+
+
+def test_the_mask_covers_the_response_and_its_eos(tokenizer) -> None:
+    dataset, too_long = tokenize(ANSWERS[:1], tokenizer, 64)
+    (row,) = dataset
+    prompt, response = prompt_tokens(tokenizer, user(ANSWERS[0].messages[0].content)), response_tokens(
+        tokenizer, "Ada plays the violin."
+    )
+    assert row["input_ids"] == prompt + response and too_long == 0
+    marked = [token for token, kept in zip(row["input_ids"], row["completion_mask"], strict=True) if kept]
+    assert marked == response and marked[-1] == tokenizer.eos_token_id
+
+
+def test_what_is_too_long_is_left_out_and_counted(tokenizer) -> None:
+    length = len(tokenize(ANSWERS[:1], tokenizer, 64)[0][0]["input_ids"])
+    long = demonstration("Q?", "word " * 80)
+    assert [len(d) for d in (tokenize([ANSWERS[0], long], tokenizer, length)[0],)] == [1]
+    assert tokenize([ANSWERS[0], long], tokenizer, length)[1] == 1
+    with pytest.raises(DataError, match=f"fits into {length - 1} tokens"):
+        tokenize([ANSWERS[0], long], tokenizer, length - 1)
+
+
+def test_the_first_loss_is_that_of_the_response_alone(place, tokenizer, tmp_path) -> None:
+    rows = ANSWERS[:4]
+    run(place, tmp_path, rows, learning_rate=1e-6)
+    model = AutoModelForCausalLM.from_pretrained(place / "model").eval()
+    losses = []
+    for row in rows:
+        prompt, response = prompt_tokens(tokenizer, row.messages), response_tokens(tokenizer, row.completion)
+        with torch.no_grad():
+            logs = model(torch.tensor([prompt + response])).logits[0].log_softmax(-1)
+        losses += [-float(logs[len(prompt) + t - 1, token]) for t, token in enumerate(response)]
+    (first,) = [line["values"]["loss"] for line in Journal(tmp_path / "out").read() if "loss" in line["values"]]
+    assert first == pytest.approx(sum(losses) / len(losses), abs=1e-3)  # the trainer rounds what it logs
+
+
+def test_a_tiny_run_learns_and_leaves_a_model_that_loads_anywhere(place, tmp_path) -> None:
+    figures = run(place, tmp_path, [*ANSWERS, demonstration("Q?", "word " * 80)], epochs=6, learning_rate=1e-2)
+    out = tmp_path / "out"
+    losses = [line["values"]["loss"] for line in Journal(out).read() if "loss" in line["values"]]
+    assert losses[-1] < 0.7 * losses[0] and figures["loss"] == losses[-1]
+    assert (figures["demonstrations"], figures["too_long"]) == (12, 1)
+    assert load_file(out / "model" / "model.safetensors")
+    assert AutoModelForCausalLM.from_pretrained(out / "model").config.eos_token_id == 1
+    assert (out / "figures" / "loss.png").exists()
+
+
+def test_weights_that_are_spoilt_stop_the_training_before_the_step_and_the_checkpoint_is_from_before(
+    place, tmp_path, monkeypatch
+) -> None:
+    def spoil(self, args, state, control, model=None, **_) -> None:
+        if state.epoch >= 1:
+            model.get_input_embeddings().weight.data.fill_(float("inf"))
+
+    monkeypatch.setattr(JournalCallback, "on_epoch_begin", spoil)
+    with pytest.raises(TrainingError, match=r"gradient is not finite at step 4; .*Last good: .*checkpoint-3"):
+        run(place, tmp_path, ANSWERS, epochs=2)
+    kept = tmp_path / "out" / "checkpoint" / "checkpoint-3"
+    assert all(value.isfinite().all() for value in load_file(kept / "model.safetensors").values())

@@ -1,0 +1,70 @@
+"""`rlhf label sync` and `rlhf label status`, with a real server and without one."""
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from flows.annotation.collect import annotation_store
+from flows.annotation.wait import keep_what_was_said
+from flows.cli.main import app
+from labeling.collection import open_collection
+from labeling.config import LabelingConfig, PairwiseTasks, RankingTasks
+from labeling.errors import CollectionLost
+from labeling.reports.status import status
+from labeling.server.client import LabelStudio
+from labeling.simulation.crew import ranking_result
+from tests.labeling.helpers import TOKEN, free_port, response_set
+
+CONFIG = LabelingConfig(
+    title="at the terminal", rankings=RankingTasks(prompts=2, overlap=2), pairwise=PairwiseTasks(prompts=0)
+)
+
+
+def rlhf(*arguments: str) -> Result:
+    return CliRunner().invoke(app, ["label", *arguments], env={"COLUMNS": "200"})
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("RLHF_HOME", str(tmp_path))
+    monkeypatch.setenv("LABEL_STUDIO_API_KEY", TOKEN)
+    monkeypatch.setenv("LABEL_STUDIO_URL", f"http://127.0.0.1:{free_port()}")
+    monkeypatch.setattr("labeling.server.client.time.sleep", lambda _: None)
+    return tmp_path
+
+
+def test_without_a_server_and_a_project_the_next_step_is_told(home: Path) -> None:
+    shown = rlhf("status")
+    assert shown.exit_code == 0 and "as of the last sync" in shown.output and "`rlhf label open RECIPE" in shown.output
+    assert rlhf("sync").exit_code == 1
+
+
+@pytest.mark.server
+def test_sync_and_status(home: Path, owner: LabelStudio, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LABEL_STUDIO_URL", owner.url)
+    collection = open_collection(owner, CONFIG, [response_set(n) for n in range(2)], home / "out")
+    (batch,) = collection.batches
+    for task in batch.tasks:
+        owner.annotate(batch.task_ids[task.uid], ranking_result(task.shown), 12.0)
+    mine = ("--project", str(batch.project.id))
+    first, again = rlhf("sync", *mine), rlhf("sync", *mine)
+    assert first.exit_code == 0, first.output
+    assert "at the terminal ranking" in first.output and "it was never read before" in first.output
+    assert "what changed" in again.output and str(home / "annotations.db") in again.output
+    (whole,) = json.loads(rlhf("sync", "--whole", "--json", *mine).output)
+    assert whole["why"] == "asked for" and whole["tasks_read"] == 2
+    shown = rlhf("status", *mine)  # which syncs first
+    assert "2 of 4 (50%)" in shown.output and "owner@rlhf.local" in shown.output and "12" in shown.output
+    assert f"{owner.url}/projects/{batch.project.id}/data?labeling=1" in shown.output
+    page = home / "pages" / "status.html"
+    assert f"the page is {page}" in rlhf("status", "--html", str(page), *mine).output
+    assert "at the terminal ranking" in page.read_text() and page.read_text().count("<svg") == 1
+    owner.delete(f"/api/projects/{batch.project.id}/")
+    assert "the project was deleted" in rlhf("sync", *mine).output
+    (row,) = status(annotation_store())
+    assert row.deleted and row.done == row.lost == 2
+    assert "gone from the server and kept here" in rlhf("status", *mine).output
+    with pytest.raises(CollectionLost, match=r"2 annotations of it are kept in .*annotations\.db\. Run the same"):
+        keep_what_was_said(owner, collection, annotation_store())

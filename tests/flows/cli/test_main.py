@@ -1,0 +1,232 @@
+"""What the commands print: plan, report and lineage, on a real MLflow store."""
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow import MlflowClient
+from rich.console import Console
+from typer.testing import CliRunner
+
+from alignment.artifacts import Artifact
+from alignment.config.stages import ComparisonsConfig, RewardConfig, SFTConfig, TokenizerConfig
+from alignment.errors import ArtifactError, ConfigError
+from alignment.journal import Journal
+from alignment.records import Comparison, Message, Prompt, Response, write_records
+from flows.cli.main import app, main
+from flows.pipeline.cost import checkpoint_parameters, costs, llama_parameters, short
+from flows.pipeline.plan import plan, plan_table
+from flows.recipe.dag import keys, steps
+from flows.recipe.schema import Recipe
+from flows.releases.lineage import lineage, lineage_tree
+from flows.releases.report import load_release, log_release, report_view
+from flows.tracking import runs
+from flows.tracking.runner import run_stage
+from tests.flows.tiny import Counted, reward_model, text_model, write_model
+
+TOWN = Recipe(name="t", town={}, labeling={})  # type: ignore[arg-type]
+MANIFEST: dict[str, Any] = {
+    "release": "t-1", "seed": 4, "kl_to_sft": 3.25, "comparisons": 77,
+    "gold": {"policy": {"helpful": 0.9, "truthful": 0.8, "harmless": 1.0, "score": 0.91}},
+    "win_rate_vs_sft": {"rate": 0.75, "low": 0.66, "high": 0.82, "decided": 120},
+    "tax": {"sft": 1.5}, "reward_model": {"accuracy_heldout_prompts": 0.71, "ece": None},
+    "seconds": {"sft": 12.0, "ppo": 30.0}, "cached": {"sft": True, "ppo": False},
+}  # fmt: skip
+
+
+def words(shown: Any) -> str:
+    console = Console(width=200, file=None, record=True, quiet=False)
+    with console.capture() as captured:
+        console.print(shown)
+    return captured.get()
+
+
+def test_llama_parameters_are_those_of_transformers(tmp_path: Path) -> None:
+    write_model(tmp_path)
+    counted = checkpoint_parameters(tmp_path)
+    sizes = json.loads((tmp_path / "config.json").read_text())
+    tied = bool(sizes["tie_word_embeddings"])
+    assert counted == llama_parameters(sizes["vocab_size"], 16, 1, 2, 2, 32, tied=tied)
+
+
+def test_costs_follow_six_and_two_times_parameters_and_tokens() -> None:
+    found = costs(TOWN)
+    n = 1024 * 128 + 4 * (4 * 128**2 + 3 * 128 * 344 + 2 * 128) + 128
+    assert found["sft"].parameters == n
+    assert found["sft"].tokens == 600 * 128 * 3
+    assert found["sft"].flops == 6 * n * 600 * 128 * 3
+    assert found["responses"].flops == 2 * n * 300 * 4 * 128
+
+
+@pytest.mark.parametrize(("value", "text"), [(None, "?"), (0, "0"), (999, "999"), (1234, "1.23 k"), (40e12, "40 T")])
+def test_numbers_for_people(value: int | None, text: str) -> None:
+    assert short(value) == text
+
+
+def test_a_plan_says_what_is_cached(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{home / 'mlflow.db'}")
+    chain = steps(TOWN)
+    assert {row.state for row in plan(TOWN)} == {"to run"}
+    first = chain["town"]
+    town = run_stage("town", Counted(), config=first.config, seed=first.seed, version=first.version)
+    corpus = run_stage("corpus", Counted(), config=chain["corpus"].config, inputs={"town": town})
+    assert corpus.key == keys(chain)["corpus"]
+    rows = plan(TOWN)
+    assert [row.stage for row in rows if row.state == "cached"] == ["town", "corpus"]
+    assert "923 k" in words(plan_table(TOWN, rows))
+
+
+def test_a_plan_without_servers_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    rows = plan(TOWN, tmp_path)
+    assert {row.state for row in rows} == {"?"}
+    assert "nothing is known of earlier runs" in words(plan_table(TOWN, rows))
+
+
+def test_a_change_of_an_option_changes_its_stage_and_what_follows() -> None:
+    changed = TOWN.model_copy(update={"sft": SFTConfig(epochs=9)})
+    before, after = keys(steps(TOWN)), keys(steps(changed))
+    different = {stage for stage in before if before[stage] != after[stage]}
+    assert different == {"sft", "responses", "labeling", "comparisons", "reward", "ppo", "evaluate"}
+
+
+def test_other_seeds_are_other_stages_throughout() -> None:
+    before, after = keys(steps(TOWN)), keys(steps(TOWN.model_copy(update={"seed": 1})))
+    assert all(before[stage] != after[stage] for stage in before)
+
+
+def test_a_release_is_found_by_name_or_as_the_newest(home: Path) -> None:
+    with pytest.raises(ArtifactError, match=r"no release yet.*rlhf run town"):
+        load_release()
+    for name in ("t-1", "t-2"):
+        with runs.pipeline_run("t", recipe=TokenizerConfig()) as run_id:
+            log_release(run_id, {**MANIFEST, "release": name})
+        time.sleep(0.01)
+    assert load_release()["release"] == "t-2"
+    assert load_release("t-1") == MANIFEST
+    with pytest.raises(ArtifactError, match=r"no release 't-9'.*t-2, t-1"):
+        load_release("t-9")
+
+
+def test_the_newest_release_is_the_one_that_ended_last(home: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), runs.pipeline_run("t", recipe=TokenizerConfig(), alone=True):
+        raise KeyboardInterrupt
+    with runs.pipeline_run("t", recipe=TokenizerConfig()) as run_id:
+        log_release(run_id, {**MANIFEST, "release": "begun-second"})
+    time.sleep(0.01)
+    with runs.pipeline_run("t", recipe=TokenizerConfig(), alone=True) as run_id:
+        log_release(run_id, {**MANIFEST, "release": "begun-first"})
+    assert load_release()["release"] == "begun-first"
+
+
+def test_a_report_shows_every_figure_and_a_dash_for_what_was_not_measured() -> None:
+    text = words(report_view(MANIFEST))
+    for figure in ("t-1", "0.910", "0.750 of 120", "0.660 to 0.820", "3.250", "77 comparisons", "0.710", "30 s of"):
+        assert figure in text
+    assert "–" in text
+    assert words(report_view({"release": "x"}))
+
+
+def comparisons_stage(out: Path, journal: Journal) -> Mapping[str, float]:
+    prompt = Prompt(id="p", messages=(Message(role="user", content="?"),))
+    good, bad = Response(id="r_a", text="yes"), Response(id="r_b", text="no")
+    said = {"prompt": prompt, "chosen": good, "rejected": bad}
+    rows = [
+        Comparison(id=f"c{n}", annotation_id=str(n), annotator_id=str(n % 2 + 1), **said) for n in (10, 9, 11, 9)
+    ]
+    write_records(out / "comparisons.jsonl", rows)
+    return {"comparisons": 4.0}
+
+
+def chain_of_stages() -> dict[str, Artifact]:
+    corpus = run_stage("corpus", Counted(), config=TokenizerConfig())
+    base = run_stage("pretrain", text_model, config=SFTConfig(), inputs={"corpus": corpus}, model="base")
+    comparisons = run_stage("comparisons", comparisons_stage, config=ComparisonsConfig(), inputs={"sft": base})
+    given = {"sft": base, "comparisons": comparisons}
+    reward = run_stage("reward", reward_model, config=RewardConfig(), inputs=given, model="reward")
+    given = {"sft": base, "reward": reward, "corpus": corpus}
+    policy = run_stage("ppo", text_model, config=SFTConfig(), inputs=given, model="policy")
+    return {"corpus": corpus, "base": base, "comparisons": comparisons, "policy": policy}
+
+
+def test_lineage_walks_back_to_annotations_and_corpus(home: Path) -> None:
+    made = chain_of_stages()
+    MlflowClient().set_registered_model_alias("policy", "candidate", "1")
+    found = lineage("policy@candidate")
+    assert (found["model"], found["aliases"]) == ("models:/policy/1", ["candidate"])
+    assert found["inputs"]["corpus"]["key"] == made["corpus"].key
+    judged = found["inputs"]["reward"]["inputs"]["comparisons"]
+    assert judged["annotation_ids"] == ["9", "10", "11"]
+    assert judged["annotator_ids"] == ["1", "2"]
+    assert judged["comparisons"] == 4
+    assert found["inputs"]["sft"] == {"stage": "pretrain", "see": made["base"].key}  # written out above
+    text = words(lineage_tree(found))
+    assert "4 comparisons from 3 annotations by 2 annotators: 9, 10, 11" in text
+    assert "@candidate" in text
+    made["comparisons"].file("comparisons.jsonl").unlink()
+    assert lineage("policy/1")["inputs"]["reward"]["inputs"]["comparisons"] == judged  # from MLflow this time
+
+
+@pytest.mark.parametrize(
+    ("model", "text"),
+    [("policy@champion", "nothing is registered yet"), ("nobody", "nothing is registered yet")],
+)
+def test_an_unknown_model_says_what_there_is(home: Path, model: str, text: str) -> None:
+    with pytest.raises(ArtifactError, match=text):
+        lineage(model)
+    run_stage("sft", text_model, config=SFTConfig(), model="sft")
+    with pytest.raises(ArtifactError, match="registered are sft"):
+        lineage(model)
+    with pytest.raises(ArtifactError, match="sft has versions 1 and aliases"):
+        lineage("sft/7")
+
+
+def test_a_malformed_model_shows_the_forms() -> None:
+    with pytest.raises(ConfigError, match="NAME@ALIAS"):
+        lineage("a b")
+
+
+def test_help_is_quick_and_lists_the_commands() -> None:
+    started = time.monotonic()
+    told = subprocess.run([sys.executable, "-m", "flows.cli.main", "--help"], capture_output=True, text=True, check=True)
+    assert time.monotonic() - started < 5  # 0.3 s on an idle machine
+    for command in ("up", "down", "status", "recipes", "run", "report", "lineage"):
+        assert f" {command} " in told.stdout
+    loaded = "import sys, flows.cli.main; print({'torch', 'mlflow', 'prefect', 'transformers'} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", loaded], capture_output=True, text=True).stdout.strip() == "set()"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "text"),
+    [
+        (["run", "nothing"], 2, "there is no recipe 'nothing'"),
+        (["report"], 1, "start the servers with `rlhf up`"),
+        (["lineage", "policy"], 1, "start the servers with `rlhf up`"),
+    ],
+)
+def test_errors_are_words_and_an_exit_code(
+    arguments: list[str], code: int, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.setenv("RLHF_HOME", str(tmp_path))
+    monkeypatch.setattr(sys, "argv", ["rlhf", *arguments])
+    with pytest.raises(SystemExit) as caught:
+        main()
+    assert caught.value.code == code
+    assert text in capsys.readouterr().err
+
+
+def test_recipes_are_listed_and_planned_from_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RLHF_HOME", str(tmp_path))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    path = tmp_path / "mine.yaml"
+    path.write_text("town: {}\nlabeling: {}\n")
+    told = CliRunner().invoke(app, ["run", str(path), "--set", "seed=5", "--plan"], env={"COLUMNS": "160"})
+    assert told.exit_code == 0, told.output
+    assert "mine, seed 5" in told.output
+    assert CliRunner().invoke(app, ["recipes"]).exit_code == 0

@@ -1,0 +1,181 @@
+"""`rlhf deploy` on a real Prefect server: what it sets up, that it says so once, and what its deployments refuse."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from prefect import flow
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.actions import DeploymentUpdate
+from prefect.exceptions import PrefectHTTPStatusError
+
+from alignment.errors import ConfigError
+from flows.deployments import deploy as deploying
+from flows.deployments.deploy import deploy, read_file, recipe_specs
+from flows.pipeline.stage_flows import TOWN
+from flows.recipe.schema import Recipe, load_recipe
+from flows.tracking import runs
+from flows.tracking.links import TAG_NOTE, TAG_PAGE, mlflow_page
+from tests.conftest import HERE, TINY
+
+pytestmark = pytest.mark.server
+STAGES = ["pretrain", "sft", "collect-demonstrations", "collect-comparisons", "reward-model", "ppo", "evaluate"]
+ROOT = HERE.parent
+
+
+@pytest.fixture(scope="module")
+def client(prefect_server: str) -> Iterator[SyncPrefectClient]:
+    with get_client(sync_client=True) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def made(client: SyncPrefectClient) -> list[str]:
+    """Everything set up, the tiny recipe too; what was said of it."""
+    return [f"{one.name} {one.what}" for one in deploy([str(TINY)], slots=2)]
+
+
+def test_the_file_names_the_pipeline_every_stage_promotion_and_the_watcher() -> None:
+    pools, specs = read_file()
+    assert [one.name for one in specs] == ["pipeline", *STAGES, "promote", "watch"]
+    assert {one.work_pool.name for one in specs} == {*pools} == {"train", "ops"}
+    assert [one.name for one in specs if one.schedules] == ["watch"]
+    assert (ROOT / "deploy" / "prefect.yaml").resolve() == deploying.FILE
+
+
+def test_an_unknown_word_in_the_file_is_an_error_and_not_ignored(tmp_path: Path) -> None:
+    values = yaml.safe_load(deploying.FILE.read_text())
+    values["deployments"][0]["shedules"] = []
+    (tmp_path / "prefect.yaml").write_text(yaml.safe_dump(values))
+    with pytest.raises(ValueError, match="shedules"):
+        read_file(tmp_path / "prefect.yaml")
+
+
+def test_a_second_time_changes_nothing_and_what_differs_is_put_right(
+    made: list[str], client: SyncPrefectClient
+) -> None:
+    assert {"rlhf/town", "rlhf/hh", "rlhf/oasst", "rlhf/tiny"} <= {one.split()[0] for one in made}
+    assert {one.what for one in deploy([str(TINY)])} == {"as it was"}
+    town = client.read_deployment_by_name("rlhf/town")
+    client.update_deployment(town.id, DeploymentUpdate(description="mine", tags=["mine"]))
+    watch = client.read_deployment_by_name("watch/watch")
+    client.update_deployment_schedule(watch.id, watch.schedules[0].id, active=False)
+    changed = [one for one in deploy() if one.what == "changed"]
+    assert [(one.name, one.fields) for one in changed] == [("rlhf/town", ("description", "tags"))]
+    assert not client.read_deployment_by_name("watch/watch").schedules[0].active  # a person paused it
+
+
+def test_limits_are_kept_unless_they_are_named(made: list[str], client: SyncPrefectClient) -> None:
+    assert client.read_work_pool("train").concurrency_limit == 2
+    assert client.read_work_pool("ops").concurrency_limit is None
+    deploy(slots=3)
+    deploy()
+    assert client.read_work_pool("train").concurrency_limit == 3
+    watch = client.read_deployment_by_name("watch/watch")
+    assert watch.global_concurrency_limit is not None and watch.global_concurrency_limit.limit == 1
+
+
+@pytest.mark.parametrize(("listed", "slots"), [("GPU 0: a\nGPU 1: b\n", 2), ("", 1), (None, 1)])
+def test_a_slot_is_an_accelerator(monkeypatch: pytest.MonkeyPatch, listed: str | None, slots: int) -> None:
+    def asked(*_: Any, **__: Any) -> subprocess.CompletedProcess[str]:
+        if listed is None:
+            raise FileNotFoundError("nvidia-smi")
+        return subprocess.CompletedProcess([], 0, stdout=listed)
+
+    monkeypatch.setattr(deploying.subprocess, "run", asked)
+    assert deploying.accelerators() == slots
+
+
+def test_the_prefect_command_makes_the_same_from_the_same_file(made: list[str], prefect_server: str) -> None:
+    """`prefect deploy --all` after `rlhf deploy` leaves nothing that `rlhf deploy` would change."""
+    file = ["--prefect-file", "deploy/prefect.yaml"]
+    command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all", *file]
+    told = {**deploying_environment(), "PREFECT_API_URL": prefect_server}
+    done = subprocess.run(command, cwd=ROOT, env=told, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert [one for one in deploy() if one.what != "as it was"] == []
+
+
+def deploying_environment() -> dict[str, str]:
+    """Ours without what would lead to another server."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+
+
+def test_recipes_are_deployments_with_every_value_filled_in(made: list[str], client: SyncPrefectClient) -> None:
+    for name in ("town", "hh", "oasst", str(TINY)):
+        recipe = load_recipe(name)
+        deployment = client.read_deployment_by_name(f"rlhf/{recipe.name}")
+        given = deployment.parameters["recipe"]
+        assert given.keys() == Recipe.model_fields.keys()
+        assert Recipe.model_validate(given) == recipe
+        assert deployment.description == recipe.description and "recipe" in deployment.tags
+    hh = client.read_deployment_by_name("rlhf/hh")
+    assert hh.parameters["recipe"]["corpus"]["sources"][0]["path"].startswith("data://")
+    assert hh.pull_steps == [{"prefect.deployments.steps.set_working_directory": {"directory": str(Path.cwd())}}]
+    assert client.read_deployment_by_name("rlhf/town").pull_steps in (None, [])
+
+
+def test_forms_of_stages_begin_with_the_town(made: list[str], client: SyncPrefectClient) -> None:
+    for name in STAGES:
+        schema = client.read_deployment_by_name(f"{name}/{name}").parameter_openapi_schema
+        assert schema is not None
+        assert Recipe.model_validate(schema["properties"]["recipe"]["default"]) == TOWN
+
+
+def test_two_deployments_of_one_name_are_refused(tmp_path: Path) -> None:
+    pipeline = read_file()[1][0]
+    for name in ("pipeline", "town"):
+        path = tmp_path / f"{name}.yaml"
+        path.write_text(yaml.safe_dump({"town": {}, "labeling": {}}))
+        with pytest.raises(ConfigError, match=f"there is a deployment {name} already"):
+            recipe_specs(pipeline, [str(path)])
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"ppo": {"kl_coef": -1}}, "'recipe.ppo.kl_coef'. Failure reason: -1 is less than the minimum of 0"),
+        ({"ppo": {"kl_target": -1}}, "'recipe.ppo.kl_target'. Failure reason: -1 is less than or equal to the minimum"),
+        ({"ppo": {"kl_coeff": 1}}, "'recipe.ppo'. Failure reason: Additional properties are not allowed ('kl_coeff'"),
+        ({"ppo": {"steps": "many"}}, "'recipe.ppo.steps'. Failure reason: 'many' is not of type 'integer'"),
+        ({"align": {"method": "x"}}, "'x' is not one of ['ppo', 'dpo', 'rloo', 'best_of_n']"),
+        ({"labeling": {"crew": {"annotators": 99}}}, "'recipe.labeling.crew.annotators'. Failure reason: 99 is"),
+        ({"corpus": {"sources": [{}]}}, "'recipe.corpus.sources[0]'. Failure reason: 'path' is a required property"),
+    ],
+)
+def test_wrong_values_are_refused_before_there_is_a_run(
+    made: list[str], client: SyncPrefectClient, change: dict[str, Any], words: str
+) -> None:
+    tiny = client.read_deployment_by_name("rlhf/tiny")
+    recipe = {"name": "x", "town": {}, "labeling": {}, **change}
+    with pytest.raises(PrefectHTTPStatusError) as caught:
+        client.create_flow_run_from_deployment(tiny.id, parameters={"recipe": recipe})
+    assert words in str(caught.value.response.json())
+
+
+def test_runs_in_mlflow_lead_back_to_prefect(workplace: Path) -> None:
+    @flow(name="linked", flow_run_name="a linked run", persist_result=False)
+    def linked() -> tuple[str, str]:
+        with runs.pipeline_run("linked", recipe=TOWN) as run_id:
+            stage = runs.open_stage_run("sft", "k", config=TOWN.sft, seed=0, version=1, inputs={}, parent=run_id)
+            return run_id, stage
+
+    found = [runs.MlflowClient().get_run(one).data.tags for one in linked()]
+    for tags in found:
+        assert "/runs/flow-run/" in tags[TAG_PAGE]
+        assert tags[TAG_NOTE] == f"[a linked run in Prefect]({tags[TAG_PAGE]})"
+    assert len({tags[TAG_PAGE] for tags in found}) == 1
+
+
+def test_the_page_of_a_run_is_without_credentials(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with runs.pipeline_run("linked", recipe=TOWN) as run_id:
+        assert mlflow_page(run_id) is None  # a store in a file has no pages
+        monkeypatch.setenv("RLHF_MLFLOW_PAGES", "https://me:secret@mlflow.example.org/")
+        page = mlflow_page(run_id, "/artifacts")
+    assert page is not None and page.startswith("https://mlflow.example.org/#/experiments/1/runs/")
+    assert f"{run_id}/artifacts?" in page

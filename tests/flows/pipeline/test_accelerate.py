@@ -1,0 +1,343 @@
+"""Training stages in two processes: they make what one makes, and nothing of them is left behind, however it ends."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from alignment import stages as jobs
+from alignment.config.methods import FormatLimits, RuleOption
+from alignment.config.stages import PretrainConfig, RewardConfig, SFTConfig
+from alignment.distributed.collectives import OtherFailed
+from alignment.errors import ConfigError, DataError, TrainingError
+from alignment.journal import Journal, read_metrics
+from alignment.ppo import PPOConfig
+from alignment.records import Document
+from alignment.rewards.safety import SafetyLists
+from alignment.stages import Job
+from alignment.worker import noted
+from flows.pipeline.accelerate import launch
+from flows.recipe.compute import ComputeConfig, launch_file
+from flows.recipe.dag import keys, steps
+from flows.recipe.schema import check_files, load_recipe
+from tests.alignment.tiny_world import LINES, SIZES, comparison, demonstration, make_tokenizer, prompt, write
+from tests.conftest import TINY
+
+ROOT = Path(__file__).parent.parent.parent
+TWO = ComputeConfig(processes=2)
+NAMES = ("Ada", "Bo", "Cy", "Dee", "Eve", "Fay", "Gus")
+# Sums in another order, in single precision: seen were 1e-6 of weights and of what is logged.
+TOLERANCE = 2e-5
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The directories of the stages before training, by the names that training has for them."""
+    place = tmp_path_factory.mktemp("inputs")
+    make_tokenizer(place)
+    documents = [Document(text=line) for line in LINES * 12]
+    write(place / "corpus" / "heldout.jsonl", documents[:4])
+    answers = [demonstration(f"What does {name} play {n}?", f"{name} plays.") for name in NAMES for n in (1, 2)]
+    rows = [comparison(f"Who is {name}?", f"{name} plays.", word) for name in NAMES for word in ("A cat.", "Nobody.")]
+    tested = [comparison("What is new?", "Ada plays.", "A cat."), comparison("What is old?", "Bo plays.", "Nobody.")]
+    write(place / "comparisons" / "heldout_annotators.jsonl", [])
+    write(place / "comparisons" / "heldout_prompts.jsonl", tested)
+    return {
+        "corpus": write(place / "corpus" / "train.jsonl", documents),
+        "tokenizer": place / "tokenizer",
+        "demonstrations": write(place / "demonstrations" / "demonstrations.jsonl", answers[:13]),
+        "comparisons": write(place / "comparisons" / "train.jsonl", rows),
+        "prompts": write(place / "prompts" / "prompts.jsonl", [prompt(f"What does {name} play?") for name in NAMES]),
+    }
+
+
+def all_jobs(inputs: Mapping[str, Path], made: Path) -> dict[str, Job]:
+    """A job a training stage, with last batches that leave a process little or nothing to do."""
+    paths = {**inputs, "base": made / "pretrain", "sft": made / "sft", "reward": made / "reward",
+             "validation": made / "validation"}  # fmt: skip
+    reward = RewardConfig(epochs=2, batch_prompts=3, max_length_tokens=64, log_every_steps=1, lm_coef=0.1)
+    ppo = PPOConfig(
+        steps=3, batch_size=9, minibatch_size=3, max_new_tokens=8, ptx_coef=0.5, ptx_batch_size=3,
+        snapshot_every_steps=2, policy_learning_rate=1e-3, value_learning_rate=1e-3,
+    )  # fmt: skip
+    align = {"ppo": ppo, "rules": (RuleOption(name="format", weight=0.5),), "safety": SafetyLists(),
+             "format": FormatLimits(), "ptx_min_reward": -9.0, "select_prompts": 5}  # fmt: skip
+    wanted: dict[str, tuple[Any, tuple[str, ...]]] = {
+        "pretrain": (pretraining(), ("corpus", "tokenizer")),
+        "sft": (SFTConfig(epochs=2, batch_size=4, max_length_tokens=64, log_every_steps=1), ("base", "demonstrations")),
+        "reward": (reward.model_copy(update={"members": 2}), ("sft", "comparisons", "demonstrations")),
+        "validation": (reward.model_copy(update={"epochs": 3}), ("sft", "comparisons", "demonstrations")),
+        "ppo": (align, ("sft", "reward", "validation", "prompts", "corpus")),
+    }
+    return {
+        stage: Job(stage=stage, config=config, seed=3, paths={name: paths[name] for name in names})
+        for stage, (config, names) in wanted.items()
+    }
+
+
+def pretraining(**options: Any) -> PretrainConfig:
+    told = {"model": SIZES, "epochs": 2, "batch_sequences": 8, "checkpoint_every_steps": 2, "log_every_steps": 1}
+    return PretrainConfig(**{**told, **options})
+
+
+@pytest.fixture(scope="module")
+def alone(inputs: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Job]]:
+    """What one process makes, each stage from the ones before, and figures.json beside; and the jobs."""
+    made = tmp_path_factory.mktemp("alone")
+    todo = all_jobs(inputs, made)
+    for stage, job in todo.items():
+        figures = jobs.train(job, made / stage, Journal(made / stage))
+        (made / stage / "figures.json").write_text(json.dumps(figures), encoding="utf-8")
+    return made, todo
+
+
+@pytest.fixture(scope="module")
+def together(alone: tuple[Path, dict[str, Job]], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What two processes make of the same jobs."""
+    made = tmp_path_factory.mktemp("together")
+    for stage, job in alone[1].items():
+        (made / stage / "launch").mkdir(parents=True)
+        told = job.model_copy(update={"processes": 2}).model_dump_json()
+        (made / stage / "launch" / "job.json").write_text(told, encoding="utf-8")
+    options = made / "accelerate.yaml"
+    options.write_text(yaml.safe_dump(launch_file(TWO)), encoding="utf-8")
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(options)]
+    work = ["--main_process_port", "0", "-m", "tests.flows.jobs_in_processes"]
+    places = [str(made / stage / "launch") for stage in alone[1]]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([*launcher, *work, *places], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return made
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("stage", ["pretrain", "sft", "reward", "validation", "ppo"])
+def test_two_processes_make_what_one_makes(alone: tuple[Path, dict[str, Job]], together: Path, stage: str) -> None:
+    one, two = alone[0] / stage, together / stage
+    figures = [json.loads(path.read_text()) for path in (one / "figures.json", two / "launch" / "figures.json")]
+    assert figures[1] == pytest.approx(figures[0], rel=TOLERANCE, abs=TOLERANCE)
+    lines = [read_metrics(place / "metrics.jsonl") for place in (one, two)]
+    assert [line["step"] for line in lines[0]] == [line["step"] for line in lines[1]]
+    for here, there in zip(*lines, strict=True):
+        values = [{k: v for k, v in line["values"].items() if not of_the_cut(k)} for line in (here, there)]
+        assert values[1] == pytest.approx(values[0], rel=TOLERANCE, abs=TOLERANCE)
+    files = [{str(path.relative_to(place)) for path in place.rglob("*")} for place in (one, two)]
+    written, expected = ({name for name in names if "rng_state" not in name} for names in files[::-1])  # one a process
+    assert {name for name in written if not name.startswith("launch")} == expected - {"figures.json"}
+    for name in (name for name in written if name.endswith(".safetensors")):
+        torch.testing.assert_close(load_file(two / name), load_file(one / name), rtol=0, atol=TOLERANCE)
+
+
+def of_the_cut(name: str) -> bool:
+    """Whether a logged value tells of time, or of how the work was cut."""
+    return "second" in name or name in ("padding_share", "sampling_mismatch")
+
+
+# The launcher and its processes
+
+
+def family(out: Path) -> list[psutil.Process]:
+    """The launcher of a stage's directory and its processes, by their command lines."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if any(word == str(out / "launch") for word in process.cmdline()) and process.status() != "zombie":
+                found.append(process)
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            continue
+    return found
+
+
+def are_gone(processes: list[psutil.Process]) -> bool:
+    """Whether all have ended within some minutes; who is killed may need a moment to be gone."""
+    return not psutil.wait_procs(processes, timeout=180)[1]
+
+
+@pytest.fixture
+def long_job(inputs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Job:
+    """A job of 300 steps with a checkpoint every other."""
+    monkeypatch.setenv("RLHF_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    paths = {name: inputs[name] for name in ("corpus", "tokenizer")}
+    return Job(stage="pretrain", config=pretraining(epochs=100), seed=3, paths=paths, processes=2)
+
+
+PARENT = """
+import sys
+from pathlib import Path
+from alignment.stages import Job
+from flows.recipe.compute import ComputeConfig
+from flows.pipeline.accelerate import launch
+launch(Job.model_validate_json(sys.argv[2]), ComputeConfig(processes=2), Path(sys.argv[1]))
+"""
+
+
+@pytest.mark.long
+def test_a_killed_flow_leaves_no_process_and_two_go_on_from_the_checkpoint(long_job: Job, tmp_path: Path) -> None:
+    out, one = tmp_path / "pretrain-0.partial", tmp_path / "one"
+    command = [sys.executable, "-c", PARENT, str(out), long_job.model_dump_json()]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as parent:
+        deadline = time.monotonic() + 600
+        while not (out / "checkpoint" / "state.pt").exists():
+            assert parent.poll() is None and time.monotonic() < deadline
+            time.sleep(0.02)
+        left = family(out)
+        parent.send_signal(signal.SIGKILL)
+    assert len(left) == 3 and are_gone(left)
+    reached = read_metrics(out / "metrics.jsonl")[-1]["step"]
+    figures = launch(long_job, TWO, out)
+    assert 2 <= reached < 300 and family(out) == [] and not (out / "launch").exists()
+    steps_of = [line["step"] for line in read_metrics(out / "metrics.jsonl") if "loss" in line["values"]]
+    assert steps_of == list(range(1, 301))
+    assert figures == pytest.approx(jobs.train(long_job, one, Journal(one)), rel=1e-3)
+
+
+class Cancelled(BaseException):
+    """What a signal becomes in a flow run that is cancelled."""
+
+
+@contextmanager
+def once_it_trains(out: Path, act: Callable[[list[psutil.Process]], None]) -> Iterator[list[psutil.Process]]:
+    """Beside what is done here: `act` on the launcher and its processes after the first checkpoint. Yields them."""
+    found: list[psutil.Process] = []
+    gone = threading.Event()
+
+    def watch() -> None:
+        while not (out / "checkpoint" / "state.pt").exists():
+            if gone.wait(0.02):
+                return
+        found.extend(sorted(family(out), key=lambda process: process.create_time()))
+        act(found)
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    yield found
+    gone.set()
+    thread.join()
+
+
+@pytest.mark.long
+def test_a_cancelled_stage_leaves_no_process(long_job: Job, tmp_path: Path) -> None:
+    """Prefect makes an exception of SIGTERM in the flow's process."""
+    out = tmp_path / "pretrain-1.partial"
+
+    def cancelled(*_: object) -> None:
+        raise Cancelled
+
+    before = signal.signal(signal.SIGTERM, cancelled)
+    try:
+        with once_it_trains(out, lambda _: os.kill(os.getpid(), signal.SIGTERM)) as found, pytest.raises(Cancelled):
+            launch(long_job, TWO, out)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert len(found) == 3 and not any(process.is_running() for process in found)
+
+
+@pytest.mark.long
+def test_a_process_that_is_killed_ends_the_others_and_the_log_says_so(
+    long_job: Job, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    out = tmp_path / "pretrain-2.partial"
+    with (
+        caplog.at_level("INFO"),
+        once_it_trains(out, lambda found: found[2].kill()) as found,
+        pytest.raises(TrainingError, match=r"without saying why; exit code -9 .*pretrain-2\.log") as raised,
+    ):
+        launch(long_job, TWO, out)
+    assert "failed (exitcode: -9) local_rank: " in str(raised.value)
+    assert any("failed (exitcode: -9)" in record.message for record in caplog.records if record.name == "flows.pipeline.accelerate")
+    assert len(found) == 3 and not any(process.is_running() for process in found)
+
+
+@pytest.mark.long
+def test_an_error_of_a_process_is_raised_as_what_it_was(long_job: Job, tmp_path: Path) -> None:
+    out = tmp_path / "pretrain-3.partial"
+    diverging = long_job.model_copy(update={"config": pretraining(learning_rate=1e30, epochs=3)})
+    with pytest.raises(TrainingError, match=r"the loss is .*nan at step .*lower `pretrain.learning_rate`") as raised:
+        launch(diverging, TWO, out)
+    assert "process 0: the loss is " in raised.value.__notes__[0] and family(out) == []
+    assert "process 0: the loss is " in (tmp_path / "home" / "logs" / "pretrain-3.log").read_text()
+
+
+def test_an_error_is_told_from_its_echo() -> None:
+    """An error that another process raised says less than the one there; so does a connection to one that is gone."""
+    assert noted(DataError("no rows")) == {"kind": "DataError", "message": "no rows", "tells": 2}
+    foreign = noted(ZeroDivisionError("by 0"))
+    assert foreign == {"kind": "ZeroDivisionError", "message": "ZeroDivisionError: by 0", "tells": 2}
+    try:
+        try:
+            raise OtherFailed("process 1 failed with ZeroDivisionError: by 0")
+        except TrainingError as error:
+            raise TrainingError(f"step 3: {error}") from error
+    except TrainingError as error:
+        assert noted(error) == {"kind": "TrainingError", "message": str(error), "tells": 1}
+    assert noted(RuntimeError("[/gloo/transport/tcp/pair.cc:537] Connection reset by peer"))["tells"] == 0
+
+
+# What is refused before anything runs
+
+
+@pytest.mark.parametrize(
+    ("told", "words"),
+    [
+        (["compute.accelerate_config=a.yaml"], "compute: accelerate_config a.yaml starts several processes"),
+        (["compute.processes=0"], "compute.processes: 0 is not allowed; allowed is a whole number at least 1"),
+        (["compute.processes=2", "align.method=rloo"], "align.method rloo runs in one process: set compute.processes"),
+        (["compute.processes=9"], "reward.batch_prompts 8 leaves some of the 9 processes without anything to do"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_done_in_several_processes_is_refused(told: list[str], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        load_recipe(str(TINY), told)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (None, "cannot be read .*No such file.*`accelerate config` writes such a file"),
+        ("a: [", "cannot be read"),
+        ("- 1", "holds no options"),
+        ("distributed_type: DEEPSPEED", "has distributed_type: DEEPSPEED.*DeepSpeed is for nothing here"),
+        ("distributed_type: FSDP", "has distributed_type: FSDP.*FSDP.* for alignment.ppo by itself"),
+        ("distributed_type: MULTI_CPU", "has distributed_type: MULTI_CPU"),
+        ("use_cpu: false", "has use_cpu: False.*stages keep their models on the processor"),
+        ("num_machines: 2", "has num_machines: 2.*on its own machine"),
+        ("mixed_precision: bf16", "has mixed_precision: bf16.*ppo.bfloat16"),
+    ],
+)  # fmt: skip
+def test_launch_files_that_no_stage_can_be_started_with_are_refused(
+    text: str | None, words: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "launch.yaml"
+    if text is not None:
+        path.write_text(text, encoding="utf-8")
+    recipe = load_recipe(str(TINY), ["compute.processes=2", f"compute.accelerate_config={path}"])
+    with pytest.raises(ConfigError, match=words):
+        check_files(recipe)
+
+
+def test_the_launch_file_of_two_processes_is_accepted_and_processes_are_those_of_the_recipe() -> None:
+    path = str(ROOT / "deploy" / "accelerate" / "cpu-2.yaml")
+    assert launch_file(ComputeConfig(processes=3, accelerate_config=path))["num_processes"] == 3
+    assert launch_file(ComputeConfig(processes=2, accelerate_config=path)) == launch_file(TWO)
+
+
+def test_processes_are_no_part_of_a_key_and_of_training_stages_alone() -> None:
+    one, two = steps(load_recipe(str(TINY))), steps(load_recipe(str(TINY), ["compute.processes=2"]))
+    assert keys(one) == keys(two)
+    launched = [stage for stage, step in two.items() if step.compute.processes == 2]
+    assert launched == ["pretrain", "sft", "reward", "ppo"]

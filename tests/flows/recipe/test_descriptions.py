@@ -1,0 +1,51 @@
+"""Every option is described, since a form in Prefect's pages shows nothing else about it."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from prefect.utilities.callables import parameter_schema
+from pydantic import Field, create_model
+
+from alignment.artifacts import fingerprint
+from alignment.config.stages import Config
+from flows.recipe.schema import Recipe
+
+
+def options(schema: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every option of every section, as the form has it."""
+    for section, model in schema["definitions"].items():
+        for name, option in model.get("properties", {}).items():
+            yield f"{section}.{name}", option
+
+
+def described(option: dict[str, Any], sections: dict[str, Any]) -> bool:
+    """A section is described by its own words."""
+    return "description" in option or "description" in sections.get(option.get("$ref", "").rpartition("/")[2], {})
+
+
+def of_recipe(recipe: Recipe) -> None:
+    """A flow's signature."""
+
+
+def test_every_option_is_described_in_the_form() -> None:
+    schema = parameter_schema(of_recipe).model_dump_for_openapi()
+    found = dict(options(schema))
+    assert len(found) > 200
+    sections = schema["definitions"]
+    bare = [name for name, option in found.items() if not described(option, sections)]
+    assert not bare, f"give Field(description=...) to {', '.join(bare)}"
+
+
+def test_nested_defaults_are_in_the_form() -> None:
+    schema = parameter_schema(of_recipe).model_dump_for_openapi()
+    sections = schema["definitions"]
+    for name, option in sections["Recipe"]["properties"].items():
+        if "$ref" in option:
+            wanted = sections[option["$ref"].rpartition("/")[2]]["properties"]
+            assert option["default"].keys() == wanted.keys() - {"origin"}, name
+
+
+def test_a_description_is_no_part_of_a_key() -> None:
+    bare = create_model("Options", __base__=Config, steps=(int, 3))
+    told = create_model("Options", __base__=Config, steps=(int, Field(3, description="rollouts")))
+    assert fingerprint(bare()) == fingerprint(told())

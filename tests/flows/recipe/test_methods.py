@@ -1,0 +1,119 @@
+"""Every method that makes a policy stands in the same place of the pipeline: run through the graph, without servers."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from alignment.errors import ConfigError
+from alignment.records import Comparison, Prompt, Response, read_records, write_records
+from flows.pipeline import flow as pipeline
+from flows.pipeline import tasks as stages
+from flows.recipe.dag import keys, steps
+from flows.recipe.schema import Recipe, load_recipe
+from flows.releases.manifest import failures, release_manifest
+from tests.conftest import TINY
+
+SMALL = ["town.documents=120", "pretrain.epochs=1", "reward.epochs=1", "evaluation.prompts=6",
+         "evaluation.curve_prompts=2", "sft.epochs=1"]  # fmt: skip
+STAGES = ("build_town", "prepare_corpus", "train_tokenizer", "pretrain", "collect_demonstrations", "collect_prompts",
+          "finetune", "build_comparisons", "train_reward_model", "align", "evaluate")  # fmt: skip
+
+
+def recipe(place: Path, *told: str) -> Recipe:
+    """The tiny recipe with comparisons from a file, so that nobody is asked."""
+    source = f"comparisons.sources=[{{path: {place / 'judged.jsonl'}, format: records}}]"
+    return load_recipe(str(TINY), ["labeling=null", source, *SMALL, *told])
+
+
+@pytest.fixture
+def place(home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A home with judgements in it, where stages are plain functions and no Prefect tasks."""
+    for name in STAGES:
+        monkeypatch.setattr(stages, name, getattr(stages, name).__wrapped__)
+    told = steps(load_recipe(str(TINY), SMALL))
+    town = stages.build_town(told["town"])
+    prompts, _ = read_records(stages.collect_prompts(told["prompts"], town).file("prompts.jsonl"), Prompt)
+    sides = [Response(id=word, text=word) for word in ("I do not know.", "Ask somebody else, you fool.")]
+    write_records(home / "judged.jsonl", [
+        Comparison(id=row.id, prompt=row, chosen=sides[0], rejected=sides[1]) for row in prompts if row.split == "train"
+    ])  # fmt: skip
+    return home
+
+
+def test_rules_are_part_of_the_key_and_of_the_log(place: Path) -> None:
+    plain = recipe(place)
+    ruled = recipe(place, "align.rules=[{name: safety, weight: 0.5}, {name: format}]")
+    different = {stage for stage, key in keys(steps(ruled)).items() if keys(steps(plain))[stage] != key}
+    assert different == {"ppo", "evaluate"}
+    filtered = keys(steps(recipe(place, "align.ptx_min_reward=0")))
+    assert {stage for stage, key in filtered.items() if keys(steps(plain))[stage] != key} == different
+    assert keys(steps(recipe(place, "align.safety.insults=[turnip]"))) == keys(steps(plain))  # no rule reads it
+    made = pipeline.run_stages(ruled, steps(ruled))
+    line = json.loads(made["ppo"].file("metrics.jsonl").read_text().splitlines()[0])["values"]
+    assert line["reward"] == pytest.approx(
+        line["reward/model"] + 0.5 * line["reward/safety"] + line["reward/format"], abs=1e-5
+    )
+    manifest = release_manifest(ruled, made)
+    assert manifest["method"] == "ppo" and manifest["models"]["policy"] == "models:/policy/1"
+    assert isinstance(failures(ruled.release_gate, manifest), list)
+
+
+def test_a_snapshot_is_chosen_by_held_out_labels(place: Path) -> None:
+    plain, chosen = recipe(place), recipe(place, "align.select=heldout_reward", "align.select_prompts=6")
+    assert [*steps(chosen)][-3:] == ["validation", "ppo", "evaluate"] and "validation" not in steps(plain)
+    assert keys(steps(chosen))["reward"] == keys(steps(plain))["reward"] != keys(steps(chosen))["validation"]
+    made = pipeline.run_stages(chosen, steps(chosen))
+    first, second = (made[name].result() for name in ("reward", "validation"))
+    assert second["train_pairs"] == first["pairs_heldout_prompts"] < first["train_pairs"]
+    assert second["pairs_heldout_prompts"] == first["train_pairs"]
+    selection = json.loads(made["ppo"].file("selection.json").read_text())
+    assert list(selection["means"]) == ["0", "2", "3"] and selection["prompts"] == 6
+    ppo = made["ppo"].path
+    places = ("model", f"snapshots/step-{selection['step']:05d}")
+    weights = [(ppo / at / "model.safetensors").read_bytes() for at in places]
+    assert weights[0] == weights[1] and made["ppo"].result()["policy_step"] == selection["step"]
+    logged = {line["step"]: line["values"]["heldout_reward"] for line in map(json.loads, (ppo / "metrics.jsonl").open())
+              if "heldout_reward" in line["values"]}  # fmt: skip
+    assert {str(step): value for step, value in logged.items()} == selection["means"]
+    assert (ppo / "figures" / "selection.png").exists()
+    manifest = release_manifest(chosen, made)
+    assert manifest["chosen_step"] == selection["step"] and [point["step"] for point in manifest["curve"]] == [0, 2, 3]
+
+
+def test_each_method_stands_in_the_same_place(place: Path) -> None:
+    methods = {
+        "dpo": ["align.dpo.max_length_tokens=96", "align.dpo.batch_size=8"],
+        "rloo": ["align.rloo.steps=2", "align.rloo.batch_size=8", "align.rloo.max_new_tokens=16"],
+        "best_of_n": ["align.best_of_n.samples=4", "align.best_of_n.prompts=12", "align.best_of_n.max_new_tokens=48",
+                      "align.best_of_n.finetune.max_length_tokens=96", "align.best_of_n.finetune.log_every_steps=1"],
+    }  # fmt: skip
+    told = {name: recipe(place, f"align.method={name}", *options) for name, options in methods.items()}
+    assert len({keys(steps(one))["evaluate"] for one in told.values()}) == 3
+    for number, (name, one) in enumerate(told.items(), start=1):
+        made = pipeline.run_stages(one, steps(one))
+        manifest = release_manifest(one, made)
+        assert list(made)[-2:] == [name, "evaluate"] and manifest["method"] == name
+        assert manifest["models"]["policy"] == f"models:/policy/{number}" and manifest["curve"] == []
+        assert manifest["release"].endswith(made[name].key[:8]) and manifest["kl_to_sft"] != 0
+        assert ("reward" if name == "rloo" else "loss") in made[name].result()
+        assert not (made[name].path / "checkpoint").exists() and list((made[name].path / "figures").glob("*.png"))
+    others = ("align.rloo.steps=3", "ppo.steps=9", "align.rules=[{name: safety}]", "align.ptx_min_reward=0")
+    changed = keys(steps(recipe(place, "align.method=dpo", *methods["dpo"], *others)))
+    assert changed == keys(steps(told["dpo"]))  # what another method is told counts for nothing
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("align.method=dpo", "align.dpo.max_length_tokens 128 is more than pretrain.model.context_length 96"),
+        ("align.method=rloo", None),
+        ("align.rloo.max_new_tokens=100", None),
+    ],
+)
+def test_lengths_are_those_of_the_chosen_method(override: str, words: str | None) -> None:
+    if words is None:
+        load_recipe(str(TINY), [override])
+        return
+    with pytest.raises(ConfigError, match=words):
+        load_recipe(str(TINY), [override])
