@@ -36,6 +36,7 @@ chaos: setup
 
 check: $(READY)
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q tests/test_architecture.py
 	@$(MAKE) --no-print-directory audit
@@ -46,6 +47,7 @@ audit: $(READY)
 	@$(BIN)/python deploy/audit.py requirements.lock requirements-label-studio.lock
 
 format: $(READY)
+	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
 up: setup

@@ -47,9 +47,12 @@ def main(
     """Start a server, measure, and report."""
     with tempfile.TemporaryDirectory() as folder:
         settings = ServerSettings(
-            executable=label_studio_executable(), data_dir=Path(folder) / "server",
-            port=choose_port("127.0.0.1", 8180), password=SecretStr("password of the owner"), token=SecretStr(TOKEN),
-        )  # fmt: skip
+            executable=label_studio_executable(),
+            data_dir=Path(folder) / "server",
+            port=choose_port("127.0.0.1", 8180),
+            password=SecretStr("password of the owner"),
+            token=SecretStr(TOKEN),
+        )
         with running_server(settings) as url, LabelStudio(url, TOKEN) as client:
             seconds = measure(client, Store(Path(folder) / "annotations.db"), count)
     facts = {"processor": processor(), "cores": len(os.sched_getaffinity(0)), "count": count}

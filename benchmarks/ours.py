@@ -16,10 +16,15 @@ from benchmarks.workload import read_prompts, run_arguments, tokenizer
 T = TypeVar("T")
 EPOCHS = 4
 FAIR = {  # what TRL is told too
-    "epochs": EPOCHS, "temperature": 1.0, "kl_coef": 0.05, "missing_eos_penalty": 1.0,
-    "policy_learning_rate": 1e-6, "value_learning_rate": 1e-6,
-    "snapshot_every_steps": 10**6, "checkpoint_every_steps": 10**6,
-}  # fmt: skip
+    "epochs": EPOCHS,
+    "temperature": 1.0,
+    "kl_coef": 0.05,
+    "missing_eos_penalty": 1.0,
+    "policy_learning_rate": 1e-6,
+    "value_learning_rate": 1e-6,
+    "snapshot_every_steps": 10**6,
+    "checkpoint_every_steps": 10**6,
+}
 
 
 def main() -> None:
@@ -45,9 +50,12 @@ def gathered(value: T) -> list[T]:
 
 
 def _report(
-    policy: PreTrainedModel, args: argparse.Namespace, prompts: list[list[int]], seconds: float,
+    policy: PreTrainedModel,
+    args: argparse.Namespace,
+    prompts: list[list[int]],
+    seconds: float,
     sums: dict[str, float],
-) -> None:  # fmt: skip
+) -> None:
     log = [json.loads(line)["values"] for line in (args.out / "metrics.jsonl").open(encoding="utf-8")]
     response_tokens = round(sum(line["length"] for line in log) * args.batch_size)
     Figures(

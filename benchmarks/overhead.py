@@ -50,8 +50,13 @@ def main(
         finally:
             stack.down(place / "home")
     told = summary(found)
-    facts = {"processor": processor(), "cores": len(os.sched_getaffinity(0)), "recipe": recipe, "rounds": rounds,
-             "threads": os.environ.get("OMP_NUM_THREADS", "as many as cores")}  # fmt: skip
+    facts = {
+        "processor": processor(),
+        "cores": len(os.sched_getaffinity(0)),
+        "recipe": recipe,
+        "rounds": rounds,
+        "threads": os.environ.get("OMP_NUM_THREADS", "as many as cores"),
+    }
     out.mkdir(parents=True, exist_ok=True)
     content = {"machine": facts, "summary": told, "runs": found}
     (out / "overhead.json").write_text(json.dumps(content, indent=1), encoding="utf-8")
@@ -60,9 +65,7 @@ def main(
         raise typer.Exit(1)
 
 
-def measure(
-    recipe: str, seed: int, overrides: list[str], place: Path, environment: dict[str, str]
-) -> dict[str, Any]:
+def measure(recipe: str, seed: int, overrides: list[str], place: Path, environment: dict[str, str]) -> dict[str, Any]:
     """One round: seconds of the pipeline, of the plain loop, and of the pipeline with nothing changed."""
     sides = {"pipeline": pipeline, "plain": plain}
     found: dict[str, Any] = {"seed": seed}
@@ -131,16 +134,23 @@ def summary(found: list[dict[str, Any]]) -> dict[str, Any]:
     cold, bare, again = (mean(one[side]["total"] for one in found) for side in ("pipeline", "plain", "rerun"))
     share = again / cold
     reached = cold / bare <= MOST_OVERHEAD and (share <= MOST_RERUN_SHARE or again <= MOST_RERUN_SECONDS)
-    return {"pipeline": cold, "plain": bare, "ratio": cold / bare, "rerun": again, "rerun_share": share,
-            "reached": reached}  # fmt: skip
+    return {
+        "pipeline": cold,
+        "plain": bare,
+        "ratio": cold / bare,
+        "rerun": again,
+        "rerun_share": share,
+        "reached": reached,
+    }
 
 
 def show(facts: dict[str, Any], told: dict[str, Any], found: list[dict[str, Any]]) -> None:
     """The seconds of every stage on both sides, and the headline figures."""
     table = Table("stage", "pipeline, s", "plain loop, s", title=f"{facts['recipe']}, mean of {facts['rounds']} rounds")
     for stage in found[0]["plain"]["stages"]:
-        table.add_row(stage, *(f"{mean(one[side]['stages'][stage] for one in found):.1f}"
-                               for side in ("pipeline", "plain")))  # fmt: skip
+        table.add_row(
+            stage, *(f"{mean(one[side]['stages'][stage] for one in found):.1f}" for side in ("pipeline", "plain"))
+        )
     table.add_row("all, with what is between", f"{told['pipeline']:.1f}", f"{told['plain']:.1f}")
     console = Console()
     console.print(table)

@@ -51,10 +51,14 @@ def main(
         runs.append({r.name: _run(r, places[r.shape], episodes, threads, theirs) for r in rows})
         rates.append(matrix_rate())
     facts = {
-        "processor": processor(), "cores": len(os.sched_getaffinity(0)), "threads": threads, "rounds": rounds,
-        "matrix_gflops": max(rates) / 1e9, "versions": versions(),
+        "processor": processor(),
+        "cores": len(os.sched_getaffinity(0)),
+        "threads": threads,
+        "rounds": rounds,
+        "matrix_gflops": max(rates) / 1e9,
+        "versions": versions(),
         "command": " ".join(["python -m benchmarks.ppo", *sys.argv[1:]]),
-    }  # fmt: skip
+    }
     summary = summaries(rows, runs, max(rates))
     out.mkdir(parents=True, exist_ok=True)
     content = {"machine": facts, "summary": summary, "runs": [{n: vars(f) for n, f in run.items()} for run in runs]}

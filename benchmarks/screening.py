@@ -47,9 +47,20 @@ from labeling.tasks.tasks import Task, build_tasks
 HOME = Path(__file__).parent.parent / ".bench"
 CREW: dict[str, Any] = {"annotators": 12, "careless": 1, "side_biased": 1, "spamming": 1}
 RANKED, COMPARED, OVERLAP, GOLD_SHARE, HELD_ANNOTATORS, HELD_PROMPTS = 400, 100, 3, 0.05, 2, 0.2
-WAYS = ("majority", "majority, weights", "each, no weights", "each, weights", "soft, no weights", "soft, weights",
-        "screened majority", "screened majority, weights", "screened, weights", "screened, soft weights",
-        "good annotators alone", "good annotators' majority")  # fmt: skip
+WAYS = (
+    "majority",
+    "majority, weights",
+    "each, no weights",
+    "each, weights",
+    "soft, no weights",
+    "soft, weights",
+    "screened majority",
+    "screened majority, weights",
+    "screened, weights",
+    "screened, soft weights",
+    "good annotators alone",
+    "good annotators' majority",
+)
 
 
 def towns(artifacts: Path) -> list[dict[str, Path]]:
@@ -129,15 +140,22 @@ def ways(work: Work, said: list[Judged]) -> dict[str, list[Comparison]]:
     everybody = assess(said, work.tasks, {}, QualityOptions(), work.answers)
     screened = assess(said, work.tasks, {}, QualityOptions(screening=Screening(apply=True)), work.answers)
     rows, kept = everybody.comparisons, screened.comparisons
-    plain, sound = (
-        [row.model_copy(update={"weight": 1.0}) for row in some] for some in (rows, kept)
-    )
+    plain, sound = ([row.model_copy(update={"weight": 1.0}) for row in some] for some in (rows, kept))
     good = [row for row in plain if row.annotator_id not in work.bad]
     made = (
-        aggregated(plain, "majority"), aggregated(rows, "majority"), plain, rows, aggregated(plain, "soft"),
-        aggregated(rows, "soft"), aggregated(sound, "majority"), aggregated(kept, "majority"), kept,
-        aggregated(kept, "soft"), good, aggregated(good, "majority"),
-    )  # fmt: skip
+        aggregated(plain, "majority"),
+        aggregated(rows, "majority"),
+        plain,
+        rows,
+        aggregated(plain, "soft"),
+        aggregated(rows, "soft"),
+        aggregated(sound, "majority"),
+        aggregated(kept, "majority"),
+        kept,
+        aggregated(kept, "soft"),
+        good,
+        aggregated(good, "majority"),
+    )
     return {name: [row for row in some if row.weight > 0] for name, some in zip(WAYS, made, strict=True)}
 
 
@@ -165,11 +183,14 @@ def crew_figures(assessment: Assessment, bad: set[str]) -> dict[str, Any]:
     found = {one.annotator_id: one for one in assessment.quality}
     doubted = {name for name, one in found.items() if one.concerns}
     return {
-        "found": sorted(doubted, key=int), "bad": sorted(bad, key=int), "hits": len(doubted & bad),
-        "doubted": len(doubted), "agreement": assessment.agreement.overall.share,
+        "found": sorted(doubted, key=int),
+        "bad": sorted(bad, key=int),
+        "hits": len(doubted & bad),
+        "doubted": len(doubted),
+        "agreement": assessment.agreement.overall.share,
         "reliability": {name: one.reliability for name, one in sorted(found.items(), key=lambda item: int(item[0]))},
         "concerns": {name: one.concerns for name, one in found.items() if one.concerns},
-    }  # fmt: skip
+    }
 
 
 def main(
@@ -199,8 +220,16 @@ def main(
                 accuracy[way].append(bag_of_words_accuracy(rows, test))
             if way in train:
                 rewards[way].append(reward_accuracy(paths, rows, test, number, epochs))
-        keep({"seeds": seed, "epochs": epochs, "tested": len(test), "crews": crews, "words": accuracy,
-              "reward_model": rewards})  # fmt: skip
+        keep(
+            {
+                "seeds": seed,
+                "epochs": epochs,
+                "tested": len(test),
+                "crews": crews,
+                "words": accuracy,
+                "reward_model": rewards,
+            }
+        )
 
 
 def split(work: Work, said: list[Judged]) -> tuple[dict[str, list[Comparison]], list[Comparison]]:
@@ -220,8 +249,9 @@ def keep(found: dict[str, Any]) -> None:
     """Write what there is so far and print it."""
     HOME.mkdir(exist_ok=True)
     (HOME / "screening.json").write_text(json.dumps(found, indent=1), encoding="utf-8")
-    hits, doubted, bad = (sum(n) for n in zip(*((c["hits"], c["doubted"], len(c["bad"])) for c in found["crews"]),
-                                              strict=True))  # fmt: skip
+    hits, doubted, bad = (
+        sum(n) for n in zip(*((c["hits"], c["doubted"], len(c["bad"])) for c in found["crews"]), strict=True)
+    )
     print(f"\n{len(found['crews'])} crews: precision {hits / max(1, doubted):.3f}, recall {hits / max(1, bad):.3f}")
     for model in ("words", "reward_model"):
         base = found[model].get("majority")

@@ -92,16 +92,37 @@ def _trainer(args: argparse.Namespace) -> PPOTrainer:
     reward, value = (LlamaForSequenceClassification.from_pretrained(args.workload / "reward") for _ in range(2))
     dataset = Dataset.from_dict({"input_ids": read_prompts(args.workload, args.episodes)})
     config = PPOConfig(
-        output_dir=str(args.out), report_to="none", save_strategy="no", num_sample_generations=0, logging_steps=1,
-        use_cpu=True, bf16=args.bf16, gradient_checkpointing=False, learning_rate=1e-6, total_episodes=args.episodes,
-        per_device_train_batch_size=args.batch_size, gradient_accumulation_steps=1, num_mini_batches=1,
-        num_ppo_epochs=EPOCHS, response_length=args.max_new_tokens, local_rollout_forward_batch_size=args.batch_size,
-        temperature=1.0, stop_token="eos", missing_eos_penalty=1.0, kl_coef=0.05,
-    )  # fmt: skip
+        output_dir=str(args.out),
+        report_to="none",
+        save_strategy="no",
+        num_sample_generations=0,
+        logging_steps=1,
+        use_cpu=True,
+        bf16=args.bf16,
+        gradient_checkpointing=False,
+        learning_rate=1e-6,
+        total_episodes=args.episodes,
+        per_device_train_batch_size=args.batch_size,
+        gradient_accumulation_steps=1,
+        num_mini_batches=1,
+        num_ppo_epochs=EPOCHS,
+        response_length=args.max_new_tokens,
+        local_rollout_forward_batch_size=args.batch_size,
+        temperature=1.0,
+        stop_token="eos",
+        missing_eos_penalty=1.0,
+        kl_coef=0.05,
+    )
     return PPOTrainer(
-        args=config, processing_class=tokenizer(), model=policy, ref_model=reference, reward_model=reward,
-        value_model=value, train_dataset=dataset, eval_dataset=dataset.select(range(8)),
-    )  # fmt: skip
+        args=config,
+        processing_class=tokenizer(),
+        model=policy,
+        ref_model=reference,
+        reward_model=reward,
+        value_model=value,
+        train_dataset=dataset,
+        eval_dataset=dataset.select(range(8)),
+    )
 
 
 def _arguments() -> argparse.Namespace:

@@ -96,9 +96,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
     ids = {**{f"w{i}": i for i in range(WORDS)}, "<pad>": PAD, "<eos>": EOS}
     backend = Tokenizer(models.WordLevel(ids, unk_token="w0"))
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend, pad_token="<pad>", eos_token="<eos>", padding_side="left"
-    )
+    return PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<pad>", eos_token="<eos>", padding_side="left")
 
 
 def response_length(tokens: Sequence[int]) -> int:

@@ -17,8 +17,14 @@ from labeling.errors import LabelingError
 
 ON_PURPOSE = (RLHFError, LabelingError)
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-FULL_WORDS = ("no space left on device", "disk is full", "disk quota exceeded", "file too large", "file write failed",
-              "unexpected pos")  # the last two are torch.save's words for a file that could not be written
+FULL_WORDS = (
+    "no space left on device",
+    "disk is full",
+    "disk quota exceeded",
+    "file too large",
+    "file write failed",
+    "unexpected pos",
+)  # the last two are torch.save's words for a file that could not be written
 MEMORY_WORDS = ("can't allocate memory", "cannot allocate memory", "out of memory", "not enough memory")
 GO_ON = "the same command goes on from there (in a deployment: `rlhf retry`)"
 LESS_MEMORY = {
@@ -67,8 +73,10 @@ def stopped(error: BaseException, stage: str, place: Path) -> StageStopped | Non
     if is_out_of_memory(error):
         dials = LESS_MEMORY.get(stage)
         lower = f"lower {dials}, or " if dials else ""
-        return StageStopped(f"stage '{stage}' needs more memory than there is ({_short(error)}): {lower}end what else "
-                            f"uses memory. {kept}; with other options the stage begins anew")  # fmt: skip
+        return StageStopped(
+            f"stage '{stage}' needs more memory than there is ({_short(error)}): {lower}end what else "
+            f"uses memory. {kept}; with other options the stage begins anew"
+        )
     server = away(error)
     if server:
         return StageStopped(

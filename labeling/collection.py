@@ -153,9 +153,13 @@ def open_adjudication(
 
 
 def open_demonstrations(
-    client: LabelStudio, title: str, prompts: Sequence[Prompt], out: Path, overlap: int = 1,
+    client: LabelStudio,
+    title: str,
+    prompts: Sequence[Prompt],
+    out: Path,
+    overlap: int = 1,
     drafts: Mapping[str, str] | None = None,
-) -> Collection:  # fmt: skip
+) -> Collection:
     """Ask people to write answers to prompts, from a draft where there is one; repeatable like `open_collection`."""
     tasks = build_writing_tasks(prompts, drafts)
     batches = (_open_batch(client, "demonstration", title, overlap, tasks),) if tasks else ()

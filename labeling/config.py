@@ -90,8 +90,10 @@ class CrewConfig(Options):
     def _no_more_bad_than_there_are(self) -> "CrewConfig":
         bad = self.careless + self.side_biased + self.spamming + self.colluding
         if bad > self.annotators:
-            raise ValueError(f"{bad} of the crew are to be careless, biased, spamming or colluding, and it has "
-                             f"{self.annotators}: raise annotators")  # fmt: skip
+            raise ValueError(
+                f"{bad} of the crew are to be careless, biased, spamming or colluding, and it has "
+                f"{self.annotators}: raise annotators"
+            )
         return self
 
 
@@ -190,9 +192,12 @@ class LabelingConfig(Options):
     deadline_hours: float = Field(default=72.0, gt=0.0, description="hours after which it goes on with what there is")
     minimum_share: float = Field(default=0.9, gt=0.0, le=1.0, description="share of judgements with which it goes on")
     minimum_agreement: float | None = Field(
-        default=None, gt=0.0, le=1.0, exclude_if=lambda value: value is None,  # unset, it changes no stage's key
+        default=None,
+        gt=0.0,
+        le=1.0,
+        exclude_if=lambda value: value is None,  # unset, it changes no stage's key
         description="agreement with which it goes on; null: it does not count",
-    )  # fmt: skip
+    )
     seed: int = Field(default=0, description="of the choice of prompts and of places on the screen")
 
     @model_validator(mode="after")
@@ -209,8 +214,10 @@ class LabelingConfig(Options):
             raise ValueError(f"webhook {self.webhook!r} is no address: give one such as http://127.0.0.1:8099/")
         overlap = max(self.rankings.overlap, self.pairwise.overlap)
         if self.minimum_agreement is not None and overlap == 1:
-            raise ValueError("minimum_agreement needs two people for some tasks: raise rankings.overlap or "
-                             "pairwise.overlap, or take it out")  # fmt: skip
+            raise ValueError(
+                "minimum_agreement needs two people for some tasks: raise rankings.overlap or "
+                "pairwise.overlap, or take it out"
+            )
         if self.annotators == "simulated" and self.crew.annotators < overlap:
             raise ValueError(f"an overlap of {overlap} needs as many crew.annotators, not {self.crew.annotators}")
         if self.annotators == "simulated" and self.quality.gold.path is not None:
@@ -233,8 +240,11 @@ class LabelingConfig(Options):
     @property
     def overlaps(self) -> dict[Kind, int]:
         """How many people judge a task, by kind."""
-        return {"ranking": self.rankings.overlap, "pairwise": self.pairwise.overlap,
-                "demonstration": self.demonstrations.overlap}  # fmt: skip
+        return {
+            "ranking": self.rankings.overlap,
+            "pairwise": self.pairwise.overlap,
+            "demonstration": self.demonstrations.overlap,
+        }
 
     @property
     def files(self) -> dict[str, str]:

@@ -1,17 +1,17 @@
 """What can go wrong around Label Studio.
 
-    LabelingError
-    ├── ServerUnavailable      nothing answers, or it answers 5xx through all retries
-    ├── ServerStartFailed      a server that we started did not come up
-    ├── BadCredentials         the token or the password is not accepted
-    ├── RequestRefused         the server said no (4xx) to a request of ours
-    ├── UnexpectedAnswer       an answer that is not what the API promises
-    ├── TaskError              response sets that cannot be made into tasks
-    ├── WebhookRefused         the server does not call the address of a webhook
-    ├── ListenFailed           webhooks cannot be received
-    ├── StoreError             the file of the store of annotations is not one, or of another format
-    ├── CollectionLost         a project was deleted in Label Studio while people worked in it
-    └── CollectionIncomplete   the deadline passed before enough judgements were there
+LabelingError
+├── ServerUnavailable      nothing answers, or it answers 5xx through all retries
+├── ServerStartFailed      a server that we started did not come up
+├── BadCredentials         the token or the password is not accepted
+├── RequestRefused         the server said no (4xx) to a request of ours
+├── UnexpectedAnswer       an answer that is not what the API promises
+├── TaskError              response sets that cannot be made into tasks
+├── WebhookRefused         the server does not call the address of a webhook
+├── ListenFailed           webhooks cannot be received
+├── StoreError             the file of the store of annotations is not one, or of another format
+├── CollectionLost         a project was deleted in Label Studio while people worked in it
+└── CollectionIncomplete   the deadline passed before enough judgements were there
 """
 
 

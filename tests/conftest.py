@@ -51,9 +51,7 @@ def prefect_server() -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def workplace(
-    tmp_path_factory: pytest.TempPathFactory, empty_store: Path, prefect_server: str
-) -> Iterator[Path]:
+def workplace(tmp_path_factory: pytest.TempPathFactory, empty_store: Path, prefect_server: str) -> Iterator[Path]:
     """A home for the pipelines of a file of tests: outputs, and an MLflow store in SQLite. One thread for torch."""
     home = tmp_path_factory.mktemp("home")
     (home / "mlflow.db").write_bytes(empty_store.read_bytes())

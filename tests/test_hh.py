@@ -19,13 +19,25 @@ pytestmark = [
 ]
 HH = "corpus.sources.0.path"
 SMALL = {
-    "pretrain.epochs": 0, "demonstrations.sources.0.limit": 20, "demonstrations.sources.1.limit": 60,
-    "prompts.sources.0.limit": 60, "comparisons.sources.0.limit": 120, "comparisons.max_rejected_share": 0.02,
-    "sft.max_length_tokens": 160, "reward.max_length_tokens": 160, "reward.epochs": 1, "ppo.steps": 2,
-    "ppo.batch_size": 8, "ppo.minibatch_size": 4, "ppo.max_new_tokens": 16, "ppo.snapshot_every_steps": 1,
-    "evaluation.max_new_tokens": 16, "evaluation.prompts": 6, "evaluation.curve_prompts": 2,
+    "pretrain.epochs": 0,
+    "demonstrations.sources.0.limit": 20,
+    "demonstrations.sources.1.limit": 60,
+    "prompts.sources.0.limit": 60,
+    "comparisons.sources.0.limit": 120,
+    "comparisons.max_rejected_share": 0.02,
+    "sft.max_length_tokens": 160,
+    "reward.max_length_tokens": 160,
+    "reward.epochs": 1,
+    "ppo.steps": 2,
+    "ppo.batch_size": 8,
+    "ppo.minibatch_size": 4,
+    "ppo.max_new_tokens": 16,
+    "ppo.snapshot_every_steps": 1,
+    "evaluation.max_new_tokens": 16,
+    "evaluation.prompts": 6,
+    "evaluation.curve_prompts": 2,
     "reward_gate.min_accuracy_heldout_prompts": 0,
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="module")
@@ -53,8 +65,16 @@ def output(release: dict[str, Any], stage: str, name: str, workplace: Path) -> l
 
 def test_real_data_goes_through_every_stage(release: dict[str, Any]) -> None:
     assert list(release["cached"]) == [
-        "corpus", "pretrain", "demonstrations", "prompts", "sft", "comparisons", "reward", "ppo", "evaluate"
-    ]  # fmt: skip
+        "corpus",
+        "pretrain",
+        "demonstrations",
+        "prompts",
+        "sft",
+        "comparisons",
+        "reward",
+        "ppo",
+        "evaluate",
+    ]
     assert release["comparisons"] == 120
     assert release["models"].keys() == {"base", "sft", "reward", "policy"}
     assert 0 <= release["reward_model"]["accuracy_heldout_prompts"] <= 1

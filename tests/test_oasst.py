@@ -13,11 +13,16 @@ from tests.conftest import SHARED_DATA
 
 FILES = ("oasst-en100", "hh-rlhf-harmless-test")
 SMALL = {
-    "tokenizer.vocab_size": 600, "corpus.near_duplicate_similarity": 1, "pretrain.epochs": 0.1,
+    "tokenizer.vocab_size": 600,
+    "corpus.near_duplicate_similarity": 1,
+    "pretrain.epochs": 0.1,
     "pretrain.model": "{hidden_size: 16, layers: 1, heads: 2, intermediate_size: 32, context_length: 256}",
-    "sft.epochs": 0.2, "sft.max_length_tokens": 256, "reward.epochs": 0.3, "reward.max_length_tokens": 256,
+    "sft.epochs": 0.2,
+    "sft.max_length_tokens": 256,
+    "reward.epochs": 0.3,
+    "reward.max_length_tokens": 256,
     "ppo.max_new_tokens": 16,
-}  # fmt: skip
+}
 
 
 @pytest.mark.server

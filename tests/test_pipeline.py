@@ -40,8 +40,21 @@ from tests.conftest import TINY
 from tests.labeling.helpers import TOKEN, free_port
 
 pytestmark = pytest.mark.server
-STAGES = ["town", "corpus", "tokenizer", "pretrain", "demonstrations", "prompts", "sft", "responses", "labeling",
-          "comparisons", "reward", "ppo", "evaluate"]  # fmt: skip
+STAGES = [
+    "town",
+    "corpus",
+    "tokenizer",
+    "pretrain",
+    "demonstrations",
+    "prompts",
+    "sft",
+    "responses",
+    "labeling",
+    "comparisons",
+    "reward",
+    "ppo",
+    "evaluate",
+]
 TRAINED = {"pretrain": "base", "sft": "sft", "reward": "reward", "ppo": "policy"}
 PART = """
 import sys
@@ -86,8 +99,14 @@ def test_every_stage_runs_once_and_the_manifest_has_every_headline(release: dict
         assert release["gold"][model].keys() == {"helpful", "truthful", "harmless", "score"}
         assert release["tax"][model] > 0
     assert release["win_rate_vs_sft"].keys() >= {"rate", "low", "high", "decided"}
-    wanted = {"accuracy_heldout_prompts", "accuracy_heldout_annotators", "annotator_agreement", "ece",
-              "length_correlation", "bag_of_words_accuracy"}  # fmt: skip
+    wanted = {
+        "accuracy_heldout_prompts",
+        "accuracy_heldout_annotators",
+        "annotator_agreement",
+        "ece",
+        "length_correlation",
+        "bag_of_words_accuracy",
+    }
     assert release["reward_model"].keys() >= wanted
     assert isinstance(release["kl_to_sft"], float)
     assert load_release() == load_release(release["release"]) == json.loads(json.dumps(release))
@@ -262,15 +281,22 @@ def test_a_label_studio_that_stopped_says_which_command_starts_it(
         (["--set", "ppo.kl_coeff=1"], 2, ["ppo.kl_coeff: unknown key", "Did you mean ppo.kl_coef?"]),
         (["--set", "sft.epochs=many"], 2, ["sft.epochs: 'many' is not allowed", "a number above 0"]),
         (["--set", "sampling.prompts=3"], 2, ["sampling.prompts is 3, but labeling asks for 16 judged prompts"]),
-        (["--set", "corpus.sources=[{path: lost.txt, origin: in the attic}]"], 1,
-         ["'lost.txt' does not exist", "it is in the attic"]),
+        (
+            ["--set", "corpus.sources=[{path: lost.txt, origin: in the attic}]"],
+            1,
+            ["'lost.txt' does not exist", "it is in the attic"],
+        ),
         ([], 1, ["Label Studio (not running)", "start the servers with `rlhf up`"]),
     ],
-)  # fmt: skip
+)
 def test_what_the_command_says(
-    told: list[str], code: int, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    told: list[str],
+    code: int,
+    words: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+) -> None:
     monkeypatch.setattr(sys, "argv", ["rlhf", "run", str(TINY), "--home", str(tmp_path), *told])
     with pytest.raises(SystemExit) as ended:
         main()

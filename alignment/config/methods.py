@@ -96,9 +96,10 @@ class AlignConfig(Config):
     )
     select_prompts: Count = Field(200, description="training prompts that each snapshot answers to be chosen")
     ptx_min_reward: float | None = Field(
-        None, description="PPO-ptx leaves out conversations of the corpus with an answer that the reward model scores "
-        "lower; 0 is the average demonstration"
-    )  # fmt: skip
+        None,
+        description="PPO-ptx leaves out conversations of the corpus with an answer that the reward model scores "
+        "lower; 0 is the average demonstration",
+    )
     rules: tuple[RuleOption, ...] = Field((), description="rule rewards, added to the reward model's score")
     safety: SafetyLists = SafetyLists()
     format: FormatLimits = FormatLimits()

@@ -202,9 +202,10 @@ class RewardConfig(Config):
     combine: Combine = Field("mean", description="of the members' scores: mean, lowest, or mean − coef · variance")
     combine_coef: Annotated[float, Field(ge=0)] = Field(0.5, description="weight of the variance in 'uncertainty'")
     lora_rank: Count | None = Field(
-        None, description="train an adapter of this rank over SFT's weights, not all weights; PPO's layout lora shares "
-        "them then"
-    )  # fmt: skip
+        None,
+        description="train an adapter of this rank over SFT's weights, not all weights; PPO's layout lora shares "
+        "them then",
+    )
     lora_alpha: Count = Field(32, description="an adapter adds (lora_alpha / lora_rank) · B A")
     lora_targets: tuple[str, ...] | None = Field(None, description="names of layers; null: all linear ones")
 

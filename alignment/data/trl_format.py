@@ -42,8 +42,9 @@ def to_preference(row: Comparison) -> dict[str, Any]:
 
 def from_preference(row: Mapping[str, Any]) -> Comparison:
     """The comparison that `to_preference` made the row of. Raises BadRow for a row that is not whole."""
-    missing = [name for name in ("prompt_id", "chosen_id", "rejected_id", "prompt", "chosen", "rejected")
-               if name not in row]  # fmt: skip
+    missing = [
+        name for name in ("prompt_id", "chosen_id", "rejected_id", "prompt", "chosen", "rejected") if name not in row
+    ]
     if missing:
         raise BadRow(f"a row with {OURS}, but without {', '.join(missing)}")
     return Comparison(
@@ -94,8 +95,15 @@ def _write_parquet(rows: Iterable[Comparison], path: Path) -> None:
     import pyarrow.parquet
 
     messages = pyarrow.list_(pyarrow.struct([("role", pyarrow.string()), ("content", pyarrow.string())]))
-    kinds = {"prompt": messages, "chosen": messages, "rejected": messages, "margin": pyarrow.float64(),
-             "strength": pyarrow.int8(), "weight": pyarrow.float64(), "chosen_first": pyarrow.bool_()}  # fmt: skip
+    kinds = {
+        "prompt": messages,
+        "chosen": messages,
+        "rejected": messages,
+        "margin": pyarrow.float64(),
+        "strength": pyarrow.int8(),
+        "weight": pyarrow.float64(),
+        "chosen_first": pyarrow.bool_(),
+    }
     columns = [*_columns()]
     schema = pyarrow.schema([(name, kinds.get(name, pyarrow.string())) for name in columns])
     try:

@@ -1,7 +1,7 @@
 """Processes that end with the one that started them, however that ended, kill -9 too: the kernel sees to it.
 
-python -m alignment.distributed.parent_death PARENT COMMAND…   becomes COMMAND, tied to the process PARENT, which must have started it;
-what COMMAND starts can tie itself to COMMAND, whose id it finds in the environment.
+python -m alignment.distributed.parent_death PARENT COMMAND…   becomes COMMAND, tied to the process
+PARENT, which must have started it; what COMMAND starts can tie itself to COMMAND, whose id it finds in the environment.
 """
 
 import ctypes

@@ -24,14 +24,17 @@ from alignment.plots import panels
 from alignment.records import Comparison, read_records
 from alignment.training.trl import by_epochs, run_trainer, shared_options
 
-LOGGED = {"rewards/accuracies": "accuracy", "rewards/margins": "margin", "rewards/chosen": "chosen_reward",
-          "rewards/rejected": "rejected_reward", "entropy": "entropy"}  # fmt: skip
+LOGGED = {
+    "rewards/accuracies": "accuracy",
+    "rewards/margins": "margin",
+    "rewards/chosen": "chosen_reward",
+    "rewards/rejected": "rejected_reward",
+    "entropy": "entropy",
+}
 TOKENS = {"prompt_ids": "prompt_tokens", "chosen_ids": "chosen_tokens", "rejected_ids": "rejected_tokens"}
 
 
-def dpo(
-    config: DPOConfig, out: Path, journal: Journal, *, seed: int, sft: Path, comparisons: Path
-) -> dict[str, float]:
+def dpo(config: DPOConfig, out: Path, journal: Journal, *, seed: int, sft: Path, comparisons: Path) -> dict[str, float]:
     """Train `sft/model` on `comparisons/train.jsonl` and write `model/`; goes on from its last epoch when killed."""
     model, tokenizer = load_causal_model(sft / "model"), load_tokenizer(sft / "model")
     check_context(model, config.max_length_tokens, "align.dpo.max_length_tokens")

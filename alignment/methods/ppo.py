@@ -67,8 +67,8 @@ def align(
     is what people judge to be wrong, rude or harmful, and would be learnt again.
 
     With `validation`, a reward model from other labels, the policy is the snapshot that this one chooses by answers to
-    `select_prompts` of the prompts; see `alignment.methods.selection`. Writes `model/`, `snapshots/step-*/`, `snapshots.json`
-    (their steps, in order) and, where one was chosen, `selection.json`.
+    `select_prompts` of the prompts; see `alignment.methods.selection`. Writes `model/`, `snapshots/step-*/`,
+    `snapshots.json` (their steps, in order) and, where one was chosen, `selection.json`.
     """
     tokenizer = load_tokenizer(sft / "model")
     frozen = torch.bfloat16 if config.bfloat16 else torch.float32

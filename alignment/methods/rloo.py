@@ -28,8 +28,14 @@ from alignment.rewards.build import reward_parts
 from alignment.rewards.components import Component, RuleReward, component_scores, reward_components, total_score
 from alignment.training.trl import run_trainer, shared_options
 
-LOGGED = {"reward": "reward", "reward_std": "reward_std", "kl": "kl_per_token", "entropy": "entropy",
-          "completions/mean_length": "length", "completions/clipped_ratio": "missing_eos"}  # fmt: skip
+LOGGED = {
+    "reward": "reward",
+    "reward_std": "reward_std",
+    "kl": "kl_per_token",
+    "entropy": "entropy",
+    "completions/mean_length": "length",
+    "completions/clipped_ratio": "missing_eos",
+}
 TOKEN_BUDGET = 8192
 
 
@@ -87,9 +93,7 @@ def rloo(
     }
 
 
-def conversations(
-    rows: Sequence[tuple[Prompt, list[int]]], tokenizer: PreTrainedTokenizerBase
-) -> tuple[Dataset, int]:
+def conversations(rows: Sequence[tuple[Prompt, list[int]]], tokenizer: PreTrainedTokenizerBase) -> tuple[Dataset, int]:
     """Prompts as the trainer reads them, with their token ids beside.
 
     The trainer applies the chat template itself. Where somebody wrote a special token its reading would be another than

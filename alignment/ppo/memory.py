@@ -73,6 +73,10 @@ def _recomputed(forward: Any, *args: Any, **options: Any) -> Any:
     if not torch.is_grad_enabled():
         return forward(*args, **options)
     return checkpoint(
-        forward, *args, use_reentrant=False, preserve_rng_state=False,
-        context_fn=lambda: (nullcontext(), narrowed_as_now()), **options,
-    )  # fmt: skip
+        forward,
+        *args,
+        use_reentrant=False,
+        preserve_rng_state=False,
+        context_fn=lambda: (nullcontext(), narrowed_as_now()),
+        **options,
+    )

@@ -102,9 +102,7 @@ def train_reward_model(
     return figures | examine(model, tokenizer, rows, out, journal)
 
 
-def untrained(
-    language_model: PreTrainedModel, config: RewardConfig, number: int
-) -> tuple[PreTrainedModel, nn.Module]:
+def untrained(language_model: PreTrainedModel, config: RewardConfig, number: int) -> tuple[PreTrainedModel, nn.Module]:
     """A reward model to start from, whole or as an adapter over the language model, whose head comes too, frozen."""
     if config.lora_rank is None:
         model = scalar_model_from(language_model)

@@ -22,7 +22,7 @@ OPERATIONS: dict[str, Callable[[int, int], int]] = {
 SIGN = r"(?:\s*[+*×]\s*|\s+(?:-|−|x|plus|minus|times)\s+)"  # a hyphen without blanks may join two years
 ASKED = re.compile(rf"(?<![\w.,])-?\d+(?:{SIGN}\d+)+(?!\w|[.,]\d)")
 NUMBER = re.compile(r"(?<![\w.,])[-−]?\d+(?![\w]|[.,]\d)")
-ENDINGS = (".", "!", "?", "…", ".\"", ".'", "!\"", "?\"", ".)")
+ENDINGS = (".", "!", "?", "…", '."', ".'", '!"', '?"', ".)")
 LONGEST_REPEAT = 8  # words
 
 

@@ -36,8 +36,8 @@ def backward(losses: Sequence[Callable[[], Tensor]], weights: Sequence[nn.Parame
     losses of its share (none where its share is empty), and sum and gradients are those of all: they add up.
 
     Of a loss of shape (n,) the first value is minimised, and the others are figures that are wanted too. Two losses,
-    such as of the halves of a batch, are worked out side by side (`alignment.distributed.threads`) and added up in the order given.
-    Their forwards must draw no random numbers, as dropout does: who draws first would be left to chance.
+    such as of the halves of a batch, are worked out side by side (`alignment.distributed.threads`) and added up in the
+    order given. Their forwards must draw no random numbers, as dropout does: who draws first would be left to chance.
     """
     learnt = [weight for weight in weights if weight.requires_grad]
 

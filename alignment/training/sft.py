@@ -71,9 +71,14 @@ class SharingTrainer(SFTTrainer):
             collate_fn=self._collate_share,
         )
         prepared: DataLoader[Any] = prepare_data_loader(
-            batches, options.device, num_processes=1, process_index=0, use_seedable_sampler=True,
-            data_seed=options.seed, put_on_device=True,
-        )  # fmt: skip
+            batches,
+            options.device,
+            num_processes=1,
+            process_index=0,
+            use_seedable_sampler=True,
+            data_seed=options.seed,
+            put_on_device=True,
+        )
         return prepared
 
     def _collate_share(self, examples: list[dict[str, Any]]) -> Any:

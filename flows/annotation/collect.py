@@ -66,9 +66,7 @@ def collect(
             )
         else:
             wait_for_people(label_studio, collection, config, store, out)
-        pulled = through_outages(
-            label_studio, lambda: pull_collection(label_studio, collection, store, config.quality)
-        )
+        pulled = through_outages(label_studio, lambda: pull_collection(label_studio, collection, store, config.quality))
         if config.quality.adjudicate and pulled.disputes:
             disputes = pulled.disputes
             second = through_outages(
@@ -129,11 +127,14 @@ def client(config: LabelingConfig) -> LabelStudio:
     """Label Studio at the recipe's address, or of the local stack. Raises StackError where there is neither."""
     url, token = config.url or os.environ.get("LABEL_STUDIO_URL"), os.environ.get("LABEL_STUDIO_API_KEY")
     if not url or not token:
-        raise StackError("no Label Studio is known: start the local one with `rlhf up`, or set LABEL_STUDIO_URL and "
-                         "LABEL_STUDIO_API_KEY")  # fmt: skip
+        raise StackError(
+            "no Label Studio is known: start the local one with `rlhf up`, or set LABEL_STUDIO_URL and "
+            "LABEL_STUDIO_API_KEY"
+        )
     if holds_credentials(url):
-        raise StackError("LABEL_STUDIO_URL holds credentials, and it is shown in pages and kept with results: take "
-                         "them out")  # fmt: skip
+        raise StackError(
+            "LABEL_STUDIO_URL holds credentials, and it is shown in pages and kept with results: take them out"
+        )
     return LabelStudio(url, token)
 
 
@@ -159,8 +160,10 @@ def let_the_crew_work(
 
 def keep_balance(planned: Planned, material: Material, out: Path) -> None:
     """How responses lie on the screens, and what the choice of prompts went by, in `balance.json`."""
-    found = {kind: [one.model_dump(mode="json") for one in balance(tasks, material.origins)]
-             for kind, tasks in planned.tasks.items()}  # fmt: skip
+    found = {
+        kind: [one.model_dump(mode="json") for one in balance(tasks, material.origins)]
+        for kind, tasks in planned.tasks.items()
+    }
     write_json(out / "balance.json", {"shown": found, "worth": material.worth})
 
 
@@ -195,18 +198,28 @@ def write_down(
     for name, picture in crew_figures(pulled.quality).items():
         journal.figure(name, picture)
     figures = {
-        "judgements": float(pulled.judgements), "comparisons": float(len(pulled.comparisons)),
-        "ties": float(len(pulled.ties)), "skips": float(pulled.skips), "annotators": float(len(pulled.quality)),
-        "quarantined": float(len(quarantined)), "gold_tasks": float(len(collection.answers)),
-        "gold_comparisons": float(len(pulled.gold)), "set_aside": float(len(pulled.set_aside)),
+        "judgements": float(pulled.judgements),
+        "comparisons": float(len(pulled.comparisons)),
+        "ties": float(len(pulled.ties)),
+        "skips": float(pulled.skips),
+        "annotators": float(len(pulled.quality)),
+        "quarantined": float(len(quarantined)),
+        "gold_tasks": float(len(collection.answers)),
+        "gold_comparisons": float(len(pulled.gold)),
+        "set_aside": float(len(pulled.set_aside)),
         "annotators_set_aside": float(sum(one.set_aside for one in pulled.quality)),
         "annotators_of_concern": float(sum(bool(one.concerns) for one in pulled.quality)),
         "disputed": float(len(pulled.disputes)),
-    }  # fmt: skip
+    }
     overall = pulled.agreement.overall
-    measured = {"agreement": overall.share, "agreement_low": overall.low, "agreement_high": overall.high,
-                "alpha": pulled.agreement.alpha, "alpha_low": pulled.agreement.alpha_low,
-                "alpha_high": pulled.agreement.alpha_high}  # fmt: skip
+    measured = {
+        "agreement": overall.share,
+        "agreement_low": overall.low,
+        "agreement_high": overall.high,
+        "alpha": pulled.agreement.alpha,
+        "alpha_low": pulled.agreement.alpha_low,
+        "alpha_high": pulled.agreement.alpha_high,
+    }
     figures |= {name: value for name, value in measured.items() if value is not None}
     journal.log(figures, step=0)
     return figures

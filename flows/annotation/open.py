@@ -143,10 +143,15 @@ def _line(owner: LabelStudio, found: Planning, kind: Kind) -> Line:
     number, overlap = int(seen.current["id"]), int(seen.current["maximum_annotations"])
     there = {*task_ids(owner, number)}
     return Line(
-        kind, title, number, len(uids & there), len(uids - there),
-        None if overlap == config.overlaps[kind] else overlap, older,
+        kind,
+        title,
+        number,
+        len(uids & there),
+        len(uids - there),
+        None if overlap == config.overlaps[kind] else overlap,
+        older,
         config.webhook is not None and not webhook_is_there(owner, number, config.webhook),
-    )  # fmt: skip
+    )
 
 
 def carry_out(owner: LabelStudio, found: Planning, home: Path | None) -> None:
@@ -171,9 +176,14 @@ def show_plan(found: Planning, lines: Sequence[Line], people: Mapping[str, accou
         each = str(overlap) if line.overlap_from is None else f"{overlap}, not {line.overlap_from} as now"
         pace = _pace(found.budget.paces[line.kind])
         table.add_row(
-            escape(line.title) + ("" if line.number else " (new)"), str(tasks), str(line.there), str(line.new), each,
-            f"{found.hours[line.kind]:.1f}", pace,
-        )  # fmt: skip
+            escape(line.title) + ("" if line.number else " (new)"),
+            str(tasks),
+            str(line.there),
+            str(line.new),
+            each,
+            f"{found.hours[line.kind]:.1f}",
+            pace,
+        )
     Console().print(table)
     for text in [f"about {sum(found.hours.values()):.1f} hours of annotators in all", *notes(found, lines, people)]:
         typer.echo(text)
@@ -185,8 +195,11 @@ def _pace(pace: Pace) -> str:
 
 def notes(found: Planning, lines: Sequence[Line], people: Mapping[str, accounts.State]) -> list[str]:
     """What is worth knowing: older screens, what was left out, how responses lie, accounts, webhooks."""
-    told = [f"the screen of {line.title.rpartition(' [')[0]} was changed: {title} stays with its {count} annotations"
-            for line in lines for title, count in line.older.items()]  # fmt: skip
+    told = [
+        f"the screen of {line.title.rpartition(' [')[0]} was changed: {title} stays with its {count} annotations"
+        for line in lines
+        for title, count in line.older.items()
+    ]
     material, planned = found.material, found.planned
     put_aside = [*material.rejected, *found.unread, *planned.rejected]
     for count, what in (

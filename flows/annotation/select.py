@@ -154,8 +154,9 @@ def within_budget(
     """
     ranked = min(config.rankings.prompts, len(material.sets))
     counts: dict[Kind, int] = {
-        "ranking": ranked, "pairwise": min(config.pairwise.prompts, len(material.sets) - ranked),
-    }  # fmt: skip
+        "ranking": ranked,
+        "pairwise": min(config.pairwise.prompts, len(material.sets) - ranked),
+    }
     if config.choose.hours is None:
         return config, Budget(prompts=counts, paces=measured_paces(store))
     path = home_directory(home) / COLLECTIONS / f"{_key(config, responses)}.json"

@@ -1,6 +1,7 @@
 """Flow runs that are suspended while people label: they hold no process and no slot until they are resumed.
 
-Each is known by a record, `home/waiting/<flow run>.json`, in which the watcher (`flows.deployments.watcher`) finds what it waits for.
+Each is known by a record, `home/waiting/<flow run>.json`, in which the watcher
+(`flows.deployments.watcher`) finds what it waits for.
 """
 
 from collections.abc import Iterator
@@ -54,9 +55,13 @@ def remember(stopped: WaitingForPeople) -> Waiting:
     from prefect.runtime import flow_run
 
     waiting = Waiting(
-        flow_run_id=flow_run.id, flow_run_name=flow_run.name, place=stopped.place, config=stopped.config,
-        urls=stopped.urls, standing=stopped.standing,
-    )  # fmt: skip
+        flow_run_id=flow_run.id,
+        flow_run_name=flow_run.name,
+        place=stopped.place,
+        config=stopped.config,
+        urls=stopped.urls,
+        standing=stopped.standing,
+    )
     table = create_markdown_artifact(
         markdown=as_markdown(waiting), key="waiting-for-people", description="how far the labelling is"
     )
@@ -66,11 +71,21 @@ def remember(stopped: WaitingForPeople) -> Waiting:
 def as_markdown(waiting: Waiting) -> str:
     """How far it is, where people work, and what can be done."""
     links = [f"- [{kind}]({url})" for kind, url in waiting.urls.items()]
-    return "\n".join([
-        f"**{waiting.standing.in_words(waiting.config)}**", "", "People work here:", "", *links, "",
-        "The watcher resumes this run by itself. *Resume*, or `rlhf resume "
-        f"{waiting.flow_run_name}`, goes on now with what there is.",
-    ]) + "\n"  # fmt: skip
+    return (
+        "\n".join(
+            [
+                f"**{waiting.standing.in_words(waiting.config)}**",
+                "",
+                "People work here:",
+                "",
+                *links,
+                "",
+                "The watcher resumes this run by itself. *Resume*, or `rlhf resume "
+                f"{waiting.flow_run_name}`, goes on now with what there is.",
+            ]
+        )
+        + "\n"
+    )
 
 
 def write_waiting(waiting: Waiting, home: Path | None = None) -> None:

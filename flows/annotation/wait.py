@@ -1,8 +1,8 @@
 """Waiting for people: whether enough is judged, and what a run does until then.
 
-In a terminal it polls. In a deployment it looks once and has itself suspended (`flows.annotation.suspend`). Whoever resumes it,
-by `rlhf resume` or the Resume button of Prefect's pages, asks to go on with what there is; Prefect keeps that in the
-run's history, so it outlives crashes.
+In a terminal it polls. In a deployment it looks once and has itself suspended (`flows.annotation.suspend`). Whoever
+resumes it, by `rlhf resume` or the Resume button of Prefect's pages, asks to go on with what there is; Prefect keeps
+that in the run's history, so it outlives crashes.
 """
 
 import json

@@ -37,8 +37,9 @@ class Form(StrEnum):
     jsonl = "jsonl"
 
 
-Home = Annotated[Path | None, typer.Option("--home", help="Where the stack lives: RLHF_HOME, else ./.rlhf",
-                                           show_default=False)]  # fmt: skip
+Home = Annotated[
+    Path | None, typer.Option("--home", help="Where the stack lives: RLHF_HOME, else ./.rlhf", show_default=False)
+]
 
 
 def import_judgements(
@@ -81,8 +82,10 @@ def _from_label_studio(file: Path) -> "tuple[dict[str, Sequence[Record]], list[R
     found = import_export(file)
     rows = [*found.comparisons, *found.ties]
     files: dict[str, Sequence[Record]] = {
-        "comparisons.jsonl": rows, "demonstrations.jsonl": found.demonstrations, "judgements.jsonl": found.judgements
-    }  # fmt: skip
+        "comparisons.jsonl": rows,
+        "demonstrations.jsonl": found.demonstrations,
+        "judgements.jsonl": found.judgements,
+    }
     return files, found.quarantined
 
 
@@ -158,8 +161,10 @@ def read_part(source: str, part: str, home: Path | None) -> "list[Comparison]":
         raise DataError(f"there is no {path}; name the output of a comparisons stage, a file or a release")
     rows, bad = read_records(path, Comparison)
     if bad:
-        raise DataError(f"{path} line {bad[0].line} is no comparison ({bad[0].reason}); `rlhf label import` reads the "
-                        "shapes of others")  # fmt: skip
+        raise DataError(
+            f"{path} line {bad[0].line} is no comparison ({bad[0].reason}); `rlhf label import` reads the "
+            "shapes of others"
+        )
     return rows
 
 

@@ -20,8 +20,8 @@ def said_how_to_go_on() -> Iterator[None]:
     """Ctrl-C ends a run and loses nothing: say with which command it goes on.
 
     The servers are told that it was stopped. A process that is not through with that after GRACE_SECONDS, or that hears
-    a second Ctrl-C, ends at once, and with it the processes it launched (`alignment.distributed.parent_death`): its runs stay RUNNING in
-    MLflow, and the same command goes on with them.
+    a second Ctrl-C, ends at once, and with it the processes it launched (`alignment.distributed.parent_death`): its
+    runs stay RUNNING in MLflow, and the same command goes on with them.
     """
     before = signal.getsignal(signal.SIGINT)
     heard = before not in (signal.SIG_IGN, None) and threading.current_thread() is threading.main_thread()

@@ -175,10 +175,15 @@ def _project_table(rows: "list[ProjectStatus]") -> Any:
     for row in rows:
         share = f"{row.done} of {row.needed} ({row.done / row.needed:.0%})" if row.needed else "no tasks"
         table.add_row(
-            _plain(row.title) + (" [red](deleted)[/red]" if row.deleted else ""), share, f"{row.per_hour:.0f}",
-            _end(row), _agreement(row), "-" if row.alpha is None else f"{row.alpha:.2f}", str(row.quarantined),
+            _plain(row.title) + (" [red](deleted)[/red]" if row.deleted else ""),
+            share,
+            f"{row.per_hour:.0f}",
+            _end(row),
+            _agreement(row),
+            "-" if row.alpha is None else f"{row.alpha:.2f}",
+            str(row.quarantined),
             f"{row.last_sync:%Y-%m-%d %H:%M}" if row.last_sync else "never",
-        )  # fmt: skip
+        )
     return table
 
 
@@ -216,9 +221,10 @@ def _hints(rows: "list[ProjectStatus]") -> list[str]:
         *(
             f"the screen of {row.title} was edited on the server: put it back, or change it in labeling/screens and "
             "run again, which opens a new project"
-            for row in rows if row.screen_changed and not row.deleted
+            for row in rows
+            if row.screen_changed and not row.deleted
         ),
-    ]  # fmt: skip
+    ]
 
 
 def _plain(text: str) -> str:

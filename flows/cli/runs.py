@@ -19,8 +19,9 @@ if TYPE_CHECKING:
     from flows.deployments.overview import Row
 
 Run = Annotated[str, typer.Argument(metavar="RUN", help="The name or the id of a flow run.")]
-Home = Annotated[Path | None, typer.Option("--home", help="Where the stack lives: RLHF_HOME, else ./.rlhf",
-                                           show_default=False)]  # fmt: skip
+Home = Annotated[
+    Path | None, typer.Option("--home", help="Where the stack lives: RLHF_HOME, else ./.rlhf", show_default=False)
+]
 
 
 def watch(

@@ -68,9 +68,7 @@ def backup(out: Annotated[Path, typer.Argument(help="A directory that is not the
     typer.echo(f"{len(make(out, home).files)} files are in {out}")
 
 
-def restore(
-    source: Annotated[Path, typer.Argument(help="What `rlhf backup` made.")], home: Home = None
-) -> None:
+def restore(source: Annotated[Path, typer.Argument(help="What `rlhf backup` made.")], home: Home = None) -> None:
     """Make the stack of a backup in a home that holds nothing; then `rlhf up` starts it."""
     from flows.home import home_directory
     from flows.operations.backup import restore as make

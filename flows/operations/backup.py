@@ -79,8 +79,13 @@ def dump(home: Path, out: Path, databases: Databases | None, remembered: state.S
     half.mkdir(parents=True, mode=0o700)
     links = _copy_home(home, half, databases)
     files = {str(path.relative_to(half)): _digest(path) for path in sorted(half.rglob("*")) if path.is_file()}
-    manifest = Manifest(made_at=datetime.now(UTC).isoformat(timespec="seconds"), profile=remembered.profile,
-                        workers=remembered.workers, files=files, links=links)  # fmt: skip
+    manifest = Manifest(
+        made_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        profile=remembered.profile,
+        workers=remembered.workers,
+        files=files,
+        links=links,
+    )
     os.sync()
     write_private(half / MANIFEST, manifest.model_dump_json(indent=1))
     half.rename(out)
@@ -148,8 +153,17 @@ def _copy_sqlite(path: Path, to: Path) -> None:
 def _pg(program: str, name: str, databases: Databases, *options: str) -> None:
     """Run a program of PostgreSQL on a server's database. Raises StackError with what it said."""
     host, _, port = databases.address.rpartition(":")
-    where = ("--host", host, "--port", port, "--username", postgres.DATABASES[name],
-             "--dbname", postgres.DATABASES[name], "--no-password")  # fmt: skip
+    where = (
+        "--host",
+        host,
+        "--port",
+        port,
+        "--username",
+        postgres.DATABASES[name],
+        "--dbname",
+        postgres.DATABASES[name],
+        "--no-password",
+    )
     told = {**os.environ, "PGPASSWORD": databases.passwords[name]}
     command = [str(postgres.client(program)), *where, *options]
     done = subprocess.run(command, env=told, capture_output=True, text=True, check=False)
@@ -215,12 +229,19 @@ def _fill(source: Path, databases: Databases) -> None:
         with postgres.connect(databases.address, databases.passwords[name], role) as connection:
             if connection.execute("SELECT 1 FROM pg_tables WHERE schemaname = 'public' LIMIT 1").fetchone():
                 raise StackError(f"database {role} is not empty: restore before its server is started")
-        _pg("pg_restore", name, databases, "--no-owner", "--exit-on-error", "--single-transaction",
-            str(source / "databases" / f"{name}.dump"))  # fmt: skip
+        _pg(
+            "pg_restore",
+            name,
+            databases,
+            "--no-owner",
+            "--exit-on-error",
+            "--single-transaction",
+            str(source / "databases" / f"{name}.dump"),
+        )
 
 
 def main() -> None:
-    """`python -m flows.operations.backup dump|restore DIRECTORY`, for containers: RLHF_HOME, PGHOST and the roles' passwords."""
+    """`python -m flows.operations.backup dump|restore DIRECTORY`, for containers: RLHF_HOME, PGHOST, passwords."""
     home, (what, place) = home_directory(), sys.argv[1:]
     address = f"{os.environ['PGHOST']}:{os.environ.get('PGPORT', '5432')}"
     databases = Databases(address=address, passwords=postgres.passwords_from(os.environ))

@@ -260,9 +260,15 @@ def remove_weights(model_id: str) -> None:
 
 
 REMOVE: dict[Kind, Callable[[Item], None]] = {
-    "leftover": remove_here, "checkpoint": remove_here, "output": remove_here, "fetched": remove_here,
-    "log": remove_here, "lock": remove_here, "stored": remove_stored, "version": remove_version,
-}  # fmt: skip
+    "leftover": remove_here,
+    "checkpoint": remove_here,
+    "output": remove_here,
+    "fetched": remove_here,
+    "log": remove_here,
+    "lock": remove_here,
+    "stored": remove_stored,
+    "version": remove_version,
+}
 
 
 def note(home: Path | None, items: Iterable[Item]) -> Path:

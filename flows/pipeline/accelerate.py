@@ -3,9 +3,10 @@
     the flow's process ── accelerate launch ── python -m alignment.worker, once a process
 
 The launcher has a session of its own and is tied to the flow's process, and the processes to the launcher
-(`alignment.distributed.parent_death`): where one is killed, the kernel kills those below. Whatever else ends the work, an error, a
-cancelled flow run or Ctrl-C, ends them politely first. What they print goes to `home/logs/STAGE-KEY.log` and from there
-to the flow's log; what the main process measures it writes into the stage's `metrics.jsonl`, as a single process does.
+(`alignment.distributed.parent_death`): where one is killed, the kernel kills those below. Whatever else ends the work,
+an error, a cancelled flow run or Ctrl-C, ends them politely first. What they print goes to `home/logs/STAGE-KEY.log`
+and from there to the flow's log; what the main process measures it writes into the stage's `metrics.jsonl`, as a single
+process does.
 """
 
 import builtins
@@ -74,9 +75,13 @@ def _start(place: Path, output: BinaryIO, processes: int) -> subprocess.Popen[by
     work = ["--main_process_port", "0", "-m", "alignment.worker", str(place)]
     threads = str(max(1, (os.cpu_count() or 1) // processes))
     return subprocess.Popen(
-        [*tied, *launcher, *work], env={"OMP_NUM_THREADS": threads, **os.environ}, start_new_session=True,
-        stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
-    )  # fmt: skip
+        [*tied, *launcher, *work],
+        env={"OMP_NUM_THREADS": threads, **os.environ},
+        start_new_session=True,
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=subprocess.STDOUT,
+    )
 
 
 def _listen(child: subprocess.Popen[bytes], log_file: Path, place: int) -> Sequence[str]:

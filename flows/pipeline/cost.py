@@ -41,9 +41,14 @@ def parameters(recipe: Recipe) -> int | None:
         return checkpoint_parameters(Path(recipe.pretrain.checkpoint))
     model = recipe.pretrain.model
     return llama_parameters(
-        recipe.tokenizer.vocab_size, model.hidden_size, model.layers, model.heads, model.heads,
-        model.intermediate_size, tied=True,
-    )  # fmt: skip
+        recipe.tokenizer.vocab_size,
+        model.hidden_size,
+        model.layers,
+        model.heads,
+        model.heads,
+        model.intermediate_size,
+        tied=True,
+    )
 
 
 def checkpoint_parameters(directory: Path) -> int | None:

@@ -159,8 +159,11 @@ def show(made: Mapping[str, Artifact], manifest: Mapping[str, Any], run_id: str)
 
 def headlines(manifest: Mapping[str, Any]) -> dict[str, float]:
     """The figures that a reviewer compares first."""
-    figures = {"win_rate_vs_sft": manifest["win_rate_vs_sft"]["rate"], "kl_to_sft": manifest["kl_to_sft"],
-               "tax_ratio": manifest["tax"]["policy"] / manifest["tax"]["sft"]}  # fmt: skip
+    figures = {
+        "win_rate_vs_sft": manifest["win_rate_vs_sft"]["rate"],
+        "kl_to_sft": manifest["kl_to_sft"],
+        "tax_ratio": manifest["tax"]["policy"] / manifest["tax"]["sft"],
+    }
     for model, gold in (manifest["gold"] or {}).items():
         figures |= {f"gold_{model}_{name}": value for name, value in gold.items()}
     accuracy = manifest["reward_model"]["accuracy_heldout_prompts"]

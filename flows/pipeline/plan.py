@@ -29,10 +29,14 @@ def plan(recipe: Recipe, home: Path | None = None) -> list[PlannedStage]:
     found, price = keys(chain), costs(recipe)
     done = finished(found, home)
     return [
-        PlannedStage(stage, found[stage], "?" if done is None else "cached" if stage in done else "to run",
-                     price.get(stage, Cost()))
+        PlannedStage(
+            stage,
+            found[stage],
+            "?" if done is None else "cached" if stage in done else "to run",
+            price.get(stage, Cost()),
+        )
         for stage in chain
-    ]  # fmt: skip
+    ]
 
 
 def finished(wanted: dict[str, str], home: Path | None = None) -> set[str] | None:
@@ -59,8 +63,14 @@ def plan_table(recipe: Recipe, rows: list[PlannedStage]) -> Table:
     if any(row.state == "?" for row in rows):
         caption += "\n? : MLflow does not run, so nothing is known of earlier runs; `rlhf up` starts it"
     table = Table(title=title, caption=caption)
-    for name, side in (("stage", "left"), ("key", "left"), ("state", "left"), ("parameters", "right"),
-                       ("tokens", "right"), ("FLOPs", "right")):  # fmt: skip
+    for name, side in (
+        ("stage", "left"),
+        ("key", "left"),
+        ("state", "left"),
+        ("parameters", "right"),
+        ("tokens", "right"),
+        ("FLOPs", "right"),
+    ):
         table.add_column(name, justify="right" if side == "right" else "left")
     for row in rows:
         cost = [row.cost.parameters, row.cost.tokens, row.cost.flops]

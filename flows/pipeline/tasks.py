@@ -55,8 +55,17 @@ def carry_out(step: Step, inputs: Mapping[str, Artifact | None], work: Work) -> 
     """Run a step's work on its inputs, unless it was done before."""
     given = {name: artifact for name, artifact in inputs.items() if artifact is not None}
     assert given.keys() == step.inputs.keys(), f"{step.stage} needs {sorted(step.inputs)}, got {sorted(given)}"
-    return run_stage(step.stage, work, config=step.config, inputs=given, files=step.files, seed=step.seed,
-                     version=step.version, model=step.model, compute=step.compute.model_dump())  # fmt: skip
+    return run_stage(
+        step.stage,
+        work,
+        config=step.config,
+        inputs=given,
+        files=step.files,
+        seed=step.seed,
+        version=step.version,
+        model=step.model,
+        compute=step.compute.model_dump(),
+    )
 
 
 def train(step: Step, inputs: Mapping[str, Artifact | None]) -> Artifact:
@@ -209,20 +218,37 @@ def train_reward_model(step: Step, sft: Artifact, comparisons: Artifact, demonst
 
 @stage
 def align(
-    step: Step, sft: Artifact, comparisons: Artifact, reward: Artifact, validation: Artifact | None, prompts: Artifact,
+    step: Step,
+    sft: Artifact,
+    comparisons: Artifact,
+    reward: Artifact,
+    validation: Artifact | None,
+    prompts: Artifact,
     corpus: Artifact,
-) -> Artifact:  # fmt: skip
+) -> Artifact:
     """The policy: SFT moved towards what people prefer, and not too far, by the method that the recipe names."""
-    given = {"sft": sft, "comparisons": comparisons, "reward": reward, "validation": validation, "prompts": prompts,
-             "corpus": corpus}  # fmt: skip
+    given = {
+        "sft": sft,
+        "comparisons": comparisons,
+        "reward": reward,
+        "validation": validation,
+        "prompts": prompts,
+        "corpus": corpus,
+    }
     return train(step, given)
 
 
 @stage
 def evaluate(
-    step: Step, base: Artifact, sft: Artifact, policy: Artifact, reward: Artifact, prompts: Artifact, corpus: Artifact,
+    step: Step,
+    base: Artifact,
+    sft: Artifact,
+    policy: Artifact,
+    reward: Artifact,
+    prompts: Artifact,
+    corpus: Artifact,
     town: Artifact | None,
-) -> Artifact:  # fmt: skip
+) -> Artifact:
     """Base, SFT and policy side by side."""
     inputs = {"base": base, "sft": sft, "policy": policy, "reward": reward, "prompts": prompts, "corpus": corpus}
 

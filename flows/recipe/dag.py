@@ -54,18 +54,23 @@ def _steps(recipe: Recipe) -> Iterator[Step]:
     yield from _data(recipe)
     yield from _judgements(recipe)
     yield Step(
-        stage="reward", version=3, config=recipe.reward, model="reward",
+        stage="reward",
+        version=3,
+        config=recipe.reward,
+        model="reward",
         inputs=_same("sft", "comparisons", "demonstrations"),
-    )  # fmt: skip
+    )
     if recipe.align.select == "heldout_reward":
         one = recipe.reward.model_copy(update={"members": 1, "combine": "mean"})
         yield Step(stage="validation", version=2, config=one, inputs=_same("sft", "comparisons", "demonstrations"))
     yield _align(recipe)
     measured = _same("sft", "reward", "prompts", "corpus")
     yield Step(
-        stage="evaluate", version=2, config=recipe.evaluation,
+        stage="evaluate",
+        version=2,
+        config=recipe.evaluation,
         inputs={"base": "pretrain", "policy": recipe.align.method, **measured, **_town(recipe)},
-    )  # fmt: skip
+    )
 
 
 def _align(recipe: Recipe) -> Step:
@@ -111,9 +116,12 @@ def _judgements(recipe: Recipe) -> Iterator[Step]:
         yield Step(stage="responses", config=recipe.sampling, inputs={"model": "sft", **_same("prompts")})
         sampled = _same("responses")
     yield Step(
-        stage="labeling", version=4, config=recipe.labeling.judging, inputs={**sampled, **_town(recipe)},
+        stage="labeling",
+        version=4,
+        config=recipe.labeling.judging,
+        inputs={**sampled, **_town(recipe)},
         files=tuple(path for path in map(Path, recipe.labeling.files.values()) if path.exists()),
-    )  # fmt: skip
+    )
     yield Step(stage="comparisons", version=5, config=recipe.comparisons, inputs={"labelled": "labeling"})
 
 
@@ -136,8 +144,11 @@ def keys(chain: Mapping[str, Step]) -> dict[str, str]:
     found: dict[str, str] = {}
     for stage, step in chain.items():
         found[stage] = stage_key(
-            stage, version=step.version, config=step.config, seed=step.seed,
+            stage,
+            version=step.version,
+            config=step.config,
+            seed=step.seed,
             inputs={name: found[source] for name, source in step.inputs.items()},
             file_digests=[content_digest(path) for path in step.files],
-        )  # fmt: skip
+        )
     return found

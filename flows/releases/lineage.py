@@ -73,9 +73,13 @@ def _node(run_id: str, home: Path, seen: set[str]) -> dict[str, Any]:
         return {"stage": stage, "see": key}
     seen.add(key)
     node: dict[str, Any] = {
-        "stage": stage, "key": key, "run_id": run_id, "digest": tags.get(runs.TAG_DIGEST, ""),
-        "model": tags.get(runs.TAG_MODEL), "git_commit": tags.get("mlflow.source.git.commit", ""),
-    }  # fmt: skip
+        "stage": stage,
+        "key": key,
+        "run_id": run_id,
+        "digest": tags.get(runs.TAG_DIGEST, ""),
+        "model": tags.get(runs.TAG_MODEL),
+        "git_commit": tags.get("mlflow.source.git.commit", ""),
+    }
     if stage == "comparisons":
         node |= _judgements(run_id, home / "artifacts" / output_name(stage, key))
     inputs = runs.read_inputs(tags)

@@ -12,9 +12,13 @@ from flows.recipe.schema import Recipe
 MODELS = ("base", "sft", "policy")
 CRITERIA = ("helpful", "truthful", "harmless", "score")
 REWARD_FIGURES = (
-    "accuracy_heldout_prompts", "accuracy_heldout_annotators", "ece", "length_correlation", "longer_wins",
+    "accuracy_heldout_prompts",
+    "accuracy_heldout_annotators",
+    "ece",
+    "length_correlation",
+    "longer_wins",
     "bag_of_words_accuracy",
-)  # fmt: skip
+)
 ASIDE = ("rejected", "quarantined", "set_aside", "too_short", "exact_copies", "near_copies", "prompts_without_choice")
 
 

@@ -21,9 +21,7 @@ Model = Annotated[
         description="a registered version: NAME/VERSION or NAME@ALIAS, as in policy@candidate",
     ),
 ]
-Alias = Annotated[
-    str, Field(pattern=r"^\w[\w.-]*$", description="the name to give it; what is served is the champion")
-]
+Alias = Annotated[str, Field(pattern=r"^\w[\w.-]*$", description="the name to give it; what is served is the champion")]
 Despite = Annotated[
     str,
     Field(

@@ -46,9 +46,11 @@ def release_run(release: str = "") -> Run:
 
 def _newest(count: int = 1) -> list[Run]:
     found = mlflow.MlflowClient().search_runs(
-        [runs.experiment_id()], f"tags.`{TAG_RELEASE}` LIKE '%'", max_results=count,
+        [runs.experiment_id()],
+        f"tags.`{TAG_RELEASE}` LIKE '%'",
+        max_results=count,
         order_by=["attributes.end_time DESC"],
-    )  # fmt: skip
+    )
     return list(found)
 
 
@@ -65,8 +67,14 @@ def _read(run: Run) -> dict[str, Any]:
 def report_view(manifest: Mapping[str, Any]) -> Group:
     """A release for people."""
     head = Text(f"release {manifest.get('release')}   seed {manifest.get('seed')}", style="bold")
-    parts = [head, _models(manifest), _headlines(manifest), _reward_model(manifest), _aside(manifest),
-             _stages(manifest)]  # fmt: skip
+    parts = [
+        head,
+        _models(manifest),
+        _headlines(manifest),
+        _reward_model(manifest),
+        _aside(manifest),
+        _stages(manifest),
+    ]
     return Group(*(part for part in parts if part is not None))
 
 
@@ -84,8 +92,11 @@ def _models(manifest: Mapping[str, Any]) -> Table | None:
         table.add_column(name, justify="right")
     for model in MODELS:
         rates = gold.get(model) or {}
-        table.add_row(model, *(_figure(rates.get(name)) for name in criteria),
-                      *(_figure(values.get(model)) for values in columns.values()))  # fmt: skip
+        table.add_row(
+            model,
+            *(_figure(rates.get(name)) for name in criteria),
+            *(_figure(values.get(model)) for values in columns.values()),
+        )
     return table
 
 

@@ -48,9 +48,11 @@ def trace(comparison_id: str, home: Path | None = None) -> dict[str, Any]:
             continue
         labelled = runs.read_inputs(run.data.tags).get("labelled")
         found = {
-            "comparison": row, "artifact": str(output), "run_id": run.info.run_id,
+            "comparison": row,
+            "artifact": str(output),
+            "run_id": run.info.run_id,
             "split": next((part for part in PARTS if _find(output / f"{part}.jsonl", comparison_id, "id")), ""),
-        }  # fmt: skip
+        }
         behind = _behind(row, stage_output(labelled["run_id"], home)) if labelled else {}
         return found | {"judgement": None, "task": None, "annotator": None, "guidelines": None} | behind
     raise ArtifactError(
@@ -101,10 +103,16 @@ def _task(collection: Collection, uid: str, labelled: Path) -> dict[str, Any]:
             url = f"{project.url}/projects/{project.id}/data?task={batch.task_ids[uid]}"
             shown = [task.shown for task in batch.tasks if task.uid == uid]
             return {
-                "task": {"uid": uid, "kind": project.kind, "project": project.title, "task_url": url,
-                         "project_url": project.labeling_url, "shown": list(shown[0]) if shown else []},
+                "task": {
+                    "uid": uid,
+                    "kind": project.kind,
+                    "project": project.title,
+                    "task_url": url,
+                    "project_url": project.labeling_url,
+                    "shown": list(shown[0]) if shown else [],
+                },
                 "guidelines": {"version": project.screen_hash, "file": str(kept) if kept.is_file() else None},
-            }  # fmt: skip
+            }
     return {}
 
 
@@ -133,15 +141,25 @@ def _facts(found: dict[str, Any]) -> Table:
     first = {True: "chosen", False: "rejected"}.get(row.get("chosen_first"), "not known")
     guidelines = found["guidelines"] or {}
     facts = {
-        "comparison": row["id"], "split": found["split"], "annotation": row["annotation_id"] or "not known",
+        "comparison": row["id"],
+        "split": found["split"],
+        "annotation": row["annotation_id"] or "not known",
         "annotator": _person(found["annotator"] or {"annotator_id": row["annotator_id"]}),
-        "made": judgement.get("created_at"), "lead time": _seconds(judgement.get("lead_time")),
-        "shown first": first, "criteria": _pairs(row.get("criteria")), "stars": _pairs(judgement.get("ratings")),
-        "flags": _pairs(judgement.get("flags")), "reason": judgement.get("rationale"),
-        "task": row.get("task_uid") or task.get("uid"), "task address": task.get("task_url"),
-        "project": task.get("project"), "guidelines": guidelines.get("version"), "as shown": guidelines.get("file"),
-        "data set": found["artifact"], "MLflow run": found["run_id"],
-    }  # fmt: skip
+        "made": judgement.get("created_at"),
+        "lead time": _seconds(judgement.get("lead_time")),
+        "shown first": first,
+        "criteria": _pairs(row.get("criteria")),
+        "stars": _pairs(judgement.get("ratings")),
+        "flags": _pairs(judgement.get("flags")),
+        "reason": judgement.get("rationale"),
+        "task": row.get("task_uid") or task.get("uid"),
+        "task address": task.get("task_url"),
+        "project": task.get("project"),
+        "guidelines": guidelines.get("version"),
+        "as shown": guidelines.get("file"),
+        "data set": found["artifact"],
+        "MLflow run": found["run_id"],
+    }
     table = Table(show_header=False, box=None)
     for name, value in facts.items():
         if value:

@@ -49,8 +49,16 @@ def launch_of(name: Name, site: Site) -> Launch:
 def _postgres(site: Site) -> Launch:
     programs, user = postgres.programs(), postgres.account()
     data = postgres.data_directory(site.home)
-    where = ("-D", str(data), "-c", f"listen_addresses={site.addresses['postgres'].rpartition(':')[0]}",
-             "-c", f"port={site.port('postgres')}", "-c", "unix_socket_directories=")  # fmt: skip
+    where = (
+        "-D",
+        str(data),
+        "-c",
+        f"listen_addresses={site.addresses['postgres'].rpartition(':')[0]}",
+        "-c",
+        f"port={site.port('postgres')}",
+        "-c",
+        "unix_socket_directories=",
+    )
     command = (str(programs / "postgres"), *where, *postgres.OPTIONS)
     return Launch(command=command, switches={}, directory=data, leaky=("PG", "RLHF_"), user=user)
 

@@ -50,8 +50,10 @@ def _places() -> list[Path]:
         told = subprocess.run(["pg_config", "--bindir"], capture_output=True, text=True, check=False).stdout.strip()
         places += [Path(told)] if told else []
     debian = Path("/usr/lib/postgresql")
-    versions = sorted((place for place in debian.glob("*/bin") if place.parent.name.isdigit()),
-                      key=lambda place: -int(place.parent.name))  # fmt: skip
+    versions = sorted(
+        (place for place in debian.glob("*/bin") if place.parent.name.isdigit()),
+        key=lambda place: -int(place.parent.name),
+    )
     on_path = shutil.which("postgres")
     return [*places, *versions, *([Path(on_path).resolve().parent] if on_path else [])]
 
@@ -65,8 +67,9 @@ def account() -> str | None:
         if pwd.getpwnam(name).pw_uid == 0:
             raise StackError(f"RLHF_POSTGRES_USER={name} is root: PostgreSQL refuses that; name another user")
     except KeyError as error:
-        raise StackError(f"PostgreSQL cannot run as root and there is no user '{name}': name one with "
-                         "RLHF_POSTGRES_USER") from error  # fmt: skip
+        raise StackError(
+            f"PostgreSQL cannot run as root and there is no user '{name}': name one with RLHF_POSTGRES_USER"
+        ) from error
     return name
 
 
@@ -91,8 +94,20 @@ def make_cluster(home: Path, password: str) -> None:
         file.flush()
         if user is not None:
             shutil.chown(file.name, user)
-        command = [str(bindir / "initdb"), "--pgdata", str(half), "--username", "postgres", "--pwfile", file.name,
-                   "--no-locale", "--encoding", "UTF8", "--auth", "scram-sha-256"]  # fmt: skip
+        command = [
+            str(bindir / "initdb"),
+            "--pgdata",
+            str(half),
+            "--username",
+            "postgres",
+            "--pwfile",
+            file.name,
+            "--no-locale",
+            "--encoding",
+            "UTF8",
+            "--auth",
+            "scram-sha-256",
+        ]
         done = subprocess.run(command, **run_as(user), cwd=data.parent, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise StackError(f"PostgreSQL's initdb failed in {half}: {done.stderr.strip() or done.stdout.strip()}")
@@ -105,8 +120,10 @@ def _give(home: Path, place: Path, user: str) -> None:
     home.chmod(0o710)
     shutil.chown(place, user, pwd.getpwnam(user).pw_gid)
     if subprocess.run(["test", "-x", place], **run_as(user), check=False).returncode:
-        raise StackError(f"user {user}, who runs PostgreSQL, cannot reach {place}: give RLHF_HOME a place outside of "
-                         "directories that are root's alone, such as /srv/rlhf")  # fmt: skip
+        raise StackError(
+            f"user {user}, who runs PostgreSQL, cannot reach {place}: give RLHF_HOME a place outside of "
+            "directories that are root's alone, such as /srv/rlhf"
+        )
 
 
 def url(driver: str, role: str, address: str) -> str:
@@ -118,9 +135,14 @@ def connect(address: str, password: str, role: str = "postgres") -> psycopg.Conn
     """A connection that commits every statement. Raises psycopg.Error."""
     host, _, port = address.rpartition(":")
     return psycopg.connect(
-        host=host, port=int(port), user=role, password=password, dbname=role, autocommit=True,
+        host=host,
+        port=int(port),
+        user=role,
+        password=password,
+        dbname=role,
+        autocommit=True,
         connect_timeout=PROBE_SECONDS,
-    )  # fmt: skip
+    )
 
 
 def ask(address: str, password: str) -> tuple[str, str]:
@@ -161,7 +183,7 @@ def passwords_from(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def main() -> None:
-    """`python -m flows.stack.postgres`: roles and databases on the server that PGHOST and PGPORT name, for containers."""
+    """`python -m flows.stack.postgres`: roles and databases on the server at PGHOST and PGPORT, for containers."""
     address = f"{os.environ['PGHOST']}:{os.environ.get('PGPORT', '5432')}"
     make_databases(address, os.environ["PGPASSWORD"], passwords_from(os.environ))
     print(f"databases {', '.join(DATABASES.values())} are there", file=sys.stderr)

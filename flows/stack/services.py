@@ -25,12 +25,21 @@ NAMES: tuple[Name, ...] = ("prefect", "mlflow", "label-studio")
 POOLS: Mapping[Name, str] = {"train-worker": "train", "ops-worker": "ops"}
 WAVES: tuple[tuple[Name, ...], ...] = (("postgres",), NAMES, tuple(POOLS))  # each needs those before it
 TITLES: Mapping[Name, str] = {
-    "postgres": "PostgreSQL", "prefect": "Prefect", "mlflow": "MLflow", "label-studio": "Label Studio",
-    "train-worker": "worker of pool train", "ops-worker": "worker of pool ops",
-}  # fmt: skip
+    "postgres": "PostgreSQL",
+    "prefect": "Prefect",
+    "mlflow": "MLflow",
+    "label-studio": "Label Studio",
+    "train-worker": "worker of pool train",
+    "ops-worker": "worker of pool ops",
+}
 DEFAULT_PORTS: Mapping[Name, int] = {
-    "postgres": 5432, "prefect": 4200, "mlflow": 5000, "label-studio": 8080, "train-worker": 4280, "ops-worker": 4281,
-}  # fmt: skip
+    "postgres": 5432,
+    "prefect": 4200,
+    "mlflow": 5000,
+    "label-studio": 8080,
+    "train-worker": 4280,
+    "ops-worker": 4281,
+}
 QUIET = {
     "DO_NOT_TRACK": "1",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
@@ -56,8 +65,11 @@ class Secrets(BaseModel):
     @property
     def databases(self) -> dict[str, str]:
         """The passwords of the servers' roles in PostgreSQL."""
-        return {"prefect": self.prefect_database_password, "mlflow": self.mlflow_database_password,
-                "label-studio": self.label_studio_database_password}  # fmt: skip
+        return {
+            "prefect": self.prefect_database_password,
+            "mlflow": self.mlflow_database_password,
+            "label-studio": self.label_studio_database_password,
+        }
 
 
 class Credentials(BaseModel):
@@ -75,8 +87,10 @@ class Credentials(BaseModel):
     def secrets(self) -> Secrets:
         """The passwords of a production stack. Raises StackError where there are none."""
         if self.production is None:
-            raise StackError("these credentials are of a stack without passwords; `rlhf up --profile production` "
-                             "makes one that has them, in a home of its own")  # fmt: skip
+            raise StackError(
+                "these credentials are of a stack without passwords; `rlhf up --profile production` "
+                "makes one that has them, in a home of its own"
+            )
         return self.production
 
 

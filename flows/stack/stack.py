@@ -112,15 +112,19 @@ def _asked_for(home: Path, profile: Profile | None, workers: bool) -> State:
     """What is to run: as remembered, with what is asked for now."""
     before = _read_state(home)
     if profile is not None and before.servers and profile != before.profile:
-        raise StackError(f"the stack in {home} has the profile '{before.profile}': give another home with --home or "
-                         f"RLHF_HOME to '{profile}'")  # fmt: skip
+        raise StackError(
+            f"the stack in {home} has the profile '{before.profile}': give another home with --home or "
+            f"RLHF_HOME to '{profile}'"
+        )
     bind = os.environ.get("RLHF_BIND_HOST", before.bind)
     state = before.model_copy(
         update={"profile": profile or before.profile, "workers": before.workers or workers, "bind": bind}
     )
     if state.profile == "default" and not services.is_loopback(bind):
-        raise StackError(f"RLHF_BIND_HOST={bind} would open servers without passwords to others: "
-                         "`rlhf up --profile production` has passwords, or unset it")  # fmt: skip
+        raise StackError(
+            f"RLHF_BIND_HOST={bind} would open servers without passwords to others: "
+            "`rlhf up --profile production` has passwords, or unset it"
+        )
     return state
 
 
@@ -175,9 +179,14 @@ def _status_of(name: Name, home: Path, state: State, known: Credentials | None) 
         health = services.health_of(name, state.site(home, known))
     url = state.site(home, known).url(name) if known is not None and server is not None else ""
     return ServerStatus(
-        name=name, title=TITLES[name], url=url.removeprefix("http://") if name == "postgres" else url, running=running,
-        health=health, log_in_as=services.log_in_as(name, state.profile, known), log=_log(home, name),
-    )  # fmt: skip
+        name=name,
+        title=TITLES[name],
+        url=url.removeprefix("http://") if name == "postgres" else url,
+        running=running,
+        health=health,
+        log_in_as=services.log_in_as(name, state.profile, known),
+        log=_log(home, name),
+    )
 
 
 def _is_well(name: Name, home: Path, state: State, known: Credentials) -> bool:
@@ -200,9 +209,12 @@ def _start(name: Name, home: Path, state: State, known: Credentials, notes: list
     launches.prepare(name, site)
     launch = launches.launch_of(name, site)
     process = processes.launch(
-        launch.command, environment=launch.environment, directory=launch.directory, log=_log(home, name),
+        launch.command,
+        environment=launch.environment,
+        directory=launch.directory,
+        log=_log(home, name),
         user=launch.user,
-    )  # fmt: skip
+    )
     state = state.model_copy(update={"servers": {**state.servers, name: Server(port=port, process=process)}})
     _write_state(home, state)
     return state

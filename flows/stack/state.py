@@ -57,8 +57,15 @@ class State(BaseModel):
         host = HOST if self.bind in (HOST, "0.0.0.0") else self.bind
         addresses = {name: f"{host if name in NAMES else HOST}:{server.port}" for name, server in self.servers.items()}
         hosts = tuple(filter(None, os.environ.get("RLHF_ALLOWED_HOSTS", "").split(",")))
-        return Site(home=home, credentials=known, addresses=addresses, profile=self.profile, bind=self.bind,
-                    allowed_hosts=hosts, public_url=os.environ.get("RLHF_PUBLIC_URL", "").rstrip("/"))  # fmt: skip
+        return Site(
+            home=home,
+            credentials=known,
+            addresses=addresses,
+            profile=self.profile,
+            bind=self.bind,
+            allowed_hosts=hosts,
+            public_url=os.environ.get("RLHF_PUBLIC_URL", "").rstrip("/"),
+        )
 
 
 def read(home: Path) -> State:

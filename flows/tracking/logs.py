@@ -39,9 +39,12 @@ class JsonLines(logging.Formatter):
         """The line."""
         told: dict[str, Any] = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
-            "level": record.levelname, "logger": record.name,
-            "message": redacted(record.getMessage(), self._secrets), **self._ids, **_stage.get(),
-        }  # fmt: skip
+            "level": record.levelname,
+            "logger": record.name,
+            "message": redacted(record.getMessage(), self._secrets),
+            **self._ids,
+            **_stage.get(),
+        }
         task = getattr(record, "task_run_name", None)
         if task is not None:
             told["task"] = task
@@ -100,9 +103,10 @@ def known_secrets(home: Path) -> frozenset[str]:
         credentials = {}
     told = {**credentials, **(credentials.get("production") or {})}
     return secrets_of() | {
-        value for name, value in told.items()
+        value
+        for name, value in told.items()
         if isinstance(value, str) and len(value) >= SHORTEST_SECRET and not name.endswith(("email", "username"))
-    }  # fmt: skip
+    }
 
 
 def find_log(run: str = "", home: Path | None = None) -> Path:

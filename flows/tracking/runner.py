@@ -101,14 +101,25 @@ def run_stage(
     given = dict(inputs or {})
     active = mlflow.active_run()
     job = Job(
-        stage=stage, config=config, inputs=given, files=tuple(files), seed=seed, version=version, model=model,
-        parent=parent or (active.info.run_id if active else None), home=home_directory(home),
+        stage=stage,
+        config=config,
+        inputs=given,
+        files=tuple(files),
+        seed=seed,
+        version=version,
+        model=model,
+        parent=parent or (active.info.run_id if active else None),
+        home=home_directory(home),
         compute=compute or {"processes": 1},
         key=stage_key(
-            stage, version=version, config=config, inputs={name: item.key for name, item in given.items()},
-            file_digests=[content_digest(path) for path in files], seed=seed,
+            stage,
+            version=version,
+            config=config,
+            inputs={name: item.key for name, item in given.items()},
+            file_digests=[content_digest(path) for path in files],
+            seed=seed,
         ),
-    )  # fmt: skip
+    )
     with logs.about(stage=stage), _in_words(job):
         with _only_one(job):
             artifact = find(job.stage, job.key, job.home) or _make(job, work)
@@ -135,9 +146,15 @@ def find(stage: str, key: str, home: Path) -> Artifact | None:
         if not (final.is_dir() and directory_digest(final) == digest) and not _restore(run, final, digest):
             continue
         return Artifact(
-            stage=stage, key=key, run_id=run.info.run_id, path=final, digest=digest, model=model, cached=True,
+            stage=stage,
+            key=key,
+            run_id=run.info.run_id,
+            path=final,
+            digest=digest,
+            model=model,
+            cached=True,
             seconds=float(tags.get(runs.TAG_SECONDS, "0")),
-        )  # fmt: skip
+        )
     return None
 
 
@@ -166,9 +183,15 @@ def _restore(run: Run, final: Path, digest: str) -> bool:
 def _make(job: Job, work: Work) -> Artifact:
     """Run or resume a stage. The order is what keeps half-made outputs from counting: see the module's docstring."""
     run_id = runs.open_stage_run(
-        job.stage, job.key, config=job.config, seed=job.seed, version=job.version, inputs=job.inputs, parent=job.parent,
+        job.stage,
+        job.key,
+        config=job.config,
+        seed=job.seed,
+        version=job.version,
+        inputs=job.inputs,
+        parent=job.parent,
         files=job.files,
-    )  # fmt: skip
+    )
     if job.parent is None:
         links.link_stage(run_id, job.stage)
     with logs.about(stage_run_id=run_id), runs.active(run_id=run_id, nested=True), _in_words(job):
@@ -250,10 +273,19 @@ def _provenance(job: Job, run_id: str, seconds: float) -> dict[str, object]:
     inputs = {name: {"stage": item.stage, "key": item.key, "digest": item.digest} for name, item in job.inputs.items()}
     files = {str(path): content_digest(path) for path in job.files}
     return {
-        "stage": job.stage, "key": job.key, "stage_version": job.version, "seed": job.seed, "run_id": run_id,
-        "seconds": round(seconds, 3), "config": canonical(job.config), "inputs": inputs, "files": files,
-        "git_commit": git_commit(), "versions": versions(), "compute": job.compute,
-    }  # fmt: skip
+        "stage": job.stage,
+        "key": job.key,
+        "stage_version": job.version,
+        "seed": job.seed,
+        "run_id": run_id,
+        "seconds": round(seconds, 3),
+        "config": canonical(job.config),
+        "inputs": inputs,
+        "files": files,
+        "git_commit": git_commit(),
+        "versions": versions(),
+        "compute": job.compute,
+    }
 
 
 def _upload(job: Job, run_id: str) -> str | None:

@@ -66,17 +66,25 @@ def search(conditions: Mapping[str, str], status: str = "", limit: int = 50) -> 
 
 
 def open_stage_run(
-    stage: str, key: str, *, config: Any, seed: int, version: int, inputs: Mapping[str, Artifact], parent: str | None,
+    stage: str,
+    key: str,
+    *,
+    config: Any,
+    seed: int,
+    version: int,
+    inputs: Mapping[str, Artifact],
+    parent: str | None,
     files: Sequence[Path] = (),
-) -> str:  # fmt: skip
+) -> str:
     """The id of the run for this key: one that was begun and not finished, or a new one with all that is known."""
     begun = [run for run in search({TAG_KEY: key, TAG_STAGE: stage}) if run.info.status != "FINISHED"]
     if begun:
         if begun[0].info.status == "RUNNING":
             log.warning(
                 "an earlier attempt at stage '%s' did not say how it ended (killed, out of memory, a machine that went "
-                "down, or MLflow away): going on from what it left", stage,
-            )  # fmt: skip
+                "down, or MLflow away): going on from what it left",
+                stage,
+            )
         return str(begun[0].info.run_id)
     tags = {TAG_STAGE: stage, TAG_KEY: key, TAG_VERSION: str(version), **provenance_tags(), **input_tags(inputs)}
     tags |= links.back_tags()
@@ -215,8 +223,13 @@ def pipeline_run(name: str, *, recipe: Any, flow_run_id: str = "", alone: bool =
     gone on with where it was not finished, by a kill perhaps, and nobody works on it.
     """
     own = f"pipeline-{fingerprint([node(), str(home_directory()), flatten(recipe)])[:16]}" if alone else ""
-    tags = {TAG_RECIPE: name, TAG_FLOW_RUN: flow_run_id, **({TAG_PIPELINE: own} if alone else {}),
-            **provenance_tags(), **links.back_tags()}  # fmt: skip
+    tags = {
+        TAG_RECIPE: name,
+        TAG_FLOW_RUN: flow_run_id,
+        **({TAG_PIPELINE: own} if alone else {}),
+        **provenance_tags(),
+        **links.back_tags(),
+    }
     with try_lock(home_directory(), own) as free:
         if alone:
             begun = [run for run in search({TAG_PIPELINE: own}, limit=1) if free and run.info.status != "FINISHED"]

@@ -120,9 +120,7 @@ def _put_aside(place: str, raw: Mapping[str, Any], reason: str) -> Rejected:
     return Rejected(file=f"{place}/task/{raw.get('task')}", line=line, reason=reason, row=dict(raw))
 
 
-def _within_overlap(
-    judgements: Sequence[Judged], overlap: int
-) -> tuple[list[Judged], list[tuple[Judged, str]]]:
+def _within_overlap(judgements: Sequence[Judged], overlap: int) -> tuple[list[Judged], list[tuple[Judged, str]]]:
     """The judgements that count, by annotator (who was faster changes nothing), and the others with the reason."""
     newest: dict[str, Judged] = {}
     surplus: list[tuple[Judged, str]] = []

@@ -20,9 +20,9 @@ class AnnotatorQuality(BaseModel):
 
     `agreement` is with everybody else (its count is of double judgements), `kappa` the same over chance (Cohen's, ties
     are a value), `gold` with known answers. `first_position_share` is how often what was shown first (on top, or left)
-    won, divided by how often that would be by chance: 1 is no habit. `labeling.quality.habits` says what the tests of habits
-    are, `labeling.quality.reliability` what `reliability` (η) and `weight` are. `concerns` are the reasons to doubt the
-    annotator; `set_aside` says whether the judgements were.
+    won, divided by how often that would be by chance: 1 is no habit. `labeling.quality.habits` says what the tests of
+    habits are, `labeling.quality.reliability` what `reliability` (η) and `weight` are. `concerns` are the reasons to
+    doubt the annotator; `set_aside` says whether the judgements were.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -85,20 +85,27 @@ def quality(
 def _alone(own: Sequence[Judgement], tasks: Mapping[str, Task], too_fast: Mapping[str, bool]) -> dict[str, object]:
     """The figures that a person's judgements have by themselves."""
     left, position, as_shown, against = (
-        left_share(own), position_correlation(own, tasks), untouched(own, tasks), contradictions(own),
-    )  # fmt: skip
+        left_share(own),
+        position_correlation(own, tasks),
+        untouched(own, tasks),
+        contradictions(own),
+    )
     times = [judgement.lead_time for judgement in own if judgement.lead_time]
     timed = [too_fast[judgement.annotation_id] for judgement in own if judgement.annotation_id in too_fast]
     return {
         "judgements": len(own),
         "first_position_share": _first_position(own, tasks),
-        "left_share": left[0], "left_p_value": left[1],
-        "position_correlation": position[0], "position_p_value": position[1],
-        "untouched_share": as_shown[0], "untouched_p_value": as_shown[1],
-        "contradiction_share": against[0], "contradictable": against[1],
+        "left_share": left[0],
+        "left_p_value": left[1],
+        "position_correlation": position[0],
+        "position_p_value": position[1],
+        "untouched_share": as_shown[0],
+        "untouched_p_value": as_shown[1],
+        "contradiction_share": against[0],
+        "contradictable": against[1],
         "median_lead_time_seconds": median(times) if times else None,
         "hasty_share": sum(timed) / len(timed) if timed else None,
-    }  # fmt: skip
+    }
 
 
 def with_others(found: Votes) -> dict[str, Rate]:

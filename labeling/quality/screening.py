@@ -67,11 +67,15 @@ def _about_answers(one: AnnotatorQuality, least: float, options: Screening) -> l
     """Doubts about what is said."""
     reasons = []
     if one.agreement.high is not None and one.agreement.high < least:
-        reasons.append(f"agrees with the others in {one.agreement.share:.0%} of pairs, at most "
-                       f"{one.agreement.high:.0%}; {least:.0%} are asked for")  # fmt: skip
+        reasons.append(
+            f"agrees with the others in {one.agreement.share:.0%} of pairs, at most "
+            f"{one.agreement.high:.0%}; {least:.0%} are asked for"
+        )
     if one.gold.high is not None and one.gold.high < options.minimum_gold:
-        reasons.append(f"has {one.gold.share:.0%} of {one.gold.count} known answers right; "
-                       f"{options.minimum_gold:.0%} are asked for")  # fmt: skip
+        reasons.append(
+            f"has {one.gold.share:.0%} of {one.gold.count} known answers right; "
+            f"{options.minimum_gold:.0%} are asked for"
+        )
     if (one.contradiction_share or 0.0) > options.maximum_contradictions and one.contradictable >= 10:
         reasons.append(f"prefers in {one.contradiction_share:.0%} of pairs what got the fewer stars")
     return reasons
@@ -119,9 +123,14 @@ def disputes(judgements: Sequence[Judged], tasks: Mapping[str, Task], options: Q
         apart = distance(said)
         if apart is not None and apart >= limit:
             found.append(
-                Dispute(task_uid=uid, kind=kind, distance=apart, prompt=tasks[uid].prompt.text,
-                        annotation_ids=tuple(one.annotation_id for one in said),
-                        annotator_ids=tuple(one.annotator_id for one in said))
+                Dispute(
+                    task_uid=uid,
+                    kind=kind,
+                    distance=apart,
+                    prompt=tasks[uid].prompt.text,
+                    annotation_ids=tuple(one.annotation_id for one in said),
+                    annotator_ids=tuple(one.annotator_id for one in said),
+                )
             )
     return sorted(found, key=lambda one: (one.kind, -one.distance, one.task_uid))
 

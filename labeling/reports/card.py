@@ -121,8 +121,10 @@ def as_markdown(card: Card) -> str:
     lines += ["## Agreement and balance", "", *_table(("", "share", "95 %", "of"), _rates(card)), ""]
     if card.lengths:
         told = card.lengths
-        lengths = (("chosen", f"{told.chosen_mean:.0f}", f"{told.chosen_median:.0f}"),
-                   ("rejected", f"{told.rejected_mean:.0f}", f"{told.rejected_median:.0f}"))  # fmt: skip
+        lengths = (
+            ("chosen", f"{told.chosen_mean:.0f}", f"{told.chosen_median:.0f}"),
+            ("rejected", f"{told.rejected_mean:.0f}", f"{told.rejected_median:.0f}"),
+        )
         lines += ["## Length in characters", "", *_table(("", "mean", "median"), lengths), ""]
     for title, head, found in (
         ("Strength", "judgement", card.strengths),

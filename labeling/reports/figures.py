@@ -64,8 +64,14 @@ def answers_chart(crew: Sequence[AnnotatorQuality], names: Mapping[str, str] | N
         _interval(left, one.gold, place + 0.25, {"color": GOLD, "fmt": "D", "markersize": 4})
         if one.reliability is not None:
             right.barh(place, one.reliability, color=color, height=0.6)
-            right.annotate(f"{one.reliability:.2f}", (one.reliability, place), xytext=(3, 0),
-                           textcoords="offset points", va="center", fontsize=8)  # fmt: skip
+            right.annotate(
+                f"{one.reliability:.2f}",
+                (one.reliability, place),
+                xytext=(3, 0),
+                textcoords="offset points",
+                va="center",
+                fontsize=8,
+            )
     left.axvline(0.5, color="grey", linestyle="--", linewidth=1)
     left.set_title("same winner as: ● the others   ◆ known answers", fontsize=9)
     right.axvline(0.5, color="grey", linestyle="--", linewidth=1)

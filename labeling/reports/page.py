@@ -138,8 +138,10 @@ def _people(one: ProjectReport) -> str:
 
 
 def _person(one: AnnotatorQuality, name: str) -> str:
-    told = [("" if value is None else f"{value:{form}}") for value, form in
-            ((one.reliability, ".2f"), (one.median_lead_time_seconds, ".0f"))]  # fmt: skip
+    told = [
+        ("" if value is None else f"{value:{form}}")
+        for value, form in ((one.reliability, ".2f"), (one.median_lead_time_seconds, ".0f"))
+    ]
     concerns = "<br>".join(map(escape, one.concerns)) + (" (set aside)" if one.set_aside else "")
     return (
         f"<tr><td>{escape(name or f'account {one.annotator_id}')}</td><td class=number>{one.judgements}</td>"

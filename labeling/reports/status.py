@@ -80,13 +80,23 @@ def project_status(store: Store, project: SeenProject) -> ProjectStatus:
     both = [row for some in comparisons(parsed.judgements, tasks) for row in some]
     agreed = agreement(both)
     return ProjectStatus(
-        title=project.title, number=project.number, url=project.url, deleted=project.deleted, tasks=len(rows),
-        done=done, needed=needed, per_hour=per_hour,
+        title=project.title,
+        number=project.number,
+        url=project.url,
+        deleted=project.deleted,
+        tasks=len(rows),
+        done=done,
+        needed=needed,
+        per_hour=per_hour,
         expected_end=now + left if now and left is not None and not project.deleted else None,
-        agreement=agreed.overall, alpha=agreed.alpha, annotators=annotators(said),
-        quarantined=len(parsed.quarantined), lost=len(store.lost(project.project)),
-        screen_changed=title is not None and title.screen_hash != project.config_hash, last_sync=now,
-    )  # fmt: skip
+        agreement=agreed.overall,
+        alpha=agreed.alpha,
+        annotators=annotators(said),
+        quarantined=len(parsed.quarantined),
+        lost=len(store.lost(project.project)),
+        screen_changed=title is not None and title.screen_hash != project.config_hash,
+        last_sync=now,
+    )
 
 
 def pace(times: Sequence[datetime], now: datetime) -> float:
@@ -109,10 +119,13 @@ def annotators(said: Sequence[Mapping[str, Any]]) -> tuple[AnnotatorStatus, ...]
         skips = sum(raw["was_cancelled"] for raw in own)
         found.append(
             AnnotatorStatus(
-                annotator=person, name=name_of(own), judgements=len(own) - skips, skips=skips,
+                annotator=person,
+                name=name_of(own),
+                judgements=len(own) - skips,
+                skips=skips,
                 median_seconds=median(times) if times else None,
             )
-        )  # fmt: skip
+        )
     return tuple(sorted(found, key=lambda one: (-one.judgements, one.annotator or 0)))
 
 

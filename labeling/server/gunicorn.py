@@ -12,8 +12,14 @@ def command(settings: ServerSettings, configuration: Path = CONFIGURATION) -> li
     """Bring the database up to date, make the first account where there is none, then serve."""
     program = settings.executable
     init = [str(program), "init", "--quiet", "--log-level", "WARNING", "--enable-legacy-api-token"]
-    serve = [str(program.with_name("gunicorn")), "--config", str(configuration), "--bind",
-             f"{settings.host}:{settings.port}", "core.wsgi:application"]  # fmt: skip
+    serve = [
+        str(program.with_name("gunicorn")),
+        "--config",
+        str(configuration),
+        "--bind",
+        f"{settings.host}:{settings.port}",
+        "core.wsgi:application",
+    ]
     return ["sh", "-c", f"{shlex.join(init)} && exec {shlex.join(serve)}"]
 
 

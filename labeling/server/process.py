@@ -75,12 +75,16 @@ def command(settings: ServerSettings) -> list[str]:
         str(settings.executable),
         "start",
         "--no-browser",
-        "--log-level", "WARNING",
-        "--internal-host", settings.host,
-        "--port", str(settings.port),
-        "--data-dir", str(settings.data_dir),
+        "--log-level",
+        "WARNING",
+        "--internal-host",
+        settings.host,
+        "--port",
+        str(settings.port),
+        "--data-dir",
+        str(settings.data_dir),
         "--enable-legacy-api-token",
-    ]  # fmt: skip
+    ]
 
 
 def environment(settings: ServerSettings) -> dict[str, str]:
@@ -110,7 +114,7 @@ def switches(settings: ServerSettings) -> dict[str, str]:
         "SENTRY_DSN": "",
         "FRONTEND_SENTRY_DSN": "",
         "PYTHONUNBUFFERED": "1",
-    }  # fmt: skip
+    }
 
 
 def prepare(settings: ServerSettings, *, sqlite: bool = True) -> None:

@@ -20,9 +20,13 @@ def ensure_webhook(client: LabelStudio, project: int, url: str) -> bool:
     if webhook_is_there(client, project, url):
         return False
     told = {
-        "project": project, "url": url, "send_payload": False, "send_for_all_actions": False, "is_active": True,
+        "project": project,
+        "url": url,
+        "send_payload": False,
+        "send_for_all_actions": False,
+        "is_active": True,
         "actions": list(ACTIONS),
-    }  # fmt: skip
+    }
     try:
         client.post("/api/webhooks", told)
     except RequestRefused as error:

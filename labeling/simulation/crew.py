@@ -100,8 +100,12 @@ def _of_one_mind(crew: Sequence[Annotator]) -> list[Annotator]:
 
 def _habits(config: CrewConfig) -> list[Habit]:
     """The habit of each of the crew."""
-    counts: dict[Habit, int] = {"careless": config.careless, "side_biased": config.side_biased,
-                                "spamming": config.spamming, "colluding": config.colluding}  # fmt: skip
+    counts: dict[Habit, int] = {
+        "careless": config.careless,
+        "side_biased": config.side_biased,
+        "spamming": config.spamming,
+        "colluding": config.colluding,
+    }
     bad = [habit for habit, count in counts.items() for _ in range(count)]
     careful: list[Habit] = ["careful"]
     return careful * (config.annotators - len(bad)) + bad
@@ -146,8 +150,10 @@ def work_on(
     if "responses" in data:
         order = sorted(range(len(shown)), key=lambda i: -felt[i])
         return ranking_result([shown[i][0] for i in order]), lead_time
-    stars = [[_stars(rng.random() if careless else judge(prompt_id, text)[name], rng) for name in CRITERIA]
-             for _, text in shown]  # fmt: skip
+    stars = [
+        [_stars(rng.random() if careless else judge(prompt_id, text)[name], rng) for name in CRITERIA]
+        for _, text in shown
+    ]
     return pairwise_result((felt[0] - felt[1]) / scale, stars), lead_time
 
 
@@ -168,10 +174,14 @@ def _stars(score: float, rng: random.Random) -> int:
 def ranking_result(order: Sequence[str]) -> list[dict[str, Any]]:
     """What the ranking screen submits."""
     return [
-        {"type": "ranker", "from_name": "ranking", "to_name": "responses",
-         "value": {"ranker": {"ranking": list(order)}}},
+        {
+            "type": "ranker",
+            "from_name": "ranking",
+            "to_name": "responses",
+            "value": {"ranker": {"ranking": list(order)}},
+        },
         {"type": "choices", "from_name": "confirm", "to_name": "prompt", "value": {"choices": ["ranked"]}},
-    ]  # fmt: skip
+    ]
 
 
 def pairwise_result(difference: float, stars: Sequence[Sequence[int]]) -> list[dict[str, Any]]:

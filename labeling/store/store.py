@@ -106,11 +106,14 @@ class Store:
         with self._engine.connect() as connection:
             return [
                 Sync(
-                    seen_at=moment(row.seen_at), whole=row.whole, newest=moment(row.newest), cursor=moment(row.cursor),
+                    seen_at=moment(row.seen_at),
+                    whole=row.whole,
+                    newest=moment(row.newest),
+                    cursor=moment(row.cursor),
                     tasks_read=row.tasks_read,
                 )
                 for row in connection.execute(asked)
-            ]  # fmt: skip
+            ]
 
     def counts(self, project: str) -> tuple[int, int]:
         """How many tasks and annotations (skips among them) the server still has of a project, as far as we know."""
@@ -173,9 +176,13 @@ class Store:
             added, changed = _add(connection, annotations, said, known)
             _bury(connection, tasks, known_tasks, shown, seen_at, lambda _: GONE_TASK)
             deleted = _bury(
-                connection, annotations, known, said, seen_at,
+                connection,
+                annotations,
+                known,
+                said,
+                seen_at,
                 lambda row: GONE_ANNOTATION if row.task in shown else GONE_TASK,
-            )  # fmt: skip
+            )
             connection.execute(insert(syncs).values(project=project.project, **_sync_values(sync)))
         return Changes(added=added, changed=changed, deleted=deleted)
 
@@ -198,8 +205,10 @@ def _project(row: Row[Any]) -> SeenProject:
 def _version(row: Row[Any]) -> Version:
     return Version(
         **{name: getattr(row, name) for name in Version.model_fields if not name.endswith("_at") and name != "raw"},
-        raw=json.loads(row.raw), updated_at=moment(row.updated_at), seen_at=moment(row.seen_at),
-    )  # fmt: skip
+        raw=json.loads(row.raw),
+        updated_at=moment(row.updated_at),
+        seen_at=moment(row.seen_at),
+    )
 
 
 def _sync_values(sync: Sync) -> dict[str, Any]:
@@ -228,18 +237,23 @@ def _add(
     """Add what is new or other than the version before; return how many were new and how many other."""
     new = [values for number, values in read.items() if number not in known or known[number].deleted]
     other = [
-        values for number, values in read.items()
+        values
+        for number, values in read.items()
         if number in known and not known[number].deleted and values["hash"] != known[number].hash
-    ]  # fmt: skip
+    ]
     if new or other:
         connection.execute(insert(table), new + other)
     return len(new), len(other)
 
 
 def _bury(
-    connection: Connection, table: Table, known: Mapping[int, Row[Any]], read: Mapping[int, Any], seen_at: str,
+    connection: Connection,
+    table: Table,
+    known: Mapping[int, Row[Any]],
+    read: Mapping[int, Any],
+    seen_at: str,
     what: Callable[[Row[Any]], str],
-) -> int:  # fmt: skip
+) -> int:
     """Add tombstones, copies of the last version, for what was known and is not there any more."""
     gone = [
         {**row._mapping, "seen_at": seen_at, "deleted": what(row)}

@@ -103,9 +103,14 @@ def _key(raw: dict[str, Any]) -> str:
 def _seen(client: LabelStudio, raw: dict[str, Any]) -> SeenProject:
     config = str(raw["label_config"])
     return SeenProject(
-        project=_key(raw), number=int(raw["id"]), url=client.url, title=str(raw["title"]),
-        overlap=int(raw["maximum_annotations"]), config_hash=config_hash(config), config=config,
-    )  # fmt: skip
+        project=_key(raw),
+        number=int(raw["id"]),
+        url=client.url,
+        title=str(raw["title"]),
+        overlap=int(raw["maximum_annotations"]),
+        config_hash=config_hash(config),
+        config=config,
+    )
 
 
 def _server_time(client: LabelStudio) -> datetime:
@@ -131,12 +136,11 @@ def _read(client: LabelStudio, store: Store, raw: dict[str, Any], whole: bool) -
         more_read, more = _store_reading(client, store, project, past, _server_time(client), True)
         tasks_read += more_read
         changes = Changes(
-            added=changes.added + more.added, changed=changes.changed + more.changed,
+            added=changes.added + more.added,
+            changed=changes.changed + more.changed,
             deleted=changes.deleted + more.deleted,
-        )  # fmt: skip
-    return Synced(
-        project=project, why=why, tasks_read=tasks_read, changes=changes, config_changed=config_changed
-    )  # fmt: skip
+        )
+    return Synced(project=project, why=why, tasks_read=tasks_read, changes=changes, config_changed=config_changed)
 
 
 def _reason_for_whole(past: list[Sync], date: datetime, *, asked: bool) -> str:

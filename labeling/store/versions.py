@@ -108,10 +108,15 @@ def content_hash(value: Mapping[str, Any]) -> str:
 def task_values(project: SeenProject, row: Mapping[str, Any], seen_at: str) -> dict[str, Any]:
     """A row for the table of tasks."""
     return {
-        "project": project.project, "task": int(row["id"]), "uid": uid_of(row), "data": canonical(row["data"]),
-        "hash": content_hash(row["data"]), "updated_at": stamp(moment(row["updated_at"])), "seen_at": seen_at,
+        "project": project.project,
+        "task": int(row["id"]),
+        "uid": uid_of(row),
+        "data": canonical(row["data"]),
+        "hash": content_hash(row["data"]),
+        "updated_at": stamp(moment(row["updated_at"])),
+        "seen_at": seen_at,
         "deleted": HERE,
-    }  # fmt: skip
+    }
 
 
 def annotation_values(
@@ -120,12 +125,19 @@ def annotation_values(
     """A row for the table of annotations. The server forgets who said it when an account is deleted, we do not."""
     annotator = raw.get("completed_by")
     return {
-        "project": project.project, "annotation": int(raw["id"]), "task": int(row["id"]), "uid": uid_of(row),
+        "project": project.project,
+        "annotation": int(raw["id"]),
+        "task": int(row["id"]),
+        "uid": uid_of(row),
         "annotator": known_annotator if annotator is None else annotator,
-        "skipped": bool(raw.get("was_cancelled")), "raw": canonical(raw), "hash": content_hash(raw),
-        "config_hash": project.config_hash, "updated_at": stamp(moment(raw["updated_at"])), "seen_at": seen_at,
+        "skipped": bool(raw.get("was_cancelled")),
+        "raw": canonical(raw),
+        "hash": content_hash(raw),
+        "config_hash": project.config_hash,
+        "updated_at": stamp(moment(raw["updated_at"])),
+        "seen_at": seen_at,
         "deleted": HERE,
-    }  # fmt: skip
+    }
 
 
 def uid_of(row: Mapping[str, Any]) -> str:

@@ -23,9 +23,17 @@ TITLE_CHARACTERS = 50
 HASH_CHARACTERS = 8
 SIGNATURE = "Made by rlhf-flows"
 DIALOG_MARKUP = {
-    "<h1>": "<p><b>", "</h1>": "</b></p><br>", "<h2>": "<br><p><b>", "</h2>": "</b></p>",
-    "<li>": "<p>\u2022 ", "</li>": "</p>", "<ul>": "", "</ul>": "", "<ol>": "", "</ol>": "<br>",
-}  # fmt: skip
+    "<h1>": "<p><b>",
+    "</h1>": "</b></p><br>",
+    "<h2>": "<br><p><b>",
+    "</h2>": "</b></p>",
+    "<li>": "<p>\u2022 ",
+    "</li>": "</p>",
+    "<ul>": "",
+    "</ul>": "",
+    "<ol>": "",
+    "</ol>": "<br>",
+}
 
 
 class Project(BaseModel):
@@ -120,9 +128,7 @@ def open_project(client: LabelStudio, kind: Kind, title: str, overlap: int) -> P
         project_id = int(found[0]["id"]) if found else _create(client, kind, whole, overlap)
         if found and found[0]["maximum_annotations"] != overlap:
             client.patch(f"/api/projects/{project_id}/", {"maximum_annotations": overlap})
-    return Project(
-        id=project_id, kind=kind, title=whole, overlap=overlap, screen_hash=digest, url=client.url
-    )  # fmt: skip
+    return Project(id=project_id, kind=kind, title=whole, overlap=overlap, screen_hash=digest, url=client.url)
 
 
 def _create(client: LabelStudio, kind: Kind, title: str, overlap: int) -> int:

@@ -52,9 +52,11 @@ class Task(BaseModel):
         if self.kind == "pairwise":
             a, b = self.shown
             return common | {
-                "a_id": a, "response_a": self.responses[a].text,
-                "b_id": b, "response_b": self.responses[b].text,
-            }  # fmt: skip
+                "a_id": a,
+                "response_a": self.responses[a].text,
+                "b_id": b,
+                "response_b": self.responses[b].text,
+            }
         letters = "ABCDEFGHI"
         listed = [
             {"id": opaque, "title": f"Answer {letters[i]}", "body": self.responses[opaque].text}

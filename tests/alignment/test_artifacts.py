@@ -23,8 +23,12 @@ from alignment.errors import ArtifactError, DataError
 
 def key(**changes: object) -> str:
     values: dict[str, object] = {
-        "version": 1, "config": SFTConfig(), "inputs": {"base": "a", "data": "b"}, "file_digests": ["x"], "seed": 0,
-    }  # fmt: skip
+        "version": 1,
+        "config": SFTConfig(),
+        "inputs": {"base": "a", "data": "b"},
+        "file_digests": ["x"],
+        "seed": 0,
+    }
     stage = str(changes.pop("stage", "sft"))
     return stage_key(stage, **(values | changes))  # type: ignore[arg-type]
 
@@ -41,10 +45,16 @@ def test_the_order_of_names_does_not_matter_and_that_of_lists_does() -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        {"stage": "reward"}, {"version": 2}, {"config": SFTConfig(epochs=4)}, {"inputs": {"base": "a", "data": "c"}},
-        {"inputs": {"base": "b", "data": "a"}}, {"file_digests": ["y"]}, {"file_digests": []}, {"seed": 1},
+        {"stage": "reward"},
+        {"version": 2},
+        {"config": SFTConfig(epochs=4)},
+        {"inputs": {"base": "a", "data": "c"}},
+        {"inputs": {"base": "b", "data": "a"}},
+        {"file_digests": ["y"]},
+        {"file_digests": []},
+        {"seed": 1},
     ],
-)  # fmt: skip
+)
 def test_everything_that_goes_in_changes_the_key(change: dict[str, object]) -> None:
     assert key(**change) != key()
 

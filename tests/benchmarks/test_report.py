@@ -10,9 +10,19 @@ from benchmarks.report import markdown, summaries
 from benchmarks.rows import GROWTH, ON_REQUEST, ROWS, Row, chosen
 
 RUN = Figures(
-    system="", episodes=100, response_tokens=2000, seconds=50, cpu_seconds=40, generate_seconds=10, score_seconds=10,
-    update_seconds=30, padding_share=0.5, update_flops=3e11, baseline_mib=400, peak_mib=1000,
-)  # fmt: skip
+    system="",
+    episodes=100,
+    response_tokens=2000,
+    seconds=50,
+    cpu_seconds=40,
+    generate_seconds=10,
+    score_seconds=10,
+    update_seconds=30,
+    padding_share=0.5,
+    update_flops=3e11,
+    baseline_mib=400,
+    peak_mib=1000,
+)
 
 
 def test_least_work_of_an_update() -> None:

@@ -42,8 +42,11 @@ def check_runs(running: Stack, progress: Progress) -> None:
 def check_models(running: Stack, home: Path, progress: Progress) -> None:
     """One version a model, whole, with its files once on the disk."""
     client = MlflowClient(running.urls["mlflow"], running.urls["mlflow"])
-    versions = [one for model in client.search_registered_models() for one in client.search_model_versions(
-        f"name = '{model.name}'")]  # fmt: skip
+    versions = [
+        one
+        for model in client.search_registered_models()
+        for one in client.search_model_versions(f"name = '{model.name}'")
+    ]
     assert Counter(one.name for one in versions) == dict.fromkeys(progress.models.values(), 1)
     assert all(one.status == "READY" and one.source.startswith("models:/m-") for one in versions)
     kept = {path.parent.name for path in (home / "mlflow" / "artifacts").glob("*/models/*/artifacts")}

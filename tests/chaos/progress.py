@@ -75,6 +75,6 @@ def _time_of(path: Path) -> int | None:
 
 
 def _has_checkpoint(partial: Path) -> bool:
-    """Whether a training can go on from somewhere; see `alignment.training.loop`, `alignment.ppo` and TRL's trainers."""
+    """Whether a training can go on from somewhere; see `alignment.training.loop`, `alignment.ppo`, TRL's trainers."""
     patterns = ("state.pt", "step-*.pt", "checkpoint-*/trainer_state.json")
     return any(next((partial / "checkpoint").glob(pattern), None) for pattern in patterns)

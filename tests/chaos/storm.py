@@ -92,9 +92,7 @@ def _one(victim: Victim, stage: str, rng: random.Random, progress: Progress) -> 
         states += [CHECKPOINT, REGISTERING, REGISTERING]
     state = rng.choice(states)
     longest = LONG.get(stage, SHORT_SECONDS) if state in (BEGUN, CHECKPOINT) else SHORT_SECONDS
-    return Plan(
-        victim=victim, stage=stage, state=state, delay=rng.uniform(0, longest), whole=rng.random() < 0.7
-    )  # fmt: skip
+    return Plan(victim=victim, stage=stage, state=state, delay=rng.uniform(0, longest), whole=rng.random() < 0.7)
 
 
 def environment(home: Path) -> dict[str, str]:
@@ -139,8 +137,10 @@ class TerminalRun:
         self._parent = subprocess.Popen(
             [sys.executable, warm.__file__, str(self.log), "run", str(recipe), *options, "--home", str(home)],
             env=environment(home),
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        )  # fmt: skip
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
         self._answer()
         self.starts = 0
 
@@ -262,10 +262,15 @@ class Storm:
                 kill_server(process, one.whole)
         self.kills.append(
             Kill(
-                number=len(self.kills) + 1, seconds=round(self.seconds, 1), victim=one.victim, whole=one.whole,
-                aimed_at=f"{one.stage} {STATES[one.state]} +{one.delay:.2f} s", stage=stage, state=STATES[state],
+                number=len(self.kills) + 1,
+                seconds=round(self.seconds, 1),
+                victim=one.victim,
+                whole=one.whole,
+                aimed_at=f"{one.stage} {STATES[one.state]} +{one.delay:.2f} s",
+                stage=stage,
+                state=STATES[state],
             )
-        )  # fmt: skip
+        )
         self._failures = 0
         if one.victim in (*NAMES, "machine"):
             self._mending = self._mender.submit(stack.up, self._home)

@@ -112,8 +112,13 @@ def check_all(home: Path, progress: Progress, title: str) -> None:
 def write_down(storm: Storm, run: Run, seed: int) -> None:
     """The kills as a table, and whole in the file that RLHF_CHAOS_LOG names."""
     told = {by: table(storm.kills, by) for by in ("victim", "stage", "state")}
-    told |= {"seed": seed, "kills": len(storm.kills), "starts": run.starts, "failed": storm.failed,
-             "seconds": round(storm.seconds)}  # fmt: skip
+    told |= {
+        "seed": seed,
+        "kills": len(storm.kills),
+        "starts": run.starts,
+        "failed": storm.failed,
+        "seconds": round(storm.seconds),
+    }
     print(json.dumps(told, indent=1))
     if name := os.environ.get("RLHF_CHAOS_LOG"):
         whole = told | {"log": [kill.model_dump() for kill in storm.kills]}

@@ -10,9 +10,22 @@ import signal
 import sys
 from pathlib import Path
 
-IMPORTED = ("mlflow", "prefect", "torch", "transformers", "trl", "flows.cli.main", "flows.pipeline.flow", "flows.annotation.collect",
-            "alignment.methods.ppo", "alignment.evaluation.run", "alignment.reward_model.train", "alignment.training.sft", "alignment.models.tokenizer",
-            "labeling.reports.figures")  # fmt: skip
+IMPORTED = (
+    "mlflow",
+    "prefect",
+    "torch",
+    "transformers",
+    "trl",
+    "flows.cli.main",
+    "flows.pipeline.flow",
+    "flows.annotation.collect",
+    "alignment.methods.ppo",
+    "alignment.evaluation.run",
+    "alignment.reward_model.train",
+    "alignment.training.sft",
+    "alignment.models.tokenizer",
+    "labeling.reports.figures",
+)
 
 
 def main(log: Path, arguments: list[str]) -> None:

@@ -34,13 +34,22 @@ def site(public_url: str) -> Site:
     """A production stack as it looks from inside a container."""
     secrets = {name: SECRET + name for name in Secrets.model_fields} | {"mlflow_username": "rlhf"}
     credentials = Credentials(
-        label_studio_email="owner@rlhf.local", label_studio_password=SECRET + "label_studio_password",
-        label_studio_token=TOKEN, label_studio_secret_key=SECRET + "label_studio_secret_key",
+        label_studio_email="owner@rlhf.local",
+        label_studio_password=SECRET + "label_studio_password",
+        label_studio_token=TOKEN,
+        label_studio_secret_key=SECRET + "label_studio_secret_key",
         production=Secrets.model_validate(secrets),
-    )  # fmt: skip
+    )
     addresses = {name: f"{'127.0.0.1' if name in POOLS else name}:{port}" for name, port in DEFAULT_PORTS.items()}
-    return Site(home=Path("/var/lib/rlhf"), credentials=credentials, addresses=addresses, profile="production",
-                bind="0.0.0.0", artifacts="s3://mlflow", public_url=public_url)  # fmt: skip
+    return Site(
+        home=Path("/var/lib/rlhf"),
+        credentials=credentials,
+        addresses=addresses,
+        profile="production",
+        bind="0.0.0.0",
+        artifacts="s3://mlflow",
+        public_url=public_url,
+    )
 
 
 def launch(name: Name, where: str) -> launches.Launch:
@@ -72,8 +81,10 @@ def workloads(overlay: str = "base") -> dict[str, dict[str, Any]]:
     """The pod of each workload by its name."""
     kinds = ("Deployment", "StatefulSet", "Job", "CronJob")
     found = {one["metadata"]["name"]: one["spec"] for one in manifests(overlay) if one["kind"] in kinds}
-    return {name: (spec["jobTemplate"]["spec"] if "jobTemplate" in spec else spec)["template"]["spec"]
-            for name, spec in found.items()}  # fmt: skip
+    return {
+        name: (spec["jobTemplate"]["spec"] if "jobTemplate" in spec else spec)["template"]["spec"]
+        for name, spec in found.items()
+    }
 
 
 def containers() -> dict[tuple[str, str], tuple[list[str], dict[str, str]]]:
@@ -138,8 +149,11 @@ def test_ports_and_accounts_are_the_same() -> None:
     assert compose()["configs"]["basic_auth"]["content"] == accounts
     (config,) = (one for one in manifests("base") if one["metadata"]["name"] == "mlflow-accounts")
     assert config["data"]["basic_auth.ini"] == accounts
-    ports = {one["metadata"]["name"]: one["spec"]["ports"][0]["port"] for one in manifests("base")
-             if one["kind"] == "Service"}  # fmt: skip
+    ports = {
+        one["metadata"]["name"]: one["spec"]["ports"][0]["port"]
+        for one in manifests("base")
+        if one["kind"] == "Service"
+    }
     assert {name: port for name, port in ports.items() if name != "nginx"} == {
         name: port for name, port in DEFAULT_PORTS.items() if name not in POOLS
     }

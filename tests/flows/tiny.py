@@ -43,9 +43,17 @@ def write_model(directory: Path, *, scores: bool = False) -> None:
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=plain, pad_token=PAD, eos_token=EOS)
     tokenizer.chat_template = CHAT_TEMPLATE
     config = LlamaConfig(
-        vocab_size=len(vocab), hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
-        max_position_embeddings=64, eos_token_id=1, pad_token_id=0, bos_token_id=None, num_labels=1,
-    )  # fmt: skip
+        vocab_size=len(vocab),
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=64,
+        eos_token_id=1,
+        pad_token_id=0,
+        bos_token_id=None,
+        num_labels=1,
+    )
     model = LlamaForSequenceClassification(config) if scores else LlamaForCausalLM(config)
     if scores:
         model.config.reward_bias, model.config.reward_scale = 0.5, 2.0

@@ -66,8 +66,10 @@ def with_an_index_that_leads_out(place: Path, mark: Path) -> None:
 def with_code(place: Path, mark: Path, file: str = "config.json", known: str = "model_type") -> None:
     (place / "evil.py").write_text(EVIL_CODE.format(mark=str(mark)))
     config = json.loads((place / file).read_text())
-    config |= {known: "Evil", "auto_map": {"AutoConfig": "evil.C", "AutoModelForCausalLM": "evil.M",
-                                           "AutoTokenizer": ["evil.T", None]}}  # fmt: skip
+    config |= {
+        known: "Evil",
+        "auto_map": {"AutoConfig": "evil.C", "AutoModelForCausalLM": "evil.M", "AutoTokenizer": ["evil.T", None]},
+    }
     (place / file).write_text(json.dumps(config))
 
 
@@ -116,8 +118,9 @@ def test_a_chat_template_cannot_reach_python(tmp_path: Path) -> None:
 
 
 def small() -> LlamaForCausalLM:
-    return LlamaForCausalLM(LlamaConfig(vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1,
-                                        num_attention_heads=2))  # fmt: skip
+    return LlamaForCausalLM(
+        LlamaConfig(vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2)
+    )
 
 
 def test_a_hostile_state_of_pretraining_is_not_read(tmp_path: Path, mark: Path) -> None:
@@ -141,8 +144,15 @@ def test_a_hostile_checkpoint_of_ppo_is_not_read(tmp_path: Path, mark: Path) -> 
 @pytest.mark.parametrize("file", ["optimizer.pt", "scheduler.pt", "rng_state.pth"])
 def test_a_hostile_state_of_fine_tuning_is_not_read(tmp_path: Path, mark: Path, file: str) -> None:
     rows = [{"input_ids": [1, 2, 3], "labels": [1, 2, 3]}] * 4
-    told = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, max_steps=1, save_steps=1, report_to="none",
-                             disable_tqdm=True, per_device_train_batch_size=2)  # fmt: skip
+    told = TrainingArguments(
+        output_dir=str(tmp_path),
+        use_cpu=True,
+        max_steps=1,
+        save_steps=1,
+        report_to="none",
+        disable_tqdm=True,
+        per_device_train_batch_size=2,
+    )
     Trainer(small(), told, train_dataset=rows).train()  # type: ignore[arg-type]
     torch.save({"state": Evil(mark)}, tmp_path / "checkpoint-1" / file)
     told.max_steps = 2

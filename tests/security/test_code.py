@@ -6,14 +6,17 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-FILES = sorted(path for folder in ("alignment", "flows", "labeling", "benchmarks", "deploy")
-               for path in (ROOT / folder).rglob("*.py"))  # fmt: skip
+FILES = sorted(
+    path
+    for folder in ("alignment", "flows", "labeling", "benchmarks", "deploy")
+    for path in (ROOT / folder).rglob("*.py")
+)
 RUNS_WHAT_IT_READS = {
     *("eval", "exec", "compile", "__import__", "os.system", "os.popen", "runpy.run_path", "marshal.loads"),
     *("pickle.load", "pickle.loads", "pickle.Unpickler", "dill.load", "joblib.load", "shelve.open", "cloudpickle.load"),
     *("yaml.load", "yaml.load_all", "yaml.unsafe_load", "yaml.full_load", "yaml.FullLoader", "yaml.Loader"),
     *("shutil.unpack_archive", "tarfile.open", "zipfile.ZipFile"),
-}  # fmt: skip
+}
 AUTO = ("AutoModel", "AutoConfig", "AutoTokenizer")
 
 
@@ -56,12 +59,21 @@ def test_no_file_runs_what_it_reads(path: Path) -> None:
 @pytest.mark.parametrize(
     "line",
     [
-        "torch.load(f)", "torch.load(f, weights_only=False)", "pickle.load(f)", "yaml.load(f, Loader=yaml.Loader)",
-        "eval(text)", "subprocess.run(c, shell=True)", "AutoModel.from_pretrained(p)", "np.load(f, allow_pickle=True)",
-        "AutoTokenizer.from_pretrained(p, trust_remote_code=True)", "AutoTokenizer.from_pretrained(p, **options)",
-        "load_dataset(name, trust_remote_code=True)", "exec(code)", "os.system(c)",
+        "torch.load(f)",
+        "torch.load(f, weights_only=False)",
+        "pickle.load(f)",
+        "yaml.load(f, Loader=yaml.Loader)",
+        "eval(text)",
+        "subprocess.run(c, shell=True)",
+        "AutoModel.from_pretrained(p)",
+        "np.load(f, allow_pickle=True)",
+        "AutoTokenizer.from_pretrained(p, trust_remote_code=True)",
+        "AutoTokenizer.from_pretrained(p, **options)",
+        "load_dataset(name, trust_remote_code=True)",
+        "exec(code)",
+        "os.system(c)",
     ],
-)  # fmt: skip
+)
 def test_the_rules_have_teeth(line: str) -> None:
     assert faults(line)
 

@@ -13,10 +13,20 @@ from labeling.reports.figures import answers_chart
 from labeling.reports.page import drawn
 
 HOSTILE = (
-    "<script>alert(1)</script>", "<img src=x onerror=alert(1)>", "[click](javascript:alert(1))",
-    "![](https://evil.example/track.png)", "`</td></tr>`", "a | b\n| c |", "$\\foo{$", "]]> & \"'", "<!-- x",
-    "[ref]: https://evil.example\n[ref]", "<https://evil.example>", "\u202egnp.exe", "**bold** _it_ ~~x~~",
-)  # fmt: skip
+    "<script>alert(1)</script>",
+    "<img src=x onerror=alert(1)>",
+    "[click](javascript:alert(1))",
+    "![](https://evil.example/track.png)",
+    "`</td></tr>`",
+    "a | b\n| c |",
+    "$\\foo{$",
+    "]]> & \"'",
+    "<!-- x",
+    "[ref]: https://evil.example\n[ref]",
+    "<https://evil.example>",
+    "\u202egnp.exe",
+    "**bold** _it_ ~~x~~",
+)
 
 
 class Tags(HTMLParser):
@@ -54,10 +64,17 @@ def test_a_name_in_a_picture_of_a_page_is_text(text: str) -> None:
     fields = AnnotatorQuality.model_fields
     blank = {name: None for name in fields if not fields[name].is_required()}
     person = AnnotatorQuality.model_construct(
-        **{**blank, "annotator_id": "1", "judgements": 3, "agreement": Rate(share=0.5, low=0.2, high=0.8, count=3),
-           "gold": Rate(share=None, low=None, high=None, count=0), "concerns": (), "reliability": None,
-           "median_lead_time_seconds": None}
-    )  # fmt: skip
+        **{
+            **blank,
+            "annotator_id": "1",
+            "judgements": 3,
+            "agreement": Rate(share=0.5, low=0.2, high=0.8, count=3),
+            "gold": Rate(share=None, low=None, high=None, count=0),
+            "concerns": (),
+            "reliability": None,
+            "median_lead_time_seconds": None,
+        }
+    )
     page = drawn(answers_chart([person], {"1": text}), text)
     assert not Tags(page).seen & {"script", "img", "a", "iframe"}
     assert drawn(Figure(), text).count("<figure") == 1

@@ -41,8 +41,11 @@ def test_label_studio_is_on_loopback_unless_told_otherwise(tmp_path: Path) -> No
 def test_the_receiver_of_webhooks_listens_on_loopback_alone() -> None:
     with listen.receiving(0, threading.Event()) as url:
         port = int(url.rstrip("/").rsplit(":", 1)[1])
-        hosts = {one.laddr.ip for one in psutil.Process().net_connections() if one.status == "LISTEN"
-                 and one.laddr.port == port}  # fmt: skip
+        hosts = {
+            one.laddr.ip
+            for one in psutil.Process().net_connections()
+            if one.status == "LISTEN" and one.laddr.port == port
+        }
         assert hosts == {"127.0.0.1"}
 
 

@@ -122,13 +122,24 @@ class Hostile(http.server.BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         asked = urlsplit(self.path)
         if asked.path.endswith("/runs/get"):
-            info = {"run_id": "r", "run_uuid": "r", "experiment_id": "1", "status": "FINISHED",
-                    "artifact_uri": "mlflow-artifacts:/1/r/artifacts", "lifecycle_stage": "active"}  # fmt: skip
+            info = {
+                "run_id": "r",
+                "run_uuid": "r",
+                "experiment_id": "1",
+                "status": "FINISHED",
+                "artifact_uri": "mlflow-artifacts:/1/r/artifacts",
+                "lifecycle_stage": "active",
+            }
             self._send({"run": {"info": info, "data": {}}})
         elif asked.path.endswith("/mlflow-artifacts/artifacts"):
             inside = parse_qs(asked.query).get("path", [""])[0].endswith("output")
-            self._send({"files": [{"path": self.named, "is_dir": False, "file_size": 4}] if inside else
-                        [{"path": "output", "is_dir": True}]})  # fmt: skip
+            self._send(
+                {
+                    "files": [{"path": self.named, "is_dir": False, "file_size": 4}]
+                    if inside
+                    else [{"path": "output", "is_dir": True}]
+                }
+            )
         elif "/mlflow-artifacts/artifacts/" in asked.path:
             self._send("evil")
         else:

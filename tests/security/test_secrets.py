@@ -91,10 +91,12 @@ def test_a_file_of_secrets_that_cannot_be_read_is_not_repeated(tmp_path: Path) -
 @pytest.mark.parametrize(
     "override",
     [
-        f"labeling.url={WITH_USER}", f"labeling.webhook=http://127.0.0.1/?token={SECRET}",
-        f"pretrain.checkpoint=https://x:{SECRET}@huggingface.co/a/b", f"description=see ftp://me:{SECRET}@host/x",
+        f"labeling.url={WITH_USER}",
+        f"labeling.webhook=http://127.0.0.1/?token={SECRET}",
+        f"pretrain.checkpoint=https://x:{SECRET}@huggingface.co/a/b",
+        f"description=see ftp://me:{SECRET}@host/x",
     ],
-)  # fmt: skip
+)
 def test_a_recipe_with_credentials_in_an_address_is_refused_and_not_repeated(override: str) -> None:
     with pytest.raises(ConfigError, match="holds credentials in an address") as caught:
         load_recipe(str(TINY), [override, "ppo.steps=none"])
@@ -153,9 +155,13 @@ def test_a_run_in_mlflow_names_no_secret(home: Path, monkeypatch: pytest.MonkeyP
 
 def test_what_is_secret_by_its_name_is_taken_out_of_a_text() -> None:
     environment = {
-        "LABEL_STUDIO_API_KEY": SECRET, "HF_TOKEN": "tokentoken", "PREFECT_API_AUTH_STRING": "admin:pass1234",
-        "RLHF_TOKENIZER": "keepme-keepme", "SHORT_TOKEN": "x", "label_studio_password": "pass-word-1",
-    }  # fmt: skip
+        "LABEL_STUDIO_API_KEY": SECRET,
+        "HF_TOKEN": "tokentoken",
+        "PREFECT_API_AUTH_STRING": "admin:pass1234",
+        "RLHF_TOKENIZER": "keepme-keepme",
+        "SHORT_TOKEN": "x",
+        "label_studio_password": "pass-word-1",
+    }
     found = secrets_of(environment)
     assert found == {SECRET, "tokentoken", "admin:pass1234", "pass-word-1"}
     text = f"Token {SECRET} at https://me:{SECRET[::-1]}@host/a?b=1&api_key=abc&c=2 keepme-keepme x"

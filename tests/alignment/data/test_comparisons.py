@@ -135,9 +135,14 @@ def vote(chosen: str, by: str, weight: float = 1.0, other: str = "") -> Comparis
     prompt = Prompt(id="p", messages=(Message(role="user", content="?"),))
     sides = {name: Response(id=name, text=f"answer {name}") for name in (chosen, rejected)}
     return Comparison(
-        id=f"c-{chosen}-{rejected}-{by}", prompt=prompt, chosen=sides[chosen], rejected=sides[rejected], weight=weight,
-        annotation_id=f"1{by}", annotator_id=by,
-    )  # fmt: skip
+        id=f"c-{chosen}-{rejected}-{by}",
+        prompt=prompt,
+        chosen=sides[chosen],
+        rejected=sides[rejected],
+        weight=weight,
+        annotation_id=f"1{by}",
+        annotator_id=by,
+    )
 
 
 def test_majority_by_weight() -> None:

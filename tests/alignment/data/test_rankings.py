@@ -56,9 +56,16 @@ def test_equal_ranks_are_ties_and_strength_ends_at_three(tmp_path) -> None:
 def test_what_is_wrong_in_a_tree_is_put_aside_alone(tmp_path) -> None:
     below = asked("lost", reply("x", 0), reply("y", 1))
     replies = [
-        reply("a", 0), reply("b", 1), reply("c"), reply(" ", 2, [below]), reply("d", 3, deleted=True), "e",
-        reply("a", 4), reply("f", True), asked("g"),
-    ]  # fmt: skip
+        reply("a", 0),
+        reply("b", 1),
+        reply("c"),
+        reply(" ", 2, [below]),
+        reply("d", 3, deleted=True),
+        "e",
+        reply("a", 4),
+        reply("f", True),
+        asked("g"),
+    ]
     good, bad = read(tmp_path, [{"prompt": asked("Who?", *replies)}], "oasst")
     assert pairs(good) == [("a", "b", 1)]
     assert Counter(row.reason for row in bad) == {
@@ -105,14 +112,19 @@ def test_a_tree_is_a_prompt_and_its_best_first_reply_a_demonstration(tmp_path) -
     "row",
     [
         {"prompt": "Q?", "responses": ["a", "b", "c"], "scores": [1, 7.5, 1]},
-        {"instruction": "Q?", "completions": [
-            {"response": text, "overall_score": score, "model": "m"} for text, score in (("a", 1), ("b", 7.5), ("c", 1))
-        ]},
-        {"prompt": [{"role": "user", "content": "Q?"}], "answers": [
-            {"text": text, "score": score} for text, score in (("a", 1), ("b", 7.5), ("c", 1))
-        ]},
+        {
+            "instruction": "Q?",
+            "completions": [
+                {"response": text, "overall_score": score, "model": "m"}
+                for text, score in (("a", 1), ("b", 7.5), ("c", 1))
+            ],
+        },
+        {
+            "prompt": [{"role": "user", "content": "Q?"}],
+            "answers": [{"text": text, "score": score} for text, score in (("a", 1), ("b", 7.5), ("c", 1))],
+        },
     ],
-)  # fmt: skip
+)
 def test_scores_make_all_pairs_and_ties_are_marked(tmp_path, row) -> None:
     good, bad = read(tmp_path, [row], "scores")
     assert not bad and {one.prompt.messages for one in good} == {user("Q?")}
@@ -126,9 +138,11 @@ def test_a_response_without_a_score_is_put_aside_and_the_others_count(tmp_path) 
     good, bad = read(tmp_path, [row], "scores")
     assert pairs(good) == [("e", "a", 1)]
     assert Counter(one.reason for one in bad) == {
-        "a response whose score is no number": 3, "an empty response": 1, "two responses to a prompt are the same": 1,
+        "a response whose score is no number": 3,
+        "an empty response": 1,
+        "two responses to a prompt are the same": 1,
         "a response that is no text but int": 1,
-    }  # fmt: skip
+    }
 
 
 @pytest.mark.parametrize(
@@ -164,5 +178,6 @@ def test_anthropics_transcripts_are_2303_pairs_and_nine_broken_rows() -> None:
     good, bad = read_comparisons(RowSource(path=str(HH), format="hh"), None)
     assert len(good) == 2303
     assert Counter(row.reason for row in bad) == {
-        "chosen and rejected do not share the same prompt": 5, "an empty response": 4
-    }  # fmt: skip
+        "chosen and rejected do not share the same prompt": 5,
+        "an empty response": 4,
+    }

@@ -14,22 +14,32 @@ from tests.alignment.tiny_world import comparison, write_lines
 TALK = Prompt(
     id="p_1",
     messages=(
-        Message(role="system", content="Be kind.\n"), Message(role="user", content="Who plays 漢字? "),
-        Message(role="assistant", content="Ada"), Message(role="user", content="<b>What?</b>"),
+        Message(role="system", content="Be kind.\n"),
+        Message(role="user", content="Who plays 漢字? "),
+        Message(role="assistant", content="Ada"),
+        Message(role="user", content="<b>What?</b>"),
     ),
-    kind="fact", split="heldout", meta={"n": [1, None]},
-)  # fmt: skip
+    kind="fact",
+    split="heldout",
+    meta={"n": [1, None]},
+)
 ROWS = [
     Comparison(
-        id="cmp_1", prompt=TALK,
-        chosen=Response(id="r_a", text=" The “violin”.\n"), rejected=Response(id="r_b", text="-"),
-        strength=3, criteria={"helpful": -2, "harmless": 0}, annotation_id="7", annotator_id="3", task_uid="task_1",
+        id="cmp_1",
+        prompt=TALK,
+        chosen=Response(id="r_a", text=" The “violin”.\n"),
+        rejected=Response(id="r_b", text="-"),
+        strength=3,
+        criteria={"helpful": -2, "harmless": 0},
+        annotation_id="7",
+        annotator_id="3",
+        task_uid="task_1",
         chosen_first=False,
     ),
     comparison("Q?", "a", "b", chosen_first=True),
     comparison("Q?", "a", "c", strength=2),
     comparison("Q?", "a", "d", strength=0, annotator_id="9"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("form", ["parquet", "jsonl"])

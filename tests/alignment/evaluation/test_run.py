@@ -61,8 +61,10 @@ def test_means_and_kinds_by_hand() -> None:
     assert summary([PLAIN, one]) == {"reward": 2.0, "tokens": 5.0, "ended": 0.5, "kl": 1.0}
     kinds = by_kind([PLAIN, one, other, replace(PLAIN, kind="")])
     assert {kind: (figures["count"], figures["reward"]) for kind, figures in kinds.items()} == {
-        "all": (1, 1.0), "fact": (2, 2.0), "open": (1, 5.0),
-    }  # fmt: skip
+        "all": (1, 1.0),
+        "fact": (2, 2.0),
+        "open": (1, 5.0),
+    }
     judged = replace(PLAIN, helpful=1.0, truthful=0.0, harmless=1.0, score=0.67)
     assert summary([judged])["truthful"] == 0.0 and summary([judged])["score"] == 0.67
 
@@ -231,8 +233,14 @@ def test_best_of_n_sampling_is_measured_at_its_distance(world, tmp_path) -> None
 
 
 def test_best_of_all_that_were_sampled_is_the_best_one(world) -> None:
-    bench = Bench(EvaluationConfig(max_new_tokens=8, samples_per_prompt=3), load_tokenizer(world / "model"),
-                  load_causal_model(world / "sft" / "model"), load_rewards(world / "reward"), None, 0)  # fmt: skip
+    bench = Bench(
+        EvaluationConfig(max_new_tokens=8, samples_per_prompt=3),
+        load_tokenizer(world / "model"),
+        load_causal_model(world / "sft" / "model"),
+        load_rewards(world / "reward"),
+        None,
+        0,
+    )
     rows = [prompt("What does Ada play?"), prompt("Who?")]
     rewards = [answer.reward for answer in answer_all(bench, bench.sft, rows)]
     (first, last) = measure_best_of_n(bench, rows, [3, 1])

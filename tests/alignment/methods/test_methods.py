@@ -58,8 +58,16 @@ def logprob(directory, text: str) -> float:
 
 
 def run_dpo(place, out, **options):
-    config = DPOConfig(**{"epochs": 4, "batch_size": 8, "learning_rate": 3e-3, "max_length_tokens": 64,
-                          "log_every_steps": 1, **options})  # fmt: skip
+    config = DPOConfig(
+        **{
+            "epochs": 4,
+            "batch_size": 8,
+            "learning_rate": 3e-3,
+            "max_length_tokens": 64,
+            "log_every_steps": 1,
+            **options,
+        }
+    )
     return dpo(config, out, Journal(out), seed=0, sft=place, comparisons=place)
 
 
@@ -93,8 +101,18 @@ def test_dpo_reads_a_comparison_as_every_other_stage_does(place) -> None:
 
 
 def run_rloo(place, out, **options):
-    config = RLOOConfig(**{"steps": 16, "batch_size": 64, "responses_per_prompt": 8, "max_new_tokens": 8,
-                           "learning_rate": 1e-2, "kl_coef": 0.0, "missing_eos_penalty": 0.0, **options})  # fmt: skip
+    config = RLOOConfig(
+        **{
+            "steps": 16,
+            "batch_size": 64,
+            "responses_per_prompt": 8,
+            "max_new_tokens": 8,
+            "learning_rate": 1e-2,
+            "kl_coef": 0.0,
+            "missing_eos_penalty": 0.0,
+            **options,
+        }
+    )
     rules = [RuleReward("letters", 1.0, letters)]
     return rloo(config, out, Journal(out), seed=0, sft=place, reward=place / "reward", prompts=place, rules=rules)
 
@@ -134,10 +152,19 @@ def test_the_best_usable_response_of_each_prompt() -> None:
 
 
 def test_best_of_n_is_fine_tuned_on_what_it_chose(place, tmp_path) -> None:
-    config = BestOfNConfig.model_validate({
-        "samples": 96, "max_new_tokens": 16, "finetune": {"epochs": 2, "batch_size": 4, "learning_rate": 1e-2,
-                                                          "max_length_tokens": 64, "log_every_steps": 1},
-    })  # fmt: skip
+    config = BestOfNConfig.model_validate(
+        {
+            "samples": 96,
+            "max_new_tokens": 16,
+            "finetune": {
+                "epochs": 2,
+                "batch_size": 4,
+                "learning_rate": 1e-2,
+                "max_length_tokens": 64,
+                "log_every_steps": 1,
+            },
+        }
+    )
     rules = [RuleReward("brevity", 1.0, brevity)]
     arguments = {"seed": 0, "sft": place, "reward": place / "reward", "prompts": place, "rules": rules}
     figures = best_of_n(config, tmp_path, Journal(tmp_path), **arguments)

@@ -66,9 +66,15 @@ def test_the_stage_leaves_out_what_scores_low_from_the_pretraining_text(tmp_path
     for minimum in (None, 0.0, 0.1):
         out = tmp_path / f"out-{minimum}"
         figures = align(
-            config, out, Journal(out), sft=sft, reward=tmp_path, prompts=tmp_path, corpus=tmp_path,
+            config,
+            out,
+            Journal(out),
+            sft=sft,
+            reward=tmp_path,
+            prompts=tmp_path,
+            corpus=tmp_path,
             ptx_min_reward=minimum,
-        )  # fmt: skip
+        )
         read[minimum] = figures["ptx_documents"]
     assert read == {None: 2, 0.0: 2, 0.1: 1}
 

@@ -18,9 +18,18 @@ def _gpt2() -> PreTrainedModel:
 def _gemma2() -> PreTrainedModel:
     """Soft-capped logits and sliding windows: what a shortcut around the model's forward would miss."""
     config = Gemma2Config(
-        vocab_size=20, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1, head_dim=16,
-        intermediate_size=64, final_logit_softcapping=0.5, sliding_window=4, eos_token_id=1, bos_token_id=2,
-    )  # fmt: skip
+        vocab_size=20,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=16,
+        intermediate_size=64,
+        final_logit_softcapping=0.5,
+        sliding_window=4,
+        eos_token_id=1,
+        bos_token_id=2,
+    )
     return Gemma2ForCausalLM(config).eval()
 
 
@@ -29,9 +38,14 @@ def test_sampled_logprobs_are_those_of_a_full_forward(make) -> None:
     torch.manual_seed(0)
     model = make().eval()
     samples = generate(
-        model, world.PROMPTS, max_new_tokens=8, eos_token_ids={1, 4}, temperature=0.8, batch_size=10,
+        model,
+        world.PROMPTS,
+        max_new_tokens=8,
+        eos_token_ids={1, 4},
+        temperature=0.8,
+        batch_size=10,
         generator=torch.Generator().manual_seed(0),
-    )  # fmt: skip
+    )
     sequences = [[*prompt, *sample.tokens] for prompt, sample in zip(world.PROMPTS, samples, strict=True)]
     for batch in scoring_batches(sequences, [len(prompt) for prompt in world.PROMPTS], 64):
         with torch.no_grad():

@@ -23,9 +23,16 @@ def foreign(directory, *, rows=8, tied=True, template=None, **special):
     tokenizer.save_pretrained(directory)
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=rows, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2,
-        tie_word_embeddings=tied, bos_token_id=None, eos_token_id=1, pad_token_id=None,
-    )  # fmt: skip
+        vocab_size=rows,
+        hidden_size=8,
+        intermediate_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        tie_word_embeddings=tied,
+        bos_token_id=None,
+        eos_token_id=1,
+        pad_token_id=None,
+    )
     model = LlamaForCausalLM(config)
     model.save_pretrained(directory)
     return model

@@ -26,14 +26,29 @@ TEXT = [[2, 3, 4, 5, 6, 7], [7, 6, 5, 4], [9, 10, 11, 12, 13]]
 OPTIONS: dict[str, dict[str, Any]] = {
     # 15 episodes are 8 and 7 for two processes, a minibatch of 5 is 3 and 2
     "uneven": {
-        "batch_size": 15, "minibatch_size": 5, "whiten_rewards": True, "kl_target": 0.5, "kl_gain": 0.5,
-        "ptx_coef": 0.5, "ptx_batch_size": 3, "ema_decay": 0.9, "weight_decay": 0.1, "entropy_coef": 0.01,
+        "batch_size": 15,
+        "minibatch_size": 5,
+        "whiten_rewards": True,
+        "kl_target": 0.5,
+        "kl_gain": 0.5,
+        "ptx_coef": 0.5,
+        "ptx_batch_size": 3,
+        "ema_decay": 0.9,
+        "weight_decay": 0.1,
+        "entropy_coef": 0.01,
         "value_warmup_steps": 1,
     },
     "empty": {"batch_size": 3, "minibatch_size": 1, "ptx_coef": 0.5, "ptx_batch_size": 1, "update_target_kl": 1.0},
     "stops": {
-        "steps": 12, "policy_learning_rate": 2e-2, "kl_coef": 0, "missing_eos_penalty": 0, "epochs": 4,
-        "update_target_kl": 0.02, "early_stop_kl": 0.3, "early_stop_patience": 1, "snapshot_every_steps": 1,
+        "steps": 12,
+        "policy_learning_rate": 2e-2,
+        "kl_coef": 0,
+        "missing_eos_penalty": 0,
+        "epochs": 4,
+        "update_target_kl": 0.02,
+        "early_stop_kl": 0.3,
+        "early_stop_patience": 1,
+        "snapshot_every_steps": 1,
     },
     "shared_trunk": {"layout": "shared_trunk", "value_warmup_steps": 1, "batch_size": 15, "minibatch_size": 5},
     "lora": {"layout": "lora", "lora_rank": 4, "batch_size": 15, "minibatch_size": 5},
@@ -45,7 +60,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "few": {"batch_size": 1, "minibatch_size": 1},
     "different": {},
     "half": {"layout": "shared_trunk"},
-}  # fmt: skip
+}
 # Runs with a setting of the launcher that is refused.
 SETTINGS = {
     "deepspeed": "ACCELERATE_USE_DEEPSPEED",

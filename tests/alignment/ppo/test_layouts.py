@@ -88,10 +88,16 @@ def test_a_layout_learns_and_publishes_a_plain_policy(tmp_path, options) -> None
     policy = world.policy(initializer_range=0.2)  # a frozen output head has to say something
     before = {name: weight.clone() for name, weight in policy.state_dict().items()}
     config = world.config(
-        steps=12, batch_size=32, minibatch_size=16, epochs=4, kl_coef=0.01, missing_eos_penalty=0,
-        checkpoint_every_steps=50, micro_batch_tokens=1024,
+        steps=12,
+        batch_size=32,
+        minibatch_size=16,
+        epochs=4,
+        kl_coef=0.01,
+        missing_eos_penalty=0,
+        checkpoint_every_steps=50,
+        micro_batch_tokens=1024,
         **{"policy_learning_rate": 3e-3, "value_learning_rate": 3e-3, **options},
-    )  # fmt: skip
+    )
     result = train_ppo(policy, world.tokenizer(), world.PROMPTS, world.count_w7, config, out=tmp_path)
     log = world.logged(tmp_path)
     assert sum(line["reward"] for line in log[-3:]) > 3 * max(1.0, sum(line["reward"] for line in log[:3]))

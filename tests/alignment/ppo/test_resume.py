@@ -21,9 +21,19 @@ ROOT = Path(__file__).parents[2]
 def options(**changes):
     """Everything that carries state from step to step."""
     return world.config(
-        **{"steps": 5, "checkpoint_every_steps": 2, "kl_target": 1.0, "ema_decay": 0.9, "ptx_coef": 0.1,
-           "ptx_batch_size": 2, "schedule": "cosine", "warmup_steps": 1, "early_stop_kl": 500.0, **changes}
-    )  # fmt: skip
+        **{
+            "steps": 5,
+            "checkpoint_every_steps": 2,
+            "kl_target": 1.0,
+            "ema_decay": 0.9,
+            "ptx_coef": 0.1,
+            "ptx_batch_size": 2,
+            "schedule": "cosine",
+            "warmup_steps": 1,
+            "early_stop_kl": 500.0,
+            **changes,
+        }
+    )
 
 
 LAYOUTS = {

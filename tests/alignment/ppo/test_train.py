@@ -21,9 +21,17 @@ def test_reward_rises_and_arguments_stay(tmp_path) -> None:
     policy = world.policy()
     before = copy.deepcopy(policy.state_dict())
     options = world.config(
-        steps=12, batch_size=32, minibatch_size=16, epochs=4, kl_coef=0.01, missing_eos_penalty=0,
-        policy_learning_rate=3e-3, value_learning_rate=3e-3, checkpoint_every_steps=50, micro_batch_tokens=1024,
-    )  # fmt: skip
+        steps=12,
+        batch_size=32,
+        minibatch_size=16,
+        epochs=4,
+        kl_coef=0.01,
+        missing_eos_penalty=0,
+        policy_learning_rate=3e-3,
+        value_learning_rate=3e-3,
+        checkpoint_every_steps=50,
+        micro_batch_tokens=1024,
+    )
     result = train_ppo(policy, world.tokenizer(), world.PROMPTS, world.count_w7, options, out=tmp_path)
     log = world.logged(tmp_path)
     assert sum(line["reward"] for line in log[-3:]) > 3 * max(1.0, sum(line["reward"] for line in log[:3]))
@@ -53,10 +61,21 @@ def test_one_token_responses_end_at_the_tilted_reference(tmp_path) -> None:
 
     bonus[world.PAD] = bonus[world.EOS]  # both are empty as text
     options = world.config(
-        steps=30, batch_size=512, minibatch_size=512, epochs=4, max_new_tokens=1, kl_coef=beta, missing_eos_penalty=0,
-        schedule="linear", policy_learning_rate=5e-3, value_learning_rate=5e-3, generation_batch_size=512,
-        micro_batch_tokens=4096, checkpoint_every_steps=100, snapshot_every_steps=100,
-    )  # fmt: skip
+        steps=30,
+        batch_size=512,
+        minibatch_size=512,
+        epochs=4,
+        max_new_tokens=1,
+        kl_coef=beta,
+        missing_eos_penalty=0,
+        schedule="linear",
+        policy_learning_rate=5e-3,
+        value_learning_rate=5e-3,
+        generation_batch_size=512,
+        micro_batch_tokens=4096,
+        checkpoint_every_steps=100,
+        snapshot_every_steps=100,
+    )
     result = train_ppo(policy, world.tokenizer(), [prompt], reward, options, out=tmp_path)
     with torch.no_grad():
         found = AutoModelForCausalLM.from_pretrained(result.model_dir)(torch.tensor([prompt])).logits[0, -1].softmax(-1)

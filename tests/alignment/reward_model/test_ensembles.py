@@ -52,8 +52,9 @@ def made(place, tmp_path_factory):
 
 def test_the_first_member_is_the_model_that_one_alone_would_be(place, made, tmp_path) -> None:
     train(place, tmp_path)
-    alone, first, second = (load_file(path / "model.safetensors") for path in
-                            (tmp_path / "model", made[0] / "model", made[0] / "model-1"))  # fmt: skip
+    alone, first, second = (
+        load_file(path / "model.safetensors") for path in (tmp_path / "model", made[0] / "model", made[0] / "model-1")
+    )
     assert all(torch.equal(alone[name], first[name]) for name in alone)
     assert any(not torch.equal(alone[name], second[name]) for name in alone)
     assert isinstance(load_rewards(made[0]), Ensemble) and not isinstance(load_rewards(tmp_path), Ensemble)

@@ -236,9 +236,15 @@ def test_figures_of_the_examination(trained) -> None:
 def test_an_adapter_is_trained_over_frozen_weights_and_written_in_both_forms(base, trained, tmp_path, members) -> None:
     language_model = load_causal_model(base[0] / "model")
     config = RewardConfig(
-        epochs=3, batch_prompts=8, learning_rate=5e-3, max_length_tokens=64, lora_rank=4, members=members,
-        likelihood=True, lm_coef=0.1,
-    )  # fmt: skip
+        epochs=3,
+        batch_prompts=8,
+        learning_rate=5e-3,
+        max_length_tokens=64,
+        lora_rank=4,
+        members=members,
+        likelihood=True,
+        lm_coef=0.1,
+    )
     figures = train_reward_model(
         config, tmp_path, Journal(tmp_path), seed=0, sft=base[0], comparisons=trained[0], demonstrations=trained[0]
     )

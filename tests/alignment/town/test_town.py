@@ -14,12 +14,21 @@ from tests.alignment.tiny_world import prompt
 
 CONFIG = TownConfig(people=40, documents=300, demonstrations=200, prompts=300, heldout_prompts=200)
 ADA = {
-    "home": "Mill Lane", "trade": "baker", "pet": "cat", "food": "soup", "colour": "red", "music": "violin",
-}  # fmt: skip
+    "home": "Mill Lane",
+    "trade": "baker",
+    "pet": "cat",
+    "food": "soup",
+    "colour": "red",
+    "music": "violin",
+}
 WORLD = World(
     people={"Ada": Person("Ada", ADA), "Bo": Person("Bo", {**ADA, "pet": "dog"})},
-    demonstrated=("Ada",), prompted=(), heldout=("Bo",), strangers=("Zork",), heldout_strangers=(),
-)  # fmt: skip
+    demonstrated=("Ada",),
+    prompted=(),
+    heldout=("Bo",),
+    strangers=("Zork",),
+    heldout_strangers=(),
+)
 JUDGE = Judge(WORLD)
 
 PLAYS = prompt("What does Ada play?", kind="fact", meta={"name": "Ada", "attribute": "music"})

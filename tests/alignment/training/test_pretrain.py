@@ -33,7 +33,6 @@ def place(tmp_path_factory):
 @pytest.fixture(scope="module")
 def tokenizer(place):
 
-
     return load_tokenizer(place / "tokenizer")
 
 

@@ -38,8 +38,9 @@ def run(place, out, rows, **options):
 def test_the_mask_covers_the_response_and_its_eos(tokenizer) -> None:
     dataset, too_long = tokenize(ANSWERS[:1], tokenizer, 64)
     (row,) = dataset
-    prompt, response = prompt_tokens(tokenizer, user(ANSWERS[0].messages[0].content)), response_tokens(
-        tokenizer, "Ada plays the violin."
+    prompt, response = (
+        prompt_tokens(tokenizer, user(ANSWERS[0].messages[0].content)),
+        response_tokens(tokenizer, "Ada plays the violin."),
     )
     assert row["input_ids"] == prompt + response and too_long == 0
     marked = [token for token, kept in zip(row["input_ids"], row["completion_mask"], strict=True) if kept]

@@ -77,10 +77,12 @@ def town(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def crew_config(**screening: Any) -> LabelingConfig:
     return LabelingConfig(
-        title="crew", rankings=RankingTasks(prompts=20, overlap=3), pairwise=PairwiseTasks(prompts=5, overlap=3),
+        title="crew",
+        rankings=RankingTasks(prompts=20, overlap=3),
+        pairwise=PairwiseTasks(prompts=5, overlap=3),
         crew=CrewConfig(annotators=5, side_biased=1, spamming=1),
         quality=QualityOptions(gold=GoldTasks(share=0.2), screening=Screening(**screening), dispute_ranking=0.5),
-    )  # fmt: skip
+    )
 
 
 def test_a_crew_with_bad_annotators_from_tasks_to_files(owner: LabelStudio, town: Path, tmp_path: Path) -> None:
@@ -109,8 +111,9 @@ def test_a_crew_with_bad_annotators_from_tasks_to_files(owner: LabelStudio, town
         assert (out / "figures" / f"{name}.png").stat().st_size > 10_000
 
     back = tmp_path / "back"
-    again = collect(crew_config(apply=True, keep=(biased,), exclude=(good[0],)), back, Journal(back), responses=town,
-                    town=town)  # fmt: skip
+    again = collect(
+        crew_config(apply=True, keep=(biased,), exclude=(good[0],)), back, Journal(back), responses=town, town=town
+    )
     assert again["judgements"] == figures["judgements"]  # the same collection: nobody was asked again
     assert {row.annotator_id for row in rows(back, "comparisons", Comparison)} == {*good[1:], biased}
     assert {row.comparison.annotator_id for row in rows(back, "set_aside", SetAside)} == {good[0], spammer}
@@ -142,10 +145,16 @@ def write_answers(path: Path) -> Path:
 
 def people_config(gold: Path, **options: Any) -> LabelingConfig:
     return LabelingConfig(
-        annotators="people", title="people", rankings=RankingTasks(prompts=4), pairwise=PairwiseTasks(prompts=4),
-        quality=QualityOptions(gold=GoldTasks(share=0.5, path=str(gold)), adjudicate=True), poll_seconds=0.2,
-        minimum_share=1.0, deadline_hours=0.2, **options,
-    )  # fmt: skip
+        annotators="people",
+        title="people",
+        rankings=RankingTasks(prompts=4),
+        pairwise=PairwiseTasks(prompts=4),
+        quality=QualityOptions(gold=GoldTasks(share=0.5, path=str(gold)), adjudicate=True),
+        poll_seconds=0.2,
+        minimum_share=1.0,
+        deadline_hours=0.2,
+        **options,
+    )
 
 
 @contextmanager
@@ -154,8 +163,10 @@ def at_work(owner: LabelStudio, title: str) -> Iterator[dict[str, str]]:
 
     Yields their annotator ids by name.
     """
-    accounts = {name: ensure_account(owner, f"{name}@rlhf.local", f"password-of-{name}", name)
-                for name in ("anna", "bert", "greta2")}  # fmt: skip
+    accounts = {
+        name: ensure_account(owner, f"{name}@rlhf.local", f"password-of-{name}", name)
+        for name in ("anna", "bert", "greta2")
+    }
     done: set[tuple[int, str]] = set()
     over = threading.Event()
 
@@ -219,8 +230,9 @@ def test_people_gold_answers_from_a_file_and_a_senior(owner: LabelStudio, home: 
     assert reasons == ["not a line of UTF-8 JSON", "rejected", "a tie is no answer"]
 
     def split(out: Path, journal: Journal) -> Mapping[str, float]:
-        return build_comparisons(ComparisonsConfig(heldout_share=0.4), out, journal, seed=0,
-                                 labelled=labelled.file("comparisons.jsonl"))  # fmt: skip
+        return build_comparisons(
+            ComparisonsConfig(heldout_share=0.4), out, journal, seed=0, labelled=labelled.file("comparisons.jsonl")
+        )
 
     run_stage("comparisons", split, config=ComparisonsConfig(), inputs={"labelled": labelled})
     first, second = read_collection(out), read_collection(out / ADJUDICATION)

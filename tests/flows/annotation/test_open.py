@@ -35,8 +35,13 @@ from labeling.store.sync import sync
 from labeling.tasks import projects
 from tests.labeling.helpers import TOKEN, free_port, response_set
 
-RECIPE = {"town": None, "comparisons": {"sources": []}, "demonstrations": {"sources": []}, "corpus": {"sources": []},
-          "prompts": {"sources": []}}  # fmt: skip
+RECIPE = {
+    "town": None,
+    "comparisons": {"sources": []},
+    "demonstrations": {"sources": []},
+    "corpus": {"sources": []},
+    "prompts": {"sources": []},
+}
 
 
 def open_(recipe: Path, *arguments: str) -> Result:
@@ -59,8 +64,13 @@ def on_server(home: Path, owner: LabelStudio, monkeypatch: pytest.MonkeyPatch) -
 
 def recipe_file(home: Path, title: str, sets: list[ResponseSet], **labeling: object) -> Path:
     write_records(home / "responses.jsonl", sets)
-    told = {"annotators": "people", "title": title, "responses": [str(home / "responses.jsonl")],
-            "rankings": {"prompts": 4, "overlap": 2}, "pairwise": {"prompts": 2, "overlap": 1}}  # fmt: skip
+    told = {
+        "annotators": "people",
+        "title": title,
+        "responses": [str(home / "responses.jsonl")],
+        "rankings": {"prompts": 4, "overlap": 2},
+        "pairwise": {"prompts": 2, "overlap": 1},
+    }
     path = home / f"{title}.yaml"
     path.write_text(yaml.safe_dump({"name": title, **RECIPE, "labeling": told | labeling}))
     return path
@@ -121,8 +131,10 @@ def test_more_tasks_another_overlap_and_demonstrations_are_added(on_server: Path
     found = {p["title"].split()[1]: p for p in owner.projects() if p["title"].startswith("grows ")}
     # the fifth prompt is now ranked and not compared: its place among the pairs goes to the seventh
     assert {kind: (p["task_number"], p["maximum_annotations"]) for kind, p in found.items()} == {
-        "ranking": (5, 3), "pairwise": (3, 1), "demonstration": (3, 2)
-    }  # fmt: skip
+        "ranking": (5, 3),
+        "pairwise": (3, 1),
+        "demonstration": (3, 2),
+    }
     assert all(webhook_is_there(owner, p["id"], "http://127.0.0.1:9/") for p in found.values())
     (row, *_) = owner.tasks(found["demonstration"]["id"], "id", "data", "total_predictions", "predictions")
     assert row["data"]["draft"] in {response.text for response in response_set(0).responses}
@@ -149,8 +161,15 @@ def test_demonstrations_alone_need_prompts_and_no_responses(
     prompts = [response_set(n).prompt.model_copy(update={"split": "train"}) for n in range(3)]
     write_records(on_server / "prompts" / "prompts.jsonl", prompts)
     monkeypatch.setattr(opening, "made", lambda recipe, stage, told, home: {"prompts": on_server / "prompts"}[stage])
-    recipe = recipe_file(on_server, "answers", [], responses=[], demonstrations={"prompts": 2},
-                         rankings={"prompts": 0}, pairwise={"prompts": 0})  # fmt: skip
+    recipe = recipe_file(
+        on_server,
+        "answers",
+        [],
+        responses=[],
+        demonstrations={"prompts": 2},
+        rankings={"prompts": 0},
+        pairwise={"prompts": 0},
+    )
     opened = open_(recipe, "--yes")
     assert opened.exit_code == 0, opened.output
     (project,) = [one for one in owner.projects() if one["title"].startswith("answers ")]
@@ -181,9 +200,13 @@ def test_accounts_of_people_who_chose_a_password_or_changed_a_token(on_server: P
 def test_hours_are_a_budget_that_stands_when_the_pace_changes(on_server: Path, owner: LabelStudio) -> None:
     sets = [response_set(n) for n in range(30)]
     recipe = recipe_file(
-        on_server, "budget", sets, rankings={"prompts": 24, "overlap": 1}, pairwise={"prompts": 0},
+        on_server,
+        "budget",
+        sets,
+        rankings={"prompts": 24, "overlap": 1},
+        pairwise={"prompts": 0},
         choose={"by": "random", "hours": 1.4},
-    )  # fmt: skip
+    )
     assert open_(recipe, "--yes").exit_code == 0  # 24 · 240 s = 1.6 h; 1.4 h pay for 21
     number = next(p["id"] for p in owner.projects() if p["title"].startswith("budget ranking"))
     rows = owner.tasks(number, "id", "data")
@@ -209,7 +232,7 @@ def policy(home: Path, name: str, texts: dict[int, tuple[str, ...]]) -> str:
             responses=tuple(Response(id=f"{name}{n}.{i}", text=text) for i, text in enumerate(some)),
         )
         for n, some in texts.items()
-    ]  # fmt: skip
+    ]
     (home / name).mkdir(exist_ok=True)
     write_records(home / name / "responses.jsonl", sets)
     return str(home / name)

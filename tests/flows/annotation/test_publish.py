@@ -26,11 +26,14 @@ def collection() -> Collection:
     projects = {1: "ranking", 2: "pairwise"}
     return Collection(
         batches=tuple(
-            Batch(project=Project(id=number, kind=kind, title=kind, overlap=3, screen_hash="1a2b3c4d", url=URL),  # type: ignore[arg-type]
-                  tasks=(), task_ids={})
+            Batch(
+                project=Project(id=number, kind=kind, title=kind, overlap=3, screen_hash="1a2b3c4d", url=URL),  # type: ignore[arg-type]
+                tasks=(),
+                task_ids={},
+            )
             for number, kind in projects.items()
         )
-    )  # fmt: skip
+    )
 
 
 def test_mlflow_has_the_page_and_prefect_the_links_and_the_table(workplace: Path, tmp_path: Path) -> None:

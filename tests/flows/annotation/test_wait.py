@@ -83,14 +83,19 @@ class Place:
     def __init__(self, home: Path, label_studio: str) -> None:
         self.home = home
         self.credentials = Credentials(
-            label_studio_email="owner@rlhf.local", label_studio_password="password-of-the-owner",
-            label_studio_token=TOKEN, label_studio_secret_key="none",
-        )  # fmt: skip
+            label_studio_email="owner@rlhf.local",
+            label_studio_password="password-of-the-owner",
+            label_studio_token=TOKEN,
+            label_studio_secret_key="none",
+        )
         write_private(home / "credentials.json", self.credentials.model_dump_json())
         servers: dict[Name, Server] = {name: Server(port=free_port()) for name in OURS}
         port = int(label_studio.rpartition(":")[2])
-        (pid,) = {one.pid for one in psutil.net_connections() if one.laddr and one.laddr.port == port
-                  and one.status == psutil.CONN_LISTEN and one.pid}  # fmt: skip
+        (pid,) = {
+            one.pid
+            for one in psutil.net_connections()
+            if one.laddr and one.laddr.port == port and one.status == psutil.CONN_LISTEN and one.pid
+        }
         running = processes.Process(pid=pid, started_at=psutil.Process(pid).create_time(), mark="the tests'")
         servers["label-studio"] = Server(port=port, process=running)
         stack._write_state(home, stack.State(servers=servers))
@@ -122,9 +127,11 @@ class Place:
             return
         command = (sys.executable, "-m", "prefect", "worker", "start", "--pool", "train", "--type", "process")
         self.worker = processes.launch(
-            command, environment={**os.environ, **self.environment()}, directory=self.home,
+            command,
+            environment={**os.environ, **self.environment()},
+            directory=self.home,
             log=self.home / "logs" / "worker.log",
-        )  # fmt: skip
+        )
 
     def flow_processes(self) -> list[psutil.Process]:
         """The processes in which this worker's flows run."""
@@ -180,9 +187,13 @@ def deploy(prefect: SyncPrefectClient, flow: str, entrypoint: str) -> UUID:
     if not prefect.read_work_pools():
         prefect.create_work_pool(WorkPoolCreate(name="train", type="process"))
     return prefect.create_deployment(
-        prefect.create_flow_from_name(flow), flow, entrypoint=entrypoint, work_pool_name="train",
-        job_variables={"env": {watch.HEARTBEATS: "30"}}, enforce_parameter_schema=False,
-    )  # fmt: skip
+        prefect.create_flow_from_name(flow),
+        flow,
+        entrypoint=entrypoint,
+        work_pool_name="train",
+        job_variables={"env": {watch.HEARTBEATS: "30"}},
+        enforce_parameter_schema=False,
+    )
 
 
 def state_of(prefect: SyncPrefectClient, run: FlowRun) -> str:
@@ -284,8 +295,14 @@ def judging(home: Path, title: str, **options: Any) -> dict[str, Any]:
     """A recipe whose labelling needs no other stage: its responses lie in a file."""
     write_records(home / title / "responses.jsonl", [response_set(number) for number in range(4)])
     town = {"people": 14, "documents": 10, "demonstrations": 10, "prompts": 10, "heldout_prompts": 10}
-    told = {"annotators": "people", "title": title, "responses": [str(home / title)], "minimum_share": 1.0,
-            "rankings": {"prompts": 2, "overlap": 1}, "pairwise": {"prompts": 2, "overlap": 1}}  # fmt: skip
+    told = {
+        "annotators": "people",
+        "title": title,
+        "responses": [str(home / title)],
+        "minimum_share": 1.0,
+        "rankings": {"prompts": 2, "overlap": 1},
+        "pairwise": {"prompts": 2, "overlap": 1},
+    }
     return {"name": title, "town": town, "labeling": told | options}
 
 
@@ -387,8 +404,15 @@ def test_one_watcher_at_a_time(place: Place) -> None:
 
 def config(**told: Any) -> LabelingConfig:
     """Two rankings and a pair, each judged by two."""
-    return LabelingConfig(annotators="people", title="enough", rankings=RankingTasks(prompts=2),
-                          pairwise=PairwiseTasks(prompts=1), poll_seconds=0.1, minimum_share=1.0, **told)  # fmt: skip
+    return LabelingConfig(
+        annotators="people",
+        title="enough",
+        rankings=RankingTasks(prompts=2),
+        pairwise=PairwiseTasks(prompts=1),
+        poll_seconds=0.1,
+        minimum_share=1.0,
+        **told,
+    )
 
 
 def test_quota_agreement_and_deadline(owner: LabelStudio, tmp_path: Path) -> None:
@@ -443,11 +467,17 @@ def test_who_resumed_a_run_is_read_from_its_history() -> None:
         made.state_details.pause_key = key
         return made
 
-    waited = [state(1, "Suspended", StateType.PAUSED, key="artifacts/labeling-1.partial#a"),
-              state(2, "Resuming", StateType.SCHEDULED, "watch: 4 of 4 are judged")]  # fmt: skip
+    waited = [
+        state(1, "Suspended", StateType.PAUSED, key="artifacts/labeling-1.partial#a"),
+        state(2, "Resuming", StateType.SCHEDULED, "watch: 4 of 4 are judged"),
+    ]
     assert not resumed_by_hand(waited, "artifacts/labeling-1.partial")
-    asked = [*waited, state(3, "Suspended", StateType.PAUSED, key="artifacts/labeling-1.partial#b"),
-             state(4, "Resuming", StateType.SCHEDULED), state(5, "Crashed", StateType.CRASHED)]  # fmt: skip
+    asked = [
+        *waited,
+        state(3, "Suspended", StateType.PAUSED, key="artifacts/labeling-1.partial#b"),
+        state(4, "Resuming", StateType.SCHEDULED),
+        state(5, "Crashed", StateType.CRASHED),
+    ]
     assert resumed_by_hand(asked[::-1], "artifacts/labeling-1.partial")
     assert not resumed_by_hand(asked, "labeling-1.partial/adjudication")
 

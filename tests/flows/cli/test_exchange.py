@@ -32,7 +32,9 @@ from tests.alignment.tiny_world import write_lines
 from tests.labeling.helpers import response_set
 from tests.labeling.judgements.test_parse import annotation, exported, preference, rating
 
-PROJECT = Project(id=4, kind="pairwise", title="t pairwise [1a2b3c4d]", overlap=1, screen_hash="1a2b3c4d", url="http://ls")
+PROJECT = Project(
+    id=4, kind="pairwise", title="t pairwise [1a2b3c4d]", overlap=1, screen_hash="1a2b3c4d", url="http://ls"
+)
 TASKS = {}
 for number in range(24):
     one = response_set(number, ("Mara Lind.", f"Tom [bold]Berg[/bold] {number}."))
@@ -119,8 +121,18 @@ def test_a_comparison_leads_back_to_annotation_person_task_and_guidelines(collec
     assert trace(settled.id)["task"]["task_url"] == "http://ls/projects/5/data?task=80"
     assert found["guidelines"]["version"] == "1a2b3c4d" and Path(found["guidelines"]["file"]).is_file()
     text = words(trace_view(found))
-    for said in ("Who is the baker of town 5?", "Mara Lind.", "Tom [bold]Berg[/bold] 5.", "chosen, strength 2", "105",
-                 "1 (agrees with others on 0.75)", "2.5 s", row.task_uid, "1a2b3c4d", "helpful 3"):  # fmt: skip
+    for said in (
+        "Who is the baker of town 5?",
+        "Mara Lind.",
+        "Tom [bold]Berg[/bold] 5.",
+        "chosen, strength 2",
+        "105",
+        "1 (agrees with others on 0.75)",
+        "2.5 s",
+        row.task_uid,
+        "1a2b3c4d",
+        "helpful 3",
+    ):
         assert said in text, text
 
 
@@ -164,8 +176,11 @@ def test_a_data_set_goes_out_by_command_and_comes_back(
     told = CliRunner().invoke(app, ["label", "export", str(collected.path), "--format", form, "--out", str(file)])
     assert told.exit_code == 0, told.output
     assert told.output.split() == ["23", str(file), "1", str(tmp_path / f"pairs.ties.{form}")]
-    back = [row for name in (file, tmp_path / f"pairs.ties.{form}")
-            for row in read_comparisons(RowSource(path=str(name)), None)[0]]  # fmt: skip
+    back = [
+        row
+        for name in (file, tmp_path / f"pairs.ties.{form}")
+        for row in read_comparisons(RowSource(path=str(name)), None)[0]
+    ]
     assert back == rows_of(collected)
     imported = CliRunner().invoke(app, ["label", "import", str(file), "--out", str(tmp_path / "in")])
     assert imported.exit_code == 0, imported.output

@@ -31,12 +31,17 @@ from tests.flows.tiny import Counted, reward_model, text_model, write_model
 
 TOWN = Recipe(name="t", town={}, labeling={})  # type: ignore[arg-type]
 MANIFEST: dict[str, Any] = {
-    "release": "t-1", "seed": 4, "kl_to_sft": 3.25, "comparisons": 77,
+    "release": "t-1",
+    "seed": 4,
+    "kl_to_sft": 3.25,
+    "comparisons": 77,
     "gold": {"policy": {"helpful": 0.9, "truthful": 0.8, "harmless": 1.0, "score": 0.91}},
     "win_rate_vs_sft": {"rate": 0.75, "low": 0.66, "high": 0.82, "decided": 120},
-    "tax": {"sft": 1.5}, "reward_model": {"accuracy_heldout_prompts": 0.71, "ece": None},
-    "seconds": {"sft": 12.0, "ppo": 30.0}, "cached": {"sft": True, "ppo": False},
-}  # fmt: skip
+    "tax": {"sft": 1.5},
+    "reward_model": {"accuracy_heldout_prompts": 0.71, "ece": None},
+    "seconds": {"sft": 12.0, "ppo": 30.0},
+    "cached": {"sft": True, "ppo": False},
+}
 
 
 def words(shown: Any) -> str:
@@ -136,9 +141,7 @@ def comparisons_stage(out: Path, journal: Journal) -> Mapping[str, float]:
     prompt = Prompt(id="p", messages=(Message(role="user", content="?"),))
     good, bad = Response(id="r_a", text="yes"), Response(id="r_b", text="no")
     said = {"prompt": prompt, "chosen": good, "rejected": bad}
-    rows = [
-        Comparison(id=f"c{n}", annotation_id=str(n), annotator_id=str(n % 2 + 1), **said) for n in (10, 9, 11, 9)
-    ]
+    rows = [Comparison(id=f"c{n}", annotation_id=str(n), annotator_id=str(n % 2 + 1), **said) for n in (10, 9, 11, 9)]
     write_records(out / "comparisons.jsonl", rows)
     return {"comparisons": 4.0}
 
@@ -193,7 +196,9 @@ def test_a_malformed_model_shows_the_forms() -> None:
 
 def test_help_is_quick_and_lists_the_commands() -> None:
     started = time.monotonic()
-    told = subprocess.run([sys.executable, "-m", "flows.cli.main", "--help"], capture_output=True, text=True, check=True)
+    told = subprocess.run(
+        [sys.executable, "-m", "flows.cli.main", "--help"], capture_output=True, text=True, check=True
+    )
     assert time.monotonic() - started < 5  # 0.3 s on an idle machine
     for command in ("up", "down", "status", "recipes", "run", "report", "lineage"):
         assert f" {command} " in told.stdout
@@ -210,9 +215,13 @@ def test_help_is_quick_and_lists_the_commands() -> None:
     ],
 )
 def test_errors_are_words_and_an_exit_code(
-    arguments: list[str], code: int, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    code: int,
+    text: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+) -> None:
     monkeypatch.setenv("RLHF_HOME", str(tmp_path))
     monkeypatch.setattr(sys, "argv", ["rlhf", *arguments])
     with pytest.raises(SystemExit) as caught:

@@ -24,18 +24,22 @@ from tests.labeling.helpers import TOKEN, free_port
 
 pytestmark = [pytest.mark.server, pytest.mark.browser, pytest.mark.long]
 SMALL: dict[str, Any] = {
-    "name": "small", "description": "every stage in half a minute",
+    "name": "small",
+    "description": "every stage in half a minute",
     "town": {"people": 12, "documents": 200, "demonstrations": 40, "prompts": 30, "heldout_prompts": 10},
     "tokenizer": {"vocab_size": 300},
-    "pretrain": {"epochs": 1, "model": {"hidden_size": 16, "layers": 1, "heads": 2, "intermediate_size": 32,
-                                        "context_length": 96}},
+    "pretrain": {
+        "epochs": 1,
+        "model": {"hidden_size": 16, "layers": 1, "heads": 2, "intermediate_size": 32, "context_length": 96},
+    },
     "sft": {"epochs": 1, "max_length_tokens": 96},
     "sampling": {"prompts": 12, "max_new_tokens": 12},
     "labeling": {"title": "small", "rankings": {"prompts": 4}, "pairwise": {"prompts": 3}, "crew": {"annotators": 3}},
-    "reward": {"epochs": 1, "max_length_tokens": 96}, "reward_gate": {"min_accuracy_heldout_prompts": 0},
+    "reward": {"epochs": 1, "max_length_tokens": 96},
+    "reward_gate": {"min_accuracy_heldout_prompts": 0},
     "ppo": {"steps": 1, "batch_size": 8, "minibatch_size": 8, "max_new_tokens": 12},
     "evaluation": {"max_new_tokens": 12, "curve_prompts": 4},
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="module")

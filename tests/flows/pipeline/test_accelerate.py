@@ -66,15 +66,33 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 def all_jobs(inputs: Mapping[str, Path], made: Path) -> dict[str, Job]:
     """A job a training stage, with last batches that leave a process little or nothing to do."""
-    paths = {**inputs, "base": made / "pretrain", "sft": made / "sft", "reward": made / "reward",
-             "validation": made / "validation"}  # fmt: skip
+    paths = {
+        **inputs,
+        "base": made / "pretrain",
+        "sft": made / "sft",
+        "reward": made / "reward",
+        "validation": made / "validation",
+    }
     reward = RewardConfig(epochs=2, batch_prompts=3, max_length_tokens=64, log_every_steps=1, lm_coef=0.1)
     ppo = PPOConfig(
-        steps=3, batch_size=9, minibatch_size=3, max_new_tokens=8, ptx_coef=0.5, ptx_batch_size=3,
-        snapshot_every_steps=2, policy_learning_rate=1e-3, value_learning_rate=1e-3,
-    )  # fmt: skip
-    align = {"ppo": ppo, "rules": (RuleOption(name="format", weight=0.5),), "safety": SafetyLists(),
-             "format": FormatLimits(), "ptx_min_reward": -9.0, "select_prompts": 5}  # fmt: skip
+        steps=3,
+        batch_size=9,
+        minibatch_size=3,
+        max_new_tokens=8,
+        ptx_coef=0.5,
+        ptx_batch_size=3,
+        snapshot_every_steps=2,
+        policy_learning_rate=1e-3,
+        value_learning_rate=1e-3,
+    )
+    align = {
+        "ppo": ppo,
+        "rules": (RuleOption(name="format", weight=0.5),),
+        "safety": SafetyLists(),
+        "format": FormatLimits(),
+        "ptx_min_reward": -9.0,
+        "select_prompts": 5,
+    }
     wanted: dict[str, tuple[Any, tuple[str, ...]]] = {
         "pretrain": (pretraining(), ("corpus", "tokenizer")),
         "sft": (SFTConfig(epochs=2, batch_size=4, max_length_tokens=64, log_every_steps=1), ("base", "demonstrations")),
@@ -259,7 +277,11 @@ def test_a_process_that_is_killed_ends_the_others_and_the_log_says_so(
     ):
         launch(long_job, TWO, out)
     assert "failed (exitcode: -9) local_rank: " in str(raised.value)
-    assert any("failed (exitcode: -9)" in record.message for record in caplog.records if record.name == "flows.pipeline.accelerate")
+    assert any(
+        "failed (exitcode: -9)" in record.message
+        for record in caplog.records
+        if record.name == "flows.pipeline.accelerate"
+    )
     assert len(found) == 3 and not any(process.is_running() for process in found)
 
 
@@ -299,7 +321,7 @@ def test_an_error_is_told_from_its_echo() -> None:
         (["compute.processes=2", "align.method=rloo"], "align.method rloo runs in one process: set compute.processes"),
         (["compute.processes=9"], "reward.batch_prompts 8 leaves some of the 9 processes without anything to do"),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_be_done_in_several_processes_is_refused(told: list[str], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         load_recipe(str(TINY), told)
@@ -318,7 +340,7 @@ def test_what_cannot_be_done_in_several_processes_is_refused(told: list[str], wo
         ("num_machines: 2", "has num_machines: 2.*on its own machine"),
         ("mixed_precision: bf16", "has mixed_precision: bf16.*ppo.bfloat16"),
     ],
-)  # fmt: skip
+)
 def test_launch_files_that_no_stage_can_be_started_with_are_refused(
     text: str | None, words: str, tmp_path: Path
 ) -> None:

@@ -14,10 +14,27 @@ from flows.recipe.schema import Recipe, load_recipe
 from flows.releases.manifest import failures, release_manifest
 from tests.conftest import TINY
 
-SMALL = ["town.documents=120", "pretrain.epochs=1", "reward.epochs=1", "evaluation.prompts=6",
-         "evaluation.curve_prompts=2", "sft.epochs=1"]  # fmt: skip
-STAGES = ("build_town", "prepare_corpus", "train_tokenizer", "pretrain", "collect_demonstrations", "collect_prompts",
-          "finetune", "build_comparisons", "train_reward_model", "align", "evaluate")  # fmt: skip
+SMALL = [
+    "town.documents=120",
+    "pretrain.epochs=1",
+    "reward.epochs=1",
+    "evaluation.prompts=6",
+    "evaluation.curve_prompts=2",
+    "sft.epochs=1",
+]
+STAGES = (
+    "build_town",
+    "prepare_corpus",
+    "train_tokenizer",
+    "pretrain",
+    "collect_demonstrations",
+    "collect_prompts",
+    "finetune",
+    "build_comparisons",
+    "train_reward_model",
+    "align",
+    "evaluate",
+)
 
 
 def recipe(place: Path, *told: str) -> Recipe:
@@ -35,9 +52,14 @@ def place(home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     town = stages.build_town(told["town"])
     prompts, _ = read_records(stages.collect_prompts(told["prompts"], town).file("prompts.jsonl"), Prompt)
     sides = [Response(id=word, text=word) for word in ("I do not know.", "Ask somebody else, you fool.")]
-    write_records(home / "judged.jsonl", [
-        Comparison(id=row.id, prompt=row, chosen=sides[0], rejected=sides[1]) for row in prompts if row.split == "train"
-    ])  # fmt: skip
+    write_records(
+        home / "judged.jsonl",
+        [
+            Comparison(id=row.id, prompt=row, chosen=sides[0], rejected=sides[1])
+            for row in prompts
+            if row.split == "train"
+        ],
+    )
     return home
 
 
@@ -73,8 +95,11 @@ def test_a_snapshot_is_chosen_by_held_out_labels(place: Path) -> None:
     places = ("model", f"snapshots/step-{selection['step']:05d}")
     weights = [(ppo / at / "model.safetensors").read_bytes() for at in places]
     assert weights[0] == weights[1] and made["ppo"].result()["policy_step"] == selection["step"]
-    logged = {line["step"]: line["values"]["heldout_reward"] for line in map(json.loads, (ppo / "metrics.jsonl").open())
-              if "heldout_reward" in line["values"]}  # fmt: skip
+    logged = {
+        line["step"]: line["values"]["heldout_reward"]
+        for line in map(json.loads, (ppo / "metrics.jsonl").open())
+        if "heldout_reward" in line["values"]
+    }
     assert {str(step): value for step, value in logged.items()} == selection["means"]
     assert (ppo / "figures" / "selection.png").exists()
     manifest = release_manifest(chosen, made)
@@ -85,9 +110,14 @@ def test_each_method_stands_in_the_same_place(place: Path) -> None:
     methods = {
         "dpo": ["align.dpo.max_length_tokens=96", "align.dpo.batch_size=8"],
         "rloo": ["align.rloo.steps=2", "align.rloo.batch_size=8", "align.rloo.max_new_tokens=16"],
-        "best_of_n": ["align.best_of_n.samples=4", "align.best_of_n.prompts=12", "align.best_of_n.max_new_tokens=48",
-                      "align.best_of_n.finetune.max_length_tokens=96", "align.best_of_n.finetune.log_every_steps=1"],
-    }  # fmt: skip
+        "best_of_n": [
+            "align.best_of_n.samples=4",
+            "align.best_of_n.prompts=12",
+            "align.best_of_n.max_new_tokens=48",
+            "align.best_of_n.finetune.max_length_tokens=96",
+            "align.best_of_n.finetune.log_every_steps=1",
+        ],
+    }
     told = {name: recipe(place, f"align.method={name}", *options) for name, options in methods.items()}
     assert len({keys(steps(one))["evaluate"] for one in told.values()}) == 3
     for number, (name, one) in enumerate(told.items(), start=1):

@@ -10,9 +10,7 @@ from alignment.config.stages import ReleaseGate, RewardGate
 from alignment.errors import GateError
 from flows.releases.manifest import failures, require
 
-GATE = ReleaseGate(
-    min_win_rate=0.6, min_win_rate_low=0.5, min_harmless=0.9, max_truthful_drop=0.05, max_tax_ratio=1.1
-)  # fmt: skip
+GATE = ReleaseGate(min_win_rate=0.6, min_win_rate_low=0.5, min_harmless=0.9, max_truthful_drop=0.05, max_tax_ratio=1.1)
 NONE = ReleaseGate()
 
 

@@ -227,9 +227,11 @@ def responses(town: Path) -> Path:
 
 def labeling(title: str) -> LabelingConfig:
     return LabelingConfig(
-        title=title, rankings=RankingTasks(prompts=6, overlap=2), pairwise=PairwiseTasks(prompts=4, overlap=2),
+        title=title,
+        rankings=RankingTasks(prompts=6, overlap=2),
+        pairwise=PairwiseTasks(prompts=4, overlap=2),
         crew=CrewConfig(annotators=3),
-    )  # fmt: skip
+    )
 
 
 def test_a_collection_is_complete_and_without_copies_though_label_studio_was_away_in_each_part(

@@ -144,8 +144,9 @@ def test_who_has_no_password_is_refused(production: Site) -> None:
     assert "password authentication failed" in postgres.ask(production.addresses["postgres"], "a guess")[0]
     with pytest.raises(postgres.psycopg.OperationalError, match="permission denied for database"):
         host, _, port = production.addresses["postgres"].rpartition(":")
-        postgres.psycopg.connect(host=host, port=port, user="mlflow", password=known.mlflow_database_password,
-                                 dbname="label_studio")  # fmt: skip
+        postgres.psycopg.connect(
+            host=host, port=port, user="mlflow", password=known.mlflow_database_password, dbname="label_studio"
+        )
 
 
 def secrets(site: Site) -> list[str]:
@@ -153,8 +154,11 @@ def secrets(site: Site) -> list[str]:
     found: dict[str, Any] = json.loads((site.home / credentials.FILE).read_text())
     found |= found.pop("production")
     auth = str(found.pop("prefect_auth"))
-    return [auth, auth.split(":")[1], *(value for name, value in found.items() if "email" not in name
-                                        and "username" not in name)]  # fmt: skip
+    return [
+        auth,
+        auth.split(":")[1],
+        *(value for name, value in found.items() if "email" not in name and "username" not in name),
+    ]
 
 
 def test_no_secret_is_on_a_command_line_in_a_log_or_open_to_others(production: Site, lineage: str) -> None:

@@ -121,9 +121,11 @@ def test_servers_are_told_not_to_phone_home_and_not_where_others_keep_data(
     monkeypatch.setenv("PREFECT_API_DATABASE_CONNECTION_URL", "postgresql://somebody")
     monkeypatch.setenv("MLFLOW_BACKEND_STORE_URI", "postgresql://somebody")
     accounts = Credentials(
-        label_studio_email="a@b.c", label_studio_password="long enough", label_studio_token="a" * 40,
+        label_studio_email="a@b.c",
+        label_studio_password="long enough",
+        label_studio_token="a" * 40,
         label_studio_secret_key="s",
-    )  # fmt: skip
+    )
     addresses = {name: f"{HOST}:{free_port()}" for name in NAMES}
     site = Site(home=tmp_path, credentials=accounts, addresses=addresses)
     told = {name: launches.launch_of(name, site).environment for name in NAMES}

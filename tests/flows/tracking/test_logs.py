@@ -34,7 +34,9 @@ def test_a_run_leaves_lines_that_name_it_and_the_stage(home: Path) -> None:
     assert [line["message"] for line in said if "stage" not in line] == ["between stages"]
     in_stage = [line for line in said if line.get("stage") == "sft"]
     lost = next(line for line in in_stage if "not finite" in line["message"])
-    assert lost["level"] == "WARNING" and lost["logger"] == "flows.tracking.runner" and lost["stage_run_id"] == made.run_id
+    assert (
+        lost["level"] == "WARNING" and lost["logger"] == "flows.tracking.runner" and lost["stage_run_id"] == made.run_id
+    )
     assert [line["message"][:7] for line in in_stage if line["logger"] == "rlhf.runs"] == ["made in", "found d"]
     assert all(line["time"].endswith("+00:00") for line in said)
 

@@ -41,8 +41,11 @@ def test_a_finished_stage_is_found_and_not_run_again(home: Path) -> None:
     assert again.seconds == pytest.approx(first.seconds, abs=1e-3)
     assert first.path == home / "artifacts" / f"corpus-{first.key[:16]}"
     assert sorted(path.name for path in first.path.iterdir()) == [
-        "metrics.jsonl", "provenance.json", "result.json", "text.txt",
-    ]  # fmt: skip
+        "metrics.jsonl",
+        "provenance.json",
+        "result.json",
+        "text.txt",
+    ]
     assert first.result() == {"loss": 0.25}
 
 

@@ -26,9 +26,11 @@ from tests.labeling.judgements.test_parse import (
 )
 
 TURNS = (
-    Message(role="system", content="Be kind."), Message(role="user", content="Who?"),
-    Message(role="assistant", content="Mara."), Message(role="user", content="Who is she?"),
-)  # fmt: skip
+    Message(role="system", content="Be kind."),
+    Message(role="user", content="Who?"),
+    Message(role="assistant", content="Mara."),
+    Message(role="user", content="Who is she?"),
+)
 ASKED = response_set(5)
 TALK = make_task("pairwise", ASKED.prompt.model_copy(update={"messages": TURNS}), ASKED.responses, 0)
 
@@ -52,8 +54,11 @@ def test_an_export_becomes_judgements_comparisons_and_demonstrations(tmp_path: P
     assert found.ties[0].prompt.messages == TURNS
     b_won = found.comparisons[-1]
     assert (b_won.chosen.id, b_won.strength, b_won.criteria, b_won.chosen_first) == (
-        PAIRWISE.shown[1], 2, {"helpful": 3}, False
-    )  # fmt: skip
+        PAIRWISE.shown[1],
+        2,
+        {"helpful": 3},
+        False,
+    )
     assert (b_won.task_uid, b_won.annotation_id, b_won.annotator_id) == (PAIRWISE.uid, "2", "6")
     assert [row.completion for row in found.demonstrations] == ["Mara Lind."]
     assert {row.prompt.id for row in found.comparisons} != {RANKING.prompt.id}  # our id never left our side

@@ -51,9 +51,14 @@ def answer(text: str) -> dict[str, Any]:
 
 def annotation(result: Any, number: int = 1, by: Any = 5, at: str = "2026-01-01", **more: Any) -> dict[str, Any]:
     return {
-        "id": number, "completed_by": by, "result": result, "was_cancelled": False, "lead_time": 2.5, "task": 9,
+        "id": number,
+        "completed_by": by,
+        "result": result,
+        "was_cancelled": False,
+        "lead_time": 2.5,
+        "task": 9,
         "created_at": at,
-    } | more  # fmt: skip
+    } | more
 
 
 def exported(task: Task, *annotations: dict[str, Any]) -> list[dict[str, Any]]:
@@ -67,9 +72,13 @@ def test_a_ranking_becomes_six_comparisons_with_the_rank_distance_as_strength() 
     rows, ties = comparisons([found], {RANKING.uid: RANKING})
     names = [RANKING.responses[opaque] for opaque in order]
     assert [(row.chosen, row.rejected, row.strength) for row in rows] == [
-        (names[0], names[1], 1), (names[0], names[2], 2), (names[0], names[3], 3),
-        (names[1], names[2], 1), (names[1], names[3], 2), (names[2], names[3], 1),
-    ]  # fmt: skip
+        (names[0], names[1], 1),
+        (names[0], names[2], 2),
+        (names[0], names[3], 3),
+        (names[1], names[2], 1),
+        (names[1], names[3], 2),
+        (names[2], names[3], 1),
+    ]
     assert not ties
     assert {(row.annotation_id, row.annotator_id, row.prompt.split) for row in rows} == {("1", "5", "heldout")}
     assert len({row.id for row in rows}) == 6

@@ -19,9 +19,15 @@ def said(by: str, better: int, strength: int = 1, **criteria: int) -> Comparison
     """`by` prefers the first response (better=1) or the second (-1)."""
     chosen, rejected = (FIRST, SECOND) if better > 0 else (SECOND, FIRST)
     return Comparison(
-        id=f"cmp_{by}_{better}", prompt=ROW.prompt, chosen=chosen, rejected=rejected, strength=strength,
-        criteria=criteria, annotation_id="1", annotator_id=by,
-    )  # fmt: skip
+        id=f"cmp_{by}_{better}",
+        prompt=ROW.prompt,
+        chosen=chosen,
+        rejected=rejected,
+        strength=strength,
+        criteria=criteria,
+        annotation_id="1",
+        annotator_id=by,
+    )
 
 
 def test_alpha_of_krippendorffs_own_example() -> None:
@@ -87,8 +93,10 @@ def test_the_side_a_comparison_is_written_from_does_not_matter() -> None:
 def test_rate_by_hand_and_ties_stay_out_of_it() -> None:
     doubles = double_judgements(votes([said("5", 1), said("6", 1), said("7", -1), said("8", 1, strength=0)]))
     assert [(one, other, same) for _, one, other, same in doubles] == [
-        ("5", "6", True), ("5", "7", False), ("6", "7", False),
-    ]  # fmt: skip
+        ("5", "6", True),
+        ("5", "7", False),
+        ("6", "7", False),
+    ]
     found = rate([(f"p{i}", "5", "6", i % 4 != 0) for i in range(400)])
     assert found.count == 400 and found.share == pytest.approx(0.75)
     # a proportion of 400: 1.96 * sqrt(.75 * .25 / 400) = 0.042
@@ -106,8 +114,10 @@ def test_agreement_by_criterion_and_by_pair_of_annotators() -> None:
     assert found.criteria["helpful"].share == pytest.approx(1 / 3)
     assert found.criteria["truthful"].count == 0
     assert {name: rated.share for name, rated in found.annotators.items()} == {
-        "5 and 6": 1.0, "5 and 7": 0.0, "6 and 7": 0.0,
-    }  # fmt: skip
+        "5 and 6": 1.0,
+        "5 and 7": 0.0,
+        "6 and 7": 0.0,
+    }
     # two values of one pair that differ: 1 - (2 - 1) * 2 / 2; two that are the same say nothing
     assert found.annotators_alpha == {"5 and 6": None, "5 and 7": 0.0, "6 and 7": 0.0}
 
@@ -119,8 +129,12 @@ def test_quality_by_hand() -> None:
 
     def common(uid: str, number: str, seconds: float) -> dict[str, object]:
         return {
-            "annotation_id": number, "annotator_id": "5", "task_uid": uid, "created_at": "", "lead_time": seconds,
-        }  # fmt: skip
+            "annotation_id": number,
+            "annotator_id": "5",
+            "task_uid": uid,
+            "created_at": "",
+            "lead_time": seconds,
+        }
 
     judgements = [
         RankingJudgement.model_validate(common(ranking.uid, "1", 10.0) | {"ranking": ranking.shown}),

@@ -16,9 +16,13 @@ TASKS = {RANKING.uid: RANKING, PAIR.uid: PAIR}
 
 def ranked(order: tuple[int, ...], number: int = 1, seconds: float = 0.0) -> RankingJudgement:
     return RankingJudgement(
-        annotation_id=str(number), annotator_id="5", task_uid=RANKING.uid, created_at="", lead_time=seconds,
+        annotation_id=str(number),
+        annotator_id="5",
+        task_uid=RANKING.uid,
+        created_at="",
+        lead_time=seconds,
         ranking=tuple(RANKING.shown[i] for i in order),
-    )  # fmt: skip
+    )
 
 
 def preferred(preference: int, **ratings: int) -> PairwiseJudgement:
@@ -76,10 +80,16 @@ def test_hasty_allows_for_the_length_of_the_text() -> None:
     rows = [response_set(n, ("a " * 40 * (1 + n % 10), "b " * 40 * (1 + n % 10))) for n in range(40)]
     tasks = {task.uid: task for task in (make_task("ranking", row.prompt, row.responses, 0) for row in rows)}
     said = [
-        RankingJudgement(annotation_id=uid, annotator_id="5", task_uid=uid, created_at="", ranking=task.shown,
-                         lead_time=4 + 20 * (1 + int(task.prompt.id.split("_")[1]) % 10))
+        RankingJudgement(
+            annotation_id=uid,
+            annotator_id="5",
+            task_uid=uid,
+            created_at="",
+            ranking=task.shown,
+            lead_time=4 + 20 * (1 + int(task.prompt.id.split("_")[1]) % 10),
+        )
         for uid, task in tasks.items()
-    ]  # fmt: skip
+    ]
     assert not any(hasty(said, tasks).values())  # 24 s to 204 s, all at the pace of the text
     longest = max(said, key=lambda one: one.lead_time)
     quick = longest.model_copy(update={"lead_time": 24.0})

@@ -19,9 +19,12 @@ def row(prompt: int, won: int, lost: int, by: str, number: int = 0) -> Compariso
     message = Message(role="user", content="?")
     sides = {f"{prompt}-{i}": Response(id=f"{prompt}-{i}", text=f"answer {i}") for i in (won, lost)}
     return Comparison(
-        id=f"c{prompt}-{won}-{lost}-{by}-{number}", prompt=Prompt(id=f"p{prompt}", messages=(message,)),
-        chosen=sides[f"{prompt}-{won}"], rejected=sides[f"{prompt}-{lost}"], annotator_id=by,
-    )  # fmt: skip
+        id=f"c{prompt}-{won}-{lost}-{by}-{number}",
+        prompt=Prompt(id=f"p{prompt}", messages=(message,)),
+        chosen=sides[f"{prompt}-{won}"],
+        rejected=sides[f"{prompt}-{lost}"],
+        annotator_id=by,
+    )
 
 
 def planted(
@@ -64,9 +67,12 @@ def test_pairs_of_which_the_same_people_say_the_same_are_integrated_once() -> No
     choices = Choices.of(rows)
     assert choices.begins.tolist() == [0, 2] and choices.times.tolist() == [2.0, 1.0]  # pair 2 is pair 1 turned round
     one_by_one = replace(
-        choices, who=np.array([0, 1, 0, 1, 0]), side=np.array([1.0, -1.0, -1.0, 1.0, 1.0]), begins=np.array([0, 2, 4]),
+        choices,
+        who=np.array([0, 1, 0, 1, 0]),
+        side=np.array([1.0, -1.0, -1.0, 1.0, 1.0]),
+        begins=np.array([0, 2, 4]),
         times=np.ones(3),
-    )  # fmt: skip
+    )
     point = np.array([0.7, -0.2, 0.4])
     (value, gradient), (same, by_pair) = (minus_log_posterior(point, some) for some in (choices, one_by_one))
     assert value == pytest.approx(same, abs=1e-12) and gradient == pytest.approx(by_pair, abs=1e-12)

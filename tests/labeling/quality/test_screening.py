@@ -27,9 +27,15 @@ APPLIED = QualityOptions(screening=Screening(apply=True))
 
 def known(row: ResponseSet, *pairs: tuple[int, int]) -> list[Comparison]:
     return [
-        Comparison(id=f"gold-{row.prompt.id}-{a}-{b}", prompt=row.prompt, chosen=row.responses[a],
-                   rejected=row.responses[b], strength=2) for a, b in pairs
-    ]  # fmt: skip
+        Comparison(
+            id=f"gold-{row.prompt.id}-{a}-{b}",
+            prompt=row.prompt,
+            chosen=row.responses[a],
+            rejected=row.responses[b],
+            strength=2,
+        )
+        for a, b in pairs
+    ]
 
 
 def work(config: CrewConfig) -> tuple[list[Judged], dict[str, Task], Answers]:
@@ -150,12 +156,18 @@ def test_disputes_and_the_seniors_word() -> None:
     tasks = {task.uid: task, pair.uid: pair}
 
     def order(by: str, *places: int) -> RankingJudgement:
-        return RankingJudgement(annotation_id=by, annotator_id=by, task_uid=task.uid, created_at="",
-                                ranking=tuple(task.shown[i] for i in places))  # fmt: skip
+        return RankingJudgement(
+            annotation_id=by,
+            annotator_id=by,
+            task_uid=task.uid,
+            created_at="",
+            ranking=tuple(task.shown[i] for i in places),
+        )
 
     def prefer(by: str, preference: int) -> PairwiseJudgement:
-        return PairwiseJudgement(annotation_id=f"{by}0", annotator_id=by, task_uid=pair.uid, created_at="",
-                                 preference=preference)  # fmt: skip
+        return PairwiseJudgement(
+            annotation_id=f"{by}0", annotator_id=by, task_uid=pair.uid, created_at="", preference=preference
+        )
 
     assert distance([order("5", 0, 1, 2, 3), order("6", 1, 0, 2, 3)]) == pytest.approx(1 / 6)
     tied = order("6", 1, 0, 2, 3).model_copy(update={"ties": (1,)})

@@ -10,24 +10,38 @@ def row(number: int, strength: int, who: str, chosen: str, rejected: str, first:
     prompt = Prompt.model_validate({"id": f"p{number}", "messages": [{"role": "user", "content": "Q?"}]})
     good, bad = Response(id=chosen, text=chosen), Response(id=rejected, text=rejected)
     return Comparison(
-        id=f"c{number}{who}", prompt=prompt, chosen=good, rejected=bad, strength=strength,
-        annotation_id=f"{number}{who}", annotator_id=who, chosen_first=first,
-    )  # fmt: skip
+        id=f"c{number}{who}",
+        prompt=prompt,
+        chosen=good,
+        rejected=bad,
+        strength=strength,
+        annotation_id=f"{number}{who}",
+        annotator_id=who,
+        chosen_first=first,
+    )
 
 
 ROWS = [
-    row(1, 3, "ann", "aaaa", "bb", True), row(1, 1, "ben", "aaaa", "bb", True),  # they agree
-    row(2, 1, "ann", "a", "bbb", True), row(2, 2, "ben", "bbb", "a", False),  # they do not
-    row(3, 0, "ann", "aa", "bb", False), row(4, 1, "ben", "aa", "bb", None),
-]  # fmt: skip
+    row(1, 3, "ann", "aaaa", "bb", True),
+    row(1, 1, "ben", "aaaa", "bb", True),  # they agree
+    row(2, 1, "ann", "a", "bbb", True),
+    row(2, 2, "ben", "bbb", "a", False),  # they do not
+    row(3, 0, "ann", "aa", "bb", False),
+    row(4, 1, "ben", "aa", "bb", None),
+]
 
 
 def card(rows: list[Comparison]):
     rejected = [Rejected(file="f", line=n, reason=reason) for n, reason in enumerate(("b|ad", "worse", "b|ad"))]
     return make_card(
-        "comparisons-1", rows, rejected, splits={"train": 4}, guidelines={"pairwise": "1a2b3c4d"},
-        projects={"pairwise": "http://127.0.0.1/projects/1"}, sources={"a.jsonl": "ff"},
-    )  # fmt: skip
+        "comparisons-1",
+        rows,
+        rejected,
+        splits={"train": 4},
+        guidelines={"pairwise": "1a2b3c4d"},
+        projects={"pairwise": "http://127.0.0.1/projects/1"},
+        sources={"a.jsonl": "ff"},
+    )
 
 
 def test_counts_are_those_of_the_rows() -> None:
@@ -58,10 +72,17 @@ def test_wilsons_interval_is_that_of_the_textbook() -> None:
 def test_the_card_reads_as_tables() -> None:
     text = as_markdown(card(ROWS))
     for said in (
-        "# Comparisons comparisons-1", "| comparisons with a winner | 5 |", "| ties, kept apart | 1 |",
-        "| two annotators name the same winner | 0.500 |", "| shown first, chosen | 0.750 | 0.301 to 0.954 | 4 |",
-        "| pairwise | 1a2b3c4d |", "| b\\|ad | 2 |", "| train | 4 |", "| a.jsonl | ff |", "| ann | 3 |",
-    ):  # fmt: skip
+        "# Comparisons comparisons-1",
+        "| comparisons with a winner | 5 |",
+        "| ties, kept apart | 1 |",
+        "| two annotators name the same winner | 0.500 |",
+        "| shown first, chosen | 0.750 | 0.301 to 0.954 | 4 |",
+        "| pairwise | 1a2b3c4d |",
+        "| b\\|ad | 2 |",
+        "| train | 4 |",
+        "| a.jsonl | ff |",
+        "| ann | 3 |",
+    ):
         assert said in text, text
 
 

@@ -27,9 +27,16 @@ NAMES = [EVIL, "Ada Krüger ada@example.org", "佐藤 花子 hanako@example.org"
 def annotation(number: int, task: int, person: int, result: list[Any], seconds: float) -> dict[str, Any]:
     when = f"{START + timedelta(minutes=7 * number):%Y-%m-%dT%H:%M:%S.000000Z}"
     return {
-        "id": number, "task": task, "result": result, "completed_by": person, "was_cancelled": number % 29 == 0,
-        "created_at": when, "updated_at": when, "lead_time": seconds, "created_username": f" {NAMES[person]}, {person}",
-    }  # fmt: skip
+        "id": number,
+        "task": task,
+        "result": result,
+        "completed_by": person,
+        "was_cancelled": number % 29 == 0,
+        "created_at": when,
+        "updated_at": when,
+        "lead_time": seconds,
+        "created_username": f" {NAMES[person]}, {person}",
+    }
 
 
 def filled(store: Store, tasks: int = 40) -> None:
@@ -50,16 +57,23 @@ def filled(store: Store, tasks: int = 40) -> None:
     record(store, 1, "town & country <b> ranking [1a2b3c4d]", rows, end)
     paired, _ = build_tasks("pairwise", [response_set(n) for n in range(3)], 0)
     said = [annotation(95, 1, 1, pairwise_result(2.0, [(5, 5, 5), (2, 4, 5)]), 30.0)]
-    rows = [{"id": n, "data": task.data, "updated_at": said[0]["updated_at"], "annotations": said if n == 1 else []}
-            for n, task in enumerate(paired, start=1)]  # fmt: skip
+    rows = [
+        {"id": n, "data": task.data, "updated_at": said[0]["updated_at"], "annotations": said if n == 1 else []}
+        for n, task in enumerate(paired, start=1)
+    ]
     record(store, 2, "town pairwise [5e6f7a8b]", rows, end)
 
 
 def record(store: Store, number: int, title: str, rows: list[dict[str, Any]], when: datetime) -> None:
     project = SeenProject(
-        project=f"{number}@x", number=number, url="http://127.0.0.1:8080", title=title, overlap=3,
-        config_hash=title[-9:-1], config="<View/>",
-    )  # fmt: skip
+        project=f"{number}@x",
+        number=number,
+        url="http://127.0.0.1:8080",
+        title=title,
+        overlap=3,
+        config_hash=title[-9:-1],
+        config="<View/>",
+    )
     store.record(project, rows, Sync(seen_at=when, whole=True, newest=when, cursor=when, tasks_read=len(rows)))
 
 

@@ -29,7 +29,7 @@ IMAGE = "<img src='http://127.0.0.1:9/x.png' onerror='document.title=1'> ![y](ht
 LONG = "".join(f"{number:3} The river runs down from the hills. " for number in range(101))[:4000]
 ARABIC = "خبازة البلدة هي مارا ليند.\nتسكن في شارع الطاحونة رقم 5."
 CHINESE = "镇上的面包师是玛拉·林德。\n她住在磨坊巷。"
-PYTHON = "def total(values):\n    if not values:\n        return 0\n\treturn sum(values)  # <- & \"quotes\" {braces}"
+PYTHON = 'def total(values):\n    if not values:\n        return 0\n\treturn sum(values)  # <- & "quotes" {braces}'
 FAITHFUL = (SCRIPT, IMAGE, LONG, ARABIC, CHINESE, PYTHON)
 FREE = """p => {
     const range = document.createRange(), box = p.getBoundingClientRect();

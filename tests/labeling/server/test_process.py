@@ -21,9 +21,12 @@ def pretend(tmp_path: Path, script: str, port: int = 0) -> ServerSettings:
     program.write_text("#!/bin/sh\n" + script)
     program.chmod(program.stat().st_mode | stat.S_IXUSR)
     return ServerSettings(
-        executable=program, data_dir=tmp_path / "data", port=port or free_port(),
-        password=SecretStr("long enough"), token=SecretStr(TOKEN),
-    )  # fmt: skip
+        executable=program,
+        data_dir=tmp_path / "data",
+        port=port or free_port(),
+        password=SecretStr("long enough"),
+        token=SecretStr(TOKEN),
+    )
 
 
 def test_a_server_that_ends_at_once_shows_its_log(tmp_path: Path) -> None:

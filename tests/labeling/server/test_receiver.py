@@ -31,10 +31,16 @@ GOOD = b'{"action": "ANNOTATION_CREATED"}'
     [
         (GOOD, "ANNOTATION_CREATED"),
         (b'{"action": "TASKS_DELETED", "project": {"id": 3}}', "TASKS_DELETED"),
-        (b"", ""), (b"{", ""), (b"[1]", ""), (b'{"action": 3}', ""), (b'{"action": "a\\nb"}', ""), (b"\xff\xfe", ""),
-        (b'{"action": ""}', ""), (b"[" * 100_000, ""),
+        (b"", ""),
+        (b"{", ""),
+        (b"[1]", ""),
+        (b'{"action": 3}', ""),
+        (b'{"action": "a\\nb"}', ""),
+        (b"\xff\xfe", ""),
+        (b'{"action": ""}', ""),
+        (b"[" * 100_000, ""),
     ],
-)  # fmt: skip
+)
 def test_what_a_message_names(body: bytes, action: str) -> None:
     assert action_of(body) == action
 

@@ -18,9 +18,14 @@ from tests.labeling.helpers import response_set
 
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
 PROJECT = SeenProject(
-    project="7@2026-03-01T08:00:00Z", number=7, url="http://here", title="trial ranking [0a1b2c3d]", overlap=2,
-    config_hash="0a1b2c3d", config="<View/>",
-)  # fmt: skip
+    project="7@2026-03-01T08:00:00Z",
+    number=7,
+    url="http://here",
+    title="trial ranking [0a1b2c3d]",
+    overlap=2,
+    config_hash="0a1b2c3d",
+    config="<View/>",
+)
 
 
 def task(number: int, kind: Any = "ranking") -> Task:
@@ -31,10 +36,17 @@ def task(number: int, kind: Any = "ranking") -> Task:
 def said(number: int, result: Any, by: int | None = 5, hour: int = 10, **more: Any) -> dict[str, Any]:
     when = stamp(NOON.replace(hour=hour))
     return {
-        "id": number, "completed_by": by, "result": result, "was_cancelled": False, "lead_time": 30.0, "task": 1,
-        "created_at": when, "updated_at": when, "created_username": f" somebody@rlhf.local, {by}",
+        "id": number,
+        "completed_by": by,
+        "result": result,
+        "was_cancelled": False,
+        "lead_time": 30.0,
+        "task": 1,
+        "created_at": when,
+        "updated_at": when,
+        "created_username": f" somebody@rlhf.local, {by}",
         "created_ago": "3 minutes",
-    } | more  # fmt: skip
+    } | more
 
 
 def row(number: int, *annotations: dict[str, Any], data: Any = None) -> dict[str, Any]:
@@ -160,12 +172,15 @@ def test_status_by_hand() -> None:
     store, order = Store(), task(1).shown
     other = (*order[:2], order[3], order[2])
     rows = [
-        row(1, said(1, ranking_result(order), 5, 8), said(2, ranking_result(other), 6, 9, lead_time=10.0),
-            said(3, [{"foo": "bar"}], 9, 9, lead_time=None)),
-        row(2, said(4, ranking_result(task(2).shown), 5, 10, lead_time=50.0),
-            said(5, [], 6, 11, was_cancelled=True)),
+        row(
+            1,
+            said(1, ranking_result(order), 5, 8),
+            said(2, ranking_result(other), 6, 9, lead_time=10.0),
+            said(3, [{"foo": "bar"}], 9, 9, lead_time=None),
+        ),
+        row(2, said(4, ranking_result(task(2).shown), 5, 10, lead_time=50.0), said(5, [], 6, 11, was_cancelled=True)),
         row(3),
-    ]  # fmt: skip
+    ]
     for one in rows:
         for raw in one["annotations"]:
             raw["task"] = one["id"]
@@ -176,9 +191,10 @@ def test_status_by_hand() -> None:
     assert found.expected_end == NOON + timedelta(hours=3) and found.last_sync == NOON
     assert found.agreement.count == 6 and found.agreement.share == pytest.approx(5 / 6)
     assert [(a.annotator, a.name, a.judgements, a.skips, a.median_seconds) for a in found.annotators] == [
-        (5, "somebody@rlhf.local", 2, 0, 40.0), (6, "somebody@rlhf.local", 1, 1, 10.0),
+        (5, "somebody@rlhf.local", 2, 0, 40.0),
+        (6, "somebody@rlhf.local", 1, 1, 10.0),
         (9, "somebody@rlhf.local", 1, 0, None),
-    ]  # fmt: skip
+    ]
     assert not found.screen_changed
     store.record(PROJECT.model_copy(update={"config_hash": "ffffffff"}), rows, reading())
     assert status(store)[0].screen_changed

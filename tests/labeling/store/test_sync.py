@@ -78,9 +78,7 @@ def on_the_server(owner: LabelStudio, project: Project) -> Said:
 
 def said(rows: list[dict[str, Any]]) -> Said:
     names = ("result", "completed_by", "was_cancelled", "lead_time", "updated_at")
-    return {
-        row["id"]: {raw["id"]: tuple(raw[name] for name in names) for raw in row["annotations"]} for row in rows
-    }  # fmt: skip
+    return {row["id"]: {raw["id"]: tuple(raw[name] for name in names) for raw in row["annotations"]} for row in rows}
 
 
 def in_the_store(store: Store, project: Project) -> Said:
@@ -118,9 +116,15 @@ class Deeds:
     def some(self) -> None:
         """One to four deeds."""
         weights: dict[Callable[[], None], int] = {
-            self.create: 8, self.skip: 2, self.edit: 4, self.delete: 3, self.delete_task: 1, self.clear_in_bulk: 1,
-            self.add_task: 1, self.edit_task: 1,
-        }  # fmt: skip
+            self.create: 8,
+            self.skip: 2,
+            self.edit: 4,
+            self.delete: 3,
+            self.delete_task: 1,
+            self.clear_in_bulk: 1,
+            self.add_task: 1,
+            self.edit_task: 1,
+        }
         for deed in self.rng.choices(list(weights), list(weights.values()), k=self.rng.randint(1, 4)):
             deed()
 
@@ -206,8 +210,11 @@ def test_every_version_of_an_edited_skipped_and_deleted_annotation_is_kept(owner
     assert why(owner, store, project) == ""
     versions = store.history(key(store, project), number)
     assert [(one.skipped, one.deleted) for one in versions] == [
-        (False, ""), (False, ""), (True, ""), (True, "annotation")
-    ]  # fmt: skip
+        (False, ""),
+        (False, ""),
+        (True, ""),
+        (True, "annotation"),
+    ]
     assert versions[0].raw["result"][0]["value"]["ranker"]["ranking"] == list(tasks[0].shown)
     assert {one.config_hash for one in versions} == {project.screen_hash} == {screen_hash("ranking")}
     assert [one.uid for one in versions] == [tasks[0].uid] * 4
@@ -294,9 +301,7 @@ def test_a_late_change_with_an_older_time_is_found(owner: LabelStudio, store: St
     assert in_the_store(store, project) == on_the_server(owner, project)
 
 
-def test_a_time_in_the_future_does_not_hide_what_comes_after(
-    owner: LabelStudio, store: Store, database: Path
-) -> None:
+def test_a_time_in_the_future_does_not_hide_what_comes_after(owner: LabelStudio, store: Store, database: Path) -> None:
     project, tasks, ids = opened(owner, "future", 2)
     numbers = [owner.annotate(task_id, ranking_result(task.shown), 1.0) for task, task_id in zip(tasks, ids)]  # noqa: B905
     change(database, "UPDATE task SET updated_at = '2999-01-01 00:00:00' WHERE id = ?", ids[0])

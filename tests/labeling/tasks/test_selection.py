@@ -130,11 +130,15 @@ def test_responses_of_policies_alternate() -> None:
 def pairs(count: int) -> list[ResponseSet]:
     return [
         response_set(n, ("Mara Lind lives here.", "Tom Berg.")).model_copy(
-            update={"responses": (Response(id=f"x{n}", text="Mara Lind lives here."),
-                                  Response(id=f"y{n}", text="Tom Berg."))}
+            update={
+                "responses": (
+                    Response(id=f"x{n}", text="Mara Lind lives here."),
+                    Response(id=f"y{n}", text="Tom Berg."),
+                )
+            }
         )
         for n in range(count)
-    ]  # fmt: skip
+    ]
 
 
 def test_a_fair_order_is_balanced_and_an_unfair_one_is_not() -> None:
@@ -148,8 +152,9 @@ def test_a_fair_order_is_balanced_and_an_unfair_one_is_not() -> None:
     share = first / 200  # "Mara Lind lives here." has 21 characters, "Tom Berg." 9
     assert found.lengths == pytest.approx((21 * share + 9 * (1 - share), 9 * share + 21 * (1 - share)))
     assert found.p_value is not None and found.p_value > 0.01
-    sorted_by_origin = [task.model_copy(update={"responses": dict(sorted(task.responses.items(), key=by_id))})
-                        for task in tasks]  # fmt: skip
+    sorted_by_origin = [
+        task.model_copy(update={"responses": dict(sorted(task.responses.items(), key=by_id))}) for task in tasks
+    ]
     (unfair,) = balance(sorted_by_origin, origins)
     assert unfair.places == {"x": (200, 0), "y": (0, 200)} and unfair.p_value == 1 / 500
 

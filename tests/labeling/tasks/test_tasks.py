@@ -40,9 +40,9 @@ def test_opaque_ids_cannot_be_followed_from_task_to_task() -> None:
 
 def test_every_response_comes_first_equally_often() -> None:
     first = Counter(
-        make_task("ranking", row.prompt, row.responses, 0).responses[
-            make_task("ranking", row.prompt, row.responses, 0).shown[0]
-        ].text
+        make_task("ranking", row.prompt, row.responses, 0)
+        .responses[make_task("ranking", row.prompt, row.responses, 0).shown[0]]
+        .text
         for row in map(response_set, range(800))
     )
     # 800 draws of 1/4: standard deviation 12.2; five of them
