@@ -8,7 +8,7 @@ import torch
 from tests.formulas.models import module
 
 SCORES = torch.tensor([[1.0, -2.0, 4.0], [3.0, 0.0, 4.0], [5.0, 2.0, 4.0]], dtype=torch.float64)  # 3 members, 3 answers
-ENSEMBLE = module("ensemble")
+ENSEMBLE = module("models.ensembles")
 
 
 def check_by_hand(m: ModuleType) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from tests.formulas.models import module
 
-LAWS = module("overoptimization")
+LAWS = module("evaluation.overoptimization")
 DISTANCES = (0.3, 0.8, 1.5, 2.2, 3.0)
 
 

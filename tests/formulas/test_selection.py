@@ -8,7 +8,7 @@ import torch
 
 from tests.formulas.models import module
 
-SELECTION = module("selection")
+SELECTION = module("methods.selection")
 
 
 def check_by_hand(m: ModuleType) -> None:

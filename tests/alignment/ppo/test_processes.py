@@ -21,7 +21,7 @@ from alignment.ppo import sharding
 from tests.alignment.ppo import processes as runs
 from tests.alignment.ppo import world
 
-ROOT = Path(__file__).parent.parent.parent
+ROOT = Path(__file__).parents[3]
 LAUNCH_FILES = ROOT / "deploy" / "accelerate"
 WHOLE = ("uneven", "empty", "stops", "shared_trunk", "lora", "raises", "resumed", "few", "different", "deepspeed")
 SPLIT = ("uneven", "empty", "stops", "shared_trunk", "recomputed", "float32", "bfloat16", "raises", "resumed", "parts")

@@ -15,7 +15,7 @@ from alignment.ppo.train import train_ppo
 from tests.alignment.ppo import world
 
 TEXT = [[3, 4, 5, 6], [7, 8, 9, 10, 11], [12, 13]]
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 def options(**changes):

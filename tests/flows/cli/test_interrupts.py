@@ -26,7 +26,7 @@ with interrupts.said_how_to_go_on():
 
 def begin(tidying: str, grace: float) -> subprocess.Popen[str]:
     command = [sys.executable, "-c", CODE.replace("TIDYING", repr(tidying)), "-", str(grace)]
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])}
     run = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert run.stdout is not None and run.stdout.readline() == "working\n"
     return run
@@ -47,7 +47,7 @@ def test_ctrl_c_ends_a_command_and_says_how_to_go_on(tidying: str, interrupts: i
 def test_it_ends_when_what_happens_at_the_very_end_hangs() -> None:
     late = "import atexit, time; atexit.register(time.sleep, 600)\n"
     command = [sys.executable, "-c", late + CODE.replace("TIDYING", "'tidy'"), "-", "0.5"]
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
     with subprocess.Popen(command, env=environment, text=True, **pipes) as run:
         assert run.stdout is not None and run.stdout.readline() == "working\n"

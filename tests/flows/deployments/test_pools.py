@@ -16,7 +16,7 @@ from prefect.client.schemas.objects import FlowRun
 from prefect.utilities.templating import apply_values
 from prefect.workers.base import BaseWorker
 
-POOLS = Path(__file__).parent.parent.parent / "deploy" / "pools"
+POOLS = Path(__file__).parents[3] / "deploy" / "pools"
 KINDS = ("docker", "kubernetes")
 OUR_SECRETS = {"label_studio_token", "mlflow_password", "prefect_auth"}
 

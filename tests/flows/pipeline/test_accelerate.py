@@ -36,7 +36,7 @@ from flows.recipe.schema import check_files, load_recipe
 from tests.alignment.tiny_world import LINES, SIZES, comparison, demonstration, make_tokenizer, prompt, write
 from tests.conftest import TINY
 
-ROOT = Path(__file__).parent.parent.parent
+ROOT = Path(__file__).parents[3]
 TWO = ComputeConfig(processes=2)
 NAMES = ("Ada", "Bo", "Cy", "Dee", "Eve", "Fay", "Gus")
 # Sums in another order, in single precision: seen were 1e-6 of weights and of what is logged.

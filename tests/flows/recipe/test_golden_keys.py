@@ -1,7 +1,7 @@
 """The key of every stage of the recipes, as they were when outputs were first published under them.
 
 A finished run is found by its key alone. A key that changes makes everybody's finished work invisible, so these change
-only together with a stage's version or a default that is meant to change. `python -m tests.flows.test_golden_keys`
+only together with a stage's version or a default that is meant to change. `python -m tests.flows.recipe.test_golden_keys`
 writes the file again.
 """
 
@@ -14,7 +14,7 @@ from flows.recipe.dag import keys, steps
 from flows.recipe.schema import load_recipe
 from tests.conftest import SHARED_DATA, TINY
 
-FILE = Path(__file__).parent.parent / "golden" / "keys.json"
+FILE = Path(__file__).parents[2] / "golden" / "keys.json"
 CASES: dict[str, tuple[str, list[str]]] = {
     "town": ("town", []),
     "town, seed 3": ("town", ["seed=3"]),
@@ -44,7 +44,7 @@ def test_no_key_has_changed(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if case in OF_OTHERS:
         if not SHARED_DATA.is_dir():
             pytest.skip(f"{SHARED_DATA} is not here")
-        monkeypatch.chdir(Path(__file__).parents[2])  # their `data_root` is relative, and paths are part of a key
+        monkeypatch.chdir(Path(__file__).parents[3])  # their `data_root` is relative, and paths are part of a key
     assert stage_keys(case) == json.loads(FILE.read_text(encoding="utf-8"))[case]
 
 

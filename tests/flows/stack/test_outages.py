@@ -296,7 +296,7 @@ def test_a_flow_outlives_prefects_server(tmp_path: Path) -> None:
     server = Server("prefect", tmp_path)
     server.start()
     told = {**os.environ, **outages.retries(), "PREFECT_API_URL": f"{server.url}/api", "PREFECT_HOME": str(tmp_path)}
-    told |= {"PYTHONPATH": str(Path(__file__).parents[2])}
+    told |= {"PYTHONPATH": str(Path(__file__).parents[3])}
     try:
         with subprocess.Popen([sys.executable, "-c", FLOW], env=told, cwd=tmp_path) as process:
             until((tmp_path / "first").exists)

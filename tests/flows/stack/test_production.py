@@ -25,7 +25,7 @@ from tests.labeling.browser import CHROMIUM, chromium
 from tests.labeling.helpers import free_port
 
 pytestmark = [pytest.mark.server, pytest.mark.long]
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 PARTS: list[Name] = [name for wave in WAVES for name in wave]
 FLOW = """
 import os, mlflow

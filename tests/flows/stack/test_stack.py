@@ -205,7 +205,7 @@ def _half_dead_is_mended(home: Path) -> None:
 
 def _flows_and_models(home: Path, running: stack.Stack) -> None:
     """A stage in a Prefect task, twice; then the command line reads what it left."""
-    told = {**os.environ, **running.environment(), "PYTHONPATH": str(Path(__file__).parents[2])}
+    told = {**os.environ, **running.environment(), "PYTHONPATH": str(Path(__file__).parents[3])}
     done = subprocess.run([sys.executable, "-c", CODE], env=told, capture_output=True, text=True, timeout=600, cwd=home)
     assert done.returncode == 0, done.stderr[-3000:]
     states = json.loads(done.stdout.strip().splitlines()[-1])
