@@ -4,8 +4,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from alignment.config.base import Config, Count, Natural
 from alignment.config.methods import BestOfNConfig, DPOConfig, FormatLimits, RLOOConfig, RuleOption
-from alignment.config.stages import Config, Count, Natural, PretrainConfig, RewardConfig, SFTConfig
+from alignment.config.stages import PretrainConfig, RewardConfig, SFTConfig
 from alignment.journal import Journal
 from alignment.ppo.config import PPOConfig
 from alignment.rewards.safety import SafetyLists

@@ -7,12 +7,12 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from alignment.config.stages import Config, Count, Natural, Positive, SFTConfig
+from alignment.config.base import Config, Count, Natural, NonNegative, Positive
+from alignment.config.stages import SFTConfig
 from alignment.rewards.safety import SafetyLists
 
 Method = Literal["ppo", "dpo", "rloo", "best_of_n"]
 RuleName = Literal["refusal", "format", "arithmetic", "safety"]
-NonNegative = Annotated[float, Field(ge=0)]
 
 
 class RuleOption(Config):

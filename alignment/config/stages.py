@@ -5,19 +5,11 @@ Derived values (parameter counts, tokens, steps) are not dials: `flows.pipeline.
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-Share = Annotated[float, Field(ge=0, le=1)]
-Positive = Annotated[float, Field(gt=0)]
-Count = Annotated[int, Field(ge=1)]
-Natural = Annotated[int, Field(ge=0)]
+from alignment.config.base import Config, Count, Natural, Positive, Share
+
 Combine = Literal["mean", "worst", "uncertainty"]
-
-
-class Config(BaseModel):
-    """Base of all options: frozen, and an unknown key is an error. Forms show the key itself, as recipes write it."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", field_title_generator=lambda name, _: name)
 
 
 class TownConfig(Config):

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from datasketch import MinHash, MinHashLSH
 
-from alignment.config.stages import CorpusConfig, Share
+from alignment.config.base import Share
+from alignment.config.stages import CorpusConfig
 from alignment.data.readers import read_documents
 from alignment.errors import DataError
 from alignment.journal import Journal

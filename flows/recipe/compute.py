@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import yaml
 from pydantic import Field, model_validator
 
-from alignment.config.stages import Config
+from alignment.config.base import Config
 from alignment.errors import ConfigError
 
 LAUNCHED = ("pretrain", "sft", "reward", "validation", "ppo")

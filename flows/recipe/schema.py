@@ -11,14 +11,13 @@ from typing import Any
 import yaml
 from pydantic import ConfigDict, Field, ValidationError, model_validator
 
+from alignment.config.base import Config, Natural
 from alignment.config.methods import AlignConfig
 from alignment.config.stages import (
     ComparisonsConfig,
-    Config,
     CorpusConfig,
     DemonstrationsConfig,
     EvaluationConfig,
-    Natural,
     PretrainConfig,
     PromptsConfig,
     ReleaseGate,

@@ -1,8 +1,8 @@
 """The key of every stage of the recipes, as they were when outputs were first published under them.
 
 A finished run is found by its key alone. A key that changes makes everybody's finished work invisible, so these change
-only together with a stage's version or a default that is meant to change. `python -m tests.flows.recipe.test_golden_keys`
-writes the file again.
+only together with a stage's version or a default that is meant to change.
+`python -m tests.flows.recipe.test_golden_keys` writes the file again.
 """
 
 import json
