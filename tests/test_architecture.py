@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("alignment", "flows", "labeling")
-FOUNDATIONS = {"alignment.config.base", "alignment.records", "alignment.errors"}
+FOUNDATIONS = {"alignment.config.base", "alignment.config.stages", "alignment.records", "alignment.errors"}
 MATHEMATICS = {
     *("alignment.ppo.advantages", "alignment.ppo.losses", "alignment.ppo.kl", "alignment.ppo.shaping"),
     *("alignment.models.logprobs", "alignment.reward_model.loss", "alignment.statistics", "alignment.models.ensembles"),
