@@ -5,7 +5,7 @@ from pathlib import Path
 
 from transformers import PreTrainedModel
 
-from alignment.config.methods import FormatLimits, RuleOption
+from alignment.config.methods import AlignOptions, FormatLimits
 from alignment.models.scalar import load_rewards, load_scalar_model
 from alignment.rewards.components import Component, RuleReward, model_component
 from alignment.rewards.rules import rule
@@ -14,9 +14,10 @@ from alignment.rewards.safety import SafetyLists
 REWARD_MODEL = "model"
 
 
-def rule_rewards(options: Sequence[RuleOption], safety: SafetyLists, limits: FormatLimits) -> list[RuleReward]:
+def rule_rewards(align: AlignOptions) -> list[RuleReward]:
     """The rules that a recipe asks for, each with its weight."""
-    return [RuleReward(option.name, option.weight, rule(option.name, safety, limits)) for option in options]
+    safety, limits = align.safety or SafetyLists(), align.format or FormatLimits()
+    return [RuleReward(option.name, option.weight, rule(option.name, safety, limits)) for option in align.rules or ()]
 
 
 def reward_parts(

@@ -4,19 +4,30 @@ import json
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
-from alignment.config.methods import DPOConfig
-from alignment.config.stages import SFTConfig
 from alignment.errors import CheckpointError, TrainingError
 from alignment.journal import Journal
 
 ALWAYS = {name: name for name in ("loss", "grad_norm", "learning_rate")}
+
+
+class EpochOptions(Protocol):
+    """Options of a stage that trains on rows for a number of epochs."""
+
+    @property
+    def epochs(self) -> float: ...
+    @property
+    def batch_size(self) -> int: ...
+    @property
+    def learning_rate(self) -> float: ...
+    @property
+    def log_every_steps(self) -> int: ...
 
 
 class JournalCallback(TrainerCallback):
@@ -85,7 +96,7 @@ def shared_options(checkpoints: Path, seed: int, *, on_cpu: bool) -> dict[str, A
     }
 
 
-def by_epochs(config: SFTConfig | DPOConfig) -> dict[str, Any]:
+def by_epochs(config: EpochOptions) -> dict[str, Any]:
     """Arguments of training on rows: so many epochs, a short warm-up and a cosine, a checkpoint an epoch."""
     return {
         "num_train_epochs": config.epochs,

@@ -16,7 +16,7 @@ from flows.annotation import accounts
 from flows.annotation.collect import annotation_store, client, known_answers
 from flows.annotation.select import COLLECTIONS, Budget, Material, read_material, within_budget
 from flows.home import home_directory
-from flows.recipe.dag import keys, steps
+from flows.pipeline.dag import keys, steps
 from flows.recipe.schema import Recipe, check_files, load_recipe
 from flows.stack.stack import connect
 from labeling.collection import open_planned

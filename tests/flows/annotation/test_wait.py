@@ -44,7 +44,7 @@ from flows.annotation.suspend import read_waiting
 from flows.annotation.wait import OPENED, look, opened_at, resumed_by_hand, wait_for_people
 from flows.cli.main import app
 from flows.deployments import watcher as watch
-from flows.recipe.dag import keys, steps
+from flows.pipeline.dag import keys, steps
 from flows.recipe.schema import Recipe, load_recipe
 from flows.stack import processes, stack
 from flows.stack.credentials import write_private

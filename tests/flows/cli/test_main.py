@@ -20,14 +20,13 @@ from alignment.journal import Journal
 from alignment.records import Comparison, Message, Prompt, Response, write_records
 from flows.cli.main import app, main
 from flows.pipeline.cost import checkpoint_parameters, costs, llama_parameters, short
+from flows.pipeline.dag import keys, steps
 from flows.pipeline.plan import plan, plan_table
-from flows.recipe.dag import keys, steps
 from flows.recipe.schema import Recipe
 from flows.releases.lineage import lineage, lineage_tree
 from flows.releases.report import load_release, log_release, report_view
 from flows.tracking import runs
-from flows.tracking.runner import run_stage
-from tests.flows.tiny import Counted, reward_model, text_model, write_model
+from tests.flows.tiny import Counted, reward_model, run_stage, text_model, write_model
 
 TOWN = Recipe(name="t", town={}, labeling={})  # type: ignore[arg-type]
 MANIFEST: dict[str, Any] = {
@@ -78,7 +77,7 @@ def test_a_plan_says_what_is_cached(home: Path, monkeypatch: pytest.MonkeyPatch)
     chain = steps(TOWN)
     assert {row.state for row in plan(TOWN)} == {"to run"}
     first = chain["town"]
-    town = run_stage("town", Counted(), config=first.config, seed=first.seed, version=first.version)
+    town = run_stage("town", Counted(), config=first.config, seed=first.seed, version=first.stage.version)
     corpus = run_stage("corpus", Counted(), config=chain["corpus"].config, inputs={"town": town})
     assert corpus.key == keys(chain)["corpus"]
     rows = plan(TOWN)
