@@ -1,4 +1,4 @@
-"""What `accelerate launch` starts in test_ppo_processes.py: runs of the trainer in one folder, each in one of its own.
+"""What `accelerate launch` starts in test_processes.py: runs of the trainer in one folder, each in one of its own.
 
 python -m tests.alignment.ppo.processes FOLDER NAME… works in one process too. What a run raises is written to
 `NAME/process-N.txt`, and raised again once all runs have been tried.
