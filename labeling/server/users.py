@@ -1,4 +1,7 @@
-"""Annotator accounts, made the way a person makes one: by invitation and the sign-up form."""
+"""Annotator accounts, made the way a person makes one: by invitation and the sign-up form.
+
+The API, and so the SDK, makes accounts without a password and without an organisation, which cannot log in.
+"""
 
 import hashlib
 import hmac
