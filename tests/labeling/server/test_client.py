@@ -101,6 +101,7 @@ def test_rows_are_what_the_server_sent(fake: tuple[str, Script]) -> None:
         assert list(api.projects()) == [project] == [api.project(3)]
 
 
+@pytest.mark.filterwarnings("ignore::pydantic.warnings.PydanticDeprecatedSince20")  # a line of the SDK
 def test_a_personal_access_token_is_exchanged_for_a_bearer(fake: tuple[str, Script]) -> None:
     url, script = fake
     access = personal_token(3600, "access")
