@@ -202,12 +202,12 @@ class LabelStudio:
 
 
 def _sdk(url: str, token: str, http: httpx.Client) -> "label_studio_sdk.LabelStudio":
-    """The SDK's client. Raises BadCredentials for a personal access token that has expired."""
+    """The SDK's client. Raises BadCredentials for a personal access token that has expired or names no end."""
     try:
         return label_studio_sdk.LabelStudio(base_url=url, api_key=token, httpx_client=http, max_retries=0)
     except ApiError:
         pass  # raised below, without the frames of the SDK, whose variables hold the token
-    raise BadCredentials(url, "the given token, which has expired")
+    raise BadCredentials(url, "the given token, which has expired or names no end")
 
 
 def _json_body(value: Any) -> dict[str, Any]:
