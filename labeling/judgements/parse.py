@@ -152,6 +152,7 @@ def parse_annotation(raw: Mapping[str, Any], task: Task) -> Judged:
         "created_at": str(raw.get("created_at")),
         "lead_time": float(lead_time) if isinstance(lead_time, int | float) else 0.0,
     }
+    # Not LabelInterface.validate_annotation: it takes controls that are missing or twice, and refuses a clicked answer.
     return PARSERS[task.kind](_controls(result, SHAPES[task.kind]), task, common)
 
 

@@ -127,21 +127,22 @@ def open_project(client: LabelStudio, kind: Kind, title: str, overlap: int) -> P
             raise UnexpectedAnswer(f"{len(found)} projects are called {whole!r}: delete all but one")
         project_id = int(found[0]["id"]) if found else _create(client, kind, whole, overlap)
         if found and found[0]["maximum_annotations"] != overlap:
-            client.patch(f"/api/projects/{project_id}/", {"maximum_annotations": overlap})
+            client.call(client.sdk.projects.update, project_id, maximum_annotations=overlap)
     return Project(id=project_id, kind=kind, title=whole, overlap=overlap, screen_hash=digest, url=client.url)
 
 
 def _create(client: LabelStudio, kind: Kind, title: str, overlap: int) -> int:
-    settings = {
-        "title": title,
-        "description": f"{SIGNATURE}; screen {screen_hash(kind)}. Do not edit the labeling interface.",
-        "label_config": screen(kind),
-        "expert_instruction": instruction(),
-        "show_instruction": True,
-        "maximum_annotations": overlap,
-        "sampling": "Uniform sampling",
-        "skip_queue": "REQUEUE_FOR_OTHERS",
-        "show_collab_predictions": False,
-        "enable_empty_annotation": True,
-    }
-    return int(expect(client.post("/api/projects", settings), dict, "a new project")["id"])
+    project = client.call(
+        client.sdk.projects.create,
+        title=title,
+        description=f"{SIGNATURE}; screen {screen_hash(kind)}. Do not edit the labeling interface.",
+        label_config=screen(kind),
+        expert_instruction=instruction(),
+        show_instruction=True,
+        maximum_annotations=overlap,
+        sampling="Uniform sampling",
+        skip_queue="REQUEUE_FOR_OTHERS",
+        show_collab_predictions=False,
+        enable_empty_annotation=True,
+    )
+    return expect(project.id, int, "the id of a new project")

@@ -70,6 +70,15 @@ def test_wrong_token_and_wrong_password(owner: LabelStudio) -> None:
         ensure_account(owner, "greta@rlhf.local", "another-password")
 
 
+def test_a_personal_access_token_is_as_good_as_a_legacy_one(owner: LabelStudio) -> None:
+    personal = owner.post("/api/token/", {})["token"]
+    assert personal.count(".") == 2 and personal != owner.token
+    with LabelStudio(owner.url, personal) as client:
+        assert client.whoami()["id"] == owner.whoami()["id"]
+        project = open_project(client, "ranking", "personal token", 1)
+        client.delete(f"/api/projects/{project.id}/")
+
+
 def judged(owner: LabelStudio, collection: Collection) -> Progress:
     """How far a collection is, read whole."""
     with closing(Store()) as store:
