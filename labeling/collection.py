@@ -282,7 +282,7 @@ def crew_temperature(crew: Sequence[Annotator], collection: Collection, judge: J
 def simulate_collection(owner: LabelStudio, collection: Collection, config: CrewConfig, judge: Judge) -> CrewReport:
     """Let the simulated crew do what is left of the collection through the API, each with an account and a token.
 
-    `judge(prompt id, response text)` gives helpful, truthful and harmless in 0..1. `owner` needs to be allowed to
+    `judge(prompt id, response text)` gives a score in 0..1 by criterion. `owner` needs to be allowed to
     invite. Repeatable: what is done stays done.
     """
     crew = make_crew(config)

@@ -3,7 +3,8 @@
 from collections.abc import Iterable, Mapping
 from itertools import combinations
 
-from alignment.records import CRITERIA, Comparison, Demonstration, stable_id
+from alignment.criteria import CRITERION_NAMES
+from alignment.records import Comparison, Demonstration, stable_id
 from labeling.judgements.parse import Judgement, PairwiseJudgement, RankingJudgement, WrittenAnswer
 from labeling.tasks.tasks import Task
 
@@ -34,7 +35,7 @@ def from_pairwise(judgement: PairwiseJudgement, task: Task) -> Comparison:
     rated = judgement.ratings
     criteria = {
         name: rated[f"{sides[0]}_{name}"] - rated[f"{sides[1]}_{name}"]
-        for name in CRITERIA
+        for name in CRITERION_NAMES
         if f"a_{name}" in rated and f"b_{name}" in rated
     }
     return _comparison(judgement, task, chosen, rejected, abs(judgement.preference), criteria)

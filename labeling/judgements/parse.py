@@ -11,12 +11,13 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from alignment.records import CRITERIA, Record, Rejected
+from alignment.criteria import CRITERION_NAMES
+from alignment.records import Record, Rejected
 from labeling.tasks.tasks import Task, completed
 
 PREFERENCES = {"a_3": 3, "a_2": 2, "a_1": 1, "tie": 0, "b_1": -1, "b_2": -2, "b_3": -3}
 FLAGS = ("refuses_wrongly", "made_up_fact", "unsafe")
-RATINGS = tuple(f"{side}_{criterion}" for side in "ab" for criterion in CRITERIA)
+RATINGS = tuple(f"{side}_{criterion}" for side in "ab" for criterion in CRITERION_NAMES)
 
 
 class Judgement(Record):

@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
-from alignment.records import CRITERIA, Comparison
+from alignment.criteria import CRITERION_NAMES
+from alignment.records import Comparison
 
 BOOTSTRAP_DRAWS = 1000
 CONFIDENCE = 0.95
@@ -155,7 +156,7 @@ def alpha_interval(found: Votes) -> tuple[float | None, float | None]:
 def agreement(comparisons: Sequence[Comparison]) -> Agreement:
     """All figures for comparisons (pass the ties too: they count in alpha)."""
     overall = votes(comparisons)
-    by_criterion = {name: votes(comparisons, name) for name in CRITERIA}
+    by_criterion = {name: votes(comparisons, name) for name in CRITERION_NAMES}
     doubles = double_judgements(overall)
     pairs: dict[str, list[tuple[str, str, str, bool]]] = defaultdict(list)
     for double in doubles:

@@ -12,7 +12,7 @@ from statistics import median
 import numpy as np
 from scipy import stats
 
-from alignment.records import CRITERIA
+from alignment.criteria import CRITERION_NAMES
 from labeling.judgements.parse import Judgement, PairwiseJudgement, RankingJudgement
 from labeling.quality.agreement import Votes
 from labeling.tasks.tasks import Task
@@ -76,7 +76,7 @@ def contradictions(judgements: Iterable[Judgement]) -> tuple[float | None, int]:
     against = []
     for judgement in decided(judgements):
         rated = judgement.ratings
-        both = [name for name in CRITERIA if f"a_{name}" in rated and f"b_{name}" in rated]
+        both = [name for name in CRITERION_NAMES if f"a_{name}" in rated and f"b_{name}" in rated]
         stars = sum(rated[f"a_{name}"] - rated[f"b_{name}"] for name in both)
         if stars:
             against.append((stars > 0) != (judgement.preference > 0))

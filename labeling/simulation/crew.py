@@ -2,7 +2,7 @@
 
 Each has an account, a token and a taste. An annotator reads a task as the server shows it, scores each response by
 
-    u = w · (helpful, truthful, harmless) + b_length · length + b_polite · politeness,
+    u = w · (score by criterion) + b_length · length + b_polite · politeness,
 
 adds Gumbel noise of scale T and puts the responses in the order of the sums. That is the Plackett-Luce model, and for
 two responses Bradley-Terry: P(a over b) = sigmoid((u_a - u_b) / T). Near-equal responses are coin flips, clear ones are
@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from alignment.records import CRITERIA
+from alignment.criteria import CRITERIA, CRITERION_NAMES
 from labeling.config import CrewConfig
 from labeling.server.client import LabelStudio
 from labeling.server.users import Account, derived_password, ensure_account
@@ -47,7 +47,7 @@ class Annotator(BaseModel):
 
     email: str
     name: str
-    weights: tuple[float, float, float]
+    weights: tuple[float, ...]
     likes_length: float
     likes_politeness: float
     likes_first: float
@@ -60,7 +60,7 @@ class Annotator(BaseModel):
         """What the annotator thinks of a response, before noise."""
         length = math.tanh(math.log(max(len(text.split()), 1) / typical_words))
         polite = any(word in text.lower() for word in POLITE_WORDS)
-        gold = sum(weight * verdict[name] for weight, name in zip(self.weights, CRITERIA, strict=True))
+        gold = sum(weight * verdict[name] for weight, name in zip(self.weights, CRITERION_NAMES, strict=True))
         return gold + self.likes_length * length + self.likes_politeness * polite + self.likes_first * shown_first
 
 
@@ -70,14 +70,13 @@ def make_crew(config: CrewConfig) -> list[Annotator]:
     habits = _habits(config)
     for index in range(config.annotators):
         rng = random.Random(f"crew:{config.seed}:{index}")
-        raw = [math.exp(0.35 * config.bias * rng.gauss(0, 1)) * base for base in (0.8, 1.2, 1.0)]
+        raw = [math.exp(0.35 * config.bias * rng.gauss(0, 1)) * one.annotator_weight for one in CRITERIA]
         name = NAMES[index % len(NAMES)] + (str(index // len(NAMES) + 1) if index >= len(NAMES) else "")
-        helpful, truthful, harmless = (weight / sum(raw) for weight in raw)
         crew.append(
             Annotator(
                 email=f"{name.lower()}.{config.seed}@crew.rlhf.local",
                 name=name,
-                weights=(helpful, truthful, harmless),
+                weights=tuple(weight / sum(raw) for weight in raw),
                 likes_length=config.bias * rng.gauss(0.04, 0.04),
                 likes_politeness=config.bias * rng.gauss(0.1, 0.04),
                 likes_first=config.bias * abs(rng.gauss(0, 0.02)),
@@ -151,7 +150,7 @@ def work_on(
         order = sorted(range(len(shown)), key=lambda i: -felt[i])
         return ranking_result([shown[i][0] for i in order]), lead_time
     stars = [
-        [_stars(rng.random() if careless else judge(prompt_id, text)[name], rng) for name in CRITERIA]
+        [_stars(rng.random() if careless else judge(prompt_id, text)[name], rng) for name in CRITERION_NAMES]
         for _, text in shown
     ]
     return pairwise_result((felt[0] - felt[1]) / scale, stars), lead_time
@@ -196,7 +195,7 @@ def pairwise_result(difference: float, stars: Sequence[Sequence[int]]) -> list[d
         clicked = {"type": "pairwise", "from_name": "pairwise", "to_name": "pairwise", "value": {"selected": side}}
         result.insert(0, clicked)
     for letter, given in zip("ab", stars, strict=True):
-        for name, value in zip(CRITERIA, given, strict=True):
+        for name, value in zip(CRITERION_NAMES, given, strict=True):
             control = {"type": "rating", "from_name": f"{letter}_{name}", "to_name": f"response_{letter}"}
             result.append(control | {"value": {"rating": value}})
     return result

@@ -5,7 +5,7 @@ import hashlib
 import pytest
 
 from labeling.config import Kind
-from labeling.tasks.projects import guidelines, instruction, screen
+from labeling.screens.render import guidelines, instruction, screen
 
 # A changed hash opens new projects for everybody who labels: change one only together with the screen that it is of.
 SHA256 = {
