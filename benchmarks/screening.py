@@ -36,7 +36,8 @@ from flows.annotation.collect import town_answers
 from flows.recipe.schema import load_recipe
 from labeling.config import CrewConfig, Kind, QualityOptions, Screening
 from labeling.judgements.comparisons import comparisons
-from labeling.judgements.parse import Judged, parse_annotation
+from labeling.judgements.judgement import Judged
+from labeling.judgements.parse import parse_annotation
 from labeling.quality.assess import Assessment, assess
 from labeling.simulation.crew import Annotator, deal, make_crew, utilities, work_on
 from labeling.simulation.crew import Judge as Criteria

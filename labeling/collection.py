@@ -1,15 +1,15 @@
 """The public face of the package: open a collection of judgements, watch it, let a crew work on it, pull it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import Field
 
-from alignment.records import Comparison, Demonstration, Prompt, Rejected, ResponseSet
+from alignment.records import Record, Rejected
 from labeling.config import CrewConfig, Kind, LabelingConfig, QualityOptions
 from labeling.errors import UnexpectedAnswer
-from labeling.judgements.comparisons import demonstrations
-from labeling.judgements.parse import Judged, parse
+from labeling.judgements.judgement import Judged
+from labeling.judgements.parse import parse
 from labeling.quality.assess import Assessment, assess
 from labeling.quality.screening import Dispute
 from labeling.server.client import LabelStudio
@@ -25,19 +25,18 @@ from labeling.simulation.temperature import fitting_temperature
 from labeling.store.store import Store
 from labeling.store.sync import Synced, sync_project
 from labeling.tasks.gold import Answers
-from labeling.tasks.plan import Planned, plan_tasks
+from labeling.tasks.plan import Planned
 from labeling.tasks.projects import Project, open_project
-from labeling.tasks.tasks import Task, build_writing_tasks, push
+from labeling.tasks.tasks import Task
+from labeling.tasks.upload import push
 
 COLLECTION_FILE = "collection.json"
 ADJUDICATION = "adjudication"  # the folder of the second collection
 FINAL = "final"  # behind the title of its projects, which have no room for a longer word
 
 
-class Batch(BaseModel):
+class Batch(Record):
     """The tasks of a collection that lie in one project, and their ids on the server by uid."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     project: Project
     tasks: tuple[Task, ...]
@@ -49,15 +48,13 @@ class Batch(BaseModel):
         return len(self.tasks) * self.project.overlap
 
 
-class Collection(BaseModel):
+class Collection(Record):
     """What was put before people. `rejected` are response sets that could not be made into tasks, `answers` what is
     known of gold tasks."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     batches: tuple[Batch, ...]
     rejected: tuple[Rejected, ...] = ()
-    answers: Answers = {}
+    answers: Answers = Field(default_factory=dict)
 
     @property
     def urls(self) -> dict[str, str]:
@@ -70,10 +67,8 @@ class Collection(BaseModel):
         return {task.uid: task for batch in self.batches for task in batch.tasks}
 
 
-class Progress(BaseModel):
+class Progress(Record):
     """Judgements done and needed; `by_kind` has both for each kind of task."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     done: int
     needed: int
@@ -94,43 +89,19 @@ class Pulled(Assessment):
     skips: int
 
 
-class PulledDemonstrations(BaseModel):
-    """The answers people wrote."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    demonstrations: list[Demonstration]
-    quarantined: list[Rejected]
-    skips: int
-
-
-class CrewReport(BaseModel):
+class CrewReport(Record):
     """What a crew did: annotations submitted in this call, the noise they judged with, and who they are."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     submitted: int
     temperature: float
     annotators: dict[str, str]
 
 
-def open_collection(
-    client: LabelStudio,
-    config: LabelingConfig,
-    response_sets: Sequence[ResponseSet],
-    out: Path,
-    known: Sequence[Comparison] = (),
-    pairs: Mapping[str, tuple[str, str]] | None = None,
-) -> Collection:
-    """Put response sets before people, as `plan_tasks` says.
-
-    Repeatable: the same sets find their projects and tasks again. The collection is written to `out/collection.json`.
-    """
-    return open_planned(client, config, plan_tasks(config, response_sets, known, pairs), out)
-
-
 def open_planned(client: LabelStudio, config: LabelingConfig, planned: Planned, out: Path) -> Collection:
-    """Put planned tasks before people, each kind in a project of its own; see `open_collection`."""
+    """Store the planned tasks on the server, each kind in a project of its own, and write `out/collection.json`.
+
+    Idempotent: projects and tasks that are there already are used again.
+    """
     batches = [
         _open_batch(client, kind, config.title, config.overlaps[kind], tasks)
         for kind, tasks in planned.tasks.items()
@@ -143,26 +114,12 @@ def open_planned(client: LabelStudio, config: LabelingConfig, planned: Planned, 
 def open_adjudication(
     client: LabelStudio, title: str, collection: Collection, disputed: Sequence[Dispute], out: Path
 ) -> Collection:
-    """Put the disputed tasks before a senior annotator, in a second project; repeatable like `open_collection`."""
+    """Put the disputed tasks before a senior annotator, in a second project. Idempotent like `open_planned`."""
     tasks = collection.tasks
     kinds: dict[Kind, list[Task]] = {}
     for one in disputed:
         kinds.setdefault(one.kind, []).append(tasks[one.task_uid])
     batches = tuple(_open_batch(client, kind, f"{title} {FINAL}", 1, some) for kind, some in kinds.items())
-    return _written(Collection(batches=batches), out)
-
-
-def open_demonstrations(
-    client: LabelStudio,
-    title: str,
-    prompts: Sequence[Prompt],
-    out: Path,
-    overlap: int = 1,
-    drafts: Mapping[str, str] | None = None,
-) -> Collection:
-    """Ask people to write answers to prompts, from a draft where there is one; repeatable like `open_collection`."""
-    tasks = build_writing_tasks(prompts, drafts)
-    batches = (_open_batch(client, "demonstration", title, overlap, tasks),) if tasks else ()
     return _written(Collection(batches=batches), out)
 
 
@@ -257,15 +214,6 @@ def pull_collection(
         judgements=len(judgements) + len(settled),
         skips=sum(skips.values()),
     )
-
-
-def pull_demonstrations(
-    client: LabelStudio, collection: Collection, store: Store | None = None
-) -> PulledDemonstrations:
-    """The answers written so far; see `pull_collection` for the store."""
-    judgements, quarantined, skips = _pull_all(client, collection, store)
-    rows = demonstrations(judgements, collection.tasks)
-    return PulledDemonstrations(demonstrations=rows, quarantined=quarantined, skips=sum(skips.values()))
 
 
 def crew_temperature(crew: Sequence[Annotator], collection: Collection, judge: Judge, config: CrewConfig) -> float:

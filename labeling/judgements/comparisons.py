@@ -5,7 +5,7 @@ from itertools import combinations
 
 from alignment.criteria import CRITERION_NAMES
 from alignment.records import Comparison, Demonstration, stable_id
-from labeling.judgements.parse import Judgement, PairwiseJudgement, RankingJudgement, WrittenAnswer
+from labeling.judgements.judgement import Judgement, PairwiseJudgement, RankingJudgement, WrittenAnswer
 from labeling.tasks.tasks import Task
 
 STRONGEST = 3

@@ -7,27 +7,37 @@ in the file, or the id of the annotation.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
-from alignment.records import Comparison, Demonstration, Message, Prompt, Rejected, Response, first_problem, stable_id
+from alignment.records import (
+    Comparison,
+    Demonstration,
+    Message,
+    Prompt,
+    Record,
+    Rejected,
+    Response,
+    first_problem,
+    stable_id,
+)
 from labeling.config import Kind
 from labeling.errors import TaskError
 from labeling.judgements.comparisons import comparisons, demonstrations
-from labeling.judgements.parse import Judged, parse
+from labeling.judgements.judgement import Judged
+from labeling.judgements.parse import parse
+from labeling.names import title_of
 from labeling.tasks.tasks import SPEAKERS, Task, completed
 
 ROLES = {name: role for role, name in SPEAKERS.items()}
 NO_LIMIT = 1_000_000  # an export does not say how many judgements a task was meant to have
 
 
-class Imported(BaseModel):
+class Imported(Record):
     """What an export held. `ties` (strength 0) are kept apart from `comparisons`."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     judgements: list[Judged]
     comparisons: list[Comparison]
@@ -122,3 +132,19 @@ def _messages(data: Mapping[str, Any]) -> tuple[Message, ...]:
     turns = [{"role": ROLES.get(str(turn.get("who"))), "content": turn.get("text")} for turn in before]
     turns.append({"role": "user", "content": data.get("prompt")})
     return tuple(Message.model_validate(turn) for turn in turns)
+
+
+def tasks_of(title: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, Task]:
+    """The tasks as far as the server's data shows them, by uid: enough to parse and to compare.
+
+    `title` is the project's; one whose title is not ours has no tasks. The same opaque ids stand for the same responses
+    for everyone who saw the task, so agreement is the true one; which model wrote what is not known here.
+    """
+    found = {}
+    for row in rows if title_of(title) else ():
+        try:
+            task = task_of(row)
+        except (TaskError, ValidationError):
+            continue  # not a task of ours
+        found[task.uid] = task
+    return found

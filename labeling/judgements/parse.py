@@ -6,13 +6,11 @@ make is put aside with a reason (`Rejected`), never guessed at.
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import accumulate
 from typing import Any
-
-from pydantic import BaseModel, ConfigDict, Field
 
 from alignment.criteria import CRITERION_NAMES
 from alignment.records import Record, Rejected
+from labeling.judgements.judgement import Judged, Judgement, PairwiseJudgement, RankingJudgement, WrittenAnswer
 from labeling.tasks.tasks import Task, completed
 
 PREFERENCES = {"a_3": 3, "a_2": 2, "a_1": 1, "tie": 0, "b_1": -1, "b_2": -2, "b_3": -3}
@@ -20,57 +18,8 @@ FLAGS = ("refuses_wrongly", "made_up_fact", "unsafe")
 RATINGS = tuple(f"{side}_{criterion}" for side in "ab" for criterion in CRITERION_NAMES)
 
 
-class Judgement(Record):
-    """What one person said about one task. `task_uid` leads back to the task, `lead_time` is in seconds."""
-
-    annotation_id: str
-    annotator_id: str
-    task_uid: str
-    created_at: str
-    lead_time: float = 0.0
-
-
-class RankingJudgement(Judgement):
-    """An order of the task's opaque ids, best first; empty when the annotator found them all alike.
-
-    `ties` are places, counted from 1, that are as good as the next one. `cannot_judge` leaves both empty: the annotator
-    looked and could not say, so nothing follows about the responses.
-    """
-
-    ranking: tuple[str, ...]
-    ties: tuple[int, ...] = ()
-    cannot_judge: bool = False
-
-    @property
-    def ranks(self) -> dict[str, int]:
-        """The rank of each id, the best 0; ids of a tie share theirs."""
-        steps = [place not in self.ties for place in range(1, len(self.ranking))]
-        return dict(zip(self.ranking, accumulate(steps, initial=0), strict=False))
-
-
-class PairwiseJudgement(Judgement):
-    """3 (A much better) to -3 (B much better), and the stars and flags that were given, by control name."""
-
-    preference: int = Field(ge=-3, le=3)
-    ratings: dict[str, int] = Field(default_factory=dict)
-    flags: dict[str, tuple[str, ...]] = Field(default_factory=dict)
-    rationale: str = ""
-
-
-class WrittenAnswer(Judgement):
-    """An answer that a person wrote."""
-
-    answer: str = Field(min_length=1)
-    prompt_quality: str = ""
-
-
-Judged = RankingJudgement | PairwiseJudgement | WrittenAnswer
-
-
-class Parsed(BaseModel):
+class Parsed(Record):
     """All that was found in a project for the tasks asked about. `skips` counts skips by annotator."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     judgements: list[Judged]
     quarantined: list[Rejected]

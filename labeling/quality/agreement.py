@@ -11,42 +11,16 @@ from itertools import combinations
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
 
 from alignment.criteria import CRITERION_NAMES
 from alignment.records import Comparison
+from labeling.quality.results import Agreement, Rate
 
 BOOTSTRAP_DRAWS = 1000
 CONFIDENCE = 0.95
 VALUES = (-1, 0, 1)
 Votes = dict[tuple[str, str, str], dict[str, int]]
 Matrix = NDArray[np.float64]
-
-
-class Rate(BaseModel):
-    """A share of `count` double judgements with its 95 % interval; None where nothing could be compared."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    count: int
-    share: float | None = None
-    low: float | None = None
-    high: float | None = None
-
-
-class Agreement(BaseModel):
-    """Agreement overall, by criterion (of those rated), and between each two annotators ("3 and 7")."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    overall: Rate
-    alpha: float | None
-    alpha_low: float | None = None
-    alpha_high: float | None = None
-    criteria: dict[str, Rate]
-    criteria_alpha: dict[str, float | None]
-    annotators: dict[str, Rate]
-    annotators_alpha: dict[str, float | None] = {}
 
 
 def votes(comparisons: Iterable[Comparison], criterion: str | None = None) -> Votes:

@@ -4,53 +4,12 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from statistics import median
 
-from pydantic import BaseModel, ConfigDict
-
 from alignment.records import Comparison
-from labeling.judgements.parse import Judgement, PairwiseJudgement, RankingJudgement
-from labeling.quality.agreement import VALUES, Rate, Votes, double_judgements, rate, votes
+from labeling.judgements.judgement import Judgement, PairwiseJudgement, RankingJudgement
+from labeling.quality.agreement import VALUES, Votes, double_judgements, rate, votes
 from labeling.quality.habits import contradictions, hasty, intransitive, left_share, position_correlation, untouched
+from labeling.quality.results import NOTHING, AnnotatorQuality, Rate
 from labeling.tasks.tasks import Task
-
-NOTHING = Rate(count=0)
-
-
-class AnnotatorQuality(BaseModel):
-    """One annotator's figures; None where there is nothing to count.
-
-    `agreement` is with everybody else (its count is of double judgements), `kappa` the same over chance (Cohen's, ties
-    are a value), `gold` with known answers. `first_position_share` is how often what was shown first (on top, or left)
-    won, divided by how often that would be by chance: 1 is no habit. `labeling.quality.habits` says what the tests of
-    habits are, `labeling.quality.reliability` what `reliability` (η) and `weight` are. `concerns` are the reasons to
-    doubt the annotator; `set_aside` says whether the judgements were.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    annotator_id: str
-    judgements: int
-    skips: int
-    agreement_with_others: float | None
-    first_position_share: float | None
-    untouched_share: float | None
-    median_lead_time_seconds: float | None
-    agreement: Rate = NOTHING
-    kappa: float | None = None
-    gold: Rate = NOTHING
-    left_share: float | None = None
-    left_p_value: float | None = None
-    position_correlation: float | None = None
-    position_p_value: float | None = None
-    untouched_p_value: float | None = None
-    contradiction_share: float | None = None
-    contradictable: int = 0
-    intransitive_share: float | None = None
-    triples: int = 0
-    hasty_share: float | None = None
-    reliability: float | None = None
-    weight: float | None = None
-    concerns: tuple[str, ...] = ()
-    set_aside: bool = False
 
 
 def quality(

@@ -2,28 +2,26 @@
 
 from collections.abc import Mapping, Sequence
 
-from pydantic import BaseModel, ConfigDict
-
-from alignment.records import Comparison
+from alignment.records import Comparison, Record
 from labeling.config import QualityOptions
 from labeling.judgements.comparisons import comparisons
-from labeling.judgements.parse import Judged
-from labeling.quality.agreement import Agreement, agreement
-from labeling.quality.annotators import AnnotatorQuality, quality
+from labeling.judgements.judgement import Judged
+from labeling.quality.agreement import agreement
+from labeling.quality.annotators import quality
+from labeling.quality.known_answers import graded
 from labeling.quality.reliability import reliabilities, weights
+from labeling.quality.results import Agreement, AnnotatorQuality
 from labeling.quality.screening import SENIOR, Dispute, SetAside, concerns, disputes, set_aside
-from labeling.tasks.gold import Answers, graded
+from labeling.tasks.gold import Answers
 from labeling.tasks.tasks import Task
 
 
-class Assessment(BaseModel):
+class Assessment(Record):
     """Comparisons with their weights, what was kept from them, and what is known of the annotators.
 
     `ties` have strength 0. `gold` are comparisons of gold tasks: never for training. `agreement` is among what is
     handed on, `quality` of everybody.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     comparisons: list[Comparison]
     ties: list[Comparison]

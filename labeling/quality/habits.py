@@ -13,7 +13,7 @@ import numpy as np
 from scipy import stats
 
 from alignment.criteria import CRITERION_NAMES
-from labeling.judgements.parse import Judgement, PairwiseJudgement, RankingJudgement
+from labeling.judgements.judgement import Judgement, PairwiseJudgement, RankingJudgement
 from labeling.quality.agreement import Votes
 from labeling.tasks.tasks import Task
 

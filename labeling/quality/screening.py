@@ -13,9 +13,8 @@ from pydantic import Field
 
 from alignment.records import Comparison, Record
 from labeling.config import Kind, QualityOptions, Screening
-from labeling.judgements.parse import Judged, Judgement, PairwiseJudgement, RankingJudgement
-from labeling.quality.agreement import Agreement
-from labeling.quality.annotators import AnnotatorQuality
+from labeling.judgements.judgement import Judged, Judgement, PairwiseJudgement, RankingJudgement
+from labeling.quality.results import Agreement, AnnotatorQuality
 from labeling.tasks.tasks import Task
 
 CHANCE = 0.5  # of two who name a winner at random agreeing

@@ -4,21 +4,20 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
+from pydantic import Field
 from scipy.stats import binomtest
 
-from alignment.records import Comparison, Rejected
-from labeling.quality.agreement import Rate, agreement
+from alignment.records import Comparison, Record, Rejected
+from labeling.quality.agreement import agreement
+from labeling.quality.results import Rate
 from labeling.quality.screening import SetAside
 
 CONFIDENCE = 0.95
 STRENGTHS = {0: "tie", 1: "slightly better", 2: "better", 3: "much better"}
 
 
-class Lengths(BaseModel):
+class Lengths(Record):
     """Characters of chosen and rejected, and how often the longer one was chosen where the lengths differ."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     chosen_mean: float
     chosen_median: float
@@ -27,15 +26,13 @@ class Lengths(BaseModel):
     longer_chosen: Rate
 
 
-class Card(BaseModel):
+class Card(Record):
     """What is in a comparisons data set and where it comes from.
 
     `first_chosen` is how often the response that was shown first won: 0.5 but for chance where order does not matter.
     `guidelines` maps each kind of task to the hash of the screen and guidelines that people saw; `quarantined` counts
     the rows that could not be read, and `set_aside` the comparisons that screening or a senior took out, by reason.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
     comparisons: int
@@ -54,7 +51,7 @@ class Card(BaseModel):
     projects: dict[str, str]
     sources: dict[str, str]
     quarantined: dict[str, int]
-    set_aside: dict[str, int] = {}
+    set_aside: dict[str, int] = Field(default_factory=dict)
 
 
 def make_card(

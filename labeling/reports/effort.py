@@ -4,9 +4,10 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any, get_args
 
+from alignment.records import Record
 from labeling.config import Kind
+from labeling.names import title_of
 from labeling.store.store import Store
-from labeling.store.versions import Values, title_of
 
 LONGEST = 1800.0
 ENOUGH = 20
@@ -14,7 +15,7 @@ ASSUMED: Mapping[Kind, float] = {"ranking": 240.0, "pairwise": 120.0, "demonstra
 CREW = "@crew.rlhf.local"
 
 
-class Pace(Values):
+class Pace(Record):
     """Seconds that one judgement takes; `measured` judgements say so, 0 when it is assumed."""
 
     seconds: float

@@ -6,8 +6,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from labeling.quality.agreement import Rate
-from labeling.quality.annotators import AnnotatorQuality
+from labeling.quality.results import AnnotatorQuality, Rate
 
 LONGEST_NAME = 28
 GOOD, DOUBTFUL, GOLD = "tab:blue", "tab:red", "tab:olive"

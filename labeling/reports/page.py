@@ -10,8 +10,7 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure
 
-from labeling.quality.agreement import Rate
-from labeling.quality.annotators import AnnotatorQuality
+from labeling.quality.results import AnnotatorQuality, Rate
 from labeling.reports.figures import answers_chart, habits_chart, progress_chart
 from labeling.reports.report import ProjectReport
 

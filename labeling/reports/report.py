@@ -3,18 +3,19 @@
 from collections.abc import Collection
 from datetime import datetime
 
+from alignment.records import Record
 from labeling.config import QualityOptions
+from labeling.judgements.imports import tasks_of
 from labeling.judgements.parse import parse
-from labeling.quality.agreement import Agreement
-from labeling.quality.annotators import AnnotatorQuality
 from labeling.quality.assess import assess
-from labeling.reports.status import ProjectStatus, project_status, tasks_of
+from labeling.quality.results import Agreement, AnnotatorQuality
+from labeling.reports.status import ProjectStatus, project_status
 from labeling.store.store import Store
-from labeling.store.versions import SeenProject, Values, moment
+from labeling.store.versions import SeenProject, moment
 from labeling.tasks.gold import Answers
 
 
-class ProjectReport(Values):
+class ProjectReport(Record):
     """One project. `times` are those of the judgements, the earliest first; `names` are by annotator id."""
 
     status: ProjectStatus
@@ -38,16 +39,24 @@ def reports(
 def project_report(
     store: Store, project: SeenProject, options: QualityOptions, answers: Answers | None = None
 ) -> ProjectReport:
-    """One project as of its last sync."""
+    """One project as of its last sync: its annotations are parsed and assessed once, for status, page and table."""
     rows = store.current(project.project)
-    tasks, said = tasks_of(project, rows), [raw for row in rows for raw in row["annotations"]]
+    tasks = tasks_of(project.title, rows)
     parsed = parse(rows, tasks.values(), project.overlap, "")
     assessed = assess(parsed.judgements, tasks, parsed.skips, options, answers)
-    shown = project_status(store, project)
+    status = project_status(
+        project,
+        rows,
+        store.syncs(project.project),
+        assessed.agreement,
+        quarantined=len(parsed.quarantined),
+        lost=len(store.lost(project.project)),
+    )
+    judged = (raw for row in rows for raw in row["annotations"] if not raw["was_cancelled"])
     return ProjectReport(
-        status=shown,
-        times=tuple(sorted(moment(raw["created_at"]) for raw in said if not raw["was_cancelled"])),
+        status=status,
+        times=tuple(sorted(moment(raw["created_at"]) for raw in judged)),
         agreement=assessed.agreement,
         crew=tuple(sorted(assessed.quality, key=lambda one: (-one.judgements, one.annotator_id))),
-        names={str(one.annotator): one.name for one in shown.annotators if one.name},
+        names={str(one.annotator): one.name for one in status.annotators if one.name},
     )

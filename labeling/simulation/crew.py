@@ -19,9 +19,8 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
-
 from alignment.criteria import CRITERIA, CRITERION_NAMES
+from alignment.records import Record
 from labeling.config import CrewConfig
 from labeling.server.client import LabelStudio
 from labeling.server.users import Account, derived_password, ensure_account
@@ -37,13 +36,11 @@ SIDE_PULL = 4.0  # of a side-biased annotator towards the first place, in units 
 RING = "ring"  # what the colluding draw their one answer by
 
 
-class Annotator(BaseModel):
+class Annotator(Record):
     """One member of the crew: the taste, how noisy next to the others, how fast (`words_per_second`), and the habit.
 
     A careless or colluding one judges at random in a share `careless_rate` of the tasks.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     email: str
     name: str

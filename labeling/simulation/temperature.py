@@ -19,11 +19,6 @@ TEMPERATURES = (0.005, 5.0)
 BISECTIONS = 40
 
 
-def expected_agreement(crew: Sequence[Annotator], scored: Sequence[Sequence[Sequence[float]]], heat: float) -> float:
-    """How often two annotators are expected to agree on a pair. `scored[task][annotator]` holds utilities."""
-    return _agreement(_differences(crew, scored), heat)
-
-
 def fitting_temperature(crew: Sequence[Annotator], scored: Sequence[Sequence[Sequence[float]]], target: float) -> float:
     """The noise at which the crew agrees as often as `target`, by bisection; the nearest end if none does."""
     differences = _differences(crew, scored)

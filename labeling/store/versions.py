@@ -2,41 +2,18 @@
 
 import hashlib
 import json
-import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Any, get_args
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from alignment.records import Record
+from labeling.names import uid_of
 
-from labeling.config import Kind
-
-TITLE = re.compile(rf"(?P<name>.*) (?P<kind>{'|'.join(get_args(Kind))}) \[(?P<screen_hash>[0-9a-f]{{8}})\]")
 VOLATILE = ("created_ago", "created_username")
 HERE, GONE_ANNOTATION, GONE_TASK, GONE_PROJECT = "", "annotation", "task", "project"
 
 
-class Values(BaseModel):
-    """Frozen values with no room for misspelt names."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Title(Values):
-    """The parts of a title that we gave a project; `screen_hash` is of the screen that it was made with."""
-
-    name: str
-    kind: Kind
-    screen_hash: str
-
-
-def title_of(title: str) -> Title | None:
-    """The parts of a project's title; None for one that is not ours."""
-    match = TITLE.fullmatch(title)
-    return None if match is None else Title.model_validate(match.groupdict())
-
-
-class SeenProject(Values):
+class SeenProject(Record):
     """A project as the server showed it. `project` is its key; `deleted` when the server does not have it any more."""
 
     project: str
@@ -49,7 +26,7 @@ class SeenProject(Values):
     deleted: bool = False
 
 
-class Sync(Values):
+class Sync(Record):
     """One reading of a project: when (by the server's clock), the newest change seen, and where the next one begins."""
 
     seen_at: datetime
@@ -59,7 +36,7 @@ class Sync(Values):
     tasks_read: int
 
 
-class Changes(Values):
+class Changes(Record):
     """How many annotations a sync found new, changed (edited, skipped, given to nobody) and deleted."""
 
     added: int = 0
@@ -67,7 +44,7 @@ class Changes(Values):
     deleted: int = 0
 
 
-class Version(Values):
+class Version(Record):
     """One version of an annotation. `deleted` is empty, or says what was deleted: annotation, task or project."""
 
     annotation: int
@@ -138,9 +115,3 @@ def annotation_values(
         "seen_at": seen_at,
         "deleted": HERE,
     }
-
-
-def uid_of(row: Mapping[str, Any]) -> str:
-    """The uid that we gave a task, "" when it is not one of ours."""
-    uid = row["data"].get("uid") if isinstance(row["data"], Mapping) else None
-    return uid if isinstance(uid, str) and uid.isascii() else ""

@@ -6,14 +6,14 @@ from statistics import fmean
 import numpy as np
 from numpy.typing import NDArray
 
-from labeling.store.versions import Values
+from alignment.records import Record
 from labeling.tasks.tasks import Task
 
 DRAWS = 499
 Numbers = NDArray[np.int64]
 
 
-class Balance(Values):
+class Balance(Record):
     """How responses lie in tasks of one kind and size.
 
     `places` counts, for each origin of responses (a policy, or a place among the samples), how often it is in each

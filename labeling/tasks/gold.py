@@ -9,12 +9,9 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from scipy.stats import binomtest
-
 from alignment.records import Comparison, Rejected, Response
 from labeling.config import Kind
 from labeling.errors import TaskError
-from labeling.quality.agreement import Rate
 from labeling.tasks.tasks import Task, make_task
 
 Answers = dict[str, tuple[tuple[str, str], ...]]  # by task uid, pairs of response ids, the better one first
@@ -87,23 +84,3 @@ def _task(kind: Kind, rows: Sequence[Comparison], responses: Sequence[Response],
     if task.uid in others:
         raise TaskError("the same task is there as an ordinary one")
     return task
-
-
-def graded(rows: Sequence[Comparison], answers: Answers) -> dict[str, Rate]:
-    """Of the known pairs, the share that each annotator has right; a tie is wrong. `rows` are of gold tasks alone."""
-    known = {pair for pairs in answers.values() for pair in pairs}
-    said: dict[str, list[tuple[str, bool]]] = defaultdict(list)
-    for row in rows:
-        pair = (row.chosen.id, row.rejected.id)
-        if pair in known or pair[::-1] in known:
-            said[row.annotator_id].append((row.prompt.id, row.strength > 0 and pair in known))
-    return {annotator: _share_right(some) for annotator, some in said.items()}
-
-
-def _share_right(answered: Sequence[tuple[str, bool]]) -> Rate:
-    """The share and Wilson's interval (1927, eq. 4) with prompts for trials: the pairs of a prompt hang together, and
-    of one or two prompts a bootstrap would make no interval at all."""
-    share = sum(right for _, right in answered) / len(answered)
-    prompts = len({prompt for prompt, _ in answered})
-    interval = binomtest(round(share * prompts), prompts).proportion_ci(method="wilson")
-    return Rate(count=len(answered), share=share, low=float(interval.low), high=float(interval.high))

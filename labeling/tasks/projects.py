@@ -4,27 +4,23 @@ Label Studio lets a screen be edited under annotations that were made with the o
 hash of its screen, and a project is only used again if that is still the same.
 """
 
-import hashlib
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from alignment.records import Record
 from labeling.config import Kind
 from labeling.errors import UnexpectedAnswer
 from labeling.locks import exclusively
+from labeling.names import HASH_CHARACTERS, SIGNATURE, config_hash, title_of
 from labeling.screens.render import instruction, screen
 from labeling.server.client import LabelStudio, expect
-from labeling.store.versions import title_of
 
 TITLE_CHARACTERS = 50
-HASH_CHARACTERS = 8
-SIGNATURE = "Made by rlhf-flows"
 
 
-class Project(BaseModel):
+class Project(Record):
     """A project on the server."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     id: int
     kind: Kind
@@ -42,11 +38,6 @@ class Project(BaseModel):
 def screen_hash(kind: Kind) -> str:
     """A short hash of all that an annotator is shown around a task."""
     return config_hash(screen(kind))
-
-
-def config_hash(config: str) -> str:
-    """A short hash of a label config; the server strips it, so spaces at the ends do not count."""
-    return hashlib.sha256(config.strip().encode()).hexdigest()[:HASH_CHARACTERS]
 
 
 def full_title(kind: Kind, title: str) -> str:
