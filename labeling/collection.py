@@ -117,9 +117,9 @@ def open_adjudication(
     """Put the disputed tasks before a senior annotator, in a second project. Idempotent like `open_planned`."""
     tasks = collection.tasks
     kinds: dict[Kind, list[Task]] = {}
-    for one in disputed:
-        kinds.setdefault(one.kind, []).append(tasks[one.task_uid])
-    batches = tuple(_open_batch(client, kind, f"{title} {FINAL}", 1, some) for kind, some in kinds.items())
+    for dispute in disputed:
+        kinds.setdefault(dispute.kind, []).append(tasks[dispute.task_uid])
+    batches = tuple(_open_batch(client, kind, f"{title} {FINAL}", 1, of_kind) for kind, of_kind in kinds.items())
     return _written(Collection(batches=batches), out)
 
 
@@ -147,13 +147,13 @@ def sync_collection(client: LabelStudio, collection: Collection, store: Store) -
     Raises UnexpectedAnswer for a project that neither the server nor the store has ever seen.
     """
     synced = [sync_project(client, store, batch.project.id) for batch in collection.batches]
-    for batch, one in zip(collection.batches, synced, strict=True):
-        if one is None or one.project.title != batch.project.title:
+    for batch, result in zip(collection.batches, synced, strict=True):
+        if result is None or result.project.title != batch.project.title:
             raise UnexpectedAnswer(
                 f"{client.url} has no project {batch.project.id} called {batch.project.title!r}: was the server begun "
                 "anew? Run the same command again, which opens the project"
             )
-    return [one for one in synced if one is not None]
+    return [result for result in synced if result is not None]
 
 
 def progress(collection: Collection, store: Store, synced: Sequence[Synced]) -> Progress:
@@ -163,11 +163,11 @@ def progress(collection: Collection, store: Store, synced: Sequence[Synced]) -> 
     server's own counter of a task may miss one.
     """
     by_kind: dict[str, tuple[int, int]] = {}
-    for batch, one in zip(collection.batches, synced, strict=True):
+    for batch, result in zip(collection.batches, synced, strict=True):
         ours = set(batch.task_ids.values())
         judged = [
-            sum(not said["was_cancelled"] for said in row["annotations"])
-            for row in store.current(one.project.project)
+            sum(not annotation["was_cancelled"] for annotation in row["annotations"])
+            for row in store.current(result.project.project)
             if row["id"] in ours
         ]
         by_kind[batch.project.kind] = (sum(min(count, batch.project.overlap) for count in judged), batch.needed)
@@ -183,8 +183,8 @@ def _pull_all(
     quarantined: list[Rejected] = []
     skips: dict[str, int] = {}
     for batch, synced in zip(collection.batches, sync_collection(client, collection, store), strict=True):
-        rows, place = store.current(synced.project.project), f"label-studio/project/{batch.project.id}"
-        parsed = parse(rows, batch.tasks, batch.project.overlap, place)
+        rows, source = store.current(synced.project.project), f"label-studio/project/{batch.project.id}"
+        parsed = parse(rows, batch.tasks, batch.project.overlap, source)
         judgements += parsed.judgements
         quarantined += parsed.quarantined
         for annotator, count in parsed.skips.items():
@@ -221,9 +221,9 @@ def crew_temperature(crew: Sequence[Annotator], collection: Collection, judge: J
     if config.temperature is not None:
         return config.temperature
     tasks = collection.tasks.values()
-    careful = [one for one in crew if one.habit == "careful"]
+    careful = [annotator for annotator in crew if annotator.habit == "careful"]
     crew = careful if len(careful) > 1 else crew  # agreement is that of those who do the work
-    scored = [[utilities(one, task.data, task.prompt.id, judge) for one in crew] for task in tasks]
+    scored = [[utilities(annotator, task.data, task.prompt.id, judge) for annotator in crew] for task in tasks]
     return fitting_temperature(crew, scored, config.agreement)
 
 
@@ -235,10 +235,10 @@ def simulate_collection(owner: LabelStudio, collection: Collection, config: Crew
     """
     crew = make_crew(config)
     accounts = crew_accounts(owner, crew)
-    heat = crew_temperature(crew, collection, judge, config)
+    temperature = crew_temperature(crew, collection, judge, config)
     submitted = 0
     for batch in collection.batches:
         prompt_ids = {task.uid: task.prompt.id for task in batch.tasks}
-        submitted += annotate_project(owner, batch.project, prompt_ids, crew, accounts, judge, heat, config)
-    people = {str(accounts[one.email].id): one.name for one in crew}
-    return CrewReport(submitted=submitted, temperature=heat, annotators=people)
+        submitted += annotate_project(owner, batch.project, prompt_ids, crew, accounts, judge, temperature, config)
+    people = {str(accounts[annotator.email].id): annotator.name for annotator in crew}
+    return CrewReport(submitted=submitted, temperature=temperature, annotators=people)

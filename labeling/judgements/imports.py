@@ -51,27 +51,27 @@ def import_export(path: Path) -> Imported:
     """Read a project's JSON export. Raises TaskError for a file that is none."""
     tasks: dict[str, Task] = {}
     rows: list[Mapping[str, Any]] = []
-    strange: list[Rejected] = []
+    rejected: list[Rejected] = []
     for number, row in enumerate(_read(path), start=1):
         try:
             task = task_of(row)
             if task.uid in tasks:
                 raise TaskError("the same task came before in this file")
         except ValidationError as error:
-            strange.append(Rejected(file=str(path), line=number, reason=first_problem(error), row=row))
+            rejected.append(Rejected(file=str(path), line=number, reason=first_problem(error), row=row))
         except TaskError as error:
-            strange.append(Rejected(file=str(path), line=number, reason=str(error), row=row))
+            rejected.append(Rejected(file=str(path), line=number, reason=str(error), row=row))
         else:
             tasks[task.uid] = task
             rows.append(row)
     parsed = parse(rows, tasks.values(), NO_LIMIT, str(path))
-    found, ties = comparisons(parsed.judgements, tasks)
+    decided, ties = comparisons(parsed.judgements, tasks)
     return Imported(
         judgements=parsed.judgements,
-        comparisons=found,
+        comparisons=decided,
         ties=ties,
         demonstrations=demonstrations(parsed.judgements, tasks),
-        quarantined=[*strange, *parsed.quarantined],
+        quarantined=[*rejected, *parsed.quarantined],
         skips=sum(parsed.skips.values()),
     )
 
@@ -140,11 +140,11 @@ def tasks_of(title: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, Task]:
     `title` is the project's; one whose title is not ours has no tasks. The same opaque ids stand for the same responses
     for everyone who saw the task, so agreement is the true one; which model wrote what is not known here.
     """
-    found = {}
+    tasks = {}
     for row in rows if title_of(title) else ():
         try:
             task = task_of(row)
         except (TaskError, ValidationError):
             continue  # not a task of ours
-        found[task.uid] = task
-    return found
+        tasks[task.uid] = task
+    return tasks

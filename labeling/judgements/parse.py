@@ -30,7 +30,7 @@ class Strange(Exception):
     """An annotation that our screens do not make."""
 
 
-def parse(exported: Sequence[Mapping[str, Any]], tasks: Iterable[Task], overlap: int, place: str) -> Parsed:
+def parse(exported: Sequence[Mapping[str, Any]], tasks: Iterable[Task], overlap: int, source: str) -> Parsed:
     """Sort exported annotations into judgements, skips and the quarantine.
 
     `exported` has the shape of an export and of `Store.current`; what is not of `tasks` is left alone. Of one person's
@@ -40,7 +40,7 @@ def parse(exported: Sequence[Mapping[str, Any]], tasks: Iterable[Task], overlap:
     skips: dict[str, int] = defaultdict(int)
     strange: list[tuple[Mapping[str, Any], str]] = []
     originals: dict[str, Mapping[str, Any]] = {}
-    found: dict[str, list[Judged]] = defaultdict(list)
+    by_task: dict[str, list[Judged]] = defaultdict(list)
     for row, raw in ((task_row, raw) for task_row in exported for raw in task_row["annotations"]):
         task = by_uid.get(str(row["data"].get("uid")))
         if task is None:
@@ -52,22 +52,22 @@ def parse(exported: Sequence[Mapping[str, Any]], tasks: Iterable[Task], overlap:
         try:
             if completed(row["data"]) != task.data:
                 raise Strange("the task on the server does not show what was sent")
-            found[task.uid].append(parse_annotation(raw, task))
+            by_task[task.uid].append(parse_annotation(raw, task))
         except Strange as reason:
             strange.append((raw, str(reason)))
     judgements: list[Judged] = []
-    for some in found.values():
-        kept, surplus = _within_overlap(some, overlap)
+    for of_task in by_task.values():
+        kept, surplus = _within_overlap(of_task, overlap)
         judgements += kept
         strange += [(originals[judgement.annotation_id], reason) for judgement, reason in surplus]
-    return Parsed(judgements=judgements, quarantined=[_put_aside(place, *pair) for pair in strange], skips=dict(skips))
+    return Parsed(judgements=judgements, quarantined=[_put_aside(source, *pair) for pair in strange], skips=dict(skips))
 
 
-def _put_aside(place: str, raw: Mapping[str, Any], reason: str) -> Rejected:
+def _put_aside(source: str, raw: Mapping[str, Any], reason: str) -> Rejected:
     """The quarantine's row; its line is the annotation's id."""
     number = raw.get("id")
     line = number if isinstance(number, int) else 0
-    return Rejected(file=f"{place}/task/{raw.get('task')}", line=line, reason=reason, row=dict(raw))
+    return Rejected(file=f"{source}/task/{raw.get('task')}", line=line, reason=reason, row=dict(raw))
 
 
 def _within_overlap(judgements: Sequence[Judged], overlap: int) -> tuple[list[Judged], list[tuple[Judged, str]]]:
@@ -138,10 +138,10 @@ def _one_choice(values: Mapping[str, Any], name: str, allowed: Iterable[str]) ->
 def _some_choices(values: Mapping[str, Any], name: str, allowed: Sequence[str]) -> tuple[str, ...]:
     """The choices of an optional control with several, in the order of `allowed`."""
     chosen = values.get(name, [])
-    known = isinstance(chosen, list) and all(isinstance(one, str) and one in allowed for one in chosen)
+    known = isinstance(chosen, list) and all(isinstance(choice, str) and choice in allowed for choice in chosen)
     if not known or len(set(chosen)) < len(chosen):
         raise Strange(f"{name!r} holds {str(chosen)[:100]}")
-    return tuple(one for one in allowed if one in chosen)
+    return tuple(choice for choice in allowed if choice in chosen)
 
 
 def _one_text(values: Mapping[str, Any], name: str) -> str:

@@ -20,12 +20,12 @@ def quality(
     gold: Mapping[str, Rate] | None = None,
 ) -> list[AnnotatorQuality]:
     """The figures of everyone who judged or skipped, by annotator id. `comparisons` are the judgements' (ties too)."""
-    said = list(judgements)
+    everything = list(judgements)
     by_annotator: dict[str, list[Judgement]] = {annotator: [] for annotator in skips}
-    for judgement in said:
+    for judgement in everything:
         by_annotator.setdefault(judgement.annotator_id, []).append(judgement)
-    found, too_fast = votes(comparisons), hasty(said, tasks)
-    agreed, over_chance = with_others(found), kappas(found)
+    pair_votes, too_fast = votes(comparisons), hasty(everything, tasks)
+    agreed, over_chance = with_others(pair_votes), kappas(pair_votes)
     return [
         AnnotatorQuality(
             annotator_id=annotator,
@@ -35,7 +35,7 @@ def quality(
             kappa=over_chance.get(annotator),
             gold=(gold or {}).get(annotator, NOTHING),
             **_alone(own, tasks, too_fast),
-            **dict(zip(("intransitive_share", "triples"), intransitive(found, annotator), strict=True)),
+            **dict(zip(("intransitive_share", "triples"), intransitive(pair_votes, annotator), strict=True)),
         )
         for annotator, own in sorted(by_annotator.items())
     ]
@@ -67,25 +67,25 @@ def _alone(own: Sequence[Judgement], tasks: Mapping[str, Task], too_fast: Mappin
     }
 
 
-def with_others(found: Votes) -> dict[str, Rate]:
+def with_others(pair_votes: Votes) -> dict[str, Rate]:
     """For each annotator, how often the others named the same winner, with the interval over prompts."""
-    mine: dict[str, list[tuple[str, str, str, bool]]] = defaultdict(list)
-    for double in double_judgements(found):
-        mine[double[1]].append(double)
-        mine[double[2]].append(double)
-    return {annotator: rate(doubles) for annotator, doubles in mine.items()}
+    by_annotator: dict[str, list[tuple[str, str, str, bool]]] = defaultdict(list)
+    for double in double_judgements(pair_votes):
+        by_annotator[double[1]].append(double)
+        by_annotator[double[2]].append(double)
+    return {annotator: rate(doubles) for annotator, doubles in by_annotator.items()}
 
 
-def kappas(found: Votes) -> dict[str, float | None]:
+def kappas(pair_votes: Votes) -> dict[str, float | None]:
     """Cohen's kappa of each annotator with the others taken together, over the pairs judged by both, ties a value.
 
     κ = (p_o − p_e) / (1 − p_e), where p_o is the share of double judgements that are the same and p_e = Σ_v p(v) q(v)
     what the two marginals would give by chance (Cohen 1960, eq. 1). None where chance alone gives full agreement.
     """
     both: dict[str, Counter[tuple[int, int]]] = defaultdict(Counter)
-    for said in found.values():
-        for annotator, mine in said.items():
-            both[annotator].update((mine, theirs) for other, theirs in said.items() if other != annotator)
+    for values in pair_votes.values():
+        for annotator, own in values.items():
+            both[annotator].update((own, others) for other, others in values.items() if other != annotator)
     return {annotator: _kappa(counts) for annotator, counts in both.items()}
 
 

@@ -48,20 +48,20 @@ def assess(
     answers = answers or {}
     ordinary = [one for one in judgements if one.task_uid not in answers]
     gold = _all([one for one in judgements if one.task_uid in answers], tasks)
-    said = _all(ordinary, tasks)
-    agreed, eta = agreement(said), reliabilities(said)
-    crew = quality(ordinary, tasks, said, skips, graded(gold, answers))
-    found = concerns(crew, agreed, options.screening)
-    aside = set_aside(found, [one.annotator_id for one in crew], options.screening)
+    all_rows = _all(ordinary, tasks)
+    agreed, eta = agreement(all_rows), reliabilities(all_rows)
+    crew = quality(ordinary, tasks, all_rows, skips, graded(gold, answers))
+    reasons = concerns(crew, agreed, options.screening)
+    aside = set_aside(reasons, [one.annotator_id for one in crew], options.screening)
     settled = {one.task_uid for one in senior}
-    handed_on, put_aside = _sorted_out(said, aside, settled)
+    handed_on, put_aside = _sorted_out(all_rows, aside, settled)
     if aside or senior:
         handed_on += _all(senior, tasks)
         agreed = agreement(handed_on)
         eta |= reliabilities(handed_on)
     rows = [row for row in handed_on if row.strength]
     weight = weights(rows, eta)
-    crew = [_with_verdict(one, eta, weight, found, aside) for one in crew]
+    crew = [_with_verdict(one, eta, weight, reasons, aside) for one in crew]
     return Assessment(
         comparisons=[row.model_copy(update={"weight": weight[row.annotator_id]}) for row in rows],
         ties=[row for row in handed_on if not row.strength],
@@ -98,18 +98,18 @@ def _sorted_out(
 
 
 def _with_verdict(
-    one: AnnotatorQuality,
+    annotator: AnnotatorQuality,
     eta: Mapping[str, float],
     weight: Mapping[str, float],
-    found: Mapping[str, tuple[str, ...]],
+    reasons: Mapping[str, tuple[str, ...]],
     aside: Mapping[str, tuple[str, ...]],
 ) -> AnnotatorQuality:
-    name = one.annotator_id
-    return one.model_copy(
+    name = annotator.annotator_id
+    return annotator.model_copy(
         update={
             "reliability": eta.get(name),
             "weight": 0.0 if name in aside else weight.get(name),
-            "concerns": tuple(dict.fromkeys((*found.get(name, ()), *aside.get(name, ())))),
+            "concerns": tuple(dict.fromkeys((*reasons.get(name, ()), *aside.get(name, ())))),
             "set_aside": name in aside,
         }
     )

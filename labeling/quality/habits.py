@@ -83,15 +83,15 @@ def contradictions(judgements: Iterable[Judgement]) -> tuple[float | None, int]:
     return (sum(against) / len(against) if against else None), len(against)
 
 
-def intransitive(found: Votes, annotator: str) -> tuple[float | None, int]:
+def intransitive(pair_votes: Votes, annotator: str) -> tuple[float | None, int]:
     """Of the triples of a prompt that an annotator decided in all three pairs, the share that go round; and how many.
 
     One ranking never does; several judgements of the same responses may.
     """
     beats: dict[str, dict[frozenset[str], str]] = defaultdict(dict)
-    for (prompt, first, second), said in found.items():
-        if said.get(annotator):
-            beats[prompt][frozenset((first, second))] = first if said[annotator] > 0 else second
+    for (prompt, first, second), values in pair_votes.items():
+        if values.get(annotator):
+            beats[prompt][frozenset((first, second))] = first if values[annotator] > 0 else second
     cycles = triples = 0
     for winners in beats.values():
         for triple in combinations(sorted(set().union(*winners)), 3):
@@ -118,7 +118,7 @@ def hasty(judgements: Sequence[Judgement], tasks: Mapping[str, Task]) -> dict[st
         if judgement.lead_time > 0:
             task = tasks[judgement.task_uid]
             by_kind[task.kind].append((words(task), judgement.lead_time, judgement.annotation_id))
-    found: dict[str, bool] = {}
+    too_fast: dict[str, bool] = {}
     for timed in by_kind.values():
         if len(timed) < 10:
             continue
@@ -127,5 +127,7 @@ def hasty(judgements: Sequence[Judgement], tasks: Mapping[str, Task]) -> dict[st
         slope = max(0.0, float(stats.theilslopes(seconds, read).slope)) if np.ptp(read) else 0.0
         start = median((seconds - slope * read).tolist())
         least = float(np.min(seconds))
-        found |= {identity: took < HASTY * max(start + slope * much, least) for much, took, identity in timed}
-    return found
+        too_fast |= {
+            identity: duration < HASTY * max(start + slope * count, least) for count, duration, identity in timed
+        }
+    return too_fast

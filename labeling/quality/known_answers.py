@@ -13,12 +13,12 @@ from labeling.tasks.gold import Answers
 def graded(rows: Sequence[Comparison], answers: Answers) -> dict[str, Rate]:
     """Of the known pairs, the share that each annotator has right; a tie is wrong. `rows` are of gold tasks alone."""
     known = {pair for pairs in answers.values() for pair in pairs}
-    said: dict[str, list[tuple[str, bool]]] = defaultdict(list)
+    by_annotator: dict[str, list[tuple[str, bool]]] = defaultdict(list)
     for row in rows:
         pair = (row.chosen.id, row.rejected.id)
         if pair in known or pair[::-1] in known:
-            said[row.annotator_id].append((row.prompt.id, row.strength > 0 and pair in known))
-    return {annotator: _share_right(some) for annotator, some in said.items()}
+            by_annotator[row.annotator_id].append((row.prompt.id, row.strength > 0 and pair in known))
+    return {annotator: _share_right(answered) for annotator, answered in by_annotator.items()}
 
 
 def _share_right(answered: Sequence[tuple[str, bool]]) -> Rate:

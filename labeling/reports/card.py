@@ -117,13 +117,13 @@ def as_markdown(card: Card) -> str:
     lines = [f"# Comparisons {card.name}", "", *_table(("", "count"), _counts(card)), ""]
     lines += ["## Agreement and balance", "", *_table(("", "share", "95 %", "of"), _rates(card)), ""]
     if card.lengths:
-        told = card.lengths
+        characters = card.lengths
         lengths = (
-            ("chosen", f"{told.chosen_mean:.0f}", f"{told.chosen_median:.0f}"),
-            ("rejected", f"{told.rejected_mean:.0f}", f"{told.rejected_median:.0f}"),
+            ("chosen", f"{characters.chosen_mean:.0f}", f"{characters.chosen_median:.0f}"),
+            ("rejected", f"{characters.rejected_mean:.0f}", f"{characters.rejected_median:.0f}"),
         )
         lines += ["## Length in characters", "", *_table(("", "mean", "median"), lengths), ""]
-    for title, head, found in (
+    for title, head, values in (
         ("Strength", "judgement", card.strengths),
         ("Splits (by prompt)", "part", card.splits),
         ("Annotators", "annotator", card.annotators),
@@ -133,9 +133,9 @@ def as_markdown(card: Card) -> str:
         ("Put aside, by reason", "reason", card.quarantined),
         ("Set aside by screening or a senior, by reason", "reason", card.set_aside),
     ):
-        if found:
+        if values:
             heading = {"Screens and guidelines": "version", "Projects": "address", "Sources": "SHA-256"}
-            rows = [(name, str(value)) for name, value in found.items()]
+            rows = [(name, str(value)) for name, value in values.items()]
             lines += [f"## {title}", "", *_table((head, heading.get(title, "count")), rows), ""]
     return "\n".join(lines)
 
@@ -154,9 +154,9 @@ def _counts(card: Card) -> list[tuple[str, str]]:
 def _rates(card: Card) -> list[tuple[str, ...]]:
     rows = [("two annotators name the same winner", card.agreement), ("shown first, chosen", card.first_chosen)]
     rows += [("longer, chosen", card.lengths.longer_chosen)] if card.lengths else []
-    found = [(name, *_rate(rate)) for name, rate in rows]
+    shares = [(name, *_rate(rate)) for name, rate in rows]
     alpha = "not measured" if card.alpha is None else f"{card.alpha:.3f}"
-    return [*found, ("Krippendorff's alpha (nominal)", alpha, "", "")]
+    return [*shares, ("Krippendorff's alpha (nominal)", alpha, "", "")]
 
 
 def _rate(rate: Rate) -> tuple[str, str, str]:

@@ -30,10 +30,10 @@ def measured_paces(store: Store) -> dict[Kind, Pace]:
     """
     times: dict[Kind, list[float]] = {kind: [] for kind in get_args(Kind)}
     for project in store.projects():
-        found = title_of(project.title)
-        if found is not None:
-            times[found.kind] += lead_times(store.current(project.project))
-    return {kind: pace(kind, some) for kind, some in times.items()}
+        title = title_of(project.title)
+        if title is not None:
+            times[title.kind] += lead_times(store.current(project.project))
+    return {kind: pace(kind, seconds) for kind, seconds in times.items()}
 
 
 def lead_times(rows: Sequence[Mapping[str, Any]]) -> list[float]:

@@ -32,8 +32,8 @@ def reports(
 
     Concerns are by the limits of `options`. Without the `answers` of gold tasks these count as all others.
     """
-    chosen = [one for one in store.projects() if not only or one.number in only]
-    return [project_report(store, one, options or QualityOptions(), answers) for one in reversed(chosen)]
+    chosen = [project for project in store.projects() if not only or project.number in only]
+    return [project_report(store, project, options or QualityOptions(), answers) for project in reversed(chosen)]
 
 
 def project_report(
@@ -57,6 +57,6 @@ def project_report(
         status=status,
         times=tuple(sorted(moment(raw["created_at"]) for raw in judged)),
         agreement=assessed.agreement,
-        crew=tuple(sorted(assessed.quality, key=lambda one: (-one.judgements, one.annotator_id))),
-        names={str(one.annotator): one.name for one in status.annotators if one.name},
+        crew=tuple(sorted(assessed.quality, key=lambda annotator: (-annotator.judgements, annotator.annotator_id))),
+        names={str(annotator.annotator): annotator.name for annotator in status.annotators if annotator.name},
     )

@@ -106,11 +106,11 @@ def annotator_statuses(annotations: Sequence[Mapping[str, Any]]) -> tuple[Annota
     by_person: dict[int | None, list[Mapping[str, Any]]] = defaultdict(list)
     for raw in annotations:
         by_person[raw["completed_by"]].append(raw)
-    found = []
+    statuses = []
     for person, own in by_person.items():
         times = [raw["lead_time"] for raw in own if raw.get("lead_time") and not raw["was_cancelled"]]
         skips = sum(raw["was_cancelled"] for raw in own)
-        found.append(
+        statuses.append(
             AnnotatorStatus(
                 annotator=person,
                 name=name_of(own),
@@ -119,7 +119,7 @@ def annotator_statuses(annotations: Sequence[Mapping[str, Any]]) -> tuple[Annota
                 median_seconds=median(times) if times else None,
             )
         )
-    return tuple(sorted(found, key=lambda one: (-one.judgements, one.annotator or 0)))
+    return tuple(sorted(statuses, key=lambda status: (-status.judgements, status.annotator or 0)))
 
 
 def name_of(own: Sequence[Mapping[str, Any]]) -> str:

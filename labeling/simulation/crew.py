@@ -88,10 +88,10 @@ def make_crew(config: CrewConfig) -> list[Annotator]:
 
 def _of_one_mind(crew: Sequence[Annotator]) -> list[Annotator]:
     """The crew, in which the colluding have the taste of the first of them: one makes the answer for all."""
-    leader = next((one for one in crew if one.habit == "colluding"), None)
+    leader = next((annotator for annotator in crew if annotator.habit == "colluding"), None)
     own = {"email", "name", "words_per_second"}
     shared = {} if leader is None else {key: value for key, value in leader if key not in own}
-    return [one.model_copy(update=shared) if one.habit == "colluding" else one for one in crew]
+    return [annotator.model_copy(update=shared) if annotator.habit == "colluding" else annotator for annotator in crew]
 
 
 def _habits(config: CrewConfig) -> list[Habit]:
@@ -127,7 +127,7 @@ def gumbel(rng: random.Random) -> float:
 
 
 def work_on(
-    annotator: Annotator, data: Mapping[str, Any], prompt_id: str, judge: Judge, heat: float, seed: int
+    annotator: Annotator, data: Mapping[str, Any], prompt_id: str, judge: Judge, temperature: float, seed: int
 ) -> tuple[list[dict[str, Any]], float]:
     """The annotator's result for a task, in the shape that the browser makes, and the lead time in seconds."""
     if annotator.habit == "spamming":
@@ -135,22 +135,22 @@ def work_on(
     drawn_by = RING if annotator.habit == "colluding" else annotator.email
     rng = random.Random(f"{seed}:{drawn_by}:{data['uid']}")
     shown = responses_of(data)
-    scale = heat * annotator.noisiness
+    scale = temperature * annotator.noisiness
     careless = annotator.habit in ("careless", "colluding") and rng.random() < annotator.careless_rate
-    liked = [0.0] * len(shown) if careless else utilities(annotator, data, prompt_id, judge)
+    utility = [0.0] * len(shown) if careless else utilities(annotator, data, prompt_id, judge)
     if annotator.habit == "side_biased":
-        liked = [u + SIDE_PULL * scale * (1 - i / (len(shown) - 1)) for i, u in enumerate(liked)]
-    felt = [u + scale * gumbel(rng) for u in liked]
+        utility = [u + SIDE_PULL * scale * (1 - i / (len(shown) - 1)) for i, u in enumerate(utility)]
+    noisy = [u + scale * gumbel(rng) for u in utility]
     words = sum(len(text.split()) for _, text in shown) + len(str(data["prompt"]).split())
     lead_time = round((4.0 + words / annotator.words_per_second) * math.exp(0.3 * rng.gauss(0, 1)), 3)
     if "responses" in data:
-        order = sorted(range(len(shown)), key=lambda i: -felt[i])
+        order = sorted(range(len(shown)), key=lambda i: -noisy[i])
         return ranking_result([shown[i][0] for i in order]), lead_time
     stars = [
         [_stars(rng.random() if careless else judge(prompt_id, text)[name], rng) for name in CRITERION_NAMES]
         for _, text in shown
     ]
-    return pairwise_result((felt[0] - felt[1]) / scale, stars), lead_time
+    return pairwise_result((noisy[0] - noisy[1]) / scale, stars), lead_time
 
 
 def _spam(annotator: Annotator, data: Mapping[str, Any], seed: int) -> tuple[list[dict[str, Any]], float]:
@@ -191,8 +191,8 @@ def pairwise_result(difference: float, stars: Sequence[Sequence[int]]) -> list[d
         side = "left" if difference > 0 else "right"
         clicked = {"type": "pairwise", "from_name": "pairwise", "to_name": "pairwise", "value": {"selected": side}}
         result.insert(0, clicked)
-    for letter, given in zip("ab", stars, strict=True):
-        for name, value in zip(CRITERION_NAMES, given, strict=True):
+    for letter, ratings in zip("ab", stars, strict=True):
+        for name, value in zip(CRITERION_NAMES, ratings, strict=True):
             control = {"type": "rating", "from_name": f"{letter}_{name}", "to_name": f"response_{letter}"}
             result.append(control | {"value": {"rating": value}})
     return result
@@ -214,7 +214,10 @@ def deal(uids: Sequence[str], crew: Sequence[Annotator], overlap: int, seed: int
 def crew_accounts(owner: LabelStudio, crew: Sequence[Annotator]) -> dict[str, Account]:
     """An account for each annotator, by e-mail; made on the first call and logged in to on the later ones."""
     return {
-        one.email: ensure_account(owner, one.email, derived_password(owner.token, one.email), one.name) for one in crew
+        annotator.email: ensure_account(
+            owner, annotator.email, derived_password(owner.token, annotator.email), annotator.name
+        )
+        for annotator in crew
     }
 
 
@@ -229,10 +232,10 @@ def _work_left(
     """The tasks (id and data) that each annotator still has to do, by e-mail."""
     rows = {row["data"].get("uid"): row for row in owner.tasks_with_annotations(project.id)}
     seen = {
-        uid: {said["completed_by"] for said in row["annotations"] if not said["was_cancelled"]}
+        uid: {annotation["completed_by"] for annotation in row["annotations"] if not annotation["was_cancelled"]}
         for uid, row in rows.items()
     }
-    work: dict[str, list[dict[str, Any]]] = {one.email: [] for one in crew}
+    work: dict[str, list[dict[str, Any]]] = {annotator.email: [] for annotator in crew}
     for uid, emails in deal(sorted(uids & set(rows)), crew, project.overlap, seed).items():
         already = seen[uid]
         left = [email for email in emails if accounts[email].id not in already]
@@ -248,7 +251,7 @@ def annotate_project(
     crew: Sequence[Annotator],
     accounts: Mapping[str, Account],
     judge: Judge,
-    heat: float,
+    temperature: float,
     config: CrewConfig,
 ) -> int:
     """Let the crew do what is left of the tasks in `prompt_ids` (uid → prompt id); return how many were submitted.
@@ -262,7 +265,7 @@ def annotate_project(
         with LabelStudio(owner.url, accounts[annotator.email].token.get_secret_value()) as client:
             for row in work[annotator.email]:
                 prompt_id = prompt_ids[row["data"]["uid"]]
-                result, lead_time = work_on(annotator, row["data"], prompt_id, judge, heat, config.seed)
+                result, lead_time = work_on(annotator, row["data"], prompt_id, judge, temperature, config.seed)
                 client.annotate(row["id"], result, lead_time)
         return len(work[annotator.email])
 

@@ -111,16 +111,16 @@ def rules() -> Iterator[str]:
 def engine(path: Path | None) -> Engine:
     """An engine for the file, or for one in memory, that leaves transactions to us; writers wait for each other."""
     if path is None:
-        made = create_engine("sqlite://", poolclass=StaticPool, connect_args={"check_same_thread": False})
+        sqlite = create_engine("sqlite://", poolclass=StaticPool, connect_args={"check_same_thread": False})
     else:
-        made = create_engine(f"sqlite:///{path}", connect_args={"timeout": BUSY_SECONDS})
+        sqlite = create_engine(f"sqlite:///{path}", connect_args={"timeout": BUSY_SECONDS})
 
-    @event.listens_for(made, "connect")
+    @event.listens_for(sqlite, "connect")
     def set_up(connection: Any, _: Any) -> None:
         connection.isolation_level = None
         connection.execute("PRAGMA journal_mode=WAL")
 
-    return made
+    return sqlite
 
 
 def newest(
@@ -130,9 +130,9 @@ def newest(
     column = IDS[table]
     latest = select(func.max(table.c.seq)).where(table.c.project == project).group_by(column)
     parts = [None] if task_ids is None else [task_ids[i : i + CHUNK] for i in range(0, len(task_ids), CHUNK)]
-    found: dict[int, Row[Any]] = {}
+    rows_by_id: dict[int, Row[Any]] = {}
     for part in parts:
         asked = latest if part is None else latest.where(table.c.task.in_(part))
         rows = connection.execute(select(table).where(table.c.seq.in_(asked)).order_by(column))
-        found |= {getattr(row, column.name): row for row in rows}
-    return found
+        rows_by_id |= {getattr(row, column.name): row for row in rows}
+    return rows_by_id

@@ -61,10 +61,10 @@ class Store:
 
     def _prepare(self) -> None:
         with self._writing() as connection:
-            found = connection.exec_driver_sql("PRAGMA user_version").scalar()
-            if found not in (0, FORMAT):
-                raise StoreError(f"{self.path} has format {found} and this program knows {FORMAT}: update rlhf-flows")
-            if found == 0:
+            version = connection.exec_driver_sql("PRAGMA user_version").scalar()
+            if version not in (0, FORMAT):
+                raise StoreError(f"{self.path} has format {version} and this program knows {FORMAT}: update rlhf-flows")
+            if version == 0:
                 metadata.create_all(connection)
                 for statement in rules():
                     connection.execute(DDL(statement))
@@ -118,8 +118,10 @@ class Store:
     def counts(self, project: str) -> tuple[int, int]:
         """How many tasks and annotations (skips among them) the server still has of a project, as far as we know."""
         with self._engine.connect() as connection:
-            shown, said = (connection.execute(_here(table, project)).scalar_one() for table in (tasks, annotations))
-        return shown, said
+            task_count, annotation_count = (
+                connection.execute(_here(table, project)).scalar_one() for table in (tasks, annotations)
+            )
+        return task_count, annotation_count
 
     def current(self, project: str) -> list[dict[str, Any]]:
         """The tasks (`id`, `data`) with their `annotations`, newest versions, in the shape of an export.
@@ -128,14 +130,14 @@ class Store:
         annotator who was deleted on the server is still named in `completed_by`.
         """
         with self._engine.connect() as connection:
-            shown = newest(connection, tasks, project).values()
-            said = newest(connection, annotations, project).values()
+            task_rows = newest(connection, tasks, project).values()
+            annotation_rows = newest(connection, annotations, project).values()
         rows = {
             row.task: {"id": row.task, "data": json.loads(row.data), "annotations": []}
-            for row in shown
+            for row in task_rows
             if row.deleted in (HERE, GONE_PROJECT)
         }
-        for row in said:
+        for row in annotation_rows:
             if row.deleted in (HERE, GONE_PROJECT) and row.task in rows:
                 rows[row.task]["annotations"].append(json.loads(row.raw) | {"completed_by": row.annotator})
         return list(rows.values())
@@ -166,22 +168,22 @@ class Store:
             known_tasks = newest(connection, tasks, project.project, ids)
             known = newest(connection, annotations, project.project, ids)
             people = {number: row.annotator for number, row in known.items()}
-            shown = {int(row["id"]): task_values(project, row, seen_at) for row in rows}
-            said = {
+            task_rows = {int(row["id"]): task_values(project, row, seen_at) for row in rows}
+            annotation_rows = {
                 int(raw["id"]): annotation_values(project, row, raw, seen_at, people.get(int(raw["id"])))
                 for row in rows
                 for raw in row["annotations"]
             }
-            _add(connection, tasks, shown, known_tasks)
-            added, changed = _add(connection, annotations, said, known)
-            _bury(connection, tasks, known_tasks, shown, seen_at, lambda _: GONE_TASK)
+            _add(connection, tasks, task_rows, known_tasks)
+            added, changed = _add(connection, annotations, annotation_rows, known)
+            _bury(connection, tasks, known_tasks, task_rows, seen_at, lambda _: GONE_TASK)
             deleted = _bury(
                 connection,
                 annotations,
                 known,
-                said,
+                annotation_rows,
                 seen_at,
-                lambda row: GONE_ANNOTATION if row.task in shown else GONE_TASK,
+                lambda row: GONE_ANNOTATION if row.task in task_rows else GONE_TASK,
             )
             connection.execute(insert(syncs).values(project=project.project, **_sync_values(sync)))
         return Changes(added=added, changed=changed, deleted=deleted)

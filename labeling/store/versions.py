@@ -62,8 +62,8 @@ class Version(Record):
 
 def moment(text: str) -> datetime:
     """A time of the server or of the store, in UTC."""
-    found = datetime.fromisoformat(text)
-    return found.astimezone(UTC) if found.tzinfo else found.replace(tzinfo=UTC)
+    time = datetime.fromisoformat(text)
+    return time.astimezone(UTC) if time.tzinfo else time.replace(tzinfo=UTC)
 
 
 def stamp(time: datetime) -> str:

@@ -39,46 +39,49 @@ def gold_tasks(
     strength is taken. A ranking also shows what else was `sampled` for its prompt (by prompt id), so that it is as long
     as the others.
     """
-    made = GoldSet({kind: [] for kind in counts}, {}, [])
+    gold = GoldSet({kind: [] for kind in counts}, {}, [])
     by_prompt: dict[str, list[Comparison]] = defaultdict(list)
     for number, row in enumerate(known, start=1):
         if row.strength:
             by_prompt[row.prompt.id].append(row)
         else:
-            made.rejected.append(_unfit(number, "a tie is no answer", row))
+            gold.rejected.append(_unfit(number, "a tie is no answer", row))
     for number, rows in enumerate(by_prompt.values(), start=1):
         responses = {side.id: side for row in rows for side in (row.chosen, row.rejected)}
-        kind: Kind = "ranking" if 3 <= len(responses) <= 9 and _wanted(made, counts, "ranking") else "pairwise"
-        if not _wanted(made, counts, kind):
+        kind: Kind = "ranking" if 3 <= len(responses) <= 9 and _wanted(gold, counts, "ranking") else "pairwise"
+        if not _wanted(gold, counts, kind):
             continue
         if kind == "pairwise":
             rows = [max(rows, key=lambda row: row.strength)]
             responses = {side.id: side for side in (rows[0].chosen, rows[0].rejected)}
-        elif len(more := responses | {one.id: one for one in (sampled or {}).get(rows[0].prompt.id, ())}) <= 9:
+        elif (
+            len(more := responses | {response.id: response for response in (sampled or {}).get(rows[0].prompt.id, ())})
+            <= 9
+        ):
             responses = more
         try:
             task = _task(kind, rows, list(responses.values()), others, seed)
         except TaskError as error:
-            made.rejected.append(_unfit(number, str(error), rows[0]))
+            gold.rejected.append(_unfit(number, str(error), rows[0]))
             continue
         shown = {response.id for response in task.responses.values()}
         pairs = [(row.chosen.id, row.rejected.id) for row in rows if {row.chosen.id, row.rejected.id} <= shown]
-        made.tasks[kind].append(task)
-        made.answers[task.uid] = tuple(pairs)
-    return made
+        gold.tasks[kind].append(task)
+        gold.answers[task.uid] = tuple(pairs)
+    return gold
 
 
 def _unfit(number: int, reason: str, row: Comparison) -> Rejected:
     return Rejected(file="gold answers", line=number, reason=reason, row=row.model_dump())
 
 
-def _wanted(made: GoldSet, counts: Mapping[Kind, int], kind: Kind) -> bool:
-    return len(made.tasks.get(kind, ())) < counts.get(kind, 0)
+def _wanted(gold: GoldSet, counts: Mapping[Kind, int], kind: Kind) -> bool:
+    return len(gold.tasks.get(kind, ())) < counts.get(kind, 0)
 
 
 def _task(kind: Kind, rows: Sequence[Comparison], responses: Sequence[Response], others: set[str], seed: int) -> Task:
-    said = {(row.chosen.id, row.rejected.id) for row in rows}
-    if any((worse, better) in said for better, worse in said):
+    known = {(row.chosen.id, row.rejected.id) for row in rows}
+    if any((worse, better) in known for better, worse in known):
         raise TaskError("the known answers contradict each other")
     task = make_task(kind, rows[0].prompt, responses, seed)
     if task.uid in others:

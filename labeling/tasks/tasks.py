@@ -124,8 +124,8 @@ def build_writing_tasks(prompts: Sequence[Prompt], drafts: Mapping[str, str] | N
     """
     tasks = [make_task("demonstration", prompt, (), seed=0) for prompt in prompts]
     drafted = ((task, (drafts or {}).get(task.prompt.id, "").strip()) for task in tasks)
-    told = (
+    with_drafts = (
         task.model_copy(update={"draft": draft, "uid": stable_id("task", task.uid, draft)}) if draft else task
         for task, draft in drafted
     )
-    return list({task.uid: task for task in told}.values())
+    return list({task.uid: task for task in with_drafts}.values())

@@ -34,11 +34,11 @@ def stored(client: LabelStudio, project: Project) -> dict[str, int]:
 
     Copies that nobody has judged are deleted.
     """
-    found = _copies(client, project)
-    surplus = [task_id for copies in found.values() for untouched, task_id in copies[1:] if untouched]
+    by_uid = _copies(client, project)
+    surplus = [task_id for copies in by_uid.values() for untouched, task_id in copies[1:] if untouched]
     if surplus:
         client.delete_tasks(project.id, surplus)
-    return {uid: copies[0][1] for uid, copies in found.items()}
+    return {uid: copies[0][1] for uid, copies in by_uid.items()}
 
 
 def task_ids(client: LabelStudio, project: int) -> dict[str, int]:
@@ -49,9 +49,9 @@ def task_ids(client: LabelStudio, project: int) -> dict[str, int]:
 
 def _copies(client: LabelStudio, project: Project) -> dict[str, list[tuple[bool, int]]]:
     """Of every uid in the project, the tasks: (nobody judged it yet, id), those that were judged first, then by age."""
-    found: dict[str, list[tuple[bool, int]]] = {}
+    by_uid: dict[str, list[tuple[bool, int]]] = {}
     for row in client.tasks(project.id, "id", "data", "total_annotations", "cancelled_annotations"):
         uid, untouched = uid_of(row), not row["total_annotations"] + row["cancelled_annotations"]
         if uid:
-            found.setdefault(uid, []).append((untouched, int(row["id"])))
-    return {uid: sorted(copies) for uid, copies in found.items()}
+            by_uid.setdefault(uid, []).append((untouched, int(row["id"])))
+    return {uid: sorted(copies) for uid, copies in by_uid.items()}
