@@ -1,4 +1,4 @@
-"""The public face of the package: open a collection of judgements, watch it, let a crew work on it, pull it."""
+"""The public interface of the package: open a collection of judgements, measure its progress, simulate it, pull it."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,12 +31,12 @@ from labeling.tasks.tasks import Task
 from labeling.tasks.upload import push
 
 COLLECTION_FILE = "collection.json"
-ADJUDICATION = "adjudication"  # the folder of the second collection
-FINAL = "final"  # behind the title of its projects, which have no room for a longer word
+ADJUDICATION = "adjudication"  # directory of the second collection
+FINAL = "final"  # suffix of its project titles, whose length is limited
 
 
 class Batch(Record):
-    """The tasks of a collection that lie in one project, and their ids on the server by uid."""
+    """The tasks of a collection in one project, and their ids on the server by uid."""
 
     project: Project
     tasks: tuple[Task, ...]
@@ -49,8 +49,8 @@ class Batch(Record):
 
 
 class Collection(Record):
-    """What was put before people. `rejected` are response sets that could not be made into tasks, `answers` what is
-    known of gold tasks."""
+    """All tasks that annotators were given. `rejected` are response sets of which no task could be built, `answers`
+    the known answers of gold tasks."""
 
     batches: tuple[Batch, ...]
     rejected: tuple[Rejected, ...] = ()
@@ -58,7 +58,7 @@ class Collection(Record):
 
     @property
     def urls(self) -> dict[str, str]:
-        """Where people work, by kind of task."""
+        """The address at which annotators label, by kind of task."""
         return {batch.project.kind: batch.project.labeling_url for batch in self.batches}
 
     @property
@@ -81,7 +81,7 @@ class Progress(Record):
 
 
 class Pulled(Assessment):
-    """What people said: `said` has all of it, gold tasks and seniors too, and the rest is made from it."""
+    """The assessed judgements of a collection. `said` has every judgement, also of gold tasks and by seniors."""
 
     quarantined: list[Rejected]
     said: list[Judged]
@@ -90,7 +90,7 @@ class Pulled(Assessment):
 
 
 class CrewReport(Record):
-    """What a crew did: annotations submitted in this call, the noise they judged with, and who they are."""
+    """The work of a simulated crew: annotations submitted in this call, noise temperature, names by annotator id."""
 
     submitted: int
     temperature: float
@@ -114,7 +114,7 @@ def open_planned(client: LabelStudio, config: LabelingConfig, planned: Planned, 
 def open_adjudication(
     client: LabelStudio, title: str, collection: Collection, disputed: Sequence[Dispute], out: Path
 ) -> Collection:
-    """Put the disputed tasks before a senior annotator, in a second project. Idempotent like `open_planned`."""
+    """Open a second project with the disputed tasks, for a senior annotator. Idempotent like `open_planned`."""
     tasks = collection.tasks
     kinds: dict[Kind, list[Task]] = {}
     for dispute in disputed:
@@ -137,7 +137,7 @@ def _written(collection: Collection, out: Path) -> Collection:
 
 
 def read_collection(out: Path) -> Collection:
-    """The collection that was written to `out`."""
+    """Read the collection that `open_planned` wrote to `out`."""
     return Collection.model_validate_json((out / COLLECTION_FILE).read_text(encoding="utf-8"))
 
 
@@ -150,17 +150,17 @@ def sync_collection(client: LabelStudio, collection: Collection, store: Store) -
     for batch, result in zip(collection.batches, synced, strict=True):
         if result is None or result.project.title != batch.project.title:
             raise UnexpectedAnswer(
-                f"{client.url} has no project {batch.project.id} called {batch.project.title!r}: was the server begun "
-                "anew? Run the same command again, which opens the project"
+                f"{client.url} has no project {batch.project.id} called {batch.project.title!r}: was the server "
+                "set up again? Run the same command again to open the project"
             )
     return [result for result in synced if result is not None]
 
 
 def progress(collection: Collection, store: Store, synced: Sequence[Synced]) -> Progress:
-    """How many judgements the store has; more than the overlap on one task does not make up for another.
+    """Judgements done and needed. Judgements of a task beyond the overlap do not count.
 
-    `synced` is what `sync_collection` returned. Annotations are counted one by one: of two that are saved at once the
-    server's own counter of a task may miss one.
+    `synced` is what `sync_collection` returned. Annotations are counted in the store: the server's own
+    counter of a task may miss one of two that are saved at the same time.
     """
     by_kind: dict[str, tuple[int, int]] = {}
     for batch, result in zip(collection.batches, synced, strict=True):
@@ -199,10 +199,10 @@ def pull_collection(
     options: QualityOptions | None = None,
     senior: Collection | None = None,
 ) -> Pulled:
-    """Everything said so far, as comparisons with their statistics.
+    """All judgements so far, as comparisons with quality figures.
 
-    The store is brought up to date and everything is made from what it has. Without one the server is read whole, and
-    nothing is kept. What is said in the collection `senior` stands instead of what others say of the same tasks.
+    The store is synchronised first and is the only source. Without a store the server is read in full and nothing is
+    kept. Judgements in the collection `senior` replace those of other annotators on the same tasks.
     """
     judgements, quarantined, skips = _pull_all(client, collection, store)
     settled, strange, _ = _pull_all(client, senior, store) if senior else ([], [], {})
@@ -217,21 +217,21 @@ def pull_collection(
 
 
 def crew_temperature(crew: Sequence[Annotator], collection: Collection, judge: Judge, config: CrewConfig) -> float:
-    """The noise set in the options, else the one at which the crew agrees as asked on this collection's responses."""
+    """`config.temperature`, or by default the one at which the crew reaches `config.agreement` on the responses."""
     if config.temperature is not None:
         return config.temperature
     tasks = collection.tasks.values()
     careful = [annotator for annotator in crew if annotator.habit == "careful"]
-    crew = careful if len(careful) > 1 else crew  # agreement is that of those who do the work
+    crew = careful if len(careful) > 1 else crew  # the agreement asked for is that of careful annotators
     scored = [[utilities(annotator, task.data, task.prompt.id, judge) for annotator in crew] for task in tasks]
     return fitting_temperature(crew, scored, config.agreement)
 
 
 def simulate_collection(owner: LabelStudio, collection: Collection, config: CrewConfig, judge: Judge) -> CrewReport:
-    """Let the simulated crew do what is left of the collection through the API, each with an account and a token.
+    """Let the simulated crew complete the collection through the API, each with an account and a token.
 
-    `judge(prompt id, response text)` gives a score in 0..1 by criterion. `owner` needs to be allowed to
-    invite. Repeatable: what is done stays done.
+    `judge(prompt id, response text)` gives a score in 0..1 by criterion. `owner` must be allowed to
+    invite. Idempotent: finished judgements are not repeated.
     """
     crew = make_crew(config)
     accounts = crew_accounts(owner, crew)

@@ -1,4 +1,4 @@
-"""Names by which we recognise what is ours on a server: titles of projects, hashes of screens, uids of tasks."""
+"""Identifiers by which our projects and tasks are recognised on a server: titles, label config hashes, task uids."""
 
 import hashlib
 import re
@@ -14,7 +14,7 @@ TITLE = re.compile(rf"(?P<name>.*) (?P<kind>{'|'.join(get_args(Kind))}) \[(?P<sc
 
 
 class Title(Record):
-    """The parts of a title that we gave a project; `screen_hash` is of the screen that it was made with."""
+    """The parts of a project title of ours; `screen_hash` is the hash of the label config it was created with."""
 
     name: str
     kind: Kind
@@ -22,17 +22,17 @@ class Title(Record):
 
 
 def title_of(title: str) -> Title | None:
-    """The parts of a project's title; None for one that is not ours."""
+    """The parts of a project's title; None if it does not have our format."""
     match = TITLE.fullmatch(title)
     return None if match is None else Title.model_validate(match.groupdict())
 
 
 def config_hash(config: str) -> str:
-    """A short hash of a label config; the server strips it, so spaces at the ends do not count."""
+    """A short hash of a label config, without surrounding whitespace, which the server strips."""
     return hashlib.sha256(config.strip().encode()).hexdigest()[:HASH_CHARACTERS]
 
 
 def uid_of(row: Mapping[str, Any]) -> str:
-    """The uid that we gave a task, "" when it is not one of ours."""
+    """The uid of a task of ours, "" for any other task."""
     uid = row["data"].get("uid") if isinstance(row["data"], Mapping) else None
     return uid if isinstance(uid, str) and uid.isascii() else ""

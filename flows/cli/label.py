@@ -190,7 +190,7 @@ def _project_table(rows: "list[ProjectStatus]") -> Any:
 def _end(row: "ProjectStatus") -> str:
     if row.needed and row.done >= row.needed:
         return "done"
-    return f"{row.expected_end:%Y-%m-%d %H:%M}" if row.expected_end else "nobody works"
+    return f"{row.expected_end:%Y-%m-%d %H:%M}" if row.expected_end else "no recent activity"
 
 
 def _agreement(row: "ProjectStatus") -> str:

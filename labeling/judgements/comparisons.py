@@ -1,4 +1,4 @@
-"""Judgements as comparisons: which response is better, by how much, and who said so."""
+"""Conversion of judgements to comparisons and demonstrations."""
 
 from collections.abc import Iterable, Mapping
 from itertools import combinations
@@ -62,7 +62,7 @@ def _comparison(
 def comparisons(
     judgements: Iterable[Judgement], tasks: Mapping[str, Task]
 ) -> tuple[list[Comparison], list[Comparison]]:
-    """All comparisons of rankings and pairwise judgements: those with a winner, and the ties (strength 0) apart."""
+    """All comparisons of rankings and pairwise judgements: (those with a winner, ties of strength 0)."""
     rows: list[Comparison] = []
     for judgement in judgements:
         task = tasks[judgement.task_uid]
@@ -74,7 +74,7 @@ def comparisons(
 
 
 def demonstrations(judgements: Iterable[Judgement], tasks: Mapping[str, Task]) -> list[Demonstration]:
-    """The answers that people wrote, as rows for fine-tuning; `source` names the annotation."""
+    """Written answers as demonstrations for fine-tuning; `source` names the annotation."""
     return [
         Demonstration(
             id=stable_id("demo", written.task_uid, written.annotation_id),

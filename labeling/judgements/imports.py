@@ -1,4 +1,4 @@
-"""A project's JSON export from Label Studio's own pages, as judgements and comparisons.
+"""Import of a project's JSON export from Label Studio as judgements and comparisons.
 
 Such a file is what people download by hand, or what is left of a server that is gone. The task as it was shown stands
 in it, so it is enough by itself; the ids of responses are the opaque ones of the task. Screens other than ours, and
@@ -37,7 +37,7 @@ NO_LIMIT = 1_000_000  # an export does not say how many judgements a task was me
 
 
 class Imported(Record):
-    """What an export held. `ties` (strength 0) are kept apart from `comparisons`."""
+    """The content of an export. `ties` (strength 0) are separate from `comparisons`."""
 
     judgements: list[Judged]
     comparisons: list[Comparison]
@@ -135,10 +135,10 @@ def _messages(data: Mapping[str, Any]) -> tuple[Message, ...]:
 
 
 def tasks_of(title: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, Task]:
-    """The tasks as far as the server's data shows them, by uid: enough to parse and to compare.
+    """Tasks rebuilt from the server's data, by uid, with which annotations can be parsed and compared.
 
-    `title` is the project's; one whose title is not ours has no tasks. The same opaque ids stand for the same responses
-    for everyone who saw the task, so agreement is the true one; which model wrote what is not known here.
+    `title` is the project's title; without our format there are no tasks. A task's opaque response ids are the same for
+    all its annotators, so agreement is exact; the models behind the responses are not known.
     """
     tasks = {}
     for row in rows if title_of(title) else ():

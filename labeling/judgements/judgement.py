@@ -1,4 +1,4 @@
-"""What people say of a task, as typed rows."""
+"""Judgements of annotators, one type for each kind of task."""
 
 from itertools import accumulate
 
@@ -8,7 +8,7 @@ from alignment.records import Record
 
 
 class Judgement(Record):
-    """What one person said about one task. `task_uid` leads back to the task, `lead_time` is in seconds."""
+    """One annotator's judgement of one task. `lead_time` is in seconds."""
 
     annotation_id: str
     annotator_id: str
@@ -18,10 +18,10 @@ class Judgement(Record):
 
 
 class RankingJudgement(Judgement):
-    """An order of the task's opaque ids, best first; empty when the annotator found them all alike.
+    """An order of the task's opaque ids, best first; empty when the annotator saw no difference.
 
-    `ties` are places, counted from 1, that are as good as the next one. `cannot_judge` leaves both empty: the annotator
-    looked and could not say, so nothing follows about the responses.
+    `ties` are positions, counted from 1, that tie with the next one. With `cannot_judge` both are empty and no
+    comparison follows.
     """
 
     ranking: tuple[str, ...]
@@ -31,12 +31,12 @@ class RankingJudgement(Judgement):
     @property
     def ranks(self) -> dict[str, int]:
         """The rank of each id, the best 0; ids of a tie share theirs."""
-        steps = [place not in self.ties for place in range(1, len(self.ranking))]
+        steps = [position not in self.ties for position in range(1, len(self.ranking))]
         return dict(zip(self.ranking, accumulate(steps, initial=0), strict=False))
 
 
 class PairwiseJudgement(Judgement):
-    """3 (A much better) to -3 (B much better), and the stars and flags that were given, by control name."""
+    """A preference from 3 (A much better) to -3 (B much better), with ratings and flags by control name."""
 
     preference: int = Field(ge=-3, le=3)
     ratings: dict[str, int] = Field(default_factory=dict)
@@ -45,7 +45,7 @@ class PairwiseJudgement(Judgement):
 
 
 class WrittenAnswer(Judgement):
-    """An answer that a person wrote."""
+    """A demonstration: the answer that an annotator wrote."""
 
     answer: str = Field(min_length=1)
     prompt_quality: str = ""

@@ -1,7 +1,7 @@
-"""From what the server stores to typed judgements, strictly.
+"""Strict parsing of Label Studio annotations into typed judgements.
 
-Label Studio validates nothing: any account can post any JSON as an annotation. What is not exactly what our screens
-make is put aside with a reason (`Rejected`), never guessed at.
+Label Studio does not validate annotations: any account can post any JSON. An annotation that our labeling interface
+cannot have produced is quarantined with a reason (`Rejected`), never repaired.
 """
 
 from collections import defaultdict
@@ -19,7 +19,7 @@ RATINGS = tuple(f"{side}_{criterion}" for side in "ab" for criterion in CRITERIO
 
 
 class Parsed(Record):
-    """All that was found in a project for the tasks asked about. `skips` counts skips by annotator."""
+    """The annotations of a project, parsed. `skips` counts skips by annotator."""
 
     judgements: list[Judged]
     quarantined: list[Rejected]
@@ -27,14 +27,15 @@ class Parsed(Record):
 
 
 class Strange(Exception):
-    """An annotation that our screens do not make."""
+    """An annotation that our labeling interface cannot have produced."""
 
 
 def parse(exported: Sequence[Mapping[str, Any]], tasks: Iterable[Task], overlap: int, source: str) -> Parsed:
     """Sort exported annotations into judgements, skips and the quarantine.
 
-    `exported` has the shape of an export and of `Store.current`; what is not of `tasks` is left alone. Of one person's
-    annotations of a task the newest counts; beyond `overlap` people the first ones count.
+    `exported` has the shape of an export and of `Store.current`; rows of other tasks than `tasks` are ignored. An
+    annotator's newest annotation of a task counts; with more than `overlap` annotators the earliest ones count.
+    `source` names the project in quarantined rows.
     """
     by_uid = {task.uid: task for task in tasks}
     skips: dict[str, int] = defaultdict(int)
@@ -64,14 +65,14 @@ def parse(exported: Sequence[Mapping[str, Any]], tasks: Iterable[Task], overlap:
 
 
 def _put_aside(source: str, raw: Mapping[str, Any], reason: str) -> Rejected:
-    """The quarantine's row; its line is the annotation's id."""
+    """The quarantined row; its line is the annotation's id."""
     number = raw.get("id")
     line = number if isinstance(number, int) else 0
     return Rejected(file=f"{source}/task/{raw.get('task')}", line=line, reason=reason, row=dict(raw))
 
 
 def _within_overlap(judgements: Sequence[Judged], overlap: int) -> tuple[list[Judged], list[tuple[Judged, str]]]:
-    """The judgements that count, by annotator (who was faster changes nothing), and the others with the reason."""
+    """(Judgements that count, ordered by annotator id and not by speed; the others with the reason)."""
     newest: dict[str, Judged] = {}
     surplus: list[tuple[Judged, str]] = []
     for judgement in sorted(judgements, key=_age):
@@ -88,7 +89,7 @@ def _age(judgement: Judgement) -> tuple[str, int]:
 
 
 def parse_annotation(raw: Mapping[str, Any], task: Task) -> Judged:
-    """One annotation as a judgement. Raises Strange for anything that our screens do not make."""
+    """One annotation as a judgement. Raises Strange for one that our labeling interface cannot have produced."""
     annotator, number, result = raw.get("completed_by"), raw.get("id"), raw.get("result")
     if not isinstance(annotator, int) or not isinstance(number, int):
         raise Strange("no annotator or no annotation id")

@@ -1,4 +1,4 @@
-"""How far annotators agree about the same pair of responses.
+"""Inter-annotator agreement on pairs of responses.
 
 Two measures: the share of double judgements that name the same winner (InstructGPT reports 72.6 % for its labelers);
 and Krippendorff's alpha (nominal, ties are a value of their own), which is 0 at chance and 1 at full agreement. Both
@@ -24,7 +24,7 @@ Matrix = NDArray[np.float64]
 
 
 def votes(comparisons: Iterable[Comparison], criterion: str | None = None) -> Votes:
-    """For each pair of responses what each annotator said: 1 the first (by id) is better, -1 the second, 0 a tie."""
+    """Each annotator's vote on each pair of responses: 1 for the first (by id), -1 for the second, 0 for a tie."""
     pair_votes: Votes = defaultdict(dict)
     for row in comparisons:
         if criterion is not None and criterion not in row.criteria:
@@ -105,7 +105,7 @@ def _number(value: Matrix) -> float | None:
 
 
 def alphas_of_two(pair_votes: Votes) -> dict[str, float | None]:
-    """Alpha of each two annotators ("3 and 7"), from the table of what the one says and what the other says.
+    """Alpha of each two annotators ("3 and 7"), from the contingency table of their votes.
 
     A unit with the two values c and k adds one to o_ck and one to o_kc: the table and its transpose.
     """

@@ -1,4 +1,4 @@
-"""How each annotator works: agreement with the others and with known answers, habits, speed, reliability."""
+"""Figures of each annotator: agreement with the others and with gold answers, habits, speed."""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -42,7 +42,7 @@ def quality(
 
 
 def _alone(own: Sequence[Judgement], tasks: Mapping[str, Task], too_fast: Mapping[str, bool]) -> dict[str, object]:
-    """The figures that a person's judgements have by themselves."""
+    """The figures that depend on the annotator's own judgements alone."""
     left, position, as_shown, against = (
         left_share(own),
         position_correlation(own, tasks),

@@ -1,4 +1,4 @@
-"""From judgements to comparisons whose worth is known: gold tasks, quality, screening, seniors, weights."""
+"""Assessment of judgements: gold tasks, annotator quality, screening, adjudication, comparison weights."""
 
 from collections.abc import Mapping, Sequence
 
@@ -17,10 +17,10 @@ from labeling.tasks.tasks import Task
 
 
 class Assessment(Record):
-    """Comparisons with their weights, what was kept from them, and what is known of the annotators.
+    """Weighted comparisons, those that were excluded, agreement, and the figures of annotators.
 
-    `ties` have strength 0. `gold` are comparisons of gold tasks: never for training. `agreement` is among what is
-    handed on, `quality` of everybody.
+    `ties` have strength 0. `gold` are comparisons of gold tasks: never for training. `agreement` is over the
+    comparisons that are kept, `quality` covers every annotator.
     """
 
     comparisons: list[Comparison]
@@ -40,10 +40,10 @@ def assess(
     answers: Answers | None = None,
     senior: Sequence[Judged] = (),
 ) -> Assessment:
-    """Everything that can be said of judgements. With the default options every one of them is handed on.
+    """Assess judgements. With the default options every comparison is kept.
 
-    `answers` are those of gold tasks. A judgement of `senior` (of the second project) takes the place of all others of
-    its task; who judges there is not screened.
+    `answers` are those of gold tasks. Judgements of `senior`, from the second project, replace all others of their
+    task and are not screened.
     """
     answers = answers or {}
     ordinary = [one for one in judgements if one.task_uid not in answers]
@@ -83,7 +83,7 @@ def _all(judgements: Sequence[Judged], tasks: Mapping[str, Task]) -> list[Compar
 def _sorted_out(
     rows: Sequence[Comparison], aside: Mapping[str, tuple[str, ...]], settled: set[str]
 ) -> tuple[list[Comparison], list[SetAside]]:
-    """The comparisons that are handed on, and the others with the reasons."""
+    """The comparisons that are kept, and the others with the reasons."""
     kept: list[Comparison] = []
     out: list[SetAside] = []
     for row in rows:

@@ -1,6 +1,7 @@
-"""Habits of an annotator that need nobody else to be seen: sides, untouched orders, contradictions, haste.
+"""Habits measured on one annotator's judgements: side preference, untouched orders, contradictions, haste.
 
-Responses are shown in a random order, so whoever reads them has no habit of position: every test here is against that.
+Responses are shown in a random order, so an attentive annotator has no position bias: the null hypothesis of the
+tests.
 """
 
 from collections import defaultdict
@@ -17,7 +18,7 @@ from labeling.judgements.judgement import Judgement, PairwiseJudgement, RankingJ
 from labeling.quality.agreement import Votes
 from labeling.tasks.tasks import Task
 
-FITTED = 400  # judgements that a line of time over words is fitted to; the slopes of all pairs of them are looked at
+FITTED = 400  # sample size of the Theil-Sen fit of time over words, which is quadratic in it
 HASTY = 0.25
 Tested = tuple[float | None, float | None]
 
@@ -33,7 +34,7 @@ def decided(judgements: Iterable[Judgement]) -> list[PairwiseJudgement]:
 
 
 def left_share(judgements: Iterable[Judgement]) -> Tested:
-    """How often the left one won, and the p-value of the two-sided binomial test against 1/2."""
+    """The share of pairs that the left response won, and the p-value of the two-sided binomial test against 1/2."""
     left = [judgement.preference > 0 for judgement in decided(judgements)]
     if not left:
         return None, None
@@ -61,7 +62,7 @@ def position_correlation(judgements: Iterable[Judgement], tasks: Mapping[str, Ta
 def untouched(judgements: Iterable[Judgement], tasks: Mapping[str, Task]) -> Tested:
     """The share of rankings left in the order shown, and the chance of so many or more when each has chance 1/K!.
 
-    For rankings of different lengths the mean chance is used. Who marked a tie has touched the ranking.
+    For rankings of different lengths the mean chance is used. A ranking with a marked tie counts as touched.
     """
     orders = rankings(judgements)
     if not orders:
@@ -103,7 +104,7 @@ def intransitive(pair_votes: Votes, annotator: str) -> tuple[float | None, int]:
 
 
 def words(task: Task) -> int:
-    """How much there is to read in a task."""
+    """The number of words in a task."""
     return sum(len(text.split()) for text in (task.prompt.text, *(r.text for r in task.responses.values())))
 
 
@@ -111,7 +112,7 @@ def hasty(judgements: Sequence[Judgement], tasks: Mapping[str, Task]) -> dict[st
     """For each timed annotation id, whether it took less than a quarter of what the crowd takes for so many words.
 
     The crowd's time is a line over words (Theil 1950, Sen 1968: the median of slopes, which bears a quarter of wild
-    values), for each kind of task; with fewer than ten judgements of a kind nothing is said.
+    values), for each kind of task; kinds with fewer than ten judgements are left out.
     """
     by_kind: dict[str, list[tuple[int, float, str]]] = defaultdict(list)
     for judgement in judgements:

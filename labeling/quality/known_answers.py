@@ -1,4 +1,4 @@
-"""How often each annotator is right on gold tasks, whose answers are known."""
+"""Accuracy of annotators on gold tasks, whose answers are known."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from labeling.tasks.gold import Answers
 
 
 def graded(rows: Sequence[Comparison], answers: Answers) -> dict[str, Rate]:
-    """Of the known pairs, the share that each annotator has right; a tie is wrong. `rows` are of gold tasks alone."""
+    """Each annotator's accuracy on the known pairs; a tie counts as wrong. `rows` are of gold tasks only."""
     known = {pair for pairs in answers.values() for pair in pairs}
     by_annotator: dict[str, list[tuple[str, bool]]] = defaultdict(list)
     for row in rows:
@@ -22,8 +22,8 @@ def graded(rows: Sequence[Comparison], answers: Answers) -> dict[str, Rate]:
 
 
 def _share_right(answered: Sequence[tuple[str, bool]]) -> Rate:
-    """The share and Wilson's interval (1927, eq. 4) with prompts for trials: the pairs of a prompt hang together, and
-    of one or two prompts a bootstrap would make no interval at all."""
+    """The share and Wilson's interval (1927, eq. 4) with prompts as trials: pairs of a prompt are dependent, and
+    with one or two prompts a bootstrap has no spread."""
     share = sum(right for _, right in answered) / len(answered)
     prompts = len({prompt for prompt, _ in answered})
     interval = binomtest(round(share * prompts), prompts).proportion_ci(method="wilson")

@@ -1,4 +1,4 @@
-"""How far each annotator can be relied on, from the comparisons alone: Crowd-BT.
+"""Reliability of each annotator, estimated from the comparisons alone: Crowd-BT.
 
 Chen, Bennett, Collins-Thompson & Horvitz 2013, "Pairwise ranking aggregation in a crowdsourced setting", section 3:
 
@@ -12,7 +12,7 @@ for truth: everyone looks reliable. So the difference Δ of each pair is integra
 are fitted, at the highest posterior of the product over pairs (a composite likelihood, Lindsay 1988: pairs of one
 prompt hang together, which leaves the estimate consistent).
 
-Everything that was said takes part, also what is held out later to test a reward model: the labels of held-out prompts
+All comparisons take part, also what is held out later to test a reward model: the labels of held-out prompts
 and annotators say how reliable the others are. No score of a reward model ever does.
 """
 

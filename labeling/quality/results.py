@@ -1,4 +1,4 @@
-"""The figures that describe agreement and annotators."""
+"""Result types: rates with intervals, agreement, and the figures of one annotator."""
 
 from pydantic import Field
 

@@ -1,7 +1,7 @@
-"""Who is set aside and why, and which tasks are in dispute: from figures to decisions that a person can follow.
+"""Screening: which annotators are excluded and why, and which tasks are disputed.
 
-Label Studio Community cannot take a person off a project, so screening works on what was said: nothing is deleted on
-the server, and the judgements of those set aside come back as soon as the options say so.
+Label Studio Community cannot take a person off a project, so screening works on judgements: nothing is deleted on
+the server, and excluded judgements return when the options change.
 """
 
 from collections import defaultdict
@@ -22,14 +22,14 @@ SENIOR = "a senior's judgement stands instead"
 
 
 class SetAside(Record):
-    """A comparison that is not handed on, with the reasons."""
+    """An excluded comparison, with the reasons."""
 
     reasons: tuple[str, ...] = Field(min_length=1)
     comparison: Comparison
 
 
 class Dispute(Record):
-    """A task on which people disagree strongly: `distance` is on the scale of its kind (see `QualityOptions`)."""
+    """A task on which annotators disagree strongly: `distance` is on the scale of its kind (see `QualityOptions`)."""
 
     task_uid: str
     kind: Kind
@@ -40,7 +40,7 @@ class Dispute(Record):
 
 
 def concerns(crew: Sequence[AnnotatorQuality], agreed: Agreement, options: Screening) -> dict[str, tuple[str, ...]]:
-    """The reasons to doubt each annotator, in words, by annotator id; only those of whom there are some."""
+    """Open concerns by annotator id, in words; annotators without concerns are left out."""
     known = [
         annotator
         for annotator in crew
@@ -69,7 +69,7 @@ def _often(pairs: int) -> bool:
 
 
 def _about_answers(annotator: AnnotatorQuality, least: float, options: Screening) -> list[str]:
-    """Doubts about what is said."""
+    """Concerns about the content of judgements."""
     reasons = []
     if annotator.agreement.high is not None and annotator.agreement.high < least:
         reasons.append(
@@ -87,7 +87,7 @@ def _about_answers(annotator: AnnotatorQuality, least: float, options: Screening
 
 
 def _about_habits(annotator: AnnotatorQuality, options: Screening) -> list[str]:
-    """Doubts about how it is said."""
+    """Concerns about habits."""
     reasons = []
     limit, level = options.maximum_position, options.significance
     if (
@@ -114,7 +114,7 @@ def _significant(p_value: float | None, level: float) -> bool:
 def set_aside(
     concerns_by_annotator: Mapping[str, tuple[str, ...]], annotators: Sequence[str], options: Screening
 ) -> dict[str, tuple[str, ...]]:
-    """Whose judgements are set aside, with the reasons: by the figures if they apply, and by the word of a person."""
+    """Excluded annotators with the reasons: concerns, if `options.apply`, and being in `options.exclude`."""
     chosen = {
         annotator: reasons
         for annotator, reasons in concerns_by_annotator.items()
@@ -131,7 +131,7 @@ def set_aside(
 
 
 def disputes(judgements: Sequence[Judged], tasks: Mapping[str, Task], options: QualityOptions) -> list[Dispute]:
-    """The tasks in dispute, the most disputed first."""
+    """Disputed tasks, by kind and falling distance."""
     by_task: dict[str, list[Judged]] = defaultdict(list)
     for judgement in judgements:
         by_task[judgement.task_uid].append(judgement)

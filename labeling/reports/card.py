@@ -1,4 +1,4 @@
-"""The card of a comparisons data set: what a reader must know before training on it, as JSON and as Markdown."""
+"""The data card of a set of comparisons, as JSON and as Markdown."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -27,7 +27,7 @@ class Lengths(Record):
 
 
 class Card(Record):
-    """What is in a comparisons data set and where it comes from.
+    """Content and origin of a set of comparisons.
 
     `first_chosen` is how often the response that was shown first won: 0.5 but for chance where order does not matter.
     `guidelines` maps each kind of task to the hash of the screen and guidelines that people saw; `quarantined` counts
@@ -113,7 +113,7 @@ def _lengths(decided: Sequence[Comparison]) -> Lengths | None:
 
 
 def as_markdown(card: Card) -> str:
-    """The card for people."""
+    """The card as Markdown."""
     lines = [f"# Comparisons {card.name}", "", *_table(("", "count"), _counts(card)), ""]
     lines += ["## Agreement and balance", "", *_table(("", "share", "95 %", "of"), _rates(card)), ""]
     if card.lengths:
@@ -166,7 +166,7 @@ def _rate(rate: Rate) -> tuple[str, str, str]:
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """A Markdown table; what somebody wrote in a cell stays text: no new cell, no HTML, no link and no picture."""
+    """A Markdown table in which cell contents stay text: no new cells, HTML, links or images."""
     cells = [[_plain(cell) for cell in row] for row in rows]
     return [f"| {' | '.join(line)} |" for line in (list(head), ["---"] * len(head), *cells)]
 

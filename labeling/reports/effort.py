@@ -1,4 +1,4 @@
-"""What judging takes: seconds a judgement from what the store has measured, and hours for tasks that are planned."""
+"""Annotation effort: seconds per judgement as measured in the store, and hours for planned tasks."""
 
 from collections.abc import Mapping, Sequence
 from statistics import fmean
@@ -16,14 +16,14 @@ CREW = "@crew.rlhf.local"
 
 
 class Pace(Record):
-    """Seconds that one judgement takes; `measured` judgements say so, 0 when it is assumed."""
+    """Seconds per judgement, from `measured` judgements; 0 of them means that the pace is assumed."""
 
     seconds: float
     measured: int = 0
 
 
 def measured_paces(store: Store) -> dict[Kind, Pace]:
-    """The pace of each kind of task, over all projects that the store knows.
+    """The pace of each kind of task, over all projects in the store.
 
     The mean and not the median, since hours are a sum; a page that stays open counts as half an hour at most. The
     simulated crew is left out. With fewer than 20 judgements the pace is assumed.
@@ -37,7 +37,7 @@ def measured_paces(store: Store) -> dict[Kind, Pace]:
 
 
 def lead_times(rows: Sequence[Mapping[str, Any]]) -> list[float]:
-    """The seconds that people took for each judgement."""
+    """Seconds per judgement of people; simulated annotators are left out."""
     return [
         float(raw["lead_time"])
         for row in rows

@@ -1,4 +1,4 @@
-"""Pictures of a crew: who agrees with whom and with known answers, who can be relied on, and who has habits."""
+"""Figures of annotators: agreement, gold accuracy, reliability, speed and habits; and progress over time."""
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -11,15 +11,15 @@ from labeling.quality.results import AnnotatorQuality, Rate
 LONGEST_NAME = 28
 GOOD, DOUBTFUL, GOLD = "tab:blue", "tab:red", "tab:olive"
 HABITS = {
-    "position_correlation": "order given with order shown (tau)",
+    "position_correlation": "correlation with the order shown (tau)",
     "untouched_share": "rankings left as shown",
-    "contradiction_share": "preference against own stars",
+    "contradiction_share": "preference contradicts own ratings",
     "hasty_share": "done in a quarter of the usual time",
 }
 
 
 def crew_figures(crew: Sequence[AnnotatorQuality]) -> dict[str, Figure]:
-    """The pictures by name; none where nobody judged anything together with others."""
+    """The figures by name; empty without double judgements."""
     judged = [annotator for annotator in crew if annotator.agreement.share is not None]
     if not judged:
         return {}
@@ -29,9 +29,9 @@ def crew_figures(crew: Sequence[AnnotatorQuality]) -> dict[str, Figure]:
 def progress_chart(
     times: Sequence[datetime], done: int, needed: int, now: datetime | None, end: datetime | None
 ) -> Figure:
-    """Judgements over time up to `now` beside those needed, and the way to the expected end.
+    """Cumulative judgements up to `now`, the number needed, and the projection to the expected end.
 
-    Judgements beyond the overlap count in the line and not in `done`, from which the dashed line starts.
+    Judgements beyond the overlap count in the line but not in `done`, where the projection starts.
     """
     figure = Figure(figsize=(12.4, 2.9), layout="constrained")
     axes = figure.subplots()
@@ -51,11 +51,11 @@ def progress_chart(
 
 
 def answers_chart(crew: Sequence[AnnotatorQuality], names: Mapping[str, str] | None = None) -> Figure:
-    """Agreement with the others and with known answers, with 95 % intervals, reliability, and seconds a judgement.
+    """Agreement with the others and with known answers, with 95 % intervals, reliability, and seconds per judgement.
 
-    One row an annotator, called as in `names`.
+    One row per annotator, labelled by `names`.
     """
-    title = "what annotators say (red: there are reasons to doubt)"
+    title = "agreement, reliability and speed (red: open concerns)"
     figure, (left, right, time) = _rows(crew, 3, title, names or {}, width=4.1)
     for row, annotator in enumerate(crew):
         color = DOUBTFUL if annotator.concerns else GOOD
@@ -72,21 +72,21 @@ def answers_chart(crew: Sequence[AnnotatorQuality], names: Mapping[str, str] | N
                 fontsize=8,
             )
     left.axvline(0.5, color="grey", linestyle="--", linewidth=1)
-    left.set_title("same winner as: ● the others   ◆ known answers", fontsize=9)
+    left.set_title("same winner as: ● other annotators   ◆ gold answers", fontsize=9)
     right.axvline(0.5, color="grey", linestyle="--", linewidth=1)
     right.set_xlim(0, 1.1)
-    right.set_title("reliability η (1/2 says nothing)", fontsize=9)
+    right.set_title("reliability η (0.5: chance)", fontsize=9)
     for row, annotator in enumerate(crew):
         time.barh(
             row, annotator.median_lead_time_seconds or 0.0, color=DOUBTFUL if annotator.concerns else GOOD, height=0.6
         )
-    time.set_title("median seconds a judgement", fontsize=9)
+    time.set_title("median seconds per judgement", fontsize=9)
     return figure
 
 
 def habits_chart(crew: Sequence[AnnotatorQuality], names: Mapping[str, str] | None = None) -> Figure:
-    """One panel a habit, one row an annotator; a place without a bar has no figure."""
-    title = "habits of annotators (red: there are reasons to doubt)"
+    """One panel per habit, one row per annotator; no bar means not measured."""
+    title = "habits of annotators (red: open concerns)"
     figure, panels = _rows(crew, len(HABITS), title, names or {}, width=3.1)
     for axes, (name, title) in zip(panels, HABITS.items(), strict=True):
         for row, annotator in enumerate(crew):

@@ -1,4 +1,4 @@
-"""The status of a collection as one HTML file: no script, nothing from elsewhere, light and dark, all text escaped."""
+"""The status page: one HTML file without scripts or external resources, for light and dark mode, all text escaped."""
 
 import io
 import warnings
@@ -14,7 +14,7 @@ from labeling.quality.results import AnnotatorQuality, Rate
 from labeling.reports.figures import answers_chart, habits_chart, progress_chart
 from labeling.reports.report import ProjectReport
 
-INK = "#102030"  # stands for the text's colour, whatever the page is shown in
+INK = "#102030"  # replaced by the page's text colour
 INKED: dict[Any, str] = dict.fromkeys(
     ("text.color", "axes.edgecolor", "axes.labelcolor", "axes.titlecolor", "xtick.color", "ytick.color"), INK
 )
@@ -41,16 +41,16 @@ POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 
 
 def status_page(reports: Sequence[ProjectReport], now: datetime | None = None) -> str:
-    """The page for these projects, in their order."""
+    """The status page for the reports, in their order."""
     time = f"{(now or datetime.now(UTC)).astimezone(UTC):%Y-%m-%d %H:%M} UTC"
     with matplotlib.rc_context(INKED):
-        body = "".join(_project(report) for report in reports) or "<p>No project of ours is known yet.</p>"
+        body = "".join(_project(report) for report in reports) or "<p>No projects in the store yet.</p>"
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>Labelling status</title><style>{STYLE}</style></head>\n<body><h1>Labelling status</h1>"
-        f'<p class="quiet">made {time}; intervals are of 95 %</p>{body}</body></html>\n'
+        f"<title>Labeling status</title><style>{STYLE}</style></head>\n<body><h1>Labeling status</h1>"
+        f'<p class="quiet">generated {time}; intervals are 95 %</p>{body}</body></html>\n'
     )
 
 
@@ -70,15 +70,15 @@ def _project(report: ProjectReport) -> str:
     ]
     judged = [person for person in report.crew if person.agreement.share is not None]
     if judged:
-        parts.append(drawn(answers_chart(judged, report.names), "what each annotator says, and how fast"))
-        parts.append(drawn(habits_chart(judged, report.names), "habits of each annotator"))
+        parts.append(drawn(answers_chart(judged, report.names), "agreement, reliability and speed by annotator"))
+        parts.append(drawn(habits_chart(judged, report.names), "habits by annotator"))
     if report.crew:
         parts.append(_people(report))
     return "\n".join([*parts, "</section>\n"])
 
 
 def drawn(figure: Figure, title: str) -> str:
-    """A figure as SVG inside the page, in the colours of the text around it."""
+    """A figure as inline SVG in the page's text colour."""
     file = io.StringIO()
     with matplotlib.rc_context({"svg.fonttype": "none"}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing")  # the browser has the glyph; only its width is guessed
@@ -90,14 +90,14 @@ def drawn(figure: Figure, title: str) -> str:
 
 def _tiles(report: ProjectReport) -> str:
     row = report.status
-    end = "done" if row.needed and row.done >= row.needed else _time(row.expected_end) or "nobody works"
+    end = "done" if row.needed and row.done >= row.needed else _time(row.expected_end) or "no recent activity"
     tiles = [
         (f"{row.done} of {row.needed}", f"judgements, on {row.tasks} tasks"),
-        (f"{row.per_hour:.1f}", "judgements an hour, of late"),
+        (f"{row.per_hour:.1f}", "judgements per hour, last 24 hours"),
         (end, "expected end"),
         (_rate(report.agreement.overall), f"agreement, {report.agreement.overall.count} double judgements"),
         (_alpha(report), "Krippendorff's alpha"),
-        (_time(row.last_sync) or "never", "last read"),
+        (_time(row.last_sync) or "never", "last sync"),
     ]
     shown = "".join(
         f'<div class="tile"><b>{escape(value)}</b><span>{escape(what)}</span></div>' for value, what in tiles
@@ -125,9 +125,9 @@ def _alpha(report: ProjectReport) -> str:
 
 def _notes(report: ProjectReport) -> list[str]:
     row = report.status
-    notes = [f"{row.quarantined} judgements are put aside: our screens do not make them"] if row.quarantined else []
-    notes += [f"{row.lost} annotations are gone from the server and kept in our store"] if row.lost else []
-    notes += ["the screen was edited on the server"] if row.screen_changed else []
+    notes = [f"{row.quarantined} annotations are quarantined: they could not be parsed"] if row.quarantined else []
+    notes += [f"{row.lost} annotations were deleted on the server and are kept in the store"] if row.lost else []
+    notes += ["the label config was edited on the server"] if row.screen_changed else []
     rated = [f"{name} {_rate(rate)}" for name, rate in report.agreement.criteria.items() if rate.share is not None]
     return notes + ([f"agreement by criterion: {', '.join(rated)}"] if rated else [])
 

@@ -1,4 +1,4 @@
-"""What the status page shows of a project: its status, every judgement's time, and how its annotators work."""
+"""The report on a project: status, times of judgements, agreement and annotators; all views are made from it."""
 
 from collections.abc import Collection
 from datetime import datetime
@@ -16,7 +16,7 @@ from labeling.tasks.gold import Answers
 
 
 class ProjectReport(Record):
-    """One project. `times` are those of the judgements, the earliest first; `names` are by annotator id."""
+    """The report on one project. `times` are those of judgements, earliest first; `names` are by annotator id."""
 
     status: ProjectStatus
     times: tuple[datetime, ...]
@@ -28,9 +28,9 @@ class ProjectReport(Record):
 def reports(
     store: Store, only: Collection[int] = (), options: QualityOptions | None = None, answers: Answers | None = None
 ) -> list[ProjectReport]:
-    """Every project that the store knows, or those of the given numbers, the newest first.
+    """Reports on all projects in the store, or on those with the numbers `only`, newest first.
 
-    Concerns are by the limits of `options`. Without the `answers` of gold tasks these count as all others.
+    `options` sets the limits for concerns. Without `answers`, gold tasks count as ordinary ones.
     """
     chosen = [project for project in store.projects() if not only or project.number in only]
     return [project_report(store, project, options or QualityOptions(), answers) for project in reversed(chosen)]
@@ -39,7 +39,7 @@ def reports(
 def project_report(
     store: Store, project: SeenProject, options: QualityOptions, answers: Answers | None = None
 ) -> ProjectReport:
-    """One project as of its last sync: its annotations are parsed and assessed once, for status, page and table."""
+    """The report as of the last sync. Annotations are parsed and assessed once, for every view."""
     rows = store.current(project.project)
     tasks = tasks_of(project.title, rows)
     parsed = parse(rows, tasks.values(), project.overlap, "")

@@ -16,9 +16,9 @@ SHORTEST_WINDOW = timedelta(minutes=1)
 
 
 class AnnotatorStatus(Record):
-    """One person's work: judgements (of any content), skips, and the median time a judgement took, in seconds.
+    """One annotator's work: judgements (valid or not), skips, and median seconds per judgement.
 
-    `name` is as the server last told it: first and last name, and the e-mail address.
+    `name` is the server's: first and last name, and the e-mail address.
     """
 
     annotator: int | None
@@ -29,11 +29,11 @@ class AnnotatorStatus(Record):
 
 
 class ProjectStatus(Record):
-    """One project. `done` counts at most the overlap per task; `lost` is what the server had once and has no more.
+    """One project. `done` counts at most the overlap per task; `lost` counts annotations deleted on the server.
 
     `per_hour` is over the 24 hours before the last sync, or since the first judgement if that is later; `expected_end`
-    is when the rest would be done at that pace, None when nobody works. `quarantined` are judgements that our screens
-    do not make. `screen_changed` when the screen was edited on the server.
+    is when the rest would be done at that pace, None without recent judgements. `quarantined` counts annotations that
+    could not be parsed. `screen_changed`: the label config was edited on the server.
     """
 
     title: str
@@ -102,7 +102,7 @@ def pace(times: Sequence[datetime], now: datetime) -> float:
 
 
 def annotator_statuses(annotations: Sequence[Mapping[str, Any]]) -> tuple[AnnotatorStatus, ...]:
-    """Everyone who judged or skipped, those with most judgements first."""
+    """Annotators who judged or skipped, by falling number of judgements."""
     by_person: dict[int | None, list[Mapping[str, Any]]] = defaultdict(list)
     for raw in annotations:
         by_person[raw["completed_by"]].append(raw)
@@ -123,6 +123,6 @@ def annotator_statuses(annotations: Sequence[Mapping[str, Any]]) -> tuple[Annota
 
 
 def name_of(own: Sequence[Mapping[str, Any]]) -> str:
-    """The name in the newest of a person's annotations that has one; the server writes "Name mail, id"."""
+    """The name in the annotator's newest annotation that has one; the server writes "Name mail, id"."""
     names = [str(raw.get("created_username") or "").rpartition(",")[0].strip() for raw in own]
     return next((name for name in reversed(names) if name), "")

@@ -1,12 +1,11 @@
-"""A crew of simulated annotators who work through the server's API like anyone else.
+"""Simulated annotators who work through the server's API like people.
 
 Each has an account, a token and a taste. An annotator reads a task as the server shows it, scores each response by
 
     u = w · (score by criterion) + b_length · length + b_polite · politeness,
 
 adds Gumbel noise of scale T and puts the responses in the order of the sums. That is the Plackett-Luce model, and for
-two responses Bradley-Terry: P(a over b) = sigmoid((u_a - u_b) / T). Near-equal responses are coin flips, clear ones are
-not.
+two responses Bradley-Terry: P(a over b) = sigmoid((u_a - u_b) / T). Near-equal responses are decided almost at random.
 
 What an annotator says about a task depends on the seed, the annotator and the task's uid alone. Some may have habits
 that a collection has to be guarded against (`CrewConfig`): the careless judge at random, the side-biased prefer what
@@ -37,7 +36,7 @@ RING = "ring"  # what the colluding draw their one answer by
 
 
 class Annotator(Record):
-    """One member of the crew: the taste, how noisy next to the others, how fast (`words_per_second`), and the habit.
+    """One simulated annotator: preferences, noise relative to the crew, reading speed, and habit.
 
     A careless or colluding one judges at random in a share `careless_rate` of the tasks.
     """
@@ -54,7 +53,7 @@ class Annotator(Record):
     careless_rate: float = 0.0
 
     def utility(self, verdict: Mapping[str, float], text: str, typical_words: float, shown_first: bool) -> float:
-        """What the annotator thinks of a response, before noise."""
+        """The annotator's utility of a response, before noise."""
         length = math.tanh(math.log(max(len(text.split()), 1) / typical_words))
         polite = any(word in text.lower() for word in POLITE_WORDS)
         gold = sum(weight * verdict[name] for weight, name in zip(self.weights, CRITERION_NAMES, strict=True))
@@ -154,7 +153,7 @@ def work_on(
 
 
 def _spam(annotator: Annotator, data: Mapping[str, Any], seed: int) -> tuple[list[dict[str, Any]], float]:
-    """What is on the screen when it opens, or the first answer that a hand falls on."""
+    """The ranking as shown, or a random side."""
     rng = random.Random(f"{seed}:{annotator.email}:{data['uid']}")
     lead_time = round(rng.uniform(0.8, 2.5), 3)
     if "responses" in data:
@@ -168,7 +167,7 @@ def _stars(score: float, rng: random.Random) -> int:
 
 
 def ranking_result(order: Sequence[str]) -> list[dict[str, Any]]:
-    """What the ranking screen submits."""
+    """The result that the ranking screen submits."""
     return [
         {
             "type": "ranker",
@@ -181,7 +180,7 @@ def ranking_result(order: Sequence[str]) -> list[dict[str, Any]]:
 
 
 def pairwise_result(difference: float, stars: Sequence[Sequence[int]]) -> list[dict[str, Any]]:
-    """What the pairwise screen submits for a felt difference (A over B, in units of noise) and stars for A and B."""
+    """The result of the pairwise screen for a utility difference (A over B, in units of noise) and stars."""
     size = sum(abs(difference) > threshold for threshold in TIE_BETTER_MUCH)
     choice = f"{'a' if difference > 0 else 'b'}_{size}" if size else "tie"
     result: list[dict[str, Any]] = [

@@ -1,7 +1,7 @@
-"""An append-only store of all that people ever said: each version of each annotation, kept on our side.
+"""An append-only store of annotations: every version of each one, kept outside Label Studio.
 
-Label Studio forgets: an annotation that is edited is overwritten, one that is deleted is gone, and every account may
-delete a project. Here nothing is overwritten: an edit adds a version, a deletion adds a tombstone that says what was
+Label Studio overwrites edited annotations, drops deleted ones, and lets every account delete a project. Here nothing
+is overwritten: an edit adds a version, a deletion adds a tombstone that says what was
 deleted (the annotation, its task, or the project), and triggers in the database refuse to change or delete a row.
 
     projects      settings and label config as they were seen       current_tasks        views: the newest version
@@ -150,7 +150,7 @@ class Store:
             return [_version(row) for row in rows]
 
     def lost(self, project: str) -> list[Version]:
-        """The newest versions of what the server does not have any more."""
+        """The newest versions of annotations that were deleted on the server."""
         with self._engine.connect() as connection:
             rows = newest(connection, annotations, project).values()
         return [_version(row) for row in rows if row.deleted != HERE]
@@ -189,7 +189,7 @@ class Store:
         return Changes(added=added, changed=changed, deleted=deleted)
 
     def record_deleted(self, project: SeenProject, seen_at: datetime) -> Changes:
-        """Mark a project, and all that it had, as deleted on the server. What was said stays."""
+        """Mark a project, and all that it had, as deleted on the server. Its annotations are kept."""
         when = stamp(seen_at)
         with self._writing() as connection:
             _record_project(connection, project.model_copy(update={"deleted": True}), when)

@@ -1,4 +1,4 @@
-"""Versions of projects, tasks and annotations: what the store keeps, made from what the server answers."""
+"""Versions of projects, tasks and annotations: the store's rows, built from the server's answers."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""Whether the order in which responses are shown favours any of them: checked before people see them."""
+"""Check, before labeling starts, that the order in which responses are shown favours none of them."""
 
 from collections.abc import Mapping, Sequence
 from statistics import fmean

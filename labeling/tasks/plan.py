@@ -1,4 +1,4 @@
-"""The tasks of a collection, worked out before any server is asked: what would be shown, and what it takes."""
+"""The plan of a collection: its tasks, built without a server."""
 
 import random
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,7 @@
-"""Blind tasks: what an annotator sees, and how we find back to the responses.
+"""Blind tasks: the data shown to annotators, and the mapping back to responses.
 
-In a task the responses stand in a seeded random order under ids that are good for this task alone. Everything an
-annotator can see of a task is in `Task.data`: there is no model name, no score and no id of ours in it.
+Responses are in a seeded random order under ids that are unique to the task. All that an annotator can see is in
+`Task.data`, which has no model name, no score and no response id of ours.
 """
 
 import random
@@ -17,7 +17,7 @@ SPEAKERS = {"system": "Told to the assistant", "user": "Person", "assistant": "A
 
 
 class Task(Record):
-    """One piece of work. `responses` maps the task's opaque ids to ours, in the order shown.
+    """One task. `responses` maps the task's opaque ids to ours, in the order shown.
 
     `draft` is the text that the answer of a demonstration task starts from, "" for none.
     """

@@ -1,4 +1,4 @@
-"""Tasks on the server: stored once each, and found again by uid."""
+"""Upload of tasks: each is stored once and identified by its uid."""
 
 from collections.abc import Mapping, Sequence
 
@@ -13,9 +13,9 @@ from labeling.tasks.tasks import Task
 def push(client: LabelStudio, project: Project, tasks: Sequence[Task]) -> Mapping[str, int]:
     """Store the tasks that the project does not have yet; return the task id of each uid.
 
-    Label Studio has no notion of a duplicate, so the uids are read first, under a lock. Killed half-way and repeated,
-    it stores the rest; a batch that the server was still storing when the one before was killed may then be there
-    twice, which the number of tasks tells, and the younger copies are removed.
+    Label Studio has no notion of a duplicate, so the uids are read first, under a lock. After an
+    interruption a second call stores the rest. A batch that the server was still storing at the interruption may then
+    be there twice; the number of tasks shows it, and the newer copies are removed.
     """
     if any(task.kind != project.kind for task in tasks):
         raise TaskError(f"a {project.kind} project takes only {project.kind} tasks")
@@ -42,7 +42,7 @@ def stored(client: LabelStudio, project: Project) -> dict[str, int]:
 
 
 def task_ids(client: LabelStudio, project: int) -> dict[str, int]:
-    """The uid and id of every task of ours in a project; nothing is changed."""
+    """The uid and id of every task of ours in a project; read-only."""
     rows = client.tasks(project, "id", "data")
     return {uid: int(row["id"]) for row in reversed(rows) if (uid := uid_of(row))}
 
