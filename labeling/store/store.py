@@ -43,7 +43,7 @@ FORMAT = 1
 
 
 class Store:
-    """The store in the file `path`, made on the first use; without a path it lives in memory and is forgotten.
+    """The store in the file `path`, created on first use; without a path it is in memory only.
 
     Several processes may read and write at once: writers wait for each other. Raises StoreError for a file that is
     no store of ours.
@@ -76,7 +76,7 @@ class Store:
 
     @contextmanager
     def _writing(self) -> Iterator[Connection]:
-        """A transaction that no other writer is in: all of it is stored, or nothing."""
+        """An exclusive write transaction: all of it is stored, or nothing."""
         with self._engine.connect() as connection:
             connection.exec_driver_sql("BEGIN IMMEDIATE")
             try:
@@ -87,7 +87,7 @@ class Store:
             connection.exec_driver_sql("COMMIT")
 
     def projects(self) -> list[SeenProject]:
-        """Each project as it was last seen, the oldest first; those that were deleted too."""
+        """The newest version of each project, oldest project first, deleted ones included."""
         latest = select(func.max(projects.c.seq)).group_by(projects.c.project)
         with self._engine.connect() as connection:
             rows = connection.execute(select(projects).where(projects.c.seq.in_(latest)).order_by(projects.c.seq))
@@ -116,7 +116,7 @@ class Store:
             ]
 
     def counts(self, project: str) -> tuple[int, int]:
-        """How many tasks and annotations (skips among them) the server still has of a project, as far as we know."""
+        """(Tasks, annotations with skips) that the server had at the last sync."""
         with self._engine.connect() as connection:
             task_count, annotation_count = (
                 connection.execute(_here(table, project)).scalar_one() for table in (tasks, annotations)
@@ -126,7 +126,7 @@ class Store:
     def current(self, project: str) -> list[dict[str, Any]]:
         """The tasks (`id`, `data`) with their `annotations`, newest versions, in the shape of an export.
 
-        Of a project that was deleted as a whole these are all that it had: nobody took those judgements back. An
+        For a deleted project these are all that it had: its judgements were not withdrawn. An
         annotator who was deleted on the server is still named in `completed_by`.
         """
         with self._engine.connect() as connection:
@@ -219,14 +219,14 @@ def _sync_values(sync: Sync) -> dict[str, Any]:
 
 
 def _here(table: Table, project: str) -> Any:
-    """The query for how many rows of a project are not deleted."""
+    """The query that counts the rows of a project that are not deleted."""
     column = table.c.task if table is tasks else table.c.annotation
     latest = select(func.max(table.c.seq)).where(table.c.project == project).group_by(column)
     return select(func.count()).where(table.c.seq.in_(latest), table.c.deleted == HERE)
 
 
 def _record_project(connection: Connection, project: SeenProject, seen_at: str) -> None:
-    """Add a version of the project if anything in it is new."""
+    """Add a version of the project if it differs from the last one."""
     asked = select(projects).where(projects.c.project == project.project).order_by(projects.c.seq.desc()).limit(1)
     before = connection.execute(asked).first()
     if before is None or _project(before) != project:
@@ -236,7 +236,7 @@ def _record_project(connection: Connection, project: SeenProject, seen_at: str) 
 def _add(
     connection: Connection, table: Table, read: Mapping[int, dict[str, Any]], known: Mapping[int, Row[Any]]
 ) -> tuple[int, int]:
-    """Add what is new or other than the version before; return how many were new and how many other."""
+    """Add new and changed rows; return the number of each."""
     new = [values for number, values in read.items() if number not in known or known[number].deleted]
     other = [
         values
@@ -256,7 +256,7 @@ def _bury(
     seen_at: str,
     what: Callable[[Row[Any]], str],
 ) -> int:
-    """Add tombstones, copies of the last version, for what was known and is not there any more."""
+    """Add tombstones, copies of the last version, for rows that are no longer on the server."""
     gone = [
         {**row._mapping, "seen_at": seen_at, "deleted": what(row)}
         for number, row in known.items()

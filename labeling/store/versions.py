@@ -14,7 +14,7 @@ HERE, GONE_ANNOTATION, GONE_TASK, GONE_PROJECT = "", "annotation", "task", "proj
 
 
 class SeenProject(Record):
-    """A project as the server showed it. `project` is its key; `deleted` when the server does not have it any more."""
+    """A project as the server showed it. `project` is its key; `deleted`: it is no longer on the server."""
 
     project: str
     number: int
@@ -37,7 +37,7 @@ class Sync(Record):
 
 
 class Changes(Record):
-    """How many annotations a sync found new, changed (edited, skipped, given to nobody) and deleted."""
+    """Numbers of annotations that were new, changed (edited, skipped, without annotator) or deleted in a sync."""
 
     added: int = 0
     changed: int = 0
@@ -67,17 +67,17 @@ def moment(text: str) -> datetime:
 
 
 def stamp(time: datetime) -> str:
-    """A time as text that sorts as time does."""
+    """A time as text whose order is that of time."""
     return f"{time.astimezone(UTC):%Y-%m-%dT%H:%M:%S.%fZ}"
 
 
 def canonical(value: Any) -> str:
-    """JSON that is the same text for the same value, in ASCII: half a surrogate pair in an answer must not stop us."""
+    """Canonical JSON, in ASCII since an answer may contain a lone surrogate."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"))
 
 
 def content_hash(value: Mapping[str, Any]) -> str:
-    """A hash of an annotation or of a task's data, less what changes by itself (ages, names of accounts)."""
+    """A hash of an annotation or of a task's data, without volatile fields (ages, account names)."""
     lasting = {name: part for name, part in value.items() if name not in VOLATILE}
     return hashlib.sha256(canonical(lasting).encode()).hexdigest()[:16]
 
@@ -99,7 +99,7 @@ def task_values(project: SeenProject, row: Mapping[str, Any], seen_at: str) -> d
 def annotation_values(
     project: SeenProject, row: Mapping[str, Any], raw: Mapping[str, Any], seen_at: str, known_annotator: int | None
 ) -> dict[str, Any]:
-    """A row for the table of annotations. The server forgets who said it when an account is deleted, we do not."""
+    """A row for the table of annotations. The annotator is kept when the server drops it with the account."""
     annotator = raw.get("completed_by")
     return {
         "project": project.project,

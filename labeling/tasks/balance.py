@@ -14,7 +14,7 @@ Numbers = NDArray[np.int64]
 
 
 class Balance(Record):
-    """How responses lie in tasks of one kind and size.
+    """Positions of responses in tasks of one kind and size.
 
     `places` counts, for each origin of responses (a policy, or a place among the samples), how often it is in each
     place on the screen. `p_value` is the chance of at least this much imbalance in a fair order; None where there is

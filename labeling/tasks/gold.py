@@ -1,8 +1,8 @@
-"""Gold tasks: tasks whose answer is known, which look like all others.
+"""Gold tasks: tasks with a known answer, which look like ordinary ones.
 
 What is known are comparisons ("this response is better than that"). A prompt with three or more responses can be a
-ranking task, of which only the known pairs are looked at; any known pair can be a pairwise task. What the answer is
-never leaves our side.
+ranking task, of which only the known pairs are looked at; any known pair can be a pairwise task. The answer is
+never sent to the server.
 """
 
 from collections import defaultdict
@@ -19,7 +19,7 @@ Answers = dict[str, tuple[tuple[str, str], ...]]  # by task uid, pairs of respon
 
 @dataclass(frozen=True)
 class GoldSet:
-    """The gold tasks of a collection by kind, their answers, and rows of which no task could be made."""
+    """The gold tasks of a collection by kind, their answers, and rows of which no task could be built."""
 
     tasks: dict[Kind, list[Task]]
     answers: Answers

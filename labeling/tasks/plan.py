@@ -62,7 +62,7 @@ def plan_writing(config: LabelingConfig, prompts: Sequence[Prompt], sets: Sequen
 
 
 def narrowed(row: ResponseSet, pairs: Mapping[str, tuple[str, str]]) -> ResponseSet:
-    """The set with the two responses that are named for its prompt; whole when none are, or when they nearly agree."""
+    """The set reduced to the two responses that `pairs` names; unchanged without a pair, or for near-duplicates."""
     chosen = [response for response in row.responses if response.id in pairs.get(row.prompt.id, ())]
     if len(chosen) != 2 or nearly_same(chosen[0].text, chosen[1].text):
         return row
@@ -70,7 +70,7 @@ def narrowed(row: ResponseSet, pairs: Mapping[str, tuple[str, str]]) -> Response
 
 
 def mixed(tasks: Sequence[Task], gold: Sequence[Task], seed: int) -> list[Task]:
-    """The tasks with the gold ones among them, so that their place says nothing."""
+    """The tasks with gold tasks shuffled in, so that the position does not reveal them."""
     together = [*tasks, *gold]
     if gold:
         random.Random(f"mixed:{seed}").shuffle(together)

@@ -58,13 +58,13 @@ class Task(Record):
 
 
 def completed(data: Mapping[str, Any]) -> dict[str, Any]:
-    """A task's data with what older screens did not have: turns before the prompt, and the draft of an answer."""
+    """A task's data with defaults for fields that older screens did not have: earlier turns, and the draft."""
     writing = not {"responses", "response_a"} & {*data}
     return {"before": [], **({"draft": ""} if writing else {}), **data}
 
 
 def distinct(responses: Sequence[Response]) -> list[Response]:
-    """The responses without those that say the same, or nearly the same, as one before them."""
+    """The responses without near-duplicates of an earlier one."""
     kept: list[Response] = []
     for response in responses:
         if not any(nearly_same(response.text, other.text) for other in kept):
@@ -102,7 +102,7 @@ def _check(kind: Kind, prompt: Prompt, choices: Sequence[Response]) -> None:
 
 
 def build_tasks(kind: Kind, sets: Sequence[ResponseSet], seed: int) -> tuple[list[Task], list[Rejected]]:
-    """Tasks for response sets; what cannot be judged, or is there twice, comes back as the second list."""
+    """Tasks for response sets; duplicates and sets that cannot be judged are in the second list."""
     tasks: dict[str, Task] = {}
     rejected: list[Rejected] = []
     for number, row in enumerate(sets, start=1):
