@@ -8,6 +8,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from alignment.criteria import GOLD_FIGURES
 from alignment.evaluation.overoptimization import Fit
 from alignment.statistics import bin_index
 
@@ -136,9 +137,9 @@ def _tag(axes: Any, point: Mapping[str, float], text: str) -> None:
 
 
 def kinds_chart(models: Mapping[str, Mapping[str, float]]) -> Figure:
-    """Helpful, truthful, harmless and the gold score of each model, side by side."""
+    """The mean score by criterion and the gold score of each model, side by side."""
     figure, axes = new_figure("gold judge on held-out prompts")
-    names = ("helpful", "truthful", "harmless", "score")
+    names = GOLD_FIGURES
     width = 0.8 / len(models)
     for number, (model, values) in enumerate(models.items()):
         bars = axes.bar(

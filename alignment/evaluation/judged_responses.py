@@ -1,7 +1,7 @@
 """Answers of a model to held-out prompts, with all that is known of each: reward, distance to SFT, gold verdict."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any
 
@@ -9,13 +9,14 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from alignment.config.stages import EvaluationConfig
+from alignment.criteria import CRITERION_NAMES
 from alignment.errors import DataError
 from alignment.models.ensembles import Ensemble
 from alignment.models.generation import Sample, generate
 from alignment.models.logprobs import response_logprobs, scoring_batches
 from alignment.models.scalar import reward_scores
 from alignment.models.tokenizer import decode_response, prompt_tokens
-from alignment.records import CRITERIA, Prompt
+from alignment.records import Prompt
 
 TOKEN_BUDGET = 8192
 Judge = Callable[[Prompt, str], Any]
@@ -23,7 +24,7 @@ Judge = Callable[[Prompt, str], Any]
 
 @dataclass(frozen=True)
 class Answer:
-    """One response with everything that is known of it; gold figures are None without a judge."""
+    """One response with everything that is known of it; without a judge `criteria` is empty and `score` None."""
 
     prompt_id: str
     kind: str
@@ -33,9 +34,7 @@ class Answer:
     ended: bool
     reward: float
     kl: float
-    helpful: float | None = None
-    truthful: float | None = None
-    harmless: float | None = None
+    criteria: dict[str, float] = field(default_factory=dict)
     score: float | None = None
     why: str = ""
 
@@ -102,11 +101,16 @@ def judged(bench: Bench, row: Prompt, sample: Sample, reward: float, kl: float) 
     gold: dict[str, Any] = {}
     if bench.judge is not None:
         verdict = bench.judge(row, text)
-        gold = {name: getattr(verdict, name) for name in (*CRITERIA, "score")} | {"why": "; ".join(verdict.reasons)}
+        gold = {"criteria": dict(verdict.scores), "score": verdict.score, "why": "; ".join(verdict.reasons)}
     return Answer(row.id, row.kind, row.text, text, len(sample.tokens), sample.ended, reward, kl, **gold)
 
 
 def summary(answers: Sequence[Answer]) -> dict[str, float]:
-    """Means over answers; gold figures only where there are any."""
-    names = ["reward", "tokens", "ended", "kl"] + ([*CRITERIA, "score"] if answers[0].score is not None else [])
-    return {name: fmean(float(getattr(answer, name)) for answer in answers) for name in names}
+    """Means over answers; the gold score and that of each criterion only where there is a judge."""
+    names = ["reward", "tokens", "ended", "kl"]
+    means = {name: fmean(float(getattr(answer, name)) for answer in answers) for name in names}
+    scores = [answer.score for answer in answers if answer.score is not None]
+    if not scores:
+        return means
+    by_criterion = {name: fmean(answer.criteria[name] for answer in answers) for name in CRITERION_NAMES}
+    return means | by_criterion | {"score": fmean(scores)}

@@ -28,7 +28,8 @@ from labeling.server.webhooks import ensure_webhook, webhook_is_there
 from labeling.tasks.balance import balance
 from labeling.tasks.plan import Planned, plan_tasks, plan_writing
 from labeling.tasks.projects import full_title, project_versions
-from labeling.tasks.tasks import Task, task_ids
+from labeling.tasks.tasks import Task
+from labeling.tasks.upload import task_ids
 
 
 @dataclass(frozen=True)

@@ -65,7 +65,7 @@ def test_means_and_kinds_by_hand() -> None:
         "fact": (2, 2.0),
         "open": (1, 5.0),
     }
-    judged = replace(PLAIN, helpful=1.0, truthful=0.0, harmless=1.0, score=0.67)
+    judged = replace(PLAIN, criteria={"helpful": 1.0, "truthful": 0.0, "harmless": 1.0}, score=0.67)
     assert summary([judged])["truthful"] == 0.0 and summary([judged])["score"] == 0.67
 
 
@@ -165,7 +165,8 @@ def run(world, out, judge=None, **options):
 
 def judge(asked, text) -> Verdict:
     """Likes what is short."""
-    return Verdict(helpful=1 / (1 + len(text)), truthful=1.0, harmless=0.0, reasons=("read", asked.kind))
+    scores = {"helpful": 1 / (1 + len(text)), "truthful": 1.0, "harmless": 0.0}
+    return Verdict(scores, reasons=("read", asked.kind))
 
 
 def test_three_models_answer_the_held_out_prompts_that_fit(world, tmp_path) -> None:
