@@ -7,20 +7,17 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch import nn
 
 from alignment.config.stages import EvaluationConfig
 from alignment.errors import DataError
 from alignment.evaluation.gold_curve import chosen_step, curve_fits, measure_best_of_n, measure_curve
 from alignment.evaluation.judged_responses import Answer, Bench, answer_all, sequence_kl, summary
-from alignment.evaluation.run import by_kind, cell, evaluate, flatten, win_rate, write_samples
-from alignment.journal import Journal
+from alignment.evaluation.run import by_kind, cell, flatten, win_rate, write_samples
 from alignment.models.generation import Sample
 from alignment.models.importing import load_tokenizer
-from alignment.models.scalar import load_causal_model, load_rewards, save_model, scalar_head, scalar_model_from
-from alignment.records import Document
-from alignment.town import Verdict
-from tests.alignment.tiny_world import LINES, make_base, make_model, prompt, write
+from alignment.models.scalar import load_causal_model, load_rewards
+from tests.alignment.evaluation.world import judge, run
+from tests.alignment.tiny_world import make_model, prompt
 
 PLAIN = Answer("p", "fact", "Q?", "A.", tokens=4, ended=True, reward=1.0, kl=0.5)
 
@@ -112,8 +109,8 @@ def logprob(model, head: list[int], tokens: list[int], temperature: float) -> fl
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
-def test_sequence_kl_is_the_difference_of_log_probabilities(base, temperature) -> None:
-    _, tokenizer = base[1:]
+def test_sequence_kl_is_the_difference_of_log_probabilities(world, temperature) -> None:
+    tokenizer = load_tokenizer(world / "model")
     reference, policy = make_model(tokenizer, 1), make_model(tokenizer, 2)
     heads, tails = [[5, 6, 7], [8], [9, 10]], [[11, 12, 1], [13] * 9, [1]]
     ours = [
@@ -129,43 +126,6 @@ def test_sequence_kl_is_the_difference_of_log_probabilities(base, temperature) -
 
 
 # --- the stage -------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    place = tmp_path_factory.mktemp("evaluate")
-    return place, *make_base(place)
-
-
-@pytest.fixture(scope="module")
-def world(base):
-    """Base, SFT, a policy with two snapshots, a reward model, prompts and a corpus."""
-    place, model, tokenizer = base
-    for number, name in enumerate(("sft", "policy", "policy/snapshots/step-00002", "policy/snapshots/step-00004")):
-        made = model if name == "sft" else make_model(tokenizer, number)
-        save_model(made, place / name if "snap" in name else place / name / "model", tokenizer)
-    (place / "policy" / "snapshots.json").write_text("[2, 4]")
-    reward = scalar_model_from(model)
-    nn.init.normal_(scalar_head(reward).weight, generator=torch.Generator().manual_seed(0))
-    save_model(reward, place / "reward" / "model", tokenizer)
-    kinds = {"fact": "What does Ada play?", "open": "Tell me about Bo.", "seen": "Who?", "long": "long " * 60}
-    rows = [prompt(text, kind=kind, split="train" if kind == "seen" else "heldout") for kind, text in kinds.items()]
-    write(place / "prompts.jsonl", rows)
-    write(place / "heldout.jsonl", [Document(text=line) for line in LINES])
-    return place
-
-
-def run(world, out, judge=None, **options):
-    config = EvaluationConfig(**{"max_new_tokens": 8, "samples_per_prompt": 2, **options})
-    places = {"base": world, "sft": world / "sft", "policy": world / "policy", "reward": world / "reward"}
-    journal = Journal(out)
-    figures = evaluate(config, out, journal, seed=0, prompts=world, corpus=world, judge=judge, **places)
-    return figures, json.loads((out / "evaluation.json").read_text())
-
-
-def judge(asked, text) -> Verdict:
-    """Likes what is short."""
-    return Verdict(helpful=1 / (1 + len(text)), truthful=1.0, harmless=0.0, reasons=("read", asked.kind))
 
 
 def test_three_models_answer_the_held_out_prompts_that_fit(world, tmp_path) -> None:
