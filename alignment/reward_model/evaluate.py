@@ -13,8 +13,8 @@ from alignment.models.ensembles import Ensemble, spread
 from alignment.models.likelihood import likelihood_head
 from alignment.models.scalar import member_scores, reward_scores
 from alignment.models.tokenizer import prompt_tokens, response_tokens
-from alignment.plots import calibration
 from alignment.records import CRITERIA, Comparison, write_records
+from alignment.reward_model.plots import calibration
 from alignment.statistics import bag_of_words_accuracy, expected_calibration_error, pearson
 
 TESTS = ("heldout_prompts", "heldout_annotators")

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from alignment.config.stages import EvaluationConfig, RewardConfig
 from alignment.errors import ConfigError
-from alignment.evaluation.judged_responses import Bench, answer_all
+from alignment.evaluation.bench import Bench
 from alignment.journal import Journal
 from alignment.models.ensembles import Ensemble
 from alignment.models.importing import load_tokenizer
@@ -88,10 +88,12 @@ def test_evaluation_scores_by_the_ensemble(place, made) -> None:
     sft, ensemble = load_causal_model(place / "model"), load_rewards(made[0])
     config = EvaluationConfig(max_new_tokens=6)
     rows, tokenizer = [prompt("Who?"), prompt("What does Ada play?")], load_tokenizer(place / "model")
-    benches = [Bench(config, tokenizer, sft, one, None, 0) for one in (ensemble, *ensemble.models)]
-    answers = [answer_all(bench, sft, rows) for bench in benches]
-    for together, *alone in zip(*answers, strict=True):
-        assert together.reward == pytest.approx(min(one.reward for one in alone), abs=1e-6)
+    responses = [
+        Bench(config, tokenizer, sft, reward, None, 0, rows, place, place, place).responses(sft)
+        for reward in (ensemble, *ensemble.models)
+    ]
+    for together, *members in zip(*responses, strict=True):
+        assert together.reward == pytest.approx(min(member.reward for member in members), abs=1e-6)
 
 
 def test_ppo_logs_the_members_spread(tmp_path) -> None:
