@@ -6,14 +6,13 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from alignment.evaluation.bench import Report
 from alignment.evaluation.overoptimization import Fit
 from alignment.plots import STYLE, new_figure
 
 TAG_ROOM = 0.04  # of the distance shown, between two points that are tagged with their steps
 
 
-def plot_gold_curve(report: Report) -> Figure:
+def plot_gold_curve(report: Mapping[str, Any]) -> Figure:
     """Gold score and reward (the proxy) of PPO's snapshots over their distance √KL from SFT (Gao 2023).
 
     Dashed: the fitted laws; hollow: best-of-n sampling from SFT; a vertical line at the snapshot that was selected.

@@ -4,14 +4,14 @@ With the town's facts the gold judge scores every response. Without a gold judge
 is, and the report says so: a reward model cannot tell whether it was fooled.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from alignment.artifacts import write_json
 from alignment.config.stages import EvaluationConfig
 from alignment.evaluation import EVALUATORS
-from alignment.evaluation.bench import Bench, Evaluator, Models, Plot, prompts_that_fit
+from alignment.evaluation.bench import Bench, Models, Plot, prompts_that_fit
 from alignment.evaluation.judged_responses import Judge
 from alignment.evaluation.samples import write_samples
 from alignment.journal import Journal
@@ -33,7 +33,6 @@ def evaluate(
     prompts: Path,
     corpus: Path,
     judge: Judge | None = None,
-    evaluators: Sequence[Evaluator] = EVALUATORS,
 ) -> dict[str, float]:
     """Run all evaluators. Writes `evaluation.json`, `samples.jsonl`, `samples.md` and the figures; returns metrics."""
     models = Models(*(load_causal_model(stage / "model") for stage in (base, sft, policy)))
@@ -46,7 +45,7 @@ def evaluate(
     counts = {"prompts": {"asked": len(asked), "too_long": len(rows) - len(fitting)}}
     report: dict[str, Any] = {"judge": "gold" if judge else "reward model", **counts}
     metrics, plots = flatten(counts), dict[str, Plot]()
-    for evaluator in evaluators:
+    for evaluator in EVALUATORS:
         figures = evaluator(bench, models)
         add(report, figures.report)
         add(metrics, flatten(figures.report if figures.metrics is None else figures.metrics))

@@ -11,6 +11,7 @@ import torch
 from alignment.config.stages import EvaluationConfig
 from alignment.errors import DataError
 from alignment.evaluation import EVALUATORS
+from alignment.evaluation import run as stage
 from alignment.evaluation.bench import Bench, Figures, not_measured
 from alignment.evaluation.best_of_n import best_of_n_points
 from alignment.evaluation.gold_curve import chosen_step, curve_fits, snapshot_points
@@ -252,9 +253,10 @@ def measure_flattery(bench, models) -> Figures:
     return not_measured("flattery") if bench.judge is None else Figures({"flattery": 0.25})
 
 
-def test_an_evaluator_is_one_entry(world, tmp_path) -> None:
+def test_an_evaluator_is_one_entry(world, tmp_path, monkeypatch) -> None:
     before, plain = run(world, tmp_path / "before")
-    metrics, report = run(world, tmp_path / "after", evaluators=(*EVALUATORS, measure_lengths, measure_flattery))
+    monkeypatch.setattr(stage, "EVALUATORS", (*EVALUATORS, measure_lengths, measure_flattery))
+    metrics, report = run(world, tmp_path / "after")
     rows = [json.loads(line) for line in (tmp_path / "after" / "samples.jsonl").read_text().splitlines()]
     characters = {
         name: sum(len(row["response"]) for row in rows if row["model"] == name) for name in ("base", "sft", "policy")
@@ -265,11 +267,13 @@ def test_an_evaluator_is_one_entry(world, tmp_path) -> None:
     assert (tmp_path / "after" / "figures" / "characters.png").stat().st_size > 0
 
 
-def test_what_needs_a_gold_judge_is_measured_with_one(world, tmp_path) -> None:
-    metrics, report = run(world, tmp_path, judge, evaluators=(measure_flattery,))
+def test_what_needs_a_gold_judge_is_measured_with_one(world, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(stage, "EVALUATORS", (measure_flattery,))
+    metrics, report = run(world, tmp_path, judge)
     assert report["flattery"] == metrics["flattery"] == 0.25
 
 
-def test_two_evaluators_of_one_name_are_an_error(world, tmp_path) -> None:
+def test_two_evaluators_of_one_name_are_an_error(world, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(stage, "EVALUATORS", (measure_flattery, measure_flattery))
     with pytest.raises(ValueError, match="two evaluators measure flattery"):
-        run(world, tmp_path, evaluators=(measure_flattery, measure_flattery))
+        run(world, tmp_path)

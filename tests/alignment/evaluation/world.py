@@ -34,11 +34,12 @@ def make_world(directory: Path) -> Path:
     return directory
 
 
-def run(world: Path, out: Path, judge: Any = None, **options: Any) -> tuple[dict[str, float], dict[str, Any]]:
+def run(
+    world: Path, out: Path, judge: Any = None, policy: Path | None = None, **options: Any
+) -> tuple[dict[str, float], dict[str, Any]]:
     """The stage's metrics and `evaluation.json`."""
-    arguments = {name: options.pop(name) for name in ("policy", "evaluators") if name in options}
     config = EvaluationConfig(**{"max_new_tokens": 8, "samples_per_prompt": 2, **options})
-    inputs = {"base": world, "sft": world / "sft", "policy": world / "policy", "reward": world / "reward"} | arguments
+    inputs = {"base": world, "sft": world / "sft", "reward": world / "reward", "policy": policy or world / "policy"}
     metrics = evaluate(config, out, Journal(out), seed=0, prompts=world, corpus=world, judge=judge, **inputs)
     return metrics, json.loads((out / "evaluation.json").read_text())
 
