@@ -4,12 +4,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from alignment.config.base import Config, Count, Natural
-from alignment.config.methods import BestOfNConfig, DPOConfig, FormatLimits, RLOOConfig, RuleOption
+from alignment.config.methods import BestOfNConfig, DPOConfig, RLOOConfig, RuleOption
 from alignment.config.stages import PretrainConfig, RewardConfig, SFTConfig
 from alignment.journal import Journal
+from alignment.options import Config, Count, Natural
 from alignment.ppo.config import PPOConfig
-from alignment.rewards.safety import SafetyLists
+from alignment.rules.form import FormatLimits
+from alignment.rules.safety import SafetyLists
 
 
 class Job(Config):

@@ -8,11 +8,11 @@ from pathlib import Path
 
 from datasketch import MinHash, MinHashLSH
 
-from alignment.config.base import Share
 from alignment.config.stages import CorpusConfig
 from alignment.data.readers import read_documents
 from alignment.errors import DataError
 from alignment.journal import Journal
+from alignment.options import Share
 from alignment.records import Document, Rejected, write_records
 
 SHINGLE_WORDS = 5

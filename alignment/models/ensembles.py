@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from alignment.config.stages import Combine
+from alignment.options import Combine
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -1,22 +1,32 @@
-"""What scores responses in the pipeline: the reward model or ensemble of the stage before, and the recipe's rules."""
+"""The reward of a stage: the reward model or ensemble of the stage before, and the recipe's rules."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from transformers import PreTrainedModel
 
-from alignment.config.methods import FormatLimits, RuleOption
+from alignment.config.methods import RuleOption
 from alignment.models.scalar import load_rewards, load_scalar_model
 from alignment.rewards.components import Component, RuleReward, model_component
-from alignment.rewards.rules import rule
-from alignment.rewards.safety import SafetyLists
+from alignment.rules import RULES, Rule
+from alignment.rules.form import FormatLimits
+from alignment.rules.safety import SafetyLists
 
 REWARD_MODEL = "model"
 
 
 def rule_rewards(options: Sequence[RuleOption], safety: SafetyLists, limits: FormatLimits) -> list[RuleReward]:
     """The rules that a recipe asks for, each with its weight."""
-    return [RuleReward(option.name, option.weight, rule(option.name, safety, limits)) for option in options]
+    return [rule_reward(option, RULES[option.name], safety, limits) for option in options]
+
+
+def rule_reward(option: RuleOption, rule: Rule, safety: SafetyLists, limits: FormatLimits) -> RuleReward:
+    """A rule as a reward of whole batches."""
+
+    def score(prompts: list[str], responses: list[str]) -> list[float]:
+        return [rule(*pair, safety, limits) for pair in zip(prompts, responses, strict=True)]
+
+    return RuleReward(option.name, option.weight, score)
 
 
 def reward_parts(

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from alignment.config.stages import Combine
 from alignment.errors import CheckpointError, ConfigError, TrainingError
 from alignment.models.ensembles import Ensemble, combined, spread
 from alignment.models.safe_loading import NEVER_CODE
 from alignment.models.scalar import member_scores, scalar_head
+from alignment.options import Combine
 
 RewardFunction = Callable[[list[str], list[str]], Sequence[float]]
 

@@ -7,8 +7,8 @@ from typing import Annotated, Any
 import yaml
 from pydantic import Field, model_validator
 
-from alignment.config.base import Config
 from alignment.errors import ConfigError
+from alignment.options import Config
 
 LAUNCHED = ("pretrain", "sft", "reward", "validation", "ppo")
 CORES: dict[str, Any] = {

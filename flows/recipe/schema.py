@@ -11,7 +11,6 @@ from typing import Any
 import yaml
 from pydantic import ConfigDict, Field, ValidationError, model_validator
 
-from alignment.config.base import Config, Natural
 from alignment.config.methods import AlignConfig
 from alignment.config.stages import (
     ComparisonsConfig,
@@ -30,6 +29,7 @@ from alignment.config.stages import (
 )
 from alignment.data.readers import inside, locate
 from alignment.errors import ConfigError, DataError
+from alignment.options import Config, Natural
 from alignment.ppo.config import PPOConfig
 from flows.recipe.compute import ComputeConfig, impossible, launch_file
 from flows.recipe.messages import complaint

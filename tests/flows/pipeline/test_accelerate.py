@@ -19,14 +19,15 @@ import yaml
 from safetensors.torch import load_file
 
 from alignment import stages as jobs
-from alignment.config.methods import FormatLimits, RuleOption
+from alignment.config.methods import RuleOption
 from alignment.config.stages import PretrainConfig, RewardConfig, SFTConfig
 from alignment.distributed.collectives import OtherFailed
 from alignment.errors import ConfigError, DataError, TrainingError
 from alignment.journal import Journal, read_metrics
 from alignment.ppo import PPOConfig
 from alignment.records import Document
-from alignment.rewards.safety import SafetyLists
+from alignment.rules.form import FormatLimits
+from alignment.rules.safety import SafetyLists
 from alignment.stages import Job
 from alignment.worker import noted
 from flows.pipeline.accelerate import launch

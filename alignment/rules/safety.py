@@ -1,7 +1,7 @@
-"""The safety layer: a small, readable check of a response by patterns, whose word lists are data.
+"""Rules `safety` and `refusal`: a check of a response by patterns, whose word lists are data.
 
-It finds what anybody can name in advance: insults, terms of harmful advice, personal data. It knows no context, so it
-is a net under the reward model and the people, never instead of them.
+It finds what can be listed in advance: insults, terms of harmful advice, personal data. It knows no context, so it
+backs up the reward model and the annotators and replaces neither.
 """
 
 import re
@@ -10,7 +10,7 @@ from functools import lru_cache
 
 from pydantic import Field
 
-from alignment.config.base import Config
+from alignment.options import Config
 
 PERSONAL_DATA = {
     "e-mail address": r"[\w.+-]+@[\w-]+\.[\w.-]*\w",
@@ -73,6 +73,19 @@ def personal_data(text: str) -> list[Finding]:
         found += [Finding(kind, match.group()) for match in re.finditer(pattern, text)]
         text = re.sub(pattern, " ", text)
     return found
+
+
+def refusal(prompt: str, response: str, lists: SafetyLists) -> float:
+    """1 for refusing what asks for harm and −1 for not refusing it; −1 for refusing any other prompt, else 0."""
+    refused = refuses(response, lists)
+    if asks_for_harm(prompt, lists):
+        return 1.0 if refused else -1.0
+    return -1.0 if refused else 0.0
+
+
+def safe(response: str, lists: SafetyLists) -> float:
+    """0 for a response that passes the safety layer, −1 for one that does not."""
+    return -1.0 if check(response, lists) else 0.0
 
 
 def asks_for_harm(prompt: str, lists: SafetyLists) -> bool:
