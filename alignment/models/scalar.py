@@ -125,12 +125,6 @@ def scalar_head(model: PreTrainedModel) -> nn.Linear:
     return head
 
 
-def scalar_values(model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-    """The raw number at every token. Shapes: (b, t), (b, t) -> (b, t). Right-padded rows need no mask."""
-    hidden = model.base_model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
-    return head_values(model, hidden)
-
-
 def head_values(model: PreTrainedModel, hidden: Tensor) -> Tensor:
     """The head's raw number for each hidden state, in float32 or better. Shapes: (..., h) -> (...)."""
     head = scalar_head(model)

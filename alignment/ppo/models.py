@@ -17,6 +17,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from alignment.errors import ConfigError
+from alignment.models.ensembles import Ensemble
 from alignment.models.likelihood import without_likelihood
 from alignment.models.lora import (
     adapter_weights,
@@ -31,7 +32,7 @@ from alignment.models.scalar import scalar_head, scalar_model_from, scalar_model
 from alignment.ppo.config import PPOConfig
 from alignment.ppo.memory import check_bfloat16, recompute_layers
 from alignment.ppo.rollout import shares_trunk
-from alignment.rewards.components import Component, EnsembleReward, ModelReward, named_models
+from alignment.rewards.components import Component, ModelReward, named_models
 
 
 @dataclass(frozen=True)
@@ -132,14 +133,13 @@ def _over_one_base(
 
 def _component_over(base: PreTrainedModel, component: Component) -> Component:
     """A reward model that is an adapter of the base gives up its own copy of it; every other reward stays."""
-    if isinstance(component, ModelReward):
-        model = _over(base, component.model)
-        return component if model is component.model else replace(component, model=model)
-    if isinstance(component, EnsembleReward):
-        models = [_over(base, model) for model in component.models]
-        unchanged = all(new is old for new, old in zip(models, component.models, strict=True))
-        return component if unchanged else replace(component, models=models)
-    return component
+    if not isinstance(component, ModelReward):
+        return component
+    models = [_over(base, model) for model in component.models]
+    if all(new is old for new, old in zip(models, component.models, strict=True)):
+        return component
+    reward = component.model
+    return replace(component, model=replace(reward, models=models) if isinstance(reward, Ensemble) else models[0])
 
 
 def _over(base: PreTrainedModel, reward: PreTrainedModel) -> PreTrainedModel:

@@ -7,7 +7,7 @@ from transformers import PreTrainedModel
 
 from alignment.config.methods import RuleOption
 from alignment.models.scalar import load_rewards, load_scalar_model
-from alignment.rewards.components import Component, RuleReward, model_component
+from alignment.rewards.components import Component, ModelReward, RuleReward
 from alignment.rules import RULES, Rule
 from alignment.rules.form import FormatLimits
 from alignment.rules.safety import SafetyLists
@@ -33,4 +33,4 @@ def reward_parts(
     reward: Path, rules: Sequence[RuleReward], load: Callable[[Path], PreTrainedModel] = load_scalar_model
 ) -> list[Component]:
     """The reward model or ensemble (weight 1), each model read by `load`, and the rules beside it."""
-    return [model_component(REWARD_MODEL, 1.0, load_rewards(reward, load)), *rules]
+    return [ModelReward(REWARD_MODEL, 1.0, load_rewards(reward, load)), *rules]
