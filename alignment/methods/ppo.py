@@ -15,7 +15,7 @@ from alignment.journal import Journal
 from alignment.methods.selection import select_snapshot
 from alignment.models.ensembles import Ensemble
 from alignment.models.importing import load_tokenizer
-from alignment.models.lora import load_reward
+from alignment.models.reward_adapters import load_reward
 from alignment.models.scalar import load_causal_model, load_rewards, reward_scores
 from alignment.models.tokenizer import prompt_tokens, response_tokens
 from alignment.plots import panels

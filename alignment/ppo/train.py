@@ -26,12 +26,13 @@ from alignment.ppo import sharding
 from alignment.ppo.advantages import explained_variance
 from alignment.ppo.checkpoint import changes, fingerprint, last_checkpoint, read_checkpoint, restore, save_checkpoint
 from alignment.ppo.config import PPOConfig
+from alignment.ppo.episodes import Rollout, Scored
 from alignment.ppo.kl import adapted_kl_coef
 from alignment.ppo.learner import Learner, set_learning_rates
 from alignment.ppo.memory import computes_in_half
 from alignment.ppo.models import Models, lay_out
 from alignment.ppo.prompts import check_inputs, cycled_rows, seeded, tokenized_prompts
-from alignment.ppo.rollout import Rollout, Scored, rollout_of, sample_episodes, score_episodes
+from alignment.ppo.rollout import rollout_of, sample_episodes, score_episodes
 from alignment.ppo.shares import whole
 from alignment.ppo.snapshots import Snapshot, copy_snapshot, last_within, publish, snapshot_path
 from alignment.ppo.update import update

@@ -18,7 +18,7 @@ from alignment.config.stages import RewardConfig
 from alignment.distributed.collectives import on_main
 from alignment.journal import Journal
 from alignment.models.ensembles import Ensemble
-from alignment.models.lora import save_reward
+from alignment.models.reward_adapters import save_reward
 from alignment.models.scalar import ENSEMBLE_FILE, load_scalar_model, scalar_head
 
 Train = Callable[[int, Path, Journal], PreTrainedModel]

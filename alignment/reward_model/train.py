@@ -26,7 +26,7 @@ from alignment.journal import Journal
 from alignment.models.importing import load_tokenizer
 from alignment.models.likelihood import add_likelihood, likelihood_head
 from alignment.models.logprobs import right_pad
-from alignment.models.lora import scalar_adapter_over
+from alignment.models.reward_adapters import scalar_adapter_over
 from alignment.models.scalar import (
     check_context,
     load_causal_model,
