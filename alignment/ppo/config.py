@@ -4,9 +4,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from alignment.options import Config, Count, Natural, Positive, Share
+from alignment.options import Config, Count, Natural, NonNegative, Positive, Share
 
-NonNegative = Annotated[float, Field(ge=0)]
 # Options that act in one layout alone; elsewhere they keep their default.
 LAYOUT_OF = {"value_coef": "shared_trunk", "lora_rank": "lora", "lora_alpha": "lora", "lora_targets": "lora"}
 
