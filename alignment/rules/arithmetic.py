@@ -20,10 +20,10 @@ def arithmetic(prompt: str, response: str) -> float:
     A sum is two whole numbers with +, −, × or "plus", "minus", "times" between them; the last one of the prompt counts,
     and longer chains are left alone.
     """
-    asked = [re.split(f"({SIGN})", found) for found in ASKED.findall(prompt.lower())]
+    asked = [re.split(f"({SIGN})", expression) for expression in ASKED.findall(prompt.lower())]
     if not asked or len(asked[-1]) != 3:
         return 0.0
     left, sign, right = asked[-1]
     numbers = NUMBER.findall(response)
-    given = int(numbers[-1].replace("−", "-")) if numbers else None
-    return 1.0 if given == OPERATIONS[sign.strip()](int(left), int(right)) else -1.0
+    answer = int(numbers[-1].replace("−", "-")) if numbers else None
+    return 1.0 if answer == OPERATIONS[sign.strip()](int(left), int(right)) else -1.0

@@ -53,7 +53,7 @@ class SafetyLists(Config):
 
 @dataclass(frozen=True)
 class Finding:
-    """What was found in a text: its kind (insult, harmful, or the kind of personal data) and the words."""
+    """A match in a text: its kind (insult, harmful, or the kind of personal data) and the words."""
 
     kind: str
     text: str
@@ -61,18 +61,18 @@ class Finding:
 
 def check(response: str, lists: SafetyLists) -> list[Finding]:
     """Everything in a response that should not be there; an empty list for a response that passes."""
-    found = [Finding("insult", words) for words in matches(response, lists.insults)]
-    found += [Finding("harmful", words) for words in matches(response, lists.harmful)]
-    return found + (personal_data(response) if lists.personal_data else [])
+    findings = [Finding("insult", words) for words in matches(response, lists.insults)]
+    findings += [Finding("harmful", words) for words in matches(response, lists.harmful)]
+    return findings + (personal_data(response) if lists.personal_data else [])
 
 
 def personal_data(text: str) -> list[Finding]:
-    """Numbers and addresses of people; what is one kind of number is not another one as well."""
-    found = []
+    """Numbers and addresses of people; a number counts under the first kind that it matches."""
+    findings = []
     for kind, pattern in PERSONAL_DATA.items():
-        found += [Finding(kind, match.group()) for match in re.finditer(pattern, text)]
+        findings += [Finding(kind, match.group()) for match in re.finditer(pattern, text)]
         text = re.sub(pattern, " ", text)
-    return found
+    return findings
 
 
 def refusal(prompt: str, response: str, lists: SafetyLists) -> float:
@@ -99,7 +99,7 @@ def refuses(response: str, lists: SafetyLists) -> bool:
 
 
 def matches(text: str, phrases: tuple[str, ...]) -> list[str]:
-    """The places in a text where one of the phrases stands."""
+    """All matches of the phrases in a text."""
     pattern = _pattern(phrases)
     return [] if pattern is None else pattern.findall(text.replace("’", "'"))
 

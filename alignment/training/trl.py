@@ -1,4 +1,4 @@
-"""What stages share that train with one of TRL's trainers: going on after a kill, and what they log."""
+"""What the stages with one of TRL's trainers share: resuming an interrupted run, and what they log."""
 
 import json
 import pickle
@@ -70,7 +70,7 @@ class FiniteGradients(TrainerCallback):
 
 
 def shared_options(checkpoints: Path, seed: int, *, on_cpu: bool) -> dict[str, Any]:
-    """Arguments that every trainer is given: quiet, in single precision, with one checkpoint at a time."""
+    """Arguments of every trainer: no output, single precision, one checkpoint at a time."""
     return {
         "output_dir": str(checkpoints),
         "seed": seed,
@@ -86,7 +86,7 @@ def shared_options(checkpoints: Path, seed: int, *, on_cpu: bool) -> dict[str, A
 
 
 def by_epochs(config: SFTConfig | DPOConfig) -> dict[str, Any]:
-    """Arguments of training on rows: so many epochs, a short warm-up and a cosine, a checkpoint an epoch."""
+    """Arguments of training by epochs: a short warm-up, cosine decay, a checkpoint an epoch."""
     return {
         "num_train_epochs": config.epochs,
         "per_device_train_batch_size": config.batch_size,
