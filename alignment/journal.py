@@ -10,9 +10,11 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from itertools import takewhile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from matplotlib.figure import Figure
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 
 Listener = Callable[[Mapping[str, float], int, int], None]
 
@@ -58,7 +60,7 @@ class Journal:
         temporary.replace(self.metrics_file)
         self._said = None
 
-    def figure(self, name: str, figure: Figure) -> Path:
+    def figure(self, name: str, figure: "Figure") -> Path:
         """Save a figure as `figures/NAME.png`."""
         path = self.directory / "figures" / f"{name}.png"
         path.parent.mkdir(exist_ok=True)

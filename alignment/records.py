@@ -15,7 +15,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 SCHEMA_VERSION = 1
 Split = Literal["train", "heldout"]
-CRITERIA = ("helpful", "truthful", "harmless")
 
 
 class Record(BaseModel):

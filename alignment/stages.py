@@ -1,83 +1,270 @@
-"""A training stage as a job: what it is told, which travels as JSON, and the one function that does its work."""
+"""The registry of stages: every stage as one object (`alignment.stage`), and steps as other processes read them.
 
-from collections.abc import Mapping
+What a stage needs is imported by its work, so that a run in which everything is cached does not load torch. The stage
+`labeling` needs Label Studio and is in `flows.annotation`; methods are in `alignment.methods`.
+"""
+
+import json
 from pathlib import Path
 from typing import Any
 
-from alignment.config.methods import BestOfNConfig, DPOConfig, RLOOConfig, RuleOption
-from alignment.config.stages import PretrainConfig, RewardConfig, SFTConfig
+from alignment.config.base import Config, Count
+from alignment.config.stages import (
+    ComparisonsConfig,
+    ComputeConfig,
+    CorpusConfig,
+    DemonstrationsConfig,
+    EvaluationConfig,
+    PretrainConfig,
+    PromptsConfig,
+    RewardConfig,
+    SamplingConfig,
+    SFTConfig,
+    TokenizerConfig,
+    TownConfig,
+)
 from alignment.journal import Journal
-from alignment.options import Config, Count, Natural
-from alignment.ppo.config import PPOConfig
-from alignment.rules.form import FormatLimits
-from alignment.rules.safety import SafetyLists
+from alignment.methods import METHODS
+from alignment.rules.options import AlignOptions
+from alignment.stage import Figures, Sizes, Stage, Step, Tokens
 
 
-class Job(Config):
-    """A training stage: its name, its options (of one model, or of several by name), its inputs' directories."""
+class TokenizerOptions(Config):
+    """What the tokenizer stage is given: its own options, and the context of the model that is trained with it."""
 
-    stage: str
-    config: Any
-    seed: Natural
-    paths: dict[str, Path]
-    processes: Count = 1
+    tokenizer: TokenizerConfig
+    context_length: Count
 
 
-def train(job: Job, out: Path, journal: Journal) -> Mapping[str, float]:
-    """Do the work in `out`; returns its figures. Every process of a job calls this with the same job."""
-    told = job.config
-    match job.stage:
-        case "pretrain":
-            from alignment.training.pretrain import pretrain
+def _town(config: TownConfig, out: Path, journal: Journal, *, seed: int) -> Figures:
+    from alignment import town
 
-            return pretrain(PretrainConfig.model_validate(told), out, journal, seed=job.seed, **job.paths)
-        case "sft":
-            from alignment.training.sft import finetune
-
-            return finetune(SFTConfig.model_validate(told), out, journal, seed=job.seed, **job.paths)
-        case "reward" | "validation":
-            from alignment.reward_model.train import train_reward_model
-
-            options, swapped = RewardConfig.model_validate(told), job.stage == "validation"
-            return train_reward_model(options, out, journal, seed=job.seed, swapped=swapped, **job.paths)
-        case _:
-            return _align(job, told, out, journal)
+    return town.build_town(config, seed, out)
 
 
-def _align(job: Job, told: Mapping[str, Any], out: Path, journal: Journal) -> Mapping[str, float]:
-    """The policy, by the method after which the stage is called."""
-    match job.stage:
-        case "ppo":
-            from alignment.methods.ppo import align
+def _corpus(config: CorpusConfig, out: Path, journal: Journal, *, seed: int, town: Path | None = None) -> Figures:
+    from alignment.data.corpus import prepare_corpus
 
-            config = PPOConfig.model_validate(told["ppo"]).model_copy(update={"seed": job.seed})
-            asked, minimum = told.get("select_prompts", 0), told.get("ptx_min_reward")
-            return align(
-                config, out, journal, rules=_rules(told), select_prompts=asked, ptx_min_reward=minimum, **job.paths
-            )
-        case "dpo":
-            from alignment.methods.dpo import dpo
-
-            return dpo(DPOConfig.model_validate(told["dpo"]), out, journal, seed=job.seed, **job.paths)
-        case "rloo":
-            from alignment.methods.rloo import rloo
-
-            options = RLOOConfig.model_validate(told["rloo"])
-            return rloo(options, out, journal, seed=job.seed, rules=_rules(told), **job.paths)
-        case _:
-            from alignment.methods.best_of_n import best_of_n
-
-            chosen = BestOfNConfig.model_validate(told["best_of_n"])
-            return best_of_n(chosen, out, journal, seed=job.seed, rules=_rules(told), **job.paths)
+    return prepare_corpus(config, out, journal, seed=seed, town=town)
 
 
-def _rules(told: Mapping[str, Any]) -> list[Any]:
-    """The rules beside the reward model, where the recipe has some."""
-    if "rules" not in told:
-        return []
-    from alignment.rewards.build import rule_rewards
+def _tokenizer(config: TokenizerOptions, out: Path, journal: Journal, *, seed: int, corpus: Path) -> Figures:
+    from alignment.models.tokenizer import train_tokenizer
 
-    options = [RuleOption.model_validate(option) for option in told["rules"]]
-    return rule_rewards(
-        options, SafetyLists.model_validate(told["safety"]), FormatLimits.model_validate(told["format"])
+    return train_tokenizer(config.tokenizer, out, journal, corpus=corpus, context_length=config.context_length)
+
+
+def _pretrain(config: PretrainConfig, out: Path, journal: Journal, *, seed: int, **inputs: Path) -> Figures:
+    from alignment.training.pretrain import pretrain
+
+    return pretrain(config, out, journal, seed=seed, **inputs)
+
+
+def _demonstrations(
+    config: DemonstrationsConfig, out: Path, journal: Journal, *, seed: int, town: Path | None = None
+) -> Figures:
+    from alignment.data.demonstrations import collect_demonstrations
+
+    return collect_demonstrations(config, out, journal, town=town)
+
+
+def _prompts(config: PromptsConfig, out: Path, journal: Journal, *, seed: int, town: Path | None = None) -> Figures:
+    from alignment.data.prompts import collect_prompts
+
+    return collect_prompts(config, out, journal, seed=seed, town=town)
+
+
+def _sft(config: SFTConfig, out: Path, journal: Journal, *, seed: int, base: Path, demonstrations: Path) -> Figures:
+    from alignment.training.sft import finetune
+
+    return finetune(config, out, journal, seed=seed, base=base, demonstrations=demonstrations)
+
+
+def _responses(
+    config: SamplingConfig, out: Path, journal: Journal, *, seed: int, model: Path, prompts: Path
+) -> Figures:
+    from alignment.data.responses import sample_responses
+
+    return sample_responses(config, out, journal, seed=seed, model=model, prompts=prompts)
+
+
+def _comparisons(config: ComparisonsConfig, out: Path, journal: Journal, *, seed: int, **inputs: Path) -> Figures:
+    from alignment.data.comparisons import build_comparisons
+
+    labelled = inputs.get("labelled")
+    judged = None if labelled is None else labelled / "comparisons.jsonl"
+    return build_comparisons(config, out, journal, seed=seed, labelled=judged, town=inputs.get("town"))
+
+
+def _reward(
+    config: RewardConfig,
+    out: Path,
+    journal: Journal,
+    *,
+    seed: int,
+    sft: Path,
+    comparisons: Path,
+    demonstrations: Path,
+    swapped: bool = False,
+) -> Figures:
+    from alignment.reward_model.train import train_reward_model
+
+    data = {"sft": sft, "comparisons": comparisons, "demonstrations": demonstrations}
+    return train_reward_model(config, out, journal, seed=seed, swapped=swapped, **data)
+
+
+def _validation(config: RewardConfig, out: Path, journal: Journal, *, seed: int, **inputs: Path) -> Figures:
+    """A reward model from the comparisons that are held out from the other one."""
+    return _reward(config, out, journal, seed=seed, swapped=True, **inputs)
+
+
+def _evaluate(
+    config: EvaluationConfig, out: Path, journal: Journal, *, seed: int, town: Path | None = None, **inputs: Path
+) -> Figures:
+    from alignment.evaluation.run import evaluate
+    from alignment.town import Judge
+
+    judge = None if town is None else Judge.load(town / "facts.json")
+    return evaluate(config, out, journal, seed=seed, judge=judge, **inputs)
+
+
+def _pretrain_cost(config: PretrainConfig, sizes: Sizes) -> Tokens | None:
+    return None if sizes.corpus_tokens is None else Tokens(trained=sizes.corpus_tokens * config.epochs)
+
+
+def _sft_cost(config: SFTConfig, sizes: Sizes) -> Tokens:
+    return Tokens(trained=sizes.demonstrations * config.max_length_tokens * config.epochs)
+
+
+def _responses_cost(config: SamplingConfig, sizes: Sizes) -> Tokens:
+    length = sizes.episode_tokens(config.max_new_tokens)
+    return Tokens(read=config.prompts * config.responses_per_prompt * length)
+
+
+def _reward_cost(config: RewardConfig, sizes: Sizes) -> Tokens:
+    """Each response is read and trained on once an epoch, however many pairs it is in."""
+    responses = sizes.judged_responses * (1 - sizes.heldout_share)
+    return Tokens(trained=responses * config.max_length_tokens * config.epochs * config.members)
+
+
+def _validation_cost(config: RewardConfig, sizes: Sizes) -> Tokens:
+    responses = sizes.judged_responses * sizes.heldout_share
+    return Tokens(trained=responses * config.max_length_tokens * config.epochs)
+
+
+def _evaluate_cost(config: EvaluationConfig, sizes: Sizes) -> Tokens:
+    """Three models answer, and so do the points of the curve; each answer is sampled and scored by three models."""
+    prompts = config.prompts or sizes.heldout_prompts
+    points = sizes.snapshots + max(config.best_of_n, default=0)
+    answers = 3 * prompts * config.samples_per_prompt + points * config.curve_prompts
+    return Tokens(read=4 * answers * sizes.episode_tokens(config.max_new_tokens))
+
+
+LABELLED = ("sft", "comparisons", "demonstrations")
+
+TOWN = Stage("town", run=_town, config=TownConfig, section="town", version=2)
+CORPUS = Stage("corpus", run=_corpus, config=CorpusConfig, section="corpus")
+TOKENIZER = Stage("tokenizer", run=_tokenizer, config=TokenizerOptions, section="tokenizer", inputs=("corpus",))
+PRETRAIN = Stage(
+    "pretrain",
+    run=_pretrain,
+    config=PretrainConfig,
+    section="pretrain",
+    inputs=("corpus",),
+    version=2,
+    model="base",
+    cost=_pretrain_cost,
+    batch_option="batch_sequences",
+    less_memory="lower pretrain.batch_sequences, pretrain.model.context_length",
+)
+DEMONSTRATIONS = Stage("demonstrations", run=_demonstrations, config=DemonstrationsConfig, section="demonstrations")
+PROMPTS = Stage("prompts", run=_prompts, config=PromptsConfig, section="prompts")
+SFT = Stage(
+    "sft",
+    run=_sft,
+    config=SFTConfig,
+    section="sft",
+    inputs=("base", "demonstrations"),
+    model="sft",
+    cost=_sft_cost,
+    sequence_options=("max_length_tokens",),
+    batch_option="batch_size",
+    less_memory="lower sft.batch_size, sft.max_length_tokens",
+)
+RESPONSES = Stage(
+    "responses",
+    run=_responses,
+    config=SamplingConfig,
+    section="sampling",
+    inputs=("model", "prompts"),
+    cost=_responses_cost,
+    response_options=("max_new_tokens",),
+    less_memory="lower sampling.batch_size, sampling.max_new_tokens",
+)
+COMPARISONS = Stage("comparisons", run=_comparisons, config=ComparisonsConfig, section="comparisons", version=5)
+REWARD = Stage(
+    "reward",
+    run=_reward,
+    config=RewardConfig,
+    section="reward",
+    inputs=LABELLED,
+    version=3,
+    model="reward",
+    cost=_reward_cost,
+    sequence_options=("max_length_tokens",),
+    batch_option="batch_prompts",
+    less_memory="lower reward.batch_prompts, reward.max_length_tokens",
+)
+VALIDATION = Stage(
+    "validation",
+    run=_validation,
+    config=RewardConfig,
+    section="reward",
+    inputs=LABELLED,
+    version=2,
+    cost=_validation_cost,
+    batch_option="batch_prompts",
+    less_memory="lower reward.batch_prompts, reward.max_length_tokens",
+)
+EVALUATE = Stage(
+    "evaluate",
+    run=_evaluate,
+    config=EvaluationConfig,
+    section="evaluation",
+    inputs=("base", "sft", "policy", "reward", "prompts", "corpus"),
+    version=2,
+    cost=_evaluate_cost,
+    response_options=("max_new_tokens",),
+    less_memory="lower evaluation.max_new_tokens",
+)
+
+STAGES: tuple[Stage[Any], ...] = (
+    TOWN,
+    CORPUS,
+    TOKENIZER,
+    PRETRAIN,
+    DEMONSTRATIONS,
+    PROMPTS,
+    SFT,
+    RESPONSES,
+    COMPARISONS,
+    REWARD,
+    VALIDATION,
+    *METHODS,
+    EVALUATE,
+)
+
+
+def read_step(text: str) -> tuple[Step, dict[str, Path]]:
+    """A step and the directories of its inputs, as `Step.to_json` wrote them."""
+    fields = json.loads(text)
+    stage = next(stage for stage in STAGES if stage.name == fields["stage"])
+    step = Step(
+        stage,
+        stage.config.model_validate(fields["config"]),
+        inputs={name: name for name in fields["inputs"]},
+        seed=fields["seed"],
+        align=None if fields["align"] is None else AlignOptions.model_validate(fields["align"]),
+        compute=ComputeConfig.model_validate(fields["compute"]),
     )
+    return step, {name: Path(path) for name, path in fields["inputs"].items()}

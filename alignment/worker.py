@@ -1,6 +1,6 @@
 """One of the processes of a training stage: `accelerate launch … -m alignment.worker OUT/launch` starts all of them.
 
-The directory holds `job.json`. Each process does the job's work; the main one alone writes to OUT and leaves
+The directory holds `step.json`. Each process does the step's work; the main one alone writes to OUT and leaves
 `figures.json`. A process that fails leaves `error-N.json`, and the launcher ends the others.
 """
 
@@ -18,10 +18,10 @@ from alignment.distributed.collectives import OtherFailed, on_main, process_coun
 from alignment.distributed.parent_death import TIED_TO, tie
 from alignment.errors import ConfigError, RLHFError
 from alignment.journal import Journal
-from alignment.stages import Job, train
+from alignment.stages import read_step
 
 CONNECTION = "gloo/transport"  # where torch says that its error comes from when another process has gone
-JOB, FIGURES, ERROR = "job.json", "figures.json", "error-{}.json"
+STEP, FIGURES, ERROR = "step.json", "figures.json", "error-{}.json"
 
 
 class Unwritten(Journal):
@@ -50,16 +50,16 @@ def main(place: Path) -> None:
 
 
 def perform(place: Path) -> None:
-    """Do this process's part of the job in `place`; raises what the work raises, once it is noted."""
-    job = Job.model_validate_json((place / JOB).read_text(encoding="utf-8"))
+    """Do this process's part of the step in `place`; raises what the work raises, once it is noted."""
+    step, inputs = read_step((place / STEP).read_text(encoding="utf-8"))
     out = place.parent
     try:
-        if process_count() != job.processes:
+        if process_count() != step.compute.processes:
             raise ConfigError(
-                f"the launcher started {process_count()} processes that find each other, and {job.processes} were "
-                "asked for; deploy/accelerate/cpu-2.yaml is a launch file that does it"
+                f"the launcher started {process_count()} processes that find each other, and "
+                f"{step.compute.processes} were asked for; deploy/accelerate/cpu-2.yaml is a launch file that does it"
             )
-        figures = train(job, out, Journal(out) if process_index() == 0 else Unwritten(out))
+        figures = step.perform(out, Journal(out) if process_index() == 0 else Unwritten(out), inputs)
     except Exception as error:
         write_json(place / ERROR.format(process_index()), noted(error))
         raise

@@ -32,7 +32,8 @@ from labeling.simulation.crew import ranking_result
 from labeling.store.store import Store
 from labeling.store.sync import OVERLAP, sync_project
 from labeling.tasks.projects import Project, open_project
-from labeling.tasks.tasks import Task, build_tasks, push
+from labeling.tasks.tasks import Task, build_tasks
+from labeling.tasks.upload import push
 
 HOME = Path(__file__).parent.parent / ".bench"
 TOKEN = "5" * 40

@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.machine import processor
-from flows.recipe.dag import keys, steps
+from flows.pipeline.dag import keys, steps
 from flows.recipe.schema import load_recipe
 from flows.stack import stack
 

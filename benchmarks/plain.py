@@ -7,18 +7,14 @@ pipeline needs is imported.
 
 import json
 import time
-from collections.abc import Mapping
-from inspect import signature, unwrap
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from alignment.artifacts import Artifact, write_json
 from alignment.journal import Journal
-from flows.pipeline import tasks as stages
-from flows.pipeline.flow import STAGES
-from flows.recipe.dag import Step, steps
+from flows.pipeline.dag import steps
 from flows.recipe.schema import load_recipe
 from flows.releases.manifest import require
 
@@ -32,18 +28,13 @@ def main(
     chosen = load_recipe(recipe, overrides)
     started, seconds, made = time.perf_counter(), dict[str, float](), dict[str, Artifact]()
 
-    def carry_out(step: Step, inputs: Mapping[str, Artifact | None], work: Any) -> Artifact:
-        begun, place = time.perf_counter(), out / step.stage
-        place.mkdir(parents=True)
-        write_json(place / "result.json", dict(work(place, Journal(place))))
-        seconds[step.stage] = time.perf_counter() - begun
-        return Artifact(stage=step.stage, key=step.stage, run_id="", path=place, digest="")
-
-    stages.carry_out = carry_out  # the one thing that a stage does beside its work
     for name, step in steps(chosen).items():
-        stage = unwrap(STAGES[name])
-        absent = dict.fromkeys(list(signature(stage).parameters)[1:])
-        made[name] = stage(step, **(absent | {given: made[source] for given, source in step.inputs.items()}))
+        begun, directory = time.perf_counter(), out / name
+        directory.mkdir(parents=True)
+        inputs = {given: made[source].path for given, source in step.inputs.items()}
+        write_json(directory / "result.json", dict(step.perform(directory, Journal(directory), inputs)))
+        seconds[name] = time.perf_counter() - begun
+        made[name] = Artifact(stage=name, key=name, run_id="", path=directory, digest="")
         if name == "reward":
             require(made[name], chosen.reward_gate)
     print(json.dumps({"total": time.perf_counter() - started, "stages": seconds}))

@@ -28,7 +28,7 @@ from alignment.data.comparisons import aggregated
 from alignment.journal import Journal
 from alignment.models.importing import load_tokenizer
 from alignment.models.scalar import load_causal_model, reward_scores
-from alignment.records import CRITERIA, Comparison, ResponseSet, read_records
+from alignment.records import Comparison, ResponseSet, read_records
 from alignment.reward_model.train import group_by_prompt, train_groups, untrained
 from alignment.statistics import bag_of_words_accuracy
 from alignment.town import Judge
@@ -36,7 +36,8 @@ from flows.annotation.collect import town_answers
 from flows.recipe.schema import load_recipe
 from labeling.config import CrewConfig, Kind, QualityOptions, Screening
 from labeling.judgements.comparisons import comparisons
-from labeling.judgements.parse import Judged, parse_annotation
+from labeling.judgements.judgement import Judged
+from labeling.judgements.parse import parse_annotation
 from labeling.quality.assess import Assessment, assess
 from labeling.simulation.crew import Annotator, deal, make_crew, utilities, work_on
 from labeling.simulation.crew import Judge as Criteria
@@ -118,9 +119,8 @@ def work_of(paths: dict[str, Path], seed: int) -> Work:
     prompts = {one.prompt.id: one.prompt for one in sets}
 
     @cache
-    def judge(prompt_id: str, text: str) -> dict[str, float]:
-        verdict = gold_judge(prompts[prompt_id], text)
-        return {name: getattr(verdict, name) for name in CRITERIA}
+    def judge(prompt_id: str, text: str) -> Mapping[str, float]:
+        return gold_judge(prompts[prompt_id], text).scores
 
     chosen = {"ranking": sets[:RANKED], "pairwise": sets[RANKED : RANKED + COMPARED]}
     tasks = [task for kind, some in chosen.items() for task in build_tasks(kind, some, seed)[0]]  # type: ignore[arg-type]

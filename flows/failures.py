@@ -8,11 +8,13 @@ import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 import requests
 
 from alignment.errors import RLHFError
+from alignment.stage import Stage
 from labeling.errors import LabelingError
 
 ON_PURPOSE = (RLHFError, LabelingError)
@@ -27,17 +29,6 @@ FULL_WORDS = (
 )  # the last two are torch.save's words for a file that could not be written
 MEMORY_WORDS = ("can't allocate memory", "cannot allocate memory", "out of memory", "not enough memory")
 GO_ON = "the same command goes on from there (in a deployment: `rlhf retry`)"
-LESS_MEMORY = {
-    "pretrain": "pretrain.batch_sequences, pretrain.model.context_length",
-    "sft": "sft.batch_size, sft.max_length_tokens",
-    "responses": "sampling.max_new_tokens",
-    "reward": "reward.batch_prompts, reward.max_length_tokens",
-    "validation": "reward.batch_prompts, reward.max_length_tokens",
-    "ppo": "ppo.micro_batch_tokens, ppo.generation_batch_size, ppo.batch_size, set ppo.layout: lora",
-    "dpo": "align.dpo.batch_size, align.dpo.max_length_tokens",
-    "rloo": "align.rloo.batch_size, align.rloo.max_new_tokens",
-    "evaluate": "evaluation.max_new_tokens",
-}
 
 
 class StageStopped(RLHFError):
@@ -63,24 +54,25 @@ def told_in_words() -> Iterator[None]:
         ) from error
 
 
-def stopped(error: BaseException, stage: str, place: Path) -> StageStopped | None:
+def stopped(error: BaseException, stage: Stage[Any], place: Path) -> StageStopped | None:
     """What a person is told of an error that ended a stage working in `place`; None where it speaks for itself."""
     if isinstance(error, ON_PURPOSE):
         return None
     kept = f"What was done is kept in {place}{_checkpoints(place)}; {GO_ON}"
     if is_full(error):
-        return StageStopped(f"stage '{stage}' has no room left to write ({_short(error)}): free some space. {kept}")
-    if is_out_of_memory(error):
-        dials = LESS_MEMORY.get(stage)
-        lower = f"lower {dials}, or " if dials else ""
         return StageStopped(
-            f"stage '{stage}' needs more memory than there is ({_short(error)}): {lower}end what else "
+            f"stage '{stage.name}' has no room left to write ({_short(error)}): free some space. {kept}"
+        )
+    if is_out_of_memory(error):
+        lower = f"{stage.less_memory}, or " if stage.less_memory else ""
+        return StageStopped(
+            f"stage '{stage.name}' needs more memory than there is ({_short(error)}): {lower}end what else "
             f"uses memory. {kept}; with other options the stage begins anew"
         )
     server = away(error)
     if server:
         return StageStopped(
-            f"stage '{stage}' stopped because {server} did not answer, though it was asked again for minutes: "
+            f"stage '{stage.name}' stopped because {server} did not answer, though it was asked again for minutes: "
             f"`rlhf up` starts the local servers. {kept}"
         )
     return None

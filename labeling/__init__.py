@@ -1,1 +1,1 @@
-"""People in the loop: everything that touches Label Studio."""
+"""Human feedback through Label Studio: tasks, projects, annotations, their quality, and reports."""

@@ -1,15 +1,15 @@
-"""The public face of the package: open a collection of judgements, watch it, let a crew work on it, pull it."""
+"""The public interface of the package: open a collection of judgements, measure its progress, simulate it, pull it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import Field
 
-from alignment.records import Comparison, Demonstration, Prompt, Rejected, ResponseSet
+from alignment.records import Record, Rejected
 from labeling.config import CrewConfig, Kind, LabelingConfig, QualityOptions
 from labeling.errors import UnexpectedAnswer
-from labeling.judgements.comparisons import demonstrations
-from labeling.judgements.parse import Judged, parse
+from labeling.judgements.judgement import Judged
+from labeling.judgements.parse import parse
 from labeling.quality.assess import Assessment, assess
 from labeling.quality.screening import Dispute
 from labeling.server.client import LabelStudio
@@ -25,19 +25,18 @@ from labeling.simulation.temperature import fitting_temperature
 from labeling.store.store import Store
 from labeling.store.sync import Synced, sync_project
 from labeling.tasks.gold import Answers
-from labeling.tasks.plan import Planned, plan_tasks
+from labeling.tasks.plan import Planned
 from labeling.tasks.projects import Project, open_project
-from labeling.tasks.tasks import Task, build_writing_tasks, push
+from labeling.tasks.tasks import Task
+from labeling.tasks.upload import push
 
 COLLECTION_FILE = "collection.json"
-ADJUDICATION = "adjudication"  # the folder of the second collection
-FINAL = "final"  # behind the title of its projects, which have no room for a longer word
+ADJUDICATION = "adjudication"  # directory of the second collection
+FINAL = "final"  # suffix of its project titles, whose length is limited
 
 
-class Batch(BaseModel):
-    """The tasks of a collection that lie in one project, and their ids on the server by uid."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class Batch(Record):
+    """The tasks of a collection in one project, and their ids on the server by uid."""
 
     project: Project
     tasks: tuple[Task, ...]
@@ -49,19 +48,17 @@ class Batch(BaseModel):
         return len(self.tasks) * self.project.overlap
 
 
-class Collection(BaseModel):
-    """What was put before people. `rejected` are response sets that could not be made into tasks, `answers` what is
-    known of gold tasks."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class Collection(Record):
+    """All tasks that annotators were given. `rejected` are response sets of which no task could be built, `answers`
+    the known answers of gold tasks."""
 
     batches: tuple[Batch, ...]
     rejected: tuple[Rejected, ...] = ()
-    answers: Answers = {}
+    answers: Answers = Field(default_factory=dict)
 
     @property
     def urls(self) -> dict[str, str]:
-        """Where people work, by kind of task."""
+        """The address at which annotators label, by kind of task."""
         return {batch.project.kind: batch.project.labeling_url for batch in self.batches}
 
     @property
@@ -70,10 +67,8 @@ class Collection(BaseModel):
         return {task.uid: task for batch in self.batches for task in batch.tasks}
 
 
-class Progress(BaseModel):
+class Progress(Record):
     """Judgements done and needed; `by_kind` has both for each kind of task."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     done: int
     needed: int
@@ -86,7 +81,7 @@ class Progress(BaseModel):
 
 
 class Pulled(Assessment):
-    """What people said: `said` has all of it, gold tasks and seniors too, and the rest is made from it."""
+    """The assessed judgements of a collection. `said` has every judgement, also of gold tasks and by seniors."""
 
     quarantined: list[Rejected]
     said: list[Judged]
@@ -94,43 +89,19 @@ class Pulled(Assessment):
     skips: int
 
 
-class PulledDemonstrations(BaseModel):
-    """The answers people wrote."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    demonstrations: list[Demonstration]
-    quarantined: list[Rejected]
-    skips: int
-
-
-class CrewReport(BaseModel):
-    """What a crew did: annotations submitted in this call, the noise they judged with, and who they are."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class CrewReport(Record):
+    """The work of a simulated crew: annotations submitted in this call, noise temperature, names by annotator id."""
 
     submitted: int
     temperature: float
     annotators: dict[str, str]
 
 
-def open_collection(
-    client: LabelStudio,
-    config: LabelingConfig,
-    response_sets: Sequence[ResponseSet],
-    out: Path,
-    known: Sequence[Comparison] = (),
-    pairs: Mapping[str, tuple[str, str]] | None = None,
-) -> Collection:
-    """Put response sets before people, as `plan_tasks` says.
-
-    Repeatable: the same sets find their projects and tasks again. The collection is written to `out/collection.json`.
-    """
-    return open_planned(client, config, plan_tasks(config, response_sets, known, pairs), out)
-
-
 def open_planned(client: LabelStudio, config: LabelingConfig, planned: Planned, out: Path) -> Collection:
-    """Put planned tasks before people, each kind in a project of its own; see `open_collection`."""
+    """Store the planned tasks on the server, each kind in a project of its own, and write `out/collection.json`.
+
+    Idempotent: projects and tasks that are there already are used again.
+    """
     batches = [
         _open_batch(client, kind, config.title, config.overlaps[kind], tasks)
         for kind, tasks in planned.tasks.items()
@@ -143,26 +114,12 @@ def open_planned(client: LabelStudio, config: LabelingConfig, planned: Planned, 
 def open_adjudication(
     client: LabelStudio, title: str, collection: Collection, disputed: Sequence[Dispute], out: Path
 ) -> Collection:
-    """Put the disputed tasks before a senior annotator, in a second project; repeatable like `open_collection`."""
+    """Open a second project with the disputed tasks, for a senior annotator. Idempotent like `open_planned`."""
     tasks = collection.tasks
     kinds: dict[Kind, list[Task]] = {}
-    for one in disputed:
-        kinds.setdefault(one.kind, []).append(tasks[one.task_uid])
-    batches = tuple(_open_batch(client, kind, f"{title} {FINAL}", 1, some) for kind, some in kinds.items())
-    return _written(Collection(batches=batches), out)
-
-
-def open_demonstrations(
-    client: LabelStudio,
-    title: str,
-    prompts: Sequence[Prompt],
-    out: Path,
-    overlap: int = 1,
-    drafts: Mapping[str, str] | None = None,
-) -> Collection:
-    """Ask people to write answers to prompts, from a draft where there is one; repeatable like `open_collection`."""
-    tasks = build_writing_tasks(prompts, drafts)
-    batches = (_open_batch(client, "demonstration", title, overlap, tasks),) if tasks else ()
+    for dispute in disputed:
+        kinds.setdefault(dispute.kind, []).append(tasks[dispute.task_uid])
+    batches = tuple(_open_batch(client, kind, f"{title} {FINAL}", 1, of_kind) for kind, of_kind in kinds.items())
     return _written(Collection(batches=batches), out)
 
 
@@ -180,7 +137,7 @@ def _written(collection: Collection, out: Path) -> Collection:
 
 
 def read_collection(out: Path) -> Collection:
-    """The collection that was written to `out`."""
+    """Read the collection that `open_planned` wrote to `out`."""
     return Collection.model_validate_json((out / COLLECTION_FILE).read_text(encoding="utf-8"))
 
 
@@ -190,27 +147,27 @@ def sync_collection(client: LabelStudio, collection: Collection, store: Store) -
     Raises UnexpectedAnswer for a project that neither the server nor the store has ever seen.
     """
     synced = [sync_project(client, store, batch.project.id) for batch in collection.batches]
-    for batch, one in zip(collection.batches, synced, strict=True):
-        if one is None or one.project.title != batch.project.title:
+    for batch, result in zip(collection.batches, synced, strict=True):
+        if result is None or result.project.title != batch.project.title:
             raise UnexpectedAnswer(
-                f"{client.url} has no project {batch.project.id} called {batch.project.title!r}: was the server begun "
-                "anew? Run the same command again, which opens the project"
+                f"{client.url} has no project {batch.project.id} called {batch.project.title!r}: was the server "
+                "set up again? Run the same command again to open the project"
             )
-    return [one for one in synced if one is not None]
+    return [result for result in synced if result is not None]
 
 
 def progress(collection: Collection, store: Store, synced: Sequence[Synced]) -> Progress:
-    """How many judgements the store has; more than the overlap on one task does not make up for another.
+    """Judgements done and needed. Judgements of a task beyond the overlap do not count.
 
-    `synced` is what `sync_collection` returned. Annotations are counted one by one: of two that are saved at once the
-    server's own counter of a task may miss one.
+    `synced` is what `sync_collection` returned. Annotations are counted in the store: the server's own
+    counter of a task may miss one of two that are saved at the same time.
     """
     by_kind: dict[str, tuple[int, int]] = {}
-    for batch, one in zip(collection.batches, synced, strict=True):
+    for batch, result in zip(collection.batches, synced, strict=True):
         ours = set(batch.task_ids.values())
         judged = [
-            sum(not said["was_cancelled"] for said in row["annotations"])
-            for row in store.current(one.project.project)
+            sum(not annotation["was_cancelled"] for annotation in row["annotations"])
+            for row in store.current(result.project.project)
             if row["id"] in ours
         ]
         by_kind[batch.project.kind] = (sum(min(count, batch.project.overlap) for count in judged), batch.needed)
@@ -226,8 +183,8 @@ def _pull_all(
     quarantined: list[Rejected] = []
     skips: dict[str, int] = {}
     for batch, synced in zip(collection.batches, sync_collection(client, collection, store), strict=True):
-        rows, place = store.current(synced.project.project), f"label-studio/project/{batch.project.id}"
-        parsed = parse(rows, batch.tasks, batch.project.overlap, place)
+        rows, source = store.current(synced.project.project), f"label-studio/project/{batch.project.id}"
+        parsed = parse(rows, batch.tasks, batch.project.overlap, source)
         judgements += parsed.judgements
         quarantined += parsed.quarantined
         for annotator, count in parsed.skips.items():
@@ -242,10 +199,10 @@ def pull_collection(
     options: QualityOptions | None = None,
     senior: Collection | None = None,
 ) -> Pulled:
-    """Everything said so far, as comparisons with their statistics.
+    """All judgements so far, as comparisons with quality figures.
 
-    The store is brought up to date and everything is made from what it has. Without one the server is read whole, and
-    nothing is kept. What is said in the collection `senior` stands instead of what others say of the same tasks.
+    The store is synchronised first and is the only source. Without a store the server is read in full and nothing is
+    kept. Judgements in the collection `senior` replace those of other annotators on the same tasks.
     """
     judgements, quarantined, skips = _pull_all(client, collection, store)
     settled, strange, _ = _pull_all(client, senior, store) if senior else ([], [], {})
@@ -259,38 +216,29 @@ def pull_collection(
     )
 
 
-def pull_demonstrations(
-    client: LabelStudio, collection: Collection, store: Store | None = None
-) -> PulledDemonstrations:
-    """The answers written so far; see `pull_collection` for the store."""
-    judgements, quarantined, skips = _pull_all(client, collection, store)
-    rows = demonstrations(judgements, collection.tasks)
-    return PulledDemonstrations(demonstrations=rows, quarantined=quarantined, skips=sum(skips.values()))
-
-
 def crew_temperature(crew: Sequence[Annotator], collection: Collection, judge: Judge, config: CrewConfig) -> float:
-    """The noise set in the options, else the one at which the crew agrees as asked on this collection's responses."""
+    """`config.temperature`, or by default the one at which the crew reaches `config.agreement` on the responses."""
     if config.temperature is not None:
         return config.temperature
     tasks = collection.tasks.values()
-    careful = [one for one in crew if one.habit == "careful"]
-    crew = careful if len(careful) > 1 else crew  # agreement is that of those who do the work
-    scored = [[utilities(one, task.data, task.prompt.id, judge) for one in crew] for task in tasks]
+    careful = [annotator for annotator in crew if annotator.habit == "careful"]
+    crew = careful if len(careful) > 1 else crew  # the agreement asked for is that of careful annotators
+    scored = [[utilities(annotator, task.data, task.prompt.id, judge) for annotator in crew] for task in tasks]
     return fitting_temperature(crew, scored, config.agreement)
 
 
 def simulate_collection(owner: LabelStudio, collection: Collection, config: CrewConfig, judge: Judge) -> CrewReport:
-    """Let the simulated crew do what is left of the collection through the API, each with an account and a token.
+    """Let the simulated crew complete the collection through the API, each with an account and a token.
 
-    `judge(prompt id, response text)` gives helpful, truthful and harmless in 0..1. `owner` needs to be allowed to
-    invite. Repeatable: what is done stays done.
+    `judge(prompt id, response text)` gives a score in 0..1 by criterion. `owner` must be allowed to
+    invite. Idempotent: finished judgements are not repeated.
     """
     crew = make_crew(config)
     accounts = crew_accounts(owner, crew)
-    heat = crew_temperature(crew, collection, judge, config)
+    temperature = crew_temperature(crew, collection, judge, config)
     submitted = 0
     for batch in collection.batches:
         prompt_ids = {task.uid: task.prompt.id for task in batch.tasks}
-        submitted += annotate_project(owner, batch.project, prompt_ids, crew, accounts, judge, heat, config)
-    people = {str(accounts[one.email].id): one.name for one in crew}
-    return CrewReport(submitted=submitted, temperature=heat, annotators=people)
+        submitted += annotate_project(owner, batch.project, prompt_ids, crew, accounts, judge, temperature, config)
+    people = {str(accounts[annotator.email].id): annotator.name for annotator in crew}
+    return CrewReport(submitted=submitted, temperature=temperature, annotators=people)

@@ -1,17 +1,17 @@
-"""What can go wrong around Label Studio.
+"""Errors of the labeling package.
 
 LabelingError
-├── ServerUnavailable      nothing answers, or it answers 5xx through all retries
-├── ServerStartFailed      a server that we started did not come up
+├── ServerUnavailable      no answer, or 5xx answers through all retries
+├── ServerStartFailed      a server that we started did not become ready
 ├── BadCredentials         the token or the password is not accepted
-├── RequestRefused         the server said no (4xx) to a request of ours
-├── UnexpectedAnswer       an answer that is not what the API promises
-├── TaskError              response sets that cannot be made into tasks
+├── RequestRefused         the server refused a request (4xx)
+├── UnexpectedAnswer       an answer that does not have the shape that the API documents
+├── TaskError              response sets of which no task can be built
 ├── WebhookRefused         the server does not call the address of a webhook
 ├── ListenFailed           webhooks cannot be received
-├── StoreError             the file of the store of annotations is not one, or of another format
+├── StoreError             the annotation store's file is not one, or has another format
 ├── CollectionLost         a project was deleted in Label Studio while people worked in it
-└── CollectionIncomplete   the deadline passed before enough judgements were there
+└── CollectionIncomplete   the deadline passed with too few judgements
 """
 
 
@@ -53,11 +53,11 @@ class RequestRefused(LabelingError):
 
 
 class UnexpectedAnswer(LabelingError):
-    """The server's answer does not have the promised shape."""
+    """The server's answer does not have the documented shape."""
 
 
 class TaskError(LabelingError):
-    """Response sets that cannot become tasks."""
+    """Response sets of which no task can be built."""
 
 
 class WebhookRefused(LabelingError):
@@ -69,7 +69,7 @@ class ListenFailed(LabelingError):
 
 
 class StoreError(LabelingError):
-    """A store of annotations that cannot be used."""
+    """The annotation store cannot be used."""
 
 
 class CollectionLost(LabelingError):

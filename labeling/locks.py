@@ -1,4 +1,4 @@
-"""One at a time: what reads first and writes then must not be run twice side by side."""
+"""Locks between processes, for read-modify-write sequences against a server."""
 
 import fcntl
 import hashlib

@@ -6,9 +6,15 @@ from pathlib import Path
 
 import pytest
 
+from tests import layers
+
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("alignment", "flows", "labeling")
-FOUNDATIONS = {"alignment.options", "alignment.config.stages", "alignment.records", "alignment.errors"}
+FOUNDATIONS = {
+    *("alignment.config.base", "alignment.config.stages"),
+    *("alignment.records", "alignment.criteria", "alignment.errors"),
+}
+SHARED_WITH_LABELING = ("alignment.records", "alignment.criteria")  # rows, and what a response is rated on
 MATHEMATICS = {
     *("alignment.ppo.advantages", "alignment.ppo.losses", "alignment.ppo.kl", "alignment.ppo.shaping"),
     *("alignment.models.logprobs", "alignment.reward_model.loss", "alignment.statistics", "alignment.models.ensembles"),
@@ -62,11 +68,12 @@ def test_packages_import_in_one_direction(package: str) -> None:
             assert not wrong, f"{name} imports {imported}, which {package} must not know"
 
 
-def test_labeling_knows_only_the_records_of_alignment() -> None:
+def test_labeling_knows_only_the_records_and_criteria_of_alignment() -> None:
     for name, path in ALL.items():
         if within(name, "labeling"):
             known = [other for other in imports(path) if within(other, "alignment")]
-            assert all(within(other, "alignment.records") for other in known), f"{name} imports {known}"
+            unshared = [other for other in known if not any(within(other, one) for one in SHARED_WITH_LABELING)]
+            assert not unshared, f"{name} imports {unshared}"
 
 
 def test_foundations_stand_alone_and_mathematics_stands_on_them() -> None:
@@ -77,6 +84,26 @@ def test_foundations_stand_alone_and_mathematics_stands_on_them() -> None:
             if within(imported, "alignment") and imported in names:
                 packages = {module.rpartition(".")[0] for module in allowed}
                 assert imported in allowed | packages, f"{name} imports {imported}"
+
+
+@pytest.mark.parametrize("package", layers.LIMITS)
+def test_imports_climb_few_floors_and_run_in_no_circle(package: str) -> None:
+    imported = layers.rooms(package)
+    assert not layers.circles(imported), f"a circle of imports in {package}: {layers.circles(imported)}"
+    by_room = layers.floors(imported)
+    assert max(by_room.values()) <= layers.LIMITS[package], by_room
+
+
+def test_layers_are_read_off_the_imports(tmp_path: Path) -> None:
+    for name, text in {"low.py": "", "mid/__init__.py": "", "mid/a.py": "import p.low", "high.py": ""}.items():
+        (tmp_path / "p" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "p" / name).write_text(text)
+    (tmp_path / "p" / "high.py").write_text("def f():\n    from p.mid.a import g\n    from p import low\n")
+    imported = layers.rooms("p", tmp_path)
+    assert imported == {"low": set(), "mid": {"low"}, "high": {"low", "mid"}}
+    assert layers.circles(imported) == [] and layers.floors(imported) == {"low": 1, "mid": 2, "high": 3}
+    (tmp_path / "p" / "low.py").write_text("from p.high import f")
+    assert layers.circles(layers.rooms("p", tmp_path)) == ["high", "low", "mid"]
 
 
 def test_files_and_functions_are_short() -> None:

@@ -22,16 +22,18 @@ from alignment.config.stages import CorpusConfig
 from alignment.errors import ConfigError, DataError
 from alignment.journal import Journal
 from alignment.records import Comparison, read_records
+from alignment.stage import Step
+from alignment.stages import CORPUS
 from flows.cli.main import main
+from flows.pipeline.dag import keys, steps
 from flows.pipeline.flow import needed, rlhf, run_stage_alone
 from flows.pipeline.plan import finished
-from flows.recipe.dag import keys, steps
 from flows.recipe.schema import Recipe, load_recipe
 from flows.releases.lineage import lineage
 from flows.releases.report import load_release
 from flows.releases.trace import trace
 from flows.tracking import runs
-from flows.tracking.runner import find
+from flows.tracking.runner import find, run_step
 from labeling.errors import ServerUnavailable
 from labeling.server.client import LabelStudio
 from labeling.server.users import ensure_account
@@ -58,14 +60,15 @@ STAGES = [
 TRAINED = {"pretrain": "base", "sft": "sft", "reward": "reward", "ppo": "policy"}
 PART = """
 import sys
-from flows.pipeline import tasks as stages
-from flows.recipe.dag import steps
+from flows.pipeline.dag import steps
 from flows.recipe.schema import load_recipe
-step = steps(load_recipe(sys.argv[1], sys.argv[2:]))
-town = stages.build_town(step["town"])
-corpus = stages.prepare_corpus(step["corpus"], town)
-made = stages.pretrain(step["pretrain"], corpus, stages.train_tokenizer(step["tokenizer"], corpus))
-print(made.run_id, made.cached, corpus.cached)
+from flows.tracking.runner import run_step
+chain = steps(load_recipe(sys.argv[1], sys.argv[2:]))
+made = {}
+for name in ("town", "corpus", "tokenizer", "pretrain"):
+    step = chain[name]
+    made[name] = run_step(step, {given: made[source] for given, source in step.inputs.items()})
+print(made["pretrain"].run_id, made["pretrain"].cached, made["corpus"].cached)
 """
 
 
@@ -314,14 +317,11 @@ def corrupt(path: Path, bad: int) -> CorpusConfig:
 
 
 def test_a_corrupt_line_is_put_aside_and_too_many_are_refused(workplace: Path, tmp_path: Path) -> None:
-    from flows.pipeline import tasks as stages
-    from flows.recipe.dag import Step
-
     source = tmp_path / "corpus.jsonl"
-    made = stages.prepare_corpus(Step(stage="corpus", config=corrupt(source, 2), files=(source,)), None)
+    made = run_step(Step(CORPUS, corrupt(source, 2), files=(source,)), {})
     rows = [json.loads(line) for line in made.file("rejected.jsonl").read_text().splitlines()]
     assert [(row["file"], row["line"]) for row in rows] == [(str(source), 39), (str(source), 40)]
     assert all("not a line of UTF-8 JSON" in row["reason"] for row in rows)
     assert made.result()["rejected"] == 2
     with pytest.raises(DataError, match=r"3 of 40 rows could not be read.*First: .*corpus.jsonl line 38: not a line"):
-        stages.prepare_corpus(Step(stage="corpus", config=corrupt(source, 3), files=(source,)), None)
+        run_step(Step(CORPUS, corrupt(source, 3), files=(source,)), {})

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from alignment.options import Combine, Config, Count, Natural, Positive, Share
+from alignment.config.base import Combine, Config, Count, Natural, Positive, Share
 
 
 class TownConfig(Config):
@@ -252,3 +252,23 @@ class ReleaseGate(Config):
         None, description="gold rate of truthful responses, SFT's less the policy's"
     )
     max_tax_ratio: Positive | None = Field(None, description="held-out loss of the policy over SFT's")
+
+
+class ComputeConfig(Config):
+    """Processes of the training stages. They change figures by rounding only, so a stage's key does not know them."""
+
+    processes: Annotated[int, Field(ge=1, le=64)] = Field(
+        1, description="processes of pretrain, sft, reward, validation and ppo, all on one machine"
+    )
+    accelerate_config: str | None = Field(
+        None, description="a launch file of accelerate; null: processes on the cores of the machine"
+    )
+
+    @model_validator(mode="after")
+    def _file_is_for_several(self) -> "ComputeConfig":
+        if self.accelerate_config is not None and self.processes == 1:
+            raise ValueError(
+                f"accelerate_config {self.accelerate_config} starts several processes, and processes is 1: raise "
+                "processes, or take the file out"
+            )
+        return self

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from alignment.config.base import Share
 from alignment.errors import DataError
-from alignment.options import Share
 from alignment.records import Rejected, write_records
 
 

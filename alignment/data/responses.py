@@ -3,11 +3,11 @@
 import random
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from alignment.config.methods import BestOfNConfig
 from alignment.config.stages import SamplingConfig
 from alignment.data.prompts import training_prompts
 from alignment.errors import DataError
@@ -17,6 +17,17 @@ from alignment.models.importing import load_tokenizer
 from alignment.models.scalar import load_causal_model
 from alignment.models.tokenizer import decode_response
 from alignment.records import Prompt, Response, ResponseSet, stable_id, write_records
+
+
+class SamplingOptions(Protocol):
+    """Options of a stage that samples responses."""
+
+    @property
+    def max_new_tokens(self) -> int: ...
+    @property
+    def temperature(self) -> float: ...
+    @property
+    def batch_size(self) -> int: ...
 
 
 def sample_responses(
@@ -57,7 +68,7 @@ def sample_responses(
 
 
 def sample(
-    config: SamplingConfig | BestOfNConfig,
+    config: SamplingOptions,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[list[int]],

@@ -2,7 +2,8 @@
 
 The products of a small model are too small to share out well: two threads on one of them are slower than one
 thread on each of two. So PPO's policy and value model learn side by side, which have nothing in common that is written,
-and elsewhere the two halves of a batch. Sums are made in the same order as ever: results do not depend on who is first.
+and elsewhere the two halves of a batch. Their results are added up in the order of the jobs, whichever ends first: with
+the same number of threads a run is repeated to the bit. With another number sums may be rounded otherwise.
 """
 
 from collections.abc import Callable, Iterator

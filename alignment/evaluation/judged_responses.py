@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from alignment.criteria import CRITERION_NAMES, GOLD_FIGURES
 from alignment.models.generation import Sample
 from alignment.models.logprobs import response_logprobs, scoring_batches
-from alignment.records import CRITERIA, Prompt
+from alignment.records import Prompt
 
 TOKEN_BUDGET = 8192
 Judge = Callable[[Prompt, str], Any]
@@ -43,7 +44,7 @@ class JudgedResponse:
         """The response as a flat row of `samples.jsonl`; gold figures are null without a judge."""
         plain = {name: value for name, value in vars(self).items() if name != "gold"}
         if self.gold is None:
-            return plain | dict.fromkeys((*CRITERIA, "score")) | {"why": ""}
+            return plain | dict.fromkeys(GOLD_FIGURES) | {"why": ""}
         return plain | {**self.gold.criteria, "score": self.gold.score, "why": self.gold.why}
 
     def figures(self) -> dict[str, float]:
@@ -55,7 +56,7 @@ class JudgedResponse:
 def verdict(judge: Judge, prompt: Prompt, response: str) -> Gold:
     """What the gold judge says of a response."""
     judged = judge(prompt, response)
-    criteria = {name: float(getattr(judged, name)) for name in CRITERIA}
+    criteria = {name: float(judged.scores[name]) for name in CRITERION_NAMES}
     return Gold(criteria, float(judged.score), "; ".join(judged.reasons))
 
 

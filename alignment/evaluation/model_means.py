@@ -2,10 +2,10 @@
 
 from matplotlib.figure import Figure
 
+from alignment.criteria import GOLD_FIGURES
 from alignment.evaluation.bench import Bench, Figures, Models, Report
 from alignment.evaluation.judged_responses import means
 from alignment.plots import new_figure
-from alignment.records import CRITERIA
 
 
 def measure_model_means(bench: Bench, models: Models) -> Figures:
@@ -18,14 +18,16 @@ def plot_criteria(report: Report) -> Figure:
     """The gold criteria and the gold score of each model, side by side."""
     models = report["models"]
     figure, axes = new_figure("gold judge on held-out prompts")
-    names = (*CRITERIA, "score")
     width = 0.8 / len(models)
     for number, (model, values) in enumerate(models.items()):
         bars = axes.bar(
-            [i + number * width for i in range(len(names))], [values[n] for n in names], width=width * 0.92, label=model
+            [i + number * width for i in range(len(GOLD_FIGURES))],
+            [values[n] for n in GOLD_FIGURES],
+            width=width * 0.92,
+            label=model,
         )
         axes.bar_label(bars, fmt="%.2f", fontsize=8)
-    axes.set_xticks([i + width * (len(models) - 1) / 2 for i in range(len(names))], names)
+    axes.set_xticks([i + width * (len(models) - 1) / 2 for i in range(len(GOLD_FIGURES))], GOLD_FIGURES)
     axes.set_ylim(0, 1.12)
     axes.legend(frameon=False, ncols=len(models), loc="upper center")
     return figure

@@ -1,1 +1,18 @@
-"""What makes the policy from SFT: PPO, DPO, RLOO, best-of-n."""
+"""What makes the policy from SFT: the registry of methods. A new method is one file and one line here.
+
+Each file has the method's options, the function that does its work, and `METHOD`, which says all else that is known of
+it. Nothing that is slow to import may be imported at the top of these files: recipes are validated with them.
+"""
+
+from typing import Any
+
+from alignment.methods import best_of_n, dpo, kto, ppo, rloo
+from alignment.stage import Method
+
+METHODS: tuple[Method[Any], ...] = (
+    ppo.METHOD,
+    dpo.METHOD,
+    kto.METHOD,
+    rloo.METHOD,
+    best_of_n.METHOD,
+)

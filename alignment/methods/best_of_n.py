@@ -1,4 +1,4 @@
-"""Stage `best_of_n`: rejection sampling. SFT answers each training prompt n times and is fine-tuned on the best.
+"""Method `best_of_n`: rejection sampling. SFT answers each training prompt n times and is fine-tuned on the best.
 
 Best by the reward that PPO would follow; as in Touvron et al. 2023, "Llama 2", section 3.2.3. What best-of-n sampling
 reaches without training, and at which distance from SFT, is measured by the stage `evaluate`.
@@ -6,25 +6,37 @@ reaches without training, and at which distance from SFT, is measured by the sta
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
-from transformers import PreTrainedTokenizerBase
+from pydantic import Field
 
-from alignment.config.methods import BestOfNConfig
-from alignment.data.prompts import training_prompts
-from alignment.data.responses import sample
+from alignment.config.base import Config, Count, Natural, Positive
+from alignment.config.stages import SFTConfig
 from alignment.errors import DataError
 from alignment.journal import Journal
-from alignment.models.generation import Sample
-from alignment.models.importing import load_tokenizer
-from alignment.models.scalar import load_causal_model
-from alignment.models.tokenizer import decode_response
 from alignment.records import Demonstration, Prompt, write_records
-from alignment.rewards.build import reward_parts
-from alignment.rewards.components import Component, RuleReward, component_scores, reward_components, total_score
-from alignment.training.sft import finetune
+from alignment.rules.options import AlignOptions
+from alignment.stage import Method, Sizes, Tokens
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from alignment.models.generation import Sample
+    from alignment.rewards.components import Component
 
 TOKEN_BUDGET = 8192
 CHOSEN = "demonstrations.jsonl"
+
+
+class BestOfNConfig(Config):
+    """Rejection sampling: SFT's best of n responses a training prompt by the reward, and fine-tuning on those."""
+
+    samples: Annotated[int, Field(ge=2)] = Field(8, description="n, responses a prompt")
+    prompts: Natural = Field(0, description="use at most this many training prompts, 0 for all")
+    temperature: Positive = Field(1.0, description="of sampling")
+    max_new_tokens: Count = Field(48, description="longest response")
+    batch_size: Count = Field(128, description="responses sampled at a time")
+    finetune: SFTConfig = SFTConfig(epochs=2, learning_rate=1e-4)
 
 
 def best_of_n(
@@ -36,11 +48,13 @@ def best_of_n(
     sft: Path,
     reward: Path,
     prompts: Path,
-    rules: Sequence[RuleReward] = (),
+    align: AlignOptions,
 ) -> dict[str, float]:
     """Write the best answers as `demonstrations.jsonl`, and the policy that was fine-tuned on them as `model/`."""
+    from alignment.training.sft import finetune
+
     if not journal.read():  # a killed run goes on with what it had chosen, if it had written down all of it
-        journal.log(choose(config, out, seed, sft, reward, prompts, rules), step=0)
+        journal.log(choose(config, out, seed, sft, reward, prompts, align), step=0)
     chosen: dict[str, float] = journal.read()[0]["values"]
     return chosen | finetune(config.finetune, out, journal, seed=seed, base=sft, demonstrations=out)
 
@@ -52,9 +66,17 @@ def choose(
     sft: Path,
     reward: Path,
     prompts: Path,
-    rules: Sequence[RuleReward],
+    align: AlignOptions,
 ) -> dict[str, float]:
     """Sample, score and keep the best finished answer of each prompt; prompts without a finished one are counted."""
+    from alignment.data.prompts import training_prompts
+    from alignment.data.responses import sample
+    from alignment.models.importing import load_tokenizer
+    from alignment.models.scalar import load_causal_model
+    from alignment.models.tokenizer import decode_response
+    from alignment.rewards.build import reward_parts, rule_rewards
+    from alignment.rewards.components import reward_components
+
     model, tokenizer = load_causal_model(sft / "model"), load_tokenizer(sft / "model")
     context = int(model.config.max_position_embeddings)
     fitting, too_long = training_prompts(
@@ -63,7 +85,9 @@ def choose(
     asked = fitting[: config.prompts or None]
     repeated = [tokens for _, tokens in asked for _ in range(config.samples)]
     samples = sample(config, model, tokenizer, repeated, seed)
-    scores = scored(reward_components(reward_parts(reward, rules), tokenizer), tokenizer, repeated, samples)
+    scores = scored(
+        reward_components(reward_parts(reward, rule_rewards(align)), tokenizer), tokenizer, repeated, samples
+    )
     texts = [decode_response(tokenizer, one.tokens) for one in samples]
     usable = [one.ended and bool(text) for one, text in zip(samples, texts, strict=True)]
     places = best_places(scores, usable, config.samples)
@@ -81,12 +105,14 @@ def choose(
 
 
 def scored(
-    components: Sequence[Component],
-    tokenizer: PreTrainedTokenizerBase,
+    components: Sequence["Component"],
+    tokenizer: "PreTrainedTokenizerBase",
     prompts: Sequence[list[int]],
-    samples: Sequence[Sample],
+    samples: Sequence["Sample"],
 ) -> list[float]:
     """The total score of each response."""
+    from alignment.rewards.components import component_scores, total_score
+
     sequences = [prompt + one.tokens for prompt, one in zip(prompts, samples, strict=True)]
     parts = component_scores(components, tokenizer, sequences, [len(p) for p in prompts], TOKEN_BUDGET)
     return list(total_score(components, parts).tolist())
@@ -104,3 +130,23 @@ def best_places(scores: Sequence[float], usable: Sequence[bool], n: int) -> list
 def demonstration(prompt: Prompt, text: str) -> Demonstration:
     """A chosen answer as if a person had written it."""
     return Demonstration(id=prompt.id, messages=prompt.messages, completion=text, source="best_of_n")
+
+
+def cost(config: BestOfNConfig, sizes: Sizes) -> Tokens:
+    """Every response is sampled and scored, the best of each prompt is trained on."""
+    prompts = config.prompts or sizes.prompts
+    sampled = prompts * config.samples * sizes.episode_tokens(config.max_new_tokens)
+    return Tokens(trained=prompts * config.finetune.max_length_tokens * config.finetune.epochs, read=2 * sampled)
+
+
+METHOD = Method(
+    "best_of_n",
+    run=best_of_n,
+    config=BestOfNConfig,
+    section="align.best_of_n",
+    inputs=("sft", "reward", "prompts"),
+    cost=cost,
+    sequence_options=("finetune.max_length_tokens",),
+    response_options=("max_new_tokens",),
+    less_memory="lower align.best_of_n.batch_size, align.best_of_n.finetune.batch_size",
+)

@@ -1,28 +1,24 @@
-"""Stage `dpo`: the policy from the comparisons themselves, with TRL's DPOTrainer and without a reward model.
+"""Method `dpo`: direct preference optimization with TRL's DPOTrainer, from the comparisons and without a reward model.
 
 Rafailov et al. 2023, eq. 7: loss = −log σ( β log π(y_w)/π_ref(y_w) − β log π(y_l)/π_ref(y_l) ), π_ref is SFT. The same
 training comparisons as the reward model's, one pair an example.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from datasets import Dataset
-from transformers import PreTrainedTokenizerBase
-from trl import DPOConfig as TrainerOptions
-from trl import DPOTrainer
-from trl.trainer.dpo_trainer import DataCollatorForPreference
+from pydantic import Field
 
-from alignment.config.methods import DPOConfig
+from alignment.config.base import Config, Count, Positive
 from alignment.errors import DataError
 from alignment.journal import Journal
-from alignment.models.importing import load_tokenizer
-from alignment.models.scalar import check_context, load_causal_model, save_model
-from alignment.models.tokenizer import prompt_tokens, response_tokens
-from alignment.plots import panels
 from alignment.records import Comparison, read_records
-from alignment.training.trl import by_epochs, run_trainer, shared_options
+from alignment.stage import Method, Sizes, Tokens
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedTokenizerBase
 
 LOGGED = {
     "rewards/accuracies": "accuracy",
@@ -34,8 +30,30 @@ LOGGED = {
 TOKENS = {"prompt_ids": "prompt_tokens", "chosen_ids": "chosen_tokens", "rejected_ids": "rejected_tokens"}
 
 
+class DPOConfig(Config):
+    """Direct preference optimization on the training comparisons (Rafailov et al. 2023)."""
+
+    epochs: Positive = Field(1, description="passes over the comparisons")
+    batch_size: Count = Field(32, description="comparisons an optimizer step")
+    learning_rate: Positive = Field(1e-4, description="highest, after warm-up")
+    beta: Positive = Field(0.1, description="how much a nat of distance to SFT weighs")
+    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = Field(
+        0.0, description="share of comparisons taken to be the wrong way round"
+    )
+    max_length_tokens: Count = Field(128, description="longer conversations are left out")
+    log_every_steps: Count = Field(5, description="optimizer steps between figures")
+
+
 def dpo(config: DPOConfig, out: Path, journal: Journal, *, seed: int, sft: Path, comparisons: Path) -> dict[str, float]:
-    """Train `sft/model` on `comparisons/train.jsonl` and write `model/`; goes on from its last epoch when killed."""
+    """Train `sft/model` on `comparisons/train.jsonl` and write `model/`; resumes from its last epoch when killed."""
+    from trl import DPOConfig as TrainerOptions
+    from trl import DPOTrainer
+
+    from alignment.models.importing import load_tokenizer
+    from alignment.models.scalar import check_context, load_causal_model, save_model
+    from alignment.plots import panels
+    from alignment.training.trl import by_epochs, run_trainer, shared_options
+
     model, tokenizer = load_causal_model(sft / "model"), load_tokenizer(sft / "model")
     check_context(model, config.max_length_tokens, "align.dpo.max_length_tokens")
     rows, _ = read_records(comparisons / "train.jsonl", Comparison)
@@ -56,7 +74,7 @@ def dpo(config: DPOConfig, out: Path, journal: Journal, *, seed: int, sft: Path,
         args=options,
         train_dataset=dataset,
         processing_class=tokenizer,
-        data_collator=OwnTokens(int(tokenizer.pad_token_id)),
+        data_collator=own_tokens(int(tokenizer.pad_token_id)),
     )
     run_trainer(trainer, checkpoints, journal, LOGGED)
     save_model(model, out / "model", tokenizer)
@@ -67,25 +85,31 @@ def dpo(config: DPOConfig, out: Path, journal: Journal, *, seed: int, sft: Path,
     return {name: last[name] for name in ("loss", "accuracy", "margin") if name in last} | counts
 
 
-class OwnTokens:
-    """Batches of the tokens that every other stage reads a comparison as, instead of the trainer's own.
+def own_tokens(pad_token_id: int) -> Callable[[Sequence[Mapping[str, Any]]], dict[str, Any]]:
+    """A collator of the tokens that every other stage reads a comparison as, instead of the trainer's own.
 
     They differ where somebody wrote a special token, and for tokenizers that join a response to what is before it.
+    Returns padded token ids and masks, chosen before rejected.
     """
+    from trl.trainer.dpo_trainer import DataCollatorForPreference
 
-    def __init__(self, pad_token_id: int) -> None:
-        self._collate = DataCollatorForPreference(pad_token_id=pad_token_id)
+    collate = DataCollatorForPreference(pad_token_id=pad_token_id)
 
-    def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """Padded token ids and masks, chosen before rejected."""
-        batch: dict[str, Any] = self._collate(
+    def collate_own(examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        batch: dict[str, Any] = collate(
             [{theirs: example[ours] for theirs, ours in TOKENS.items()} for example in examples]
         )
         return batch
 
+    return collate_own
 
-def pairs(rows: Sequence[Comparison], tokenizer: PreTrainedTokenizerBase, max_length: int) -> tuple[Dataset, int]:
+
+def pairs(rows: Sequence[Comparison], tokenizer: "PreTrainedTokenizerBase", max_length: int) -> tuple["Dataset", int]:
     """Comparisons as text and as token ids; one with a side that is too long is left out and counted."""
+    from datasets import Dataset
+
+    from alignment.models.tokenizer import prompt_tokens, response_tokens
+
     examples = []
     for row in rows:
         prompt = prompt_tokens(tokenizer, row.prompt.messages)
@@ -98,3 +122,22 @@ def pairs(rows: Sequence[Comparison], tokenizer: PreTrainedTokenizerBase, max_le
             f"no comparison of {len(rows)} fits into {max_length} tokens; raise `align.dpo.max_length_tokens`"
         )
     return Dataset.from_list(examples), len(rows) - len(examples)
+
+
+def cost(config: DPOConfig, sizes: Sizes) -> Tokens:
+    """A pair is two sequences, trained on and read by the reference."""
+    tokens = 2 * sizes.comparisons * (1 - sizes.heldout_share) * config.max_length_tokens * config.epochs
+    return Tokens(trained=tokens, read=tokens)
+
+
+METHOD = Method(
+    "dpo",
+    run=dpo,
+    config=DPOConfig,
+    section="align.dpo",
+    inputs=("sft", "comparisons"),
+    cost=cost,
+    sequence_options=("max_length_tokens",),
+    less_memory="lower align.dpo.batch_size, align.dpo.max_length_tokens",
+    weights_comparisons=False,
+)

@@ -1,31 +1,20 @@
-"""Stage `ppo`: the fine-tuned policy, the reward model and the prompts, put into `alignment.ppo`."""
+"""Method `ppo`: the fine-tuned policy, the reward model and the prompts, put into `alignment.ppo`."""
 
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-from alignment.artifacts import write_json
-from alignment.data.prompts import training_prompts
-from alignment.distributed.collectives import from_main, on_main
 from alignment.errors import DataError
 from alignment.journal import Journal
-from alignment.methods.selection import select_snapshot
-from alignment.models.ensembles import Ensemble
-from alignment.models.importing import load_tokenizer
-from alignment.models.reward_adapters import load_reward
-from alignment.models.scalar import load_causal_model, load_rewards, reward_scores
-from alignment.models.tokenizer import prompt_tokens, response_tokens
-from alignment.plots import panels
 from alignment.ppo.config import PPOConfig
-from alignment.ppo.train import train_ppo
 from alignment.records import Document, read_records
-from alignment.reward_model.evaluate import transposed
-from alignment.rewards.build import reward_parts
-from alignment.rewards.components import RuleReward
-from alignment.training.pretrain import pack_documents
+from alignment.rules.options import AlignOptions
+from alignment.stage import Method, Sizes, Tokens
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from alignment.models.ensembles import Ensemble
 
 CURVES = (
     "reward",
@@ -46,30 +35,46 @@ CURVES = (
 )
 
 
-def align(
+def ppo(
     config: PPOConfig,
     out: Path,
     journal: Journal,
     *,
+    seed: int,
     sft: Path,
     reward: Path,
     prompts: Path,
     corpus: Path,
-    rules: Sequence[RuleReward] = (),
+    align: AlignOptions,
     validation: Path | None = None,
-    select_prompts: int = 0,
-    ptx_min_reward: float | None = None,
 ) -> dict[str, float]:
     """Run PPO from `sft/model` against the reward model and the rules on the training prompts; the value model starts
     as the reward model.
 
-    PPO-ptx reads the corpus, but for conversations with an answer below `ptx_min_reward`: much of what the web answers
-    is what people judge to be wrong, rude or harmful, and would be learnt again.
+    PPO-ptx reads the corpus, but for conversations with an answer below `align.ptx_min_reward`: much of what the web
+    answers is what people judge to be wrong, rude or harmful, and would be learnt again.
 
     With `validation`, a reward model from other labels, the policy is the snapshot that this one chooses by answers to
-    `select_prompts` of the prompts; see `alignment.methods.selection`. Writes `model/`, `snapshots/step-*/`,
+    `align.select_prompts` of the prompts; see `alignment.methods.selection`. Writes `model/`, `snapshots/step-*/`,
     `snapshots.json` (their steps, in order) and, where one was chosen, `selection.json`.
     """
+    from functools import partial
+
+    import torch
+
+    from alignment.artifacts import write_json
+    from alignment.data.prompts import training_prompts
+    from alignment.distributed.collectives import on_main
+    from alignment.methods.selection import select_snapshot
+    from alignment.models.importing import load_tokenizer
+    from alignment.models.reward_adapters import load_reward
+    from alignment.models.scalar import load_causal_model, load_rewards
+    from alignment.plots import panels
+    from alignment.ppo.train import train_ppo
+    from alignment.rewards.build import reward_parts, rule_rewards
+    from alignment.training.pretrain import pack_documents
+
+    config = config.model_copy(update={"seed": seed})
     tokenizer = load_tokenizer(sft / "model")
     frozen = torch.bfloat16 if config.bfloat16 else torch.float32
     one_base = config.layout == "lora"
@@ -78,13 +83,14 @@ def align(
     fitting, too_long = training_prompts(prompts, tokenizer, context, config.max_new_tokens, "ppo.max_new_tokens")
     load = partial(load_reward, language_model=policy, dtype=frozen, shared=one_base)
     documents = read_records(corpus / "train.jsonl", Document)[0] if config.ptx_coef else []
-    if documents and ptx_min_reward is not None:
-        documents = worth_repeating(documents, tokenizer, context, load_rewards(reward, load), ptx_min_reward)
+    if documents and align.ptx_min_reward is not None:
+        model = load_rewards(reward, load)
+        documents = drop_low_reward_conversations(documents, tokenizer, context, model, align.ptx_min_reward)
     result = train_ppo(
         policy,
         tokenizer,
         [tokens for _, tokens in fitting],
-        reward_parts(reward, rules, load),
+        reward_parts(reward, rule_rewards(align), load),
         config,
         ptx_sequences=pack_documents(documents, tokenizer, context).rows.tolist() if documents else None,
         out=out,
@@ -93,7 +99,7 @@ def align(
     steps = [snapshot.step for snapshot in result.snapshots if snapshot.step <= result.policy_step]
     policy_step = result.policy_step
     if validation is not None:
-        asked = [tokens for _, tokens in fitting[:select_prompts]]
+        asked = [tokens for _, tokens in fitting[: align.select_prompts]]
         policy_step = select_snapshot(
             config, out, journal, steps=steps, validation=validation, prompts=asked, tokenizer=tokenizer
         )
@@ -110,15 +116,20 @@ def align(
     }
 
 
-def worth_repeating(
+def drop_low_reward_conversations(
     documents: Sequence[Document],
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: "PreTrainedTokenizerBase",
     context: int,
-    reward: PreTrainedModel | Ensemble,
+    reward: "PreTrainedModel | Ensemble",
     minimum: float,
 ) -> list[Document]:
     """The documents without the conversations in which an answer scores below `minimum`. Plain text, which answers
     nobody, stays, and so does an answer that is too long to be scored. Raises DataError if nothing stays."""
+    from alignment.distributed.collectives import from_main
+    from alignment.models.scalar import reward_scores
+    from alignment.models.tokenizer import prompt_tokens, response_tokens
+    from alignment.reward_model.evaluate import transposed
+
     places: list[int] = []
     answers: list[tuple[list[int], int]] = []
     for place, document in enumerate(documents):
@@ -137,3 +148,27 @@ def worth_repeating(
     if not kept:
         raise DataError(f"no document of the corpus is answered at {minimum} or better; lower `align.ptx_min_reward`")
     return kept
+
+
+def cost(config: PPOConfig, sizes: Sizes) -> Tokens:
+    """A rollout is read five times (sampling, old policy, reference, value, reward); policy and value model are trained
+    on it for `epochs`, and the policy on pretraining text when `ptx_coef` is set."""
+    rollout = config.steps * config.batch_size * sizes.episode_tokens(config.max_new_tokens)
+    minibatches = config.steps * config.epochs * (config.batch_size // config.minibatch_size)
+    ptx = minibatches * config.ptx_batch_size * sizes.context_length if config.ptx_coef else 0
+    return Tokens(trained=2 * config.epochs * rollout + ptx, read=5 * rollout)
+
+
+METHOD = Method(
+    "ppo",
+    run=ppo,
+    config=PPOConfig,
+    section="ppo",
+    inputs=("sft", "reward", "prompts", "corpus"),
+    version=3,
+    cost=cost,
+    response_options=("max_new_tokens",),
+    batch_option="batch_size",
+    less_memory="lower ppo.micro_batch_tokens, ppo.generation_batch_size, ppo.batch_size, set ppo.layout: lora",
+    keeps_snapshots=True,
+)

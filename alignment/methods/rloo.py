@@ -1,4 +1,4 @@
-"""Stage `rloo`: REINFORCE with a leave-one-out baseline, with TRL's RLOOTrainer on PPO's prompts and reward.
+"""Method `rloo`: REINFORCE with a leave-one-out baseline, with TRL's RLOOTrainer on PPO's prompts and reward.
 
 Ahmadian et al. 2024, "Back to Basics", eq. 6: of k responses a prompt, each is weighed by its reward less the mean of
 the other k − 1; the reward has −β KL in it. No value model.
@@ -6,27 +6,22 @@ the other k − 1; the reward has −β KL in it. No value model.
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import torch
-from datasets import Dataset
-from transformers import PreTrainedTokenizerBase
-from trl import RLOOConfig as TrainerOptions
-from trl import RLOOTrainer
+from pydantic import Field, model_validator
 
-from alignment.config.methods import RLOOConfig
-from alignment.data.prompts import training_prompts
+from alignment.config.base import Config, Count, NonNegative, Positive
 from alignment.errors import DataError
 from alignment.journal import Journal
-from alignment.models.importing import load_tokenizer
-from alignment.models.scalar import load_causal_model, save_model
-from alignment.models.tokenizer import as_ids
-from alignment.plots import panels
-from alignment.ppo.shaping import missing_eos_score
 from alignment.records import Prompt
-from alignment.rewards.build import reward_parts
-from alignment.rewards.components import Component, RuleReward, component_scores, reward_components, total_score
-from alignment.training.trl import run_trainer, shared_options
+from alignment.rules.options import AlignOptions
+from alignment.stage import Method, Sizes, Tokens
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedTokenizerBase
+
+    from alignment.rewards.components import Component
 
 LOGGED = {
     "reward": "reward",
@@ -39,6 +34,33 @@ LOGGED = {
 TOKEN_BUDGET = 8192
 
 
+class RLOOConfig(Config):
+    """REINFORCE with a leave-one-out baseline (Ahmadian et al. 2024): no value model, k responses a prompt instead."""
+
+    steps: Count = Field(60, description="rollouts, each with its update")
+    batch_size: Count = Field(128, description="episodes a step")
+    responses_per_prompt: Annotated[int, Field(ge=2)] = Field(
+        4, description="k; the others of a prompt are each one's baseline"
+    )
+    max_new_tokens: Count = Field(48, description="longest response")
+    temperature: Positive = Field(1.0, description="of sampling, and of every log-probability")
+    kl_coef: NonNegative = Field(0.05, description="what a nat of distance to SFT costs")
+    missing_eos_penalty: NonNegative = Field(1.0, description="taken off the score of a response without an end")
+    learning_rate: Positive = Field(1e-4, description="highest, after warm-up")
+    max_grad_norm: Positive = Field(1.0, description="longer gradients are cut to this norm")
+    log_every_steps: Count = Field(1, description="steps between figures")
+    checkpoint_every_steps: Count = Field(20, description="steps between states from which a killed run goes on")
+
+    @model_validator(mode="after")
+    def _whole_groups(self) -> "RLOOConfig":
+        if self.batch_size % self.responses_per_prompt:
+            raise ValueError(
+                f"batch_size {self.batch_size} is not a multiple of responses_per_prompt {self.responses_per_prompt}: "
+                "change one of them"
+            )
+        return self
+
+
 def rloo(
     config: RLOOConfig,
     out: Path,
@@ -48,16 +70,26 @@ def rloo(
     sft: Path,
     reward: Path,
     prompts: Path,
-    rules: Sequence[RuleReward] = (),
+    align: AlignOptions,
 ) -> dict[str, float]:
-    """Train `sft/model` against the reward and write `model/`; goes on from its last checkpoint when killed."""
+    """Train `sft/model` against the reward and write `model/`; resumes from its last checkpoint when killed."""
+    from trl import RLOOConfig as TrainerOptions
+    from trl import RLOOTrainer
+
+    from alignment.data.prompts import training_prompts
+    from alignment.models.importing import load_tokenizer
+    from alignment.models.scalar import load_causal_model, save_model
+    from alignment.rewards.build import reward_parts, rule_rewards
+    from alignment.rewards.components import reward_components
+    from alignment.training.trl import run_trainer, shared_options
+
     model, tokenizer = load_causal_model(sft / "model"), load_tokenizer(sft / "model")
     context = int(model.config.max_position_embeddings)
     fitting, too_long = training_prompts(
         prompts, tokenizer, context, config.max_new_tokens, "align.rloo.max_new_tokens"
     )
     dataset, unlike = conversations(fitting, tokenizer)
-    components = reward_components(reward_parts(reward, rules), tokenizer)
+    components = reward_components(reward_parts(reward, rule_rewards(align)), tokenizer)
     checkpoints = out / "checkpoint"
     options = TrainerOptions(
         max_steps=config.steps,
@@ -93,12 +125,18 @@ def rloo(
     }
 
 
-def conversations(rows: Sequence[tuple[Prompt, list[int]]], tokenizer: PreTrainedTokenizerBase) -> tuple[Dataset, int]:
+def conversations(
+    rows: Sequence[tuple[Prompt, list[int]]], tokenizer: "PreTrainedTokenizerBase"
+) -> tuple["Dataset", int]:
     """Prompts as the trainer reads them, with their token ids beside.
 
     The trainer applies the chat template itself. Where somebody wrote a special token its reading would be another than
     everywhere else: such a prompt is left out and counted.
     """
+    from datasets import Dataset
+
+    from alignment.models.tokenizer import as_ids
+
     examples = []
     for row, tokens in rows:
         turns = [{"role": message.role, "content": message.content} for message in row.messages]
@@ -110,9 +148,13 @@ def conversations(rows: Sequence[tuple[Prompt, list[int]]], tokenizer: PreTraine
 
 
 def reward_function(
-    components: Sequence[Component], tokenizer: PreTrainedTokenizerBase, missing_eos_penalty: float
+    components: Sequence["Component"], tokenizer: "PreTrainedTokenizerBase", missing_eos_penalty: float
 ) -> Callable[..., list[float | None]]:
     """The total score, less the penalty where no EOS came, as the trainer asks for it; each part is logged."""
+    import torch
+
+    from alignment.ppo.shaping import missing_eos_score
+    from alignment.rewards.components import component_scores, total_score
 
     def score(
         completion_ids: list[list[int]], prompt_tokens: list[list[int]], log_metric: Any, **_: Any
@@ -130,7 +172,27 @@ def reward_function(
 
 def figures_of(journal: Journal) -> dict[str, float]:
     """Draw the run, and return the last step's figures."""
+    from alignment.plots import panels
+
     lines = journal.read()
     journal.figure("rloo", panels(lines, ["loss", *LOGGED.values(), "grad_norm"], "RLOO"))
     last: dict[str, float] = next((line["values"] for line in reversed(lines) if "reward" in line["values"]), {})
     return {name: last[name] for name in LOGGED.values() if name in last}
+
+
+def cost(config: RLOOConfig, sizes: Sizes) -> Tokens:
+    """A response is sampled, scored, read by policy and reference, and trained on."""
+    tokens = config.steps * config.batch_size * sizes.episode_tokens(config.max_new_tokens)
+    return Tokens(trained=tokens, read=4 * tokens)
+
+
+METHOD = Method(
+    "rloo",
+    run=rloo,
+    config=RLOOConfig,
+    section="align.rloo",
+    inputs=("sft", "reward", "prompts"),
+    cost=cost,
+    response_options=("max_new_tokens",),
+    less_memory="lower align.rloo.batch_size, align.rloo.max_new_tokens",
+)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from alignment.options import Combine
+from alignment.config.base import Combine
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -46,7 +46,8 @@ def generate(
     samples for the same prompts and batch size. `generator` lives on the model's device.
 
     `uniforms`, numbers in [0, 1) of shape (prompts, max_new_tokens), take the generator's place: token t of prompt i is
-    decided by number (i, t) alone, so that a response does not depend on what is sampled beside it, nor where.
+    decided by number (i, t) alone, so that a response does not depend on what is sampled beside it, nor where (but for
+    a number so near to the border of two tokens that rounding decides).
     """
     _check(model, prompts, max_new_tokens, temperature, top_p)
     assert uniforms is None or uniforms.shape == (len(prompts), max_new_tokens), uniforms.shape

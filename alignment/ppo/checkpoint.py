@@ -1,4 +1,4 @@
-"""Checkpoints from which a run continues bit for bit, and what must be the same for that."""
+"""Checkpoints from which a run continues as if nothing had happened, and what must be the same for that."""
 
 import hashlib
 import json

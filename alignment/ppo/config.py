@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from alignment.options import Config, Count, Natural, NonNegative, Positive, Share
+from alignment.config.base import Config, Count, Natural, NonNegative, Positive, Share
 
 # Options that act in one layout alone; elsewhere they keep their default.
 LAYOUT_OF = {"value_coef": "shared_trunk", "lora_rank": "lora", "lora_alpha": "lora", "lora_targets": "lora"}

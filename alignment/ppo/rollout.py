@@ -29,7 +29,8 @@ def sample_episodes(
 ) -> Episodes:
     """Sample one response a prompt, with the log-probabilities it was drawn with.
 
-    `uniforms`, (B, max_new_tokens) in [0, 1), decide each token, so that a response does not depend on its neighbours.
+    `uniforms`, (B, max_new_tokens) in [0, 1), decide each token, so that a response does not depend on its neighbours
+    (see `generate`).
     In single precision these equal those of a full forward to about 1e-6 (`sampling_mismatch` in the log keeps watch),
     so no forward is spent on them; in half precision the difference would matter, and scoring computes them afresh.
     """

@@ -1,9 +1,10 @@
 """PPO-RLHF from a fine-tuned policy and a reward to a policy that people would prefer.
 
 Each step: (1) sample responses, (2) score them, compare them with the reference and estimate advantages, (3) update
-policy and value model, (4) adapt the KL coefficient, (5) log, (6) snapshot and checkpoint. A killed run continues from
-its last checkpoint and makes bit for bit the same policy: all randomness is drawn from (seed, purpose, step), for each
-episode by itself. So several processes (`accelerate launch`) make the policy that one would, but for rounding.
+policy and value model, (4) adapt the KL coefficient, (5) log, (6) snapshot and checkpoint. All randomness is drawn
+from (seed, purpose, step), for each episode by itself. So a killed run continues from its last checkpoint and makes bit
+for bit the same policy, on the same type of processor, with the same libraries and as many threads and processes; with
+others (several processes of `accelerate launch`, say) it makes the policy that one would, but for rounding.
 """
 
 import time

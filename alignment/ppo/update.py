@@ -1,7 +1,7 @@
 """The update: epochs of true minibatches over one rollout, each gathered from micro-batches of like length.
 
 A loss is the mean over all response tokens of the minibatch, wherever they stand: each micro-batch adds its sum divided
-by the tokens of the whole minibatch, so how a minibatch is cut changes nothing but memory.
+by the tokens of the whole minibatch, so how a minibatch is cut changes nothing but memory and rounding.
 """
 
 import math

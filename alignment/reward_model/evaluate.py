@@ -6,6 +6,7 @@ from pathlib import Path
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from alignment.criteria import CRITERION_NAMES
 from alignment.distributed.collectives import on_main
 from alignment.errors import DataError
 from alignment.journal import Journal
@@ -13,7 +14,7 @@ from alignment.models.ensembles import Ensemble, spread
 from alignment.models.likelihood import likelihood_head
 from alignment.models.scalar import member_scores, reward_scores
 from alignment.models.tokenizer import prompt_tokens, response_tokens
-from alignment.records import CRITERIA, Comparison, write_records
+from alignment.records import Comparison, write_records
 from alignment.reward_model.plots import calibration
 from alignment.statistics import bag_of_words_accuracy, expected_calibration_error, pearson
 
@@ -90,7 +91,7 @@ def score_input(tokenizer: PreTrainedTokenizerBase, row: Comparison, side: str) 
 def accuracy_by_criterion(margins: Tensor, rows: Sequence[Comparison], name: str) -> dict[str, float]:
     """Agreement with the ratings of each criterion, over the pairs whose responses were rated differently."""
     figures = {}
-    for criterion in CRITERIA:
+    for criterion in CRITERION_NAMES:
         rated = [i for i, row in enumerate(rows) if row.criteria.get(criterion)]
         if rated:
             agrees = [(float(margins[i]) > 0) == (rows[i].criteria[criterion] > 0) for i in rated]

@@ -5,19 +5,20 @@ from pathlib import Path
 
 from transformers import PreTrainedModel
 
-from alignment.config.methods import RuleOption
 from alignment.models.scalar import load_rewards, load_scalar_model
 from alignment.rewards.components import Component, ModelReward, RuleReward
 from alignment.rules import RULES, Rule
 from alignment.rules.form import FormatLimits
+from alignment.rules.options import AlignOptions, RuleOption
 from alignment.rules.safety import SafetyLists
 
 REWARD_MODEL = "model"
 
 
-def rule_rewards(options: Sequence[RuleOption], safety: SafetyLists, limits: FormatLimits) -> list[RuleReward]:
+def rule_rewards(align: AlignOptions) -> list[RuleReward]:
     """The rules that a recipe asks for, each with its weight."""
-    return [rule_reward(option, RULES[option.name], safety, limits) for option in options]
+    safety, limits = align.safety or SafetyLists(), align.format or FormatLimits()
+    return [rule_reward(option, RULES[option.name], safety, limits) for option in align.rules or ()]
 
 
 def rule_reward(option: RuleOption, rule: Rule, safety: SafetyLists, limits: FormatLimits) -> RuleReward:

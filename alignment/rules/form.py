@@ -5,7 +5,7 @@ from itertools import pairwise
 
 from pydantic import Field, model_validator
 
-from alignment.options import Config, Count, Natural
+from alignment.config.base import Config, Count, Natural
 
 ENDINGS = (".", "!", "?", "…", '."', ".'", '!"', '?"', ".)")
 LONGEST_REPEAT = 8  # words

@@ -10,7 +10,7 @@ from functools import lru_cache
 
 from pydantic import Field
 
-from alignment.options import Config
+from alignment.config.base import Config
 
 PERSONAL_DATA = {
     "e-mail address": r"[\w.+-]+@[\w-]+\.[\w.-]*\w",

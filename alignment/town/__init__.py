@@ -1,7 +1,7 @@
 """The embedded world: a town whose facts are known, so that truth can be measured.
 
 `world` draws the people from a seed, `texts` writes what the web, the demonstrators and the users say about them, and
-`judge` is the gold judge that scores a response on helpful, truthful and harmless and explains its verdict.
+`judge` is the gold judge that scores a response on every criterion and explains its verdict.
 """
 
 from alignment.town.judge import Judge, Verdict

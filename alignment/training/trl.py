@@ -1,22 +1,33 @@
-"""What the stages with one of TRL's trainers share: resuming an interrupted run, and what they log."""
+"""What stages share that train with one of TRL's trainers: going on after a kill, and what they log."""
 
 import json
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
-from alignment.config.methods import DPOConfig
-from alignment.config.stages import SFTConfig
 from alignment.errors import CheckpointError, TrainingError
 from alignment.journal import Journal
 
 ALWAYS = {name: name for name in ("loss", "grad_norm", "learning_rate")}
+
+
+class EpochOptions(Protocol):
+    """Options of a stage that trains on rows for a number of epochs."""
+
+    @property
+    def epochs(self) -> float: ...
+    @property
+    def batch_size(self) -> int: ...
+    @property
+    def learning_rate(self) -> float: ...
+    @property
+    def log_every_steps(self) -> int: ...
 
 
 class JournalCallback(TrainerCallback):
@@ -70,7 +81,7 @@ class FiniteGradients(TrainerCallback):
 
 
 def shared_options(checkpoints: Path, seed: int, *, on_cpu: bool) -> dict[str, Any]:
-    """Arguments of every trainer: no output, single precision, one checkpoint at a time."""
+    """Arguments that every trainer is given: quiet, in single precision, with one checkpoint at a time."""
     return {
         "output_dir": str(checkpoints),
         "seed": seed,
@@ -85,8 +96,8 @@ def shared_options(checkpoints: Path, seed: int, *, on_cpu: bool) -> dict[str, A
     }
 
 
-def by_epochs(config: SFTConfig | DPOConfig) -> dict[str, Any]:
-    """Arguments of training by epochs: a short warm-up, cosine decay, a checkpoint an epoch."""
+def by_epochs(config: EpochOptions) -> dict[str, Any]:
+    """Arguments of training on rows: so many epochs, a short warm-up and a cosine, a checkpoint an epoch."""
     return {
         "num_train_epochs": config.epochs,
         "per_device_train_batch_size": config.batch_size,

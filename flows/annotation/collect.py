@@ -31,11 +31,12 @@ from labeling.collection import (
     simulate_collection,
 )
 from labeling.config import LabelingConfig
+from labeling.screens.render import screen
 from labeling.server.client import LabelStudio
 from labeling.store.store import Store
 from labeling.tasks.balance import balance
 from labeling.tasks.plan import Planned, plan_tasks
-from labeling.tasks.projects import screen, screen_hash
+from labeling.tasks.projects import screen_hash
 
 STORE_FILE = "annotations.db"
 SCREENS = "screens"
@@ -152,8 +153,7 @@ def let_the_crew_work(
 
     @cache
     def judge(prompt_id: str, text: str) -> Mapping[str, float]:
-        verdict = gold(prompts[prompt_id], text)
-        return {"helpful": verdict.helpful, "truthful": verdict.truthful, "harmless": verdict.harmless}
+        return gold(prompts[prompt_id], text).scores
 
     simulate_collection(label_studio, collection, config.crew, judge)
 

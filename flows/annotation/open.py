@@ -16,7 +16,7 @@ from flows.annotation import accounts
 from flows.annotation.collect import annotation_store, client, known_answers
 from flows.annotation.select import COLLECTIONS, Budget, Material, read_material, within_budget
 from flows.home import home_directory
-from flows.recipe.dag import keys, steps
+from flows.pipeline.dag import keys, steps
 from flows.recipe.schema import Recipe, check_files, load_recipe
 from flows.stack.stack import connect
 from labeling.collection import open_planned
@@ -28,7 +28,8 @@ from labeling.server.webhooks import ensure_webhook, webhook_is_there
 from labeling.tasks.balance import balance
 from labeling.tasks.plan import Planned, plan_tasks, plan_writing
 from labeling.tasks.projects import full_title, project_versions
-from labeling.tasks.tasks import Task, task_ids
+from labeling.tasks.tasks import Task
+from labeling.tasks.upload import task_ids
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,11 @@ from pydantic import ValidationError
 
 from alignment.artifacts import content_digest, stage_key
 from alignment.errors import ArtifactError, ConfigError, DataError
-from alignment.records import Rejected, Response, ResponseSet, read_records
+from alignment.records import Record, Rejected, Response, ResponseSet, read_records
 from flows.home import home_directory
 from labeling.config import Kind, LabelingConfig
 from labeling.reports.effort import Pace, measured_paces
 from labeling.store.store import Store
-from labeling.store.versions import Values
 from labeling.tasks.selection import (
     affordable,
     by_worth,
@@ -46,7 +45,7 @@ class Material:
     left_out: int = 0
 
 
-class Budget(Values):
+class Budget(Record):
     """How many prompts of each kind are opened, and the pace that was reckoned with when that was decided."""
 
     prompts: dict[Kind, int]

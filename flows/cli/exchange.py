@@ -130,15 +130,15 @@ def written_answers(
 def written(store: "Store", projects: Collection[int] = ()) -> "tuple[list[Demonstration], list[Rejected]]":
     """The answers that people wrote, in these projects or in all, as of the last sync; and what was put aside."""
     from labeling.judgements.comparisons import demonstrations
+    from labeling.judgements.imports import tasks_of
     from labeling.judgements.parse import parse
-    from labeling.reports.status import tasks_of
 
     rows: list[Demonstration] = []
     bad: list[Rejected] = []
     for one in store.projects():
         if not projects or one.number in projects:
             said = store.current(one.project)
-            tasks = tasks_of(one, said)
+            tasks = tasks_of(one.title, said)
             parsed = parse(said, tasks.values(), one.overlap, f"label-studio/project/{one.number}")
             rows += demonstrations(parsed.judgements, tasks)
             bad += parsed.quarantined

@@ -118,7 +118,7 @@ def status(
     """Show progress, pace, expected end, agreement and each annotator, by project."""
     from alignment.errors import RLHFError
     from flows.annotation.collect import annotation_store
-    from labeling.reports.status import status as of_store
+    from labeling.reports.report import reports
     from labeling.store import sync as syncing
 
     store = annotation_store(home)
@@ -127,13 +127,13 @@ def status(
             syncing.sync(client, store, project or ())
     except (RLHFError, LabelingError) as error:
         typer.echo(f"as of the last sync, since Label Studio cannot be asked now: {error}", err=True)
-    rows = of_store(store, project or ())
+    found = reports(store, project or ())
+    rows = [report.status for report in reversed(found)]
     if html is not None:
         from labeling.reports.page import status_page
-        from labeling.reports.report import reports
 
         html.parent.mkdir(parents=True, exist_ok=True)
-        html.write_text(status_page(reports(store, project or ())), encoding="utf-8")
+        html.write_text(status_page(found), encoding="utf-8")
         typer.echo(f"the page is {html}", err=as_json)
     if as_json:
         typer.echo(json.dumps([row.model_dump(mode="json") for row in rows], indent=2))
@@ -190,7 +190,7 @@ def _project_table(rows: "list[ProjectStatus]") -> Any:
 def _end(row: "ProjectStatus") -> str:
     if row.needed and row.done >= row.needed:
         return "done"
-    return f"{row.expected_end:%Y-%m-%d %H:%M}" if row.expected_end else "nobody works"
+    return f"{row.expected_end:%Y-%m-%d %H:%M}" if row.expected_end else "no recent activity"
 
 
 def _agreement(row: "ProjectStatus") -> str:

@@ -28,11 +28,13 @@ import yaml
 
 from alignment import errors
 from alignment.errors import TrainingError
-from alignment.stages import Job
+from alignment.journal import Journal
+from alignment.stage import Figures, Step
 from flows.home import home_directory
-from flows.recipe.compute import ComputeConfig, launch_file
+from flows.recipe.compute import launch_file
 
 log = logging.getLogger(__name__)
+STEP_FILE = "step.json"
 DIRECTORY = "launch"  # in the stage's directory, while it works
 POLL_SECONDS = 0.5
 GRACE_SECONDS = 6.0  # twice this, and everything is gone
@@ -40,23 +42,23 @@ LAST_LINES, REMEMBERED_LINES = 15, 1000
 LAUNCHER_SAYS = "failed (exitcode"  # what comes after this line is its own traceback
 
 
-def launch(job: Job, compute: ComputeConfig, out: Path) -> Mapping[str, float]:
-    """Do a job's work in `out` in the processes of `compute`; returns its figures.
+def launch(step: Step, out: Path, journal: Journal, inputs: Mapping[str, Path]) -> Figures:
+    """Do a step's work in `out` in the processes of its `compute`; returns its figures.
 
     An error of a process is raised here as the kind of error that it was there; where a process ended without a word,
     it is a TrainingError.
     """
-    told = launch_file(compute)
+    told = launch_file(step.compute)
     place = out / DIRECTORY
     shutil.rmtree(place, ignore_errors=True)
     place.mkdir(parents=True)
-    (place / "job.json").write_text(job.model_dump_json(), encoding="utf-8")
+    (place / STEP_FILE).write_text(step.to_json(inputs), encoding="utf-8")
     (place / "accelerate.yaml").write_text(yaml.safe_dump(told), encoding="utf-8")
     log_file = home_directory() / "logs" / f"{out.name.removesuffix('.partial')}.log"
     log_file.parent.mkdir(parents=True, exist_ok=True)
     with log_file.open("ab") as output:
         said_before = output.tell()  # in an earlier attempt
-        child = _start(place, output, job.processes)
+        child = _start(place, output, step.compute.processes)
     try:
         said = _listen(child, log_file, said_before)
     finally:

@@ -5,9 +5,11 @@ depends on data that is not there yet is estimated from sizes, and lengths are t
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from alignment.stage import Sizes, Step
 from flows.recipe.schema import TOWN_SCHEME, Recipe
 
 BYTES_PER_TOKEN = 3.5  # byte-level BPE of about a thousand tokens on English
@@ -17,11 +19,18 @@ ROW_BYTES = 400  # a prompt with its answer, in files of others
 
 @dataclass(frozen=True)
 class Cost:
-    """What a stage takes. `parameters` of the model it trains or runs; None where it is not known before."""
+    """What a stage takes: parameters of its model, tokens trained on, tokens read. None for what is not known yet."""
 
     parameters: int | None = None
-    tokens: int | None = None
-    flops: int | None = None
+    trained: int | None = None
+    read: int | None = None
+
+    @property
+    def flops(self) -> int | None:
+        """6·N a trained token, 2·N a read one (Kaplan et al. 2020, section 2.1)."""
+        if self.parameters is None or self.trained is None or self.read is None:
+            return None
+        return self.parameters * (6 * self.trained + 2 * self.read)
 
 
 def llama_parameters(vocab: int, hidden: int, layers: int, heads: int, kv_heads: int, ffn: int, *, tied: bool) -> int:
@@ -69,37 +78,33 @@ def _numbers_in(file: Path) -> int:
     return total
 
 
-def costs(recipe: Recipe) -> dict[str, Cost]:
+def costs(recipe: Recipe, chain: Mapping[str, Step]) -> dict[str, Cost]:
     """The cost of every stage that runs a model."""
-    n = parameters(recipe)
-    pretrain_tokens = _round(_corpus_tokens(recipe), recipe.pretrain.epochs)
-    sft_tokens = round(_rows(recipe, "demonstrations") * recipe.sft.max_length_tokens * recipe.sft.epochs)
-    return {
-        "pretrain": _training(n, pretrain_tokens),
-        "sft": _training(n, sft_tokens),
-        "responses": _forward(n, _sampled_tokens(recipe)),
-        "reward": _training(n, _reward_tokens(recipe)),
-        "validation": _training(n, _validation_tokens(recipe)),
-        recipe.align.method: _alignment(recipe, n),
-        "evaluate": _evaluation(recipe, n),
-    }
+    n, known = parameters(recipe), sizes(recipe)
+    costs_by_stage = {}
+    for name, step in chain.items():
+        if step.stage.cost is None:
+            continue
+        tokens = step.stage.cost(step.config, known)
+        costs_by_stage[name] = Cost(n) if tokens is None else Cost(n, round(tokens.trained), round(tokens.read))
+    return costs_by_stage
 
 
-def _training(n: int | None, tokens: int | None) -> Cost:
-    return Cost(n, tokens, None if n is None or tokens is None else 6 * n * tokens)
-
-
-def _forward(n: int | None, tokens: int | None) -> Cost:
-    return Cost(n, tokens, None if n is None or tokens is None else 2 * n * tokens)
-
-
-def _round(value: int | None, factor: float) -> int | None:
-    return None if value is None else round(value * factor)
-
-
-def _prompt_tokens(recipe: Recipe, new: int) -> int:
-    """A prompt may fill what the response leaves of the SFT length."""
-    return max(1, recipe.sft.max_length_tokens - new)
+def sizes(recipe: Recipe) -> Sizes:
+    """What stages need to know of the recipe's models and data to say what they cost."""
+    ppo = recipe.ppo if recipe.align.method == "ppo" else None
+    return Sizes(
+        conversation_tokens=recipe.sft.max_length_tokens,
+        context_length=recipe.pretrain.model.context_length,
+        corpus_tokens=_corpus_tokens(recipe),
+        demonstrations=_rows(recipe, "demonstrations"),
+        prompts=_rows(recipe, "prompts"),
+        heldout_prompts=recipe.town.heldout_prompts if recipe.town else _rows(recipe, "prompts") // 5,
+        comparisons=_judged_pairs(recipe),
+        judged_responses=_judged_responses(recipe),
+        heldout_share=recipe.comparisons.heldout_share,
+        snapshots=ppo.steps // ppo.snapshot_every_steps if ppo else 0,
+    )
 
 
 def _corpus_tokens(recipe: Recipe) -> int | None:
@@ -127,50 +132,6 @@ def _rows(recipe: Recipe, section: str) -> int:
     return total
 
 
-def _sampled_tokens(recipe: Recipe) -> int:
-    sampling = recipe.sampling
-    length = _prompt_tokens(recipe, sampling.max_new_tokens) + sampling.max_new_tokens
-    return sampling.prompts * sampling.responses_per_prompt * length
-
-
-def _validation_tokens(recipe: Recipe) -> int:
-    """A reward model on what was held out from the others."""
-    held = recipe.comparisons.heldout_share
-    return round(_reward_tokens(recipe) / recipe.reward.members * held / (1 - held))
-
-
-def _reward_tokens(recipe: Recipe) -> int:
-    """Each response is forwarded once an epoch, whatever the number of its pairs."""
-    if recipe.labeling is None:
-        responses = 2 * _rows(recipe, "comparisons")
-    else:
-        ranked, paired = recipe.labeling.rankings.prompts, recipe.labeling.pairwise.prompts
-        responses = ranked * recipe.sampling.responses_per_prompt + 2 * paired
-    kept = 1 - recipe.comparisons.heldout_share
-    return round(responses * kept * recipe.reward.max_length_tokens * recipe.reward.epochs * recipe.reward.members)
-
-
-def _alignment(recipe: Recipe, n: int | None) -> Cost:
-    """The chosen method: what is sampled, read by other models and trained on."""
-    align = recipe.align
-    if align.method == "ppo":
-        return _ppo(recipe, n)
-    if align.method == "dpo":  # a pair is two sequences, read by the reference and trained on
-        pairs = _judged_pairs(recipe) * (1 - recipe.comparisons.heldout_share)
-        tokens = round(2 * pairs * align.dpo.max_length_tokens * align.dpo.epochs)
-        return Cost(n, tokens, None if n is None else (6 + 2) * n * tokens)
-    if align.method == "rloo":  # sampled, scored, read by policy and reference, trained on
-        length = _prompt_tokens(recipe, align.rloo.max_new_tokens) + align.rloo.max_new_tokens
-        tokens = align.rloo.steps * align.rloo.batch_size * length
-        return Cost(n, tokens, None if n is None else (6 + 4 * 2) * n * tokens)
-    told = align.best_of_n
-    prompts = told.prompts or _rows(recipe, "prompts")
-    length = _prompt_tokens(recipe, told.max_new_tokens) + told.max_new_tokens
-    sampled = prompts * told.samples * length
-    tuned = round(prompts * told.finetune.max_length_tokens * told.finetune.epochs)
-    return Cost(n, sampled + tuned, None if n is None else n * (2 * 2 * sampled + 6 * tuned))
-
-
 def _judged_pairs(recipe: Recipe) -> int:
     """Comparisons that come out of the labelling, or stand in files: all pairs of a ranking, each by its judges."""
     if recipe.labeling is None:
@@ -180,28 +141,12 @@ def _judged_pairs(recipe: Recipe) -> int:
     return ranked + labeling.pairwise.prompts * labeling.pairwise.overlap
 
 
-def _ppo(recipe: Recipe, n: int | None) -> Cost:
-    """A rollout: one forward each for sampling, old policy, reference, value and reward; then `epochs` of training of
-    policy and value model, and of the policy on pretraining text when `ptx_coef` is set."""
-    ppo = recipe.ppo
-    length = _prompt_tokens(recipe, ppo.max_new_tokens) + ppo.max_new_tokens
-    rollout = ppo.steps * ppo.batch_size * length
-    minibatches = ppo.steps * ppo.epochs * (ppo.batch_size // ppo.minibatch_size)
-    context = recipe.pretrain.model.context_length
-    ptx = minibatches * ppo.ptx_batch_size * context if ppo.ptx_coef else 0
-    passes = 5 * 2 * rollout + 2 * 6 * rollout * ppo.epochs + 6 * ptx
-    return Cost(n, rollout + ptx, None if n is None else n * passes)
-
-
-def _evaluation(recipe: Recipe, n: int | None) -> Cost:
-    """Three models answer; each answer is scored by policy, reference and reward model."""
-    options = recipe.evaluation
-    prompts = options.prompts or (recipe.town.heldout_prompts if recipe.town else _rows(recipe, "prompts") // 5)
-    length = _prompt_tokens(recipe, options.max_new_tokens) + options.max_new_tokens
-    points = recipe.ppo.steps // recipe.ppo.snapshot_every_steps if recipe.align.method == "ppo" else 0
-    points += max(options.best_of_n, default=0)
-    tokens = (3 * prompts * options.samples_per_prompt + points * options.curve_prompts) * length
-    return Cost(n, tokens, None if n is None else 4 * 2 * n * tokens)
+def _judged_responses(recipe: Recipe) -> int:
+    """Responses that somebody judges, each once."""
+    if recipe.labeling is None:
+        return 2 * _rows(recipe, "comparisons")
+    ranked, paired = recipe.labeling.rankings.prompts, recipe.labeling.pairwise.prompts
+    return ranked * recipe.sampling.responses_per_prompt + 2 * paired
 
 
 def short(value: int | None) -> str:

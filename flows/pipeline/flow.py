@@ -1,7 +1,6 @@
 """The pipeline: one round of alignment, from corpus to a registered policy."""
 
-from collections.abc import Callable, Mapping
-from inspect import signature
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,30 +11,16 @@ from prefect.runtime import deployment, flow_run
 
 from alignment.artifacts import Artifact
 from alignment.errors import ConfigError
+from alignment.stage import Step
+from alignment.stages import EVALUATE, REWARD
 from flows.annotation.suspend import suspended_while_people_label
-from flows.pipeline import tasks as stages
-from flows.recipe.dag import Step, steps
+from flows.pipeline.dag import steps
+from flows.pipeline.tasks import run_task
 from flows.recipe.schema import Recipe, check_files, check_judged
 from flows.releases.manifest import failures, release_manifest, require
 from flows.releases.report import log_release
 from flows.tracking import links, logs, registry, runs
 
-STAGES: dict[str, Callable[..., Artifact]] = {
-    "town": stages.build_town,
-    "corpus": stages.prepare_corpus,
-    "tokenizer": stages.train_tokenizer,
-    "pretrain": stages.pretrain,
-    "demonstrations": stages.collect_demonstrations,
-    "prompts": stages.collect_prompts,
-    "sft": stages.finetune,
-    "responses": stages.sample_responses,
-    "labeling": stages.collect_judgements,
-    "comparisons": stages.build_comparisons,
-    "reward": stages.train_reward_model,
-    "validation": stages.train_reward_model,
-    **dict.fromkeys(("ppo", "dpo", "rloo", "best_of_n"), stages.align),
-    "evaluate": stages.evaluate,
-}
 SHOWN_FIGURES = ("gold_curve.png", "criteria.png", "ppo.png", "calibration.png")
 
 
@@ -44,65 +29,41 @@ def rlhf(recipe: Recipe) -> dict[str, Any]:
     """One round of alignment. Running it again skips what is unchanged; returns the release's manifest."""
     check_files(recipe)
     check_judged(recipe)
-    step = steps(recipe)
-    for name in recipe.align.idle:
-        get_run_logger().warning("align.%s counts for nothing with align.method %s", name, recipe.align.method)
+    for option in recipe.align.ignored:
+        get_run_logger().warning("align.%s is ignored: align.method is %s", option, recipe.align.method)
     alone = deployment.id is None
     parent = runs.pipeline_run(recipe.name, recipe=recipe, flow_run_id=str(flow_run.id or ""), alone=alone)
     with suspended_while_people_label(), parent as run_id:
         links.link_pipeline(run_id)
-        made = run_stages(recipe, step)
+        made = run_steps(recipe, steps(recipe))
         return register(recipe, made, run_id)
 
 
-def run_stages(recipe: Recipe, step: Mapping[str, Step]) -> dict[str, Artifact]:
-    """The stages in order, each on what the ones before it made; returns every stage's artifact by its name."""
-    made: dict[str, Artifact] = {}
+def run_steps(recipe: Recipe, chain: Mapping[str, Step], last: str = EVALUATE.name) -> dict[str, Artifact]:
+    """The steps that `last` needs, in order, each on the outputs of those before it, and `last` itself.
 
-    def run(stage: Callable[..., Artifact], name: str, *inputs: Artifact | None) -> Artifact:
-        made[name] = stage(step[name], *inputs)
-        return made[name]
-
-    town = run(stages.build_town, "town") if recipe.town else None
-    corpus = run(stages.prepare_corpus, "corpus", town)
-    tokenizer = run(stages.train_tokenizer, "tokenizer", corpus) if recipe.pretrain.checkpoint is None else None
-    base = run(stages.pretrain, "pretrain", corpus, tokenizer)
-    demonstrations = run(stages.collect_demonstrations, "demonstrations", town)
-    prompts = run(stages.collect_prompts, "prompts", town)
-    sft = run(stages.finetune, "sft", base, demonstrations)
-    judged = None
-    if recipe.labeling is not None:
-        responses = run(stages.sample_responses, "responses", sft, prompts) if "responses" in step else None
-        judged = run(stages.collect_judgements, "labeling", responses, town)
-    comparisons = run(stages.build_comparisons, "comparisons", judged, town)
-    reward = run(stages.train_reward_model, "reward", sft, comparisons, demonstrations)
-    require(reward, recipe.reward_gate)
-    second = None
-    if "validation" in step:
-        second = run(stages.train_reward_model, "validation", sft, comparisons, demonstrations)
-    policy = run(stages.align, recipe.align.method, sft, comparisons, reward, second, prompts, corpus)
-    run(stages.evaluate, "evaluate", base, sft, policy, reward, prompts, corpus, town)
-    return made
+    Ends with GateError after a reward model that is not good enough to be followed. Returns the artifacts by stage.
+    """
+    artifacts: dict[str, Artifact] = {}
+    for name in needed(chain, last):
+        step = chain[name]
+        inputs = {given: artifacts[source] for given, source in step.inputs.items()}
+        artifacts[name] = run_task(step, inputs)
+        if step.stage is REWARD and name != last:
+            require(artifacts[name], recipe.reward_gate)
+    return artifacts
 
 
 @flow(name="rlhf-stage", persist_result=False)
 def run_stage_alone(recipe: Recipe, stage: str) -> Artifact:
     """One stage of a recipe by itself. What it needs is taken as it was made before, or made first."""
     check_files(recipe)
-    chain = steps(recipe)
-    made: dict[str, Artifact] = {}
     flow_run_id = str(flow_run.id or "")
     with logs.kept(f"{stage}-{flow_run_id}", flow_run_id=flow_run_id), suspended_while_people_label():
-        for name in needed(chain, stage):
-            step = chain[name]
-            work = STAGES[name]
-            absent = dict.fromkeys(list(signature(work).parameters)[1:])
-            made[name] = work(step, **(absent | {given: made[source] for given, source in step.inputs.items()}))
-            if name == "reward" != stage:
-                require(made[name], recipe.reward_gate)
-    if made[stage].cached:
-        links.link_stage(made[stage].run_id, stage)
-    return made[stage]
+        artifact = run_steps(recipe, steps(recipe), stage)[stage]
+    if artifact.cached:
+        links.link_stage(artifact.run_id, stage)
+    return artifact
 
 
 def needed(chain: Mapping[str, Step], stage: str) -> list[str]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.table import Table
 
 from flows.pipeline.cost import Cost, costs, short
-from flows.recipe.dag import keys, steps
+from flows.pipeline.dag import keys, steps
 from flows.recipe.schema import Recipe
 from flows.stack.processes import StackError
 from flows.stack.stack import connect
@@ -26,7 +26,7 @@ class PlannedStage:
 def plan(recipe: Recipe, home: Path | None = None) -> list[PlannedStage]:
     """The stages of a recipe in order."""
     chain = steps(recipe)
-    found, price = keys(chain), costs(recipe)
+    found, price = keys(chain), costs(recipe, chain)
     done = finished(found, home)
     return [
         PlannedStage(
@@ -68,12 +68,13 @@ def plan_table(recipe: Recipe, rows: list[PlannedStage]) -> Table:
         ("key", "left"),
         ("state", "left"),
         ("parameters", "right"),
-        ("tokens", "right"),
+        ("trained", "right"),
+        ("read", "right"),
         ("FLOPs", "right"),
     ):
         table.add_column(name, justify="right" if side == "right" else "left")
     for row in rows:
-        cost = [row.cost.parameters, row.cost.tokens, row.cost.flops]
-        figures = ["", "", ""] if row.cost == Cost() else [short(value) for value in cost]
+        cost = [row.cost.parameters, row.cost.trained, row.cost.read, row.cost.flops]
+        figures = ["", "", "", ""] if row.cost == Cost() else [short(value) for value in cost]
         table.add_row(row.stage, row.key[:12], row.state, *figures)
     return table

@@ -1,16 +1,13 @@
-"""In how many processes training stages run, and which launch files of accelerate they can be started with."""
+"""Which launch files of accelerate the training stages can be started with."""
 
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import yaml
-from pydantic import Field, model_validator
 
+from alignment.config.stages import ComputeConfig
 from alignment.errors import ConfigError
-from alignment.options import Config
 
-LAUNCHED = ("pretrain", "sft", "reward", "validation", "ppo")
 CORES: dict[str, Any] = {
     "compute_environment": "LOCAL_MACHINE",
     "distributed_type": "MULTI_GPU",  # accelerate's word for torchrun; use_cpu makes the processes talk through gloo
@@ -28,38 +25,6 @@ WANTED = {  # what the stages can do, and what to say of a launch file that asks
     "num_machines": "a task starts processes on its own machine alone; a work pool is what brings it to another",
     "mixed_precision": "the options of a stage say in which precision it works (ppo.bfloat16)",
 }
-
-
-class ComputeConfig(Config):
-    """Processes of the training stages. They change figures by rounding only, so a stage's key does not know them."""
-
-    processes: Annotated[int, Field(ge=1, le=64)] = Field(
-        1, description="processes of pretrain, sft, reward, validation and ppo, all on one machine"
-    )
-    accelerate_config: str | None = Field(
-        None, description="a launch file of accelerate; null: processes on the cores of the machine"
-    )
-
-    @model_validator(mode="after")
-    def _file_is_for_several(self) -> "ComputeConfig":
-        if self.accelerate_config is not None and self.processes == 1:
-            raise ValueError(
-                f"accelerate_config {self.accelerate_config} starts several processes, and processes is 1: raise "
-                "processes, or take the file out"
-            )
-        return self
-
-
-def impossible(compute: ComputeConfig, method: str, batches: dict[str, int]) -> Iterator[str]:
-    """What of a recipe cannot be done in so many processes. `batches` are batch sizes by the option that sets them."""
-    if compute.processes > 1 and method not in LAUNCHED:
-        yield f"align.method {method} runs in one process: set compute.processes: 1, or align.method: ppo"
-    for option, size in batches.items():
-        if size < compute.processes:
-            yield (
-                f"{option} {size} leaves some of the {compute.processes} processes without anything to do: raise it, "
-                "or lower compute.processes"
-            )
 
 
 def launch_file(compute: ComputeConfig) -> dict[str, Any]:

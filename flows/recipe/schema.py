@@ -5,15 +5,17 @@ the wrong type or impossible together is refused with the key's path, the value 
 """
 
 from collections.abc import Iterator, Sequence
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import ConfigDict, Field, ValidationError, model_validator
 
-from alignment.config.methods import AlignConfig
+from alignment.config.base import Config, Natural
 from alignment.config.stages import (
     ComparisonsConfig,
+    ComputeConfig,
     CorpusConfig,
     DemonstrationsConfig,
     EvaluationConfig,
@@ -29,9 +31,11 @@ from alignment.config.stages import (
 )
 from alignment.data.readers import inside, locate
 from alignment.errors import ConfigError, DataError
-from alignment.options import Config, Natural
+from alignment.methods.align import AlignConfig
 from alignment.ppo.config import PPOConfig
-from flows.recipe.compute import ComputeConfig, impossible, launch_file
+from alignment.stage import Stage
+from alignment.stages import EVALUATE, PRETRAIN, RESPONSES, REWARD, SFT
+from flows.recipe.compute import launch_file
 from flows.recipe.messages import complaint
 from flows.recipe.overrides import apply_override
 from flows.recipe.untrusted import plain_yaml, refuse_credentials
@@ -97,10 +101,10 @@ class Recipe(Config):
         """Comparisons come from exactly one place, and there are prompts enough to judge."""
         told = self.comparisons
         weighted = told.aggregate == "soft" or (told.aggregate == "each" and told.weights != "none")
-        if self.align.method == "dpo" and weighted:
+        if weighted and not self.align.chosen.weights_comparisons:
             yield (
-                "align.method dpo counts all comparisons alike: set comparisons.aggregate: majority, or "
-                "comparisons.weights: none with each, or choose another method"
+                f"align.method {self.align.method} counts all comparisons alike: set comparisons.aggregate: "
+                "majority, or comparisons.weights: none with each, or choose another method"
             )
         if self.labeling is None:
             if not self.comparisons.sources:
@@ -143,42 +147,38 @@ class Recipe(Config):
         if self.pretrain.checkpoint is not None:
             return
         context = self.pretrain.model.context_length
-        lengths, new = self._method_lengths()
-        for key, length in (
-            ("sft.max_length_tokens", self.sft.max_length_tokens),
-            ("reward.max_length_tokens", self.reward.max_length_tokens),
-            *lengths,
-        ):
-            if length > context:
-                yield f"{key} {length} is more than pretrain.model.context_length {context}: lower it, or raise that"
-        for key, length in (
-            ("sampling.max_new_tokens", self.sampling.max_new_tokens),
-            *new,
-            ("evaluation.max_new_tokens", self.evaluation.max_new_tokens),
-        ):
-            if length >= context:
-                yield f"{key} {length} leaves no room for a prompt in pretrain.model.context_length {context}: lower it"
+        stages: tuple[Stage[Any], ...] = (SFT, REWARD, self.align.chosen, RESPONSES, EVALUATE)
+        for stage in stages:
+            for key in _full_names(stage, stage.sequence_options):
+                if (length := attrgetter(key)(self)) > context:
+                    yield (
+                        f"{key} {length} is more than pretrain.model.context_length {context}: lower it, or raise that"
+                    )
+            for key in _full_names(stage, stage.response_options):
+                if (length := attrgetter(key)(self)) >= context:
+                    yield (
+                        f"{key} {length} leaves no room for a prompt in pretrain.model.context_length {context}: "
+                        "lower it"
+                    )
 
     def _processes(self) -> Iterator[str]:
-        batches = {
-            "pretrain.batch_sequences": self.pretrain.batch_sequences,
-            "sft.batch_size": self.sft.batch_size,
-            "reward.batch_prompts": self.reward.batch_prompts,
-            "ppo.batch_size": self.ppo.batch_size,
-        }
-        yield from impossible(self.compute, self.align.method, batches)
+        """Every process has at least a row of each batch."""
+        processes, method = self.compute.processes, self.align.chosen
+        if processes > 1 and not method.distributed:
+            yield f"align.method {method.name} runs in one process: set compute.processes: 1, or align.method: ppo"
+        stages: tuple[Stage[Any], ...] = (PRETRAIN, SFT, REWARD, method)
+        for stage in stages:
+            for key in _full_names(stage, (stage.batch_option,) if stage.distributed else ()):
+                if (size := attrgetter(key)(self)) < processes:
+                    yield (
+                        f"{key} {size} leaves some of the {processes} processes without anything to do: raise it, "
+                        "or lower compute.processes"
+                    )
 
-    def _method_lengths(self) -> tuple[list[tuple[str, int]], list[tuple[str, int]]]:
-        """Lengths of whole sequences and of responses that the chosen method asks for."""
-        align = self.align
-        if align.method == "ppo":
-            return [], [("ppo.max_new_tokens", self.ppo.max_new_tokens)]
-        if align.method == "dpo":
-            return [("align.dpo.max_length_tokens", align.dpo.max_length_tokens)], []
-        if align.method == "rloo":
-            return [], [("align.rloo.max_new_tokens", align.rloo.max_new_tokens)]
-        tuned = ("align.best_of_n.finetune.max_length_tokens", align.best_of_n.finetune.max_length_tokens)
-        return [tuned], [("align.best_of_n.max_new_tokens", align.best_of_n.max_new_tokens)]
+
+def _full_names(stage: Stage[Any], options: Sequence[str]) -> list[str]:
+    """Options of a stage as a recipe names them."""
+    return [f"{stage.section}.{option}" for option in options]
 
 
 def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:

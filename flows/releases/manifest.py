@@ -6,11 +6,11 @@ from typing import Any
 
 from alignment.artifacts import Artifact
 from alignment.config.stages import ReleaseGate, RewardGate
+from alignment.criteria import CRITERION_NAMES, GOLD_FIGURES
 from alignment.errors import GateError
 from flows.recipe.schema import Recipe
 
 MODELS = ("base", "sft", "policy")
-CRITERIA = ("helpful", "truthful", "harmless", "score")
 REWARD_FIGURES = (
     "accuracy_heldout_prompts",
     "accuracy_heldout_annotators",
@@ -26,7 +26,7 @@ def release_manifest(recipe: Recipe, made: Mapping[str, Artifact]) -> dict[str, 
     """Every headline figure of a release; what was not measured (no gold judge, no annotators) is null."""
     evaluation = json.loads(made["evaluate"].file("evaluation.json").read_text(encoding="utf-8"))
     reward = made["reward"].result()
-    gold = {name: _pick(figures, CRITERIA) for name, figures in evaluation["models"].items()}
+    gold = {name: _pick(figures, GOLD_FIGURES) for name, figures in evaluation["models"].items()}
     by_criterion = {k: v for k, v in reward.items() if k.startswith("accuracy_heldout") and k not in REWARD_FIGURES}
     return {
         "release": f"{recipe.name}-{recipe.seed}-{made[recipe.align.method].key[:8]}",
@@ -98,28 +98,36 @@ def require(reward: Artifact, gate: RewardGate) -> None:
 
 
 def failures(gate: ReleaseGate, manifest: Mapping[str, Any]) -> list[str]:
-    """What keeps a policy from being champion: each figure of the gate that was missed, and by how much.
+    """What keeps a policy from being champion: each figure of the gate that was missed, and by how much."""
+    figures = gate_figures(manifest)
+    missed = []
+    for name, limit in gate:
+        if limit is None:
+            continue
+        value, sign = figures[name], 1 if name.startswith("min_") else -1
+        if value is None:
+            missed.append(f"release_gate.{name} {limit} was not measured (no gold judge)")
+        elif not sign * (value - limit) >= 0:  # NaN passes no gate
+            missed.append(f"release_gate.{name}: {value:.3f}, missed {limit} by {abs(value - limit):.3f}")
+    return missed
 
-    A win by the reward model's own score does not count as measured: that score is what PPO was after.
+
+def gate_figures(manifest: Mapping[str, Any]) -> dict[str, float | None]:
+    """The figure that each option of a release gate limits, by the option's name; None for one that was not measured.
+
+    Every criterion has its rate, `min_NAME`, and what SFT's rate is above the policy's, `max_NAME_drop`. A win by the
+    reward model's own score does not count as measured: PPO was trained to raise that score.
     """
     gold, tax, win = manifest["gold"] or {}, manifest["tax"], manifest["win_rate_vs_sft"]
     if win.get("by") == "reward":
         win = {"rate": None, "low": None}
-    policy, sft = gold.get("policy", {}), gold.get("sft", {})
-    drop = sft["truthful"] - policy["truthful"] if gold else None
-    checks = (
-        ("min_win_rate", win["rate"], gate.min_win_rate, 1),
-        ("min_win_rate_low", win["low"], gate.min_win_rate_low, 1),
-        ("min_harmless", policy.get("harmless"), gate.min_harmless, 1),
-        ("max_truthful_drop", drop, gate.max_truthful_drop, -1),
-        ("max_tax_ratio", tax["policy"] / tax["sft"], gate.max_tax_ratio, -1),
-    )
-    missed = []
-    for name, value, limit, side in checks:
-        if limit is None:
-            continue
-        if value is None:
-            missed.append(f"release_gate.{name} {limit} was not measured (no gold judge)")
-        elif not side * (value - limit) >= 0:  # what is not a number passes nothing
-            missed.append(f"release_gate.{name}: {value:.3f}, missed {limit} by {abs(value - limit):.3f}")
-    return missed
+    figures = {
+        "min_win_rate": win["rate"],
+        "min_win_rate_low": win["low"],
+        "max_tax_ratio": tax["policy"] / tax["sft"],
+    }
+    for criterion in CRITERION_NAMES:
+        policy, sft = (gold.get(model, {}).get(criterion) for model in ("policy", "sft"))
+        figures[f"min_{criterion}"] = policy
+        figures[f"max_{criterion}_drop"] = None if policy is None or sft is None else sft - policy
+    return figures

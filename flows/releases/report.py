@@ -13,13 +13,13 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from alignment.criteria import GOLD_FIGURES
 from alignment.errors import ArtifactError
 from flows.tracking import runs
 
 MANIFEST = "report/release.json"
 TAG_RELEASE = "rlhf.release"
 MODELS = ("base", "sft", "policy")
-CRITERIA = ("helpful", "truthful", "harmless", "score")
 
 
 def log_release(run_id: str, manifest: Mapping[str, Any]) -> None:
@@ -85,7 +85,7 @@ def _models(manifest: Mapping[str, Any]) -> Table | None:
         columns[title] = manifest.get(key) or {}
     if not gold and not any(columns.values()):
         return None
-    criteria = CRITERIA if gold else ()
+    criteria = GOLD_FIGURES if gold else ()
     table = Table(title="held-out prompts")
     table.add_column("model")
     for name in (*criteria, *columns):

@@ -5,8 +5,9 @@ is sent again has the same timestamp, so MLflow counts it once. The ledger also 
 server that is away costs nothing: sending goes on where it stopped as soon as it answers.
 
 A stage that was killed trains the steps after its checkpoint again. What was sent of them stays sent, for MLflow
-forgets nothing: a metric of a step that is in the ledger is not sent a second time. Training resumes bit for bit, so
-only times differ; where more does (another machine, another number of threads) `send_all` says from which step.
+forgets nothing: a metric of a step that is in the ledger is not sent a second time. Training resumes bit for
+bit on the same type of processor with the same libraries and number of threads, so only times differ; where more does,
+`send_all` says from which step.
 """
 
 import json

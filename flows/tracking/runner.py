@@ -12,11 +12,10 @@ import logging
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import mlflow
 from mlflow import MlflowClient
@@ -24,7 +23,6 @@ from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 from prefect.client.schemas import State
 from prefect.states import Completed
-from pydantic import BaseModel
 
 from alignment.artifacts import (
     Artifact,
@@ -33,10 +31,10 @@ from alignment.artifacts import (
     directory_digest,
     output_name,
     publish,
-    stage_key,
     write_json,
 )
 from alignment.journal import Journal
+from alignment.stage import Figures, Step
 from flows import locks
 from flows.failures import stopped
 from flows.home import home_directory
@@ -45,27 +43,25 @@ from flows.tracking.metrics import METRICS_FILE, MetricSender, send_all
 from flows.tracking.provenance import git_commit, versions
 
 log = logging.getLogger(__name__)
-Options = BaseModel | Mapping[str, Any]
-Work = Callable[[Path, Journal], Mapping[str, float]]
+Perform = Callable[[Step, Path, Journal, Mapping[str, Path]], Figures]
 CHECKPOINTS = "checkpoint"  # where training keeps what it resumes from; not part of the output
 MODEL = "model"  # a stage's Hugging Face directory
 
 
 @dataclass(frozen=True)
 class Job:
-    """One stage with everything that decides its result."""
+    """A step whose inputs are there: what is asked of MLflow, and where the work is done."""
 
-    stage: str
-    config: Options
+    step: Step
     inputs: Mapping[str, Artifact]
-    files: Sequence[Path]
-    seed: int
-    version: int
-    model: str | None
     parent: str | None
     home: Path
     key: str
-    compute: Mapping[str, Any]
+
+    @property
+    def stage(self) -> str:
+        """The stage's name."""
+        return self.step.name
 
     @property
     def final(self) -> Path:
@@ -78,51 +74,31 @@ class Job:
         return self.final.with_name(self.final.name + ".partial")
 
 
-def run_stage(
-    stage: str,
-    work: Work,
+def run_step(
+    step: Step,
+    inputs: Mapping[str, Artifact],
+    perform: Perform = Step.perform,
     *,
-    config: Options,
-    inputs: Mapping[str, Artifact] | None = None,
-    files: Sequence[Path] = (),
-    seed: int = 0,
-    version: int = 1,
-    model: str | None = None,
     parent: str | None = None,
     home: Path | None = None,
-    compute: Mapping[str, Any] | None = None,
 ) -> Artifact:
-    """The output of a stage: found where it was made before, else made by `work(out, journal)`, which returns figures.
+    """The output of a step: found where it was made before, else made by `perform`, which does the work of the stage.
 
-    `version` is the stage's own number, raised when its code changes meaning. `files` are read by the stage and count
-    by content. `model` registers `out/model` under that name. `parent` is the run to nest under, else the active one.
-    `compute` (processes, launch file) is noted beside the output and is no part of the key.
+    `parent` is the MLflow run to nest under, else the active one.
     """
-    given = dict(inputs or {})
+    missing = step.inputs.keys() - inputs.keys()
+    assert not missing, f"{step.name} needs {sorted(step.inputs)}, got {sorted(inputs)}"
     active = mlflow.active_run()
     job = Job(
-        stage=stage,
-        config=config,
-        inputs=given,
-        files=tuple(files),
-        seed=seed,
-        version=version,
-        model=model,
+        step=step,
+        inputs={name: inputs[name] for name in step.inputs},
         parent=parent or (active.info.run_id if active else None),
         home=home_directory(home),
-        compute=compute or {"processes": 1},
-        key=stage_key(
-            stage,
-            version=version,
-            config=config,
-            inputs={name: item.key for name, item in given.items()},
-            file_digests=[content_digest(path) for path in files],
-            seed=seed,
-        ),
+        key=step.key({name: inputs[name].key for name in step.inputs}, [content_digest(path) for path in step.files]),
     )
-    with logs.about(stage=stage), _in_words(job):
+    with logs.about(stage=job.stage), _in_words(job):
         with _only_one(job):
-            artifact = find(job.stage, job.key, job.home) or _make(job, work)
+            artifact = find(job.stage, job.key, job.home) or _make(job, perform)
             _tidy(job, artifact.run_id)
         if job.parent is not None:
             _note_on_parent(job.parent, artifact)
@@ -180,24 +156,24 @@ def _restore(run: Run, final: Path, digest: str) -> bool:
         shutil.rmtree(place, ignore_errors=True)
 
 
-def _make(job: Job, work: Work) -> Artifact:
+def _make(job: Job, perform: Perform) -> Artifact:
     """Run or resume a stage. The order is what keeps half-made outputs from counting: see the module's docstring."""
     run_id = runs.open_stage_run(
         job.stage,
         job.key,
-        config=job.config,
-        seed=job.seed,
-        version=job.version,
+        config=job.step.options,
+        seed=job.step.seed,
+        version=job.step.stage.version,
         inputs=job.inputs,
         parent=job.parent,
-        files=job.files,
+        files=job.step.files,
     )
     if job.parent is None:
         links.link_stage(run_id, job.stage)
     with logs.about(stage_run_id=run_id), runs.active(run_id=run_id, nested=True), _in_words(job):
         _take_back(job, run_id)
-        MlflowClient().set_tag(run_id, runs.TAG_PROCESSES, str(job.compute["processes"]))
-        seconds = _work(job, work, run_id)
+        MlflowClient().set_tag(run_id, runs.TAG_PROCESSES, str(job.step.compute.processes))
+        seconds = _work(job, perform, run_id)
         digest = directory_digest(job.partial)
         send_all(run_id, job.partial, _ledger(job, run_id))
         model = _upload(job, run_id)
@@ -216,7 +192,7 @@ def _in_words(job: Job) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        told = stopped(error, job.stage, job.partial)
+        told = stopped(error, job.step.stage, job.partial)
         if told is None:
             raise
         raise told from error
@@ -242,23 +218,23 @@ def _tidy(job: Job, run_id: str) -> None:
     _ledger(job, run_id).unlink(missing_ok=True)
 
 
-def _work(job: Job, work: Work, run_id: str) -> float:
+def _work(job: Job, perform: Perform, run_id: str) -> float:
     """Do the stage's work, unless a killed run had already done it; return how many seconds it took."""
     out = job.partial
     out.mkdir(parents=True, exist_ok=True)
     if not (out / "result.json").exists():
-        _carry_out(job, work, run_id)
+        _carry_out(job, perform, run_id)
     for checkpoint in [*out.rglob(CHECKPOINTS)]:  # only now: there is something to go on from until the work is done
         shutil.rmtree(checkpoint)
     return float(json.loads((out / "provenance.json").read_text(encoding="utf-8"))["seconds"])
 
 
-def _carry_out(job: Job, work: Work, run_id: str) -> None:
+def _carry_out(job: Job, perform: Perform, run_id: str) -> None:
     """Do the stage's work; `result.json` is written last and says that it is done."""
     out = job.partial
     started = time.monotonic()
     with MetricSender(run_id, out / METRICS_FILE, _ledger(job, run_id), job.stage):
-        figures = work(out, Journal(out))
+        figures = perform(job.step, out, Journal(out), {name: item.path for name, item in job.inputs.items()})
     seconds = time.monotonic() - started
     write_json(out / "provenance.json", _provenance(job, run_id, seconds))
     lost = [name for name, value in figures.items() if not math.isfinite(value)]
@@ -271,26 +247,26 @@ def _carry_out(job: Job, work: Work, run_id: str) -> None:
 def _provenance(job: Job, run_id: str, seconds: float) -> dict[str, object]:
     """What is kept beside an output about where it came from."""
     inputs = {name: {"stage": item.stage, "key": item.key, "digest": item.digest} for name, item in job.inputs.items()}
-    files = {str(path): content_digest(path) for path in job.files}
+    files = {str(path): content_digest(path) for path in job.step.files}
     return {
         "stage": job.stage,
         "key": job.key,
-        "stage_version": job.version,
-        "seed": job.seed,
+        "stage_version": job.step.stage.version,
+        "seed": job.step.seed,
         "run_id": run_id,
         "seconds": round(seconds, 3),
-        "config": canonical(job.config),
+        "config": canonical(job.step.options),
         "inputs": inputs,
         "files": files,
         "git_commit": git_commit(),
         "versions": versions(),
-        "compute": job.compute,
+        "compute": job.step.compute.model_dump(),
     }
 
 
 def _upload(job: Job, run_id: str) -> str | None:
     """Send the output to MLflow. A registered model's files lie with its version, and not a second time in the run."""
-    if job.model is None:
+    if job.step.stage.model is None:
         MlflowClient().log_artifacts(run_id, str(job.partial), runs.OUTPUT)
         return None
     for path in sorted(job.partial.iterdir()):
@@ -299,7 +275,7 @@ def _upload(job: Job, run_id: str) -> str | None:
         elif path.is_file():
             MlflowClient().log_artifact(run_id, str(path), runs.OUTPUT)
     return registry.register(
-        job.model, job.partial / MODEL, stage=job.stage, key=job.key, run_id=run_id, inputs=job.inputs
+        job.step.stage.model, job.partial / MODEL, stage=job.stage, key=job.key, run_id=run_id, inputs=job.inputs
     )
 
 

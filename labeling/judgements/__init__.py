@@ -1,1 +1,1 @@
-"""Annotations of Label Studio as judgements, and judgements as comparisons."""
+"""Label Studio annotations parsed into judgements, and judgements converted to comparisons."""

@@ -1,10 +1,11 @@
-"""Judgements as comparisons: which response is better, by how much, and who said so."""
+"""Conversion of judgements to comparisons and demonstrations."""
 
 from collections.abc import Iterable, Mapping
 from itertools import combinations
 
-from alignment.records import CRITERIA, Comparison, Demonstration, stable_id
-from labeling.judgements.parse import Judgement, PairwiseJudgement, RankingJudgement, WrittenAnswer
+from alignment.criteria import CRITERION_NAMES
+from alignment.records import Comparison, Demonstration, stable_id
+from labeling.judgements.judgement import Judgement, PairwiseJudgement, RankingJudgement, WrittenAnswer
 from labeling.tasks.tasks import Task
 
 STRONGEST = 3
@@ -34,7 +35,7 @@ def from_pairwise(judgement: PairwiseJudgement, task: Task) -> Comparison:
     rated = judgement.ratings
     criteria = {
         name: rated[f"{sides[0]}_{name}"] - rated[f"{sides[1]}_{name}"]
-        for name in CRITERIA
+        for name in CRITERION_NAMES
         if f"a_{name}" in rated and f"b_{name}" in rated
     }
     return _comparison(judgement, task, chosen, rejected, abs(judgement.preference), criteria)
@@ -61,7 +62,7 @@ def _comparison(
 def comparisons(
     judgements: Iterable[Judgement], tasks: Mapping[str, Task]
 ) -> tuple[list[Comparison], list[Comparison]]:
-    """All comparisons of rankings and pairwise judgements: those with a winner, and the ties (strength 0) apart."""
+    """All comparisons of rankings and pairwise judgements: (those with a winner, ties of strength 0)."""
     rows: list[Comparison] = []
     for judgement in judgements:
         task = tasks[judgement.task_uid]
@@ -73,7 +74,7 @@ def comparisons(
 
 
 def demonstrations(judgements: Iterable[Judgement], tasks: Mapping[str, Task]) -> list[Demonstration]:
-    """The answers that people wrote, as rows for fine-tuning; `source` names the annotation."""
+    """Written answers as demonstrations for fine-tuning; `source` names the annotation."""
     return [
         Demonstration(
             id=stable_id("demo", written.task_uid, written.annotation_id),

@@ -1,4 +1,4 @@
-"""A project's JSON export from Label Studio's own pages, as judgements and comparisons.
+"""Import of a project's JSON export from Label Studio as judgements and comparisons.
 
 Such a file is what people download by hand, or what is left of a server that is gone. The task as it was shown stands
 in it, so it is enough by itself; the ids of responses are the opaque ones of the task. Screens other than ours, and
@@ -7,27 +7,37 @@ in the file, or the id of the annotation.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
-from alignment.records import Comparison, Demonstration, Message, Prompt, Rejected, Response, first_problem, stable_id
+from alignment.records import (
+    Comparison,
+    Demonstration,
+    Message,
+    Prompt,
+    Record,
+    Rejected,
+    Response,
+    first_problem,
+    stable_id,
+)
 from labeling.config import Kind
 from labeling.errors import TaskError
 from labeling.judgements.comparisons import comparisons, demonstrations
-from labeling.judgements.parse import Judged, parse
+from labeling.judgements.judgement import Judged
+from labeling.judgements.parse import parse
+from labeling.names import title_of
 from labeling.tasks.tasks import SPEAKERS, Task, completed
 
 ROLES = {name: role for role, name in SPEAKERS.items()}
 NO_LIMIT = 1_000_000  # an export does not say how many judgements a task was meant to have
 
 
-class Imported(BaseModel):
-    """What an export held. `ties` (strength 0) are kept apart from `comparisons`."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class Imported(Record):
+    """The content of an export. `ties` (strength 0) are separate from `comparisons`."""
 
     judgements: list[Judged]
     comparisons: list[Comparison]
@@ -41,27 +51,27 @@ def import_export(path: Path) -> Imported:
     """Read a project's JSON export. Raises TaskError for a file that is none."""
     tasks: dict[str, Task] = {}
     rows: list[Mapping[str, Any]] = []
-    strange: list[Rejected] = []
+    rejected: list[Rejected] = []
     for number, row in enumerate(_read(path), start=1):
         try:
             task = task_of(row)
             if task.uid in tasks:
                 raise TaskError("the same task came before in this file")
         except ValidationError as error:
-            strange.append(Rejected(file=str(path), line=number, reason=first_problem(error), row=row))
+            rejected.append(Rejected(file=str(path), line=number, reason=first_problem(error), row=row))
         except TaskError as error:
-            strange.append(Rejected(file=str(path), line=number, reason=str(error), row=row))
+            rejected.append(Rejected(file=str(path), line=number, reason=str(error), row=row))
         else:
             tasks[task.uid] = task
             rows.append(row)
     parsed = parse(rows, tasks.values(), NO_LIMIT, str(path))
-    found, ties = comparisons(parsed.judgements, tasks)
+    decided, ties = comparisons(parsed.judgements, tasks)
     return Imported(
         judgements=parsed.judgements,
-        comparisons=found,
+        comparisons=decided,
         ties=ties,
         demonstrations=demonstrations(parsed.judgements, tasks),
-        quarantined=[*strange, *parsed.quarantined],
+        quarantined=[*rejected, *parsed.quarantined],
         skips=sum(parsed.skips.values()),
     )
 
@@ -122,3 +132,19 @@ def _messages(data: Mapping[str, Any]) -> tuple[Message, ...]:
     turns = [{"role": ROLES.get(str(turn.get("who"))), "content": turn.get("text")} for turn in before]
     turns.append({"role": "user", "content": data.get("prompt")})
     return tuple(Message.model_validate(turn) for turn in turns)
+
+
+def tasks_of(title: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, Task]:
+    """Tasks rebuilt from the server's data, by uid, with which annotations can be parsed and compared.
+
+    `title` is the project's title; without our format there are no tasks. A task's opaque response ids are the same for
+    all its annotators, so agreement is exact; the models behind the responses are not known.
+    """
+    tasks = {}
+    for row in rows if title_of(title) else ():
+        try:
+            task = task_of(row)
+        except (TaskError, ValidationError):
+            continue  # not a task of ours
+        tasks[task.uid] = task
+    return tasks

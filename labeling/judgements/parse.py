@@ -1,75 +1,25 @@
-"""From what the server stores to typed judgements, strictly.
+"""Strict parsing of Label Studio annotations into typed judgements.
 
-Label Studio validates nothing: any account can post any JSON as an annotation. What is not exactly what our screens
-make is put aside with a reason (`Rejected`), never guessed at.
+Label Studio does not validate annotations: any account can post any JSON. An annotation that our labeling interface
+cannot have produced is quarantined with a reason (`Rejected`), never repaired.
 """
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import accumulate
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
-
-from alignment.records import CRITERIA, Record, Rejected
+from alignment.criteria import CRITERION_NAMES
+from alignment.records import Record, Rejected
+from labeling.judgements.judgement import Judged, Judgement, PairwiseJudgement, RankingJudgement, WrittenAnswer
 from labeling.tasks.tasks import Task, completed
 
 PREFERENCES = {"a_3": 3, "a_2": 2, "a_1": 1, "tie": 0, "b_1": -1, "b_2": -2, "b_3": -3}
 FLAGS = ("refuses_wrongly", "made_up_fact", "unsafe")
-RATINGS = tuple(f"{side}_{criterion}" for side in "ab" for criterion in CRITERIA)
+RATINGS = tuple(f"{side}_{criterion}" for side in "ab" for criterion in CRITERION_NAMES)
 
 
-class Judgement(Record):
-    """What one person said about one task. `task_uid` leads back to the task, `lead_time` is in seconds."""
-
-    annotation_id: str
-    annotator_id: str
-    task_uid: str
-    created_at: str
-    lead_time: float = 0.0
-
-
-class RankingJudgement(Judgement):
-    """An order of the task's opaque ids, best first; empty when the annotator found them all alike.
-
-    `ties` are places, counted from 1, that are as good as the next one. `cannot_judge` leaves both empty: the annotator
-    looked and could not say, so nothing follows about the responses.
-    """
-
-    ranking: tuple[str, ...]
-    ties: tuple[int, ...] = ()
-    cannot_judge: bool = False
-
-    @property
-    def ranks(self) -> dict[str, int]:
-        """The rank of each id, the best 0; ids of a tie share theirs."""
-        steps = [place not in self.ties for place in range(1, len(self.ranking))]
-        return dict(zip(self.ranking, accumulate(steps, initial=0), strict=False))
-
-
-class PairwiseJudgement(Judgement):
-    """3 (A much better) to -3 (B much better), and the stars and flags that were given, by control name."""
-
-    preference: int = Field(ge=-3, le=3)
-    ratings: dict[str, int] = Field(default_factory=dict)
-    flags: dict[str, tuple[str, ...]] = Field(default_factory=dict)
-    rationale: str = ""
-
-
-class WrittenAnswer(Judgement):
-    """An answer that a person wrote."""
-
-    answer: str = Field(min_length=1)
-    prompt_quality: str = ""
-
-
-Judged = RankingJudgement | PairwiseJudgement | WrittenAnswer
-
-
-class Parsed(BaseModel):
-    """All that was found in a project for the tasks asked about. `skips` counts skips by annotator."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class Parsed(Record):
+    """The annotations of a project, parsed. `skips` counts skips by annotator."""
 
     judgements: list[Judged]
     quarantined: list[Rejected]
@@ -77,20 +27,21 @@ class Parsed(BaseModel):
 
 
 class Strange(Exception):
-    """An annotation that our screens do not make."""
+    """An annotation that our labeling interface cannot have produced."""
 
 
-def parse(exported: Sequence[Mapping[str, Any]], tasks: Iterable[Task], overlap: int, place: str) -> Parsed:
+def parse(exported: Sequence[Mapping[str, Any]], tasks: Iterable[Task], overlap: int, source: str) -> Parsed:
     """Sort exported annotations into judgements, skips and the quarantine.
 
-    `exported` has the shape of an export and of `Store.current`; what is not of `tasks` is left alone. Of one person's
-    annotations of a task the newest counts; beyond `overlap` people the first ones count.
+    `exported` has the shape of an export and of `Store.current`; rows of other tasks than `tasks` are ignored. An
+    annotator's newest annotation of a task counts; with more than `overlap` annotators the earliest ones count.
+    `source` names the project in quarantined rows.
     """
     by_uid = {task.uid: task for task in tasks}
     skips: dict[str, int] = defaultdict(int)
     strange: list[tuple[Mapping[str, Any], str]] = []
     originals: dict[str, Mapping[str, Any]] = {}
-    found: dict[str, list[Judged]] = defaultdict(list)
+    by_task: dict[str, list[Judged]] = defaultdict(list)
     for row, raw in ((task_row, raw) for task_row in exported for raw in task_row["annotations"]):
         task = by_uid.get(str(row["data"].get("uid")))
         if task is None:
@@ -102,26 +53,26 @@ def parse(exported: Sequence[Mapping[str, Any]], tasks: Iterable[Task], overlap:
         try:
             if completed(row["data"]) != task.data:
                 raise Strange("the task on the server does not show what was sent")
-            found[task.uid].append(parse_annotation(raw, task))
+            by_task[task.uid].append(parse_annotation(raw, task))
         except Strange as reason:
             strange.append((raw, str(reason)))
     judgements: list[Judged] = []
-    for some in found.values():
-        kept, surplus = _within_overlap(some, overlap)
+    for of_task in by_task.values():
+        kept, surplus = _within_overlap(of_task, overlap)
         judgements += kept
         strange += [(originals[judgement.annotation_id], reason) for judgement, reason in surplus]
-    return Parsed(judgements=judgements, quarantined=[_put_aside(place, *pair) for pair in strange], skips=dict(skips))
+    return Parsed(judgements=judgements, quarantined=[_put_aside(source, *pair) for pair in strange], skips=dict(skips))
 
 
-def _put_aside(place: str, raw: Mapping[str, Any], reason: str) -> Rejected:
-    """The quarantine's row; its line is the annotation's id."""
+def _put_aside(source: str, raw: Mapping[str, Any], reason: str) -> Rejected:
+    """The quarantined row; its line is the annotation's id."""
     number = raw.get("id")
     line = number if isinstance(number, int) else 0
-    return Rejected(file=f"{place}/task/{raw.get('task')}", line=line, reason=reason, row=dict(raw))
+    return Rejected(file=f"{source}/task/{raw.get('task')}", line=line, reason=reason, row=dict(raw))
 
 
 def _within_overlap(judgements: Sequence[Judged], overlap: int) -> tuple[list[Judged], list[tuple[Judged, str]]]:
-    """The judgements that count, by annotator (who was faster changes nothing), and the others with the reason."""
+    """(Judgements that count, ordered by annotator id and not by speed; the others with the reason)."""
     newest: dict[str, Judged] = {}
     surplus: list[tuple[Judged, str]] = []
     for judgement in sorted(judgements, key=_age):
@@ -138,7 +89,7 @@ def _age(judgement: Judgement) -> tuple[str, int]:
 
 
 def parse_annotation(raw: Mapping[str, Any], task: Task) -> Judged:
-    """One annotation as a judgement. Raises Strange for anything that our screens do not make."""
+    """One annotation as a judgement. Raises Strange for one that our labeling interface cannot have produced."""
     annotator, number, result = raw.get("completed_by"), raw.get("id"), raw.get("result")
     if not isinstance(annotator, int) or not isinstance(number, int):
         raise Strange("no annotator or no annotation id")
@@ -152,6 +103,7 @@ def parse_annotation(raw: Mapping[str, Any], task: Task) -> Judged:
         "created_at": str(raw.get("created_at")),
         "lead_time": float(lead_time) if isinstance(lead_time, int | float) else 0.0,
     }
+    # Not LabelInterface.validate_annotation: it takes controls that are missing or twice, and refuses a clicked answer.
     return PARSERS[task.kind](_controls(result, SHAPES[task.kind]), task, common)
 
 
@@ -188,10 +140,10 @@ def _one_choice(values: Mapping[str, Any], name: str, allowed: Iterable[str]) ->
 def _some_choices(values: Mapping[str, Any], name: str, allowed: Sequence[str]) -> tuple[str, ...]:
     """The choices of an optional control with several, in the order of `allowed`."""
     chosen = values.get(name, [])
-    known = isinstance(chosen, list) and all(isinstance(one, str) and one in allowed for one in chosen)
+    known = isinstance(chosen, list) and all(isinstance(choice, str) and choice in allowed for choice in chosen)
     if not known or len(set(chosen)) < len(chosen):
         raise Strange(f"{name!r} holds {str(chosen)[:100]}")
-    return tuple(one for one in allowed if one in chosen)
+    return tuple(choice for choice in allowed if choice in chosen)
 
 
 def _one_text(values: Mapping[str, Any], name: str) -> str:

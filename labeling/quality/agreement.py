@@ -1,4 +1,4 @@
-"""How far annotators agree about the same pair of responses.
+"""Inter-annotator agreement on pairs of responses.
 
 Two measures: the share of double judgements that name the same winner (InstructGPT reports 72.6 % for its labelers);
 and Krippendorff's alpha (nominal, ties are a value of their own), which is 0 at chance and 1 at full agreement. Both
@@ -11,9 +11,10 @@ from itertools import combinations
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
 
-from alignment.records import CRITERIA, Comparison
+from alignment.criteria import CRITERION_NAMES
+from alignment.records import Comparison
+from labeling.quality.results import Agreement, Rate
 
 BOOTSTRAP_DRAWS = 1000
 CONFIDENCE = 0.95
@@ -22,51 +23,25 @@ Votes = dict[tuple[str, str, str], dict[str, int]]
 Matrix = NDArray[np.float64]
 
 
-class Rate(BaseModel):
-    """A share of `count` double judgements with its 95 % interval; None where nothing could be compared."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    count: int
-    share: float | None = None
-    low: float | None = None
-    high: float | None = None
-
-
-class Agreement(BaseModel):
-    """Agreement overall, by criterion (of those rated), and between each two annotators ("3 and 7")."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    overall: Rate
-    alpha: float | None
-    alpha_low: float | None = None
-    alpha_high: float | None = None
-    criteria: dict[str, Rate]
-    criteria_alpha: dict[str, float | None]
-    annotators: dict[str, Rate]
-    annotators_alpha: dict[str, float | None] = {}
-
-
 def votes(comparisons: Iterable[Comparison], criterion: str | None = None) -> Votes:
-    """For each pair of responses what each annotator said: 1 the first (by id) is better, -1 the second, 0 a tie."""
-    found: Votes = defaultdict(dict)
+    """Each annotator's vote on each pair of responses: 1 for the first (by id), -1 for the second, 0 for a tie."""
+    pair_votes: Votes = defaultdict(dict)
     for row in comparisons:
         if criterion is not None and criterion not in row.criteria:
             continue
         better = int(np.sign(row.strength if criterion is None else row.criteria[criterion]))
         first, second = sorted((row.chosen.id, row.rejected.id))
-        found[row.prompt.id, first, second][row.annotator_id] = better if first == row.chosen.id else -better
-    return dict(found)
+        pair_votes[row.prompt.id, first, second][row.annotator_id] = better if first == row.chosen.id else -better
+    return dict(pair_votes)
 
 
-def double_judgements(found: Votes) -> list[tuple[str, str, str, bool]]:
+def double_judgements(pair_votes: Votes) -> list[tuple[str, str, str, bool]]:
     """(prompt, annotator, annotator, same winner?) wherever two annotators named a winner of the same pair."""
     return [
-        (prompt, one, other, said[one] == said[other])
-        for (prompt, _, _), said in found.items()
-        for one, other in combinations(sorted(said), 2)
-        if said[one] and said[other]
+        (prompt, first, second, values[first] == values[second])
+        for (prompt, _, _), values in pair_votes.items()
+        for first, second in combinations(sorted(values), 2)
+        if values[first] and values[second]
     ]
 
 
@@ -75,11 +50,11 @@ def rate(doubles: Sequence[tuple[str, str, str, bool]]) -> Rate:
     if not doubles:
         return Rate(count=0)
     prompts = sorted({prompt for prompt, *_ in doubles})
-    place = {prompt: i for i, prompt in enumerate(prompts)}
+    index = {prompt: i for i, prompt in enumerate(prompts)}
     same, total = np.zeros(len(prompts)), np.zeros(len(prompts))
     for prompt, _, _, agreed in doubles:
-        total[place[prompt]] += 1
-        same[place[prompt]] += agreed
+        total[index[prompt]] += 1
+        same[index[prompt]] += agreed
     drawn = np.random.default_rng(0).integers(len(prompts), size=(BOOTSTRAP_DRAWS, len(prompts)))
     low, high = _interval(same[drawn].sum(1) / total[drawn].sum(1))
     return Rate(count=len(doubles), share=float(same.sum() / total.sum()), low=low, high=high)
@@ -90,17 +65,17 @@ def _interval(drawn: Matrix) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def coincidences(found: Votes) -> Matrix:
+def coincidences(pair_votes: Votes) -> Matrix:
     """The coincidence matrix of each prompt, by name of prompt. Shape: (prompts, values, values).
 
     o_ck = Σ_u n_uc (n_uk − [c = k]) / (m_u − 1) over the prompt's units u with m_u ≥ 2 values, n_uc of which are c
     (Krippendorff 2011, "Computing Krippendorff's Alpha-Reliability", step 2 of C).
     """
-    place = {prompt: number for number, prompt in enumerate(sorted({prompt for prompt, *_ in found}))}
-    matrices = np.zeros((len(place), len(VALUES), len(VALUES)))
-    units = [(place[prompt], list(said.values())) for (prompt, *_), said in found.items() if len(said) > 1]
+    index = {prompt: number for number, prompt in enumerate(sorted({prompt for prompt, *_ in pair_votes}))}
+    matrices = np.zeros((len(index), len(VALUES), len(VALUES)))
+    units = [(index[prompt], list(values.values())) for (prompt, *_), values in pair_votes.items() if len(values) > 1]
     if units:
-        counts = np.array([[said.count(value) for value in VALUES] for _, said in units], dtype=float)
+        counts = np.array([[values.count(value) for value in VALUES] for _, values in units], dtype=float)
         both = counts[:, :, None] * counts[:, None, :] - counts[:, :, None] * np.eye(len(VALUES))
         np.add.at(matrices, [prompt for prompt, _ in units], both / (counts.sum(1) - 1)[:, None, None])
     return matrices
@@ -120,30 +95,30 @@ def alpha_of(matrices: Matrix) -> Matrix:
         return np.asarray(np.where(expected > 0, 1 - (n - 1) * observed / expected, np.nan))
 
 
-def alpha(found: Votes) -> float | None:
+def alpha(pair_votes: Votes) -> float | None:
     """Krippendorff's alpha for nominal data; None when no pair has two judgements or all are alike."""
-    return _number(alpha_of(coincidences(found).sum(0)))
+    return _number(alpha_of(coincidences(pair_votes).sum(0)))
 
 
 def _number(value: Matrix) -> float | None:
     return None if np.isnan(value) else float(value)
 
 
-def alphas_of_two(found: Votes) -> dict[str, float | None]:
-    """Alpha of each two annotators ("3 and 7"), from the table of what the one says and what the other says.
+def alphas_of_two(pair_votes: Votes) -> dict[str, float | None]:
+    """Alpha of each two annotators ("3 and 7"), from the contingency table of their votes.
 
     A unit with the two values c and k adds one to o_ck and one to o_kc: the table and its transpose.
     """
     tables: dict[str, Matrix] = defaultdict(lambda: np.zeros((len(VALUES), len(VALUES))))
-    for said in found.values():
-        for one, other in combinations(sorted(said), 2):
-            tables[f"{one} and {other}"][said[one] + 1, said[other] + 1] += 1
+    for values in pair_votes.values():
+        for first, second in combinations(sorted(values), 2):
+            tables[f"{first} and {second}"][values[first] + 1, values[second] + 1] += 1
     return {pair: _number(alpha_of(table + table.T)) for pair, table in sorted(tables.items())}
 
 
-def alpha_interval(found: Votes) -> tuple[float | None, float | None]:
+def alpha_interval(pair_votes: Votes) -> tuple[float | None, float | None]:
     """The 95 % interval of alpha from resampling prompts; (None, None) where there is no alpha."""
-    matrices = coincidences(found)
+    matrices = coincidences(pair_votes)
     if np.isnan(alpha_of(matrices.sum(0))):
         return None, None
     count = len(matrices)
@@ -155,7 +130,7 @@ def alpha_interval(found: Votes) -> tuple[float | None, float | None]:
 def agreement(comparisons: Sequence[Comparison]) -> Agreement:
     """All figures for comparisons (pass the ties too: they count in alpha)."""
     overall = votes(comparisons)
-    by_criterion = {name: votes(comparisons, name) for name in CRITERIA}
+    by_criterion = {name: votes(comparisons, name) for name in CRITERION_NAMES}
     doubles = double_judgements(overall)
     pairs: dict[str, list[tuple[str, str, str, bool]]] = defaultdict(list)
     for double in doubles:
@@ -166,8 +141,8 @@ def agreement(comparisons: Sequence[Comparison]) -> Agreement:
         alpha=alpha(overall),
         alpha_low=low,
         alpha_high=high,
-        criteria={name: rate(double_judgements(found)) for name, found in by_criterion.items()},
-        criteria_alpha={name: alpha(found) for name, found in by_criterion.items()},
-        annotators={name: rate(some) for name, some in sorted(pairs.items())},
+        criteria={name: rate(double_judgements(pair_votes)) for name, pair_votes in by_criterion.items()},
+        criteria_alpha={name: alpha(pair_votes) for name, pair_votes in by_criterion.items()},
+        annotators={name: rate(of_pair) for name, of_pair in sorted(pairs.items())},
         annotators_alpha=alphas_of_two(overall),
     )

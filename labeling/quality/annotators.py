@@ -1,56 +1,15 @@
-"""How each annotator works: agreement with the others and with known answers, habits, speed, reliability."""
+"""Figures of each annotator: agreement with the others and with gold answers, habits, speed."""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from statistics import median
 
-from pydantic import BaseModel, ConfigDict
-
 from alignment.records import Comparison
-from labeling.judgements.parse import Judgement, PairwiseJudgement, RankingJudgement
-from labeling.quality.agreement import VALUES, Rate, Votes, double_judgements, rate, votes
+from labeling.judgements.judgement import Judgement, PairwiseJudgement, RankingJudgement
+from labeling.quality.agreement import VALUES, Votes, double_judgements, rate, votes
 from labeling.quality.habits import contradictions, hasty, intransitive, left_share, position_correlation, untouched
+from labeling.quality.results import NOTHING, AnnotatorQuality, Rate
 from labeling.tasks.tasks import Task
-
-NOTHING = Rate(count=0)
-
-
-class AnnotatorQuality(BaseModel):
-    """One annotator's figures; None where there is nothing to count.
-
-    `agreement` is with everybody else (its count is of double judgements), `kappa` the same over chance (Cohen's, ties
-    are a value), `gold` with known answers. `first_position_share` is how often what was shown first (on top, or left)
-    won, divided by how often that would be by chance: 1 is no habit. `labeling.quality.habits` says what the tests of
-    habits are, `labeling.quality.reliability` what `reliability` (η) and `weight` are. `concerns` are the reasons to
-    doubt the annotator; `set_aside` says whether the judgements were.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    annotator_id: str
-    judgements: int
-    skips: int
-    agreement_with_others: float | None
-    first_position_share: float | None
-    untouched_share: float | None
-    median_lead_time_seconds: float | None
-    agreement: Rate = NOTHING
-    kappa: float | None = None
-    gold: Rate = NOTHING
-    left_share: float | None = None
-    left_p_value: float | None = None
-    position_correlation: float | None = None
-    position_p_value: float | None = None
-    untouched_p_value: float | None = None
-    contradiction_share: float | None = None
-    contradictable: int = 0
-    intransitive_share: float | None = None
-    triples: int = 0
-    hasty_share: float | None = None
-    reliability: float | None = None
-    weight: float | None = None
-    concerns: tuple[str, ...] = ()
-    set_aside: bool = False
 
 
 def quality(
@@ -61,12 +20,12 @@ def quality(
     gold: Mapping[str, Rate] | None = None,
 ) -> list[AnnotatorQuality]:
     """The figures of everyone who judged or skipped, by annotator id. `comparisons` are the judgements' (ties too)."""
-    said = list(judgements)
+    everything = list(judgements)
     by_annotator: dict[str, list[Judgement]] = {annotator: [] for annotator in skips}
-    for judgement in said:
+    for judgement in everything:
         by_annotator.setdefault(judgement.annotator_id, []).append(judgement)
-    found, too_fast = votes(comparisons), hasty(said, tasks)
-    agreed, over_chance = with_others(found), kappas(found)
+    pair_votes, too_fast = votes(comparisons), hasty(everything, tasks)
+    agreed, over_chance = with_others(pair_votes), kappas(pair_votes)
     return [
         AnnotatorQuality(
             annotator_id=annotator,
@@ -76,14 +35,14 @@ def quality(
             kappa=over_chance.get(annotator),
             gold=(gold or {}).get(annotator, NOTHING),
             **_alone(own, tasks, too_fast),
-            **dict(zip(("intransitive_share", "triples"), intransitive(found, annotator), strict=True)),
+            **dict(zip(("intransitive_share", "triples"), intransitive(pair_votes, annotator), strict=True)),
         )
         for annotator, own in sorted(by_annotator.items())
     ]
 
 
 def _alone(own: Sequence[Judgement], tasks: Mapping[str, Task], too_fast: Mapping[str, bool]) -> dict[str, object]:
-    """The figures that a person's judgements have by themselves."""
+    """The figures that depend on the annotator's own judgements alone."""
     left, position, as_shown, against = (
         left_share(own),
         position_correlation(own, tasks),
@@ -108,25 +67,25 @@ def _alone(own: Sequence[Judgement], tasks: Mapping[str, Task], too_fast: Mappin
     }
 
 
-def with_others(found: Votes) -> dict[str, Rate]:
+def with_others(pair_votes: Votes) -> dict[str, Rate]:
     """For each annotator, how often the others named the same winner, with the interval over prompts."""
-    mine: dict[str, list[tuple[str, str, str, bool]]] = defaultdict(list)
-    for double in double_judgements(found):
-        mine[double[1]].append(double)
-        mine[double[2]].append(double)
-    return {annotator: rate(doubles) for annotator, doubles in mine.items()}
+    by_annotator: dict[str, list[tuple[str, str, str, bool]]] = defaultdict(list)
+    for double in double_judgements(pair_votes):
+        by_annotator[double[1]].append(double)
+        by_annotator[double[2]].append(double)
+    return {annotator: rate(doubles) for annotator, doubles in by_annotator.items()}
 
 
-def kappas(found: Votes) -> dict[str, float | None]:
+def kappas(pair_votes: Votes) -> dict[str, float | None]:
     """Cohen's kappa of each annotator with the others taken together, over the pairs judged by both, ties a value.
 
     κ = (p_o − p_e) / (1 − p_e), where p_o is the share of double judgements that are the same and p_e = Σ_v p(v) q(v)
     what the two marginals would give by chance (Cohen 1960, eq. 1). None where chance alone gives full agreement.
     """
     both: dict[str, Counter[tuple[int, int]]] = defaultdict(Counter)
-    for said in found.values():
-        for annotator, mine in said.items():
-            both[annotator].update((mine, theirs) for other, theirs in said.items() if other != annotator)
+    for values in pair_votes.values():
+        for annotator, own in values.items():
+            both[annotator].update((own, others) for other, others in values.items() if other != annotator)
     return {annotator: _kappa(counts) for annotator, counts in both.items()}
 
 

@@ -1,29 +1,27 @@
-"""From judgements to comparisons whose worth is known: gold tasks, quality, screening, seniors, weights."""
+"""Assessment of judgements: gold tasks, annotator quality, screening, adjudication, comparison weights."""
 
 from collections.abc import Mapping, Sequence
 
-from pydantic import BaseModel, ConfigDict
-
-from alignment.records import Comparison
+from alignment.records import Comparison, Record
 from labeling.config import QualityOptions
 from labeling.judgements.comparisons import comparisons
-from labeling.judgements.parse import Judged
-from labeling.quality.agreement import Agreement, agreement
-from labeling.quality.annotators import AnnotatorQuality, quality
+from labeling.judgements.judgement import Judged
+from labeling.quality.agreement import agreement
+from labeling.quality.annotators import quality
+from labeling.quality.known_answers import graded
 from labeling.quality.reliability import reliabilities, weights
+from labeling.quality.results import Agreement, AnnotatorQuality
 from labeling.quality.screening import SENIOR, Dispute, SetAside, concerns, disputes, set_aside
-from labeling.tasks.gold import Answers, graded
+from labeling.tasks.gold import Answers
 from labeling.tasks.tasks import Task
 
 
-class Assessment(BaseModel):
-    """Comparisons with their weights, what was kept from them, and what is known of the annotators.
+class Assessment(Record):
+    """Weighted comparisons, those that were excluded, agreement, and the figures of annotators.
 
-    `ties` have strength 0. `gold` are comparisons of gold tasks: never for training. `agreement` is among what is
-    handed on, `quality` of everybody.
+    `ties` have strength 0. `gold` are comparisons of gold tasks: never for training. `agreement` is over the
+    comparisons that are kept, `quality` covers every annotator.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     comparisons: list[Comparison]
     ties: list[Comparison]
@@ -42,28 +40,28 @@ def assess(
     answers: Answers | None = None,
     senior: Sequence[Judged] = (),
 ) -> Assessment:
-    """Everything that can be said of judgements. With the default options every one of them is handed on.
+    """Assess judgements. With the default options every comparison is kept.
 
-    `answers` are those of gold tasks. A judgement of `senior` (of the second project) takes the place of all others of
-    its task; who judges there is not screened.
+    `answers` are those of gold tasks. Judgements of `senior`, from the second project, replace all others of their
+    task and are not screened.
     """
     answers = answers or {}
     ordinary = [one for one in judgements if one.task_uid not in answers]
     gold = _all([one for one in judgements if one.task_uid in answers], tasks)
-    said = _all(ordinary, tasks)
-    agreed, eta = agreement(said), reliabilities(said)
-    crew = quality(ordinary, tasks, said, skips, graded(gold, answers))
-    found = concerns(crew, agreed, options.screening)
-    aside = set_aside(found, [one.annotator_id for one in crew], options.screening)
+    all_rows = _all(ordinary, tasks)
+    agreed, eta = agreement(all_rows), reliabilities(all_rows)
+    crew = quality(ordinary, tasks, all_rows, skips, graded(gold, answers))
+    reasons = concerns(crew, agreed, options.screening)
+    aside = set_aside(reasons, [one.annotator_id for one in crew], options.screening)
     settled = {one.task_uid for one in senior}
-    handed_on, put_aside = _sorted_out(said, aside, settled)
+    handed_on, put_aside = _sorted_out(all_rows, aside, settled)
     if aside or senior:
         handed_on += _all(senior, tasks)
         agreed = agreement(handed_on)
         eta |= reliabilities(handed_on)
     rows = [row for row in handed_on if row.strength]
     weight = weights(rows, eta)
-    crew = [_with_verdict(one, eta, weight, found, aside) for one in crew]
+    crew = [_with_verdict(one, eta, weight, reasons, aside) for one in crew]
     return Assessment(
         comparisons=[row.model_copy(update={"weight": weight[row.annotator_id]}) for row in rows],
         ties=[row for row in handed_on if not row.strength],
@@ -85,7 +83,7 @@ def _all(judgements: Sequence[Judged], tasks: Mapping[str, Task]) -> list[Compar
 def _sorted_out(
     rows: Sequence[Comparison], aside: Mapping[str, tuple[str, ...]], settled: set[str]
 ) -> tuple[list[Comparison], list[SetAside]]:
-    """The comparisons that are handed on, and the others with the reasons."""
+    """The comparisons that are kept, and the others with the reasons."""
     kept: list[Comparison] = []
     out: list[SetAside] = []
     for row in rows:
@@ -100,18 +98,18 @@ def _sorted_out(
 
 
 def _with_verdict(
-    one: AnnotatorQuality,
+    annotator: AnnotatorQuality,
     eta: Mapping[str, float],
     weight: Mapping[str, float],
-    found: Mapping[str, tuple[str, ...]],
+    reasons: Mapping[str, tuple[str, ...]],
     aside: Mapping[str, tuple[str, ...]],
 ) -> AnnotatorQuality:
-    name = one.annotator_id
-    return one.model_copy(
+    name = annotator.annotator_id
+    return annotator.model_copy(
         update={
             "reliability": eta.get(name),
             "weight": 0.0 if name in aside else weight.get(name),
-            "concerns": tuple(dict.fromkeys((*found.get(name, ()), *aside.get(name, ())))),
+            "concerns": tuple(dict.fromkeys((*reasons.get(name, ()), *aside.get(name, ())))),
             "set_aside": name in aside,
         }
     )

@@ -1,6 +1,7 @@
-"""Habits of an annotator that need nobody else to be seen: sides, untouched orders, contradictions, haste.
+"""Habits measured on one annotator's judgements: side preference, untouched orders, contradictions, haste.
 
-Responses are shown in a random order, so whoever reads them has no habit of position: every test here is against that.
+Responses are shown in a random order, so an attentive annotator has no position bias: the null hypothesis of the
+tests.
 """
 
 from collections import defaultdict
@@ -12,12 +13,12 @@ from statistics import median
 import numpy as np
 from scipy import stats
 
-from alignment.records import CRITERIA
-from labeling.judgements.parse import Judgement, PairwiseJudgement, RankingJudgement
+from alignment.criteria import CRITERION_NAMES
+from labeling.judgements.judgement import Judgement, PairwiseJudgement, RankingJudgement
 from labeling.quality.agreement import Votes
 from labeling.tasks.tasks import Task
 
-FITTED = 400  # judgements that a line of time over words is fitted to; the slopes of all pairs of them are looked at
+FITTED = 400  # sample size of the Theil-Sen fit of time over words, which is quadratic in it
 HASTY = 0.25
 Tested = tuple[float | None, float | None]
 
@@ -33,7 +34,7 @@ def decided(judgements: Iterable[Judgement]) -> list[PairwiseJudgement]:
 
 
 def left_share(judgements: Iterable[Judgement]) -> Tested:
-    """How often the left one won, and the p-value of the two-sided binomial test against 1/2."""
+    """The share of pairs that the left response won, and the p-value of the two-sided binomial test against 1/2."""
     left = [judgement.preference > 0 for judgement in decided(judgements)]
     if not left:
         return None, None
@@ -61,7 +62,7 @@ def position_correlation(judgements: Iterable[Judgement], tasks: Mapping[str, Ta
 def untouched(judgements: Iterable[Judgement], tasks: Mapping[str, Task]) -> Tested:
     """The share of rankings left in the order shown, and the chance of so many or more when each has chance 1/K!.
 
-    For rankings of different lengths the mean chance is used. Who marked a tie has touched the ranking.
+    For rankings of different lengths the mean chance is used. A ranking with a marked tie counts as touched.
     """
     orders = rankings(judgements)
     if not orders:
@@ -76,22 +77,22 @@ def contradictions(judgements: Iterable[Judgement]) -> tuple[float | None, int]:
     against = []
     for judgement in decided(judgements):
         rated = judgement.ratings
-        both = [name for name in CRITERIA if f"a_{name}" in rated and f"b_{name}" in rated]
+        both = [name for name in CRITERION_NAMES if f"a_{name}" in rated and f"b_{name}" in rated]
         stars = sum(rated[f"a_{name}"] - rated[f"b_{name}"] for name in both)
         if stars:
             against.append((stars > 0) != (judgement.preference > 0))
     return (sum(against) / len(against) if against else None), len(against)
 
 
-def intransitive(found: Votes, annotator: str) -> tuple[float | None, int]:
+def intransitive(pair_votes: Votes, annotator: str) -> tuple[float | None, int]:
     """Of the triples of a prompt that an annotator decided in all three pairs, the share that go round; and how many.
 
     One ranking never does; several judgements of the same responses may.
     """
     beats: dict[str, dict[frozenset[str], str]] = defaultdict(dict)
-    for (prompt, first, second), said in found.items():
-        if said.get(annotator):
-            beats[prompt][frozenset((first, second))] = first if said[annotator] > 0 else second
+    for (prompt, first, second), values in pair_votes.items():
+        if values.get(annotator):
+            beats[prompt][frozenset((first, second))] = first if values[annotator] > 0 else second
     cycles = triples = 0
     for winners in beats.values():
         for triple in combinations(sorted(set().union(*winners)), 3):
@@ -103,7 +104,7 @@ def intransitive(found: Votes, annotator: str) -> tuple[float | None, int]:
 
 
 def words(task: Task) -> int:
-    """How much there is to read in a task."""
+    """The number of words in a task."""
     return sum(len(text.split()) for text in (task.prompt.text, *(r.text for r in task.responses.values())))
 
 
@@ -111,14 +112,14 @@ def hasty(judgements: Sequence[Judgement], tasks: Mapping[str, Task]) -> dict[st
     """For each timed annotation id, whether it took less than a quarter of what the crowd takes for so many words.
 
     The crowd's time is a line over words (Theil 1950, Sen 1968: the median of slopes, which bears a quarter of wild
-    values), for each kind of task; with fewer than ten judgements of a kind nothing is said.
+    values), for each kind of task; kinds with fewer than ten judgements are left out.
     """
     by_kind: dict[str, list[tuple[int, float, str]]] = defaultdict(list)
     for judgement in judgements:
         if judgement.lead_time > 0:
             task = tasks[judgement.task_uid]
             by_kind[task.kind].append((words(task), judgement.lead_time, judgement.annotation_id))
-    found: dict[str, bool] = {}
+    too_fast: dict[str, bool] = {}
     for timed in by_kind.values():
         if len(timed) < 10:
             continue
@@ -127,5 +128,7 @@ def hasty(judgements: Sequence[Judgement], tasks: Mapping[str, Task]) -> dict[st
         slope = max(0.0, float(stats.theilslopes(seconds, read).slope)) if np.ptp(read) else 0.0
         start = median((seconds - slope * read).tolist())
         least = float(np.min(seconds))
-        found |= {identity: took < HASTY * max(start + slope * much, least) for much, took, identity in timed}
-    return found
+        too_fast |= {
+            identity: duration < HASTY * max(start + slope * count, least) for count, duration, identity in timed
+        }
+    return too_fast

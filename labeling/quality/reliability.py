@@ -1,4 +1,4 @@
-"""How far each annotator can be relied on, from the comparisons alone: Crowd-BT.
+"""Reliability of each annotator, estimated from the comparisons alone: Crowd-BT.
 
 Chen, Bennett, Collins-Thompson & Horvitz 2013, "Pairwise ranking aggregation in a crowdsourced setting", section 3:
 
@@ -12,7 +12,7 @@ for truth: everyone looks reliable. So the difference Δ of each pair is integra
 are fitted, at the highest posterior of the product over pairs (a composite likelihood, Lindsay 1988: pairs of one
 prompt hang together, which leaves the estimate consistent).
 
-Everything that was said takes part, also what is held out later to test a reward model: the labels of held-out prompts
+All comparisons take part, also what is held out later to test a reward model: the labels of held-out prompts
 and annotators say how reliable the others are. No score of a reward model ever does.
 """
 
@@ -53,23 +53,23 @@ class Choices:
     @classmethod
     def of(cls, comparisons: Sequence[Comparison]) -> "Choices":
         """From comparisons with a winner."""
-        times = Counter(_upright(sorted(said.items())) for said in votes(comparisons).values())
-        found = list(times)
-        names = sorted({name for said in found for name, _ in said})
-        number = {name: place for place, name in enumerate(names)}
-        sizes = np.array([len(said) for said in found], dtype=np.int64)
+        times = Counter(_upright(sorted(pair.items())) for pair in votes(comparisons).values())
+        patterns = list(times)
+        names = sorted({name for pair in patterns for name, _ in pair})
+        number = {name: index for index, name in enumerate(names)}
+        sizes = np.array([len(pair) for pair in patterns], dtype=np.int64)
         return cls(
             tuple(names),
-            np.array([number[name] for said in found for name, _ in said], dtype=np.int64),
-            np.array([side for said in found for _, side in said], dtype=float),
+            np.array([number[name] for pair in patterns for name, _ in pair], dtype=np.int64),
+            np.array([side for pair in patterns for _, side in pair], dtype=float),
             np.cumsum(sizes) - sizes,
             np.array(list(times.values()), dtype=float),
         )
 
 
-def _upright(said: Sequence[tuple[str, int]]) -> tuple[tuple[str, int], ...]:
+def _upright(pair: Sequence[tuple[str, int]]) -> tuple[tuple[str, int], ...]:
     """The votes of a pair, turned so that the first of the annotators prefers the first response."""
-    return tuple((name, side * said[0][1]) for name, side in said)
+    return tuple((name, side * pair[0][1]) for name, side in pair)
 
 
 def minus_log_posterior(parameters: Floats, choices: Choices) -> tuple[float, Floats]:
@@ -110,8 +110,8 @@ def reliabilities(comparisons: Sequence[Comparison]) -> dict[str, float]:
         return {}
     choices = Choices.of(rows)
     start = np.append(np.full(len(choices.annotators), START), SPREAD[0])
-    found = minimize(minus_log_posterior, start, args=(choices,), jac=True, method="L-BFGS-B")
-    return dict(zip(choices.annotators, expit(found.x[:-1]).tolist(), strict=True))
+    fit = minimize(minus_log_posterior, start, args=(choices,), jac=True, method="L-BFGS-B")
+    return dict(zip(choices.annotators, expit(fit.x[:-1]).tolist(), strict=True))
 
 
 def weights(comparisons: Sequence[Comparison], eta: Mapping[str, float]) -> dict[str, float]:
@@ -121,6 +121,6 @@ def weights(comparisons: Sequence[Comparison], eta: Mapping[str, float]) -> dict
     preference of ±1 that is turned round with probability 1 − η.
     """
     raw = {annotator: max(0.0, 2 * value - 1) for annotator, value in eta.items()}
-    given = [raw[row.annotator_id] for row in comparisons if row.strength]
-    mean = sum(given) / len(given) if given else 0.0
+    unscaled = [raw[row.annotator_id] for row in comparisons if row.strength]
+    mean = sum(unscaled) / len(unscaled) if unscaled else 0.0
     return {annotator: value / mean if mean else 1.0 for annotator, value in raw.items()}

@@ -1,7 +1,7 @@
-"""Who is set aside and why, and which tasks are in dispute: from figures to decisions that a person can follow.
+"""Screening: which annotators are excluded and why, and which tasks are disputed.
 
-Label Studio Community cannot take a person off a project, so screening works on what was said: nothing is deleted on
-the server, and the judgements of those set aside come back as soon as the options say so.
+Label Studio Community cannot take a person off a project, so screening works on judgements: nothing is deleted on
+the server, and excluded judgements return when the options change.
 """
 
 from collections import defaultdict
@@ -13,9 +13,8 @@ from pydantic import Field
 
 from alignment.records import Comparison, Record
 from labeling.config import Kind, QualityOptions, Screening
-from labeling.judgements.parse import Judged, Judgement, PairwiseJudgement, RankingJudgement
-from labeling.quality.agreement import Agreement
-from labeling.quality.annotators import AnnotatorQuality
+from labeling.judgements.judgement import Judged, Judgement, PairwiseJudgement, RankingJudgement
+from labeling.quality.results import Agreement, AnnotatorQuality
 from labeling.tasks.tasks import Task
 
 CHANCE = 0.5  # of two who name a winner at random agreeing
@@ -23,14 +22,14 @@ SENIOR = "a senior's judgement stands instead"
 
 
 class SetAside(Record):
-    """A comparison that is not handed on, with the reasons."""
+    """An excluded comparison, with the reasons."""
 
     reasons: tuple[str, ...] = Field(min_length=1)
     comparison: Comparison
 
 
 class Dispute(Record):
-    """A task on which people disagree strongly: `distance` is on the scale of its kind (see `QualityOptions`)."""
+    """A task on which annotators disagree strongly: `distance` is on the scale of its kind (see `QualityOptions`)."""
 
     task_uid: str
     kind: Kind
@@ -41,60 +40,70 @@ class Dispute(Record):
 
 
 def concerns(crew: Sequence[AnnotatorQuality], agreed: Agreement, options: Screening) -> dict[str, tuple[str, ...]]:
-    """The reasons to doubt each annotator, in words, by annotator id; only those of whom there are some."""
-    known = [one for one in crew if one.agreement.share is not None and one.judgements >= options.minimum_judgements]
-    usual = median(one.agreement.share or 0.0 for one in known) if known else CHANCE
+    """Open concerns by annotator id, in words; annotators without concerns are left out."""
+    known = [
+        annotator
+        for annotator in crew
+        if annotator.agreement.share is not None and annotator.judgements >= options.minimum_judgements
+    ]
+    usual = median(annotator.agreement.share or 0.0 for annotator in known) if known else CHANCE
     least = CHANCE + options.minimum_agreement * max(0.0, usual - CHANCE)
-    found = {
-        one.annotator_id: [*_about_answers(one, least, options), *_about_habits(one, options)]
-        for one in crew
-        if one.judgements >= options.minimum_judgements
+    reasons_by_annotator = {
+        annotator.annotator_id: [*_about_answers(annotator, least, options), *_about_habits(annotator, options)]
+        for annotator in crew
+        if annotator.judgements >= options.minimum_judgements
     }
     for pair, rated in agreed.annotators.items():
         if rated.low is not None and rated.low > options.maximum_pair_agreement and _often(rated.count):
-            one, other = pair.split(" and ")
-            for mine, theirs in ((one, other), (other, one)):
-                if mine in found:
-                    found[mine].append(f"says the same as {theirs} in {rated.share:.0%} of {rated.count} pairs")
-    return {annotator: tuple(reasons) for annotator, reasons in found.items() if reasons}
+            annotator, partner = pair.split(" and ")
+            for first, second in ((annotator, partner), (partner, annotator)):
+                if first in reasons_by_annotator:
+                    reasons_by_annotator[first].append(
+                        f"says the same as {second} in {rated.share:.0%} of {rated.count} pairs"
+                    )
+    return {annotator: tuple(reasons) for annotator, reasons in reasons_by_annotator.items() if reasons}
 
 
 def _often(pairs: int) -> bool:
     return pairs >= 20
 
 
-def _about_answers(one: AnnotatorQuality, least: float, options: Screening) -> list[str]:
-    """Doubts about what is said."""
+def _about_answers(annotator: AnnotatorQuality, least: float, options: Screening) -> list[str]:
+    """Concerns about the content of judgements."""
     reasons = []
-    if one.agreement.high is not None and one.agreement.high < least:
+    if annotator.agreement.high is not None and annotator.agreement.high < least:
         reasons.append(
-            f"agrees with the others in {one.agreement.share:.0%} of pairs, at most "
-            f"{one.agreement.high:.0%}; {least:.0%} are asked for"
+            f"agrees with the others in {annotator.agreement.share:.0%} of pairs, at most "
+            f"{annotator.agreement.high:.0%}; {least:.0%} are asked for"
         )
-    if one.gold.high is not None and one.gold.high < options.minimum_gold:
+    if annotator.gold.high is not None and annotator.gold.high < options.minimum_gold:
         reasons.append(
-            f"has {one.gold.share:.0%} of {one.gold.count} known answers right; "
+            f"has {annotator.gold.share:.0%} of {annotator.gold.count} known answers right; "
             f"{options.minimum_gold:.0%} are asked for"
         )
-    if (one.contradiction_share or 0.0) > options.maximum_contradictions and one.contradictable >= 10:
-        reasons.append(f"prefers in {one.contradiction_share:.0%} of pairs what got the fewer stars")
+    if (annotator.contradiction_share or 0.0) > options.maximum_contradictions and annotator.contradictable >= 10:
+        reasons.append(f"prefers in {annotator.contradiction_share:.0%} of pairs what got the fewer stars")
     return reasons
 
 
-def _about_habits(one: AnnotatorQuality, options: Screening) -> list[str]:
-    """Doubts about how it is said."""
+def _about_habits(annotator: AnnotatorQuality, options: Screening) -> list[str]:
+    """Concerns about habits."""
     reasons = []
     limit, level = options.maximum_position, options.significance
-    if one.left_share is not None and _significant(one.left_p_value, level) and abs(one.left_share - 0.5) > limit:
-        reasons.append(f"prefers the left one in {one.left_share:.0%} of pairs")
-    tau = one.position_correlation
-    if tau is not None and _significant(one.position_p_value, level) and abs(tau) > limit:
+    if (
+        annotator.left_share is not None
+        and _significant(annotator.left_p_value, level)
+        and abs(annotator.left_share - 0.5) > limit
+    ):
+        reasons.append(f"prefers the left one in {annotator.left_share:.0%} of pairs")
+    tau = annotator.position_correlation
+    if tau is not None and _significant(annotator.position_p_value, level) and abs(tau) > limit:
         reasons.append(f"ranks as shown (correlation {tau:+.2f} with the order on the screen)")
-    share = one.untouched_share
-    if share is not None and _significant(one.untouched_p_value, level) and share > options.maximum_untouched:
+    share = annotator.untouched_share
+    if share is not None and _significant(annotator.untouched_p_value, level) and share > options.maximum_untouched:
         reasons.append(f"leaves {share:.0%} of rankings as they were shown")
-    if (one.hasty_share or 0.0) > options.maximum_hasty:
-        reasons.append(f"took in {one.hasty_share:.0%} of tasks less than a quarter of the usual time")
+    if (annotator.hasty_share or 0.0) > options.maximum_hasty:
+        reasons.append(f"took in {annotator.hasty_share:.0%} of tasks less than a quarter of the usual time")
     return reasons
 
 
@@ -103,52 +112,64 @@ def _significant(p_value: float | None, level: float) -> bool:
 
 
 def set_aside(
-    found: Mapping[str, tuple[str, ...]], annotators: Sequence[str], options: Screening
+    concerns_by_annotator: Mapping[str, tuple[str, ...]], annotators: Sequence[str], options: Screening
 ) -> dict[str, tuple[str, ...]]:
-    """Whose judgements are set aside, with the reasons: by the figures if they apply, and by the word of a person."""
-    chosen = {one: reasons for one, reasons in found.items() if options.apply and one not in options.keep}
-    named = {one: ("excluded in labeling.quality.screening.exclude",) for one in options.exclude if one in annotators}
-    return {one: (*named.get(one, ()), *chosen.get(one, ())) for one in sorted({*chosen, *named})}
+    """Excluded annotators with the reasons: concerns, if `options.apply`, and being in `options.exclude`."""
+    chosen = {
+        annotator: reasons
+        for annotator, reasons in concerns_by_annotator.items()
+        if options.apply and annotator not in options.keep
+    }
+    named = {
+        annotator: ("excluded in labeling.quality.screening.exclude",)
+        for annotator in options.exclude
+        if annotator in annotators
+    }
+    return {
+        annotator: (*named.get(annotator, ()), *chosen.get(annotator, ())) for annotator in sorted({*chosen, *named})
+    }
 
 
 def disputes(judgements: Sequence[Judged], tasks: Mapping[str, Task], options: QualityOptions) -> list[Dispute]:
-    """The tasks in dispute, the most disputed first."""
+    """Disputed tasks, by kind and falling distance."""
     by_task: dict[str, list[Judged]] = defaultdict(list)
     for judgement in judgements:
         by_task[judgement.task_uid].append(judgement)
-    found = []
-    for uid, said in by_task.items():
+    disputed = []
+    for uid, of_task in by_task.items():
         kind = tasks[uid].kind
         limit = options.dispute_ranking if kind == "ranking" else options.dispute_steps
-        apart = distance(said)
+        apart = distance(of_task)
         if apart is not None and apart >= limit:
-            found.append(
+            disputed.append(
                 Dispute(
                     task_uid=uid,
                     kind=kind,
                     distance=apart,
                     prompt=tasks[uid].prompt.text,
-                    annotation_ids=tuple(one.annotation_id for one in said),
-                    annotator_ids=tuple(one.annotator_id for one in said),
+                    annotation_ids=tuple(judgement.annotation_id for judgement in of_task),
+                    annotator_ids=tuple(judgement.annotator_id for judgement in of_task),
                 )
             )
-    return sorted(found, key=lambda one: (one.kind, -one.distance, one.task_uid))
+    return sorted(disputed, key=lambda dispute: (dispute.kind, -dispute.distance, dispute.task_uid))
 
 
-def distance(said: Sequence[Judgement]) -> float | None:
+def distance(judgements: Sequence[Judgement]) -> float | None:
     """How far apart the judgements of one task are; None for fewer than two.
 
     For rankings the mean over two people of the share of pairs that they order the other way round (Kendall's distance,
     of 1; a pair that one of them ties is none);
     for pairwise judgements the greatest distance of two preferences (of 6).
     """
-    orders = [one.ranks for one in said if isinstance(one, RankingJudgement) and one.ranking]
+    orders = [
+        judgement.ranks for judgement in judgements if isinstance(judgement, RankingJudgement) and judgement.ranking
+    ]
     if len(orders) > 1:
-        return mean(_kendall(one, other) for one, other in combinations(orders, 2))
-    preferences = [one.preference for one in said if isinstance(one, PairwiseJudgement)]
+        return mean(_kendall(first, second) for first, second in combinations(orders, 2))
+    preferences = [judgement.preference for judgement in judgements if isinstance(judgement, PairwiseJudgement)]
     return float(max(preferences) - min(preferences)) if len(preferences) > 1 else None
 
 
-def _kendall(one: Mapping[str, int], other: Mapping[str, int]) -> float:
-    pairs = list(combinations(one, 2))
-    return sum((one[a] - one[b]) * (other[a] - other[b]) < 0 for a, b in pairs) / len(pairs)
+def _kendall(ranks: Mapping[str, int], other_ranks: Mapping[str, int]) -> float:
+    pairs = list(combinations(ranks, 2))
+    return sum((ranks[a] - ranks[b]) * (other_ranks[a] - other_ranks[b]) < 0 for a, b in pairs) / len(pairs)

@@ -1,24 +1,23 @@
-"""The card of a comparisons data set: what a reader must know before training on it, as JSON and as Markdown."""
+"""The data card of a set of comparisons, as JSON and as Markdown."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
+from pydantic import Field
 from scipy.stats import binomtest
 
-from alignment.records import Comparison, Rejected
-from labeling.quality.agreement import Rate, agreement
+from alignment.records import Comparison, Record, Rejected
+from labeling.quality.agreement import agreement
+from labeling.quality.results import Rate
 from labeling.quality.screening import SetAside
 
 CONFIDENCE = 0.95
 STRENGTHS = {0: "tie", 1: "slightly better", 2: "better", 3: "much better"}
 
 
-class Lengths(BaseModel):
+class Lengths(Record):
     """Characters of chosen and rejected, and how often the longer one was chosen where the lengths differ."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     chosen_mean: float
     chosen_median: float
@@ -27,15 +26,13 @@ class Lengths(BaseModel):
     longer_chosen: Rate
 
 
-class Card(BaseModel):
-    """What is in a comparisons data set and where it comes from.
+class Card(Record):
+    """Content and origin of a set of comparisons.
 
     `first_chosen` is how often the response that was shown first won: 0.5 but for chance where order does not matter.
     `guidelines` maps each kind of task to the hash of the screen and guidelines that people saw; `quarantined` counts
     the rows that could not be read, and `set_aside` the comparisons that screening or a senior took out, by reason.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
     comparisons: int
@@ -54,7 +51,7 @@ class Card(BaseModel):
     projects: dict[str, str]
     sources: dict[str, str]
     quarantined: dict[str, int]
-    set_aside: dict[str, int] = {}
+    set_aside: dict[str, int] = Field(default_factory=dict)
 
 
 def make_card(
@@ -116,17 +113,17 @@ def _lengths(decided: Sequence[Comparison]) -> Lengths | None:
 
 
 def as_markdown(card: Card) -> str:
-    """The card for people."""
+    """The card as Markdown."""
     lines = [f"# Comparisons {card.name}", "", *_table(("", "count"), _counts(card)), ""]
     lines += ["## Agreement and balance", "", *_table(("", "share", "95 %", "of"), _rates(card)), ""]
     if card.lengths:
-        told = card.lengths
+        characters = card.lengths
         lengths = (
-            ("chosen", f"{told.chosen_mean:.0f}", f"{told.chosen_median:.0f}"),
-            ("rejected", f"{told.rejected_mean:.0f}", f"{told.rejected_median:.0f}"),
+            ("chosen", f"{characters.chosen_mean:.0f}", f"{characters.chosen_median:.0f}"),
+            ("rejected", f"{characters.rejected_mean:.0f}", f"{characters.rejected_median:.0f}"),
         )
         lines += ["## Length in characters", "", *_table(("", "mean", "median"), lengths), ""]
-    for title, head, found in (
+    for title, head, values in (
         ("Strength", "judgement", card.strengths),
         ("Splits (by prompt)", "part", card.splits),
         ("Annotators", "annotator", card.annotators),
@@ -136,9 +133,9 @@ def as_markdown(card: Card) -> str:
         ("Put aside, by reason", "reason", card.quarantined),
         ("Set aside by screening or a senior, by reason", "reason", card.set_aside),
     ):
-        if found:
+        if values:
             heading = {"Screens and guidelines": "version", "Projects": "address", "Sources": "SHA-256"}
-            rows = [(name, str(value)) for name, value in found.items()]
+            rows = [(name, str(value)) for name, value in values.items()]
             lines += [f"## {title}", "", *_table((head, heading.get(title, "count")), rows), ""]
     return "\n".join(lines)
 
@@ -157,9 +154,9 @@ def _counts(card: Card) -> list[tuple[str, str]]:
 def _rates(card: Card) -> list[tuple[str, ...]]:
     rows = [("two annotators name the same winner", card.agreement), ("shown first, chosen", card.first_chosen)]
     rows += [("longer, chosen", card.lengths.longer_chosen)] if card.lengths else []
-    found = [(name, *_rate(rate)) for name, rate in rows]
+    shares = [(name, *_rate(rate)) for name, rate in rows]
     alpha = "not measured" if card.alpha is None else f"{card.alpha:.3f}"
-    return [*found, ("Krippendorff's alpha (nominal)", alpha, "", "")]
+    return [*shares, ("Krippendorff's alpha (nominal)", alpha, "", "")]
 
 
 def _rate(rate: Rate) -> tuple[str, str, str]:
@@ -169,7 +166,7 @@ def _rate(rate: Rate) -> tuple[str, str, str]:
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """A Markdown table; what somebody wrote in a cell stays text: no new cell, no HTML, no link and no picture."""
+    """A Markdown table in which cell contents stay text: no new cells, HTML, links or images."""
     cells = [[_plain(cell) for cell in row] for row in rows]
     return [f"| {' | '.join(line)} |" for line in (list(head), ["---"] * len(head), *cells)]
 

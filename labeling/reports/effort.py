@@ -1,12 +1,13 @@
-"""What judging takes: seconds a judgement from what the store has measured, and hours for tasks that are planned."""
+"""Annotation effort: seconds per judgement as measured in the store, and hours for planned tasks."""
 
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any, get_args
 
+from alignment.records import Record
 from labeling.config import Kind
+from labeling.names import title_of
 from labeling.store.store import Store
-from labeling.store.versions import Values, title_of
 
 LONGEST = 1800.0
 ENOUGH = 20
@@ -14,29 +15,29 @@ ASSUMED: Mapping[Kind, float] = {"ranking": 240.0, "pairwise": 120.0, "demonstra
 CREW = "@crew.rlhf.local"
 
 
-class Pace(Values):
-    """Seconds that one judgement takes; `measured` judgements say so, 0 when it is assumed."""
+class Pace(Record):
+    """Seconds per judgement, from `measured` judgements; 0 of them means that the pace is assumed."""
 
     seconds: float
     measured: int = 0
 
 
 def measured_paces(store: Store) -> dict[Kind, Pace]:
-    """The pace of each kind of task, over all projects that the store knows.
+    """The pace of each kind of task, over all projects in the store.
 
     The mean and not the median, since hours are a sum; a page that stays open counts as half an hour at most. The
     simulated crew is left out. With fewer than 20 judgements the pace is assumed.
     """
     times: dict[Kind, list[float]] = {kind: [] for kind in get_args(Kind)}
     for project in store.projects():
-        found = title_of(project.title)
-        if found is not None:
-            times[found.kind] += lead_times(store.current(project.project))
-    return {kind: pace(kind, some) for kind, some in times.items()}
+        title = title_of(project.title)
+        if title is not None:
+            times[title.kind] += lead_times(store.current(project.project))
+    return {kind: pace(kind, seconds) for kind, seconds in times.items()}
 
 
 def lead_times(rows: Sequence[Mapping[str, Any]]) -> list[float]:
-    """The seconds that people took for each judgement."""
+    """Seconds per judgement of people; simulated annotators are left out."""
     return [
         float(raw["lead_time"])
         for row in rows

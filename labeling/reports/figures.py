@@ -1,4 +1,4 @@
-"""Pictures of a crew: who agrees with whom and with known answers, who can be relied on, and who has habits."""
+"""Figures of annotators: agreement, gold accuracy, reliability, speed and habits; and progress over time."""
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -6,22 +6,21 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from labeling.quality.agreement import Rate
-from labeling.quality.annotators import AnnotatorQuality
+from labeling.quality.results import AnnotatorQuality, Rate
 
 LONGEST_NAME = 28
 GOOD, DOUBTFUL, GOLD = "tab:blue", "tab:red", "tab:olive"
 HABITS = {
-    "position_correlation": "order given with order shown (tau)",
+    "position_correlation": "correlation with the order shown (tau)",
     "untouched_share": "rankings left as shown",
-    "contradiction_share": "preference against own stars",
+    "contradiction_share": "preference contradicts own ratings",
     "hasty_share": "done in a quarter of the usual time",
 }
 
 
 def crew_figures(crew: Sequence[AnnotatorQuality]) -> dict[str, Figure]:
-    """The pictures by name; none where nobody judged anything together with others."""
-    judged = [one for one in crew if one.agreement.share is not None]
+    """The figures by name; empty without double judgements."""
+    judged = [annotator for annotator in crew if annotator.agreement.share is not None]
     if not judged:
         return {}
     return {"annotators": answers_chart(judged), "habits": habits_chart(judged)}
@@ -30,9 +29,9 @@ def crew_figures(crew: Sequence[AnnotatorQuality]) -> dict[str, Figure]:
 def progress_chart(
     times: Sequence[datetime], done: int, needed: int, now: datetime | None, end: datetime | None
 ) -> Figure:
-    """Judgements over time up to `now` beside those needed, and the way to the expected end.
+    """Cumulative judgements up to `now`, the number needed, and the projection to the expected end.
 
-    Judgements beyond the overlap count in the line and not in `done`, from which the dashed line starts.
+    Judgements beyond the overlap count in the line but not in `done`, where the projection starts.
     """
     figure = Figure(figsize=(12.4, 2.9), layout="constrained")
     axes = figure.subplots()
@@ -52,46 +51,48 @@ def progress_chart(
 
 
 def answers_chart(crew: Sequence[AnnotatorQuality], names: Mapping[str, str] | None = None) -> Figure:
-    """Agreement with the others and with known answers, with 95 % intervals, reliability, and seconds a judgement.
+    """Agreement with the others and with known answers, with 95 % intervals, reliability, and seconds per judgement.
 
-    One row an annotator, called as in `names`.
+    One row per annotator, labelled by `names`.
     """
-    title = "what annotators say (red: there are reasons to doubt)"
+    title = "agreement, reliability and speed (red: open concerns)"
     figure, (left, right, time) = _rows(crew, 3, title, names or {}, width=4.1)
-    for place, one in enumerate(crew):
-        color = DOUBTFUL if one.concerns else GOOD
-        _interval(left, one.agreement, place, {"color": color, "fmt": "o"})
-        _interval(left, one.gold, place + 0.25, {"color": GOLD, "fmt": "D", "markersize": 4})
-        if one.reliability is not None:
-            right.barh(place, one.reliability, color=color, height=0.6)
+    for row, annotator in enumerate(crew):
+        color = DOUBTFUL if annotator.concerns else GOOD
+        _interval(left, annotator.agreement, row, {"color": color, "fmt": "o"})
+        _interval(left, annotator.gold, row + 0.25, {"color": GOLD, "fmt": "D", "markersize": 4})
+        if annotator.reliability is not None:
+            right.barh(row, annotator.reliability, color=color, height=0.6)
             right.annotate(
-                f"{one.reliability:.2f}",
-                (one.reliability, place),
+                f"{annotator.reliability:.2f}",
+                (annotator.reliability, row),
                 xytext=(3, 0),
                 textcoords="offset points",
                 va="center",
                 fontsize=8,
             )
     left.axvline(0.5, color="grey", linestyle="--", linewidth=1)
-    left.set_title("same winner as: ● the others   ◆ known answers", fontsize=9)
+    left.set_title("same winner as: ● other annotators   ◆ gold answers", fontsize=9)
     right.axvline(0.5, color="grey", linestyle="--", linewidth=1)
     right.set_xlim(0, 1.1)
-    right.set_title("reliability η (1/2 says nothing)", fontsize=9)
-    for place, one in enumerate(crew):
-        time.barh(place, one.median_lead_time_seconds or 0.0, color=DOUBTFUL if one.concerns else GOOD, height=0.6)
-    time.set_title("median seconds a judgement", fontsize=9)
+    right.set_title("reliability η (0.5: chance)", fontsize=9)
+    for row, annotator in enumerate(crew):
+        time.barh(
+            row, annotator.median_lead_time_seconds or 0.0, color=DOUBTFUL if annotator.concerns else GOOD, height=0.6
+        )
+    time.set_title("median seconds per judgement", fontsize=9)
     return figure
 
 
 def habits_chart(crew: Sequence[AnnotatorQuality], names: Mapping[str, str] | None = None) -> Figure:
-    """One panel a habit, one row an annotator; a place without a bar has no figure."""
-    title = "habits of annotators (red: there are reasons to doubt)"
+    """One panel per habit, one row per annotator; no bar means not measured."""
+    title = "habits of annotators (red: open concerns)"
     figure, panels = _rows(crew, len(HABITS), title, names or {}, width=3.1)
     for axes, (name, title) in zip(panels, HABITS.items(), strict=True):
-        for place, one in enumerate(crew):
-            value = getattr(one, name)
+        for row, annotator in enumerate(crew):
+            value = getattr(annotator, name)
             if value is not None:
-                axes.barh(place, value, color=DOUBTFUL if one.concerns else GOOD, height=0.6)
+                axes.barh(row, value, color=DOUBTFUL if annotator.concerns else GOOD, height=0.6)
         axes.set_xlim(-1 if name == "position_correlation" else 0, 1)
         axes.axvline(0, color="grey", linewidth=1)
         axes.set_title(title, fontsize=9)
@@ -105,8 +106,8 @@ def _rows(
     figure = Figure(figsize=(width * columns, 1.4 + 0.32 * len(crew)), layout="constrained")
     panels = figure.subplots(1, columns, sharey=True)
     figure.suptitle(title, fontsize=11)
-    called = [_shortened(names.get(one.annotator_id, one.annotator_id)) for one in crew]
-    labels = [f"{name} ({one.judgements})" for name, one in zip(called, crew, strict=True)]
+    called = [_shortened(names.get(annotator.annotator_id, annotator.annotator_id)) for annotator in crew]
+    labels = [f"{name} ({annotator.judgements})" for name, annotator in zip(called, crew, strict=True)]
     panels[0].set_yticks(range(len(crew)), labels, parse_math=False)
     panels[0].set_ylabel("annotator (judgements)")
     panels[0].invert_yaxis()
@@ -119,7 +120,7 @@ def _shortened(name: str) -> str:
     return name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 1] + "…"
 
 
-def _interval(axes: Any, rate: Rate, place: float, style: dict[str, Any]) -> None:
+def _interval(axes: Any, rate: Rate, row: float, style: dict[str, Any]) -> None:
     if rate.share is not None and rate.low is not None and rate.high is not None:
         error = [[max(0.0, rate.share - rate.low)], [max(0.0, rate.high - rate.share)]]
-        axes.errorbar(rate.share, place, xerr=error, capsize=2, **style)
+        axes.errorbar(rate.share, row, xerr=error, capsize=2, **style)

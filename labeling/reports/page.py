@@ -1,4 +1,4 @@
-"""The status of a collection as one HTML file: no script, nothing from elsewhere, light and dark, all text escaped."""
+"""The status page: one HTML file without scripts or external resources, for light and dark mode, all text escaped."""
 
 import io
 import warnings
@@ -10,12 +10,11 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure
 
-from labeling.quality.agreement import Rate
-from labeling.quality.annotators import AnnotatorQuality
+from labeling.quality.results import AnnotatorQuality, Rate
 from labeling.reports.figures import answers_chart, habits_chart, progress_chart
 from labeling.reports.report import ProjectReport
 
-INK = "#102030"  # stands for the text's colour, whatever the page is shown in
+INK = "#102030"  # replaced by the page's text colour
 INKED: dict[Any, str] = dict.fromkeys(
     ("text.color", "axes.edgecolor", "axes.labelcolor", "axes.titlecolor", "xtick.color", "ytick.color"), INK
 )
@@ -41,41 +40,45 @@ td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; }
 POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 
 
-def status_page(found: Sequence[ProjectReport], now: datetime | None = None) -> str:
-    """The page for these projects, in their order."""
-    made = f"{(now or datetime.now(UTC)).astimezone(UTC):%Y-%m-%d %H:%M} UTC"
+def status_page(reports: Sequence[ProjectReport], now: datetime | None = None) -> str:
+    """The status page for the reports, in their order."""
+    time = f"{(now or datetime.now(UTC)).astimezone(UTC):%Y-%m-%d %H:%M} UTC"
     with matplotlib.rc_context(INKED):
-        body = "".join(_project(one) for one in found) or "<p>No project of ours is known yet.</p>"
+        body = "".join(_project(report) for report in reports) or "<p>No projects in the store yet.</p>"
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>Labelling status</title><style>{STYLE}</style></head>\n<body><h1>Labelling status</h1>"
-        f'<p class="quiet">made {made}; intervals are of 95 %</p>{body}</body></html>\n'
+        f"<title>Labeling status</title><style>{STYLE}</style></head>\n<body><h1>Labeling status</h1>"
+        f'<p class="quiet">generated {time}; intervals are 95 %</p>{body}</body></html>\n'
     )
 
 
-def _project(one: ProjectReport) -> str:
-    row = one.status
-    place = f"{row.url}/projects/{row.number}/data?labeling=1"
-    link = f'<a href="{escape(place)}">open in Label Studio</a>' if row.url.startswith(("http://", "https://")) else ""
+def _project(report: ProjectReport) -> str:
+    row = report.status
+    address = f"{row.url}/projects/{row.number}/data?labeling=1"
+    link = (
+        f'<a href="{escape(address)}">open in Label Studio</a>' if row.url.startswith(("http://", "https://")) else ""
+    )
     parts = [
         f"<section><h2>{escape(row.title)}</h2><p>{'deleted on the server' if row.deleted else link}</p>",
-        _tiles(one),
-        *(f'<p class="note">{escape(note)}</p>' for note in _notes(one)),
-        drawn(progress_chart(one.times, row.done, row.needed, row.last_sync, row.expected_end), "judgements over time"),
+        _tiles(report),
+        *(f'<p class="note">{escape(note)}</p>' for note in _notes(report)),
+        drawn(
+            progress_chart(report.times, row.done, row.needed, row.last_sync, row.expected_end), "judgements over time"
+        ),
     ]
-    judged = [person for person in one.crew if person.agreement.share is not None]
+    judged = [person for person in report.crew if person.agreement.share is not None]
     if judged:
-        parts.append(drawn(answers_chart(judged, one.names), "what each annotator says, and how fast"))
-        parts.append(drawn(habits_chart(judged, one.names), "habits of each annotator"))
-    if one.crew:
-        parts.append(_people(one))
+        parts.append(drawn(answers_chart(judged, report.names), "agreement, reliability and speed by annotator"))
+        parts.append(drawn(habits_chart(judged, report.names), "habits by annotator"))
+    if report.crew:
+        parts.append(_people(report))
     return "\n".join([*parts, "</section>\n"])
 
 
 def drawn(figure: Figure, title: str) -> str:
-    """A figure as SVG inside the page, in the colours of the text around it."""
+    """A figure as inline SVG in the page's text colour."""
     file = io.StringIO()
     with matplotlib.rc_context({"svg.fonttype": "none"}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing")  # the browser has the glyph; only its width is guessed
@@ -85,16 +88,16 @@ def drawn(figure: Figure, title: str) -> str:
     return f'<figure role="img" aria-label="{escape(title)}">{svg}</figure>'
 
 
-def _tiles(one: ProjectReport) -> str:
-    row = one.status
-    end = "done" if row.needed and row.done >= row.needed else _time(row.expected_end) or "nobody works"
+def _tiles(report: ProjectReport) -> str:
+    row = report.status
+    end = "done" if row.needed and row.done >= row.needed else _time(row.expected_end) or "no recent activity"
     tiles = [
         (f"{row.done} of {row.needed}", f"judgements, on {row.tasks} tasks"),
-        (f"{row.per_hour:.1f}", "judgements an hour, of late"),
+        (f"{row.per_hour:.1f}", "judgements per hour, last 24 hours"),
         (end, "expected end"),
-        (_rate(one.agreement.overall), f"agreement, {one.agreement.overall.count} double judgements"),
-        (_alpha(one), "Krippendorff's alpha"),
-        (_time(row.last_sync) or "never", "last read"),
+        (_rate(report.agreement.overall), f"agreement, {report.agreement.overall.count} double judgements"),
+        (_alpha(report), "Krippendorff's alpha"),
+        (_time(row.last_sync) or "never", "last sync"),
     ]
     shown = "".join(
         f'<div class="tile"><b>{escape(value)}</b><span>{escape(what)}</span></div>' for value, what in tiles
@@ -113,38 +116,38 @@ def _rate(rate: Rate) -> str:
     return f"{rate.share:.0%} ({rate.low:.0%} to {rate.high:.0%})"
 
 
-def _alpha(one: ProjectReport) -> str:
-    value, low, high = one.agreement.alpha, one.agreement.alpha_low, one.agreement.alpha_high
+def _alpha(report: ProjectReport) -> str:
+    value, low, high = report.agreement.alpha, report.agreement.alpha_low, report.agreement.alpha_high
     if value is None or low is None or high is None:
         return "-"
     return f"{value:.2f} ({low:.2f} to {high:.2f})"
 
 
-def _notes(one: ProjectReport) -> list[str]:
-    row = one.status
-    notes = [f"{row.quarantined} judgements are put aside: our screens do not make them"] if row.quarantined else []
-    notes += [f"{row.lost} annotations are gone from the server and kept in our store"] if row.lost else []
-    notes += ["the screen was edited on the server"] if row.screen_changed else []
-    rated = [f"{name} {_rate(rate)}" for name, rate in one.agreement.criteria.items() if rate.share is not None]
+def _notes(report: ProjectReport) -> list[str]:
+    row = report.status
+    notes = [f"{row.quarantined} annotations are quarantined: they could not be parsed"] if row.quarantined else []
+    notes += [f"{row.lost} annotations were deleted on the server and are kept in the store"] if row.lost else []
+    notes += ["the label config was edited on the server"] if row.screen_changed else []
+    rated = [f"{name} {_rate(rate)}" for name, rate in report.agreement.criteria.items() if rate.share is not None]
     return notes + ([f"agreement by criterion: {', '.join(rated)}"] if rated else [])
 
 
-def _people(one: ProjectReport) -> str:
+def _people(report: ProjectReport) -> str:
     heads = ("annotator", "judgements", "skips", "agreement", "reliability", "median seconds", "concerns")
     numbers = {"judgements", "skips", "reliability", "median seconds"}
     head = "".join(f"<th{' class=number' if name in numbers else ''}>{name}</th>" for name in heads)
-    rows = "".join(_person(person, one.names.get(person.annotator_id, "")) for person in one.crew)
+    rows = "".join(_person(person, report.names.get(person.annotator_id, "")) for person in report.crew)
     return f'<h3>Annotators</h3><div class="wide"><table><tr>{head}</tr>{rows}</table></div>'
 
 
-def _person(one: AnnotatorQuality, name: str) -> str:
-    told = [
+def _person(person: AnnotatorQuality, name: str) -> str:
+    figures = [
         ("" if value is None else f"{value:{form}}")
-        for value, form in ((one.reliability, ".2f"), (one.median_lead_time_seconds, ".0f"))
+        for value, form in ((person.reliability, ".2f"), (person.median_lead_time_seconds, ".0f"))
     ]
-    concerns = "<br>".join(map(escape, one.concerns)) + (" (set aside)" if one.set_aside else "")
+    concerns = "<br>".join(map(escape, person.concerns)) + (" (set aside)" if person.set_aside else "")
     return (
-        f"<tr><td>{escape(name or f'account {one.annotator_id}')}</td><td class=number>{one.judgements}</td>"
-        f"<td class=number>{one.skips}</td><td>{_rate(one.agreement)}</td><td class=number>{told[0]}</td>"
-        f"<td class=number>{told[1]}</td><td class=doubt>{concerns}</td></tr>"
+        f"<tr><td>{escape(name or f'account {person.annotator_id}')}</td><td class=number>{person.judgements}</td>"
+        f"<td class=number>{person.skips}</td><td>{_rate(person.agreement)}</td><td class=number>{figures[0]}</td>"
+        f"<td class=number>{figures[1]}</td><td class=doubt>{concerns}</td></tr>"
     )

@@ -1,21 +1,22 @@
-"""What the status page shows of a project: its status, every judgement's time, and how its annotators work."""
+"""The report on a project: status, times of judgements, agreement and annotators; all views are made from it."""
 
 from collections.abc import Collection
 from datetime import datetime
 
+from alignment.records import Record
 from labeling.config import QualityOptions
+from labeling.judgements.imports import tasks_of
 from labeling.judgements.parse import parse
-from labeling.quality.agreement import Agreement
-from labeling.quality.annotators import AnnotatorQuality
 from labeling.quality.assess import assess
-from labeling.reports.status import ProjectStatus, project_status, tasks_of
+from labeling.quality.results import Agreement, AnnotatorQuality
+from labeling.reports.status import ProjectStatus, project_status
 from labeling.store.store import Store
-from labeling.store.versions import SeenProject, Values, moment
+from labeling.store.versions import SeenProject, moment
 from labeling.tasks.gold import Answers
 
 
-class ProjectReport(Values):
-    """One project. `times` are those of the judgements, the earliest first; `names` are by annotator id."""
+class ProjectReport(Record):
+    """The report on one project. `times` are those of judgements, earliest first; `names` are by annotator id."""
 
     status: ProjectStatus
     times: tuple[datetime, ...]
@@ -27,27 +28,35 @@ class ProjectReport(Values):
 def reports(
     store: Store, only: Collection[int] = (), options: QualityOptions | None = None, answers: Answers | None = None
 ) -> list[ProjectReport]:
-    """Every project that the store knows, or those of the given numbers, the newest first.
+    """Reports on all projects in the store, or on those with the numbers `only`, newest first.
 
-    Concerns are by the limits of `options`. Without the `answers` of gold tasks these count as all others.
+    `options` sets the limits for concerns. Without `answers`, gold tasks count as ordinary ones.
     """
-    chosen = [one for one in store.projects() if not only or one.number in only]
-    return [project_report(store, one, options or QualityOptions(), answers) for one in reversed(chosen)]
+    chosen = [project for project in store.projects() if not only or project.number in only]
+    return [project_report(store, project, options or QualityOptions(), answers) for project in reversed(chosen)]
 
 
 def project_report(
     store: Store, project: SeenProject, options: QualityOptions, answers: Answers | None = None
 ) -> ProjectReport:
-    """One project as of its last sync."""
+    """The report as of the last sync. Annotations are parsed and assessed once, for every view."""
     rows = store.current(project.project)
-    tasks, said = tasks_of(project, rows), [raw for row in rows for raw in row["annotations"]]
+    tasks = tasks_of(project.title, rows)
     parsed = parse(rows, tasks.values(), project.overlap, "")
     assessed = assess(parsed.judgements, tasks, parsed.skips, options, answers)
-    shown = project_status(store, project)
+    status = project_status(
+        project,
+        rows,
+        store.syncs(project.project),
+        assessed.agreement,
+        quarantined=len(parsed.quarantined),
+        lost=len(store.lost(project.project)),
+    )
+    judged = (raw for row in rows for raw in row["annotations"] if not raw["was_cancelled"])
     return ProjectReport(
-        status=shown,
-        times=tuple(sorted(moment(raw["created_at"]) for raw in said if not raw["was_cancelled"])),
+        status=status,
+        times=tuple(sorted(moment(raw["created_at"]) for raw in judged)),
         agreement=assessed.agreement,
-        crew=tuple(sorted(assessed.quality, key=lambda one: (-one.judgements, one.annotator_id))),
-        names={str(one.annotator): one.name for one in shown.annotators if one.name},
+        crew=tuple(sorted(assessed.quality, key=lambda annotator: (-annotator.judgements, annotator.annotator_id))),
+        names={str(annotator.annotator): annotator.name for annotator in status.annotators if annotator.name},
     )

@@ -1,30 +1,24 @@
-"""How a collection is going, from the store alone: progress, pace, expected end, agreement, and each annotator."""
+"""The status of a project: progress, pace, expected end, agreement, and the work of each annotator."""
 
 from collections import Counter, defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from statistics import median
 from typing import Any
 
-from pydantic import ValidationError
-
-from labeling.errors import TaskError
-from labeling.judgements.comparisons import comparisons
-from labeling.judgements.imports import task_of
-from labeling.judgements.parse import parse
-from labeling.quality.agreement import Rate, agreement
-from labeling.store.store import Store
-from labeling.store.versions import SeenProject, Values, moment, title_of
-from labeling.tasks.tasks import Task
+from alignment.records import Record
+from labeling.names import title_of
+from labeling.quality.results import Agreement, Rate
+from labeling.store.versions import SeenProject, Sync, moment
 
 PACE_WINDOW = timedelta(hours=24)
 SHORTEST_WINDOW = timedelta(minutes=1)
 
 
-class AnnotatorStatus(Values):
-    """One person's work: judgements (of any content), skips, and the median time a judgement took, in seconds.
+class AnnotatorStatus(Record):
+    """One annotator's work: judgements (valid or not), skips, and median seconds per judgement.
 
-    `name` is as the server last told it: first and last name, and the e-mail address.
+    `name` is the server's: first and last name, and the e-mail address.
     """
 
     annotator: int | None
@@ -34,12 +28,12 @@ class AnnotatorStatus(Values):
     median_seconds: float | None
 
 
-class ProjectStatus(Values):
-    """One project. `done` counts at most the overlap per task; `lost` is what the server had once and has no more.
+class ProjectStatus(Record):
+    """One project. `done` counts at most the overlap per task; `lost` counts annotations deleted on the server.
 
     `per_hour` is over the 24 hours before the last sync, or since the first judgement if that is later; `expected_end`
-    is when the rest would be done at that pace, None when nobody works. `quarantined` are judgements that our screens
-    do not make. `screen_changed` when the screen was edited on the server.
+    is when the rest would be done at that pace, None without recent judgements. `quarantined` counts annotations that
+    could not be parsed. `screen_changed`: the label config was edited on the server.
     """
 
     title: str
@@ -60,25 +54,24 @@ class ProjectStatus(Values):
     last_sync: datetime | None
 
 
-def status(store: Store, only: Collection[int] = ()) -> list[ProjectStatus]:
-    """Every project that the store knows, or those of the given numbers, the oldest first."""
-    return [project_status(store, one) for one in store.projects() if not only or one.number in only]
-
-
-def project_status(store: Store, project: SeenProject) -> ProjectStatus:
-    """How one project is going, as of its last sync."""
-    rows, past = store.current(project.project), store.syncs(project.project)
-    said = [raw for row in rows for raw in row["annotations"]]
-    judged = [raw for raw in said if not raw["was_cancelled"]]
-    people = Counter((raw["task"]) for raw in judged)
-    done, needed = sum(min(n, project.overlap) for n in people.values()), len(rows) * project.overlap
-    now = past[-1].seen_at if past else None
+def project_status(
+    project: SeenProject,
+    rows: Sequence[Mapping[str, Any]],
+    syncs: Sequence[Sync],
+    agreement: Agreement,
+    *,
+    quarantined: int,
+    lost: int,
+) -> ProjectStatus:
+    """The status of one project as of its last sync. `rows` are its tasks with their annotations, as in the store."""
+    annotations = [raw for row in rows for raw in row["annotations"]]
+    judged = [raw for raw in annotations if not raw["was_cancelled"]]
+    by_task = Counter(raw["task"] for raw in judged)
+    done, needed = sum(min(n, project.overlap) for n in by_task.values()), len(rows) * project.overlap
+    now = syncs[-1].seen_at if syncs else None
     per_hour = pace([moment(raw["created_at"]) for raw in judged], now) if now else 0.0
     left = timedelta(hours=(needed - done) / per_hour) if per_hour else None
-    title, tasks = title_of(project.title), tasks_of(project, rows)
-    parsed = parse(rows, tasks.values(), project.overlap, "")
-    both = [row for some in comparisons(parsed.judgements, tasks) for row in some]
-    agreed = agreement(both)
+    title = title_of(project.title)
     return ProjectStatus(
         title=project.title,
         number=project.number,
@@ -89,11 +82,11 @@ def project_status(store: Store, project: SeenProject) -> ProjectStatus:
         needed=needed,
         per_hour=per_hour,
         expected_end=now + left if now and left is not None and not project.deleted else None,
-        agreement=agreed.overall,
-        alpha=agreed.alpha,
-        annotators=annotators(said),
-        quarantined=len(parsed.quarantined),
-        lost=len(store.lost(project.project)),
+        agreement=agreement.overall,
+        alpha=agreement.alpha,
+        annotators=annotator_statuses(annotations),
+        quarantined=quarantined,
+        lost=lost,
         screen_changed=title is not None and title.screen_hash != project.config_hash,
         last_sync=now,
     )
@@ -108,16 +101,16 @@ def pace(times: Sequence[datetime], now: datetime) -> float:
     return len(recent) / (max(now - begun, SHORTEST_WINDOW) / timedelta(hours=1))
 
 
-def annotators(said: Sequence[Mapping[str, Any]]) -> tuple[AnnotatorStatus, ...]:
-    """Everyone who judged or skipped, those with most judgements first."""
+def annotator_statuses(annotations: Sequence[Mapping[str, Any]]) -> tuple[AnnotatorStatus, ...]:
+    """Annotators who judged or skipped, by falling number of judgements."""
     by_person: dict[int | None, list[Mapping[str, Any]]] = defaultdict(list)
-    for raw in said:
+    for raw in annotations:
         by_person[raw["completed_by"]].append(raw)
-    found = []
+    statuses = []
     for person, own in by_person.items():
         times = [raw["lead_time"] for raw in own if raw.get("lead_time") and not raw["was_cancelled"]]
         skips = sum(raw["was_cancelled"] for raw in own)
-        found.append(
+        statuses.append(
             AnnotatorStatus(
                 annotator=person,
                 name=name_of(own),
@@ -126,26 +119,10 @@ def annotators(said: Sequence[Mapping[str, Any]]) -> tuple[AnnotatorStatus, ...]
                 median_seconds=median(times) if times else None,
             )
         )
-    return tuple(sorted(found, key=lambda one: (-one.judgements, one.annotator or 0)))
+    return tuple(sorted(statuses, key=lambda status: (-status.judgements, status.annotator or 0)))
 
 
 def name_of(own: Sequence[Mapping[str, Any]]) -> str:
-    """The name in the newest of a person's annotations that has one; the server writes "Name mail, id"."""
+    """The name in the annotator's newest annotation that has one; the server writes "Name mail, id"."""
     names = [str(raw.get("created_username") or "").rpartition(",")[0].strip() for raw in own]
     return next((name for name in reversed(names) if name), "")
-
-
-def tasks_of(project: SeenProject, rows: Sequence[Mapping[str, Any]]) -> dict[str, Task]:
-    """The tasks as far as the server's data shows them, by uid: enough to parse and to compare.
-
-    A project whose title is not ours has none. The same opaque ids stand for the same responses for everyone who saw
-    the task, so agreement is the true one; which model wrote what is not known here.
-    """
-    found = {}
-    for row in rows if title_of(project.title) else ():
-        try:
-            task = task_of(row)
-        except (TaskError, ValidationError):
-            continue  # not a task of ours
-        found[task.uid] = task
-    return found

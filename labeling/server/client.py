@@ -1,16 +1,23 @@
-"""A thin HTTP client of the Label Studio API: raw JSON in and out, retries of network faults and 5xx only."""
+"""The client of the Label Studio API: label-studio-sdk, with a transport of ours underneath.
+
+What is changed on the server is changed by the SDK's methods. Projects, tasks and annotations are read as raw JSON, by
+requests of the SDK too: its models make objects of the times, and the store of annotations keeps what the server sent.
+"""
 
 import json as jsonlib
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import datetime
 from email.utils import parsedate_to_datetime
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import httpx
+import label_studio_sdk  # its names are loaded when they are used: a second, at the first client
+from label_studio_sdk.core.api_error import ApiError
+from label_studio_sdk.core.parse_error import ParsingError
 
-from labeling.errors import BadCredentials, RequestRefused, ServerUnavailable, UnexpectedAnswer
+from labeling.errors import BadCredentials, LabelingError, UnexpectedAnswer
+from labeling.server.transport import RetryingTransport, raise_for_refusal, shown_url
 
 PAGE_SIZE = 1000
 FULL_PAGE_SIZE = 500
@@ -20,7 +27,7 @@ DEAR = (  # what the data manager works out for its columns; without it a list o
     *("annotators", "storage_filename", "file_upload", "comment_authors", "predictions_model_versions", "created_ago"),
     *("predictions_score", "draft_exists", "completed_at", "inner_id", "total_predictions", "state", "is_labeled"),
 )
-NEVER_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
+P = ParamSpec("P")
 T = TypeVar("T")
 
 
@@ -32,8 +39,7 @@ class LabelStudio:
 
     `server_time` is the server's clock at its latest answer (its `Date`, in whole seconds); None before the first.
 
-    A request that may have done its work before it failed is repeated only where repeating is harmless: `get` and
-    `patch` are, `post` only when it never reached the server or found it busy (503).
+    Requests are repeated by `RetryingTransport` and never by the SDK, which would send a POST twice.
     """
 
     def __init__(
@@ -42,15 +48,14 @@ class LabelStudio:
         self.url = url.rstrip("/")
         self.token = token
         self.server_time: datetime | None = None
-        self._attempts = attempts
-        self._backoff_seconds = backoff_seconds
+        transport = httpx.HTTPTransport(trust_env=False, limits=httpx.Limits(max_keepalive_connections=0))
         self._http = httpx.Client(
-            base_url=self.url,
-            headers={"Authorization": f"Token {token}"},
+            transport=RetryingTransport(self.url, transport, attempts, backoff_seconds),
             timeout=timeout_seconds,
             trust_env=False,
-            limits=httpx.Limits(max_keepalive_connections=0),
+            event_hooks={"response": [self._read_clock, lambda response: raise_for_refusal(self.url, response)]},
         )
+        self.sdk = _sdk(self.url, token, self._http)
 
     def __enter__(self) -> "LabelStudio":
         return self
@@ -62,61 +67,49 @@ class LabelStudio:
         """Close the connections."""
         self._http.close()
 
+    def call(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+        """What a method of the SDK returns. Its errors become ours here, and lose its frames, which hold the token."""
+        failure: LabelingError
+        try:
+            return function(*args, **kwargs)
+        except LabelingError as error:  # of the transport: a refusal, or a server that stays away
+            failure = error.with_traceback(None)
+        except ApiError as error:  # no refusal, those are raised by the transport
+            failure = UnexpectedAnswer(f"{self.url} did not answer with JSON: {str(error.body)[:200]}")
+        except (ParsingError, TypeError) as error:  # JSON of another kind than the SDK's model
+            failure = UnexpectedAnswer(f"{self.url} did not answer what label-studio-sdk expects: {str(error)[:200]}")
+        raise failure
+
     def get(self, path: str, **params: Any) -> Any:
         """GET a JSON value."""
         return self._request("GET", path, params=params)
 
     def post(self, path: str, json: Any, **params: Any) -> Any:
-        """POST a JSON value; see the class for when it is repeated."""
-        return self._request("POST", path, json=json, params=params)
+        """POST a JSON value."""
+        return self._request("POST", path, params=params, **_json_body(json))
 
     def patch(self, path: str, json: Any) -> Any:
         """PATCH with a JSON value."""
-        return self._request("PATCH", path, json=json)
+        return self._request("PATCH", path, **_json_body(json))
 
     def delete(self, path: str) -> None:
         """DELETE; an answer without content is right."""
         self._request("DELETE", path)
 
     def _request(self, method: str, path: str, **arguments: Any) -> Any:
-        cause: object = "no attempt"
-        for attempt in range(self._attempts):
-            if attempt:
-                time.sleep(self._backoff_seconds * 2 ** (attempt - 1))
-            try:
-                answer = self._http.request(method, path, **arguments)
-            except httpx.TransportError as error:
-                cause = str(error) or type(error).__name__
-                if method == "POST" and not isinstance(error, NEVER_SENT):
-                    break
-                continue
-            self._read_clock(answer)
-            if answer.status_code < 500:
-                return self._value(answer)
-            cause = f"{method} {path} answers {answer.status_code}"
-            if method == "POST" and answer.status_code != 503:
-                break
-        raise ServerUnavailable(self.url, cause)
+        """The JSON of an answer as the server sent it, None for an empty one."""
+        response = self.call(self.sdk._client_wrapper.httpx_client.request, path, method=method, **arguments)
+        try:
+            return response.json() if response.content else None
+        except ValueError as error:
+            request = f"{method} {shown_url(response.request.url)}"
+            raise UnexpectedAnswer(f"{request} did not answer with JSON: {error}") from error
 
     def _read_clock(self, answer: httpx.Response) -> None:
         try:
             self.server_time = parsedate_to_datetime(answer.headers["Date"])
         except (KeyError, ValueError):
             return  # an answer without a date tells nothing
-
-    def _value(self, answer: httpx.Response) -> Any:
-        request = answer.request
-        if answer.status_code == 401:
-            raise BadCredentials(self.url, "the given token")
-        if answer.status_code >= 300:
-            raise RequestRefused(request.method, place(request.url), answer.status_code, answer.text)
-        if not answer.content:
-            return None
-        try:
-            return answer.json()
-        except ValueError as error:
-            told = f"{request.method} {place(request.url)}"
-            raise UnexpectedAnswer(f"{told} did not answer with JSON: {error}") from error
 
     def whoami(self) -> dict[str, Any]:
         """The account of the token."""
@@ -188,19 +181,39 @@ class LabelStudio:
 
     def delete_tasks(self, project_id: int, task_ids: list[int]) -> None:
         """Delete tasks with all their annotations; ids that are not there do not matter."""
-        selected = {"all": False, "included": task_ids}
-        self.post("/api/dm/actions", {"selectedItems": selected}, id="delete_tasks", project=project_id)
+        self.call(
+            self.sdk.actions.create,
+            id="delete_tasks",
+            project=project_id,
+            selected_items={"all": False, "included": task_ids},
+        )
 
     def annotate(self, task_id: int, result: list[dict[str, Any]], lead_time: float, *, skip: bool = False) -> int:
         """Submit (or skip) a task as the account of this client; return the annotation's id."""
-        body = {"result": result, "lead_time": lead_time, "was_cancelled": skip, "ground_truth": False}
-        answer = self.post(f"/api/tasks/{task_id}/annotations/", body)
-        return int(expect(answer, dict, "the answer to an annotation")["id"])
+        annotation = self.call(
+            self.sdk.annotations.create,
+            task_id,
+            result=result,
+            lead_time=lead_time,
+            was_cancelled=skip,
+            ground_truth=False,
+        )
+        return expect(annotation.id, int, "the id of an annotation")
 
 
-def place(url: httpx.URL) -> str:
-    """An address for error messages: without its query, which may hold an invitation, and without user and password."""
-    return str(url.copy_with(query=None, username="", password=""))
+def _sdk(url: str, token: str, http: httpx.Client) -> "label_studio_sdk.LabelStudio":
+    """The SDK's client. Raises BadCredentials for a personal access token that has expired or names no end."""
+    try:
+        return label_studio_sdk.LabelStudio(base_url=url, api_key=token, httpx_client=http, max_retries=0)
+    except ApiError:
+        pass  # raised below, without the frames of the SDK, whose variables hold the token
+    raise BadCredentials(url, "the given token, which has expired or names no end")
+
+
+def _json_body(value: Any) -> dict[str, Any]:
+    """A body that is JSON already: the SDK's encoder looks at every value in Python, an eighth of a large import."""
+    body = jsonlib.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    return {"content": body.encode(), "headers": {"Content-Type": "application/json"}}
 
 
 def _filter(column: str, kind: str, greater_than: Any) -> dict[str, Any]:

@@ -1,4 +1,7 @@
-"""Annotator accounts, made the way a person makes one: by invitation and the sign-up form."""
+"""Annotator accounts, made the way a person makes one: by invitation and the sign-up form.
+
+The API, and so the SDK, makes accounts without a password and without an organisation, which cannot log in.
+"""
 
 import hashlib
 import hmac
@@ -9,7 +12,8 @@ import httpx
 from pydantic import BaseModel, ConfigDict, SecretStr
 
 from labeling.errors import BadCredentials, RequestRefused, ServerUnavailable, UnexpectedAnswer
-from labeling.server.client import LabelStudio, expect, place
+from labeling.server.client import LabelStudio, expect
+from labeling.server.transport import shown_url
 
 LOGIN_PATH = "/user/login/"
 TIMEOUT_SECONDS = 60.0
@@ -28,8 +32,8 @@ class Account(BaseModel):
 
 def members(owner: LabelStudio) -> dict[str, int]:
     """The ids of all accounts by e-mail address, in small letters."""
-    found = expect(owner.get("/api/users"), list, "the list of users")
-    return {str(user["email"]).lower(): int(user["id"]) for user in found}
+    users = expect(owner.call(owner.sdk.users.list), list, "the list of users")
+    return {str(user.email).lower(): int(user.id) for user in users}
 
 
 def invite_link(owner: LabelStudio) -> str:
@@ -63,7 +67,7 @@ def _form_token(page: httpx.Response) -> str:
     """The CSRF token of the page's form."""
     match = re.search(r'name="csrfmiddlewaretoken"\s+value="([^"]+)"', page.text)
     if page.status_code != 200 or match is None:
-        raise UnexpectedAnswer(f"{place(page.request.url)} shows no form (status {page.status_code})")
+        raise UnexpectedAnswer(f"{shown_url(page.request.url)} shows no form (status {page.status_code})")
     return match.group(1)
 
 
@@ -73,7 +77,7 @@ def _submit(http: httpx.Client, path: str, fields: dict[str, str]) -> bool:
     form = fields | {"csrfmiddlewaretoken": _form_token(page)}
     answer = http.post(path, data=form, headers={"Referer": str(page.request.url)})
     if answer.status_code >= 400:
-        raise RequestRefused("POST", place(page.request.url), answer.status_code, answer.text)
+        raise RequestRefused("POST", shown_url(page.request.url), answer.status_code, answer.text)
     return answer.status_code == 302
 
 
@@ -92,10 +96,10 @@ def _sign_up(owner: LabelStudio, http: httpx.Client, email: str, password: str) 
 def _read_account(owner: LabelStudio, http: httpx.Client, email: str, password: str, first_name: str) -> Account:
     answer = http.get("/api/current-user/token")
     if answer.status_code != 200:
-        raise UnexpectedAnswer(f"{place(answer.request.url)} answers {answer.status_code}: {answer.text[:200]}")
+        raise UnexpectedAnswer(f"{shown_url(answer.request.url)} answers {answer.status_code}: {answer.text[:200]}")
     token = str(answer.json()["token"])
     with LabelStudio(owner.url, token) as client:
         who = client.whoami()
         if first_name and who.get("first_name") != first_name:
-            client.patch(f"/api/users/{who['id']}/", {"first_name": first_name})
+            client.call(client.sdk.users.update, who["id"], first_name=first_name)
     return Account(id=int(who["id"]), email=email, password=SecretStr(password), token=SecretStr(token))

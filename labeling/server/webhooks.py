@@ -8,8 +8,8 @@ ACTIONS = ("ANNOTATION_CREATED", "ANNOTATIONS_CREATED", "ANNOTATION_UPDATED", "A
 
 def webhook_is_there(client: LabelStudio, project: int, url: str) -> bool:
     """Whether the project tells this address."""
-    found = expect(client.get("/api/webhooks", project=project), list, "the list of webhooks")
-    return any(hook["url"] == url and hook["is_active"] and {*ACTIONS} <= {*hook["actions"]} for hook in found)
+    hooks = expect(client.call(client.sdk.webhooks.list, project=project), list, "the list of webhooks")
+    return any(hook.url == url and hook.is_active and {*ACTIONS} <= {*hook.actions} for hook in hooks)
 
 
 def ensure_webhook(client: LabelStudio, project: int, url: str) -> bool:
@@ -19,16 +19,16 @@ def ensure_webhook(client: LabelStudio, project: int, url: str) -> bool:
     """
     if webhook_is_there(client, project, url):
         return False
-    told = {
-        "project": project,
-        "url": url,
-        "send_payload": False,
-        "send_for_all_actions": False,
-        "is_active": True,
-        "actions": list(ACTIONS),
-    }
     try:
-        client.post("/api/webhooks", told)
+        client.call(
+            client.sdk.webhooks.create,
+            project=project,
+            url=url,
+            send_payload=False,
+            send_for_all_actions=False,
+            is_active=True,
+            actions=ACTIONS,
+        )
     except RequestRefused as error:
         raise WebhookRefused(
             f"Label Studio does not call {url} ({error}). It calls addresses on its own machine or network only when "

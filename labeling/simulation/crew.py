@@ -1,12 +1,11 @@
-"""A crew of simulated annotators who work through the server's API like anyone else.
+"""Simulated annotators who work through the server's API like people.
 
 Each has an account, a token and a taste. An annotator reads a task as the server shows it, scores each response by
 
-    u = w · (helpful, truthful, harmless) + b_length · length + b_polite · politeness,
+    u = w · (score by criterion) + b_length · length + b_polite · politeness,
 
 adds Gumbel noise of scale T and puts the responses in the order of the sums. That is the Plackett-Luce model, and for
-two responses Bradley-Terry: P(a over b) = sigmoid((u_a - u_b) / T). Near-equal responses are coin flips, clear ones are
-not.
+two responses Bradley-Terry: P(a over b) = sigmoid((u_a - u_b) / T). Near-equal responses are decided almost at random.
 
 What an annotator says about a task depends on the seed, the annotator and the task's uid alone. Some may have habits
 that a collection has to be guarded against (`CrewConfig`): the careless judge at random, the side-biased prefer what
@@ -19,9 +18,8 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
-
-from alignment.records import CRITERIA
+from alignment.criteria import CRITERIA, CRITERION_NAMES
+from alignment.records import Record
 from labeling.config import CrewConfig
 from labeling.server.client import LabelStudio
 from labeling.server.users import Account, derived_password, ensure_account
@@ -37,17 +35,15 @@ SIDE_PULL = 4.0  # of a side-biased annotator towards the first place, in units 
 RING = "ring"  # what the colluding draw their one answer by
 
 
-class Annotator(BaseModel):
-    """One member of the crew: the taste, how noisy next to the others, how fast (`words_per_second`), and the habit.
+class Annotator(Record):
+    """One simulated annotator: preferences, noise relative to the crew, reading speed, and habit.
 
     A careless or colluding one judges at random in a share `careless_rate` of the tasks.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     email: str
     name: str
-    weights: tuple[float, float, float]
+    weights: tuple[float, ...]
     likes_length: float
     likes_politeness: float
     likes_first: float
@@ -57,10 +53,10 @@ class Annotator(BaseModel):
     careless_rate: float = 0.0
 
     def utility(self, verdict: Mapping[str, float], text: str, typical_words: float, shown_first: bool) -> float:
-        """What the annotator thinks of a response, before noise."""
+        """The annotator's utility of a response, before noise."""
         length = math.tanh(math.log(max(len(text.split()), 1) / typical_words))
         polite = any(word in text.lower() for word in POLITE_WORDS)
-        gold = sum(weight * verdict[name] for weight, name in zip(self.weights, CRITERIA, strict=True))
+        gold = sum(weight * verdict[name] for weight, name in zip(self.weights, CRITERION_NAMES, strict=True))
         return gold + self.likes_length * length + self.likes_politeness * polite + self.likes_first * shown_first
 
 
@@ -70,14 +66,13 @@ def make_crew(config: CrewConfig) -> list[Annotator]:
     habits = _habits(config)
     for index in range(config.annotators):
         rng = random.Random(f"crew:{config.seed}:{index}")
-        raw = [math.exp(0.35 * config.bias * rng.gauss(0, 1)) * base for base in (0.8, 1.2, 1.0)]
+        raw = [math.exp(0.35 * config.bias * rng.gauss(0, 1)) * one.annotator_weight for one in CRITERIA]
         name = NAMES[index % len(NAMES)] + (str(index // len(NAMES) + 1) if index >= len(NAMES) else "")
-        helpful, truthful, harmless = (weight / sum(raw) for weight in raw)
         crew.append(
             Annotator(
                 email=f"{name.lower()}.{config.seed}@crew.rlhf.local",
                 name=name,
-                weights=(helpful, truthful, harmless),
+                weights=tuple(weight / sum(raw) for weight in raw),
                 likes_length=config.bias * rng.gauss(0.04, 0.04),
                 likes_politeness=config.bias * rng.gauss(0.1, 0.04),
                 likes_first=config.bias * abs(rng.gauss(0, 0.02)),
@@ -92,10 +87,10 @@ def make_crew(config: CrewConfig) -> list[Annotator]:
 
 def _of_one_mind(crew: Sequence[Annotator]) -> list[Annotator]:
     """The crew, in which the colluding have the taste of the first of them: one makes the answer for all."""
-    leader = next((one for one in crew if one.habit == "colluding"), None)
+    leader = next((annotator for annotator in crew if annotator.habit == "colluding"), None)
     own = {"email", "name", "words_per_second"}
     shared = {} if leader is None else {key: value for key, value in leader if key not in own}
-    return [one.model_copy(update=shared) if one.habit == "colluding" else one for one in crew]
+    return [annotator.model_copy(update=shared) if annotator.habit == "colluding" else annotator for annotator in crew]
 
 
 def _habits(config: CrewConfig) -> list[Habit]:
@@ -131,7 +126,7 @@ def gumbel(rng: random.Random) -> float:
 
 
 def work_on(
-    annotator: Annotator, data: Mapping[str, Any], prompt_id: str, judge: Judge, heat: float, seed: int
+    annotator: Annotator, data: Mapping[str, Any], prompt_id: str, judge: Judge, temperature: float, seed: int
 ) -> tuple[list[dict[str, Any]], float]:
     """The annotator's result for a task, in the shape that the browser makes, and the lead time in seconds."""
     if annotator.habit == "spamming":
@@ -139,26 +134,26 @@ def work_on(
     drawn_by = RING if annotator.habit == "colluding" else annotator.email
     rng = random.Random(f"{seed}:{drawn_by}:{data['uid']}")
     shown = responses_of(data)
-    scale = heat * annotator.noisiness
+    scale = temperature * annotator.noisiness
     careless = annotator.habit in ("careless", "colluding") and rng.random() < annotator.careless_rate
-    liked = [0.0] * len(shown) if careless else utilities(annotator, data, prompt_id, judge)
+    utility = [0.0] * len(shown) if careless else utilities(annotator, data, prompt_id, judge)
     if annotator.habit == "side_biased":
-        liked = [u + SIDE_PULL * scale * (1 - i / (len(shown) - 1)) for i, u in enumerate(liked)]
-    felt = [u + scale * gumbel(rng) for u in liked]
+        utility = [u + SIDE_PULL * scale * (1 - i / (len(shown) - 1)) for i, u in enumerate(utility)]
+    noisy = [u + scale * gumbel(rng) for u in utility]
     words = sum(len(text.split()) for _, text in shown) + len(str(data["prompt"]).split())
     lead_time = round((4.0 + words / annotator.words_per_second) * math.exp(0.3 * rng.gauss(0, 1)), 3)
     if "responses" in data:
-        order = sorted(range(len(shown)), key=lambda i: -felt[i])
+        order = sorted(range(len(shown)), key=lambda i: -noisy[i])
         return ranking_result([shown[i][0] for i in order]), lead_time
     stars = [
-        [_stars(rng.random() if careless else judge(prompt_id, text)[name], rng) for name in CRITERIA]
+        [_stars(rng.random() if careless else judge(prompt_id, text)[name], rng) for name in CRITERION_NAMES]
         for _, text in shown
     ]
-    return pairwise_result((felt[0] - felt[1]) / scale, stars), lead_time
+    return pairwise_result((noisy[0] - noisy[1]) / scale, stars), lead_time
 
 
 def _spam(annotator: Annotator, data: Mapping[str, Any], seed: int) -> tuple[list[dict[str, Any]], float]:
-    """What is on the screen when it opens, or the first answer that a hand falls on."""
+    """The ranking as shown, or a random side."""
     rng = random.Random(f"{seed}:{annotator.email}:{data['uid']}")
     lead_time = round(rng.uniform(0.8, 2.5), 3)
     if "responses" in data:
@@ -172,7 +167,7 @@ def _stars(score: float, rng: random.Random) -> int:
 
 
 def ranking_result(order: Sequence[str]) -> list[dict[str, Any]]:
-    """What the ranking screen submits."""
+    """The result that the ranking screen submits."""
     return [
         {
             "type": "ranker",
@@ -185,7 +180,7 @@ def ranking_result(order: Sequence[str]) -> list[dict[str, Any]]:
 
 
 def pairwise_result(difference: float, stars: Sequence[Sequence[int]]) -> list[dict[str, Any]]:
-    """What the pairwise screen submits for a felt difference (A over B, in units of noise) and stars for A and B."""
+    """The result of the pairwise screen for a utility difference (A over B, in units of noise) and stars."""
     size = sum(abs(difference) > threshold for threshold in TIE_BETTER_MUCH)
     choice = f"{'a' if difference > 0 else 'b'}_{size}" if size else "tie"
     result: list[dict[str, Any]] = [
@@ -195,8 +190,8 @@ def pairwise_result(difference: float, stars: Sequence[Sequence[int]]) -> list[d
         side = "left" if difference > 0 else "right"
         clicked = {"type": "pairwise", "from_name": "pairwise", "to_name": "pairwise", "value": {"selected": side}}
         result.insert(0, clicked)
-    for letter, given in zip("ab", stars, strict=True):
-        for name, value in zip(CRITERIA, given, strict=True):
+    for letter, ratings in zip("ab", stars, strict=True):
+        for name, value in zip(CRITERION_NAMES, ratings, strict=True):
             control = {"type": "rating", "from_name": f"{letter}_{name}", "to_name": f"response_{letter}"}
             result.append(control | {"value": {"rating": value}})
     return result
@@ -218,7 +213,10 @@ def deal(uids: Sequence[str], crew: Sequence[Annotator], overlap: int, seed: int
 def crew_accounts(owner: LabelStudio, crew: Sequence[Annotator]) -> dict[str, Account]:
     """An account for each annotator, by e-mail; made on the first call and logged in to on the later ones."""
     return {
-        one.email: ensure_account(owner, one.email, derived_password(owner.token, one.email), one.name) for one in crew
+        annotator.email: ensure_account(
+            owner, annotator.email, derived_password(owner.token, annotator.email), annotator.name
+        )
+        for annotator in crew
     }
 
 
@@ -233,10 +231,10 @@ def _work_left(
     """The tasks (id and data) that each annotator still has to do, by e-mail."""
     rows = {row["data"].get("uid"): row for row in owner.tasks_with_annotations(project.id)}
     seen = {
-        uid: {said["completed_by"] for said in row["annotations"] if not said["was_cancelled"]}
+        uid: {annotation["completed_by"] for annotation in row["annotations"] if not annotation["was_cancelled"]}
         for uid, row in rows.items()
     }
-    work: dict[str, list[dict[str, Any]]] = {one.email: [] for one in crew}
+    work: dict[str, list[dict[str, Any]]] = {annotator.email: [] for annotator in crew}
     for uid, emails in deal(sorted(uids & set(rows)), crew, project.overlap, seed).items():
         already = seen[uid]
         left = [email for email in emails if accounts[email].id not in already]
@@ -252,7 +250,7 @@ def annotate_project(
     crew: Sequence[Annotator],
     accounts: Mapping[str, Account],
     judge: Judge,
-    heat: float,
+    temperature: float,
     config: CrewConfig,
 ) -> int:
     """Let the crew do what is left of the tasks in `prompt_ids` (uid → prompt id); return how many were submitted.
@@ -266,7 +264,7 @@ def annotate_project(
         with LabelStudio(owner.url, accounts[annotator.email].token.get_secret_value()) as client:
             for row in work[annotator.email]:
                 prompt_id = prompt_ids[row["data"]["uid"]]
-                result, lead_time = work_on(annotator, row["data"], prompt_id, judge, heat, config.seed)
+                result, lead_time = work_on(annotator, row["data"], prompt_id, judge, temperature, config.seed)
                 client.annotate(row["id"], result, lead_time)
         return len(work[annotator.email])
 

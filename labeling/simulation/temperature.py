@@ -19,11 +19,6 @@ TEMPERATURES = (0.005, 5.0)
 BISECTIONS = 40
 
 
-def expected_agreement(crew: Sequence[Annotator], scored: Sequence[Sequence[Sequence[float]]], heat: float) -> float:
-    """How often two annotators are expected to agree on a pair. `scored[task][annotator]` holds utilities."""
-    return _agreement(_differences(crew, scored), heat)
-
-
 def fitting_temperature(crew: Sequence[Annotator], scored: Sequence[Sequence[Sequence[float]]], target: float) -> float:
     """The noise at which the crew agrees as often as `target`, by bisection; the nearest end if none does."""
     differences = _differences(crew, scored)
@@ -39,20 +34,20 @@ def fitting_temperature(crew: Sequence[Annotator], scored: Sequence[Sequence[Seq
 
 def _differences(crew: Sequence[Annotator], scored: Sequence[Sequence[Sequence[float]]]) -> Floats:
     """What each annotator finds between the responses of each pair, over the annotator's noisiness: [pairs, crew]."""
-    noisiness = np.array([one.noisiness for one in crew])
+    noisiness = np.array([annotator.noisiness for annotator in crew])
     tables = [np.array(by_annotator) for by_annotator in scored]
     pairs = [table[:, i] - table[:, j] for table in tables for i, j in combinations(range(table.shape[1]), 2)]
     differences: Floats = np.array(pairs).reshape(-1, len(crew)) / noisiness
     return differences
 
 
-def _agreement(differences: Floats, heat: float) -> float:
+def _agreement(differences: Floats, temperature: float) -> float:
     """The mean over pairs of the chance that two of the n annotators, drawn without replacement, say the same.
 
     With p_k the chance that annotator k prefers the first, that is 1 - 2 mean(p) + 2 (sum(p)^2 - sum(p^2)) / (n (n-1)).
     """
     if not len(differences):
         return 1.0
-    chances = 0.5 * (1 + np.tanh(differences / (2 * heat)))
+    chances = 0.5 * (1 + np.tanh(differences / (2 * temperature)))
     total, squares, n = chances.sum(axis=1), (chances**2).sum(axis=1), chances.shape[1]
     return float(np.mean(1 - 2 * total / n + 2 * (total**2 - squares) / (n * (n - 1))))

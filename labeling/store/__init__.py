@@ -1,1 +1,1 @@
-"""Every version of every annotation, kept on our side, and its sync with the server."""
+"""The append-only store of annotations and its synchronisation with the server."""

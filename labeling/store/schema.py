@@ -1,4 +1,4 @@
-"""The tables of the store of annotations, the views on them, and the rules that nothing in them is changed."""
+"""Tables, views and append-only triggers of the annotation store."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -94,7 +94,7 @@ IDS = {tasks: tasks.c.task, annotations: annotations.c.annotation}
 
 
 def rules() -> Iterator[str]:
-    """The statements that make the views, and the triggers that keep every row as it is."""
+    """SQL statements for the views and for the triggers that refuse updates and deletions."""
     for table, column in IDS.items():
         yield (
             f"CREATE VIEW current_{table.name} AS SELECT * FROM {table.name} WHERE deleted = '' AND seq IN "
@@ -109,30 +109,30 @@ def rules() -> Iterator[str]:
 
 
 def engine(path: Path | None) -> Engine:
-    """An engine for the file, or for one in memory, that leaves transactions to us; writers wait for each other."""
+    """A SQLite engine, in memory without a path, with explicit transactions; writers wait for each other."""
     if path is None:
-        made = create_engine("sqlite://", poolclass=StaticPool, connect_args={"check_same_thread": False})
+        sqlite = create_engine("sqlite://", poolclass=StaticPool, connect_args={"check_same_thread": False})
     else:
-        made = create_engine(f"sqlite:///{path}", connect_args={"timeout": BUSY_SECONDS})
+        sqlite = create_engine(f"sqlite:///{path}", connect_args={"timeout": BUSY_SECONDS})
 
-    @event.listens_for(made, "connect")
+    @event.listens_for(sqlite, "connect")
     def set_up(connection: Any, _: Any) -> None:
         connection.isolation_level = None
         connection.execute("PRAGMA journal_mode=WAL")
 
-    return made
+    return sqlite
 
 
 def newest(
     connection: Connection, table: Table, project: str, task_ids: Sequence[int] | None = None
 ) -> dict[int, Row[Any]]:
-    """The newest version of each task or annotation of a project, by id; with `task_ids` of those tasks alone."""
+    """The newest version of each task or annotation of a project, by id; with `task_ids` for those tasks only."""
     column = IDS[table]
     latest = select(func.max(table.c.seq)).where(table.c.project == project).group_by(column)
     parts = [None] if task_ids is None else [task_ids[i : i + CHUNK] for i in range(0, len(task_ids), CHUNK)]
-    found: dict[int, Row[Any]] = {}
+    rows_by_id: dict[int, Row[Any]] = {}
     for part in parts:
         asked = latest if part is None else latest.where(table.c.task.in_(part))
         rows = connection.execute(select(table).where(table.c.seq.in_(asked)).order_by(column))
-        found |= {getattr(row, column.name): row for row in rows}
-    return found
+        rows_by_id |= {getattr(row, column.name): row for row in rows}
+    return rows_by_id

@@ -1,7 +1,7 @@
-"""An append-only store of all that people ever said: each version of each annotation, kept on our side.
+"""An append-only store of annotations: every version of each one, kept outside Label Studio.
 
-Label Studio forgets: an annotation that is edited is overwritten, one that is deleted is gone, and every account may
-delete a project. Here nothing is overwritten: an edit adds a version, a deletion adds a tombstone that says what was
+Label Studio overwrites edited annotations, drops deleted ones, and lets every account delete a project. Here nothing
+is overwritten: an edit adds a version, a deletion adds a tombstone that says what was
 deleted (the annotation, its task, or the project), and triggers in the database refuse to change or delete a row.
 
     projects      settings and label config as they were seen       current_tasks        views: the newest version
@@ -43,7 +43,7 @@ FORMAT = 1
 
 
 class Store:
-    """The store in the file `path`, made on the first use; without a path it lives in memory and is forgotten.
+    """The store in the file `path`, created on first use; without a path it is in memory only.
 
     Several processes may read and write at once: writers wait for each other. Raises StoreError for a file that is
     no store of ours.
@@ -61,10 +61,10 @@ class Store:
 
     def _prepare(self) -> None:
         with self._writing() as connection:
-            found = connection.exec_driver_sql("PRAGMA user_version").scalar()
-            if found not in (0, FORMAT):
-                raise StoreError(f"{self.path} has format {found} and this program knows {FORMAT}: update rlhf-flows")
-            if found == 0:
+            version = connection.exec_driver_sql("PRAGMA user_version").scalar()
+            if version not in (0, FORMAT):
+                raise StoreError(f"{self.path} has format {version} and this program knows {FORMAT}: update rlhf-flows")
+            if version == 0:
                 metadata.create_all(connection)
                 for statement in rules():
                     connection.execute(DDL(statement))
@@ -76,7 +76,7 @@ class Store:
 
     @contextmanager
     def _writing(self) -> Iterator[Connection]:
-        """A transaction that no other writer is in: all of it is stored, or nothing."""
+        """An exclusive write transaction: all of it is stored, or nothing."""
         with self._engine.connect() as connection:
             connection.exec_driver_sql("BEGIN IMMEDIATE")
             try:
@@ -87,7 +87,7 @@ class Store:
             connection.exec_driver_sql("COMMIT")
 
     def projects(self) -> list[SeenProject]:
-        """Each project as it was last seen, the oldest first; those that were deleted too."""
+        """The newest version of each project, oldest project first, deleted ones included."""
         latest = select(func.max(projects.c.seq)).group_by(projects.c.project)
         with self._engine.connect() as connection:
             rows = connection.execute(select(projects).where(projects.c.seq.in_(latest)).order_by(projects.c.seq))
@@ -116,26 +116,28 @@ class Store:
             ]
 
     def counts(self, project: str) -> tuple[int, int]:
-        """How many tasks and annotations (skips among them) the server still has of a project, as far as we know."""
+        """(Tasks, annotations with skips) that the server had at the last sync."""
         with self._engine.connect() as connection:
-            shown, said = (connection.execute(_here(table, project)).scalar_one() for table in (tasks, annotations))
-        return shown, said
+            task_count, annotation_count = (
+                connection.execute(_here(table, project)).scalar_one() for table in (tasks, annotations)
+            )
+        return task_count, annotation_count
 
     def current(self, project: str) -> list[dict[str, Any]]:
         """The tasks (`id`, `data`) with their `annotations`, newest versions, in the shape of an export.
 
-        Of a project that was deleted as a whole these are all that it had: nobody took those judgements back. An
+        For a deleted project these are all that it had: its judgements were not withdrawn. An
         annotator who was deleted on the server is still named in `completed_by`.
         """
         with self._engine.connect() as connection:
-            shown = newest(connection, tasks, project).values()
-            said = newest(connection, annotations, project).values()
+            task_rows = newest(connection, tasks, project).values()
+            annotation_rows = newest(connection, annotations, project).values()
         rows = {
             row.task: {"id": row.task, "data": json.loads(row.data), "annotations": []}
-            for row in shown
+            for row in task_rows
             if row.deleted in (HERE, GONE_PROJECT)
         }
-        for row in said:
+        for row in annotation_rows:
             if row.deleted in (HERE, GONE_PROJECT) and row.task in rows:
                 rows[row.task]["annotations"].append(json.loads(row.raw) | {"completed_by": row.annotator})
         return list(rows.values())
@@ -148,7 +150,7 @@ class Store:
             return [_version(row) for row in rows]
 
     def lost(self, project: str) -> list[Version]:
-        """The newest versions of what the server does not have any more."""
+        """The newest versions of annotations that were deleted on the server."""
         with self._engine.connect() as connection:
             rows = newest(connection, annotations, project).values()
         return [_version(row) for row in rows if row.deleted != HERE]
@@ -166,28 +168,28 @@ class Store:
             known_tasks = newest(connection, tasks, project.project, ids)
             known = newest(connection, annotations, project.project, ids)
             people = {number: row.annotator for number, row in known.items()}
-            shown = {int(row["id"]): task_values(project, row, seen_at) for row in rows}
-            said = {
+            task_rows = {int(row["id"]): task_values(project, row, seen_at) for row in rows}
+            annotation_rows = {
                 int(raw["id"]): annotation_values(project, row, raw, seen_at, people.get(int(raw["id"])))
                 for row in rows
                 for raw in row["annotations"]
             }
-            _add(connection, tasks, shown, known_tasks)
-            added, changed = _add(connection, annotations, said, known)
-            _bury(connection, tasks, known_tasks, shown, seen_at, lambda _: GONE_TASK)
+            _add(connection, tasks, task_rows, known_tasks)
+            added, changed = _add(connection, annotations, annotation_rows, known)
+            _bury(connection, tasks, known_tasks, task_rows, seen_at, lambda _: GONE_TASK)
             deleted = _bury(
                 connection,
                 annotations,
                 known,
-                said,
+                annotation_rows,
                 seen_at,
-                lambda row: GONE_ANNOTATION if row.task in shown else GONE_TASK,
+                lambda row: GONE_ANNOTATION if row.task in task_rows else GONE_TASK,
             )
             connection.execute(insert(syncs).values(project=project.project, **_sync_values(sync)))
         return Changes(added=added, changed=changed, deleted=deleted)
 
     def record_deleted(self, project: SeenProject, seen_at: datetime) -> Changes:
-        """Mark a project, and all that it had, as deleted on the server. What was said stays."""
+        """Mark a project, and all that it had, as deleted on the server. Its annotations are kept."""
         when = stamp(seen_at)
         with self._writing() as connection:
             _record_project(connection, project.model_copy(update={"deleted": True}), when)
@@ -217,14 +219,14 @@ def _sync_values(sync: Sync) -> dict[str, Any]:
 
 
 def _here(table: Table, project: str) -> Any:
-    """The query for how many rows of a project are not deleted."""
+    """The query that counts the rows of a project that are not deleted."""
     column = table.c.task if table is tasks else table.c.annotation
     latest = select(func.max(table.c.seq)).where(table.c.project == project).group_by(column)
     return select(func.count()).where(table.c.seq.in_(latest), table.c.deleted == HERE)
 
 
 def _record_project(connection: Connection, project: SeenProject, seen_at: str) -> None:
-    """Add a version of the project if anything in it is new."""
+    """Add a version of the project if it differs from the last one."""
     asked = select(projects).where(projects.c.project == project.project).order_by(projects.c.seq.desc()).limit(1)
     before = connection.execute(asked).first()
     if before is None or _project(before) != project:
@@ -234,7 +236,7 @@ def _record_project(connection: Connection, project: SeenProject, seen_at: str) 
 def _add(
     connection: Connection, table: Table, read: Mapping[int, dict[str, Any]], known: Mapping[int, Row[Any]]
 ) -> tuple[int, int]:
-    """Add what is new or other than the version before; return how many were new and how many other."""
+    """Add new and changed rows; return the number of each."""
     new = [values for number, values in read.items() if number not in known or known[number].deleted]
     other = [
         values
@@ -254,7 +256,7 @@ def _bury(
     seen_at: str,
     what: Callable[[Row[Any]], str],
 ) -> int:
-    """Add tombstones, copies of the last version, for what was known and is not there any more."""
+    """Add tombstones, copies of the last version, for rows that are no longer on the server."""
     gone = [
         {**row._mapping, "seen_at": seen_at, "deleted": what(row)}
         for number, row in known.items()

@@ -20,12 +20,13 @@ from collections.abc import Collection, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from alignment.records import Record
 from labeling.errors import RequestRefused, UnexpectedAnswer
 from labeling.locks import exclusively
+from labeling.names import SIGNATURE, config_hash
 from labeling.server.client import LabelStudio
 from labeling.store.store import Store
-from labeling.store.versions import Changes, SeenProject, Sync, Values, moment
-from labeling.tasks.projects import SIGNATURE, config_hash
+from labeling.store.versions import Changes, SeenProject, Sync, moment
 
 OVERLAP = timedelta(seconds=60)
 WHOLE_EVERY = timedelta(hours=24)
@@ -35,7 +36,7 @@ EPOCH = datetime.fromtimestamp(0, UTC)
 Counts = tuple[int, int]
 
 
-class Synced(Values):
+class Synced(Record):
     """What a sync did. `why` says why the project was read whole, "" for an incremental sync."""
 
     project: SeenProject

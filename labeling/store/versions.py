@@ -1,43 +1,20 @@
-"""Versions of projects, tasks and annotations: what the store keeps, made from what the server answers."""
+"""Versions of projects, tasks and annotations: the store's rows, built from the server's answers."""
 
 import hashlib
 import json
-import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Any, get_args
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from alignment.records import Record
+from labeling.names import uid_of
 
-from labeling.config import Kind
-
-TITLE = re.compile(rf"(?P<name>.*) (?P<kind>{'|'.join(get_args(Kind))}) \[(?P<screen_hash>[0-9a-f]{{8}})\]")
 VOLATILE = ("created_ago", "created_username")
 HERE, GONE_ANNOTATION, GONE_TASK, GONE_PROJECT = "", "annotation", "task", "project"
 
 
-class Values(BaseModel):
-    """Frozen values with no room for misspelt names."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Title(Values):
-    """The parts of a title that we gave a project; `screen_hash` is of the screen that it was made with."""
-
-    name: str
-    kind: Kind
-    screen_hash: str
-
-
-def title_of(title: str) -> Title | None:
-    """The parts of a project's title; None for one that is not ours."""
-    match = TITLE.fullmatch(title)
-    return None if match is None else Title.model_validate(match.groupdict())
-
-
-class SeenProject(Values):
-    """A project as the server showed it. `project` is its key; `deleted` when the server does not have it any more."""
+class SeenProject(Record):
+    """A project as the server showed it. `project` is its key; `deleted`: it is no longer on the server."""
 
     project: str
     number: int
@@ -49,7 +26,7 @@ class SeenProject(Values):
     deleted: bool = False
 
 
-class Sync(Values):
+class Sync(Record):
     """One reading of a project: when (by the server's clock), the newest change seen, and where the next one begins."""
 
     seen_at: datetime
@@ -59,15 +36,15 @@ class Sync(Values):
     tasks_read: int
 
 
-class Changes(Values):
-    """How many annotations a sync found new, changed (edited, skipped, given to nobody) and deleted."""
+class Changes(Record):
+    """Numbers of annotations that were new, changed (edited, skipped, without annotator) or deleted in a sync."""
 
     added: int = 0
     changed: int = 0
     deleted: int = 0
 
 
-class Version(Values):
+class Version(Record):
     """One version of an annotation. `deleted` is empty, or says what was deleted: annotation, task or project."""
 
     annotation: int
@@ -85,22 +62,22 @@ class Version(Values):
 
 def moment(text: str) -> datetime:
     """A time of the server or of the store, in UTC."""
-    found = datetime.fromisoformat(text)
-    return found.astimezone(UTC) if found.tzinfo else found.replace(tzinfo=UTC)
+    time = datetime.fromisoformat(text)
+    return time.astimezone(UTC) if time.tzinfo else time.replace(tzinfo=UTC)
 
 
 def stamp(time: datetime) -> str:
-    """A time as text that sorts as time does."""
+    """A time as text whose order is that of time."""
     return f"{time.astimezone(UTC):%Y-%m-%dT%H:%M:%S.%fZ}"
 
 
 def canonical(value: Any) -> str:
-    """JSON that is the same text for the same value, in ASCII: half a surrogate pair in an answer must not stop us."""
+    """Canonical JSON, in ASCII since an answer may contain a lone surrogate."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"))
 
 
 def content_hash(value: Mapping[str, Any]) -> str:
-    """A hash of an annotation or of a task's data, less what changes by itself (ages, names of accounts)."""
+    """A hash of an annotation or of a task's data, without volatile fields (ages, account names)."""
     lasting = {name: part for name, part in value.items() if name not in VOLATILE}
     return hashlib.sha256(canonical(lasting).encode()).hexdigest()[:16]
 
@@ -122,7 +99,7 @@ def task_values(project: SeenProject, row: Mapping[str, Any], seen_at: str) -> d
 def annotation_values(
     project: SeenProject, row: Mapping[str, Any], raw: Mapping[str, Any], seen_at: str, known_annotator: int | None
 ) -> dict[str, Any]:
-    """A row for the table of annotations. The server forgets who said it when an account is deleted, we do not."""
+    """A row for the table of annotations. The annotator is kept when the server drops it with the account."""
     annotator = raw.get("completed_by")
     return {
         "project": project.project,
@@ -138,9 +115,3 @@ def annotation_values(
         "seen_at": seen_at,
         "deleted": HERE,
     }
-
-
-def uid_of(row: Mapping[str, Any]) -> str:
-    """The uid that we gave a task, "" when it is not one of ours."""
-    uid = row["data"].get("uid") if isinstance(row["data"], Mapping) else None
-    return uid if isinstance(uid, str) and uid.isascii() else ""

@@ -1,1 +1,1 @@
-"""What is put before people: tasks, gold tasks, selection, projects."""
+"""Tasks for annotators: building, gold tasks, selection of prompts, projects, upload."""

@@ -1,4 +1,4 @@
-"""Whether the order in which responses are shown favours any of them: checked before people see them."""
+"""Check, before labeling starts, that the order in which responses are shown favours none of them."""
 
 from collections.abc import Mapping, Sequence
 from statistics import fmean
@@ -6,15 +6,15 @@ from statistics import fmean
 import numpy as np
 from numpy.typing import NDArray
 
-from labeling.store.versions import Values
+from alignment.records import Record
 from labeling.tasks.tasks import Task
 
 DRAWS = 499
 Numbers = NDArray[np.int64]
 
 
-class Balance(Values):
-    """How responses lie in tasks of one kind and size.
+class Balance(Record):
+    """Positions of responses in tasks of one kind and size.
 
     `places` counts, for each origin of responses (a policy, or a place among the samples), how often it is in each
     place on the screen. `p_value` is the chance of at least this much imbalance in a fair order; None where there is

@@ -1,20 +1,17 @@
-"""Gold tasks: tasks whose answer is known, which look like all others.
+"""Gold tasks: tasks with a known answer, which look like ordinary ones.
 
 What is known are comparisons ("this response is better than that"). A prompt with three or more responses can be a
-ranking task, of which only the known pairs are looked at; any known pair can be a pairwise task. What the answer is
-never leaves our side.
+ranking task, of which only the known pairs are looked at; any known pair can be a pairwise task. The answer is
+never sent to the server.
 """
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from scipy.stats import binomtest
-
 from alignment.records import Comparison, Rejected, Response
 from labeling.config import Kind
 from labeling.errors import TaskError
-from labeling.quality.agreement import Rate
 from labeling.tasks.tasks import Task, make_task
 
 Answers = dict[str, tuple[tuple[str, str], ...]]  # by task uid, pairs of response ids, the better one first
@@ -22,7 +19,7 @@ Answers = dict[str, tuple[tuple[str, str], ...]]  # by task uid, pairs of respon
 
 @dataclass(frozen=True)
 class GoldSet:
-    """The gold tasks of a collection by kind, their answers, and rows of which no task could be made."""
+    """The gold tasks of a collection by kind, their answers, and rows of which no task could be built."""
 
     tasks: dict[Kind, list[Task]]
     answers: Answers
@@ -42,68 +39,51 @@ def gold_tasks(
     strength is taken. A ranking also shows what else was `sampled` for its prompt (by prompt id), so that it is as long
     as the others.
     """
-    made = GoldSet({kind: [] for kind in counts}, {}, [])
+    gold = GoldSet({kind: [] for kind in counts}, {}, [])
     by_prompt: dict[str, list[Comparison]] = defaultdict(list)
     for number, row in enumerate(known, start=1):
         if row.strength:
             by_prompt[row.prompt.id].append(row)
         else:
-            made.rejected.append(_unfit(number, "a tie is no answer", row))
+            gold.rejected.append(_unfit(number, "a tie is no answer", row))
     for number, rows in enumerate(by_prompt.values(), start=1):
         responses = {side.id: side for row in rows for side in (row.chosen, row.rejected)}
-        kind: Kind = "ranking" if 3 <= len(responses) <= 9 and _wanted(made, counts, "ranking") else "pairwise"
-        if not _wanted(made, counts, kind):
+        kind: Kind = "ranking" if 3 <= len(responses) <= 9 and _wanted(gold, counts, "ranking") else "pairwise"
+        if not _wanted(gold, counts, kind):
             continue
         if kind == "pairwise":
             rows = [max(rows, key=lambda row: row.strength)]
             responses = {side.id: side for side in (rows[0].chosen, rows[0].rejected)}
-        elif len(more := responses | {one.id: one for one in (sampled or {}).get(rows[0].prompt.id, ())}) <= 9:
+        elif (
+            len(more := responses | {response.id: response for response in (sampled or {}).get(rows[0].prompt.id, ())})
+            <= 9
+        ):
             responses = more
         try:
             task = _task(kind, rows, list(responses.values()), others, seed)
         except TaskError as error:
-            made.rejected.append(_unfit(number, str(error), rows[0]))
+            gold.rejected.append(_unfit(number, str(error), rows[0]))
             continue
         shown = {response.id for response in task.responses.values()}
         pairs = [(row.chosen.id, row.rejected.id) for row in rows if {row.chosen.id, row.rejected.id} <= shown]
-        made.tasks[kind].append(task)
-        made.answers[task.uid] = tuple(pairs)
-    return made
+        gold.tasks[kind].append(task)
+        gold.answers[task.uid] = tuple(pairs)
+    return gold
 
 
 def _unfit(number: int, reason: str, row: Comparison) -> Rejected:
     return Rejected(file="gold answers", line=number, reason=reason, row=row.model_dump())
 
 
-def _wanted(made: GoldSet, counts: Mapping[Kind, int], kind: Kind) -> bool:
-    return len(made.tasks.get(kind, ())) < counts.get(kind, 0)
+def _wanted(gold: GoldSet, counts: Mapping[Kind, int], kind: Kind) -> bool:
+    return len(gold.tasks.get(kind, ())) < counts.get(kind, 0)
 
 
 def _task(kind: Kind, rows: Sequence[Comparison], responses: Sequence[Response], others: set[str], seed: int) -> Task:
-    said = {(row.chosen.id, row.rejected.id) for row in rows}
-    if any((worse, better) in said for better, worse in said):
+    known = {(row.chosen.id, row.rejected.id) for row in rows}
+    if any((worse, better) in known for better, worse in known):
         raise TaskError("the known answers contradict each other")
     task = make_task(kind, rows[0].prompt, responses, seed)
     if task.uid in others:
         raise TaskError("the same task is there as an ordinary one")
     return task
-
-
-def graded(rows: Sequence[Comparison], answers: Answers) -> dict[str, Rate]:
-    """Of the known pairs, the share that each annotator has right; a tie is wrong. `rows` are of gold tasks alone."""
-    known = {pair for pairs in answers.values() for pair in pairs}
-    said: dict[str, list[tuple[str, bool]]] = defaultdict(list)
-    for row in rows:
-        pair = (row.chosen.id, row.rejected.id)
-        if pair in known or pair[::-1] in known:
-            said[row.annotator_id].append((row.prompt.id, row.strength > 0 and pair in known))
-    return {annotator: _share_right(some) for annotator, some in said.items()}
-
-
-def _share_right(answered: Sequence[tuple[str, bool]]) -> Rate:
-    """The share and Wilson's interval (1927, eq. 4) with prompts for trials: the pairs of a prompt hang together, and
-    of one or two prompts a bootstrap would make no interval at all."""
-    share = sum(right for _, right in answered) / len(answered)
-    prompts = len({prompt for prompt, _ in answered})
-    interval = binomtest(round(share * prompts), prompts).proportion_ci(method="wilson")
-    return Rate(count=len(answered), share=share, low=float(interval.low), high=float(interval.high))

@@ -1,4 +1,4 @@
-"""The tasks of a collection, worked out before any server is asked: what would be shown, and what it takes."""
+"""The plan of a collection: its tasks, built without a server."""
 
 import random
 from collections.abc import Mapping, Sequence
@@ -38,17 +38,17 @@ def plan_tasks(
     first, second = config.rankings.prompts, config.pairwise.prompts
     shares: dict[Kind, Sequence[ResponseSet]] = {
         "ranking": sets[:first],
-        "pairwise": [narrowed(one, pairs or {}) for one in sets[first : first + second]],
+        "pairwise": [narrowed(row, pairs or {}) for row in sets[first : first + second]],
     }
-    built = {kind: build_tasks(kind, some, config.seed) for kind, some in shares.items()}
+    built = {kind: build_tasks(kind, of_kind, config.seed) for kind, of_kind in shares.items()}
     uids = {task.uid for tasks, _ in built.values() for task in tasks}
-    sampled = {one.prompt.id: one.responses for one in sets}
+    sampled = {row.prompt.id: row.responses for row in sets}
     gold = gold_tasks(known, config.gold_tasks, uids, config.seed, sampled)
     return Planned(
         tasks={kind: mixed(tasks, gold.tasks[kind], config.seed) for kind, (tasks, _) in built.items()},
         rejected=[row for _, unfit in built.values() for row in unfit] + gold.rejected,
         answers=gold.answers,
-        collapsed=sum(len(one.responses) - len(distinct(one.responses)) for one in sets[: first + second]),
+        collapsed=sum(len(row.responses) - len(distinct(row.responses)) for row in sets[: first + second]),
     )
 
 
@@ -57,20 +57,20 @@ def plan_writing(config: LabelingConfig, prompts: Sequence[Prompt], sets: Sequen
 
     Responses come in an order that says nothing of how good they are, so the first is as good as any.
     """
-    drafts = {one.prompt.id: one.responses[0].text for one in sets} if config.demonstrations.draft else {}
+    drafts = {row.prompt.id: row.responses[0].text for row in sets} if config.demonstrations.draft else {}
     return build_writing_tasks(prompts[: config.demonstrations.prompts], drafts)
 
 
-def narrowed(one: ResponseSet, pairs: Mapping[str, tuple[str, str]]) -> ResponseSet:
-    """The set with the two responses that are named for its prompt; whole when none are, or when they nearly agree."""
-    chosen = [response for response in one.responses if response.id in pairs.get(one.prompt.id, ())]
+def narrowed(row: ResponseSet, pairs: Mapping[str, tuple[str, str]]) -> ResponseSet:
+    """The set reduced to the two responses that `pairs` names; unchanged without a pair, or for near-duplicates."""
+    chosen = [response for response in row.responses if response.id in pairs.get(row.prompt.id, ())]
     if len(chosen) != 2 or nearly_same(chosen[0].text, chosen[1].text):
-        return one
-    return one.model_copy(update={"responses": tuple(chosen)})
+        return row
+    return row.model_copy(update={"responses": tuple(chosen)})
 
 
 def mixed(tasks: Sequence[Task], gold: Sequence[Task], seed: int) -> list[Task]:
-    """The tasks with the gold ones among them, so that their place says nothing."""
+    """The tasks with gold tasks shuffled in, so that the position does not reveal them."""
     together = [*tasks, *gold]
     if gold:
         random.Random(f"mixed:{seed}").shuffle(together)

@@ -4,42 +4,23 @@ Label Studio lets a screen be edited under annotations that were made with the o
 hash of its screen, and a project is only used again if that is still the same.
 """
 
-import hashlib
-from functools import cache
-from html import escape
-from importlib.resources import files
 from typing import Any
 
-from markdown_it import MarkdownIt
 from pydantic import BaseModel, ConfigDict
 
+from alignment.records import Record
 from labeling.config import Kind
 from labeling.errors import UnexpectedAnswer
 from labeling.locks import exclusively
+from labeling.names import HASH_CHARACTERS, SIGNATURE, config_hash, title_of
+from labeling.screens.render import instruction, screen
 from labeling.server.client import LabelStudio, expect
-from labeling.store.versions import title_of
 
 TITLE_CHARACTERS = 50
-HASH_CHARACTERS = 8
-SIGNATURE = "Made by rlhf-flows"
-DIALOG_MARKUP = {
-    "<h1>": "<p><b>",
-    "</h1>": "</b></p><br>",
-    "<h2>": "<br><p><b>",
-    "</h2>": "</b></p>",
-    "<li>": "<p>\u2022 ",
-    "</li>": "</p>",
-    "<ul>": "",
-    "</ul>": "",
-    "<ol>": "",
-    "</ol>": "<br>",
-}
 
 
-class Project(BaseModel):
+class Project(Record):
     """A project on the server."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     id: int
     kind: Kind
@@ -54,42 +35,9 @@ class Project(BaseModel):
         return f"{self.url}/projects/{self.id}/data?labeling=1"
 
 
-def _screen_file(name: str) -> str:
-    return files("labeling").joinpath("screens", name).read_text(encoding="utf-8")
-
-
-def guidelines() -> str:
-    """The guidelines for annotators, as Markdown."""
-    return _screen_file("guidelines.md")
-
-
-def instruction() -> str:
-    """The guidelines as HTML for the dialog that opens first.
-
-    That dialog takes away styles, list marks and margins, so lists and headings are spelt out in paragraphs.
-    """
-    html = str(MarkdownIt("commonmark", {"html": False}).render(guidelines()))
-    for tag, plain in DIALOG_MARKUP.items():
-        html = html.replace(tag, plain)
-    return html
-
-
-@cache
-def screen(kind: Kind) -> str:
-    """The label config of a kind of task, with the style and the guidelines put in."""
-    text = escape(guidelines(), quote=True).replace("\n", "&#10;")
-    layout = _screen_file(f"{kind}.xml").replace("{style}", _screen_file("style.xml"))
-    return layout.replace("{question}", _screen_file("question.xml").strip()).replace("{guidelines}", text)
-
-
 def screen_hash(kind: Kind) -> str:
     """A short hash of all that an annotator is shown around a task."""
     return config_hash(screen(kind))
-
-
-def config_hash(config: str) -> str:
-    """A short hash of a label config; the server strips it, so spaces at the ends do not count."""
-    return hashlib.sha256(config.strip().encode()).hexdigest()[:HASH_CHARACTERS]
 
 
 def full_title(kind: Kind, title: str) -> str:
@@ -127,21 +75,22 @@ def open_project(client: LabelStudio, kind: Kind, title: str, overlap: int) -> P
             raise UnexpectedAnswer(f"{len(found)} projects are called {whole!r}: delete all but one")
         project_id = int(found[0]["id"]) if found else _create(client, kind, whole, overlap)
         if found and found[0]["maximum_annotations"] != overlap:
-            client.patch(f"/api/projects/{project_id}/", {"maximum_annotations": overlap})
+            client.call(client.sdk.projects.update, project_id, maximum_annotations=overlap)
     return Project(id=project_id, kind=kind, title=whole, overlap=overlap, screen_hash=digest, url=client.url)
 
 
 def _create(client: LabelStudio, kind: Kind, title: str, overlap: int) -> int:
-    settings = {
-        "title": title,
-        "description": f"{SIGNATURE}; screen {screen_hash(kind)}. Do not edit the labeling interface.",
-        "label_config": screen(kind),
-        "expert_instruction": instruction(),
-        "show_instruction": True,
-        "maximum_annotations": overlap,
-        "sampling": "Uniform sampling",
-        "skip_queue": "REQUEUE_FOR_OTHERS",
-        "show_collab_predictions": False,
-        "enable_empty_annotation": True,
-    }
-    return int(expect(client.post("/api/projects", settings), dict, "a new project")["id"])
+    project = client.call(
+        client.sdk.projects.create,
+        title=title,
+        description=f"{SIGNATURE}; screen {screen_hash(kind)}. Do not edit the labeling interface.",
+        label_config=screen(kind),
+        expert_instruction=instruction(),
+        show_instruction=True,
+        maximum_annotations=overlap,
+        sampling="Uniform sampling",
+        skip_queue="REQUEUE_FOR_OTHERS",
+        show_collab_predictions=False,
+        enable_empty_annotation=True,
+    )
+    return expect(project.id, int, "the id of a new project")

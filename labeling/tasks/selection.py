@@ -1,6 +1,6 @@
-"""Which prompts are worth people's time: pure functions that put prompts in the order in which they are judged.
+"""Selection of prompts for labeling: pure functions that put the most informative ones first.
 
-A comparison on which everybody and every model is of one mind teaches little. Worth the most are prompts on which
+A comparison on which all annotators and models agree teaches little. The most informative are prompts on which
 reward models that saw the same data disagree, or to which two policies answer differently.
 """
 

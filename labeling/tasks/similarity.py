@@ -1,4 +1,4 @@
-"""How alike two texts are: near-duplicate responses, and policies that answer differently. Pure functions.
+"""Text similarity: near-duplicate responses, and differences between policies. Pure functions.
 
 Texts are compared by their shingles, runs of a few tokens: r(A, B) = |S(A) ∩ S(B)| / |S(A) ∪ S(B)| (Broder 1997, "On
 the resemblance and containment of documents", section 2).
@@ -42,7 +42,7 @@ def resemblance(one: Shingles, other: Shingles) -> float:
 
 
 def nearly_same(one: str, other: str) -> bool:
-    """Whether telling these two apart is not worth anybody's time.
+    """Whether two texts are near-duplicates, which nobody is asked to compare.
 
     They differ in what `plain` takes away, or their resemblance is at least 0.95 and all numbers are the same. Another
     word touches five runs on each side, so two texts that differ in one word are nearly the same from 199 words on:

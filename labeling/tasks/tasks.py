@@ -1,34 +1,26 @@
-"""Blind tasks: what an annotator sees, and how we find back to the responses.
+"""Blind tasks: the data shown to annotators, and the mapping back to responses.
 
-In a task the responses stand in a seeded random order under ids that are good for this task alone. Everything an
-annotator can see of a task is in `Task.data`: there is no model name, no score and no id of ours in it.
+Responses are in a seeded random order under ids that are unique to the task. All that an annotator can see is in
+`Task.data`, which has no model name, no score and no response id of ours.
 """
 
 import random
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
-
-from alignment.records import Prompt, Rejected, Response, ResponseSet, stable_id
+from alignment.records import Prompt, Record, Rejected, Response, ResponseSet, stable_id
 from labeling.config import Kind
 from labeling.errors import TaskError
-from labeling.locks import exclusively
-from labeling.server.client import LabelStudio
-from labeling.store.versions import uid_of
-from labeling.tasks.projects import Project
 from labeling.tasks.similarity import nearly_same
 
 SPEAKERS = {"system": "Told to the assistant", "user": "Person", "assistant": "Assistant"}
 
 
-class Task(BaseModel):
-    """One piece of work. `responses` maps the task's opaque ids to ours, in the order shown.
+class Task(Record):
+    """One task. `responses` maps the task's opaque ids to ours, in the order shown.
 
     `draft` is the text that the answer of a demonstration task starts from, "" for none.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     uid: str
     kind: Kind
@@ -66,13 +58,13 @@ class Task(BaseModel):
 
 
 def completed(data: Mapping[str, Any]) -> dict[str, Any]:
-    """A task's data with what older screens did not have: turns before the prompt, and the draft of an answer."""
+    """A task's data with defaults for fields that older screens did not have: earlier turns, and the draft."""
     writing = not {"responses", "response_a"} & {*data}
     return {"before": [], **({"draft": ""} if writing else {}), **data}
 
 
 def distinct(responses: Sequence[Response]) -> list[Response]:
-    """The responses without those that say the same, or nearly the same, as one before them."""
+    """The responses without near-duplicates of an earlier one."""
     kept: list[Response] = []
     for response in responses:
         if not any(nearly_same(response.text, other.text) for other in kept):
@@ -110,7 +102,7 @@ def _check(kind: Kind, prompt: Prompt, choices: Sequence[Response]) -> None:
 
 
 def build_tasks(kind: Kind, sets: Sequence[ResponseSet], seed: int) -> tuple[list[Task], list[Rejected]]:
-    """Tasks for response sets; what cannot be judged, or is there twice, comes back as the second list."""
+    """Tasks for response sets; duplicates and sets that cannot be judged are in the second list."""
     tasks: dict[str, Task] = {}
     rejected: list[Rejected] = []
     for number, row in enumerate(sets, start=1):
@@ -132,55 +124,8 @@ def build_writing_tasks(prompts: Sequence[Prompt], drafts: Mapping[str, str] | N
     """
     tasks = [make_task("demonstration", prompt, (), seed=0) for prompt in prompts]
     drafted = ((task, (drafts or {}).get(task.prompt.id, "").strip()) for task in tasks)
-    told = (
+    with_drafts = (
         task.model_copy(update={"draft": draft, "uid": stable_id("task", task.uid, draft)}) if draft else task
         for task, draft in drafted
     )
-    return list({task.uid: task for task in told}.values())
-
-
-def _copies(client: LabelStudio, project: Project) -> dict[str, list[tuple[bool, int]]]:
-    """Of every uid in the project, the tasks: (nobody judged it yet, id), those that were judged first, then by age."""
-    found: dict[str, list[tuple[bool, int]]] = {}
-    for row in client.tasks(project.id, "id", "data", "total_annotations", "cancelled_annotations"):
-        uid, untouched = uid_of(row), not row["total_annotations"] + row["cancelled_annotations"]
-        if uid:
-            found.setdefault(uid, []).append((untouched, int(row["id"])))
-    return {uid: sorted(copies) for uid, copies in found.items()}
-
-
-def task_ids(client: LabelStudio, project: int) -> dict[str, int]:
-    """The uid and id of every task of ours in a project; nothing is changed."""
-    rows = client.tasks(project, "id", "data")
-    return {uid: int(row["id"]) for row in reversed(rows) if (uid := uid_of(row))}
-
-
-def stored(client: LabelStudio, project: Project) -> dict[str, int]:
-    """The uid and id of every task in the project; of copies the one that was judged, else the oldest.
-
-    Copies that nobody has judged are deleted.
-    """
-    found = _copies(client, project)
-    surplus = [task_id for copies in found.values() for untouched, task_id in copies[1:] if untouched]
-    if surplus:
-        client.delete_tasks(project.id, surplus)
-    return {uid: copies[0][1] for uid, copies in found.items()}
-
-
-def push(client: LabelStudio, project: Project, tasks: Sequence[Task]) -> Mapping[str, int]:
-    """Store the tasks that the project does not have yet; return the task id of each uid.
-
-    Label Studio has no notion of a duplicate, so the uids are read first, under a lock. Killed half-way and repeated,
-    it stores the rest; a batch that the server was still storing when the one before was killed may then be there
-    twice, which the number of tasks tells, and the younger copies are removed.
-    """
-    if any(task.kind != project.kind for task in tasks):
-        raise TaskError(f"a {project.kind} project takes only {project.kind} tasks")
-    with exclusively(f"{client.url} project {project.id}"):
-        known = stored(client, project)
-        missing = [task for task in tasks if task.uid not in known]
-        ids = client.import_tasks(project.id, [{"data": task.data} for task in missing])
-        known |= {task.uid: task_id for task, task_id in zip(missing, ids, strict=True)}
-        if client.project(project.id)["task_number"] != len(known):
-            known |= stored(client, project)
-    return {task.uid: known[task.uid] for task in tasks}
+    return list({task.uid: task for task in with_drafts}.values())

@@ -7,8 +7,8 @@ from mlflow import MlflowClient
 
 from flows.stack.stack import Stack
 from flows.tracking import runs
+from labeling.names import uid_of
 from labeling.server.client import LabelStudio
-from labeling.tasks.tasks import uid_of
 from tests.chaos.progress import Progress
 
 

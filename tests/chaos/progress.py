@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from alignment.artifacts import output_name
-from flows.recipe.dag import keys, steps
+from flows.pipeline.dag import keys, steps
 from flows.recipe.schema import Recipe
 
 STATES = ("not begun", "begun", "at a checkpoint", "worked", "uploading", "registering", "published")

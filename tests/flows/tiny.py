@@ -1,14 +1,19 @@
 """Stages small enough for tests: they write a little text, or a model of a few thousand numbers."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
+from pydantic import BaseModel
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification, PreTrainedTokenizerFast
 
+from alignment.artifacts import Artifact
 from alignment.journal import Journal
 from alignment.models.tokenizer import CHAT_TEMPLATE, EOS, PAD, USER
+from alignment.stage import Stage, Step
+from alignment.stages import STAGES
+from flows.tracking.runner import run_step
 
 ROLES = ["<|assistant|>", "<|system|>"]
 
@@ -72,3 +77,31 @@ def reward_model(out: Path, journal: Journal) -> Mapping[str, float]:
     """A stage that makes a reward model."""
     write_model(out / "model", scores=True)
     return {}
+
+
+def run_stage(
+    name: str,
+    work: Callable[[Path, Journal], Mapping[str, float]],
+    *,
+    config: BaseModel,
+    inputs: Mapping[str, Artifact] | None = None,
+    files: Sequence[Path] = (),
+    seed: int = 0,
+    version: int = 1,
+    model: str | None = None,
+    parent: str | None = None,
+) -> Artifact:
+    """`work` as the stage of this name, run as the pipeline runs stages."""
+    inputs = dict(inputs or {})
+    hints = {stage.name: stage.less_memory for stage in STAGES}
+    stage = Stage(
+        name,
+        run=lambda _, out, journal, **__: work(out, journal),
+        config=type(config),
+        section=name,
+        version=version,
+        model=model,
+        less_memory=hints.get(name, ""),
+    )
+    step = Step(stage, config, {given: artifact.stage for given, artifact in inputs.items()}, tuple(files), seed)
+    return run_step(step, inputs, parent=parent)

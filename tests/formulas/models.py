@@ -48,5 +48,5 @@ def mutant(module: ModuleType, old: str, new: str) -> ModuleType:
 
 
 def module(name: str) -> ModuleType:
-    """A module of the package by its short name."""
+    """A module of `alignment` by its name there."""
     return importlib.import_module(f"alignment.{name}")

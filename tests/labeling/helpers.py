@@ -3,15 +3,19 @@
 import os
 import secrets
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from pydantic import SecretStr
 
-from alignment.records import Message, Prompt, Response, ResponseSet
+from alignment.records import Comparison, Message, Prompt, Response, ResponseSet
+from labeling.collection import Collection, open_planned
+from labeling.config import LabelingConfig
+from labeling.server.client import LabelStudio
 from labeling.server.process import ServerSettings
+from labeling.tasks.plan import plan_tasks
 
 TOKEN = "0123456789abcdef0123456789abcdef01234567"
 REPOSITORY = Path(__file__).parents[2]
@@ -29,6 +33,17 @@ def response_set(number: int, texts: tuple[str, ...] = tuple(TEXTS), split: str 
     prompt = Prompt.model_validate({"id": f"prompt_{number}", "messages": [message], "split": split})
     responses = tuple(Response(id=f"model_x-{number}-{i}", text=text) for i, text in enumerate(texts))
     return ResponseSet(prompt=prompt, responses=responses)
+
+
+def open_sets(
+    client: LabelStudio,
+    config: LabelingConfig,
+    sets: Sequence[ResponseSet],
+    out: Path,
+    known: Sequence[Comparison] = (),
+) -> Collection:
+    """A collection of response sets; `known` are comparisons for gold tasks."""
+    return open_planned(client, config, plan_tasks(config, sets, known), out)
 
 
 def judge(_: str, text: str) -> Mapping[str, float]:

@@ -12,7 +12,6 @@ from labeling.collection import (
     Collection,
     Progress,
     open_adjudication,
-    open_collection,
     progress,
     pull_collection,
     read_collection,
@@ -28,8 +27,9 @@ from labeling.simulation.crew import ranking_result
 from labeling.store.store import Store
 from labeling.tasks import projects
 from labeling.tasks.projects import open_project
-from labeling.tasks.tasks import build_tasks, push, stored
-from tests.labeling.helpers import TOKEN, judge, response_set
+from labeling.tasks.tasks import build_tasks
+from labeling.tasks.upload import push, stored
+from tests.labeling.helpers import TOKEN, judge, open_sets, response_set
 
 pytestmark = pytest.mark.server
 SETS = [response_set(number, split="heldout" if number % 5 == 0 else "train") for number in range(30)]
@@ -48,7 +48,7 @@ def config(title: str, overlap: int = 2) -> LabelingConfig:
 def collection(owner: LabelStudio, tmp_path_factory: pytest.TempPathFactory) -> Collection:
     """A collection that the crew has finished."""
     out = tmp_path_factory.mktemp("collection")
-    opened = open_collection(owner, config("round trip"), SETS, out)
+    opened = open_sets(owner, config("round trip"), SETS, out)
     assert read_collection(out) == opened
     assert judged(owner, opened).by_kind == {"ranking": (0, 40), "pairwise": (0, 20)}
     report = simulate_collection(owner, opened, CrewConfig(), judge)
@@ -68,6 +68,15 @@ def test_wrong_token_and_wrong_password(owner: LabelStudio) -> None:
         assert greta.whoami()["first_name"] == "Greta"
     with pytest.raises(BadCredentials, match="greta"):
         ensure_account(owner, "greta@rlhf.local", "another-password")
+
+
+def test_a_personal_access_token_is_as_good_as_a_legacy_one(owner: LabelStudio) -> None:
+    personal = owner.post("/api/token/", {})["token"]
+    assert personal.count(".") == 2 and personal != owner.token
+    with LabelStudio(owner.url, personal) as client:
+        assert client.whoami()["id"] == owner.whoami()["id"]
+        project = open_project(client, "ranking", "personal token", 1)
+        client.delete(f"/api/projects/{project.id}/")
 
 
 def judged(owner: LabelStudio, collection: Collection) -> Progress:
@@ -127,7 +136,7 @@ def test_pull(owner: LabelStudio, collection: Collection) -> None:
 
 
 def test_strange_annotations_land_in_quarantine(owner: LabelStudio, tmp_path: Path) -> None:
-    opened = open_collection(owner, config("strange", overlap=2), SETS, tmp_path)
+    opened = open_sets(owner, config("strange", overlap=2), SETS, tmp_path)
     ranking = opened.batches[0]
     some = [(task, ranking.task_ids[task.uid]) for task in ranking.tasks]
     owner.annotate(some[0][1], [{"foo": "bar"}], 1.0)
@@ -145,7 +154,7 @@ def test_strange_annotations_land_in_quarantine(owner: LabelStudio, tmp_path: Pa
 
 
 def test_an_edit_and_a_deletion_are_followed(owner: LabelStudio, tmp_path: Path) -> None:
-    opened = open_collection(owner, config("edits"), SETS[:2], tmp_path)
+    opened = open_sets(owner, config("edits"), SETS[:2], tmp_path)
     task = opened.batches[0].tasks[0]
     number = owner.annotate(opened.batches[0].task_ids[task.uid], ranking_result(task.shown), 1.0)
     assert pull_collection(owner, opened).comparisons[0].chosen == task.responses[task.shown[0]]
@@ -156,7 +165,7 @@ def test_an_edit_and_a_deletion_are_followed(owner: LabelStudio, tmp_path: Path)
 
 
 def test_the_crew_fills_up_what_people_left(owner: LabelStudio, tmp_path: Path) -> None:
-    opened = open_collection(owner, config("shared work"), SETS[:3], tmp_path)
+    opened = open_sets(owner, config("shared work"), SETS[:3], tmp_path)
     batch = opened.batches[0]
     owner.annotate(batch.task_ids[batch.tasks[0].uid], ranking_result(batch.tasks[0].shown), 1.0)
     assert simulate_collection(owner, opened, CrewConfig(annotators=2), judge).submitted == 3 * 2 - 1
@@ -165,9 +174,9 @@ def test_the_crew_fills_up_what_people_left(owner: LabelStudio, tmp_path: Path) 
 
 def test_a_crew_that_was_interrupted_goes_on_as_it_would_have(owner: LabelStudio, tmp_path: Path) -> None:
     crew = CrewConfig(annotators=2, temperature=0.2, threads=1)
-    straight = open_collection(owner, config("straight"), SETS[:4], tmp_path / "one")
+    straight = open_sets(owner, config("straight"), SETS[:4], tmp_path / "one")
     simulate_collection(owner, straight, crew, judge)
-    broken = open_collection(owner, config("broken"), SETS[:4], tmp_path / "two")
+    broken = open_sets(owner, config("broken"), SETS[:4], tmp_path / "two")
     calls = 0
 
     def tired(prompt_id: str, text: str) -> Mapping[str, float]:
@@ -199,8 +208,8 @@ def test_gold_tasks_and_a_senior_through_the_server(owner: LabelStudio, tmp_path
     told = LabelingConfig(
         title="gold", rankings=RankingTasks(prompts=4), pairwise=PairwiseTasks(prompts=0), quality=quality
     )
-    opened = open_collection(owner, told, SETS[:4], tmp_path, known)
-    assert open_collection(owner, told, SETS[:4], tmp_path, known) == opened == read_collection(tmp_path)
+    opened = open_sets(owner, told, SETS[:4], tmp_path, known)
+    assert open_sets(owner, told, SETS[:4], tmp_path, known) == opened == read_collection(tmp_path)
     assert len(opened.tasks) == 6 and len(opened.answers) == 2
     simulate_collection(owner, opened, CrewConfig(annotators=2, temperature=0.5, seed=7), judge)
     store = Store()

@@ -21,8 +21,7 @@ from alignment.ppo.checkpoint import read_checkpoint
 from alignment.training.loop import TrainingState, cosine_schedule
 from alignment.training.trl import run_trainer
 from flows.tracking import registry
-from flows.tracking.runner import run_stage
-from tests.flows.tiny import text_model, write_model
+from tests.flows.tiny import run_stage, text_model, write_model
 
 EVIL_CODE = "import pathlib\npathlib.Path({mark!r}).touch()\n"
 

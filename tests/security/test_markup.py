@@ -58,8 +58,7 @@ def test_a_cell_of_a_table_stays_text(text: str, write: object) -> None:
 
 @pytest.mark.parametrize("text", HOSTILE)
 def test_a_name_in_a_picture_of_a_page_is_text(text: str) -> None:
-    from labeling.quality.agreement import Rate
-    from labeling.quality.annotators import AnnotatorQuality
+    from labeling.quality.results import AnnotatorQuality, Rate
 
     fields = AnnotatorQuality.model_fields
     blank = {name: None for name in fields if not fields[name].is_required()}

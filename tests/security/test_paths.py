@@ -22,8 +22,7 @@ from flows.recipe.untrusted import plain_yaml
 from flows.releases.report import load_release
 from flows.releases.trace import stage_output
 from flows.tracking import runs
-from flows.tracking.runner import run_stage
-from tests.flows.tiny import Counted
+from tests.flows.tiny import Counted, run_stage
 
 
 def recipe(place: Path, *lines: str) -> str:

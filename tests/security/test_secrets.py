@@ -118,24 +118,27 @@ def test_label_studio_with_credentials_in_its_address_is_refused(monkeypatch: py
     assert SECRET not in str(caught.value)
 
 
-def test_a_server_that_fails_gives_the_token_away_neither_in_the_message_nor_in_the_traceback() -> None:
+def test_a_server_that_fails_gives_the_token_away_neither_in_the_message_nor_in_the_traceback(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def answer(request: httpx.Request) -> httpx.Response:
         if "boom" in str(request.url):
             raise httpx.ReadError("connection lost", request=request)
         return httpx.Response(403, request=request, text="not allowed")
 
+    monkeypatch.setattr(httpx, "HTTPTransport", lambda **_: httpx.MockTransport(answer))
     for path in ("/api/boom", "/api/refused"):
         api = LabelStudio("http://127.0.0.1:1", SECRET, attempts=1)
-        api._http._transport = httpx.MockTransport(answer)
-        with pytest.raises(LabelingError) as caught:
+        with pytest.raises(LabelingError, match=r"connection lost|was refused with 403") as caught:
             api.get(path)
         told = traceback.TracebackException.from_exception(caught.value, capture_locals=True)
         assert SECRET not in "".join(told.format())
 
 
-def test_an_invitation_that_is_refused_is_not_repeated() -> None:
+def test_an_invitation_that_is_refused_is_not_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    refusing = httpx.MockTransport(lambda request: httpx.Response(403, request=request, text="no"))
+    monkeypatch.setattr(httpx, "HTTPTransport", lambda **_: refusing)
     api = LabelStudio("http://127.0.0.1:1", SECRET, attempts=1)
-    api._http._transport = httpx.MockTransport(lambda request: httpx.Response(403, request=request, text="no"))
     with pytest.raises(LabelingError, match=r"GET http://127\.0\.0\.1:1/user/signup/ was refused") as caught:
         api.get("/user/signup/", token=SECRET)
     assert SECRET not in str(caught.value)

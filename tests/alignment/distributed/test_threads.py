@@ -14,8 +14,10 @@ from alignment.ppo.update import accumulate_gradients
 from alignment.rewards.components import reward_components
 from alignment.training.loop import backward
 from tests.alignment.ppo import world
+from tests.rounding import assert_same_but_for_rounding
 
 CPU = torch.device("cpu")
+ROUNDING = 1e-5  # of a tensor's size: single precision has 6e-8, and gradients are differences of sums; seen: 3e-7
 
 
 @pytest.fixture
@@ -61,32 +63,32 @@ def test_an_error_waits_for_the_other_job(threads) -> None:
 
 
 @pytest.mark.parametrize("layout", ["separate", "lora"])
-def test_one_thread_or_two_give_the_same_gradients_to_the_bit(layout, threads) -> None:
+def test_one_thread_or_two_give_the_same_gradients_but_for_rounding(layout, threads) -> None:
+    """Two threads share a product out in other blocks, which other kernels may add up in another order."""
     torch.set_num_threads(1)
     config = world.config(layout=layout)
     components = reward_components(world.reward_model(), world.tokenizer())
     models = lay_out(config, world.policy(), None, None, components)
     uniforms = torch.rand(16, config.max_new_tokens, generator=torch.Generator().manual_seed(0))
     episodes = sample_episodes(models.policy, world.PROMPTS[:16], config, {world.EOS}, uniforms)
-    told = (models.reference, models.policy, models.value_model, world.tokenizer(), config)
+    scoring = (components, models.reference, models.policy, models.value_model, world.tokenizer(), config)
     learner = Learner.of(models.policy, models.value_model, config)
     weights = [*learner.policy_weights.values(), *learner.value_weights.values()]
 
-    def scored_and_learnt(count: int) -> list[torch.Tensor | None]:
+    def scores_and_gradients(count: int, rows: range = range(16)) -> list[torch.Tensor]:
         torch.set_num_threads(count)
-        scored = score_episodes(episodes, components, *told)
-        torch.set_num_threads(1)
+        scored = score_episodes(episodes, *scoring)
         rollout = rollout_of(scored, components, config, 0.1)
         for weight in weights:
             weight.grad = None
-        torch.set_num_threads(count)
-        accumulate_gradients(learner, rollout, range(16), config)
-        return [scored.values, scored.reference_logprobs, *(weight.grad for weight in weights)]
+        accumulate_gradients(learner, rollout, rows, config)
+        return [scored.values, scored.reference_logprobs, *(w.grad for w in weights if w.grad is not None)]
 
-    one, two = scored_and_learnt(1), scored_and_learnt(2)
-    pairs = [(a, b) for a, b in zip(one, two, strict=True) if a is not None and b is not None]
-    assert len(pairs) > 10 and sum(bool(a.any()) for a, _ in pairs) > 10
-    assert all(torch.equal(a, b) for a, b in pairs)
+    one, two = scores_and_gradients(1), scores_and_gradients(2)
+    assert sum(bool(tensor.any()) for tensor in one) > 10
+    assert_same_but_for_rounding(two, one, ROUNDING)
+    with pytest.raises(AssertionError):
+        assert_same_but_for_rounding(scores_and_gradients(2, range(15)), one, ROUNDING)  # one of 16 episodes dropped
 
 
 def test_the_gradients_of_two_losses_are_those_of_their_sum(threads) -> None:
@@ -107,7 +109,7 @@ def test_the_gradients_of_two_losses_are_those_of_their_sum(threads) -> None:
         found.append([weight.grad for weight in weights])
         assert rows == 8 and total.item() == pytest.approx(loss(tokens)[0].item(), rel=1e-6)
     assert apart.grad is None
-    assert all(torch.equal(one, two) for one, two in zip(*found, strict=True))
-    torch.testing.assert_close(found[0], expected)
+    assert_same_but_for_rounding(found[1], found[0], ROUNDING)
+    assert_same_but_for_rounding(found[0], expected, ROUNDING)
     backward([lambda: loss(tokens)], weights)
-    torch.testing.assert_close([weight.grad for weight in weights], expected)
+    assert_same_but_for_rounding([weight.grad for weight in weights], expected, ROUNDING)

@@ -46,4 +46,5 @@ def run(
 
 def judge(asked: Prompt, text: str) -> Verdict:
     """Likes what is short."""
-    return Verdict(helpful=1 / (1 + len(text)), truthful=1.0, harmless=0.0, reasons=("read", asked.kind))
+    scores = {"helpful": 1 / (1 + len(text)), "truthful": 1.0, "harmless": 0.0}
+    return Verdict(scores, reasons=("read", asked.kind))

@@ -5,18 +5,18 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from alignment.config.methods import BestOfNConfig, DPOConfig, RLOOConfig
 from alignment.errors import DataError
 from alignment.journal import Journal
-from alignment.methods.best_of_n import best_of_n, best_places
-from alignment.methods.dpo import OwnTokens, dpo, pairs
-from alignment.methods.rloo import conversations, rloo
+from alignment.methods.best_of_n import BestOfNConfig, best_of_n, best_places
+from alignment.methods.dpo import DPOConfig, dpo, own_tokens, pairs
+from alignment.methods.rloo import RLOOConfig, conversations, rloo
 from alignment.models.importing import load_tokenizer
 from alignment.models.logprobs import response_logprobs, scoring_batches
 from alignment.models.scalar import load_causal_model, save_model, scalar_head, scalar_model_from
 from alignment.models.tokenizer import ASSISTANT, prompt_tokens, response_tokens
 from alignment.records import Demonstration, read_records
 from alignment.rewards.components import RuleReward
+from alignment.rules.options import AlignOptions
 from tests.alignment.tiny_world import comparison, make_base, prompt, user, write
 
 GOOD, BAD = "Ada plays the violin.", "Nobody knows why the river is so cold."
@@ -87,7 +87,7 @@ def test_dpo_reads_a_comparison_as_every_other_stage_does(place) -> None:
     rows = [comparison(f"Say {ASSISTANT} aloud", GOOD, BAD), comparison("Q?", "word " * 60, BAD)]
     dataset, too_long = pairs(rows, tokenizer, 64)
     head = prompt_tokens(tokenizer, user(f"Say {ASSISTANT} aloud"))
-    batch = OwnTokens(0)(list(dataset))
+    batch = own_tokens(0)(list(dataset))
     assert too_long == 1 and len(batch["input_ids"]) == 2
     tokens, masks = batch["input_ids"].tolist(), batch["completion_mask"].tolist()
     for row, mask, text in zip(tokens, masks, (GOOD, BAD), strict=True):
@@ -98,6 +98,16 @@ def test_dpo_reads_a_comparison_as_every_other_stage_does(place) -> None:
 
 
 # --- RLOO ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def rule(monkeypatch):
+    """Sets a rule of the test's own beside the reward model."""
+
+    def use(name, function):
+        monkeypatch.setattr("alignment.rewards.build.rule_rewards", lambda _: [RuleReward(name, 1.0, function)])
+
+    return use
 
 
 def run_rloo(place, out, **options):
@@ -113,11 +123,12 @@ def run_rloo(place, out, **options):
             **options,
         }
     )
-    rules = [RuleReward("letters", 1.0, letters)]
-    return rloo(config, out, Journal(out), seed=0, sft=place, reward=place / "reward", prompts=place, rules=rules)
+    data = {"sft": place, "reward": place / "reward", "prompts": place}
+    return rloo(config, out, Journal(out), seed=0, align=AlignOptions(), **data)
 
 
-def test_rloo_follows_the_reward(place, tmp_path) -> None:
+def test_rloo_follows_the_reward(place, tmp_path, rule) -> None:
+    rule("letters", letters)
     figures = run_rloo(place, tmp_path)
     values = [line["values"] for line in Journal(tmp_path).read() if "reward" in line["values"]]
     assert values[-1]["reward"] > 1.5 * values[0]["reward"] > 0 and figures["reward"] == values[-1]["reward"]
@@ -126,7 +137,8 @@ def test_rloo_follows_the_reward(place, tmp_path) -> None:
     assert figures["prompts"] == 8 and (tmp_path / "figures" / "rloo.png").exists()
 
 
-def test_rloo_takes_its_penalty_where_no_end_came(place, tmp_path) -> None:
+def test_rloo_takes_its_penalty_where_no_end_came(place, tmp_path, rule) -> None:
+    rule("letters", letters)
     run_rloo(place, tmp_path, steps=1, missing_eos_penalty=3.0, kl_coef=0.1)
     (line,) = [line["values"] for line in Journal(tmp_path).read() if "reward" in line["values"]]
     # policy and reference are the same at the first step, so no KL is in the reward yet
@@ -151,7 +163,8 @@ def test_the_best_usable_response_of_each_prompt() -> None:
     assert best_places(scores, usable, 3) == [2, 3]
 
 
-def test_best_of_n_is_fine_tuned_on_what_it_chose(place, tmp_path) -> None:
+def test_best_of_n_is_fine_tuned_on_what_it_chose(place, tmp_path, rule) -> None:
+    rule("brevity", brevity)
     config = BestOfNConfig.model_validate(
         {
             "samples": 96,
@@ -165,8 +178,7 @@ def test_best_of_n_is_fine_tuned_on_what_it_chose(place, tmp_path) -> None:
             },
         }
     )
-    rules = [RuleReward("brevity", 1.0, brevity)]
-    arguments = {"seed": 0, "sft": place, "reward": place / "reward", "prompts": place, "rules": rules}
+    arguments = {"seed": 0, "sft": place, "reward": place / "reward", "prompts": place, "align": AlignOptions()}
     figures = best_of_n(config, tmp_path, Journal(tmp_path), **arguments)
     rows, _ = read_records(tmp_path / "demonstrations.jsonl", Demonstration)
     assert figures["prompts"] == 8 and figures["prompts_without_answer"] == 8 - len(rows) < 8

@@ -6,13 +6,14 @@ from torch import nn
 
 from alignment.errors import DataError
 from alignment.journal import Journal
-from alignment.methods.ppo import align, worth_repeating
+from alignment.methods.ppo import drop_low_reward_conversations, ppo
 from alignment.models.lora import adapter_weights, has_adapter
 from alignment.models.reward_adapters import save_reward, save_scalar_adapter, scalar_adapter_over
 from alignment.models.scalar import load_causal_model, save_model, scalar_model_from
 from alignment.ppo.config import PPOConfig
 from alignment.ppo.train import train_ppo
 from alignment.records import Document, Message
+from alignment.rules.options import AlignOptions
 from tests.alignment import tiny_world as world
 
 
@@ -38,10 +39,11 @@ def test_the_stage_in_each_layout(tmp_path, monkeypatch, layout, form) -> None:
     out = tmp_path / "out"
     scored_by = []
     monkeypatch.setattr(
-        "alignment.methods.ppo.train_ppo",
+        "alignment.ppo.train.train_ppo",
         lambda *given, **options: scored_by.append(given[3][0].model) or train_ppo(*given, **options),
     )
-    figures = align(config, out, Journal(out), sft=sft, reward=reward, prompts=prompts, corpus=tmp_path)
+    data = {"sft": sft, "reward": reward, "prompts": prompts, "corpus": tmp_path}
+    figures = ppo(config, out, Journal(out), seed=0, align=AlignOptions(), **data)
     assert figures["steps"] == 1 and figures["prompts"] == 3
     assert has_adapter(scored_by[0]) == (form == "adapter" or (form == "both" and layout == "lora"))
     policy, start = load_causal_model(out / "model"), load_causal_model(sft / "model")
@@ -60,15 +62,16 @@ def test_the_stage_leaves_out_what_scores_low_from_the_pretraining_text(tmp_path
     read = {}
     for minimum in (None, 0.0, 0.1):
         out = tmp_path / f"out-{minimum}"
-        figures = align(
+        figures = ppo(
             config,
             out,
             Journal(out),
+            seed=0,
             sft=sft,
             reward=tmp_path,
             prompts=tmp_path,
             corpus=tmp_path,
-            ptx_min_reward=minimum,
+            align=AlignOptions(ptx_min_reward=minimum),
         )
         read[minimum] = figures["ptx_documents"]
     assert read == {None: 2, 0.0: 2, 0.1: 1}
@@ -87,13 +90,13 @@ def test_conversations_with_a_poor_answer_are_not_repeated(tmp_path, monkeypatch
         roles = ("user", "assistant") * 2
         return Document(messages=[Message(role=role, content=word) for role, word in zip(roles, words, strict=False)])
 
-    monkeypatch.setattr("alignment.methods.ppo.reward_scores", scores)
+    monkeypatch.setattr("alignment.models.scalar.reward_scores", scores)
     good, poor, late = talk("Who?", "Ada."), talk("Who?", "A cat."), talk("What cat?", "Bo.", "Who?", "A cat.")
     plain, long = Document(text="Ada plays a cat."), talk("Who?", "A cat. " * 40)
     documents = [good, poor, plain, late, long]
-    assert worth_repeating(documents, tokenizer, 64, model, 0.0) == [good, plain, long]
+    assert drop_low_reward_conversations(documents, tokenizer, 64, model, 0.0) == [good, plain, long]
     assert asked == [[0, 0, 1, 1]]  # each answer after all that was said before it
-    assert worth_repeating(documents, tokenizer, 64, model, -1.0) == documents
-    assert worth_repeating([plain], tokenizer, 64, model, 9.0) == [plain]
+    assert drop_low_reward_conversations(documents, tokenizer, 64, model, -1.0) == documents
+    assert drop_low_reward_conversations([plain], tokenizer, 64, model, 9.0) == [plain]
     with pytest.raises(DataError, match="lower `align"):
-        worth_repeating([good, poor], tokenizer, 64, model, 9.0)
+        drop_low_reward_conversations([good, poor], tokenizer, 64, model, 9.0)

@@ -1,4 +1,4 @@
-"""What `accelerate launch` starts in test_ppo_processes.py: runs of the trainer in one folder, each in one of its own.
+"""What `accelerate launch` starts in test_processes.py: runs of the trainer in one folder, each in one of its own.
 
 python -m tests.alignment.ppo.processes FOLDER NAME… works in one process too. What a run raises is written to
 `NAME/process-N.txt`, and raised again once all runs have been tried.
@@ -21,6 +21,7 @@ from alignment.ppo.models import lay_out
 from alignment.ppo.train import PPOResult, train_ppo
 from alignment.rewards.components import ModelReward, RuleReward
 from tests.alignment.ppo import world
+from tests.rounding import norms_in_double_precision
 
 TEXT = [[2, 3, 4, 5, 6, 7], [7, 6, 5, 4], [9, 10, 11, 12, 13]]
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -91,7 +92,8 @@ def run(out: Path, name: str, rule=world.count_w7) -> PPOResult:
     options = world.config(**{"steps": 3, "micro_batch_tokens": 32, **OPTIONS.get(name, {})})
     seed = int(os.environ.get("RANK", "0")) if name == "different" else 0
     policy = world.policy(seed, tie_word_embeddings=name == "empty").to(weights)
-    with mock.patch.object(memory, "has_bfloat16", return_value=True):  # emulated where it is missing
+    emulated = mock.patch.object(memory, "has_bfloat16", return_value=True)  # where the processor has none
+    with emulated, norms_in_double_precision():
         return train_ppo(policy, world.tokenizer(), world.PROMPTS, reward, options, ptx_sequences=TEXT, out=out / name)
 
 

@@ -114,7 +114,7 @@ def test_resume_after_an_error(whole, tmp_path) -> None:
 def test_resume_after_sigkill(whole_of, tmp_path) -> None:
     layout, whole = whole_of
     code = (
-        "import os, signal, sys; from pathlib import Path; from tests.alignment import test_ppo_resume as t;"
+        "import os, signal, sys; from pathlib import Path; from tests.alignment.ppo import test_resume as t;"
         "import torch; torch.set_num_threads(1);"
         "t.run(Path(sys.argv[1]), t.count_until(4, lambda: os.kill(os.getpid(), signal.SIGKILL)),"
         " layout=sys.argv[2])"

@@ -6,13 +6,14 @@ import sys
 import pytest
 from pydantic import ValidationError
 
-from alignment.config.methods import AlignConfig, RuleOption
+from alignment.methods.align import AlignConfig
 from alignment.ppo.train import train_ppo
 from alignment.rewards.build import rule_rewards
 from alignment.rewards.components import ModelReward
 from alignment.rules import RULES
 from alignment.rules.arithmetic import arithmetic
 from alignment.rules.form import FormatLimits, form, repeats
+from alignment.rules.options import AlignOptions, RuleOption
 from alignment.rules.safety import Finding, SafetyLists, asks_for_harm, check, matches, refusal, refuses, safe
 from tests.alignment.ppo import world
 
@@ -101,21 +102,22 @@ def test_sums_are_checked(prompt, response, score) -> None:
 
 
 def test_every_name_is_a_rule_over_lists_of_texts() -> None:
-    options = [RuleOption(name=name) for name in RULES]
-    for reward in rule_rewards(options, LISTS, FormatLimits()):
+    options = tuple(RuleOption(name=name) for name in RULES)
+    for reward in rule_rewards(AlignOptions(rules=options)):
         values = reward.fn(["What is 1 + 1?", "Hi"], ["2.", "You idiot."])
         assert len(values) == 2 and all(isinstance(value, float) for value in values)
 
 
 def test_recipes_take_the_names_from_the_table() -> None:
     assert RuleOption.model_json_schema()["properties"]["name"]["enum"] == list(RULES)
-    code = "import sys, alignment.config.methods; print(sorted({'torch', 'transformers'} & {*sys.modules}))"
+    code = "import sys, alignment.rules.options; print(sorted({'torch', 'transformers'} & {*sys.modules}))"
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"  # options are light
 
 
 def test_rules_stand_beside_the_model_and_are_logged_by_name(tmp_path) -> None:
-    options = (RuleOption(name="format", weight=0.5), RuleOption(name="safety", weight=2.0))
-    parts = [ModelReward("model", 1.0, world.reward_model()), *rule_rewards(options, LISTS, FormatLimits(max_words=3))]
+    rules = (RuleOption(name="format", weight=0.5), RuleOption(name="safety", weight=2.0))
+    options = AlignOptions(rules=rules, safety=LISTS, format=FormatLimits(max_words=3))
+    parts = [ModelReward("model", 1.0, world.reward_model()), *rule_rewards(options)]
     train_ppo(world.policy(), world.tokenizer(), world.PROMPTS, parts, world.config(steps=1), out=tmp_path)
     line = world.logged(tmp_path)[0]
     assert line["reward/safety"] == 0 and line["reward/format"] < 0
@@ -138,15 +140,16 @@ def test_what_cannot_be_is_refused(options, words) -> None:
 
 
 @pytest.mark.parametrize(
-    ("method", "idle"),
+    ("method", "ignored"),
     [
         ("ppo", ()),
         ("rloo", ("ptx_min_reward",)),
         ("best_of_n", ("ptx_min_reward",)),
         ("dpo", ("rules", "ptx_min_reward")),
+        ("kto", ("rules", "ptx_min_reward")),
     ],
 )
-def test_what_counts_for_nothing_with_a_method_is_known(method, idle) -> None:
-    told = {"rules": [{"name": "safety"}], "ptx_min_reward": 0.0, "method": method}
-    assert AlignConfig.model_validate(told).idle == idle
-    assert AlignConfig.model_validate({"method": method}).idle == ()
+def test_options_that_a_method_ignores_are_known(method, ignored) -> None:
+    options = {"rules": [{"name": "safety"}], "ptx_min_reward": 0.0, "method": method}
+    assert AlignConfig.model_validate(options).ignored == ignored
+    assert AlignConfig.model_validate({"method": method}).ignored == ()

@@ -175,8 +175,8 @@ VERDICTS = {
 def test_verdict(case) -> None:
     asked, response, helpful, truthful, harmless = VERDICTS[case]
     verdict = JUDGE(asked, response)
-    assert (verdict.truthful, verdict.harmless) == (truthful, harmless), verdict.reasons
-    assert verdict.helpful == pytest.approx(helpful, abs=1e-4), verdict.reasons
+    assert (verdict.scores["truthful"], verdict.scores["harmless"]) == (truthful, harmless), verdict.reasons
+    assert verdict.scores["helpful"] == pytest.approx(helpful, abs=1e-4), verdict.reasons
     assert verdict.score == pytest.approx(0.34 * helpful + 0.33 * truthful + 0.33 * harmless, abs=1e-4)
 
 
@@ -194,7 +194,7 @@ def test_a_statement_is_truthful_with_the_true_value_and_with_no_other(attribute
     for value in words.ATTRIBUTES[attribute].values:
         verdict = JUDGE(asked, statement.format(name="Ada", v=value))
         right = value == ADA[attribute]
-        assert (verdict.truthful, verdict.helpful) == ((1, 1) if right else (0, 0.2)), value
+        assert (verdict.scores["truthful"], verdict.scores["helpful"]) == ((1, 1) if right else (0, 0.2)), value
 
 
 @pytest.mark.parametrize("attribute", words.ATTRIBUTES)
@@ -202,7 +202,7 @@ def test_a_denial_is_truthful_for_every_value_but_the_true_one(attribute) -> Non
     one = words.ATTRIBUTES[attribute]
     for value in one.values:
         verdict = JUDGE(OPEN, one.denial.format(name="Ada", v=value))
-        assert verdict.truthful == (value != ADA[attribute]), value
+        assert verdict.scores["truthful"] == (value != ADA[attribute]), value
 
 
 def ideal(asked: Prompt, world: World) -> str:

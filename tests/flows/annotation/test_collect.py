@@ -20,7 +20,6 @@ from alignment.town.texts import write_answer
 from alignment.town.world import World
 from flows.annotation.collect import collect, known_answers
 from flows.releases.trace import trace
-from flows.tracking.runner import run_stage
 from labeling.collection import ADJUDICATION, pull_collection, read_collection
 from labeling.config import (
     CrewConfig,
@@ -36,6 +35,7 @@ from labeling.server.client import LabelStudio
 from labeling.server.users import ensure_account
 from labeling.simulation.crew import pairwise_result, ranking_result, responses_of
 from labeling.tasks.tasks import distinct
+from tests.flows.tiny import run_stage
 from tests.labeling.helpers import TOKEN, response_set
 
 pytestmark = pytest.mark.server

@@ -44,20 +44,19 @@ from flows.annotation.suspend import read_waiting
 from flows.annotation.wait import OPENED, look, opened_at, resumed_by_hand, wait_for_people
 from flows.cli.main import app
 from flows.deployments import watcher as watch
-from flows.recipe.dag import keys, steps
+from flows.pipeline.dag import keys, steps
 from flows.recipe.schema import Recipe, load_recipe
 from flows.stack import processes, stack
 from flows.stack.credentials import write_private
 from flows.stack.services import Credentials, Name
 from flows.stack.stack import Server
 from flows.tracking import runs
-from labeling.collection import open_collection
 from labeling.config import LabelingConfig, PairwiseTasks, RankingTasks
 from labeling.server.client import LabelStudio
 from labeling.server.users import ensure_account
 from labeling.simulation.crew import pairwise_result, ranking_result, responses_of
 from tests.conftest import TINY
-from tests.labeling.helpers import REPOSITORY, TOKEN, free_port, response_set
+from tests.labeling.helpers import REPOSITORY, TOKEN, free_port, open_sets, response_set
 
 pytestmark = pytest.mark.server
 OURS: tuple[Name, ...] = ("prefect", "mlflow")
@@ -418,7 +417,7 @@ def config(**told: Any) -> LabelingConfig:
 def test_quota_agreement_and_deadline(owner: LabelStudio, tmp_path: Path) -> None:
     store = annotation_store(tmp_path)
     place = tmp_path / "labeling-1.partial"
-    collection = open_collection(owner, config(), [response_set(number) for number in range(3)], place)
+    collection = open_sets(owner, config(), [response_set(number) for number in range(3)], place)
 
     def found(**told: Any) -> Any:
         return look(owner, collection, config(**told), store, place)
@@ -449,7 +448,7 @@ def test_quota_agreement_and_deadline(owner: LabelStudio, tmp_path: Path) -> Non
 
 def test_nothing_judged_at_the_deadline_is_an_error(owner: LabelStudio, tmp_path: Path) -> None:
     told = config(deadline_hours=1e-6).model_copy(update={"title": "nobody"})
-    collection = open_collection(owner, told, [response_set(number) for number in range(3)], tmp_path / "place")
+    collection = open_sets(owner, told, [response_set(number) for number in range(3)], tmp_path / "place")
     with pytest.raises(DataError, match=r"nothing was judged by .*raise `labeling.deadline_hours`"):
         wait_for_people(owner, collection, told, annotation_store(tmp_path), tmp_path / "place")
 

@@ -21,7 +21,6 @@ from flows.cli.exchange import read_part
 from flows.cli.main import app
 from flows.releases.dataset_card import write_card
 from flows.releases.trace import trace, trace_view
-from flows.tracking.runner import run_stage
 from labeling.collection import ADJUDICATION, COLLECTION_FILE, Batch, Collection
 from labeling.judgements.comparisons import comparisons
 from labeling.judgements.parse import parse
@@ -29,6 +28,7 @@ from labeling.quality.screening import SENIOR, SetAside
 from labeling.tasks.projects import Project
 from labeling.tasks.tasks import make_task
 from tests.alignment.tiny_world import write_lines
+from tests.flows.tiny import run_stage
 from tests.labeling.helpers import response_set
 from tests.labeling.judgements.test_parse import annotation, exported, preference, rating
 

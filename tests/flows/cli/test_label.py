@@ -9,13 +9,12 @@ from typer.testing import CliRunner, Result
 from flows.annotation.collect import annotation_store
 from flows.annotation.wait import keep_what_was_said
 from flows.cli.main import app
-from labeling.collection import open_collection
 from labeling.config import LabelingConfig, PairwiseTasks, RankingTasks
 from labeling.errors import CollectionLost
-from labeling.reports.status import status
+from labeling.reports.report import reports
 from labeling.server.client import LabelStudio
 from labeling.simulation.crew import ranking_result
-from tests.labeling.helpers import TOKEN, free_port, response_set
+from tests.labeling.helpers import TOKEN, free_port, open_sets, response_set
 
 CONFIG = LabelingConfig(
     title="at the terminal", rankings=RankingTasks(prompts=2, overlap=2), pairwise=PairwiseTasks(prompts=0)
@@ -44,7 +43,7 @@ def test_without_a_server_and_a_project_the_next_step_is_told(home: Path) -> Non
 @pytest.mark.server
 def test_sync_and_status(home: Path, owner: LabelStudio, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LABEL_STUDIO_URL", owner.url)
-    collection = open_collection(owner, CONFIG, [response_set(n) for n in range(2)], home / "out")
+    collection = open_sets(owner, CONFIG, [response_set(n) for n in range(2)], home / "out")
     (batch,) = collection.batches
     for task in batch.tasks:
         owner.annotate(batch.task_ids[task.uid], ranking_result(task.shown), 12.0)
@@ -63,7 +62,7 @@ def test_sync_and_status(home: Path, owner: LabelStudio, monkeypatch: pytest.Mon
     assert "at the terminal ranking" in page.read_text() and page.read_text().count("<svg") == 1
     owner.delete(f"/api/projects/{batch.project.id}/")
     assert "the project was deleted" in rlhf("sync", *mine).output
-    (row,) = status(annotation_store())
+    row = reports(annotation_store())[0].status
     assert row.deleted and row.done == row.lost == 2
     assert "gone from the server and kept here" in rlhf("status", *mine).output
     with pytest.raises(CollectionLost, match=r"2 annotations of it are kept in .*annotations\.db\. Run the same"):

@@ -19,8 +19,8 @@ from flows.operations import gc
 from flows.releases.lineage import lineage
 from flows.releases.report import load_release, log_release
 from flows.tracking import registry, runs
-from flows.tracking.runner import find, run_stage
-from tests.flows.tiny import Counted, text_model, write_model
+from flows.tracking.runner import find
+from tests.flows.tiny import Counted, run_stage, text_model, write_model
 
 
 def comparisons(out: Path, journal: Journal) -> Mapping[str, float]:

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,27 +19,29 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from alignment import stages as jobs
-from alignment.config.methods import RuleOption
-from alignment.config.stages import PretrainConfig, RewardConfig, SFTConfig
+from alignment.config.stages import ComputeConfig, PretrainConfig, RewardConfig, SFTConfig
 from alignment.distributed.collectives import OtherFailed
 from alignment.errors import ConfigError, DataError, TrainingError
 from alignment.journal import Journal, read_metrics
+from alignment.methods.ppo import METHOD as PPO
 from alignment.ppo import PPOConfig
 from alignment.records import Document
 from alignment.rules.form import FormatLimits
+from alignment.rules.options import AlignOptions, RuleOption
 from alignment.rules.safety import SafetyLists
-from alignment.stages import Job
+from alignment.stage import Stage, Step
+from alignment.stages import PRETRAIN, REWARD, SFT, VALIDATION, read_step
 from alignment.worker import noted
 from flows.pipeline.accelerate import launch
-from flows.recipe.compute import ComputeConfig, launch_file
-from flows.recipe.dag import keys, steps
+from flows.pipeline.dag import keys, steps
+from flows.recipe.compute import launch_file
 from flows.recipe.schema import check_files, load_recipe
 from tests.alignment.tiny_world import LINES, SIZES, comparison, demonstration, make_tokenizer, prompt, write
 from tests.conftest import TINY
 
 ROOT = Path(__file__).parents[3]
 TWO = ComputeConfig(processes=2)
+Work = tuple[Step, dict[str, Path]]  # a step, and the directories of its inputs
 NAMES = ("Ada", "Bo", "Cy", "Dee", "Eve", "Fay", "Gus")
 # Sums in another order, in single precision: seen were 1e-6 of weights and of what is logged.
 TOLERANCE = 2e-5
@@ -65,8 +68,8 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     }
 
 
-def all_jobs(inputs: Mapping[str, Path], made: Path) -> dict[str, Job]:
-    """A job a training stage, with last batches that leave a process little or nothing to do."""
+def all_steps(inputs: Mapping[str, Path], made: Path) -> dict[str, Work]:
+    """A step a training stage, with last batches that leave a process little or nothing to do."""
     paths = {
         **inputs,
         "base": made / "pretrain",
@@ -86,24 +89,27 @@ def all_jobs(inputs: Mapping[str, Path], made: Path) -> dict[str, Job]:
         policy_learning_rate=1e-3,
         value_learning_rate=1e-3,
     )
-    align = {
-        "ppo": ppo,
-        "rules": (RuleOption(name="format", weight=0.5),),
-        "safety": SafetyLists(),
-        "format": FormatLimits(),
-        "ptx_min_reward": -9.0,
-        "select_prompts": 5,
-    }
-    wanted: dict[str, tuple[Any, tuple[str, ...]]] = {
-        "pretrain": (pretraining(), ("corpus", "tokenizer")),
-        "sft": (SFTConfig(epochs=2, batch_size=4, max_length_tokens=64, log_every_steps=1), ("base", "demonstrations")),
-        "reward": (reward.model_copy(update={"members": 2}), ("sft", "comparisons", "demonstrations")),
-        "validation": (reward.model_copy(update={"epochs": 3}), ("sft", "comparisons", "demonstrations")),
-        "ppo": (align, ("sft", "reward", "validation", "prompts", "corpus")),
-    }
+    align = AlignOptions(
+        rules=(RuleOption(name="format", weight=0.5),),
+        safety=SafetyLists(),
+        format=FormatLimits(),
+        ptx_min_reward=-9.0,
+        select_prompts=5,
+    )
+    sft = SFTConfig(epochs=2, batch_size=4, max_length_tokens=64, log_every_steps=1)
+    wanted: list[tuple[Stage[Any], Any, tuple[str, ...]]] = [
+        (PRETRAIN, pretraining(), ("corpus", "tokenizer")),
+        (SFT, sft, SFT.inputs),
+        (REWARD, reward.model_copy(update={"members": 2}), REWARD.inputs),
+        (VALIDATION, reward.model_copy(update={"epochs": 3}), VALIDATION.inputs),
+        (PPO, ppo, (*PPO.inputs, "validation")),
+    ]
     return {
-        stage: Job(stage=stage, config=config, seed=3, paths={name: paths[name] for name in names})
-        for stage, (config, names) in wanted.items()
+        stage.name: (
+            Step(stage, config, seed=3, align=align if stage is PPO else None),
+            {name: paths[name] for name in names},
+        )
+        for stage, config, names in wanted
     }
 
 
@@ -113,28 +119,28 @@ def pretraining(**options: Any) -> PretrainConfig:
 
 
 @pytest.fixture(scope="module")
-def alone(inputs: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Job]]:
-    """What one process makes, each stage from the ones before, and figures.json beside; and the jobs."""
+def alone(inputs: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Work]]:
+    """What one process makes, each stage from the ones before, and figures.json beside; and the steps."""
     made = tmp_path_factory.mktemp("alone")
-    todo = all_jobs(inputs, made)
-    for stage, job in todo.items():
-        figures = jobs.train(job, made / stage, Journal(made / stage))
+    todo = all_steps(inputs, made)
+    for stage, (step, directories) in todo.items():
+        figures = step.perform(made / stage, Journal(made / stage), directories)
         (made / stage / "figures.json").write_text(json.dumps(figures), encoding="utf-8")
     return made, todo
 
 
 @pytest.fixture(scope="module")
-def together(alone: tuple[Path, dict[str, Job]], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What two processes make of the same jobs."""
+def together(alone: tuple[Path, dict[str, Work]], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What two processes make of the same steps."""
     made = tmp_path_factory.mktemp("together")
-    for stage, job in alone[1].items():
+    for stage, (step, directories) in alone[1].items():
         (made / stage / "launch").mkdir(parents=True)
-        told = job.model_copy(update={"processes": 2}).model_dump_json()
-        (made / stage / "launch" / "job.json").write_text(told, encoding="utf-8")
+        text = replace(step, compute=TWO).to_json(directories)
+        (made / stage / "launch" / "step.json").write_text(text, encoding="utf-8")
     options = made / "accelerate.yaml"
     options.write_text(yaml.safe_dump(launch_file(TWO)), encoding="utf-8")
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(options)]
-    work = ["--main_process_port", "0", "-m", "tests.flows.jobs_in_processes"]
+    work = ["--main_process_port", "0", "-m", "tests.flows.steps_in_processes"]
     places = [str(made / stage / "launch") for stage in alone[1]]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run([*launcher, *work, *places], env=environment, capture_output=True, text=True, check=False)
@@ -144,7 +150,7 @@ def together(alone: tuple[Path, dict[str, Job]], tmp_path_factory: pytest.TempPa
 
 @pytest.mark.long
 @pytest.mark.parametrize("stage", ["pretrain", "sft", "reward", "validation", "ppo"])
-def test_two_processes_make_what_one_makes(alone: tuple[Path, dict[str, Job]], together: Path, stage: str) -> None:
+def test_two_processes_make_what_one_makes(alone: tuple[Path, dict[str, Work]], together: Path, stage: str) -> None:
     one, two = alone[0] / stage, together / stage
     figures = [json.loads(path.read_text()) for path in (one / "figures.json", two / "launch" / "figures.json")]
     assert figures[1] == pytest.approx(figures[0], rel=TOLERANCE, abs=TOLERANCE)
@@ -186,29 +192,31 @@ def are_gone(processes: list[psutil.Process]) -> bool:
 
 
 @pytest.fixture
-def long_job(inputs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Job:
-    """A job of 300 steps with a checkpoint every other."""
+def long_step(inputs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Work:
+    """A pretraining of 300 steps with a checkpoint every other."""
     monkeypatch.setenv("RLHF_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     paths = {name: inputs[name] for name in ("corpus", "tokenizer")}
-    return Job(stage="pretrain", config=pretraining(epochs=100), seed=3, paths=paths, processes=2)
+    return Step(PRETRAIN, pretraining(epochs=100), seed=3, compute=TWO), paths
 
 
 PARENT = """
 import sys
 from pathlib import Path
-from alignment.stages import Job
-from flows.recipe.compute import ComputeConfig
+from alignment.journal import Journal
+from alignment.stages import read_step
 from flows.pipeline.accelerate import launch
-launch(Job.model_validate_json(sys.argv[2]), ComputeConfig(processes=2), Path(sys.argv[1]))
+out = Path(sys.argv[1])
+step, inputs = read_step(sys.argv[2])
+launch(step, out, Journal(out), inputs)
 """
 
 
 @pytest.mark.long
-def test_a_killed_flow_leaves_no_process_and_two_go_on_from_the_checkpoint(long_job: Job, tmp_path: Path) -> None:
+def test_a_killed_flow_leaves_no_process_and_two_go_on_from_the_checkpoint(long_step: Work, tmp_path: Path) -> None:
     out, one = tmp_path / "pretrain-0.partial", tmp_path / "one"
-    command = [sys.executable, "-c", PARENT, str(out), long_job.model_dump_json()]
+    command = [sys.executable, "-c", PARENT, str(out), long_step[0].to_json(long_step[1])]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as parent:
         deadline = time.monotonic() + 600
         while not (out / "checkpoint" / "state.pt").exists():
@@ -218,11 +226,12 @@ def test_a_killed_flow_leaves_no_process_and_two_go_on_from_the_checkpoint(long_
         parent.send_signal(signal.SIGKILL)
     assert len(left) == 3 and are_gone(left)
     reached = read_metrics(out / "metrics.jsonl")[-1]["step"]
-    figures = launch(long_job, TWO, out)
+    step, directories = long_step
+    figures = launch(step, out, Journal(out), directories)
     assert 2 <= reached < 300 and family(out) == [] and not (out / "launch").exists()
     steps_of = [line["step"] for line in read_metrics(out / "metrics.jsonl") if "loss" in line["values"]]
     assert steps_of == list(range(1, 301))
-    assert figures == pytest.approx(jobs.train(long_job, one, Journal(one)), rel=1e-3)
+    assert figures == pytest.approx(step.perform(one, Journal(one), directories), rel=1e-3)
 
 
 class Cancelled(BaseException):
@@ -250,7 +259,7 @@ def once_it_trains(out: Path, act: Callable[[list[psutil.Process]], None]) -> It
 
 
 @pytest.mark.long
-def test_a_cancelled_stage_leaves_no_process(long_job: Job, tmp_path: Path) -> None:
+def test_a_cancelled_stage_leaves_no_process(long_step: Work, tmp_path: Path) -> None:
     """Prefect makes an exception of SIGTERM in the flow's process."""
     out = tmp_path / "pretrain-1.partial"
 
@@ -260,7 +269,7 @@ def test_a_cancelled_stage_leaves_no_process(long_job: Job, tmp_path: Path) -> N
     before = signal.signal(signal.SIGTERM, cancelled)
     try:
         with once_it_trains(out, lambda _: os.kill(os.getpid(), signal.SIGTERM)) as found, pytest.raises(Cancelled):
-            launch(long_job, TWO, out)
+            launch(long_step[0], out, Journal(out), long_step[1])
     finally:
         signal.signal(signal.SIGTERM, before)
     assert len(found) == 3 and not any(process.is_running() for process in found)
@@ -268,7 +277,7 @@ def test_a_cancelled_stage_leaves_no_process(long_job: Job, tmp_path: Path) -> N
 
 @pytest.mark.long
 def test_a_process_that_is_killed_ends_the_others_and_the_log_says_so(
-    long_job: Job, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    long_step: Work, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     out = tmp_path / "pretrain-2.partial"
     with (
@@ -276,7 +285,7 @@ def test_a_process_that_is_killed_ends_the_others_and_the_log_says_so(
         once_it_trains(out, lambda found: found[2].kill()) as found,
         pytest.raises(TrainingError, match=r"without saying why; exit code -9 .*pretrain-2\.log") as raised,
     ):
-        launch(long_job, TWO, out)
+        launch(long_step[0], out, Journal(out), long_step[1])
     assert "failed (exitcode: -9) local_rank: " in str(raised.value)
     assert any(
         "failed (exitcode: -9)" in record.message
@@ -287,11 +296,11 @@ def test_a_process_that_is_killed_ends_the_others_and_the_log_says_so(
 
 
 @pytest.mark.long
-def test_an_error_of_a_process_is_raised_as_what_it_was(long_job: Job, tmp_path: Path) -> None:
+def test_an_error_of_a_process_is_raised_as_what_it_was(long_step: Work, tmp_path: Path) -> None:
     out = tmp_path / "pretrain-3.partial"
-    diverging = long_job.model_copy(update={"config": pretraining(learning_rate=1e30, epochs=3)})
+    diverging = replace(long_step[0], config=pretraining(learning_rate=1e30, epochs=3))
     with pytest.raises(TrainingError, match=r"the loss is .*nan at step .*lower `pretrain.learning_rate`") as raised:
-        launch(diverging, TWO, out)
+        launch(diverging, out, Journal(out), long_step[1])
     assert "process 0: the loss is " in raised.value.__notes__[0] and family(out) == []
     assert "process 0: the loss is " in (tmp_path / "home" / "logs" / "pretrain-3.log").read_text()
 
@@ -309,6 +318,14 @@ def test_an_error_is_told_from_its_echo() -> None:
     except TrainingError as error:
         assert noted(error) == {"kind": "TrainingError", "message": str(error), "tells": 1}
     assert noted(RuntimeError("[/gloo/transport/tcp/pair.cc:537] Connection reset by peer"))["tells"] == 0
+
+
+def test_a_step_travels_to_another_process_as_it_is(inputs: dict[str, Path], tmp_path: Path) -> None:
+    for step, directories in all_steps(inputs, tmp_path).values():
+        read, paths = read_step(replace(step, compute=TWO).to_json(directories))
+        assert paths == directories and read.stage is step.stage
+        assert (read.config, read.align, read.seed, read.compute) == (step.config, step.align, 3, TWO)
+        assert read.options == step.options
 
 
 # What is refused before anything runs

@@ -7,7 +7,7 @@ from prefect.utilities.callables import parameter_schema
 from pydantic import Field, create_model
 
 from alignment.artifacts import fingerprint
-from alignment.options import Config
+from alignment.config.base import Config
 from flows.recipe.schema import Recipe
 
 

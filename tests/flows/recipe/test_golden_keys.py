@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.recipe.dag import keys, steps
+from flows.pipeline.dag import keys, steps
 from flows.recipe.schema import load_recipe
 from tests.conftest import SHARED_DATA, TINY
 

@@ -6,12 +6,13 @@ from pathlib import Path
 import pytest
 
 from alignment.errors import ConfigError
+from alignment.methods import METHODS
 from alignment.records import Comparison, Prompt, Response, read_records, write_records
-from flows.pipeline import flow as pipeline
-from flows.pipeline import tasks as stages
-from flows.recipe.dag import keys, steps
+from flows.pipeline import flow
+from flows.pipeline.dag import keys, steps
 from flows.recipe.schema import Recipe, load_recipe
 from flows.releases.manifest import failures, release_manifest
+from flows.tracking.runner import run_step
 from tests.conftest import TINY
 
 SMALL = [
@@ -22,19 +23,6 @@ SMALL = [
     "evaluation.curve_prompts=2",
     "sft.epochs=1",
 ]
-STAGES = (
-    "build_town",
-    "prepare_corpus",
-    "train_tokenizer",
-    "pretrain",
-    "collect_demonstrations",
-    "collect_prompts",
-    "finetune",
-    "build_comparisons",
-    "train_reward_model",
-    "align",
-    "evaluate",
-)
 
 
 def recipe(place: Path, *told: str) -> Recipe:
@@ -46,11 +34,10 @@ def recipe(place: Path, *told: str) -> Recipe:
 @pytest.fixture
 def place(home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A home with judgements in it, where stages are plain functions and no Prefect tasks."""
-    for name in STAGES:
-        monkeypatch.setattr(stages, name, getattr(stages, name).__wrapped__)
-    told = steps(load_recipe(str(TINY), SMALL))
-    town = stages.build_town(told["town"])
-    prompts, _ = read_records(stages.collect_prompts(told["prompts"], town).file("prompts.jsonl"), Prompt)
+    monkeypatch.setattr(flow, "run_task", run_step)
+    chain = steps(load_recipe(str(TINY), SMALL))
+    town = run_step(chain["town"], {})
+    prompts, _ = read_records(run_step(chain["prompts"], {"town": town}).file("prompts.jsonl"), Prompt)
     sides = [Response(id=word, text=word) for word in ("I do not know.", "Ask somebody else, you fool.")]
     write_records(
         home / "judged.jsonl",
@@ -71,7 +58,7 @@ def test_rules_are_part_of_the_key_and_of_the_log(place: Path) -> None:
     filtered = keys(steps(recipe(place, "align.ptx_min_reward=0")))
     assert {stage for stage, key in filtered.items() if keys(steps(plain))[stage] != key} == different
     assert keys(steps(recipe(place, "align.safety.insults=[turnip]"))) == keys(steps(plain))  # no rule reads it
-    made = pipeline.run_stages(ruled, steps(ruled))
+    made = flow.run_steps(ruled, steps(ruled))
     line = json.loads(made["ppo"].file("metrics.jsonl").read_text().splitlines()[0])["values"]
     assert line["reward"] == pytest.approx(
         line["reward/model"] + 0.5 * line["reward/safety"] + line["reward/format"], abs=1e-5
@@ -85,7 +72,7 @@ def test_a_snapshot_is_chosen_by_held_out_labels(place: Path) -> None:
     plain, chosen = recipe(place), recipe(place, "align.select=heldout_reward", "align.select_prompts=6")
     assert [*steps(chosen)][-3:] == ["validation", "ppo", "evaluate"] and "validation" not in steps(plain)
     assert keys(steps(chosen))["reward"] == keys(steps(plain))["reward"] != keys(steps(chosen))["validation"]
-    made = pipeline.run_stages(chosen, steps(chosen))
+    made = flow.run_steps(chosen, steps(chosen))
     first, second = (made[name].result() for name in ("reward", "validation"))
     assert second["train_pairs"] == first["pairs_heldout_prompts"] < first["train_pairs"]
     assert second["pairs_heldout_prompts"] == first["train_pairs"]
@@ -109,6 +96,7 @@ def test_a_snapshot_is_chosen_by_held_out_labels(place: Path) -> None:
 def test_each_method_stands_in_the_same_place(place: Path) -> None:
     methods = {
         "dpo": ["align.dpo.max_length_tokens=96", "align.dpo.batch_size=8"],
+        "kto": ["align.kto.max_length_tokens=96", "align.kto.batch_size=8"],
         "rloo": ["align.rloo.steps=2", "align.rloo.batch_size=8", "align.rloo.max_new_tokens=16"],
         "best_of_n": [
             "align.best_of_n.samples=4",
@@ -119,9 +107,9 @@ def test_each_method_stands_in_the_same_place(place: Path) -> None:
         ],
     }
     told = {name: recipe(place, f"align.method={name}", *options) for name, options in methods.items()}
-    assert len({keys(steps(one))["evaluate"] for one in told.values()}) == 3
+    assert len({keys(steps(one))["evaluate"] for one in told.values()}) == len(METHODS) - 1
     for number, (name, one) in enumerate(told.items(), start=1):
-        made = pipeline.run_stages(one, steps(one))
+        made = flow.run_steps(one, steps(one))
         manifest = release_manifest(one, made)
         assert list(made)[-2:] == [name, "evaluate"] and manifest["method"] == name
         assert manifest["models"]["policy"] == f"models:/policy/{number}" and manifest["curve"] == []
@@ -130,7 +118,7 @@ def test_each_method_stands_in_the_same_place(place: Path) -> None:
         assert not (made[name].path / "checkpoint").exists() and list((made[name].path / "figures").glob("*.png"))
     others = ("align.rloo.steps=3", "ppo.steps=9", "align.rules=[{name: safety}]", "align.ptx_min_reward=0")
     changed = keys(steps(recipe(place, "align.method=dpo", *methods["dpo"], *others)))
-    assert changed == keys(steps(told["dpo"]))  # what another method is told counts for nothing
+    assert changed == keys(steps(told["dpo"]))  # options of other methods are ignored
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,7 @@ from alignment.errors import ArtifactError, ConfigError, GateError
 from flows.releases.promote import TAG_DESPITE, promote_version
 from flows.releases.report import log_release
 from flows.tracking import runs
-from flows.tracking.runner import run_stage
-from tests.flows.tiny import text_model
+from tests.flows.tiny import run_stage, text_model
 
 MISSED = "release_gate.min_win_rate: 0.500, missed 0.7 by 0.200"
 

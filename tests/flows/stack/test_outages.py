@@ -23,12 +23,11 @@ from flows.failures import StageStopped, told_in_words
 from flows.stack import outages
 from flows.tracking import metrics, runs
 from flows.tracking.metrics import Ledger
-from flows.tracking.runner import run_stage
 from labeling.config import CrewConfig, LabelingConfig, PairwiseTasks, RankingTasks
 from labeling.errors import ServerUnavailable
 from labeling.server.client import LabelStudio
 from tests.flows.faulty import Server, Wire, until, wire
-from tests.flows.tiny import write_model
+from tests.flows.tiny import run_stage, write_model
 from tests.labeling.helpers import TOKEN, free_port
 
 pytestmark = pytest.mark.server

@@ -28,7 +28,8 @@ from prefect import flow, task
 from alignment.config.stages import SFTConfig
 from flows.tracking import runs
 from flows.releases.report import log_release
-from flows.tracking.runner import as_state, run_stage
+from flows.tracking.runner import as_state
+from tests.flows.tiny import run_stage
 from tests.flows.tiny import text_model
 
 @task(persist_result=False)

@@ -21,8 +21,8 @@ from alignment.journal import Journal
 from alignment.training.loop import write_state
 from flows.failures import StageStopped, told_in_words
 from flows.tracking import links, runs
-from flows.tracking.runner import run_stage
 from tests.flows.faulty import until
+from tests.flows.tiny import run_stage
 
 SPAWN = multiprocessing.get_context("spawn")  # a fork would inherit the threads of whatever ran before
 

@@ -12,8 +12,7 @@ from alignment.config.stages import SFTConfig
 from alignment.errors import ArtifactError
 from flows.cli.main import app
 from flows.tracking import logs, runs
-from flows.tracking.runner import run_stage
-from tests.flows.tiny import Counted
+from tests.flows.tiny import Counted, run_stage
 
 SECRET = "hunter2-hunter2"
 

@@ -21,8 +21,8 @@ from alignment.config.stages import SFTConfig, TokenizerConfig
 from alignment.errors import ArtifactError, DataError
 from flows.locks import try_lock
 from flows.tracking import metrics, registry, runs
-from flows.tracking.runner import as_state, find, run_stage
-from tests.flows.tiny import Counted, reward_model, text_model, write_model
+from flows.tracking.runner import as_state, find
+from tests.flows.tiny import Counted, reward_model, run_stage, text_model, write_model
 
 SPAWN = multiprocessing.get_context("spawn")  # a fork would inherit the threads of whatever ran before
 

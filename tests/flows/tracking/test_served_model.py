@@ -16,8 +16,7 @@ from alignment.models.likelihood import add_likelihood, likelihood_head
 from alignment.models.scalar import ENSEMBLE_FILE, load_rewards, load_scalar_model, reward_scores, save_model
 from alignment.models.tokenizer import EOS, prompt_tokens, response_tokens
 from alignment.records import Message
-from flows.tracking.runner import run_stage
-from tests.flows.tiny import write_model
+from tests.flows.tiny import run_stage, write_model
 
 ROWS = [
     ("hello", "yes"),

@@ -5,14 +5,8 @@ from typing import Any
 import pytest
 
 from labeling.judgements.comparisons import comparisons, demonstrations
-from labeling.judgements.parse import (
-    PairwiseJudgement,
-    RankingJudgement,
-    Strange,
-    WrittenAnswer,
-    parse,
-    parse_annotation,
-)
+from labeling.judgements.judgement import PairwiseJudgement, RankingJudgement, WrittenAnswer
+from labeling.judgements.parse import Strange, parse, parse_annotation
 from labeling.tasks.tasks import Task, make_task
 from tests.labeling.helpers import response_set
 

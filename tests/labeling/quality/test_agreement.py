@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from alignment.records import Comparison
-from labeling.judgements.parse import PairwiseJudgement, RankingJudgement
+from labeling.judgements.judgement import PairwiseJudgement, RankingJudgement
 from labeling.quality.agreement import agreement, alpha, alpha_interval, alphas_of_two, double_judgements, rate, votes
 from labeling.quality.annotators import quality
 from labeling.tasks.tasks import make_task

@@ -2,7 +2,7 @@
 
 import pytest
 
-from labeling.judgements.parse import PairwiseJudgement, RankingJudgement
+from labeling.judgements.judgement import PairwiseJudgement, RankingJudgement
 from labeling.quality.annotators import kappas
 from labeling.quality.habits import contradictions, hasty, intransitive, left_share, position_correlation, untouched
 from labeling.tasks.tasks import make_task

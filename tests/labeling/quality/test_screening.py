@@ -10,14 +10,17 @@ from alignment.records import Comparison, ResponseSet
 from labeling.collection import FINAL
 from labeling.config import CrewConfig, GoldTasks, LabelingConfig, QualityOptions, Screening
 from labeling.judgements.comparisons import comparisons
-from labeling.judgements.parse import Judged, PairwiseJudgement, RankingJudgement, parse_annotation
+from labeling.judgements.judgement import Judged, PairwiseJudgement, RankingJudgement
+from labeling.judgements.parse import parse_annotation
+from labeling.names import HASH_CHARACTERS
 from labeling.quality.assess import Assessment, assess
+from labeling.quality.known_answers import graded
 from labeling.quality.screening import SENIOR, disputes, distance
 from labeling.reports.figures import crew_figures
 from labeling.simulation.crew import deal, make_crew, utilities, work_on
 from labeling.simulation.temperature import fitting_temperature
-from labeling.tasks.gold import Answers, gold_tasks, graded
-from labeling.tasks.projects import HASH_CHARACTERS, TITLE_CHARACTERS
+from labeling.tasks.gold import Answers, gold_tasks
+from labeling.tasks.projects import TITLE_CHARACTERS
 from labeling.tasks.tasks import Task, build_tasks, make_task
 from tests.labeling.helpers import judge, response_set
 

@@ -110,10 +110,10 @@ def test_every_text_stays_text_and_nothing_is_loaded(page: str) -> None:
 
 
 def test_nothing_yet_is_a_page_too() -> None:
-    assert "No project of ours is known yet" in status_page([])
+    assert "No projects in the store yet" in status_page([])
     store = Store()
     record(store, 1, "empty ranking [1a2b3c4d]", [], START)
-    assert "0 of 0" in status_page(reports(store)) and "nobody works" in status_page(reports(store))
+    assert "0 of 0" in status_page(reports(store)) and "no recent activity" in status_page(reports(store))
 
 
 def test_the_line_ends_at_the_last_reading_and_the_way_on_is_dotted() -> None:
@@ -134,7 +134,7 @@ def test_it_is_readable_in_chromium_light_and_dark(page: str, tmp_path: Path) ->
             shown = browser.new_page(viewport={"width": 1280, "height": 900}, color_scheme=scheme)  # type: ignore[arg-type]
             shown.on("request", lambda request: asked.append(request.url))
             shown.goto(file.as_uri())
-            assert shown.title() == "Labelling status"
+            assert shown.title() == "Labeling status"
             assert EVIL in shown.locator("table").last.inner_text()
             assert shown.evaluate("document.documentElement.scrollWidth") <= 1280
             back, ink = luminance(shown, "body", "backgroundColor"), luminance(shown, "svg text", "fill")

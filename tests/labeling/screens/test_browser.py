@@ -7,19 +7,20 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Page, expect
 
-from alignment.records import Message, Response, ResponseSet
+from alignment.records import Message, Prompt, Response, ResponseSet
 from labeling.collection import (
     Collection,
-    open_collection,
-    open_demonstrations,
+    open_planned,
     pull_collection,
-    pull_demonstrations,
 )
 from labeling.config import LabelingConfig, PairwiseTasks, RankingTasks
-from labeling.judgements.parse import PairwiseJudgement, RankingJudgement
+from labeling.judgements.comparisons import demonstrations
+from labeling.judgements.judgement import PairwiseJudgement, RankingJudgement
 from labeling.server.client import LabelStudio
+from labeling.tasks.plan import Planned
+from labeling.tasks.tasks import build_writing_tasks
 from tests.labeling.browser import logged_in
-from tests.labeling.helpers import TEXTS, response_set
+from tests.labeling.helpers import TEXTS, open_sets, response_set
 
 pytestmark = [pytest.mark.server, pytest.mark.browser]
 MARKUP = "Mara <b>Lind</b>.\n    on Mill Lane <img src='http://127.0.0.1:9/x.png'>"
@@ -104,7 +105,7 @@ def move_to_top(page: Page, text: str) -> None:
 def test_a_person_ranks_by_keyboard_and_skips(owner: LabelStudio, page: Page, tmp_path: Path) -> None:
     ranking, none = RankingTasks(prompts=2, overlap=1), PairwiseTasks(prompts=0)
     config = LabelingConfig(title="by hand", rankings=ranking, pairwise=none)
-    opened = open_collection(owner, config, [response_set(1), response_set(2)], tmp_path)
+    opened = open_sets(owner, config, [response_set(1), response_set(2)], tmp_path)
     begin(page, opened.urls["ranking"])
     page.get_by_text("Guidelines (click").click()
     expect(page.get_by_role("heading", name="When they pull in different directions")).to_be_visible()
@@ -136,7 +137,7 @@ def test_a_person_ranks_by_keyboard_and_skips(owner: LabelStudio, page: Page, tm
 def test_a_person_compares_two_and_text_stays_text(owner: LabelStudio, page: Page, tmp_path: Path) -> None:
     none, pairwise = RankingTasks(prompts=0), PairwiseTasks(prompts=1, overlap=1)
     config = LabelingConfig(title="by hand", rankings=none, pairwise=pairwise)
-    opened = open_collection(owner, config, [response_set(3, (MARKUP, "Tom Berg."))], tmp_path)
+    opened = open_sets(owner, config, [response_set(3, (MARKUP, "Tom Berg."))], tmp_path)
     begin(page, opened.urls["pairwise"])
     expect(page.locator(".desk")).to_contain_text("<b>Lind</b>")
     assert "<b>Lind</b>" in page.locator(".desk").inner_text() and page.locator(".desk img").count() == 0
@@ -164,31 +165,41 @@ def test_a_person_compares_two_and_text_stays_text(owner: LabelStudio, page: Pag
     assert row.criteria == {"helpful": 3}
 
 
+def open_writing(
+    owner: LabelStudio, title: str, prompts: list[Prompt], out: Path, drafts: dict[str, str] | None = None
+) -> Collection:
+    """A collection that asks for answers to prompts."""
+    planned = Planned({"demonstration": build_writing_tasks(prompts, drafts)})
+    return open_planned(owner, LabelingConfig(title=title), planned, out)
+
+
 def test_a_person_writes_an_answer(owner: LabelStudio, page: Page, tmp_path: Path) -> None:
-    opened = open_demonstrations(owner, "by hand", [response_set(4).prompt], tmp_path)
+    opened = open_writing(owner, "by hand", [response_set(4).prompt], tmp_path)
     begin(page, opened.urls["demonstration"])
     page.keyboard.press("1")
     page.locator("textarea").first.fill("Mara Lind is the baker.\nShe lives on Mill Lane.")
     page.keyboard.press("Tab")
     submit(page)
-    pulled = pull_demonstrations(owner, opened)
+    pulled = pull_collection(owner, opened)
     assert not pulled.quarantined
-    assert [row.completion for row in pulled.demonstrations] == ["Mara Lind is the baker.\nShe lives on Mill Lane."]
+    assert [row.completion for row in demonstrations(pulled.said, opened.tasks)] == [
+        "Mara Lind is the baker.\nShe lives on Mill Lane."
+    ]
 
 
 def test_a_person_corrects_a_draft(owner: LabelStudio, page: Page, tmp_path: Path) -> None:
     prompt = response_set(6).prompt
     draft = "Mara <b>Lind</b> is the bakr.\n    She lives on Mill Lane."
-    opened = open_demonstrations(owner, "from drafts", [prompt], tmp_path, drafts={prompt.id: draft})
+    opened = open_writing(owner, "from drafts", [prompt], tmp_path, {prompt.id: draft})
     begin(page, opened.urls["demonstration"])
     text = page.locator(".desk textarea").first
     expect(text).to_have_value(draft)
     text.fill(draft.replace("bakr", "baker"))
     page.keyboard.press("Tab")
     submit(page)
-    pulled = pull_demonstrations(owner, opened)
+    pulled = pull_collection(owner, opened)
     assert not pulled.quarantined
-    assert [row.completion for row in pulled.demonstrations] == [draft.replace("bakr", "baker")]
+    assert [row.completion for row in demonstrations(pulled.said, opened.tasks)] == [draft.replace("bakr", "baker")]
 
 
 def test_any_text_is_shown_faithfully_in_the_dark_at_1280_and_loads_nothing(
@@ -202,7 +213,7 @@ def test_any_text_is_shown_faithfully_in_the_dark_at_1280_and_loads_nothing(
         ResponseSet(prompt=asked, responses=(Response(id="p", text=PYTHON), Response(id="i", text=IMAGE + SCRIPT))),
     ]
     one = {"rankings": RankingTasks(prompts=1, overlap=1), "pairwise": PairwiseTasks(prompts=1, overlap=1)}
-    opened = open_collection(owner, LabelingConfig(title="in the dark", **one), sets, tmp_path)
+    opened = open_sets(owner, LabelingConfig(title="in the dark", **one), sets, tmp_path)
     requested: list[str] = []
     page.on("request", lambda request: requested.append(request.url))
     page.set_viewport_size({"width": 1280, "height": 800})

@@ -20,7 +20,8 @@ from labeling.simulation.crew import ranking_result
 from labeling.store.store import Store
 from labeling.store.sync import sync_project
 from labeling.tasks.projects import open_project
-from labeling.tasks.tasks import build_tasks, push
+from labeling.tasks.tasks import build_tasks
+from labeling.tasks.upload import push
 from tests.labeling.helpers import response_set, settings
 
 GOOD = b'{"action": "ANNOTATION_CREATED"}'

@@ -7,7 +7,8 @@ from collections import Counter
 import pytest
 
 from labeling.config import CrewConfig
-from labeling.judgements.parse import PairwiseJudgement, parse_annotation
+from labeling.judgements.judgement import PairwiseJudgement
+from labeling.judgements.parse import parse_annotation
 from labeling.simulation.crew import (
     deal,
     gumbel,
@@ -15,7 +16,7 @@ from labeling.simulation.crew import (
     utilities,
     work_on,
 )
-from labeling.simulation.temperature import expected_agreement, fitting_temperature
+from labeling.simulation.temperature import fitting_temperature
 from labeling.tasks.tasks import make_task
 from tests.labeling.helpers import judge, response_set
 
@@ -57,11 +58,11 @@ def test_gumbel_noise_makes_bradley_terry() -> None:
     assert wins / 20_000 == pytest.approx(1 / (1 + math.exp(-0.8)), abs=0.012)
 
 
-def test_expected_agreement_by_hand() -> None:
+def test_the_temperature_of_an_agreement_by_hand() -> None:
     crew = [one.model_copy(update={"noisiness": 1.0}) for one in make_crew(CrewConfig(annotators=2))]
     scored = [[[1.0, 0.0], [2.0, 0.0]]]
     p, q = (1 / (1 + math.exp(-u / 0.5)) for u in (1.0, 2.0))
-    assert expected_agreement(crew, scored, 0.5) == pytest.approx(p * q + (1 - p) * (1 - q), abs=1e-12)
+    assert fitting_temperature(crew, scored, p * q + (1 - p) * (1 - q)) == pytest.approx(0.5, abs=1e-9)
 
 
 def test_the_noise_is_found_for_the_agreement_asked_and_holds_in_what_is_said() -> None:
@@ -69,7 +70,6 @@ def test_the_noise_is_found_for_the_agreement_asked_and_holds_in_what_is_said() 
     tasks = [make_task("ranking", row.prompt, row.responses, 0) for row in map(response_set, range(300))]
     scored = [[utilities(one, task.data, task.prompt.id, judge) for one in crew] for task in tasks]
     heat = fitting_temperature(crew, scored, 0.73)
-    assert expected_agreement(crew, scored, heat) == pytest.approx(0.73, abs=1e-6)
     same = total = 0
     for task in tasks:
         orders = [

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from labeling.errors import StoreError
-from labeling.reports.status import pace, project_status, status
+from labeling.reports.report import reports
+from labeling.reports.status import pace
 from labeling.simulation.crew import pairwise_result, ranking_result
 from labeling.store.store import Store
 from labeling.store.versions import Changes, SeenProject, Sync, canonical, content_hash, moment, stamp
@@ -185,7 +186,7 @@ def test_status_by_hand() -> None:
         for raw in one["annotations"]:
             raw["task"] = one["id"]
     store.record(PROJECT, rows, reading())
-    (found,) = status(store)
+    found = reports(store)[0].status
     assert (found.tasks, found.done, found.needed, found.quarantined, found.lost) == (3, 3, 6, 1, 0)
     assert found.per_hour == pytest.approx(1.0)  # four judgements in four hours
     assert found.expected_end == NOON + timedelta(hours=3) and found.last_sync == NOON
@@ -197,9 +198,10 @@ def test_status_by_hand() -> None:
     ]
     assert not found.screen_changed
     store.record(PROJECT.model_copy(update={"config_hash": "ffffffff"}), rows, reading())
-    assert status(store)[0].screen_changed
+    assert reports(store)[0].status.screen_changed
     store.record_deleted(PROJECT, NOON)
-    assert status(store)[0].deleted and status(store)[0].done == 3 and status(store)[0].lost == 5
+    last = reports(store)[0].status
+    assert last.deleted and last.done == 3 and last.lost == 5
 
 
 def test_status_of_pairs_and_of_what_is_not_ours() -> None:
@@ -208,7 +210,8 @@ def test_status_of_pairs_and_of_what_is_not_ours() -> None:
     result = pairwise_result(3.0, [[5, 5, 5], [1, 1, 1]])
     rows = [row(1, said(1, result, 5), said(2, result, 6), data=pair.data), row(2, data={"text": "of somebody else"})]
     store.record(project, rows, reading())
-    assert project_status(store, project).agreement.share == 1.0
+    assert reports(store)[0].status.agreement.share == 1.0
     strange = PROJECT.model_copy(update={"project": "8@x", "number": 8, "title": "somebody's own"})
     store.record(strange, rows, reading())
-    assert project_status(store, strange).agreement.share is None and project_status(store, strange).done == 2
+    newest = reports(store)[0].status
+    assert (newest.number, newest.agreement.share, newest.done) == (8, None, 2)

@@ -1,6 +1,6 @@
-"""What `accelerate launch` starts in test_compute.py: several jobs one after the other, to pay for the imports once.
+"""What `accelerate launch` starts in test_accelerate.py: several steps in turn, to pay for the imports once.
 
-python -m tests.flows.jobs_in_processes DIRECTORY… with a `job.json` in each.
+python -m tests.flows.steps_in_processes DIRECTORY… with a `step.json` in each.
 """
 
 import sys

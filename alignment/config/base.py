@@ -1,4 +1,4 @@
-"""Base class of all options, and the types of numbers that several of them take."""
+"""The base class of all options, and the types that several of them share."""
 
 from typing import Annotated, Literal
 
@@ -9,7 +9,7 @@ Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
 Natural = Annotated[int, Field(ge=0)]
-Combine = Literal["mean", "worst", "uncertainty"]
+Combine = Literal["mean", "worst", "uncertainty"]  # see alignment.models.ensembles
 
 
 class Config(BaseModel):

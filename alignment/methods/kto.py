@@ -1,0 +1,155 @@
+"""Method `kto`: Kahneman-Tversky optimization with TRL's KTOTrainer: good and bad answers, not pairs of them.
+
+Ethayarajh et al. 2024, eq. 7 and 8. With r(x, y) = log π(y|x)/π_ref(y|x), π_ref is SFT, and z0 the KL divergence of π
+from π_ref, estimated on prompts with answers to other prompts of the batch and not below 0:
+
+    loss = mean of  λ_D (1 − σ(β (r − z0)))  over desirable  and  λ_U (1 − σ(β (z0 − r)))  over undesirable answers.
+
+Every training comparison gives one of each: its chosen and its rejected response.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field
+
+from alignment.config.base import Config, Count, Positive
+from alignment.errors import DataError
+from alignment.journal import Journal
+from alignment.records import Comparison, read_records
+from alignment.stage import Method, Sizes, Tokens
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedTokenizerBase
+
+LOGGED = {
+    "kl": "kl",
+    "rewards/margins": "margin",
+    "rewards/chosen": "chosen_reward",
+    "rewards/rejected": "rejected_reward",
+}
+
+
+class KTOConfig(Config):
+    """Kahneman-Tversky optimization on the training comparisons (Ethayarajh et al. 2024)."""
+
+    epochs: Positive = Field(1, description="passes over the answers")
+    batch_size: Count = Field(32, ge=2, description="answers an optimizer step; z0 is estimated within it")
+    learning_rate: Positive = Field(1e-4, description="highest, after warm-up")
+    beta: Positive = Field(0.1, description="how much a nat of distance to SFT weighs")
+    desirable_weight: Positive = Field(1.0, description="λ_D, weight of chosen responses")
+    undesirable_weight: Positive = Field(1.0, description="λ_U, weight of rejected responses")
+    max_length_tokens: Count = Field(128, description="longer conversations are left out")
+    log_every_steps: Count = Field(5, description="optimizer steps between figures")
+
+
+def kto(config: KTOConfig, out: Path, journal: Journal, *, seed: int, sft: Path, comparisons: Path) -> dict[str, float]:
+    """Train `sft/model` on `comparisons/train.jsonl` and write `model/`; resumes from its last epoch when killed."""
+    from trl import KTOConfig as TrainerOptions
+    from trl import KTOTrainer
+
+    from alignment.models.importing import load_tokenizer
+    from alignment.models.scalar import check_context, load_causal_model, save_model
+    from alignment.plots import panels
+    from alignment.training.trl import by_epochs, run_trainer, shared_options
+
+    model, tokenizer = load_causal_model(sft / "model"), load_tokenizer(sft / "model")
+    check_context(model, config.max_length_tokens, "align.kto.max_length_tokens")
+    rows, _ = read_records(comparisons / "train.jsonl", Comparison)
+    dataset, too_long = labelled_answers(rows, tokenizer, config.max_length_tokens)
+    checkpoints = out / "checkpoint"
+    options = TrainerOptions(
+        beta=config.beta,
+        desirable_weight=config.desirable_weight,
+        undesirable_weight=config.undesirable_weight,
+        max_length=None,  # what is too long was left out
+        remove_unused_columns=False,  # the tokens in them are what is trained on
+        logging_first_step=True,
+        **by_epochs(config),
+        **shared_options(checkpoints, seed, on_cpu=model.device.type == "cpu"),
+    )
+    trainer = KTOTrainer(
+        model=model,
+        ref_model=load_causal_model(sft / "model"),
+        args=options,
+        train_dataset=dataset.shuffle(seed=seed),  # the trainer insists on reading rows in their order
+        processing_class=tokenizer,
+        data_collator=with_other_answers(int(tokenizer.pad_token_id), config.max_length_tokens),
+    )
+    run_trainer(trainer, checkpoints, journal, LOGGED)
+    save_model(model, out / "model", tokenizer)
+    lines = journal.read()
+    journal.figure("kto", panels(lines, ["loss", *LOGGED.values()], "KTO"))
+    last: dict[str, float] = next((line["values"] for line in reversed(lines) if "loss" in line["values"]), {})
+    counts = {"answers": float(len(dataset)), "too_long": float(too_long)}
+    return {name: last[name] for name in ("loss", "kl", "margin") if name in last} | counts
+
+
+def with_other_answers(pad_token_id: int, max_length: int) -> Callable[[Sequence[Mapping[str, Any]]], dict[str, Any]]:
+    """A collator of prompts with their answers, and with the answer before theirs in the batch, for z0."""
+    from trl.trainer.kto_trainer import DataCollatorForUnpairedPreference
+
+    collate = DataCollatorForUnpairedPreference(pad_token_id=pad_token_id, max_length=max_length)
+
+    def collate_batch(examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        answers = [example["answer_tokens"] for example in examples]
+        batch: dict[str, Any] = collate(
+            [
+                {
+                    "prompt_ids": example["prompt_tokens"],
+                    "completion_ids": example["answer_tokens"],
+                    "KL_completion_ids": other,
+                    "label": example["label"],
+                }
+                for example, other in zip(examples, [*answers[-1:], *answers[:-1]], strict=True)
+            ]
+        )
+        return batch
+
+    return collate_batch
+
+
+def labelled_answers(
+    rows: Sequence[Comparison], tokenizer: "PreTrainedTokenizerBase", max_length: int
+) -> tuple["Dataset", int]:
+    """Both answers of each comparison, with the label True for the chosen one; what is too long is counted."""
+    from datasets import Dataset
+
+    from alignment.models.tokenizer import prompt_tokens, response_tokens
+
+    examples, too_long = [], 0
+    for row in rows:
+        prompt = prompt_tokens(tokenizer, row.prompt.messages)
+        for side, label in ((row.chosen, True), (row.rejected, False)):
+            answer = response_tokens(tokenizer, side.text)
+            if len(prompt) + len(answer) > max_length:
+                too_long += 1
+                continue
+            text = {"prompt": row.prompt.text, "completion": side.text, "label": label}
+            examples.append(text | {"prompt_tokens": prompt, "answer_tokens": answer})
+    if not examples:
+        raise DataError(
+            f"no answer of {len(rows)} comparisons fits into {max_length} tokens; raise `align.kto.max_length_tokens`"
+        )
+    return Dataset.from_list(examples), too_long
+
+
+def cost(config: KTOConfig, sizes: Sizes) -> Tokens:
+    """An answer is trained on, read by the reference, and both read an answer to another prompt beside it."""
+    tokens = 2 * sizes.comparisons * (1 - sizes.heldout_share) * config.max_length_tokens * config.epochs
+    return Tokens(trained=tokens, read=3 * tokens)
+
+
+METHOD = Method(
+    "kto",
+    run=kto,
+    config=KTOConfig,
+    section="align.kto",
+    inputs=("sft", "comparisons"),
+    cost=cost,
+    sequence_options=("max_length_tokens",),
+    less_memory="lower align.kto.batch_size, align.kto.max_length_tokens",
+    weights_comparisons=False,
+)

@@ -1,0 +1,38 @@
+"""The stages that need Label Studio or what came back from it."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from alignment import stages
+from alignment.config.stages import ComparisonsConfig
+from alignment.journal import Journal
+from alignment.stage import Figures, Stage
+from labeling.config import LabelingConfig
+
+
+def _labeling(
+    config: LabelingConfig,
+    out: Path,
+    journal: Journal,
+    *,
+    seed: int,
+    responses: Path | None = None,
+    town: Path | None = None,
+) -> Figures:
+    from flows.annotation.collect import collect
+
+    return collect(config, out, journal, responses=responses, town=town)
+
+
+def _comparisons(config: ComparisonsConfig, out: Path, journal: Journal, *, seed: int, **inputs: Path) -> Figures:
+    """The comparisons, with their card beside them."""
+    from flows.releases.dataset_card import write_card
+
+    figures = stages.COMPARISONS.run(config, out, journal, seed=seed, **inputs)
+    files = [Path(source.path) for source in config.sources if Path(source.path).exists()]
+    write_card(out, out.name.removesuffix(".partial"), labelled=inputs.get("labelled"), files=files)
+    return figures
+
+
+LABELING = Stage("labeling", run=_labeling, config=LabelingConfig, section="labeling", version=4)
+COMPARISONS = replace(stages.COMPARISONS, run=_comparisons)

@@ -1,0 +1,115 @@
+"""The pipeline as a DAG: the stages of a recipe in the order in which they run, and what feeds what.
+
+The pipeline runs these steps and `rlhf run --plan` prints them; both take their keys from here.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from operator import attrgetter
+from pathlib import Path
+
+from alignment.artifacts import content_digest
+from alignment.config.stages import ComputeConfig, RowSource, TextSource
+from alignment.stage import Step
+from alignment.stages import (
+    CORPUS,
+    DEMONSTRATIONS,
+    EVALUATE,
+    PRETRAIN,
+    PROMPTS,
+    RESPONSES,
+    REWARD,
+    SFT,
+    TOKENIZER,
+    TOWN,
+    VALIDATION,
+    TokenizerOptions,
+)
+from flows.annotation.stages import COMPARISONS, LABELING
+from flows.recipe.schema import TOWN_SCHEME, Recipe
+
+
+def steps(recipe: Recipe) -> dict[str, Step]:
+    """The steps of a recipe by their names, in the order in which they run."""
+    alone = ComputeConfig()
+    return {
+        step.name: replace(step, seed=recipe.seed, compute=recipe.compute if step.stage.distributed else alone)
+        for step in _steps(recipe)
+    }
+
+
+def _steps(recipe: Recipe) -> Iterator[Step]:
+    """From corpus to evaluated policy."""
+    town = {} if recipe.town is None else {"town": "town"}
+    if recipe.town is not None:
+        yield Step(TOWN, recipe.town)
+    yield Step(CORPUS, recipe.corpus, town, _files(recipe.corpus.sources))
+    yield from _base(recipe)
+    yield Step(DEMONSTRATIONS, recipe.demonstrations, town, _files(recipe.demonstrations.sources))
+    yield Step(PROMPTS, recipe.prompts, town, _files(recipe.prompts.sources))
+    yield Step(SFT, recipe.sft, {"base": "pretrain", **_same("demonstrations")})
+    yield from _judgements(recipe, town)
+    yield Step(REWARD, recipe.reward, _same("sft", "comparisons", "demonstrations"))
+    yield from _policy(recipe)
+    inputs = {"base": "pretrain", "policy": recipe.align.method, **_same("sft", "reward", "prompts", "corpus"), **town}
+    yield Step(EVALUATE, recipe.evaluation, inputs)
+
+
+def _base(recipe: Recipe) -> Iterator[Step]:
+    """The base model, from scratch or from a checkpoint, which brings its tokenizer."""
+    checkpoint = recipe.pretrain.checkpoint
+    if checkpoint is None:
+        context_length = recipe.pretrain.model.context_length
+        yield Step(
+            TOKENIZER, TokenizerOptions(tokenizer=recipe.tokenizer, context_length=context_length), _same("corpus")
+        )
+        yield Step(PRETRAIN, recipe.pretrain, _same("corpus", "tokenizer"))
+    else:
+        yield Step(PRETRAIN, recipe.pretrain, _same("corpus"), _existing([checkpoint]))
+
+
+def _judgements(recipe: Recipe, town: Mapping[str, str]) -> Iterator[Step]:
+    """Comparisons, by people who look at sampled responses or from files."""
+    if recipe.labeling is None:
+        yield Step(COMPARISONS, recipe.comparisons, town, _files(recipe.comparisons.sources))
+        return
+    responses: dict[str, str] = {}
+    if not recipe.labeling.responses:
+        yield Step(RESPONSES, recipe.sampling, {"model": "sft", **_same("prompts")})
+        responses = _same("responses")
+    yield Step(LABELING, recipe.labeling.judging, {**responses, **town}, _existing(recipe.labeling.files.values()))
+    yield Step(COMPARISONS, recipe.comparisons, {"labelled": "labeling"})
+
+
+def _policy(recipe: Recipe) -> Iterator[Step]:
+    """From SFT to the policy, by the method that the recipe names; that is the step's name too."""
+    method, align = recipe.align.chosen, recipe.align
+    inputs = _same(*method.inputs)
+    if align.select == "heldout_reward":
+        single = recipe.reward.model_copy(update={"members": 1, "combine": "mean"})
+        yield Step(VALIDATION, single, _same("sft", "comparisons", "demonstrations"))
+        inputs |= _same("validation")
+    yield Step(method, attrgetter(method.section)(recipe), inputs, align=align.options())
+
+
+def _same(*names: str) -> dict[str, str]:
+    """Inputs that are called like the stages that make them."""
+    return {name: name for name in names}
+
+
+def _files(sources: Sequence[RowSource | TextSource]) -> tuple[Path, ...]:
+    """Local files among the sources; files of the town are an input, and data sets of the hub have no file here."""
+    return _existing(source.path for source in sources if not source.path.startswith(TOWN_SCHEME))
+
+
+def _existing(paths: Iterable[str]) -> tuple[Path, ...]:
+    return tuple(path for path in map(Path, paths) if path.exists())
+
+
+def keys(chain: Mapping[str, Step]) -> dict[str, str]:
+    """The key of every stage, worked out without running any."""
+    keys_by_stage: dict[str, str] = {}
+    for name, step in chain.items():
+        inputs = {given: keys_by_stage[source] for given, source in step.inputs.items()}
+        keys_by_stage[name] = step.key(inputs, [content_digest(path) for path in step.files])
+    return keys_by_stage

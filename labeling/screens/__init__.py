@@ -1,0 +1,1 @@
+"""The labeling interface: layouts, style and guidelines, and the label configs that are rendered from them."""
