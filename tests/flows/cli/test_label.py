@@ -30,7 +30,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("RLHF_HOME", str(tmp_path))
     monkeypatch.setenv("LABEL_STUDIO_API_KEY", TOKEN)
     monkeypatch.setenv("LABEL_STUDIO_URL", f"http://127.0.0.1:{free_port()}")
-    monkeypatch.setattr("labeling.server.client.time.sleep", lambda _: None)
+    monkeypatch.setattr("labeling.server.transport.time.sleep", lambda _: None)
     return tmp_path
 
 
