@@ -16,9 +16,9 @@ from typing import Any, Concatenate, Generic, TypeVar
 from pydantic import BaseModel
 
 from alignment.artifacts import stage_key
-from alignment.config.methods import AlignOptions
 from alignment.config.stages import ComputeConfig
 from alignment.journal import Journal
+from alignment.rules.options import AlignOptions
 
 Figures = Mapping[str, float]
 C = TypeVar("C", bound=BaseModel)

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from alignment.config.base import Config, Count
-from alignment.config.methods import AlignOptions
 from alignment.config.stages import (
     ComparisonsConfig,
     ComputeConfig,
@@ -26,6 +25,7 @@ from alignment.config.stages import (
 )
 from alignment.journal import Journal
 from alignment.methods import METHODS
+from alignment.rules.options import AlignOptions
 from alignment.stage import Figures, Sizes, Stage, Step, Tokens
 
 

@@ -108,23 +108,23 @@ def in_figures() -> dict[str, object]:
     import torch
 
     from alignment.criteria import GOLD_FIGURES
-    from alignment.evaluation.judged_responses import Answer, summary
-    from alignment.plots import kinds_chart
+    from alignment.evaluation.judged_responses import Gold, JudgedResponse, means
+    from alignment.evaluation.model_means import plot_criteria
     from alignment.reward_model.evaluate import accuracy_by_criterion
     from flows.releases.manifest import gate_figures
     from flows.releases.report import report_view
     from tests.alignment.tiny_world import comparison
 
     criteria = {"helpful": 1.0, "truthful": 1.0, "harmless": 1.0, "concise": 0.25}
-    answer = Answer("p", "fact", "Q?", "A.", 4, True, reward=1.0, kl=0.5, criteria=criteria, score=0.75)
-    means = summary([answer])
-    chart = kinds_chart({"policy": means}).axes[0]
-    gold = {"sft": {**means, "concise": 0.5}, "policy": means}
+    response = JudgedResponse("p", "fact", "Q?", "A.", 4, True, reward=1.0, kl=0.5, gold=Gold(criteria, 0.75, ""))
+    policy = means([response])
+    chart = plot_criteria({"models": {"policy": policy}}).axes[0]
+    gold = {"sft": {**policy, "concise": 0.5}, "policy": policy}
     manifest = {"gold": gold, "tax": {"sft": 2.0, "policy": 2.0}, "win_rate_vs_sft": {"rate": 0.6, "low": 0.5}}
     gate = gate_figures(manifest)
     rated = [comparison("a", "x", "y", criteria={"concise": 2})]
     return {
-        "means": {name: means[name] for name in GOLD_FIGURES},
+        "means": {name: policy[name] for name in GOLD_FIGURES},
         "chart": [label.get_text() for label in chart.get_xticklabels()],
         "bars": len(chart.patches),
         "reward model": accuracy_by_criterion(torch.tensor([0.5]), rated, "t"),

@@ -1,6 +1,6 @@
-"""The base of all options, and the kinds of numbers that they are made of."""
+"""The base class of all options, and the types that several of them share."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -9,6 +9,7 @@ Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
 Natural = Annotated[int, Field(ge=0)]
+Combine = Literal["mean", "worst", "uncertainty"]  # see alignment.models.ensembles
 
 
 class Config(BaseModel):

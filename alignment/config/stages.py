@@ -1,15 +1,13 @@
-"""What every stage can be told: one frozen pydantic model a stage, units in the names, nothing unknown accepted.
+"""Options of the stages: one frozen pydantic model a stage, units in the names, unknown keys are errors.
 
-Derived values (parameter counts, tokens, steps) are not dials: `flows.pipeline.plan` computes and prints them.
+Derived values (parameter counts, tokens, steps) are not options: `flows.pipeline.plan` computes and prints them.
 """
 
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from alignment.config.base import Config, Count, Natural, Positive, Share
-
-Combine = Literal["mean", "worst", "uncertainty"]
+from alignment.config.base import Combine, Config, Count, Natural, Positive, Share
 
 
 class TownConfig(Config):

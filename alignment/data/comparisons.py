@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Literal
 
 from alignment.config.stages import ComparisonsConfig
-from alignment.data.corpus import settle_rejected
 from alignment.data.prompts import hashed_split
 from alignment.data.readers import read_comparisons
+from alignment.data.rejected import write_rejected
 from alignment.errors import DataError
 from alignment.journal import Journal
 from alignment.records import Comparison, Rejected, read_records, stable_id, write_records
@@ -51,7 +51,7 @@ def build_comparisons(
         good, bad = read_comparisons(source, town)
         rows += good
         rejected += bad
-    settle_rejected(rejected, len(rows), config.max_rejected_share, out)
+    write_rejected(rejected, len(rows), config.max_rejected_share, out)
     if config.weights == "none":
         rows = [row.model_copy(update={"weight": 1.0}) for row in rows]
     parts = split_comparisons(rows, config, seed)

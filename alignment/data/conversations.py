@@ -39,7 +39,7 @@ def parse_transcript(transcript: str) -> tuple[list[Message], str]:
     if parts[0].strip() or len(parts) < 5:
         raise BadRow("not a transcript of Human and Assistant turns")
     roles = {"Human": "user", "Assistant": "assistant"}
-    turns = [Message(role=roles[who], content=said.strip()) for who, said in zip(parts[1::2], parts[2::2], strict=True)]
+    turns = [Message(role=roles[who], content=text.strip()) for who, text in zip(parts[1::2], parts[2::2], strict=True)]
     if turns[-1].role != "assistant":
         raise BadRow("the transcript does not end with an Assistant turn")
     return turns[:-1], turns[-1].content

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from datasketch import MinHash, MinHashLSH
 
-from alignment.config.base import Share
 from alignment.config.stages import CorpusConfig
 from alignment.data.readers import read_documents
+from alignment.data.rejected import write_rejected
 from alignment.errors import DataError
 from alignment.journal import Journal
 from alignment.records import Document, Rejected, write_records
@@ -33,7 +33,7 @@ def prepare_corpus(
         more, bad = read_documents(source, town)
         documents += more
         rejected += bad
-    settle_rejected(rejected, len(documents), config.max_rejected_share, out)
+    write_rejected(rejected, len(documents), config.max_rejected_share, out)
     cleaned = [
         one for one in map(clean_document, documents) if one is not None and len(one.plain) >= config.min_characters
     ]
@@ -59,20 +59,6 @@ def prepare_corpus(
     }
     journal.log(counts, step=0)
     return {name: float(count) for name, count in counts.items()}
-
-
-def settle_rejected(rejected: Sequence[Rejected], good: int, max_share: Share, out: Path) -> None:
-    """Write the rejected rows, and refuse to go on when they are too many."""
-    write_records(out / "rejected.jsonl", rejected)
-    total = good + len(rejected)
-    if total == 0:
-        raise DataError("the sources hold no rows; check their paths")
-    if len(rejected) / total > max_share:
-        first = rejected[0]
-        raise DataError(
-            f"{len(rejected)} of {total} rows could not be read, more than the allowed share {max_share:g}. "
-            f"First: {first.file} line {first.line}: {first.reason}. Mend the file, or raise `max_rejected_share`."
-        )
 
 
 def clean_document(document: Document) -> Document | None:

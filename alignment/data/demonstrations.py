@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from alignment.config.stages import DemonstrationsConfig
-from alignment.data.corpus import settle_rejected
 from alignment.data.readers import read_as, to_demonstration
+from alignment.data.rejected import write_rejected
 from alignment.journal import Journal
 from alignment.records import Demonstration, Rejected, write_records
 
@@ -19,7 +19,7 @@ def collect_demonstrations(
         good, bad = read_as(source, to_demonstration, town)
         rows += good
         rejected += bad
-    settle_rejected(rejected, len(rows), config.max_rejected_share, out)
+    write_rejected(rejected, len(rows), config.max_rejected_share, out)
     write_records(out / "demonstrations.jsonl", rows)
     counts = {"demonstrations": float(len(rows)), "rejected": float(len(rejected))}
     journal.log(counts, step=0)

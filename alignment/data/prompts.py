@@ -5,8 +5,8 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from alignment.config.stages import PromptsConfig
-from alignment.data.corpus import settle_rejected
 from alignment.data.readers import read_as, to_prompt
+from alignment.data.rejected import write_rejected
 from alignment.errors import DataError
 from alignment.journal import Journal
 from alignment.models.tokenizer import prompt_tokens
@@ -26,7 +26,7 @@ def collect_prompts(
             if source.format != "records":
                 prompt = prompt.model_copy(update={"split": hashed_split(prompt.id, config.heldout_share, seed)})
             prompts.setdefault(prompt.id, prompt)
-    settle_rejected(rejected, len(prompts), config.max_rejected_share, out)
+    write_rejected(rejected, len(prompts), config.max_rejected_share, out)
     heldout = sum(prompt.split == "heldout" for prompt in prompts.values())
     if heldout in (0, len(prompts)):
         raise DataError(

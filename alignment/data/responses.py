@@ -1,4 +1,4 @@
-"""Stage `responses`: K sampled answers for each prompt, ready to be judged blind."""
+"""Stage `responses`: K sampled responses for each prompt, ready to be judged blind."""
 
 import random
 from collections.abc import Sequence
@@ -35,8 +35,8 @@ def sample_responses(
 ) -> dict[str, float]:
     """Sample from `model/` for the first training prompts and write `responses.jsonl`.
 
-    Equal answers of a prompt count once; a prompt with fewer than two different answers is left out: there is nothing
-    to compare. Ids are opaque and the order is shuffled.
+    Equal responses to a prompt count once; a prompt with fewer than two different responses is left out. Ids are
+    opaque and the order is shuffled.
     """
     policy, tokenizer = load_causal_model(model / "model"), load_tokenizer(model / "model")
     context = int(policy.config.max_position_embeddings)

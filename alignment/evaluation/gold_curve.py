@@ -1,35 +1,44 @@
-"""Gold against proxy: what the reward model and the judge say of a policy on its way, and of best-of-n sampling.
+"""Gold score against reward (the proxy) over the snapshots of PPO.
 
-The proxy rises as long as it is followed; where the judge's score turns is what the laws of Gao et al. 2023 describe.
+The proxy rises as long as the policy follows it; where the gold score turns is what the scaling laws of Gao et al. 2023
+describe.
 """
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
-from itertools import groupby
+from dataclasses import asdict
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
-from alignment.evaluation.judged_responses import Answer, Bench, answer_all, summary
-from alignment.evaluation.overoptimization import best_of_n_kl, best_of_n_mean, fit_rl
+from alignment.evaluation.bench import Bench, Figures, Models
+from alignment.evaluation.judged_responses import means
+from alignment.evaluation.overoptimization import fit_rl
+from alignment.evaluation.plots import plot_gold_curve
 from alignment.models.scalar import load_causal_model
-from alignment.records import Prompt
 
 Point = dict[str, float]
 
 
-def measure_curve(bench: Bench, policy: Path, rows: Sequence[Prompt]) -> list[Point]:
-    """Proxy and gold score of each snapshot of PPO, over its KL to SFT."""
+def measure_gold_curve(bench: Bench, models: Models) -> Figures:
+    """`curve`, `curve_fit` and `chosen_step`; the fits are metrics."""
+    curve = snapshot_points(bench)
+    fits = curve_fits(curve)
+    report = {"curve": curve, "curve_fit": fits, "chosen_step": chosen_step(bench.policy)}
+    return Figures(report, metrics={"curve_fit": fits}, plots={"gold_curve": plot_gold_curve} if curve else {})
+
+
+def snapshot_points(bench: Bench) -> list[Point]:
+    """Means over each snapshot's responses, by step; none where the method keeps no snapshots."""
     points = []
-    for step in _read(policy / "snapshots.json", []):
-        model = load_causal_model(policy / "snapshots" / f"step-{step:05d}")
-        points.append({"step": float(step)} | summary(answer_all(bench, model, rows)))
+    for step in _read(bench.policy / "snapshots.json", []):
+        model = load_causal_model(bench.policy / "snapshots" / f"step-{step:05d}")
+        responses = bench.sample(model, bench.curve_prompts, bench.config.samples_per_prompt)
+        points.append({"step": float(step)} | means(responses))
     return points
 
 
 def chosen_step(policy: Path) -> int | None:
-    """The snapshot that was chosen to be the policy; None where the last one was simply taken."""
+    """The snapshot that was selected to be the policy; None where the last one was taken."""
     selection = _read(policy / "selection.json", None)
     return None if selection is None else int(selection["step"])
 
@@ -41,7 +50,7 @@ def _read(file: Path, otherwise: Any) -> Any:
 def curve_fits(points: Sequence[Mapping[str, float]]) -> dict[str, Point]:
     """The law R(d) = d (α − β log d) for the proxy and, where there is a judge, for the gold score.
 
-    Rewards count from those of the first point, which must be SFT itself (step 0); `start` keeps them.
+    Rewards are measured from those of the first point, which must be SFT itself (step 0); `start` is its reward.
     """
     if not points or points[0]["step"] != 0:
         return {}
@@ -54,28 +63,3 @@ def curve_fits(points: Sequence[Mapping[str, float]]) -> dict[str, Point]:
             peak = {} if fit.peak is None else {"peak_distance": fit.peak}
             fits[name] = {k: float(v) for k, v in asdict(fit).items()} | {"start": start} | peak
     return fits
-
-
-def measure_best_of_n(bench: Bench, rows: Sequence[Prompt], counts: Sequence[int]) -> list[Point]:
-    """Best-of-n sampling from SFT by the reward model, without training: proxy, gold score and KL for each n.
-
-    As many responses as the largest n are sampled once, and every n is estimated from all of them.
-    """
-    if not counts:
-        return []
-    config = bench.config.model_copy(update={"samples_per_prompt": max(counts)})
-    answers = answer_all(replace(bench, config=config), bench.sft, rows)
-    by_prompt = [list(group) for _, group in groupby(answers, key=lambda answer: answer.prompt_id)]
-    names = ["reward"] + (["score"] if answers[0].score is not None else [])
-    return [
-        {"n": float(n), "kl": best_of_n_kl(n)} | {name: _mean_of_best(by_prompt, name, n) for name in names}
-        for n in sorted(counts)
-    ]
-
-
-def _mean_of_best(by_prompt: Sequence[Sequence[Answer]], name: str, n: int) -> float:
-    """Over prompts, the mean value of the response that the proxy likes best of n."""
-    return fmean(
-        best_of_n_mean([answer.reward for answer in group], [getattr(answer, name) for answer in group], n)
-        for group in by_prompt
-    )

@@ -1,21 +1,16 @@
-"""Answers of a model to held-out prompts, with all that is known of each: reward, distance to SFT, gold verdict."""
+"""A sampled response with its reward, its distance to SFT and, where there is a gold judge, the verdict on it."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
-from alignment.config.stages import EvaluationConfig
-from alignment.criteria import CRITERION_NAMES
-from alignment.errors import DataError
-from alignment.models.ensembles import Ensemble
-from alignment.models.generation import Sample, generate
+from alignment.criteria import CRITERION_NAMES, GOLD_FIGURES
+from alignment.models.generation import Sample
 from alignment.models.logprobs import response_logprobs, scoring_batches
-from alignment.models.scalar import reward_scores
-from alignment.models.tokenizer import decode_response, prompt_tokens
 from alignment.records import Prompt
 
 TOKEN_BUDGET = 8192
@@ -23,8 +18,17 @@ Judge = Callable[[Prompt, str], Any]
 
 
 @dataclass(frozen=True)
-class Answer:
-    """One response with everything that is known of it; without a judge `criteria` is empty and `score` None."""
+class Gold:
+    """A gold judge's verdict: its rating by criterion, the weighted score, and the reasons in words."""
+
+    criteria: Mapping[str, float]
+    score: float
+    why: str
+
+
+@dataclass(frozen=True)
+class JudgedResponse:
+    """One response; `kl` is log π(y|x) − log π_SFT(y|x) in nats, `gold` is None without a judge."""
 
     prompt_id: str
     kind: str
@@ -34,53 +38,26 @@ class Answer:
     ended: bool
     reward: float
     kl: float
-    criteria: dict[str, float] = field(default_factory=dict)
-    score: float | None = None
-    why: str = ""
+    gold: Gold | None = None
+
+    def row(self) -> dict[str, object]:
+        """The response as a flat row of `samples.jsonl`; gold figures are null without a judge."""
+        plain = {name: value for name, value in vars(self).items() if name != "gold"}
+        if self.gold is None:
+            return plain | dict.fromkeys(GOLD_FIGURES) | {"why": ""}
+        return plain | {**self.gold.criteria, "score": self.gold.score, "why": self.gold.why}
+
+    def figures(self) -> dict[str, float]:
+        """All that means are taken of, by name; gold figures only with a judge."""
+        plain = {"reward": self.reward, "tokens": float(self.tokens), "ended": float(self.ended), "kl": self.kl}
+        return plain if self.gold is None else plain | {**self.gold.criteria, "score": self.gold.score}
 
 
-@dataclass(frozen=True)
-class Bench:
-    """What every model is measured with."""
-
-    config: EvaluationConfig
-    tokenizer: PreTrainedTokenizerBase
-    sft: PreTrainedModel
-    reward: PreTrainedModel | Ensemble
-    judge: Judge | None
-    seed: int
-
-
-def fitting(rows: Sequence[Prompt], bench: Bench) -> list[Prompt]:
-    """Held-out prompts that leave room for an answer. Raises DataError when none does."""
-    room = int(bench.sft.config.max_position_embeddings) - bench.config.max_new_tokens
-    kept = [row for row in rows if len(prompt_tokens(bench.tokenizer, row.messages)) <= room]
-    if not kept:
-        raise DataError(
-            f"none of {len(rows)} held-out prompts leaves room for {bench.config.max_new_tokens} tokens; "
-            "lower `evaluation.max_new_tokens` or raise `prompts.heldout_share`"
-        )
-    return kept
-
-
-def answer_all(bench: Bench, model: PreTrainedModel, rows: Sequence[Prompt]) -> list[Answer]:
-    """Sample, score and judge `samples_per_prompt` answers to every prompt."""
-    tokenizer, config = bench.tokenizer, bench.config
-    repeated = [row for row in rows for _ in range(config.samples_per_prompt)]
-    turns = [prompt_tokens(tokenizer, row.messages) for row in repeated]
-    samples = generate(
-        model,
-        turns,
-        max_new_tokens=config.max_new_tokens,
-        temperature=config.temperature,
-        eos_token_ids=[int(tokenizer.eos_token_id)],
-        pad_token_id=int(tokenizer.pad_token_id),
-        generator=torch.Generator(device=model.device).manual_seed(bench.seed),
-    )
-    sequences = [turn + sample.tokens for turn, sample in zip(turns, samples, strict=True)]
-    rewards = reward_scores(bench.reward, sequences, [len(turn) for turn in turns]).tolist()
-    kls = sequence_kl(bench.sft, turns, samples, config.temperature)
-    return [judged(bench, *fields) for fields in zip(repeated, samples, rewards, kls, strict=True)]
+def verdict(judge: Judge, prompt: Prompt, response: str) -> Gold:
+    """What the gold judge says of a response."""
+    judged = judge(prompt, response)
+    criteria = {name: float(judged.scores[name]) for name in CRITERION_NAMES}
+    return Gold(criteria, float(judged.score), "; ".join(judged.reasons))
 
 
 @torch.no_grad()
@@ -95,22 +72,7 @@ def sequence_kl(
     return list(kls.tolist())
 
 
-def judged(bench: Bench, row: Prompt, sample: Sample, reward: float, kl: float) -> Answer:
-    """An answer with the judge's verdict, where there is a judge."""
-    text = decode_response(bench.tokenizer, sample.tokens)
-    gold: dict[str, Any] = {}
-    if bench.judge is not None:
-        verdict = bench.judge(row, text)
-        gold = {"criteria": dict(verdict.scores), "score": verdict.score, "why": "; ".join(verdict.reasons)}
-    return Answer(row.id, row.kind, row.text, text, len(sample.tokens), sample.ended, reward, kl, **gold)
-
-
-def summary(answers: Sequence[Answer]) -> dict[str, float]:
-    """Means over answers; the gold score and that of each criterion only where there is a judge."""
-    names = ["reward", "tokens", "ended", "kl"]
-    means = {name: fmean(float(getattr(answer, name)) for answer in answers) for name in names}
-    scores = [answer.score for answer in answers if answer.score is not None]
-    if not scores:
-        return means
-    by_criterion = {name: fmean(answer.criteria[name] for answer in answers) for name in CRITERION_NAMES}
-    return means | by_criterion | {"score": fmean(scores)}
+def means(responses: Sequence[JudgedResponse]) -> dict[str, float]:
+    """The mean of each figure over responses."""
+    rows = [response.figures() for response in responses]
+    return {name: fmean(row[name] for row in rows) for name in rows[0]}

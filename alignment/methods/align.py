@@ -5,9 +5,10 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field, create_model, model_validator
 
 from alignment.config.base import Config, Count
-from alignment.config.methods import AlignOptions, FormatLimits, RuleOption
 from alignment.methods import METHODS
-from alignment.rewards.safety import SafetyLists
+from alignment.rules.form import FormatLimits
+from alignment.rules.options import AlignOptions, RuleOption
+from alignment.rules.safety import SafetyLists
 from alignment.stage import Method
 
 SECTION = "align."

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Annotated
 from pydantic import Field
 
 from alignment.config.base import Config, Count, Natural, Positive
-from alignment.config.methods import AlignOptions
 from alignment.config.stages import SFTConfig
 from alignment.errors import DataError
 from alignment.journal import Journal
 from alignment.records import Demonstration, Prompt, write_records
+from alignment.rules.options import AlignOptions
 from alignment.stage import Method, Sizes, Tokens
 
 if TYPE_CHECKING:

@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from alignment.config.methods import AlignOptions
 from alignment.errors import DataError
 from alignment.journal import Journal
 from alignment.ppo.config import PPOConfig
 from alignment.records import Document, read_records
+from alignment.rules.options import AlignOptions
 from alignment.stage import Method, Sizes, Tokens
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def ppo(
     from alignment.distributed.collectives import on_main
     from alignment.methods.selection import select_snapshot
     from alignment.models.importing import load_tokenizer
-    from alignment.models.lora import load_reward
+    from alignment.models.reward_adapters import load_reward
     from alignment.models.scalar import load_causal_model, load_rewards
     from alignment.plots import panels
     from alignment.ppo.train import train_ppo

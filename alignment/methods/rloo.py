@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field, model_validator
 
 from alignment.config.base import Config, Count, NonNegative, Positive
-from alignment.config.methods import AlignOptions
 from alignment.errors import DataError
 from alignment.journal import Journal
 from alignment.records import Prompt
+from alignment.rules.options import AlignOptions
 from alignment.stage import Method, Sizes, Tokens
 
 if TYPE_CHECKING:

@@ -1,15 +1,17 @@
-"""Several reward models as one: how their scores are put together, and how far they are apart. Pure functions.
+"""Ensembles of reward models: how members' scores are combined, and how far they are apart. Pure functions.
 
-Where members that saw the same judgements disagree, none of them knows; a policy that is trained on one of them moves
-there first. Coste et al. 2024, "Reward Model Ensembles Help Mitigate Overoptimization", section 3, compares these ways.
+Where members that were trained on the same judgements disagree, none is reliable, and a policy that is trained on one
+of them moves there first. Coste et al. 2024, "Reward Model Ensembles Help Mitigate Overoptimization", section 3,
+compares these ways of combining them.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from alignment.config.stages import Combine
+from alignment.config.base import Combine
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -17,11 +19,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Ensemble:
-    """Reward models that are asked together; it stands wherever one reward model can stand."""
+    """Reward models with scores on one scale, used together wherever one reward model can be used.
 
-    models: "tuple[PreTrainedModel, ...]"
-    combine: Combine
-    coef: float
+    Their score is the mean, the lowest, or mean − coef · variance: see `combined`.
+    """
+
+    models: "Sequence[PreTrainedModel]"
+    combine: Combine = "mean"
+    coef: float = 0.5
 
 
 def combined(scores: Tensor, combine: Combine, coef: float) -> Tensor:

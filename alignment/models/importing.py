@@ -1,4 +1,4 @@
-"""Checkpoints of others made fit for conversation: a PAD that is not EOS, and a chat template.
+"""Importing checkpoints for chat: a PAD token that is not EOS, and a chat template.
 
 Weights are read from safetensors by `transformers`; remote code is never run.
 """
@@ -23,7 +23,7 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
 
 
 def import_checkpoint(path: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, list[str]]:
-    """A model and tokenizer made by others, ready for chat; the third value says in words what was changed.
+    """An imported model and tokenizer, ready for chat, and a description of each change.
 
     Raises CheckpointError when there is no EOS (a response could never end) or the vocabularies do not fit.
     """

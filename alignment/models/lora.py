@@ -1,32 +1,25 @@
 """LoRA adapters over one frozen base: several models whose memory is the base once and an adapter each.
 
 y = W x + (alpha / rank) · B A x, with W frozen, A (rank, in) random and B (out, rank) zero at the start, so that a new
-adapter changes nothing (Hu 2021, eq. 3). The layers and the format of files are those of `peft`.
+adapter changes nothing (Hu 2021, eq. 3). The layers are those of `peft`; files: `alignment.models.reward_adapters`.
 """
 
 import copy
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftConfig, inject_adapter_in_model
+from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from alignment.errors import CheckpointError, ConfigError
-from alignment.models.likelihood import likelihood_head, load_likelihood, save_likelihood
+from alignment.errors import ConfigError
+from alignment.models.likelihood import likelihood_head
 from alignment.models.logprobs import at_least_float32
-from alignment.models.safe_loading import NEVER_CODE
-from alignment.models.scalar import load_scalar_model, save_model, scalar_model_over, set_normalisation
 
 NAME = "default"
-CONFIG_FILE = "adapter_config.json"
-WEIGHTS_FILE = "adapter_model.safetensors"
-BESIDE = "adapter"  # the folder in a whole model's for the adapter that it was made from
 
 
 def over_base(model: PreTrainedModel) -> PreTrainedModel:
@@ -103,7 +96,7 @@ def add_adapter(
         target_modules=sorted(found),
         fan_in_fan_out=all(isinstance(module, Conv1D) for module in layers.values()),
     )
-    _inject(model, config, seed)
+    inject(model, config, seed)
 
 
 def linear_names(model: PreTrainedModel) -> set[str]:
@@ -112,7 +105,7 @@ def linear_names(model: PreTrainedModel) -> set[str]:
     return {name.rpartition(".")[2] for name, module in modules if isinstance(module, nn.Linear | Conv1D)}
 
 
-def _inject(model: PreTrainedModel, config: LoraConfig, seed: int) -> None:
+def inject(model: PreTrainedModel, config: LoraConfig, seed: int) -> None:
     """Adapters in float32 or better, from a seed of their own; the trunk stays as it was."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -144,85 +137,3 @@ def _delta(layer: Any) -> Tensor:
     """What an adapter adds to the weight of its layer."""
     delta: Tensor = sum(layer.get_delta_weight(name) for name in layer.active_adapters)
     return delta
-
-
-# --- a reward or value model as an adapter ----------------------------------------------------------------------------
-
-
-def scalar_adapter_over(
-    language_model: PreTrainedModel, rank: int, alpha: int, targets: Sequence[str] | None = None, seed: int = 0
-) -> PreTrainedModel:
-    """A scalar model over the language model's memory: an adapter that changes nothing yet, and a head of zeros."""
-    model = scalar_model_over(over_base(language_model))
-    add_adapter(model, rank, alpha, targets, seed)
-    return model
-
-
-def save_scalar_adapter(model: PreTrainedModel, path: Path, base: str = "") -> None:
-    """Write the adapter and the head as `peft` does, and the config with the normalisation; `base` names the base."""
-    config = getattr(model, "peft_config", {}).get(NAME)
-    if not isinstance(config, LoraConfig):
-        raise CheckpointError(f"{type(model).__name__} carries no LoRA adapter: save it with save_model")
-    saved = copy.deepcopy(config)
-    saved.base_model_name_or_path, saved.task_type, saved.modules_to_save = base, "SEQ_CLS", ["score"]
-    saved.inference_mode = True
-    saved.save_pretrained(str(path))
-    save_file({name: w.detach().contiguous() for name, w in _in_file(model).items()}, path / WEIGHTS_FILE)
-    save_likelihood(model, path)
-    model.config.save_pretrained(path)
-
-
-def load_scalar_adapter(path: Path, language_model: PreTrainedModel) -> PreTrainedModel:
-    """A reward or value adapter, made here or with `peft`, over the memory of the language model it was trained on."""
-    try:
-        config = PeftConfig.from_pretrained(str(path))
-        saved = load_file(path / WEIGHTS_FILE)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"no LoRA adapter could be loaded from {path}: {error}") from error
-    if not isinstance(config, LoraConfig):
-        raise CheckpointError(f"{path} has an adapter of type {config.peft_type}; only LoRA can share its base")
-    model = scalar_model_over(over_base(language_model))
-    config.modules_to_save = None  # the head, which is loaded here
-    try:
-        _inject(model, config, 0)
-    except ValueError as error:
-        raise CheckpointError(f"the adapter in {path} does not fit {type(language_model).__name__}: {error}") from error
-    expected = _in_file(model)
-    if {n: w.shape for n, w in saved.items()} != {n: w.shape for n, w in expected.items()}:
-        raise CheckpointError(f"the adapter in {path} does not fit {type(language_model).__name__}: was it its base?")
-    for name, weight in expected.items():
-        weight.data.copy_(saved[name])
-    if (path / "config.json").exists():
-        kept = AutoConfig.from_pretrained(path, **NEVER_CODE)
-        set_normalisation(model, getattr(kept, "reward_bias", 0.0), getattr(kept, "reward_scale", 1.0))
-    load_likelihood(model, path)
-    shared = rebased(model, language_model)
-    assert shared is not None, "the trunk is the language model's"
-    return shared
-
-
-def save_reward(model: PreTrainedModel, path: Path, tokenizer: PreTrainedTokenizerBase | None = None) -> None:
-    """Write a reward model; one that was trained as an adapter is written whole, for everybody, and as the adapter."""
-    save_model(merged(model) if has_adapter(model) else model, path, tokenizer)
-    if has_adapter(model):
-        save_scalar_adapter(model, path / BESIDE)
-
-
-def load_reward(
-    path: Path, language_model: PreTrainedModel, dtype: torch.dtype = torch.float32, *, shared: bool = False
-) -> PreTrainedModel:
-    """A reward model, be it whole (in `dtype`) or an adapter, which takes the language model's memory for its base.
-
-    Of one that is there in both forms (`save_reward`), `shared` asks for the adapter.
-    """
-    if (path / CONFIG_FILE).exists():
-        return load_scalar_adapter(path, language_model)
-    if shared and (path / BESIDE / CONFIG_FILE).exists():
-        return load_scalar_adapter(path / BESIDE, language_model)
-    return load_scalar_model(path, dtype)
-
-
-def _in_file(model: PreTrainedModel) -> dict[str, nn.Parameter]:
-    """Adapter and head under the names that `peft` gives them: with its wrapper, without the name of the adapter."""
-    weights = {name: w for name, w in adapter_weights(model).items() if not name.startswith("likelihood.")}
-    return {"base_model.model." + name.replace(f".{NAME}.", "."): weight for name, weight in weights.items()}

@@ -20,7 +20,7 @@ PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
 
 @contextmanager
 def read_plainly(what: str, path: str | Path) -> Iterator[None]:
-    """Have what goes wrong while a checkpoint is loaded said in words, as CheckpointError.
+    """Turn errors of loading a checkpoint into CheckpointError.
 
     `what` is what was wanted ("no tokenizer"). A local directory is looked at before anything of it is loaded.
     """
@@ -42,7 +42,7 @@ def check_directory(path: Path) -> None:
     """Refuse a local checkpoint that has pickled weights and no others, or an index of weights that leads elsewhere."""
     if not path.is_dir():
         return
-    pickled = sorted({found.name for pattern in PICKLES for found in path.glob(pattern)})
+    pickled = sorted({file.name for pattern in PICKLES for file in path.glob(pattern)})
     if pickled and not list(path.glob("*.safetensors")):
         raise CheckpointError(f"{path} has no *.safetensors but {', '.join(pickled)}, which can run code: {_convert()}")
     index = path / "model.safetensors.index.json"
@@ -63,6 +63,6 @@ def _check_index(index: Path) -> None:
 
 def _convert() -> str:
     return (
-        "load it where you trust its maker, and save it again with `model.save_pretrained(place)` of transformers, "
+        "load it where you trust its maker, and save it again with `model.save_pretrained(directory)` of transformers, "
         "which writes safetensors"
     )

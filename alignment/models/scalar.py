@@ -39,7 +39,7 @@ def load_causal_model(path: str | Path, dtype: torch.dtype = torch.float32) -> P
 
 
 def check_context(model: PreTrainedModel, length_tokens: int, option: str) -> None:
-    """Raise ConfigError for an option that asks for longer sequences than the model was made for."""
+    """Raise ConfigError for an option that asks for longer sequences than the model's context."""
     context = int(model.config.max_position_embeddings)
     if length_tokens > context:
         raise ConfigError(f"{option} {length_tokens} is more than the model's context of {context} tokens: lower it")
@@ -58,18 +58,18 @@ def load_scalar_model(path: str | Path, dtype: torch.dtype = torch.float32) -> P
 def load_rewards(
     directory: Path, load: Callable[[Path], PreTrainedModel] = load_scalar_model
 ) -> PreTrainedModel | Ensemble:
-    """What the stage `reward` left: its reward model, or the ensemble of all members (`model/`, `model-1/`, …)."""
+    """The output of the stage `reward`: a reward model, or the ensemble of all members (`model/`, `model-1/`, …)."""
     model = load(directory / "model")
     file = directory / ENSEMBLE_FILE
     if not file.exists():
         return model
-    told = json.loads(file.read_text(encoding="utf-8"))
-    others = [load(directory / f"model-{number}") for number in range(1, told["members"])]
-    return Ensemble((model, *others), told["combine"], told["combine_coef"])
+    ensemble = json.loads(file.read_text(encoding="utf-8"))
+    others = [load(directory / f"model-{number}") for number in range(1, ensemble["members"])]
+    return Ensemble((model, *others), ensemble["combine"], ensemble["combine_coef"])
 
 
 def scalar_model_from(language_model: PreTrainedModel) -> PreTrainedModel:
-    """A scalar model with a copy of the language model's trunk and a head of zeros: no chance in it, all scores 0."""
+    """A scalar model with a copy of the language model's trunk and a head of zeros: deterministic, all scores 0."""
     config = copy.deepcopy(language_model.config)
     config.num_labels = 1
     with torch.random.fork_rng():
@@ -123,12 +123,6 @@ def scalar_head(model: PreTrainedModel) -> nn.Linear:
             "one from a causal model with scalar_model_from"
         )
     return head
-
-
-def scalar_values(model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-    """The raw number at every token. Shapes: (b, t), (b, t) -> (b, t). Right-padded rows need no mask."""
-    hidden = model.base_model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
-    return head_values(model, hidden)
 
 
 def head_values(model: PreTrainedModel, hidden: Tensor) -> Tensor:

@@ -6,11 +6,11 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 from transformers import PreTrainedModel
 
+from alignment.models.lora import adapter_weights, has_adapter
 from alignment.ppo.config import PPOConfig
-from alignment.ppo.models import trained_weights
-from alignment.ppo.rollout import shares_trunk
 from alignment.ppo.schedule import learning_rate_share
 from alignment.ppo.sharding import Shards, split
+from alignment.ppo.trunk import shares_trunk
 
 
 @dataclass
@@ -71,3 +71,16 @@ def set_learning_rates(learner: Learner, config: PPOConfig, step: int) -> tuple[
         for group in optimizer.param_groups:
             group["lr"] = rate
     return policy_rate, value_rate
+
+
+def trained_weights(
+    policy: PreTrainedModel, value_model: PreTrainedModel
+) -> tuple[dict[str, nn.Parameter], dict[str, nn.Parameter]]:
+    """The weights that are learnt, by name: those of the policy, and those of the value model that it has alone."""
+    policy_weights, value_weights = _learnt(policy), _learnt(value_model)
+    shared = {id(weight) for weight in policy_weights.values()}
+    return policy_weights, {name: weight for name, weight in value_weights.items() if id(weight) not in shared}
+
+
+def _learnt(model: PreTrainedModel) -> dict[str, nn.Parameter]:
+    return adapter_weights(model) if has_adapter(model) else dict(model.named_parameters())

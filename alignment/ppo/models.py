@@ -13,25 +13,24 @@ import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from torch import nn
 from transformers import PreTrainedModel
 
 from alignment.errors import ConfigError
+from alignment.models.ensembles import Ensemble
 from alignment.models.likelihood import without_likelihood
 from alignment.models.lora import (
-    adapter_weights,
     add_adapter,
     has_adapter,
     merged,
     over_base,
     rebased,
-    scalar_adapter_over,
 )
+from alignment.models.reward_adapters import scalar_adapter_over
 from alignment.models.scalar import scalar_head, scalar_model_from, scalar_model_over, set_normalisation
 from alignment.ppo.config import PPOConfig
 from alignment.ppo.memory import check_bfloat16, recompute_layers
-from alignment.ppo.rollout import shares_trunk
-from alignment.rewards.components import Component, EnsembleReward, ModelReward, named_models
+from alignment.ppo.trunk import shares_trunk
+from alignment.rewards.components import Component, ModelReward, named_models
 
 
 @dataclass(frozen=True)
@@ -132,14 +131,13 @@ def _over_one_base(
 
 def _component_over(base: PreTrainedModel, component: Component) -> Component:
     """A reward model that is an adapter of the base gives up its own copy of it; every other reward stays."""
-    if isinstance(component, ModelReward):
-        model = _over(base, component.model)
-        return component if model is component.model else replace(component, model=model)
-    if isinstance(component, EnsembleReward):
-        models = [_over(base, model) for model in component.models]
-        unchanged = all(new is old for new, old in zip(models, component.models, strict=True))
-        return component if unchanged else replace(component, models=models)
-    return component
+    if not isinstance(component, ModelReward):
+        return component
+    models = [_over(base, model) for model in component.models]
+    if all(new is old for new, old in zip(models, component.models, strict=True)):
+        return component
+    reward = component.model
+    return replace(component, model=replace(reward, models=models) if isinstance(reward, Ensemble) else models[0])
 
 
 def _over(base: PreTrainedModel, reward: PreTrainedModel) -> PreTrainedModel:
@@ -160,16 +158,3 @@ def _take_head(value_model: PreTrainedModel, rewards: Sequence[PreTrainedModel])
 
 def _architecture(model: PreTrainedModel) -> tuple[object, ...]:
     return (model.config.model_type, model.config.num_hidden_layers, scalar_head(model).in_features)
-
-
-def trained_weights(
-    policy: PreTrainedModel, value_model: PreTrainedModel
-) -> tuple[dict[str, nn.Parameter], dict[str, nn.Parameter]]:
-    """The weights that are learnt, by name: those of the policy, and those of the value model that it has alone."""
-    policy_weights, value_weights = _learnt(policy), _learnt(value_model)
-    shared = {id(weight) for weight in policy_weights.values()}
-    return policy_weights, {name: weight for name, weight in value_weights.items() if id(weight) not in shared}
-
-
-def _learnt(model: PreTrainedModel) -> dict[str, nn.Parameter]:
-    return adapter_weights(model) if has_adapter(model) else dict(model.named_parameters())

@@ -1,7 +1,6 @@
 """A rollout: responses sampled from the policy, scored, and turned into advantages."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -9,76 +8,16 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from alignment.distributed.threads import side_by_side
 from alignment.models.generation import generate
-from alignment.models.logprobs import (
-    ScoringBatch,
-    at_least_float32,
-    read_only_at,
-    response_logprobs,
-    response_logprobs_and_entropy,
-    scoring_batches,
-)
-from alignment.models.scalar import head_values, normalised
+from alignment.models.logprobs import ScoringBatch, at_least_float32, response_logprobs
 from alignment.ppo.advantages import gae, whiten
 from alignment.ppo.config import PPOConfig
+from alignment.ppo.episodes import Episodes, Rollout, Scored, micro_batches
 from alignment.ppo.kl import kl_estimate
 from alignment.ppo.memory import computes_in_half, computing
 from alignment.ppo.shaping import clipped_score, length_penalised, missing_eos_score, token_rewards
+from alignment.ppo.trunk import shares_trunk
+from alignment.ppo.values import policy_and_values, response_values
 from alignment.rewards.components import Component, component_scores, total_score
-
-
-@dataclass(frozen=True)
-class Episodes:
-    """B prompts with their sampled responses.
-
-    Shapes: response_mask, logprobs (B, T), T the longest response; ended (B,) bool.
-    """
-
-    sequences: list[list[int]]
-    prompt_lengths: list[int]
-    response_mask: Tensor
-    logprobs: Tensor
-    ended: Tensor
-
-    @property
-    def lengths(self) -> Tensor:
-        """Response tokens of each episode, the EOS included. Shape: (B,)."""
-        return self.response_mask.sum(-1)
-
-
-@dataclass(frozen=True)
-class Scored:
-    """Episodes with what models say of them, one process's or all. Shapes: (B,) a component, (B, T) a tensor.
-
-    Positions are what the scoring forwarded: those that held a token, and all of them.
-    """
-
-    episodes: Episodes
-    components: dict[str, Tensor]
-    reference_logprobs: Tensor
-    values: Tensor
-    real_positions: int
-    positions: int
-
-
-@dataclass(frozen=True)
-class Rollout:
-    """Episodes with all that an update needs. Shapes: (B, T) for tensors a token, (B,) for `score`."""
-
-    episodes: Episodes
-    components: dict[str, Tensor]
-    reward: Tensor
-    score: Tensor
-    reference_logprobs: Tensor
-    values: Tensor
-    advantages: Tensor
-    returns: Tensor
-    padding_share: float
-
-    @property
-    def kl(self) -> Tensor:
-        """Unbiased estimate of KL[π ‖ π_ref] of each response, in nats: the sum of k1 over its tokens. Shape: (B,)."""
-        difference = kl_estimate(self.episodes.logprobs, self.reference_logprobs, "k1")
-        return torch.where(self.episodes.response_mask, difference, 0).sum(-1)
 
 
 def sample_episodes(
@@ -117,56 +56,6 @@ def sample_episodes(
         logprobs=logprobs.to(policy.device),
         ended=torch.tensor([sample.ended for sample in samples], device=policy.device),
     )
-
-
-def micro_batches(
-    episodes: Episodes, config: PPOConfig, device: torch.device, rows: Sequence[int] | None = None
-) -> list[ScoringBatch]:
-    """Episodes (all, or the given rows) sorted by length into micro-batches under the token budget."""
-    return scoring_batches(episodes.sequences, episodes.prompt_lengths, config.micro_batch_tokens, device, rows)
-
-
-def response_values(value_model: PreTrainedModel, batch: ScoringBatch) -> Tensor:
-    """V before each response token, in units of the normalised score, read where its logits are. Shape: (n,)."""
-    with read_only_at(value_model, batch.row, batch.position):
-        hidden = value_model.base_model(input_ids=batch.input_ids, use_cache=False).last_hidden_state
-    return values_at(value_model, hidden[batch.row, batch.position])
-
-
-def shares_trunk(policy: PreTrainedModel, value_model: PreTrainedModel) -> bool:
-    """Whether the value model's head sits on the policy's own trunk."""
-    return value_model.base_model is policy.base_model
-
-
-def policy_and_values(
-    policy: PreTrainedModel,
-    value_model: PreTrainedModel,
-    batch: ScoringBatch,
-    temperature: float,
-    learn_entropy: bool = True,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """log π(token), entropy and V before the token from one forward of the trunk they share. Shapes: (n,) each."""
-    hidden: list[Tensor] = []
-    hook = policy.base_model.register_forward_hook(
-        lambda _, __, output: hidden.append(output.last_hidden_state[batch.row, batch.position])
-    )
-    try:
-        logprobs, entropy = response_logprobs_and_entropy(policy, batch, temperature, learn_entropy)
-    finally:
-        hook.remove()
-    return logprobs, entropy, values_at(value_model, hidden[0])
-
-
-def values_with_still_trunk(value_model: PreTrainedModel, batch: ScoringBatch) -> Tensor:
-    """V with gradients to the head alone, and no graph of the trunk. Shape: (n,)."""
-    with torch.no_grad():
-        hidden = value_model.base_model(input_ids=batch.input_ids, use_cache=False).last_hidden_state
-    return values_at(value_model, hidden[batch.row, batch.position])
-
-
-def values_at(value_model: PreTrainedModel, hidden: Tensor) -> Tensor:
-    """V for each hidden state of the trunk, in units of the normalised score. Shapes: (n, h) -> (n,)."""
-    return normalised(value_model, head_values(value_model, hidden))
 
 
 @torch.no_grad()

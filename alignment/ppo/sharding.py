@@ -33,7 +33,7 @@ from alignment.distributed.collectives import OutOfStep, gathered, process_count
 from alignment.errors import ConfigError
 from alignment.models.logprobs import ScoringBatch
 from alignment.ppo.config import PPOConfig
-from alignment.ppo.rollout import shares_trunk
+from alignment.ppo.trunk import shares_trunk
 
 # Settings of the launcher that would be passed over in silence, and what to do instead.
 REFUSED = {

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from alignment.distributed.collectives import gathered, interleaved, process_count
-from alignment.ppo.rollout import Episodes, Scored
+from alignment.ppo.episodes import Episodes, Scored
 
 
 def whole(score_share: Callable[[], Scored], device: torch.device) -> Scored:

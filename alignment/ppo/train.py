@@ -21,21 +21,23 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from alignment.distributed import collectives as processes
 from alignment.errors import ConfigError, TrainingError
 from alignment.journal import Journal
+from alignment.models.ensembles import Ensemble
 from alignment.models.generation import check_prompts_fit
 from alignment.ppo import sharding
 from alignment.ppo.advantages import explained_variance
 from alignment.ppo.checkpoint import changes, fingerprint, last_checkpoint, read_checkpoint, restore, save_checkpoint
 from alignment.ppo.config import PPOConfig
+from alignment.ppo.episodes import Rollout, Scored
 from alignment.ppo.kl import adapted_kl_coef
 from alignment.ppo.learner import Learner, set_learning_rates
 from alignment.ppo.memory import computes_in_half
 from alignment.ppo.models import Models, lay_out
 from alignment.ppo.prompts import check_inputs, cycled_rows, seeded, tokenized_prompts
-from alignment.ppo.rollout import Rollout, Scored, rollout_of, sample_episodes, score_episodes
+from alignment.ppo.rollout import rollout_of, sample_episodes, score_episodes
 from alignment.ppo.shares import whole
 from alignment.ppo.snapshots import Snapshot, copy_snapshot, last_within, publish, snapshot_path
 from alignment.ppo.update import update
-from alignment.rewards.components import Component, EnsembleReward, Reward, named_models, reward_components
+from alignment.rewards.components import Component, ModelReward, Reward, named_models, reward_components
 
 
 @dataclass(frozen=True)
@@ -90,10 +92,10 @@ def train_ppo(
     """Train a copy of `policy`; write `out/model`, `out/snapshots/step-*` and `out/checkpoint`.
 
     `prompts` are token ids, or a dataset with a column "prompt" (text or messages). `reward` is a model, a function of
-    (prompts, responses), or a list of `RuleReward`, `ModelReward` and `EnsembleReward`. Without `value_model` it starts
-    as a copy of the first reward model (of the policy's trunk where there is none); without `reference` that is
-    `policy` itself. `config.layout` says which of them share weights. No argument's weights are changed. A run found in
-    `out` continues.
+    (prompts, responses), an `Ensemble`, or a list of `RuleReward` and `ModelReward`. Without `value_model` it starts as
+    a copy of the first reward model (of the policy's trunk where there is none); without `reference` that is `policy`
+    itself. `config.layout` says which of them share weights. No argument's weights are changed. A run found in `out`
+    continues.
 
     In a script that `accelerate launch` started several times, every process gives the same arguments with models on
     its own device, and gets the same result. `batch_size` counts the episodes of all; a function that is a reward gets
@@ -244,7 +246,8 @@ def _identity(
     models = {"policy": policy, "reference": laid_out.reference, "value_model": laid_out.value_model}
     rewards = {f"reward {name}": model for name, model in named_models(components)}
     rules = {f"reward {c.name} weight": str(c.weight) for c in components}
-    rules |= {f"reward {c.name} combine": f"{c.combine} {c.coef}" for c in components if isinstance(c, EnsembleReward)}
+    ensembles = {c.name: c.model for c in components if isinstance(c, ModelReward) and isinstance(c.model, Ensemble)}
+    rules |= {f"reward {name} combine": f"{model.combine} {model.coef}" for name, model in ensembles.items()}
     return fingerprint(config, prompts, {**models, **rewards}, ptx) | rules
 
 

@@ -18,19 +18,14 @@ from alignment.distributed.threads import side_by_side
 from alignment.errors import TrainingError
 from alignment.models.logprobs import ScoringBatch, response_logprobs, response_logprobs_and_entropy, scoring_batches
 from alignment.ppo.config import PPOConfig
+from alignment.ppo.episodes import Rollout, micro_batches
 from alignment.ppo.kl import kl_estimate
 from alignment.ppo.learner import Learner
 from alignment.ppo.losses import clipped_surrogate, clipped_value_loss
 from alignment.ppo.memory import computing
 from alignment.ppo.prompts import cycled_rows, seeded
-from alignment.ppo.rollout import (
-    Rollout,
-    micro_batches,
-    policy_and_values,
-    response_values,
-    values_with_still_trunk,
-)
 from alignment.ppo.sharding import add_gradients, whole_tensor
+from alignment.ppo.values import policy_and_values, response_values, values_with_still_trunk
 
 Sums = defaultdict[str, float]
 Loss = Callable[[Learner, Rollout, ScoringBatch, PPOConfig, Sums], Tensor]

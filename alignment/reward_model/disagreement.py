@@ -1,4 +1,4 @@
-"""What each member of an ensemble of reward models thinks of responses, to find prompts that are worth judging."""
+"""Rewards of each member of an ensemble, from whose disagreement the prompts to be judged are selected."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,15 +22,17 @@ def member_rewards(reward: Path, sets: Sequence[ResponseSet]) -> dict[str, Score
     """
     ensemble = load_rewards(reward)
     if not isinstance(ensemble, Ensemble):
-        raise ConfigError(f"{reward} holds one reward model, and one cannot disagree: train with reward.members: 3")
+        raise ConfigError(
+            f"{reward} holds a single reward model, and disagreement needs an ensemble: train with reward.members: 3"
+        )
     tokenizer = load_tokenizer(reward / "model")
     context = min(int(model.config.max_position_embeddings) for model in ensemble.models)
-    found: dict[str, Scores] = {}
-    for one in sets:
-        prompt = prompt_tokens(tokenizer, one.prompt.messages)
-        sequences = [prompt + response_tokens(tokenizer, response.text) for response in one.responses]
+    rewards: dict[str, Scores] = {}
+    for responses in sets:
+        prompt = prompt_tokens(tokenizer, responses.prompt.messages)
+        sequences = [prompt + response_tokens(tokenizer, response.text) for response in responses.responses]
         if max(map(len, sequences)) <= context:
             scores = member_scores(ensemble, sequences, [len(prompt)] * len(sequences)).tolist()
             scales = [float(getattr(model.config, "reward_scale", 1.0)) for model in ensemble.models]
-            found[one.prompt.id] = [[scale * s for s in row] for scale, row in zip(scales, scores, strict=True)]
-    return found
+            rewards[responses.prompt.id] = [[scale * s for s in row] for scale, row in zip(scales, scores, strict=True)]
+    return rewards

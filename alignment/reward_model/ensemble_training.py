@@ -1,8 +1,8 @@
-"""Members of an ensemble of reward models: what sets them apart, and how they are trained one after the other.
+"""Training the members of an ensemble of reward models, one after the other.
 
-All see the same comparisons, in another order and from another head (Coste et al. 2024, section 3: the same data, other
-seeds for head and order). No bootstrap: each member would lose a third of the prompts, and for networks other starts
-and orders were enough (Lakshminarayanan et al. 2017, "Simple and Scalable Predictive Uncertainty", section 2.4).
+All are trained on the same comparisons, in different orders and from different heads (Coste et al. 2024, section 3).
+No bootstrap: each member would lose a third of the prompts, and for networks different initialisations and orders were
+enough (Lakshminarayanan et al. 2017, "Simple and Scalable Predictive Uncertainty", section 2.4).
 """
 
 import shutil
@@ -18,7 +18,7 @@ from alignment.config.stages import RewardConfig
 from alignment.distributed.collectives import on_main
 from alignment.journal import Journal
 from alignment.models.ensembles import Ensemble
-from alignment.models.lora import save_reward
+from alignment.models.reward_adapters import save_reward
 from alignment.models.scalar import ENSEMBLE_FILE, load_scalar_model, scalar_head
 
 Train = Callable[[int, Path, Journal], PreTrainedModel]
@@ -40,18 +40,18 @@ def shake_head(model: PreTrainedModel, number: int) -> None:
 def train_members(
     train: Train, config: RewardConfig, tokenizer: PreTrainedTokenizerBase, out: Path, journal: Journal
 ) -> PreTrainedModel | Ensemble:
-    """The trained reward model, or all members as an ensemble; `train(number, place, journal)` makes one.
+    """The trained reward model, or all members as an ensemble; `train(number, directory, journal)` trains one.
 
     Member 0 is `model/` and writes into the stage's journal; others are `model-N/` with theirs under `members/N/`. A
-    member of an ensemble that a killed run had finished is not trained again.
+    member that was finished before the run was interrupted is not trained again.
     """
     if config.members == 1:
         model = train(0, out, journal)
         on_main(save_reward, model, out / "model", tokenizer)
         return model
     models = [_member(train, number, tokenizer, out, journal) for number in range(config.members)]
-    told = {"members": config.members, "combine": config.combine, "combine_coef": config.combine_coef}
-    on_main(write_json, out / ENSEMBLE_FILE, told)
+    description = {"members": config.members, "combine": config.combine, "combine_coef": config.combine_coef}
+    on_main(write_json, out / ENSEMBLE_FILE, description)
     return Ensemble(tuple(models), config.combine, config.combine_coef)
 
 
@@ -60,8 +60,8 @@ def _member(
 ) -> PreTrainedModel:
     path = out / ("model" if number == 0 else f"model-{number}")
     if not path.exists():
-        place = out if number == 0 else out / "members" / str(number)
-        model = train(number, place, journal if number == 0 else type(journal)(place))
+        directory = out if number == 0 else out / "members" / str(number)
+        model = train(number, directory, journal if number == 0 else type(journal)(directory))
         on_main(_publish, model, path, tokenizer)
     return load_scalar_model(path)
 

@@ -1,4 +1,4 @@
-"""What a reward model is worth: accuracy by test and criterion, calibration, and its pull towards length."""
+"""Evaluation of a reward model: accuracy by test set and criterion, calibration, correlation with length."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,8 +14,8 @@ from alignment.models.ensembles import Ensemble, spread
 from alignment.models.likelihood import likelihood_head
 from alignment.models.scalar import member_scores, reward_scores
 from alignment.models.tokenizer import prompt_tokens, response_tokens
-from alignment.plots import calibration
 from alignment.records import Comparison, write_records
+from alignment.reward_model.plots import calibration
 from alignment.statistics import bag_of_words_accuracy, expected_calibration_error, pearson
 
 TESTS = ("heldout_prompts", "heldout_annotators")
@@ -28,7 +28,7 @@ def examine(
     out: Path,
     journal: Journal,
 ) -> dict[str, float]:
-    """Accuracy by test and criterion, calibration, pull of length, and what a bag of words reaches on the same data."""
+    """Accuracy by test set and criterion, calibration, correlation with length, and the accuracy of a bag of words."""
     members = model.models if isinstance(model, Ensemble) else (model,)
     likelihood = likelihood_head(members[0])
     figures: dict[str, float] = {} if likelihood is None else {"likelihood_coef": likelihood.coef.bias.item()}
@@ -89,7 +89,7 @@ def score_input(tokenizer: PreTrainedTokenizerBase, row: Comparison, side: str) 
 
 
 def accuracy_by_criterion(margins: Tensor, rows: Sequence[Comparison], name: str) -> dict[str, float]:
-    """How often the reward model sides with the rating of each criterion, where the two were rated differently."""
+    """Agreement with the ratings of each criterion, over the pairs whose responses were rated differently."""
     figures = {}
     for criterion in CRITERION_NAMES:
         rated = [i for i, row in enumerate(rows) if row.criteria.get(criterion)]

@@ -26,7 +26,7 @@ from alignment.journal import Journal
 from alignment.models.importing import load_tokenizer
 from alignment.models.likelihood import add_likelihood, likelihood_head
 from alignment.models.logprobs import right_pad
-from alignment.models.lora import scalar_adapter_over
+from alignment.models.reward_adapters import scalar_adapter_over
 from alignment.models.scalar import (
     check_context,
     load_causal_model,
@@ -82,9 +82,9 @@ def train_reward_model(
         rows = {"train": rows[TESTS[0]] + rows[TESTS[1]], TESTS[0]: rows["train"], TESTS[1]: []}
     groups, too_long = group_by_prompt(rows["train"], tokenizer, config.max_length_tokens)
 
-    def member(number: int, place: Path, notes: Journal) -> PreTrainedModel:
+    def member(number: int, directory: Path, member_journal: Journal) -> PreTrainedModel:
         model, language_head = untrained(language_model, config, number)
-        train_groups(model, language_head, groups, config, place, notes, member_seed(seed, number))
+        train_groups(model, language_head, groups, config, directory, member_journal, member_seed(seed, number))
         normalise(model, groups, demonstrations, tokenizer, config.max_length_tokens)
         return model
 
@@ -118,7 +118,7 @@ def untrained(language_model: PreTrainedModel, config: RewardConfig, number: int
 
 
 def fits(row: Comparison, tokenizer: PreTrainedTokenizerBase, max_length: int) -> bool:
-    """Whether both sides of a comparison are within the length; what is not is counted, never cut."""
+    """Whether both sides of a comparison are within the length; longer ones are counted and never truncated."""
     return all(len(score_input(tokenizer, row, side)) <= max_length for side in ("chosen", "rejected"))
 
 
@@ -134,7 +134,7 @@ def group_by_prompt(
     groups, too_long = [], 0
     for same_prompt in by_prompt.values():
         prompt = prompt_tokens(tokenizer, same_prompt[0].prompt.messages)
-        places: dict[str, int] = {}
+        indices: dict[str, int] = {}
         sequences: list[list[int]] = []
         pairs, weights = [], []
         for row in same_prompt:
@@ -143,10 +143,10 @@ def group_by_prompt(
                 too_long += 1
                 continue
             for identity, sequence in encoded.items():
-                if identity not in places:
-                    places[identity] = len(sequences)
+                if identity not in indices:
+                    indices[identity] = len(sequences)
                     sequences.append(sequence)
-            pairs.append((places[row.chosen.id], places[row.rejected.id]))
+            pairs.append((indices[row.chosen.id], indices[row.rejected.id]))
             weights.append(row.weight)
         if pairs:
             groups.append(PromptGroup(sequences, pairs, len(prompt), weights))
@@ -174,9 +174,9 @@ def train_groups(
     first = state.resume()
     journal.rewind(first)
     for step in tqdm(range(first + 1, steps + 1), desc="reward model", initial=first, total=steps, disable=None):
-        epoch, place = divmod(step - 1, per_epoch)
+        epoch, number = divmod(step - 1, per_epoch)
         order = torch.randperm(len(groups), generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch)).tolist()
-        batch = [groups[i] for i in order[place * config.batch_prompts : (place + 1) * config.batch_prompts]]
+        batch = [groups[i] for i in order[number * config.batch_prompts : (number + 1) * config.batch_prompts]]
         mine = share_of(batch)
         halves = [half for half in (mine[::2], mine[1::2]) if half]
         losses = [partial(batch_loss, model, half, language_head, config.lm_coef, batch) for half in halves]
@@ -186,8 +186,8 @@ def train_groups(
         optimizer.step()
         schedule.step()
         if step % config.log_every_steps == 0 or step == steps:
-            told = {"loss": float(loss), "train_accuracy": float(accuracy), "grad_norm": float(norm)}
-            journal.log(told | {"learning_rate": float(schedule.get_last_lr()[0])}, step)
+            metrics = {"loss": float(loss), "train_accuracy": float(accuracy), "grad_norm": float(norm)}
+            journal.log(metrics | {"learning_rate": float(schedule.get_last_lr()[0])}, step)
         if step % per_epoch == 0 and step < steps:
             state.save(step)
     journal.figure(
@@ -257,7 +257,7 @@ def weight_of_pairs(group: PromptGroup) -> float:
 
 def weight_of_tokens(group: PromptGroup) -> float:
     """The tokens that are predicted of a prompt's responses, each by the share of its comparisons that was won."""
-    return sum(share * (len(one) - 1) for share, one in zip(won_shares(group), group.sequences, strict=True))
+    return sum(share * (len(tokens) - 1) for share, tokens in zip(won_shares(group), group.sequences, strict=True))
 
 
 def won_shares(group: PromptGroup) -> list[float]:
@@ -281,7 +281,7 @@ def normalise(
     rows, _ = read_records(demonstrations / "demonstrations.jsonl", Demonstration)
     prompts = [prompt_tokens(tokenizer, row.messages) for row in rows]
     encoded = [p + response_tokens(tokenizer, row.completion) for p, row in zip(prompts, rows, strict=True)]
-    fitting = [(whole, len(p)) for whole, p in zip(encoded, prompts, strict=True) if len(whole) <= max_length]
+    fitting = [(ids, len(p)) for ids, p in zip(encoded, prompts, strict=True) if len(ids) <= max_length]
     if not fitting:
         raise DataError(
             f"no demonstration fits into {max_length} tokens, and rewards are measured from them; raise "

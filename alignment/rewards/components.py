@@ -1,4 +1,4 @@
-"""What scores a response: reward models and plain functions, weighted and added, each logged by itself."""
+"""The parts of a reward: models and functions of text, weighted and added, each logged under its name."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from alignment.config.stages import Combine
 from alignment.errors import CheckpointError, ConfigError, TrainingError
 from alignment.models.ensembles import Ensemble, combined, spread
 from alignment.models.safe_loading import NEVER_CODE
@@ -29,30 +28,25 @@ class RuleReward:
 
 @dataclass(frozen=True)
 class ModelReward:
-    """A sequence-classification model with one label, read at the last token of prompt and response."""
+    """A sequence-classification model with one label, read at the last token of prompt and response, or several.
 
-    name: str
-    weight: float
-    model: PreTrainedModel
-
-
-@dataclass(frozen=True)
-class EnsembleReward:
-    """Several such models with scores on one scale: their mean, the lowest, or mean − coef · variance.
-
-    How far they are apart is logged as `reward/NAME/spread`; where that rises, the policy has left what they know.
+    How far the members of an ensemble are apart is logged as `reward/NAME/spread`; where that rises, the policy has
+    left the responses that they were trained on.
     """
 
     name: str
     weight: float
-    models: Sequence[PreTrainedModel]
-    combine: Combine = "mean"
-    coef: float = 0.5
+    model: PreTrainedModel | Ensemble
+
+    @property
+    def models(self) -> Sequence[PreTrainedModel]:
+        """The model alone, or the members of the ensemble."""
+        return self.model.models if isinstance(self.model, Ensemble) else (self.model,)
 
 
 REMEDY = "train the reward model with the policy's tokenizer, or wrap it in a RuleReward that reads text"
-Component = RuleReward | ModelReward | EnsembleReward
-Reward = PreTrainedModel | RewardFunction | Sequence[Component | PreTrainedModel]
+Component = RuleReward | ModelReward
+Reward = PreTrainedModel | Ensemble | RewardFunction | Sequence[Component | PreTrainedModel | Ensemble]
 
 
 def reward_components(reward: Reward, tokenizer: PreTrainedTokenizerBase) -> list[Component]:
@@ -63,40 +57,35 @@ def reward_components(reward: Reward, tokenizer: PreTrainedTokenizerBase) -> lis
     if not names or len(set(names)) < len(names):
         raise ConfigError(f"the reward needs at least one part, and each a name of its own; these are {names}")
     for component in components:
-        if isinstance(component, EnsembleReward) and not component.models:
+        if isinstance(component, ModelReward) and not component.models:
             raise ConfigError(f"reward '{component.name}' is an ensemble of no models: give at least one")
         if not math.isfinite(component.weight):
-            raise ConfigError(f"the weight of reward '{component.name}' is {component.weight}; give it a number")
+            raise ConfigError(f"the weight of reward '{component.name}' is {component.weight}, not a finite number")
     for name, model in named_models(components):
         _check_model(name, model, tokenizer)
     return components
 
 
-def model_component(name: str, weight: float, reward: PreTrainedModel | Ensemble) -> Component:
-    """What `alignment.models.scalar.load_rewards` gives, as a part of the reward."""
-    if isinstance(reward, Ensemble):
-        return EnsembleReward(name, weight, reward.models, reward.combine, reward.coef)
-    return ModelReward(name, weight, reward)
-
-
 def named_models(components: Sequence[Component]) -> Iterator[tuple[str, PreTrainedModel]]:
     """Every model among the parts: a reward model by its part's name, members of an ensemble by name and number."""
     for component in components:
-        if isinstance(component, ModelReward):
-            yield component.name, component.model
-        elif isinstance(component, EnsembleReward):
+        if isinstance(component, RuleReward):
+            continue
+        if isinstance(component.model, Ensemble):
             yield from ((f"{component.name}/{number}", model) for number, model in enumerate(component.models))
+        else:
+            yield component.name, component.model
 
 
 def _component(part: object) -> Component:
-    if isinstance(part, RuleReward | ModelReward | EnsembleReward):
+    if isinstance(part, RuleReward | ModelReward):
         return part
-    if isinstance(part, PreTrainedModel):
+    if isinstance(part, PreTrainedModel | Ensemble):
         return ModelReward("model", 1.0, part)
     if callable(part):
         return RuleReward(getattr(part, "__name__", "rule").strip("<>"), 1.0, part)
     raise ConfigError(
-        f"a reward is a model, a function or a list of RuleReward, ModelReward and EnsembleReward, not {type(part)}"
+        f"a reward is a model, an Ensemble, a function or a list of RuleReward and ModelReward, not {type(part)}"
     )
 
 
@@ -110,19 +99,19 @@ def _check_model(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokeniz
         raise CheckpointError(
             f"reward model '{name}' knows {rows} tokens and the policy's tokenizer has {len(tokenizer)}: {REMEDY}"
         )
-    if odd := _read_otherwise(model, tokenizer):
+    if token := _first_difference(model, tokenizer):
         raise CheckpointError(
-            f"reward model '{name}' was saved with another tokenizer: {model.name_or_path} does not have {odd!r} "
+            f"reward model '{name}' was saved with another tokenizer: {model.name_or_path} does not have {token!r} "
             f"where the policy's has it; {REMEDY}"
         )
 
 
-def _read_otherwise(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> str | None:
-    """The first token of the policy's tokenizer that is not the same in the one saved beside the model, if one is."""
-    place = Path(model.name_or_path or "nowhere")
-    if not (place / "tokenizer_config.json").is_file():
+def _first_difference(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """The first token of the policy's tokenizer that differs in the one saved beside the model; None without one."""
+    directory = Path(model.name_or_path or "nowhere")
+    if not (directory / "tokenizer_config.json").is_file():
         return None
-    own = AutoTokenizer.from_pretrained(place, **NEVER_CODE).get_vocab()
+    own = AutoTokenizer.from_pretrained(directory, **NEVER_CODE).get_vocab()
     words = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
     special = {*tokenizer.all_special_tokens}  # a PAD that was added later is never read
     return next((word for word, number in words if word not in special and own.get(word) != number), None)
@@ -149,29 +138,29 @@ def component_scores(
     for component in components:
         if isinstance(component, RuleReward):
             values = _rule_scores(component, prompts, responses)
-        elif isinstance(component, ModelReward):
-            values = member_scores(component.model, sequences, prompt_lengths, token_budget)[0]
         else:
-            ensemble = Ensemble(tuple(component.models), component.combine, component.coef)
-            members = member_scores(ensemble, sequences, prompt_lengths, token_budget)
-            values = combined(members, component.combine, component.coef)
-            scores[f"{component.name}/spread"] = spread(members)
+            members = member_scores(component.model, sequences, prompt_lengths, token_budget)
+            values = members[0]
+            if isinstance(component.model, Ensemble):
+                values = combined(members, component.model.combine, component.model.coef)
+                scores[f"{component.name}/spread"] = spread(members)
         if not bool(torch.isfinite(values).all()):
             row = int((~torch.isfinite(values)).nonzero()[0])
             text = tokenizer.decode(list(sequences[row]))
             raise TrainingError(
-                f"reward '{component.name}' is {float(values[row])} for {text!r}, not a number that can be learnt from"
+                f"reward '{component.name}' is {float(values[row])} for {text!r}, not a finite number: look at "
+                "this response, and at the reward"
             )
         scores[component.name] = values
     return scores
 
 
 def _rule_scores(rule: RuleReward, prompts: list[str], responses: list[str]) -> Tensor:
-    given = rule.fn(prompts, responses)
+    returned = rule.fn(prompts, responses)
     try:
-        values = [float(value) for value in given]
+        values = [float(value) for value in returned]
     except (TypeError, ValueError) as error:
-        shown = " ".join(repr(given).split())[:80]
+        shown = " ".join(repr(returned).split())[:80]
         raise TrainingError(
             f"reward '{rule.name}' returned {shown} for {len(responses)} responses; return a list, a number for each"
         ) from error

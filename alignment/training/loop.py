@@ -1,4 +1,4 @@
-"""What training loops share: gradients of two losses side by side, a learning-rate schedule, a state to go on from."""
+"""What training loops share: gradients of two losses in parallel, a learning-rate schedule, a state to resume from."""
 
 import math
 import os
@@ -49,15 +49,15 @@ def backward(losses: Sequence[Callable[[], Tensor]], weights: Sequence[nn.Parame
     def share() -> list[Tensor]:
         if len(losses) == 2:
             first, second = losses
-            found = list(side_by_side(lambda: gradients(first), lambda: gradients(second), learnt[0].device))
+            shares = list(side_by_side(lambda: gradients(first), lambda: gradients(second), learnt[0].device))
         else:
-            found = [gradients(loss) for loss in losses]
-        for weight, *parts in zip(learnt, *(given for _, given in found), strict=True):
+            shares = [gradients(loss) for loss in losses]
+        for weight, *parts in zip(learnt, *(gradient for _, gradient in shares), strict=True):
             present = [part for part in parts if part is not None]
             weight.grad = sum(present[1:], present[0]) if present else None
-        return [value for value, _ in found]
+        return [value for value, _ in shares]
 
-    values = [value for found in gathered(share) for value in found]
+    values = [value for process_values in gathered(share) for value in process_values]
     sum_gradients(learnt)
     return torch.stack(values).sum(dim=0)
 

@@ -59,7 +59,7 @@ def pretrain(
 def starting_point(
     config: PretrainConfig, tokenizer: Path | None, journal: Journal
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A new Llama with our tokenizer, or the checkpoint of others with its own."""
+    """A new Llama with the tokenizer of this pipeline, or an imported checkpoint with its own."""
     if config.checkpoint is not None:
         model, words, changes = import_checkpoint(config.checkpoint)
         journal.note("imported", [f"from {config.checkpoint}", *changes])
@@ -156,9 +156,9 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, ob
 def batch_rows(step: int, rows: int, batch: int, seed: int) -> list[int]:
     """The rows of step 1, 2, …: a new order each epoch, by seed and epoch alone, so that a resumed run agrees."""
     per_epoch = math.ceil(rows / batch)
-    epoch, place = divmod(step - 1, per_epoch)
+    epoch, number = divmod(step - 1, per_epoch)
     order = torch.randperm(rows, generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch)).tolist()
-    return list(order[place * batch : (place + 1) * batch])
+    return list(order[number * batch : (number + 1) * batch])
 
 
 def next_token_loss(model: PreTrainedModel, batch: Tensor, share: float = 1.0) -> Tensor:

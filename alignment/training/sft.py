@@ -25,7 +25,7 @@ from alignment.training.trl import by_epochs, run_trainer, shared_options
 def finetune(
     config: SFTConfig, out: Path, journal: Journal, *, seed: int, base: Path, demonstrations: Path
 ) -> dict[str, float]:
-    """Fine-tune `base/model` on `demonstrations.jsonl` and write `model/`; goes on from its last epoch when killed."""
+    """Fine-tune `base/model` on `demonstrations.jsonl` and write `model/`; resumes after its last whole epoch."""
     model, tokenizer = load_causal_model(base / "model"), load_tokenizer(base / "model")
     check_context(model, config.max_length_tokens, "sft.max_length_tokens")
     rows, _ = read_records(demonstrations / "demonstrations.jsonl", Demonstration)

@@ -8,7 +8,7 @@ import torch
 
 from alignment.ppo import update
 from alignment.ppo.config import PPOConfig
-from alignment.ppo.rollout import Episodes, Rollout
+from alignment.ppo.episodes import Episodes, Rollout
 from tests.formulas.models import tiny_llama, tiny_value_model
 
 

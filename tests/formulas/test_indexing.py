@@ -9,7 +9,7 @@ import torch
 
 from alignment.models import generation as sampling
 from alignment.models import logprobs
-from alignment.ppo import rollout
+from alignment.ppo import values
 from tests.formulas.models import tiny_llama, tiny_value_model
 
 SEQUENCES = [[2, 0, 1, 1], [1, 0, 2, 2, 0, 1], [0, 1], [2, 2, 2, 1, 0]]
@@ -131,4 +131,4 @@ def test_sampling(check) -> None:
 
 
 def test_values() -> None:
-    check_values(rollout)
+    check_values(values)

@@ -9,11 +9,13 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from alignment.models.logprobs import response_logprobs_and_entropy
-from alignment.models.lora import adapter_weights, add_adapter, merged, over_base, scalar_adapter_over
+from alignment.models.lora import adapter_weights, add_adapter, merged, over_base
+from alignment.models.reward_adapters import scalar_adapter_over
 from alignment.models.scalar import scalar_head, scalar_model_over
-from alignment.ppo import rollout, update
+from alignment.ppo import update, values
 from alignment.ppo.config import PPOConfig
-from alignment.ppo.rollout import micro_batches, response_values
+from alignment.ppo.episodes import micro_batches
+from alignment.ppo.values import response_values
 from tests.formulas.models import tiny_llama, tiny_value_model
 from tests.formulas.test_accumulation import _rollout
 
@@ -75,7 +77,7 @@ def test_shared_trunk_gradient() -> None:
 
 
 def test_one_pass() -> None:
-    check_one_pass(rollout)
+    check_one_pass(values)
 
 
 def test_a_warming_value_leaves_the_shared_trunk_alone() -> None:

@@ -9,7 +9,7 @@ import torch
 from alignment.distributed import collectives as processes
 from alignment.ppo import rollout, shares
 from alignment.ppo.config import PPOConfig
-from alignment.ppo.rollout import Episodes, Scored
+from alignment.ppo.episodes import Episodes, Rollout, Scored
 from alignment.rewards.components import RuleReward
 from tests.formulas.test_advantages import _naive
 
@@ -35,7 +35,7 @@ def _parts(count: int) -> list[list[int]]:
     return [list(range(7))[number::count] for number in range(count)]
 
 
-def _rollout(scored: Scored) -> rollout.Rollout:
+def _rollout(scored: Scored) -> Rollout:
     config = PPOConfig(whiten_rewards=True, gamma=GAMMA, gae_lambda=LAMBDA, missing_eos_penalty=0.5)
     return rollout.rollout_of(scored, [RuleReward("a", 2.0, lambda p, r: [])], config, BETA)
 

@@ -187,13 +187,13 @@ MUTANTS = [
     ),
     ("models.generation", "return tokens[index]", "return tokens[: len(index)]", indexing.check_sampling),
     (
-        "ppo.rollout",
-        "hidden[batch.row, batch.position])\n\n\ndef shares",
-        "hidden[batch.row, batch.position + 1])\n\n\ndef shares",
+        "ppo.values",
+        "hidden[batch.row, batch.position])\n\n\ndef policy",
+        "hidden[batch.row, batch.position + 1])\n\n\ndef policy",
         indexing.check_values,
     ),
     (
-        "ppo.rollout",
+        "ppo.values",
         "return normalised(value_model, head_values(value_model, hidden))",
         "return head_values(value_model, hidden)",
         indexing.check_values,
@@ -220,7 +220,7 @@ MUTANTS = [
         layouts.check_shared_trunk_gradient,
     ),
     (
-        "ppo.rollout",
+        "ppo.values",
         "append(output.last_hidden_state[batch.row, batch.position])",
         "append(output.last_hidden_state[batch.row, batch.position + 1])",
         layouts.check_one_pass,

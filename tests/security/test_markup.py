@@ -6,7 +6,7 @@ import pytest
 from markdown_it import MarkdownIt
 from matplotlib.figure import Figure
 
-from alignment.evaluation.run import cell
+from alignment.evaluation.samples import cell
 from flows.annotation.publish import _text
 from labeling.reports.card import _table
 from labeling.reports.figures import answers_chart

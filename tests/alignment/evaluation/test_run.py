@@ -7,66 +7,78 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch import nn
 
 from alignment.config.stages import EvaluationConfig
 from alignment.errors import DataError
-from alignment.evaluation.gold_curve import chosen_step, curve_fits, measure_best_of_n, measure_curve
-from alignment.evaluation.judged_responses import Answer, Bench, answer_all, sequence_kl, summary
-from alignment.evaluation.run import by_kind, cell, evaluate, flatten, win_rate, write_samples
+from alignment.evaluation import EVALUATORS
+from alignment.evaluation import run as stage
+from alignment.evaluation.bench import Bench, Figures, not_measured
+from alignment.evaluation.best_of_n import best_of_n_points
+from alignment.evaluation.gold_curve import chosen_step, curve_fits, snapshot_points
+from alignment.evaluation.judged_responses import Gold, JudgedResponse, means, sequence_kl
+from alignment.evaluation.kind_means import means_by_kind
+from alignment.evaluation.run import flatten
+from alignment.evaluation.samples import cell, write_samples
+from alignment.evaluation.win_rate import win_rate
 from alignment.journal import Journal
 from alignment.models.generation import Sample
 from alignment.models.importing import load_tokenizer
-from alignment.models.scalar import load_causal_model, load_rewards, save_model, scalar_head, scalar_model_from
-from alignment.records import Document
-from alignment.town import Verdict
-from tests.alignment.tiny_world import LINES, make_base, make_model, prompt, write
+from alignment.models.scalar import load_causal_model, load_rewards
+from alignment.plots import new_figure
+from tests.alignment.evaluation.world import judge, run
+from tests.alignment.tiny_world import make_model, prompt
 
-PLAIN = Answer("p", "fact", "Q?", "A.", tokens=4, ended=True, reward=1.0, kl=0.5)
+PLAIN = JudgedResponse("p", "fact", "Q?", "A.", tokens=4, ended=True, reward=1.0, kl=0.5)
 
 
-def answers(by: str, *values: float) -> list[Answer]:
-    return [replace(PLAIN, prompt_id=f"p{number}", **{by: value}) for number, value in enumerate(values)]
+def rewarded(*rewards: float) -> list[JudgedResponse]:
+    return [replace(PLAIN, prompt_id=f"p{number}", reward=reward) for number, reward in enumerate(rewards)]
+
+
+def scored(*scores: float) -> list[JudgedResponse]:
+    return [replace(PLAIN, prompt_id=f"p{number}", gold=Gold({}, score, "")) for number, score in enumerate(scores)]
 
 
 def test_win_rate_by_reward_by_hand() -> None:
-    won = win_rate(answers("reward", 2, 2, 1, 5, 3), answers("reward", 1, 1, 2, 4, 3))
+    won = win_rate(rewarded(2, 2, 1, 5, 3), rewarded(1, 1, 2, 4, 3))
     assert (won["rate"], won["decided"], won["prompts"], won["by"]) == (0.75, 4, 5, "reward")
     # Wilson, 3 of 4, z² = 3.8415: (.75 + .48018 ∓ 1.95996·√(.1875/4 + 3.8415/64)) / 1.96037
     assert (won["low"], won["high"]) == pytest.approx((0.300642, 0.954413), abs=1e-5)
 
 
 def test_gold_scores_decide_where_there_are_any_and_small_differences_are_ties() -> None:
-    ours = answers("score", 0.9, 0.515, 0.2, 1.0)
-    theirs = answers("score", 0.5, 0.5, 0.9, 0.97)
-    ours = [replace(answer, reward=-9.0) for answer in ours]
+    ours = scored(0.9, 0.515, 0.2, 1.0)
+    theirs = scored(0.5, 0.5, 0.9, 0.97)
+    ours = [replace(response, reward=-9.0) for response in ours]
     won = win_rate(ours, theirs)
     assert (won["by"], won["decided"], won["rate"]) == ("score", 3, pytest.approx(2 / 3))
 
 
 def test_a_prompt_counts_once_by_the_mean_over_its_samples() -> None:
-    ours = [replace(PLAIN, prompt_id=name, score=score) for name, score in (("a", 1.0), ("a", 0.5), ("b", 0.4))]
-    theirs = [replace(one, score=0.7) for one in ours]
+    ours = [replace(r, prompt_id=name) for r, name in zip(scored(1.0, 0.5, 0.4), "aab", strict=True)]
+    theirs = [replace(response, gold=Gold({}, 0.7, "")) for response in ours]
     won = win_rate(ours, theirs)  # a: .75 against .7, b: .4 against .7
     assert (won["rate"], won["decided"], won["prompts"]) == (0.5, 2, 2)
 
 
 def test_only_ties_say_nothing() -> None:
-    won = win_rate(answers("reward", 1, 1), answers("reward", 1, 1))
+    won = win_rate(rewarded(1, 1), rewarded(1, 1))
     assert (won["rate"], won["low"], won["high"], won["decided"]) == (0.5, 0, 1, 0)
 
 
 def test_means_and_kinds_by_hand() -> None:
-    one, other = replace(PLAIN, reward=3.0, tokens=6, ended=False, kl=1.5), replace(PLAIN, kind="open", reward=5.0)
-    assert summary([PLAIN, one]) == {"reward": 2.0, "tokens": 5.0, "ended": 0.5, "kl": 1.0}
-    kinds = by_kind([PLAIN, one, other, replace(PLAIN, kind="")])
+    longer, other = replace(PLAIN, reward=3.0, tokens=6, ended=False, kl=1.5), replace(PLAIN, kind="open", reward=5.0)
+    assert means([PLAIN, longer]) == {"reward": 2.0, "tokens": 5.0, "ended": 0.5, "kl": 1.0}
+    kinds = means_by_kind([PLAIN, longer, other, replace(PLAIN, kind="")])
     assert {kind: (figures["count"], figures["reward"]) for kind, figures in kinds.items()} == {
         "all": (1, 1.0),
         "fact": (2, 2.0),
         "open": (1, 5.0),
     }
-    judged = replace(PLAIN, criteria={"helpful": 1.0, "truthful": 0.0, "harmless": 1.0}, score=0.67)
-    assert summary([judged])["truthful"] == 0.0 and summary([judged])["score"] == 0.67
+    judged = replace(PLAIN, gold=Gold({"helpful": 1.0, "truthful": 0.0}, 0.67, ""))
+    assert means([judged, replace(judged, gold=Gold({"helpful": 0.0, "truthful": 0.5}, 0.33, ""))]) == pytest.approx(
+        {"reward": 1.0, "tokens": 4.0, "ended": 1.0, "kl": 0.5, "helpful": 0.5, "truthful": 0.25, "score": 0.5}
+    )
 
 
 def test_figures_become_flat_and_words_are_left_out() -> None:
@@ -112,8 +124,8 @@ def logprob(model, head: list[int], tokens: list[int], temperature: float) -> fl
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
-def test_sequence_kl_is_the_difference_of_log_probabilities(base, temperature) -> None:
-    _, tokenizer = base[1:]
+def test_sequence_kl_is_the_difference_of_log_probabilities(world, temperature) -> None:
+    tokenizer = load_tokenizer(world / "model")
     reference, policy = make_model(tokenizer, 1), make_model(tokenizer, 2)
     heads, tails = [[5, 6, 7], [8], [9, 10]], [[11, 12, 1], [13] * 9, [1]]
     ours = [
@@ -129,44 +141,6 @@ def test_sequence_kl_is_the_difference_of_log_probabilities(base, temperature) -
 
 
 # --- the stage -------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    place = tmp_path_factory.mktemp("evaluate")
-    return place, *make_base(place)
-
-
-@pytest.fixture(scope="module")
-def world(base):
-    """Base, SFT, a policy with two snapshots, a reward model, prompts and a corpus."""
-    place, model, tokenizer = base
-    for number, name in enumerate(("sft", "policy", "policy/snapshots/step-00002", "policy/snapshots/step-00004")):
-        made = model if name == "sft" else make_model(tokenizer, number)
-        save_model(made, place / name if "snap" in name else place / name / "model", tokenizer)
-    (place / "policy" / "snapshots.json").write_text("[2, 4]")
-    reward = scalar_model_from(model)
-    nn.init.normal_(scalar_head(reward).weight, generator=torch.Generator().manual_seed(0))
-    save_model(reward, place / "reward" / "model", tokenizer)
-    kinds = {"fact": "What does Ada play?", "open": "Tell me about Bo.", "seen": "Who?", "long": "long " * 60}
-    rows = [prompt(text, kind=kind, split="train" if kind == "seen" else "heldout") for kind, text in kinds.items()]
-    write(place / "prompts.jsonl", rows)
-    write(place / "heldout.jsonl", [Document(text=line) for line in LINES])
-    return place
-
-
-def run(world, out, judge=None, **options):
-    config = EvaluationConfig(**{"max_new_tokens": 8, "samples_per_prompt": 2, **options})
-    places = {"base": world, "sft": world / "sft", "policy": world / "policy", "reward": world / "reward"}
-    journal = Journal(out)
-    figures = evaluate(config, out, journal, seed=0, prompts=world, corpus=world, judge=judge, **places)
-    return figures, json.loads((out / "evaluation.json").read_text())
-
-
-def judge(asked, text) -> Verdict:
-    """Likes what is short."""
-    scores = {"helpful": 1 / (1 + len(text)), "truthful": 1.0, "harmless": 0.0}
-    return Verdict(scores, reasons=("read", asked.kind))
 
 
 def test_three_models_answer_the_held_out_prompts_that_fit(world, tmp_path) -> None:
@@ -199,10 +173,24 @@ def test_no_prompt_that_fits_is_an_error_in_words(world, tmp_path) -> None:
         run(world, tmp_path, max_new_tokens=63)
 
 
+def make_bench(world, **options) -> Bench:
+    """The bench that the stage makes, without a judge and with prompts of its own."""
+    config = EvaluationConfig(**{"max_new_tokens": 8, **options})
+    tokenizer, sft = load_tokenizer(world / "model"), load_causal_model(world / "sft" / "model")
+    rows = [prompt("What does Ada play?"), prompt("Who?")]
+    return Bench(config, tokenizer, sft, load_rewards(world / "reward"), None, 0, rows, world / "policy", world, world)
+
+
 def test_a_policy_without_snapshots_has_no_curve(world, tmp_path) -> None:
-    bench = Bench(EvaluationConfig(), None, None, None, None, 0)
-    assert measure_curve(bench, tmp_path, []) == [] and chosen_step(tmp_path) is None
-    assert curve_fits([]) == {} and measure_best_of_n(bench, [], ()) == []
+    bench = replace(make_bench(world), policy=tmp_path)
+    assert snapshot_points(bench) == [] and chosen_step(tmp_path) is None
+    assert curve_fits([]) == {} and best_of_n_points(bench, ()) == []
+
+
+def test_responses_are_sampled_once(world) -> None:
+    bench = make_bench(world)
+    assert bench.responses(bench.reference) is bench.responses(bench.reference)
+    assert bench.responses(bench.reference) == bench.sample(bench.reference, bench.prompts, 1)
 
 
 def point(step: int, kl: float, gold: float) -> dict[str, float]:
@@ -234,17 +222,58 @@ def test_best_of_n_sampling_is_measured_at_its_distance(world, tmp_path) -> None
 
 
 def test_best_of_all_that_were_sampled_is_the_best_one(world) -> None:
-    bench = Bench(
-        EvaluationConfig(max_new_tokens=8, samples_per_prompt=3),
-        load_tokenizer(world / "model"),
-        load_causal_model(world / "sft" / "model"),
-        load_rewards(world / "reward"),
-        None,
-        0,
-    )
-    rows = [prompt("What does Ada play?"), prompt("Who?")]
-    rewards = [answer.reward for answer in answer_all(bench, bench.sft, rows)]
-    (first, last) = measure_best_of_n(bench, rows, [3, 1])
+    bench = make_bench(world, samples_per_prompt=3)
+    rewards = [response.reward for response in bench.responses(bench.reference)]
+    (first, last) = best_of_n_points(bench, [3, 1])
     assert first["reward"] == pytest.approx(sum(rewards) / 6)
     assert last["reward"] == pytest.approx((max(rewards[:3]) + max(rewards[3:])) / 2)
     assert "score" not in last
+
+
+# --- another evaluator -----------------------------------------------------------------------------------------------
+
+
+def measure_lengths(bench, models) -> Figures:
+    """Characters of each model's responses, with a plot."""
+    lengths = {
+        name: sum(len(response.response) for response in bench.responses(model))
+        for name, model in models.by_name().items()
+    }
+
+    def plot(report):
+        figure, axes = new_figure("characters")
+        axes.bar(list(report["characters"]), list(report["characters"].values()))
+        return figure
+
+    return Figures({"characters": lengths}, plots={"characters": plot})
+
+
+def measure_flattery(bench, models) -> Figures:
+    """Something that only a gold judge can tell."""
+    return not_measured("flattery") if bench.judge is None else Figures({"flattery": 0.25})
+
+
+def test_an_evaluator_is_one_entry(world, tmp_path, monkeypatch) -> None:
+    before, plain = run(world, tmp_path / "before")
+    monkeypatch.setattr(stage, "EVALUATORS", (*EVALUATORS, measure_lengths, measure_flattery))
+    metrics, report = run(world, tmp_path / "after")
+    rows = [json.loads(line) for line in (tmp_path / "after" / "samples.jsonl").read_text().splitlines()]
+    characters = {
+        name: sum(len(row["response"]) for row in rows if row["model"] == name) for name in ("base", "sft", "policy")
+    }
+    assert report == plain | {"characters": characters, "flattery": None}
+    assert metrics == before | {f"characters.{name}": count for name, count in characters.items()}
+    assert Journal(tmp_path / "after").read()[-1]["values"] == metrics
+    assert (tmp_path / "after" / "figures" / "characters.png").stat().st_size > 0
+
+
+def test_what_needs_a_gold_judge_is_measured_with_one(world, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(stage, "EVALUATORS", (measure_flattery,))
+    metrics, report = run(world, tmp_path, judge)
+    assert report["flattery"] == metrics["flattery"] == 0.25
+
+
+def test_two_evaluators_of_one_name_are_an_error(world, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(stage, "EVALUATORS", (measure_flattery, measure_flattery))
+    with pytest.raises(ValueError, match="two evaluators measure flattery"):
+        run(world, tmp_path)

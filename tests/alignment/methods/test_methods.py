@@ -5,7 +5,6 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from alignment.config.methods import AlignOptions
 from alignment.errors import DataError
 from alignment.journal import Journal
 from alignment.methods.best_of_n import BestOfNConfig, best_of_n, best_places
@@ -17,6 +16,7 @@ from alignment.models.scalar import load_causal_model, save_model, scalar_head, 
 from alignment.models.tokenizer import ASSISTANT, prompt_tokens, response_tokens
 from alignment.records import Demonstration, read_records
 from alignment.rewards.components import RuleReward
+from alignment.rules.options import AlignOptions
 from tests.alignment.tiny_world import comparison, make_base, prompt, user, write
 
 GOOD, BAD = "Ada plays the violin.", "Nobody knows why the river is so cold."

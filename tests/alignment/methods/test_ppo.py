@@ -4,21 +4,16 @@ import pytest
 import torch
 from torch import nn
 
-from alignment.config.methods import AlignOptions
 from alignment.errors import DataError
 from alignment.journal import Journal
 from alignment.methods.ppo import drop_low_reward_conversations, ppo
-from alignment.models.lora import (
-    adapter_weights,
-    has_adapter,
-    save_reward,
-    save_scalar_adapter,
-    scalar_adapter_over,
-)
+from alignment.models.lora import adapter_weights, has_adapter
+from alignment.models.reward_adapters import save_reward, save_scalar_adapter, scalar_adapter_over
 from alignment.models.scalar import load_causal_model, save_model, scalar_model_from
 from alignment.ppo.config import PPOConfig
 from alignment.ppo.train import train_ppo
 from alignment.records import Document, Message
+from alignment.rules.options import AlignOptions
 from tests.alignment import tiny_world as world
 
 

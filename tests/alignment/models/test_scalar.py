@@ -11,7 +11,6 @@ from alignment.models.scalar import (
     reward_scores,
     save_model,
     scalar_model_from,
-    scalar_values,
     set_normalisation,
 )
 from tests.alignment.ppo import world
@@ -29,17 +28,6 @@ def test_scores_are_those_of_transformers_normalised(tmp_path) -> None:
         assert reward_scores(load_scalar_model(tmp_path), SEQUENCES, STARTS, budget).tolist() == pytest.approx(
             expected, abs=1e-5
         )
-
-
-def test_values_at_every_token_see_the_past_only() -> None:
-    model = world.reward_model()
-    ids = torch.tensor([[3, 4, 5, 6], [7, 8, 0, 0]])
-    with torch.no_grad():
-        values = scalar_values(model, ids)
-        masked = scalar_values(model, ids, torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]]))
-        alone = scalar_values(model, torch.tensor([[7, 8]]))
-    torch.testing.assert_close(values[1, :2], alone[0])
-    torch.testing.assert_close(masked[1, :2], alone[0])
 
 
 def test_a_scalar_model_starts_at_zero_and_draws_nothing() -> None:

@@ -5,13 +5,14 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from alignment.errors import ConfigError
+from alignment.models.ensembles import Ensemble
 from alignment.models.logprobs import response_logprobs, scoring_batches
 from alignment.models.lora import adapter_weights, add_adapter, has_adapter
 from alignment.models.scalar import reward_scores, scalar_head
 from alignment.ppo.learner import Learner
 from alignment.ppo.models import lay_out
 from alignment.ppo.train import train_ppo
-from alignment.rewards.components import EnsembleReward, ModelReward
+from alignment.rewards.components import ModelReward
 from tests.alignment.models.test_lora import reward_adapter
 from tests.alignment.ppo import world
 
@@ -56,7 +57,8 @@ def test_lora_is_one_base_with_adapters() -> None:
 
 
 def test_in_lora_every_adapter_of_an_ensemble_shares_the_base() -> None:
-    reward = EnsembleReward("people", 1.0, [world.reward_model(), *(reward_adapter(world.policy()) for _ in range(2))])
+    members = [world.reward_model(), *(reward_adapter(world.policy()) for _ in range(2))]
+    reward = ModelReward("people", 1.0, Ensemble(members))
     models = lay_out(world.config(layout="lora"), world.policy(), None, None, [reward])
     (ensemble,) = models.components
     whole, *adapters = ensemble.models

@@ -8,9 +8,10 @@ from torch.autograd.graph import saved_tensors_hooks
 from alignment.errors import ConfigError
 from alignment.models.logprobs import response_logprobs
 from alignment.ppo import memory
+from alignment.ppo.episodes import micro_batches
 from alignment.ppo.learner import Learner
 from alignment.ppo.models import lay_out
-from alignment.ppo.rollout import micro_batches, sample_episodes, score_episodes
+from alignment.ppo.rollout import sample_episodes, score_episodes
 from alignment.ppo.train import train_ppo
 from alignment.rewards.components import ModelReward
 from tests.alignment.ppo import world

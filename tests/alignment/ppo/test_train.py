@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from alignment import ppo
 from alignment.ppo.train import train_ppo
 from alignment.rewards.components import ModelReward, RuleReward
 from tests.alignment.ppo import world
@@ -161,3 +162,7 @@ def test_half_precision_recomputes_what_it_sampled(tmp_path) -> None:
     policy = world.policy().to(torch.bfloat16)
     train_ppo(policy, world.tokenizer(), world.PROMPTS, world.count_w7, world.config(steps=1), out=tmp_path)
     assert world.logged(tmp_path)[0]["sampling_mismatch"] < 1e-5
+
+
+def test_the_public_names_are_there() -> None:
+    assert {getattr(ppo, name).__name__ for name in ppo.__all__} == {*ppo.__all__}

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from alignment.config.stages import EvaluationConfig, RewardConfig
 from alignment.errors import ConfigError
-from alignment.evaluation.judged_responses import Bench, answer_all
+from alignment.evaluation.bench import Bench
 from alignment.journal import Journal
 from alignment.models.ensembles import Ensemble
 from alignment.models.importing import load_tokenizer
@@ -19,7 +19,7 @@ from alignment.ppo.train import train_ppo
 from alignment.records import Response, ResponseSet
 from alignment.reward_model.disagreement import member_rewards
 from alignment.reward_model.train import train_reward_model
-from alignment.rewards.components import EnsembleReward, model_component, reward_components
+from alignment.rewards.components import ModelReward, reward_components
 from tests.alignment.ppo import world
 from tests.alignment.tiny_world import comparison, demonstration, make_base, prompt, write
 
@@ -88,14 +88,17 @@ def test_evaluation_scores_by_the_ensemble(place, made) -> None:
     sft, ensemble = load_causal_model(place / "model"), load_rewards(made[0])
     config = EvaluationConfig(max_new_tokens=6)
     rows, tokenizer = [prompt("Who?"), prompt("What does Ada play?")], load_tokenizer(place / "model")
-    benches = [Bench(config, tokenizer, sft, one, None, 0) for one in (ensemble, *ensemble.models)]
-    answers = [answer_all(bench, sft, rows) for bench in benches]
-    for together, *alone in zip(*answers, strict=True):
-        assert together.reward == pytest.approx(min(one.reward for one in alone), abs=1e-6)
+    responses = [
+        Bench(config, tokenizer, sft, reward, None, 0, rows, place, place, place).responses(sft)
+        for reward in (ensemble, *ensemble.models)
+    ]
+    for together, *members in zip(*responses, strict=True):
+        assert together.reward == pytest.approx(min(member.reward for member in members), abs=1e-6)
 
 
 def test_ppo_logs_the_members_spread(tmp_path) -> None:
-    reward = EnsembleReward("people", 2.0, [world.reward_model(1), world.reward_model(2)], "uncertainty", 0.25)
+    ensemble = Ensemble([world.reward_model(1), world.reward_model(2)], "uncertainty", 0.25)
+    reward = ModelReward("people", 2.0, ensemble)
     train_ppo(world.policy(), world.tokenizer(), world.PROMPTS, [reward], world.config(steps=1), out=tmp_path)
     line = world.logged(tmp_path)[0]
     assert line["reward/people/spread"] > 0
@@ -105,7 +108,8 @@ def test_ppo_logs_the_members_spread(tmp_path) -> None:
 def test_another_way_to_combine_is_another_run(tmp_path) -> None:
     models = [world.reward_model(1), world.reward_model(2)]
     for combine in ("mean", "worst"):
-        arguments = (world.policy(), world.tokenizer(), world.PROMPTS, [EnsembleReward("people", 1.0, models, combine)])
+        reward = ModelReward("people", 1.0, Ensemble(models, combine))
+        arguments = (world.policy(), world.tokenizer(), world.PROMPTS, [reward])
         if combine == "mean":
             train_ppo(*arguments, world.config(steps=1), out=tmp_path)
         else:
@@ -117,9 +121,12 @@ def test_what_cannot_be_is_refused() -> None:
     with pytest.raises(ValidationError, match="compares members, and there is 1"):
         RewardConfig(combine="worst")
     with pytest.raises(ConfigError, match="an ensemble of no models"):
-        reward_components([EnsembleReward("people", 1.0, [])], world.tokenizer())
-    one = model_component("model", 1.0, Ensemble((world.reward_model(),), "mean", 0.5))
-    assert isinstance(one, EnsembleReward) and reward_components([one], world.tokenizer()) == [one]
+        reward_components([ModelReward("people", 1.0, Ensemble([]))], world.tokenizer())
+
+
+def test_an_ensemble_is_a_reward_as_a_model_is() -> None:
+    ensemble = Ensemble([world.reward_model(1), world.reward_model(2)])
+    assert reward_components(ensemble, world.tokenizer()) == [ModelReward("model", 1.0, ensemble)]
 
 
 def test_members_tell_what_they_think_in_the_units_of_bradley_terry(place, made, tmp_path) -> None:

@@ -10,7 +10,8 @@ from alignment.config.stages import RewardConfig
 from alignment.errors import DataError
 from alignment.journal import Journal
 from alignment.models.likelihood import add_likelihood, likelihood_head, without_likelihood
-from alignment.models.lora import has_adapter, load_reward
+from alignment.models.lora import has_adapter
+from alignment.models.reward_adapters import load_reward
 from alignment.models.scalar import (
     load_causal_model,
     load_scalar_model,

@@ -19,7 +19,6 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from alignment.config.methods import AlignOptions, FormatLimits, RuleOption
 from alignment.config.stages import ComputeConfig, PretrainConfig, RewardConfig, SFTConfig
 from alignment.distributed.collectives import OtherFailed
 from alignment.errors import ConfigError, DataError, TrainingError
@@ -27,7 +26,9 @@ from alignment.journal import Journal, read_metrics
 from alignment.methods.ppo import METHOD as PPO
 from alignment.ppo import PPOConfig
 from alignment.records import Document
-from alignment.rewards.safety import SafetyLists
+from alignment.rules.form import FormatLimits
+from alignment.rules.options import AlignOptions, RuleOption
+from alignment.rules.safety import SafetyLists
 from alignment.stage import Stage, Step
 from alignment.stages import PRETRAIN, REWARD, SFT, VALIDATION, read_step
 from alignment.worker import noted

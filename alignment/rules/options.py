@@ -1,33 +1,25 @@
 """Options that the methods which follow the reward model share: rule rewards, and what PPO alone adds to its own."""
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from alignment.config.base import Config, Count, Natural, Positive
-from alignment.rewards.safety import SafetyLists
+from alignment.config.base import Config, Count, Positive
+from alignment.rules import RULES
+from alignment.rules.form import FormatLimits
+from alignment.rules.safety import SafetyLists
 
-RuleName = Literal["refusal", "format", "arithmetic", "safety"]
+if TYPE_CHECKING:
+    RuleName = str
+else:
+    RuleName = Literal[tuple(RULES)]  # forms and error messages list the names; type checkers know no such literal
 
 
 class RuleOption(Config):
-    """A rule reward beside the reward model; see `alignment.rewards.rules` for what each of them counts."""
+    """A rule reward beside the reward model; see `alignment.rules` for what each of them counts."""
 
     name: RuleName = Field(description="which rule")
     weight: Positive = Field(1.0, description="in standard deviations of the reward model's score")
-
-
-class FormatLimits(Config):
-    """What the rule `format` takes for a well-made length."""
-
-    min_words: Natural = Field(1, description="fewest words of a well-made response")
-    max_words: Count = Field(60, description="most words of a well-made response")
-
-    @model_validator(mode="after")
-    def _ordered(self) -> "FormatLimits":
-        if self.min_words > self.max_words:
-            raise ValueError(f"min_words {self.min_words} is more than max_words {self.max_words}: lower it")
-        return self
 
 
 class AlignOptions(Config):

@@ -1,7 +1,7 @@
-"""The safety layer: a small, readable check of a response by patterns, whose word lists are data.
+"""Rules `safety` and `refusal`: a check of a response by patterns, whose word lists are data.
 
-It finds what anybody can name in advance: insults, terms of harmful advice, personal data. It knows no context, so it
-is a net under the reward model and the people, never instead of them.
+It finds what can be listed in advance: insults, terms of harmful advice, personal data. It knows no context, so it
+backs up the reward model and the annotators and replaces neither.
 """
 
 import re
@@ -53,7 +53,7 @@ class SafetyLists(Config):
 
 @dataclass(frozen=True)
 class Finding:
-    """What was found in a text: its kind (insult, harmful, or the kind of personal data) and the words."""
+    """A match in a text: its kind (insult, harmful, or the kind of personal data) and the words."""
 
     kind: str
     text: str
@@ -61,18 +61,31 @@ class Finding:
 
 def check(response: str, lists: SafetyLists) -> list[Finding]:
     """Everything in a response that should not be there; an empty list for a response that passes."""
-    found = [Finding("insult", words) for words in matches(response, lists.insults)]
-    found += [Finding("harmful", words) for words in matches(response, lists.harmful)]
-    return found + (personal_data(response) if lists.personal_data else [])
+    findings = [Finding("insult", words) for words in matches(response, lists.insults)]
+    findings += [Finding("harmful", words) for words in matches(response, lists.harmful)]
+    return findings + (personal_data(response) if lists.personal_data else [])
 
 
 def personal_data(text: str) -> list[Finding]:
-    """Numbers and addresses of people; what is one kind of number is not another one as well."""
-    found = []
+    """Numbers and addresses of people; a number counts under the first kind that it matches."""
+    findings = []
     for kind, pattern in PERSONAL_DATA.items():
-        found += [Finding(kind, match.group()) for match in re.finditer(pattern, text)]
+        findings += [Finding(kind, match.group()) for match in re.finditer(pattern, text)]
         text = re.sub(pattern, " ", text)
-    return found
+    return findings
+
+
+def refusal(prompt: str, response: str, lists: SafetyLists) -> float:
+    """1 for refusing what asks for harm and −1 for not refusing it; −1 for refusing any other prompt, else 0."""
+    refused = refuses(response, lists)
+    if asks_for_harm(prompt, lists):
+        return 1.0 if refused else -1.0
+    return -1.0 if refused else 0.0
+
+
+def safe(response: str, lists: SafetyLists) -> float:
+    """0 for a response that passes the safety layer, −1 for one that does not."""
+    return -1.0 if check(response, lists) else 0.0
 
 
 def asks_for_harm(prompt: str, lists: SafetyLists) -> bool:
@@ -86,7 +99,7 @@ def refuses(response: str, lists: SafetyLists) -> bool:
 
 
 def matches(text: str, phrases: tuple[str, ...]) -> list[str]:
-    """The places in a text where one of the phrases stands."""
+    """All matches of the phrases in a text."""
     pattern = _pattern(phrases)
     return [] if pattern is None else pattern.findall(text.replace("’", "'"))
 

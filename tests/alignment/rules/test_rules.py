@@ -1,15 +1,20 @@
 """Rule rewards and the safety layer: what each of them counts, told by examples."""
 
+import subprocess
+import sys
+
 import pytest
 from pydantic import ValidationError
 
-from alignment.config.methods import AlignOptions, FormatLimits, RuleOption
 from alignment.methods.align import AlignConfig
 from alignment.ppo.train import train_ppo
 from alignment.rewards.build import rule_rewards
 from alignment.rewards.components import ModelReward
-from alignment.rewards.rules import arithmetic, form, refusal, repeats, rule, safe
-from alignment.rewards.safety import Finding, SafetyLists, asks_for_harm, check, matches, refuses
+from alignment.rules import RULES
+from alignment.rules.arithmetic import arithmetic
+from alignment.rules.form import FormatLimits, form, repeats
+from alignment.rules.options import AlignOptions, RuleOption
+from alignment.rules.safety import Finding, SafetyLists, asks_for_harm, check, matches, refusal, refuses, safe
 from tests.alignment.ppo import world
 
 LISTS = SafetyLists()
@@ -97,9 +102,16 @@ def test_sums_are_checked(prompt, response, score) -> None:
 
 
 def test_every_name_is_a_rule_over_lists_of_texts() -> None:
-    for name in ("refusal", "format", "arithmetic", "safety"):
-        values = rule(name, LISTS, FormatLimits())(["What is 1 + 1?", "Hi"], ["2.", "You idiot."])
+    options = tuple(RuleOption(name=name) for name in RULES)
+    for reward in rule_rewards(AlignOptions(rules=options)):
+        values = reward.fn(["What is 1 + 1?", "Hi"], ["2.", "You idiot."])
         assert len(values) == 2 and all(isinstance(value, float) for value in values)
+
+
+def test_recipes_take_the_names_from_the_table() -> None:
+    assert RuleOption.model_json_schema()["properties"]["name"]["enum"] == list(RULES)
+    code = "import sys, alignment.rules.options; print(sorted({'torch', 'transformers'} & {*sys.modules}))"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"  # options are light
 
 
 def test_rules_stand_beside_the_model_and_are_logged_by_name(tmp_path) -> None:

@@ -1,0 +1,22 @@
+"""Rows that could not be read: written beside a stage's output, and counted."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from alignment.config.base import Share
+from alignment.errors import DataError
+from alignment.records import Rejected, write_records
+
+
+def write_rejected(rejected: Sequence[Rejected], good: int, max_share: Share, out: Path) -> None:
+    """Write `rejected.jsonl`. Raises DataError for too large a share of rejected rows, and where there are no rows."""
+    write_records(out / "rejected.jsonl", rejected)
+    total = good + len(rejected)
+    if total == 0:
+        raise DataError("the sources hold no rows; check their paths")
+    if len(rejected) / total > max_share:
+        first = rejected[0]
+        raise DataError(
+            f"{len(rejected)} of {total} rows could not be read, more than the allowed share {max_share:g}. "
+            f"First: {first.file} line {first.line}: {first.reason}. Correct the file, or raise `max_rejected_share`."
+        )

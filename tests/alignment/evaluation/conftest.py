@@ -1,0 +1,11 @@
+"""One world for all tests of the evaluation: nothing in it is written to again."""
+
+import pytest
+
+from tests.alignment.evaluation.world import make_world
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory):
+    """The directory that `make_world` fills."""
+    return make_world(tmp_path_factory.mktemp("evaluate"))
