@@ -95,10 +95,11 @@ def installed() -> Iterator[tuple[str, str]]:
 def compare(options: argparse.Namespace) -> Results:
     """Both devices at the same time, each in a process, and how far their results are apart."""
     world = make_world(options.work / "tiny", SIZES["tiny"])
-    running = [_start(options, "compare", "tiny", world, device) for device in ("cpu", options.device)]
-    ended = [_wait(process, SECONDS["compare"]) for process, _ in running]
-    cpu, other = (read_json(file) for _, file in running)
-    results: Results = {"exit codes": {"cpu": ended[0], options.device: ended[1]}}
+    devices = dict.fromkeys(("cpu", options.device))
+    running = {device: _start(options, "compare", "tiny", world, device) for device in devices}
+    ended = {device: _wait(process, SECONDS["compare"]) for device, (process, _) in running.items()}
+    cpu, other = (read_json(running[device][1]) for device in ("cpu", options.device))
+    results: Results = {"exit codes": ended}
     return results | {name: compared(cpu.get(name), other.get(name)) for name in dict.fromkeys([*cpu, *other])}
 
 
