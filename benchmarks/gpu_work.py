@@ -24,7 +24,7 @@ from unittest.mock import patch
 import torch
 from torch import nn
 
-from alignment.config.methods import BestOfNConfig, DPOConfig, RLOOConfig
+from alignment.config.methods import AlignOptions
 from alignment.config.stages import EvaluationConfig, PretrainConfig, RewardConfig, SamplingConfig, SFTConfig
 from alignment.data import responses
 from alignment.distributed.devices import device, release_memory
@@ -164,7 +164,7 @@ def run_reward(world: World, out: Path, journal: Journal, **options: Any) -> Map
 
 def run_ppo(world: World, out: Path, journal: Journal, **options: Any) -> Mapping[str, float]:
     """A few rollouts with their updates."""
-    from alignment.methods.ppo import align
+    from alignment.methods.ppo import ppo
 
     size = world.size
     config = PPOConfig(
@@ -182,20 +182,29 @@ def run_ppo(world: World, out: Path, journal: Journal, **options: Any) -> Mappin
         }
     )
     reward, prompts, corpus = (world.path / name for name in ("reward", "prompts", "corpus"))
-    return align(config, out, journal, sft=world.base, reward=reward, prompts=prompts, corpus=corpus)
+    directories = {"sft": world.base, "reward": reward, "prompts": prompts, "corpus": corpus}
+    return ppo(config, out, journal, seed=0, align=AlignOptions(), **directories)
 
 
 def run_dpo(world: World, out: Path, journal: Journal) -> Mapping[str, float]:
     """One pass over the comparisons."""
-    from alignment.methods.dpo import dpo
+    from alignment.methods.dpo import DPOConfig, dpo
 
     config = DPOConfig(epochs=1, batch_size=world.size.batch, learning_rate=1e-5, log_every_steps=1)
     return dpo(config, out, journal, seed=0, sft=world.base, comparisons=world.path / "comparisons")
 
 
+def run_kto(world: World, out: Path, journal: Journal) -> Mapping[str, float]:
+    """One pass over the answers of the comparisons."""
+    from alignment.methods.kto import KTOConfig, kto
+
+    config = KTOConfig(epochs=1, batch_size=world.size.batch, learning_rate=1e-5, log_every_steps=1)
+    return kto(config, out, journal, seed=0, sft=world.base, comparisons=world.path / "comparisons")
+
+
 def run_rloo(world: World, out: Path, journal: Journal) -> Mapping[str, float]:
     """A few rollouts with their updates."""
-    from alignment.methods.rloo import rloo
+    from alignment.methods.rloo import RLOOConfig, rloo
 
     size = world.size
     config = RLOOConfig(
@@ -206,17 +215,17 @@ def run_rloo(world: World, out: Path, journal: Journal) -> Mapping[str, float]:
         checkpoint_every_steps=4,
     )
     reward, prompts = world.path / "reward", world.path / "prompts"
-    return rloo(config, out, journal, seed=0, sft=world.base, reward=reward, prompts=prompts)
+    return rloo(config, out, journal, seed=0, sft=world.base, reward=reward, prompts=prompts, align=AlignOptions())
 
 
 def run_best_of_n(world: World, out: Path, journal: Journal) -> Mapping[str, float]:
     """The best of four responses to each prompt, and fine-tuning on them."""
-    from alignment.methods.best_of_n import best_of_n
+    from alignment.methods.best_of_n import BestOfNConfig, best_of_n
 
     finetune = SFTConfig(epochs=1, batch_size=world.size.batch, learning_rate=1e-4, log_every_steps=1)
     config = BestOfNConfig(samples=4, max_new_tokens=96, finetune=finetune)
     reward, prompts = world.path / "reward", world.path / "prompts"
-    return best_of_n(config, out, journal, seed=0, sft=world.base, reward=reward, prompts=prompts)
+    return best_of_n(config, out, journal, seed=0, sft=world.base, reward=reward, prompts=prompts, align=AlignOptions())
 
 
 def run_evaluate(world: World, out: Path, journal: Journal) -> Mapping[str, float]:
@@ -273,6 +282,7 @@ ROWS = {
     ),
     "ppo, ptx and average": Row(partial(run_ppo, ptx_coef=0.5, ptx_batch_size=4, ema_decay=0.9), sizes=TINY),
     "dpo": Row(run_dpo, lambda size: 2 * size.batch * size.sequence_tokens),
+    "kto": Row(run_kto, lambda size: size.batch * size.sequence_tokens),
     "rloo": Row(run_rloo, lambda size: 2 * size.batch * size.sequence_tokens, same=False),
     "best_of_n": Row(run_best_of_n, same=False, sizes=TINY),
     "evaluate": Row(run_evaluate, same=False),
