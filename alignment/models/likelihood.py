@@ -87,7 +87,7 @@ def load_likelihood(model: PreTrainedModel, path: Path) -> None:
         return
     state = load_file(path / FILE)
     outputs, inputs = state["language_head.weight"].shape
-    head = nn.Linear(inputs, outputs, bias="language_head.bias" in state, dtype=model.dtype)
+    head = nn.Linear(inputs, outputs, bias="language_head.bias" in state, device=model.device, dtype=model.dtype)
     add_likelihood(model, head)
     try:
         model.get_submodule("likelihood").load_state_dict(state)

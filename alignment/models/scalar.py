@@ -21,6 +21,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from alignment.distributed.devices import to_device
 from alignment.errors import CheckpointError, ConfigError
 from alignment.models.ensembles import Ensemble, combined
 from alignment.models.likelihood import likelihood_head, load_likelihood, save_likelihood
@@ -31,11 +32,11 @@ ENSEMBLE_FILE = "ensemble.json"
 
 
 def load_causal_model(path: str | Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-    """A language model from a directory or the hub, in eval mode."""
+    """A language model from a directory or the hub, in eval mode, on the device of this process."""
     with read_plainly("no causal language model", path):
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, **PLAIN)
     model.eval()
-    return model
+    return to_device(model)
 
 
 def check_context(model: PreTrainedModel, length_tokens: int, option: str) -> None:
@@ -46,13 +47,13 @@ def check_context(model: PreTrainedModel, length_tokens: int, option: str) -> No
 
 
 def load_scalar_model(path: str | Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-    """A reward or value model (sequence classification with one label) in eval mode."""
+    """A reward or value model (sequence classification with one label) in eval mode, on the device of this process."""
     with read_plainly("no sequence classification model", path):
         model: PreTrainedModel = AutoModelForSequenceClassification.from_pretrained(path, dtype=dtype, **PLAIN)
     scalar_head(model)
     load_likelihood(model, Path(path))
     model.eval()
-    return model
+    return to_device(model)
 
 
 def load_rewards(

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from alignment.artifacts import write_json
@@ -34,7 +33,10 @@ def shake_head(model: PreTrainedModel, number: int) -> None:
     """Draw the new head at the scale that the model's layers were drawn at, instead of leaving it at 0."""
     generator = torch.Generator().manual_seed(SEED_STEP + number)
     std = float(getattr(model.config, "initializer_range", 0.02))
-    nn.init.normal_(scalar_head(model).weight, std=std, generator=generator)
+    weight = scalar_head(model).weight
+    drawn = torch.empty_like(weight, device="cpu")  # the same numbers on every device
+    with torch.no_grad():
+        weight.copy_(drawn.normal_(std=std, generator=generator))
 
 
 def train_members(

@@ -236,9 +236,9 @@ def batch_loss(
         pairs += [(start + chosen, start + rejected) for chosen, rejected in group.pairs]
         per_prompt += [weight / len(group.pairs) for weight in group.weights]
         start += len(group.sequences)
-    index = torch.tensor(pairs)
+    index = torch.tensor(pairs, device=model.device)
     in_order = (scores[index[:, 0]] > scores[index[:, 1]]).sum() / sum(len(group.pairs) for group in batch)
-    loss = bradley_terry_loss(scores, index, weights=torch.tensor(per_prompt))
+    loss = bradley_terry_loss(scores, index, weights=torch.tensor(per_prompt, device=model.device))
     loss = loss * (sum(per_prompt) / sum(map(weight_of_pairs, batch)))
     if language_head is not None and lm_coef > 0:
         won = torch.tensor([share for group in part for share in won_shares(group)], device=model.device)

@@ -55,7 +55,7 @@ def backward(losses: Sequence[Callable[[], Tensor]], weights: Sequence[nn.Parame
         for weight, *parts in zip(learnt, *(gradient for _, gradient in shares), strict=True):
             present = [part for part in parts if part is not None]
             weight.grad = sum(present[1:], present[0]) if present else None
-        return [value for value, _ in shares]
+        return [value.cpu() for value, _ in shares]
 
     values = [value for process_values in gathered(share) for value in process_values]
     sum_gradients(learnt)
@@ -106,7 +106,7 @@ class TrainingState:
         if not self.file.exists():
             return 0
         try:
-            content = torch.load(self.file, weights_only=True)
+            content = torch.load(self.file, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:
             raise CheckpointError(
                 f"{self.file} holds more than numbers, which could run code, and is not read: remove "

@@ -1,0 +1,215 @@
+"""The device of a process, and that nothing of a model's work stays behind on the CPU."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from alignment.config.stages import EvaluationConfig, PretrainConfig, RewardConfig
+from alignment.distributed.devices import VARIABLE, device, release_memory, to_device
+from alignment.errors import ConfigError
+from alignment.evaluation.judged_responses import Bench, answer_all
+from alignment.journal import Journal
+from alignment.models.ensembles import Ensemble
+from alignment.models.generation import generate
+from alignment.models.importing import load_tokenizer
+from alignment.models.likelihood import add_likelihood
+from alignment.models.lora import load_scalar_adapter, save_scalar_adapter, scalar_adapter_over
+from alignment.models.scalar import load_causal_model, load_scalar_model, member_scores, save_model
+from alignment.ppo import train
+from alignment.records import Document
+from alignment.reward_model.ensemble_training import shake_head
+from alignment.reward_model.train import group_by_prompt, train_groups, untrained
+from alignment.training.pretrain import heldout_loss, pack_documents, starting_point, train_packed
+from tests.alignment.distributed.pretended_gpu import OnGPU, pretended_gpu
+from tests.alignment.ppo import world
+from tests.alignment.ppo.world import PROMPTS
+from tests.alignment.tiny_world import LINES, SIZES, comparison, make_base, prompt
+
+TEXT = [Document(text=line) for line in LINES * 4]
+pytestmark = pytest.mark.filterwarnings("ignore:for .*copying from a non-meta parameter:UserWarning")  # it is copied
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> Path:
+    """A language model, a reward model of it with a likelihood term, and an adapter of one, each in its directory."""
+    place = tmp_path_factory.mktemp("devices")
+    model, tokenizer = make_base(place)
+    reward = untrained(model, RewardConfig(likelihood=True), 1)[0]
+    save_model(reward, place / "reward", tokenizer)
+    adapter = scalar_adapter_over(model, 2, 4)
+    add_likelihood(adapter, model.get_output_embeddings())
+    save_scalar_adapter(adapter, place / "adapter")
+    return place
+
+
+# --- which device -----------------------------------------------------------------------------------------------------
+
+
+def test_without_a_word_and_without_a_gpu_everything_is_on_the_cpu(monkeypatch) -> None:
+    monkeypatch.delenv(VARIABLE, raising=False)
+    assert device() == torch.device("cpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setenv(VARIABLE, "auto")
+    assert device() == torch.device("cpu") and to_device(nn.Linear(1, 1)).weight.device == torch.device("cpu")
+    release_memory()
+
+
+def test_a_gpu_is_taken_where_it_is_asked_for_each_process_its_own(monkeypatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setenv(VARIABLE, "auto")
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    assert device() == torch.device("cuda", 0)
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    assert device() == torch.device("cuda", 3)
+    monkeypatch.setenv(VARIABLE, "cpu")
+    assert device() == torch.device("cpu")
+
+
+@pytest.mark.parametrize("choice, problem", [("gpu", "is 'gpu': set it to one of"), ("cuda", "sees no GPU")])
+def test_what_cannot_be_is_refused(monkeypatch, choice, problem) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setenv(VARIABLE, choice)
+    with pytest.raises(ConfigError, match=problem):
+        device()
+
+
+# --- the pretended GPU finds what it is for ---------------------------------------------------------------------------
+
+
+def test_the_pretended_gpu_computes_and_refuses_what_stayed_behind() -> None:
+    with pretended_gpu() as gpu:
+        layer = nn.Linear(3, 2).to(gpu)
+        layer(torch.ones(4, 3, device=gpu)).sum().backward()
+        assert isinstance(layer.weight.grad, OnGPU) and layer.weight.grad.tolist() == [[4.0] * 3] * 2
+        with pytest.raises(RuntimeError, match="not where the others are"):
+            layer(torch.ones(4, 3))
+        with pytest.raises(RuntimeError, match="not where the others are"):
+            layer.weight[torch.tensor([0, 1])]
+        with pytest.raises(RuntimeError, match="generator"):
+            nn.init.normal_(layer.weight, generator=torch.Generator())
+
+
+# --- nothing stays behind, and the numbers are the CPU's --------------------------------------------------------------
+
+
+def test_models_are_loaded_where_they_work(base) -> None:
+    with pretended_gpu() as gpu:
+        model = load_causal_model(base / "model")
+        models = [model, load_scalar_model(base / "reward"), load_scalar_adapter(base / "adapter", model)]
+        models.append(starting_point(PretrainConfig(model=SIZES), base / "model", Journal(base))[0])
+        assert {tensor.device for made in models for tensor in (*made.parameters(), *made.buffers())} == {gpu}
+
+
+def responses(model, **options) -> list[list[int]]:
+    uniforms = torch.rand((8, 6), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    samples = generate(model, PROMPTS[:8], max_new_tokens=6, eos_token_ids=[1], **({"uniforms": uniforms} | options))
+    return [sample.tokens for sample in samples]
+
+
+def test_sampling() -> None:
+    ours = responses(world.policy().eval())
+    with pretended_gpu() as gpu:
+        policy = world.policy().eval().to(gpu)
+        assert responses(policy) == ours
+        responses(policy, uniforms=None, generator=torch.Generator(gpu).manual_seed(0), top_p=0.9)
+
+
+def ensemble_scores(base: Path) -> Tensor:
+    """Of two sequences, by a whole reward model and by an adapter."""
+    language_model = load_causal_model(base / "model")
+    models = (load_scalar_model(base / "reward"), load_scalar_adapter(base / "adapter", language_model))
+    return member_scores(Ensemble(models, "mean", 0.5), [[5, 6, 7, 8], [9, 10, 11]], [2, 1])
+
+
+def test_scores(base) -> None:
+    ours = ensemble_scores(base)
+    with pretended_gpu():
+        theirs = ensemble_scores(base)
+    assert not isinstance(theirs, OnGPU)
+    torch.testing.assert_close(theirs, ours)
+
+
+def pretrained(base: Path, out: Path) -> list[float]:
+    """Losses of a few steps, and at their end."""
+    model, tokenizer = load_causal_model(base / "model"), load_tokenizer(base / "model")
+    text = pack_documents(TEXT, tokenizer, 32)
+    config = PretrainConfig(epochs=1, batch_sequences=4, log_every_steps=1, checkpoint_every_steps=1000)
+    train_packed(model, text, text, config, out, Journal(out), 0)
+    losses = [line["values"]["loss"] for line in Journal(out).read()]
+    return [*losses, heldout_loss(model, text.rows)]
+
+
+def test_pretraining(base, tmp_path) -> None:
+    ours = pretrained(base, tmp_path / "cpu")
+    with pretended_gpu():
+        theirs = pretrained(base, tmp_path / "gpu")
+    assert theirs == pytest.approx(ours, rel=1e-4)
+
+
+def reward_losses(base: Path, out: Path, config: RewardConfig) -> list[float]:
+    """Losses of a few steps of a second member, which starts from a head of random numbers."""
+    language_model, tokenizer = load_causal_model(base / "model"), load_tokenizer(base / "model")
+    rows = [comparison(f"Who {n}?", LINES[n % 4], LINES[4]) for n in range(6)]
+    groups, _ = group_by_prompt(rows, tokenizer, 64)
+    model, head = untrained(language_model, config, 1)
+    train_groups(model, head, groups, config, out, Journal(out), 0)
+    return [line["values"]["loss"] for line in Journal(out).read()]
+
+
+@pytest.mark.parametrize("options", [{}, {"likelihood": True, "lm_coef": 0.2}, {"lora_rank": 2}])
+def test_reward_model_training(base, tmp_path, options) -> None:
+    config = RewardConfig(epochs=1, batch_prompts=3, log_every_steps=1, **options)
+    ours = reward_losses(base, tmp_path / "cpu", config)
+    with pretended_gpu():
+        theirs = reward_losses(base, tmp_path / "gpu", config)
+    assert len(ours) == 2 and theirs == pytest.approx(ours, rel=1e-4)
+
+
+def test_a_random_head_has_the_same_numbers_on_every_device() -> None:
+    ours, theirs = world.reward_model(), world.reward_model()
+    shake_head(ours, 2)
+    with pretended_gpu() as gpu:
+        theirs.to(gpu)
+        shake_head(theirs, 2)
+        assert theirs.score.weight.tolist() == ours.score.weight.tolist()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"ptx_coef": 0.5, "ptx_batch_size": 2, "ema_decay": 0.5, "whiten_rewards": True},
+        {"layout": "shared_trunk", "gradient_checkpointing": True},
+        {"layout": "lora", "entropy_coef": 0.01},
+    ],
+)
+def test_ppo_with_a_policy_that_its_caller_put_on_the_gpu(tmp_path, monkeypatch, options) -> None:
+    """All of `train_ppo` but the writing of weights, which are not there to be written."""
+    monkeypatch.setattr(train, "publish", lambda *_: None)
+    monkeypatch.setattr(train, "save_checkpoint", lambda *_: None)
+    config = world.config(steps=1, batch_size=4, minibatch_size=2, max_new_tokens=4, epochs=1, **options)
+
+    def run(out: Path, gpu: torch.device) -> list[dict]:
+        policy, reward = world.policy(num_hidden_layers=1).to(gpu), world.reward_model().to(gpu)
+        train.train_ppo(policy, world.tokenizer(), PROMPTS, reward, config, ptx_sequences=PROMPTS[3:8], out=out)
+        return world.logged(out)
+
+    ours = run(tmp_path / "cpu", torch.device("cpu"))
+    with pretended_gpu() as gpu:
+        theirs = run(tmp_path / "gpu", gpu)
+    for before, now in zip(ours, theirs, strict=True):
+        mismatch = {"sampling_mismatch"}  # is nothing but rounding
+        assert {k: v for k, v in now.items() if k not in mismatch} == pytest.approx(
+            {k: v for k, v in before.items() if k not in mismatch}, rel=1e-3, abs=1e-5
+        )
+
+
+def test_evaluation(base) -> None:
+    with pretended_gpu():
+        model, tokenizer = load_causal_model(base / "model"), load_tokenizer(base / "model")
+        bench = Bench(
+            EvaluationConfig(max_new_tokens=4), tokenizer, model, load_scalar_model(base / "reward"), None, seed=0
+        )
+        answers = answer_all(bench, model, [prompt("Who?"), prompt("What is it?")])
+    assert [answer.kl for answer in answers] == pytest.approx([0, 0], abs=1e-5)
