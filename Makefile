@@ -1,7 +1,8 @@
 # Everything sets itself up: Python 3.11 or newer and make are all that is needed beforehand.
 #
 #   make demo    install, start the servers, run the recipe `town`, print the report and the addresses
-#   make test    tests              make check   ruff, mypy --strict, the architecture test, known faults of packages
+#   make test    tests              make check   ruff, mypy --strict, the architecture test, docs,
+#                            known faults of packages
 #   make test-long   the production profile, deployments in a browser, waiting runs, several processes: minutes each
 #   make chaos   kills a pipeline, its worker and its servers at random moments, for minutes
 #   make docs    the documentation site, into site/
@@ -40,6 +41,7 @@ check: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q tests/test_architecture.py
+	@$(MAKE) --no-print-directory docs
 	@$(MAKE) --no-print-directory audit
 
 # `pip-audit` counts a package that its service does not know as well, so the service is asked for one with a known fault
