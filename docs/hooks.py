@@ -1,13 +1,13 @@
 """Hooks of the documentation's build: the table of every recipe option, and the spacing of formulas in docstrings."""
 
+import json
 import re
 from collections.abc import Iterator
-from types import UnionType
-from typing import Any, Union, get_args, get_origin
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
-from pydantic_core import PydanticUndefined
 
 from flows.recipe.schema import Recipe
 
@@ -52,19 +52,34 @@ def model_of(annotation: Any) -> type[BaseModel] | None:
 
 
 def type_name(annotation: Any) -> str:
-    text = annotation.__name__ if isinstance(annotation, type) else str(annotation)
-    if get_args(annotation):
-        text = str(annotation)
-    text = re.sub(r"Annotated\[([\w.]+), .*?\](?=[\],) ]|$)", r"\1", text)
-    return re.sub(r"\b(?:typing|pathlib|alignment|labeling|flows)\.(?:[\w]+\.)*", "", text).replace(" | ", " or ")
+    """An annotation in the words of a YAML file."""
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if annotation is NoneType:
+        return "null"
+    if origin is Annotated:
+        return type_name(arguments[0])
+    if origin in (Union, UnionType):
+        return " or ".join(type_name(member) for member in arguments)
+    if origin is Literal:
+        return " or ".join(json.dumps(value) for value in arguments)
+    if origin in (tuple, list):
+        return f"list of {type_name(arguments[0])}"
+    if origin is dict:
+        return f"mapping of {type_name(arguments[0])} to {type_name(arguments[1])}"
+    return str(annotation.__name__)
 
 
 def default(field: FieldInfo) -> str:
+    """The default as YAML would have it; options within a default are shown where they are not their own default."""
     if field.is_required():
         return "required"
-    value = field.get_default(call_default_factory=True)
-    assert value is not PydanticUndefined
-    return repr(value)
+    return json.dumps(plain(field.get_default(call_default_factory=True)), ensure_ascii=False)
+
+
+def plain(value: Any) -> Any:
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json", exclude_defaults=True)
+    return [plain(item) for item in value] if isinstance(value, tuple | list) else value
 
 
 def first_paragraph(model: type[BaseModel]) -> str:
