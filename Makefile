@@ -1,8 +1,7 @@
 # Everything sets itself up: Python 3.11 or newer and make are all that is needed beforehand.
 #
 #   make demo    install, start the servers, run the recipe `town`, print the report and the addresses
-#   make test    tests              make check   ruff, mypy --strict, the architecture test, docs,
-#                            known faults of packages
+#   make test    tests              make check   ruff, mypy --strict, the architecture test, docs, known faults of packages
 #   make test-long   the production profile, deployments in a browser, waiting runs, several processes: minutes each
 #   make chaos   kills a pipeline, its worker and its servers at random moments, for minutes
 #   make docs    the documentation site, into site/

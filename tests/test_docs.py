@@ -203,16 +203,37 @@ def test_examples_of_the_tutorial_run(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    place = str(model / "model")
+    path = str(model / "model")
     for code in blocks(ROOT / "docs" / "tutorial.md", "python"):
-        code = code.replace("path/to/model", place).replace("path/to/checkpoint", place).replace("steps=20", "steps=2")
+        code = code.replace("path/to/model", path).replace("path/to/checkpoint", path).replace("steps=20", "steps=2")
         exec(compile(code, "tutorial", "exec"), {})
     assert (tmp_path / "run" / "model" / "model.safetensors").exists()
 
 
+EXCERPT = re.compile(r"# ([\w/]+\.py)\n")
+
+
+def examples(page: Path) -> list[str]:
+    """The Python of a page that is not an excerpt of a file."""
+    return [code for code in blocks(page, "python") if not EXCERPT.match(code)]
+
+
+def test_excerpts_on_the_pages_are_what_the_files_say() -> None:
+    for page in PAGES:
+        for code in blocks(page, "python"):
+            if match := EXCERPT.match(code):
+                source = (ROOT / match[1]).read_text(encoding="utf-8")
+                assert code[match.end() :] in source, f"{page.name}: {code}"
+
+
+def test_examples_of_the_page_on_extending_run() -> None:
+    for code in examples(ROOT / "docs" / "extending.md"):
+        exec(compile(code, "extending", "exec"), {})
+
+
 def test_names_that_the_pages_import_exist() -> None:
     for page in [*PAGES, *(ROOT / "docs" / "reference").glob("*.md")]:
-        for code in blocks(page, "python"):
+        for code in examples(page):
             imports = [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Import | ast.ImportFrom)]
             exec(compile(ast.Module(body=imports, type_ignores=[]), page.name, "exec"), {})
 
