@@ -29,6 +29,7 @@ from tests.alignment.ppo import world
 ROOT = Path(__file__).parents[1]
 README, CONTRIBUTING = ROOT / "README.md", ROOT / "CONTRIBUTING.md"
 GUIDES = [path for path in sorted((ROOT / "docs").glob("*.md")) if path.name != "LOG.md"]
+PACKAGES = ("alignment", "labeling", "flows")
 PAGES = [README, CONTRIBUTING, *GUIDES]
 PPO = (ROOT / "docs" / "ppo.md").read_text(encoding="utf-8")
 LABELING = (ROOT / "docs" / "labeling.md").read_text(encoding="utf-8")
@@ -129,6 +130,23 @@ def test_links_of_the_pages_outside_the_site_lead_somewhere(page: Path) -> None:
         if anchor:
             titles = re.findall(r"^#+ (.+)$", (ROOT / path).read_text(encoding="utf-8"), flags=re.MULTILINE)
             assert anchor in {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}, link
+
+
+def test_the_tree_on_the_page_on_architecture_has_every_folder() -> None:
+    tree = blocks(ROOT / "docs" / "architecture.md", "text")[0]
+    shown: set[str] = set()
+    package = ""
+    for indent, name in re.findall(r"^( *)([\w.]+/)", tree, flags=re.MULTILINE):
+        package = package if indent else name
+        shown.add(package + name if indent else name)
+    folders = {
+        f"{path.relative_to(ROOT)}/"
+        for top in PACKAGES
+        for path in [ROOT / top, *sorted((ROOT / top).iterdir())]
+        if path.is_dir() and path.name != "__pycache__"
+    }
+    assert shown >= folders
+    assert all((ROOT / folder).is_dir() for folder in shown)
 
 
 def test_the_readme_is_short_and_its_examples_are_those_of_the_site() -> None:
