@@ -1,9 +1,10 @@
 # Everything sets itself up: Python 3.11 or newer and make are all that is needed beforehand.
 #
 #   make demo    install, start the servers, run the recipe `town`, print the report and the addresses
-#   make test    tests              make check   ruff, mypy --strict, the architecture test, known faults of packages
+#   make test    tests              make check   ruff, mypy --strict, the architecture test, docs, known faults of packages
 #   make test-long   the production profile, deployments in a browser, waiting runs, several processes: minutes each
 #   make chaos   kills a pipeline, its worker and its servers at random moments, for minutes
+#   make docs    the documentation site, into site/
 #   make audit   known faults of the packages that are installed, where PyPI's service for them can be reached
 #   make up      start the servers  make down    stop them          make clean   remove what can be made again
 
@@ -17,7 +18,7 @@ LABEL_STUDIO_READY := $(LABEL_STUDIO)/.ready
 BROWSER := $(shell command -v chromium || command -v chromium-browser || command -v google-chrome)
 PIP_FLAGS := --quiet --disable-pip-version-check
 
-.PHONY: demo test test-long chaos check audit format up down status setup browser clean distclean
+.PHONY: demo test test-long chaos check docs audit format up down status setup browser clean distclean
 
 demo: setup
 	$(BIN)/rlhf up
@@ -39,12 +40,17 @@ check: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q tests/test_architecture.py
+	@$(MAKE) --no-print-directory docs
 	@$(MAKE) --no-print-directory audit
 
 # `pip-audit` counts a package that its service does not know as well, so the service is asked for one with a known fault
 # first. Without a network this says that nothing was looked at, and fails nothing.
 audit: $(READY)
 	@$(BIN)/python deploy/audit.py requirements.lock requirements-label-studio.lock
+
+# Material for MkDocs prints a notice about its own end of life on every build unless this variable is set.
+docs: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 format: $(READY)
 	$(BIN)/ruff format .
@@ -83,7 +89,7 @@ browser:
 
 clean:
 	-test -x $(BIN)/rlhf && $(BIN)/rlhf down
-	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache
 	find alignment flows labeling tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 distclean: clean
