@@ -24,7 +24,6 @@ from unittest.mock import patch
 import torch
 from torch import nn
 
-from alignment.config.methods import AlignOptions
 from alignment.config.stages import EvaluationConfig, PretrainConfig, RewardConfig, SamplingConfig, SFTConfig
 from alignment.data import responses
 from alignment.distributed.devices import device, release_memory
@@ -34,6 +33,7 @@ from alignment.models.generation import Sample, generate
 from alignment.models.likelihood import add_likelihood
 from alignment.models.scalar import load_causal_model, load_scalar_model, member_scores
 from alignment.ppo.config import PPOConfig
+from alignment.rules.options import AlignOptions
 from alignment.training.loop import backward
 from alignment.training.pretrain import next_token_loss, pretrain
 from benchmarks.gpu_world import ANSWERS, SIZES, Size
