@@ -71,7 +71,7 @@ def wait_until_back(label_studio: LabelStudio, error: ServerUnavailable) -> None
 
 
 @contextmanager
-def hurried() -> Iterator[None]:
+def without_retries() -> Iterator[None]:
     """Within, MLflow is asked once and for a few seconds: for a process that is about to end."""
     before = {name: os.environ.get(name) for name in HURRY}
     os.environ.update(HURRY)
@@ -82,14 +82,11 @@ def hurried() -> Iterator[None]:
             os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
-def mlflow_answers() -> bool:
-    """Whether MLflow's server answers now; a store that is a file always does. Takes at most a few seconds.
+def mlflow_answers(uri: str) -> bool:
+    """Whether MLflow's server at the tracking `uri` answers now; a store that is a file always does.
 
-    Any answer but one of a broken server counts, so that a gateway without MLflow's `/health` is no outage.
+    Takes a few seconds at most. Any answer below 500 counts, so that a gateway without MLflow's `/health` is no outage.
     """
-    import mlflow  # reads its settings when it is imported: those of a stack have to be there before
-
-    uri = mlflow.get_tracking_uri()
     if not uri.startswith("http"):
         return True
     try:
