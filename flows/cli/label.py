@@ -5,7 +5,7 @@ import os
 import shlex
 from pathlib import Path
 from threading import Event
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -15,8 +15,9 @@ from flows.cli.common import AsJson, Overrides, print_table, use_stack
 from flows.recipe.schema import check_files, load_recipe
 from labeling.config import LabelingConfig
 from labeling.errors import LabelingError
-from labeling.server.client import LabelStudio
-from labeling.server.receiver import receiving, sync_when_woken
+
+if TYPE_CHECKING:
+    from labeling.server.client import LabelStudio
 
 app = typer.Typer(help="Collections of judgements: open, follow, import and export.", no_args_is_help=True)
 Projects = Annotated[
@@ -120,6 +121,7 @@ def listen(
 ) -> None:
     """Keep the local store synchronised until Ctrl-C: at each webhook of Label Studio, and periodically."""
     from flows.annotation.label_studio import annotation_store
+    from labeling.server.receiver import receiving, sync_when_woken
     from labeling.store import sync as syncing
 
     store, wake = annotation_store(), Event()
@@ -173,7 +175,7 @@ def status(
         typer.echo(hint)
 
 
-def _label_studio() -> LabelStudio:
+def _label_studio() -> "LabelStudio":
     """The server named by the environment, else the local stack's."""
     from flows.annotation.label_studio import client
 

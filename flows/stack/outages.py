@@ -11,12 +11,14 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import httpx
 
 from labeling.errors import ServerUnavailable
-from labeling.server.client import LabelStudio
+
+if TYPE_CHECKING:
+    from labeling.server.client import LabelStudio  # its library is slow to import, and the CLI imports this module
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -39,7 +41,7 @@ def retries() -> dict[str, str]:
     return {name: os.environ.get(name, value) for name, value in RETRIES.items()}
 
 
-def through_outages(label_studio: LabelStudio, work: Callable[[], T]) -> T:
+def through_outages(label_studio: "LabelStudio", work: Callable[[], T]) -> T:
     """What `work` returns; while Label Studio is away it is waited for, and the work is begun again.
 
     The work must look at what is there before it adds something: a request may have been carried out though its answer
@@ -53,7 +55,7 @@ def through_outages(label_studio: LabelStudio, work: Callable[[], T]) -> T:
     return work()
 
 
-def wait_until_back(label_studio: LabelStudio, error: ServerUnavailable) -> None:
+def wait_until_back(label_studio: "LabelStudio", error: ServerUnavailable) -> None:
     """Ask until Label Studio answers again. Raises ServerUnavailable when that takes too long."""
     patience, started = float(os.environ.get(PATIENCE, PATIENCE_SECONDS)), time.monotonic()
     log.warning("%s It is asked again for %.0f minutes", error, patience / 60)
