@@ -21,6 +21,7 @@ from alignment.errors import ArtifactError, DataError
 
 KEY_LENGTH_IN_NAMES = 16
 READ_BYTES = 1 << 20
+PRIVATE = 0o600  # mode of a file that only its owner may read
 
 
 class Artifact(BaseModel):
@@ -142,11 +143,17 @@ def content_digest(path: Path) -> str:
 
 
 def write_json(path: Path, value: object) -> None:
-    """Write JSON in one move, so that a reader sees the whole file or none."""
+    """Write JSON atomically."""
+    write_text(path, json.dumps(value, indent=2, sort_keys=True) + "\n")
+
+
+def write_text(path: Path, text: str, mode: int = 0o666) -> None:
+    """Write a file by a rename, so that a reader sees the whole file or none. `mode` is subject to the umask."""
     temporary = path.with_name(path.name + ".partial")
-    with temporary.open("w", encoding="utf-8") as file:
-        json.dump(value, file, indent=2, sort_keys=True)
-        file.write("\n")
+    temporary.unlink(missing_ok=True)  # left by a killed process, perhaps with another mode
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        file.write(text)
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)

@@ -88,11 +88,11 @@ def options(recipe: str, side: str, seed: int, overrides: list[str]) -> list[str
 def pipeline(recipe: str, told: list[str], place: Path, environment: dict[str, str]) -> dict[str, Any]:
     """`rlhf run`, with the seconds of its stages from the release."""
     started = time.perf_counter()
-    said = run(["-m", "flows.cli.main", "run", recipe, "--home", str(place / "home"), *sets(told)], environment)
+    said = run(["-m", "flows.cli.main", "--home", str(place / "home"), "run", recipe, *sets(told)], environment)
     total = time.perf_counter() - started
     release = next(line.split()[1].rstrip(":") for line in said.splitlines() if line.startswith("release "))
     manifest = json.loads(
-        run(["-m", "flows.cli.main", "report", release, "--json", "--home", str(place / "home")], environment)
+        run(["-m", "flows.cli.main", "--home", str(place / "home"), "report", release, "--json"], environment)
     )
     chosen = load_recipe(recipe, told)
     key = keys(steps(chosen))[chosen.align.method]

@@ -31,6 +31,10 @@ MEMORY_WORDS = ("can't allocate memory", "cannot allocate memory", "out of memor
 GO_ON = "the same command goes on from there (in a deployment: `rlhf retry`)"
 
 
+class NotYet(Exception):
+    """Work that cannot be finished now although nothing failed; only the flow catches it."""
+
+
 class StageStopped(RLHFError):
     """A stage that cannot go on for a reason outside of it; the message says what is kept and what to do."""
 

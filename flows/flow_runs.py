@@ -3,14 +3,16 @@
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 from itertools import takewhile
-from typing import TYPE_CHECKING
 from uuid import UUID
 
-from alignment.errors import ConfigError, RLHFError
+from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.schemas import SetStateStatus, filters
+from prefect.client.schemas.objects import FlowRun, State, StateType
+from prefect.client.schemas.sorting import FlowRunSort
+from prefect.events.filters import EventFilter, EventNameFilter, EventOrder, EventResourceFilter
+from prefect.states import AwaitingRetry
 
-if TYPE_CHECKING:
-    from prefect.client.orchestration import SyncPrefectClient
-    from prefect.client.schemas.objects import FlowRun, State
+from alignment.errors import ConfigError, RLHFError
 
 POOL = "train"
 FLOWS = ("rlhf", "rlhf-stage")  # those that `rlhf run` starts, in a terminal too
@@ -26,11 +28,8 @@ class Refused(RLHFError):
     """Prefect did not take a state."""
 
 
-def of_state(prefect: "SyncPrefectClient", *names: str, pool: str = POOL) -> "list[FlowRun]":
+def of_state(prefect: SyncPrefectClient, *names: str, pool: str = POOL) -> list[FlowRun]:
     """The runs of a pool in states of these names, the newest first; with pool "" those that a terminal started."""
-    from prefect.client.schemas import filters
-    from prefect.client.schemas.sorting import FlowRunSort
-
     runs = filters.FlowRunFilter(state=filters.FlowRunFilterState(name=filters.FlowRunFilterStateName(any_=[*names])))
     sort = FlowRunSort.EXPECTED_START_TIME_DESC
     if pool:
@@ -41,10 +40,8 @@ def of_state(prefect: "SyncPrefectClient", *names: str, pool: str = POOL) -> "li
     return [run for run in found if run.deployment_id is None]
 
 
-def named(prefect: "SyncPrefectClient", name: str) -> "FlowRun":
+def named(prefect: SyncPrefectClient, name: str) -> FlowRun:
     """The run of an id or a name. Raises ConfigError when there is none, or more than one."""
-    from prefect.client.schemas import filters
-
     try:
         wanted = filters.FlowRunFilter(id=filters.FlowRunFilterId(any_=[UUID(name)]))
     except ValueError:
@@ -58,15 +55,13 @@ def named(prefect: "SyncPrefectClient", name: str) -> "FlowRun":
     return found[0]
 
 
-def history(prefect: "SyncPrefectClient", run: "FlowRun") -> "list[State]":
+def history(prefect: SyncPrefectClient, run: FlowRun) -> list[State]:
     """All states of a run, the oldest first."""
     return sorted(prefect.read_flow_run_states(run.id), key=lambda state: state.timestamp)
 
 
-def last_heartbeat(prefect: "SyncPrefectClient", run: "FlowRun") -> datetime | None:
+def last_heartbeat(prefect: SyncPrefectClient, run: FlowRun) -> datetime | None:
     """When a run last gave a sign of life; None for one that never did."""
-    from prefect.events.filters import EventFilter, EventNameFilter, EventOrder, EventResourceFilter
-
     asked = EventFilter(
         event=EventNameFilter(name=["prefect.flow-run.heartbeat"]),
         resource=EventResourceFilter(id=[f"prefect.flow-run.{run.id}"]),
@@ -76,42 +71,35 @@ def last_heartbeat(prefect: "SyncPrefectClient", run: "FlowRun") -> datetime | N
     return found[0].occurred if found else None
 
 
-def restarts(states: "Sequence[State]") -> int:
+def restarts(states: Sequence[State]) -> int:
     """How often the watcher has started a run again since a person did, or since it went on after waiting."""
     scheduled = [state for state in states if state.is_scheduled() and state.name not in WAITS_FOR_A_SLOT]
     return len([*takewhile(by_watcher_again, reversed(scheduled))])
 
 
-def by_watcher_again(state: "State") -> bool:
+def by_watcher_again(state: State) -> bool:
     """Whether a state is the watcher's word to start a dead run again."""
     return state.name == "AwaitingRetry" and (state.message or "").startswith(BY_WATCHER)
 
 
-def give_state(prefect: "SyncPrefectClient", run: "FlowRun", state: "State", *, force: bool = False) -> None:
+def give_state(prefect: SyncPrefectClient, run: FlowRun, state: State, *, force: bool = False) -> None:
     """Put a run into a state. Raises Refused, with Prefect's reason, when it is not taken."""
-    from prefect.client.schemas import SetStateStatus
-
     answer = prefect.set_flow_run_state(run.id, state, force=force)
     if answer.status != SetStateStatus.ACCEPT:
         reason = getattr(answer.details, "reason", None) or answer.status.value
         raise Refused(f"{run.name} cannot become {state.name}: {reason}")
 
 
-def resume(prefect: "SyncPrefectClient", run: "FlowRun", message: str) -> None:
+def resume(prefect: SyncPrefectClient, run: FlowRun, message: str) -> None:
     """Let a suspended run go on. Raises ConfigError for one that is not suspended."""
-    from prefect.client.schemas.objects import StateType
-    from prefect.states import State
-
     if run.state_name != "Suspended":
         what = "; `rlhf retry` starts it again" if run.state is not None and run.state.is_final() else ""
         raise ConfigError(f"{run.name} is {run.state_name} and does not wait for anything{what}")
     give_state(prefect, run, State(type=StateType.SCHEDULED, name="Resuming", message=message))
 
 
-def start_again(prefect: "SyncPrefectClient", run: "FlowRun", message: str) -> None:
+def start_again(prefect: SyncPrefectClient, run: FlowRun, message: str) -> None:
     """Have a worker run an ended run again, which goes on from what is finished. Raises ConfigError."""
-    from prefect.states import AwaitingRetry
-
     if run.deployment_id is None:
         raise ConfigError(f"{run.name} was started in a terminal: the same `rlhf run` command goes on with it")
     if run.state is None or not run.state.is_final():

@@ -33,6 +33,7 @@ from flows.releases.lineage import lineage
 from flows.releases.report import load_release
 from flows.releases.trace import trace
 from flows.tracking import runs
+from flows.tracking.layout import OUTPUT
 from flows.tracking.runner import find, run_step
 from labeling.errors import ServerUnavailable
 from labeling.server.client import LabelStudio
@@ -127,7 +128,7 @@ def test_mlflow_has_a_nested_run_a_stage_and_four_models(release: dict[str, Any]
         assert len(run.inputs.dataset_inputs) == len(steps(load_recipe(str(TINY)))[stage].inputs)
     for stage, name in TRAINED.items():
         assert len(client.get_metric_history(by_stage[stage].info.run_id, "loss" if stage != "ppo" else "kl")) >= 3
-        figures = [file.path for file in client.list_artifacts(by_stage[stage].info.run_id, f"{runs.OUTPUT}/figures")]
+        figures = [file.path for file in client.list_artifacts(by_stage[stage].info.run_id, f"{OUTPUT}/figures")]
         assert figures and all(path.endswith(".png") for path in figures)
         assert release["models"][name] == f"models:/{name}/1"
         assert client.get_model_version(name, "1").run_id == by_stage[stage].info.run_id
@@ -300,7 +301,8 @@ def test_what_the_command_says(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(sys, "argv", ["rlhf", "run", str(TINY), "--home", str(tmp_path), *told])
+    monkeypatch.setenv("RLHF_HOME", str(tmp_path))
+    monkeypatch.setattr(sys, "argv", ["rlhf", "run", str(TINY), *told])
     with pytest.raises(SystemExit) as ended:
         main()
     said = capsys.readouterr().err

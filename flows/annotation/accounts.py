@@ -1,15 +1,16 @@
-"""Annotators' accounts: made on the server, their passwords and tokens kept in a file that only its owner can read."""
+"""Annotators' accounts: created on the server, with passwords and tokens in a file that only its owner can read."""
 
 import secrets
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ConfigDict, Field, ValidationError
 
+from alignment.artifacts import PRIVATE, write_text
 from alignment.errors import ArtifactError
+from alignment.records import Record
 from flows.home import home_directory
-from flows.stack.credentials import write_private
 from labeling.errors import BadCredentials
 from labeling.locks import exclusively
 from labeling.server.client import LabelStudio
@@ -19,40 +20,38 @@ FILE = "annotators.json"
 State = Literal["new", "ready", "token changed", "own password"]
 
 
-class Kept(BaseModel):
-    """What is kept of one account."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class Account(Record):
+    """The secrets of one account."""
 
     id: int
     password: str = Field(repr=False)
     token: str = Field(repr=False)
 
 
-class Book(BaseModel):
-    """All accounts that were made here, by the server's address and the e-mail address."""
+class Accounts(Record):
+    """All accounts that were created here, by the server's address and the e-mail address."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+    model_config = ConfigDict(hide_input_in_errors=True)
 
-    servers: dict[str, dict[str, Kept]] = {}
+    servers: dict[str, dict[str, Account]] = Field(default_factory=dict)
 
 
-def states(owner: LabelStudio, emails: Iterable[str], home: Path | None = None) -> dict[str, State]:
-    """How it is about each account, without changing anything.
+def states(owner: LabelStudio, emails: Iterable[str]) -> dict[str, State]:
+    """The state of each account; read-only.
 
-    `new`: there is none yet. `ready`: made here, and its token works. `token changed`: made here, and its token does
-    not work any more. `own password`: the person signed up by the invitation link; nobody else has the password.
+    `new`: it does not exist yet. `ready`: created here, and its token works. `token changed`: created here, and its
+    token is no longer valid. `own password`: the person signed up by the invitation link and alone has the password.
     """
-    kept, there = _read(home).servers.get(owner.url, {}), members(owner)
-    return {email: _state(owner, kept.get(email), email.lower() in there) for email in emails}
+    known, existing = _read().servers.get(owner.url, {}), members(owner)
+    return {email: _state(owner, known.get(email), email.lower() in existing) for email in emails}
 
 
-def _state(owner: LabelStudio, kept: Kept | None, there: bool) -> State:
-    if not there:
+def _state(owner: LabelStudio, account: Account | None, exists: bool) -> State:
+    if not exists:
         return "new"
-    if kept is None:
+    if account is None:
         return "own password"
-    with LabelStudio(owner.url, kept.token) as client:
+    with LabelStudio(owner.url, account.token) as client:
         try:
             client.whoami()
         except BadCredentials:
@@ -60,37 +59,37 @@ def _state(owner: LabelStudio, kept: Kept | None, there: bool) -> State:
     return "ready"
 
 
-def ensure_people(owner: LabelStudio, emails: Iterable[str], home: Path | None = None) -> dict[str, State]:
-    """An account for everyone who has none yet; a token that was changed is read anew. Returns the states of before.
+def ensure_people(owner: LabelStudio, emails: Iterable[str]) -> dict[str, State]:
+    """Create missing accounts and read changed tokens again. Returns the states before that.
 
-    Each account is in the file before the next one is made.
+    Each account is in the file before the next one is created.
     """
-    with exclusively(f"accounts {home_directory(home)}"):
-        before = states(owner, emails, home)
+    with exclusively(f"accounts {home_directory()}"):
+        before = states(owner, emails)
         for email, state in before.items():
             if state not in ("new", "token changed"):
                 continue
-            book = _read(home)
-            known = book.servers.get(owner.url, {})
+            accounts = _read()
+            known = accounts.servers.get(owner.url, {})
             password = known[email].password if email in known else secrets.token_urlsafe(12)
-            made = ensure_account(owner, email, password)
-            entry = Kept(id=made.id, password=password, token=made.token.get_secret_value())
-            whole = Book(servers=book.servers | {owner.url: known | {email: entry}})
-            write_private(book_path(home), whole.model_dump_json(indent=1))
+            person = ensure_account(owner, email, password)
+            account = Account(id=person.id, password=password, token=person.token.get_secret_value())
+            accounts = Accounts(servers=accounts.servers | {owner.url: known | {email: account}})
+            write_text(accounts_file(), accounts.model_dump_json(indent=1) + "\n", PRIVATE)
     return before
 
 
-def book_path(home: Path | None = None) -> Path:
-    """Where passwords and tokens are kept."""
-    return home_directory(home) / FILE
+def accounts_file() -> Path:
+    """The file of passwords and tokens."""
+    return home_directory() / FILE
 
 
-def _read(home: Path | None) -> Book:
-    path = book_path(home)
+def _read() -> Accounts:
+    path = accounts_file()
     if not path.exists():
-        return Book()
+        return Accounts()
     try:
-        return Book.model_validate_json(path.read_bytes())
+        return Accounts.model_validate_json(path.read_bytes())
     except ValidationError as error:
         raise ArtifactError(
             f"{path} cannot be read: {error.errors()[0]['msg']}; restore it, or remove it and set new passwords on the "

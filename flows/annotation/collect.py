@@ -1,7 +1,6 @@
-"""Stage `labeling`: responses go to Label Studio, people or the simulated crew judge them, judgements come back."""
+"""Stage `labeling`: responses go to Label Studio, people or simulated annotators judge them, judgements come back."""
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from functools import cache
@@ -13,13 +12,11 @@ from alignment.errors import DataError
 from alignment.journal import Journal
 from alignment.records import Comparison, Rejected, ResponseSet, read_records, stable_id, write_records
 from alignment.town import Judge
-from flows.annotation.publish import announce
+from flows.annotation.label_studio import annotation_store, client
+from flows.annotation.publish import publish_status
 from flows.annotation.select import Material, read_material, within_budget
 from flows.annotation.wait import wait_for_people
-from flows.home import home_directory
-from flows.recipe.untrusted import holds_credentials
 from flows.stack.outages import through_outages
-from flows.stack.processes import StackError
 from flows.tracking.links import link_projects
 from labeling.collection import (
     ADJUDICATION,
@@ -31,14 +28,13 @@ from labeling.collection import (
     simulate_collection,
 )
 from labeling.config import LabelingConfig
+from labeling.reports.figures import crew_figures
 from labeling.screens.render import screen
 from labeling.server.client import LabelStudio
-from labeling.store.store import Store
 from labeling.tasks.balance import balance
 from labeling.tasks.plan import Planned, plan_tasks
 from labeling.tasks.projects import screen_hash
 
-STORE_FILE = "annotations.db"
 SCREENS = "screens"
 CLEAR = 0.5  # of a gold score from 0 to 1
 
@@ -48,9 +44,8 @@ def collect(
 ) -> Mapping[str, float]:
     """Open the projects, wait until enough is judged, and write what came back.
 
-    All that is said goes into the store of annotations, and what comes back is made from there. Killed and started
-    again, it finds the projects and every judgement that was made, and asks only for the rest. Raises WaitingForPeople
-    where the run is to be suspended.
+    Every annotation goes into the store, and the output is made from the store. After a kill the existing projects
+    and judgements are used, and only the rest is asked for. Raises WaitingForPeople to have the run suspended.
     """
     material = read_material(config, responses)
     with closing(annotation_store()) as store, client(config) as label_studio:
@@ -58,12 +53,12 @@ def collect(
         known, unread = known_answers(config, material.sets, town)
         planned = plan_tasks(config, material.sets, known, material.pairs)
         collection = through_outages(label_studio, lambda: open_planned(label_studio, config, planned, out))
-        keep_balance(planned, material, out)
+        write_balance(planned, material, out)
         link_projects(collection.urls)
         if config.annotators == "simulated":
             assert town is not None, "the recipe refuses simulated annotators without a town"
             through_outages(
-                label_studio, lambda: let_the_crew_work(label_studio, collection, config, material.sets, town)
+                label_studio, lambda: run_simulated_annotators(label_studio, collection, config, material.sets, town)
             )
         else:
             wait_for_people(label_studio, collection, config, store, out)
@@ -80,9 +75,9 @@ def collect(
                 label_studio, lambda: pull_collection(label_studio, collection, store, config.quality, second)
             )
         if config.annotators == "people":
-            announce(collection, store, config.quality, out)
-    told = write_down(pulled, collection, out, journal, [*material.rejected, *unread])
-    return {**told, "collapsed_responses": float(planned.collapsed)}
+            publish_status(collection, store, config.quality, out)
+    figures = write_output(pulled, collection, out, journal, [*material.rejected, *unread])
+    return {**figures, "collapsed_responses": float(planned.collapsed)}
 
 
 def known_answers(
@@ -124,27 +119,7 @@ def town_answers(sets: list[ResponseSet], judge: Judge) -> list[Comparison]:
     return known
 
 
-def client(config: LabelingConfig) -> LabelStudio:
-    """Label Studio at the recipe's address, or of the local stack. Raises StackError where there is neither."""
-    url, token = config.url or os.environ.get("LABEL_STUDIO_URL"), os.environ.get("LABEL_STUDIO_API_KEY")
-    if not url or not token:
-        raise StackError(
-            "no Label Studio is known: start the local one with `rlhf up`, or set LABEL_STUDIO_URL and "
-            "LABEL_STUDIO_API_KEY"
-        )
-    if holds_credentials(url):
-        raise StackError(
-            "LABEL_STUDIO_URL holds credentials, and it is shown in pages and kept with results: take them out"
-        )
-    return LabelStudio(url, token)
-
-
-def annotation_store(home: Path | None = None) -> Store:
-    """The store of all annotations, under the home of the stack."""
-    return Store(home_directory(home) / STORE_FILE)
-
-
-def let_the_crew_work(
+def run_simulated_annotators(
     label_studio: LabelStudio, collection: Collection, config: LabelingConfig, sets: list[ResponseSet], town: Path
 ) -> None:
     """The simulated annotators see the gold judge's criteria through their own noise and taste."""
@@ -158,17 +133,17 @@ def let_the_crew_work(
     simulate_collection(label_studio, collection, config.crew, judge)
 
 
-def keep_balance(planned: Planned, material: Material, out: Path) -> None:
-    """How responses lie on the screens, and what the choice of prompts went by, in `balance.json`."""
-    found = {
+def write_balance(planned: Planned, material: Material, out: Path) -> None:
+    """Write `balance.json`: the positions of responses on the screens, and the worth that prompts were chosen by."""
+    positions = {
         kind: [one.model_dump(mode="json") for one in balance(tasks, material.origins)]
         for kind, tasks in planned.tasks.items()
     }
-    write_json(out / "balance.json", {"shown": found, "worth": material.worth})
+    write_json(out / "balance.json", {"shown": positions, "worth": material.worth})
 
 
-def keep_screens(collection: Collection, out: Path) -> None:
-    """The screens with their guidelines as people saw them, named by the hash that the card names."""
+def write_screens(collection: Collection, out: Path) -> None:
+    """Write the screens with their guidelines as people saw them, named by the hash that the card names."""
     (out / SCREENS).mkdir(exist_ok=True)
     for batch in collection.batches:
         kind, digest = batch.project.kind, batch.project.screen_hash
@@ -176,14 +151,12 @@ def keep_screens(collection: Collection, out: Path) -> None:
             (out / SCREENS / f"{kind}-{digest}.xml").write_text(screen(kind), encoding="utf-8")
 
 
-def write_down(
+def write_output(
     pulled: Pulled, collection: Collection, out: Path, journal: Journal, unread: Sequence[Rejected] = ()
 ) -> Mapping[str, float]:
     """`comparisons.jsonl` (ties among them), what was kept from it (`gold.jsonl`, `set_aside.jsonl`,
     `quarantine.jsonl`), all that was said (`judgements.jsonl`), `disputed.jsonl`, the statistics with their pictures,
     and the screens."""
-    from labeling.reports.figures import crew_figures
-
     quarantined = [*unread, *collection.rejected, *pulled.quarantined]
     write_records(out / "comparisons.jsonl", [*pulled.comparisons, *pulled.ties])
     write_records(out / "judgements.jsonl", pulled.said)
@@ -191,7 +164,7 @@ def write_down(
     write_records(out / "gold.jsonl", pulled.gold)
     write_records(out / "set_aside.jsonl", pulled.set_aside)
     write_records(out / "disputed.jsonl", pulled.disputes)
-    keep_screens(collection, out)
+    write_screens(collection, out)
     (out / "agreement.json").write_text(pulled.agreement.model_dump_json(indent=1), encoding="utf-8")
     rows = [one.model_dump(mode="json") for one in pulled.quality]
     (out / "annotators.json").write_text(json.dumps(rows, indent=1), encoding="utf-8")

@@ -4,9 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 from pydantic import ValidationError
 
-from alignment.artifacts import content_digest, stage_key
+from alignment.artifacts import content_digest, stage_key, write_text
 from alignment.errors import ArtifactError, ConfigError, DataError
 from alignment.records import Record, Rejected, Response, ResponseSet, read_records
 from flows.home import home_directory
@@ -50,6 +51,17 @@ class Budget(Record):
 
     prompts: dict[Kind, int]
     paces: dict[Kind, Pace]
+
+
+def needed_stages(config: LabelingConfig) -> list[str]:
+    """The stages whose outputs the tasks are made from."""
+    writing = config.demonstrations
+    needed = {
+        "responses": (config.judged > 0 or writing.draft) and not config.responses,
+        "town": config.quality.gold.share > 0 and config.quality.gold.path is None,
+        "prompts": writing.prompts > 0 and not writing.draft,
+    }
+    return [stage for stage, is_needed in needed.items() if is_needed]
 
 
 def read_material(config: LabelingConfig, responses: Path | None) -> Material:
@@ -132,8 +144,6 @@ def _worth(
         return {name: policy_difference(*both) for name, both in texts.items()}, {}
     if config.choose.reward is None:
         return {}, {}
-    import numpy as np
-
     from alignment.reward_model.disagreement import member_rewards
 
     told = member_rewards(Path(config.choose.reward), [*sets.values()])
@@ -145,7 +155,7 @@ def _worth(
 
 
 def within_budget(
-    config: LabelingConfig, material: Material, store: Store, responses: Path | None, home: Path | None = None
+    config: LabelingConfig, material: Material, store: Store, responses: Path | None
 ) -> tuple[LabelingConfig, Budget]:
     """The options with as many prompts as there are and as `choose.hours` pay for, and how that was reckoned.
 
@@ -158,10 +168,10 @@ def within_budget(
     }
     if config.choose.hours is None:
         return config, Budget(prompts=counts, paces=measured_paces(store))
-    path = home_directory(home) / COLLECTIONS / f"{_key(config, responses)}.json"
+    path = home_directory() / COLLECTIONS / f"{_key(config, responses)}.json"
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(_reckoned(config, counts, measured_paces(store)).model_dump_json(indent=1), encoding="utf-8")
+        write_text(path, _reckoned(config, counts, measured_paces(store)).model_dump_json(indent=1))
     try:
         budget = Budget.model_validate_json(path.read_bytes())
     except ValidationError as error:

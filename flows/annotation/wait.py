@@ -12,19 +12,21 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from pydantic import BaseModel, ConfigDict
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import State
+from prefect.runtime import deployment, flow_run
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bar
 
 from alignment.artifacts import write_json
 from alignment.errors import DataError
-from flows.annotation.publish import announce
+from flows.annotation.publish import publish_status
+from flows.annotation.waiting import Standing
+from flows.failures import NotYet
 from flows.flow_runs import BY_WATCHER
 from flows.stack.outages import through_outages
-from flows.tracking.runs import NotYet
 from labeling.collection import Collection, progress, pull_collection, sync_collection
 from labeling.config import LabelingConfig
 from labeling.errors import CollectionLost
@@ -32,35 +34,9 @@ from labeling.server.client import LabelStudio
 from labeling.store.store import Store
 from labeling.store.sync import Synced
 
-if TYPE_CHECKING:
-    from prefect.client.schemas.objects import State
-
 log = logging.getLogger(__name__)
 OPENED = "opened.json"
 PAGE_SECONDS = 600.0
-
-
-class Standing(BaseModel):
-    """How far a collection is. `agreement` is looked at once the quota is reached, if the recipe asks for some.
-
-    `reason` says why it is enough, "" while it is not.
-    """
-
-    model_config = ConfigDict(frozen=True)
-
-    done: int
-    needed: int
-    agreement: float | None = None
-    deadline: datetime
-    reason: str = ""
-
-    def in_words(self, config: LabelingConfig) -> str:
-        """For a line of a table."""
-        asked = f"{self.done} of {self.needed} judged, {config.minimum_share:.0%} are asked for"
-        if config.minimum_agreement is not None:
-            now = "not known yet" if self.agreement is None else f"{self.agreement:.2f}"
-            asked += f"; agreement {now}, {config.minimum_agreement:.2f} is asked for"
-        return f"{asked}; goes on at {self.deadline:%Y-%m-%d %H:%M} UTC with what there is"
 
 
 class WaitingForPeople(NotYet):
@@ -99,7 +75,7 @@ def look(
     label_studio: LabelStudio, collection: Collection, config: LabelingConfig, store: Store, place: Path
 ) -> Standing:
     """Bring the store up to date and say how far the collection is. Raises CollectionLost for a deleted project."""
-    state = progress(collection, store, keep_what_was_said(label_studio, collection, store))
+    state = progress(collection, store, sync_annotations(label_studio, collection, store))
     agreement = None
     if config.minimum_agreement is not None and state.done >= config.minimum_share * state.needed:
         agreement = pull_collection(label_studio, collection, store, config.quality).agreement.overall.share
@@ -108,7 +84,7 @@ def look(
     return found.model_copy(update={"reason": reason_to_go_on(found, config, datetime.now(UTC))})
 
 
-def keep_what_was_said(label_studio: LabelStudio, collection: Collection, store: Store) -> list[Synced]:
+def sync_annotations(label_studio: LabelStudio, collection: Collection, store: Store) -> list[Synced]:
     """Bring the store up to date. Raises CollectionLost when a project was deleted."""
     synced = sync_collection(label_studio, collection, store)
     for project in (one.project for one in synced):
@@ -133,7 +109,7 @@ def wait_for_people(
         poll(label_studio, collection, config, store, place)
         return
     found = through_outages(label_studio, lambda: look(label_studio, collection, config, store, place))
-    announce(collection, store, config.quality, place)
+    publish_status(collection, store, config.quality, place)
     reason = found.reason or ("a person asked to go on" if found.done and asked_to_go_on(place) else "")
     if not reason:
         raise WaitingForPeople(found, place, collection.urls, config)
@@ -146,15 +122,15 @@ def poll(label_studio: LabelStudio, collection: Collection, config: LabelingConf
     for kind, url in collection.urls.items():
         console.print(f"waiting for people: {kind} at {url}", soft_wrap=True)
     console.print("Ctrl-C stops the waiting; the same command goes on with what was judged", soft_wrap=True)
-    announced: float | None = None
+    published_at: float | None = None
     columns = (TextColumn("judged"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Bar(*columns, console=console) as bar:
         judged = bar.add_task("judged")
         while True:
             found = through_outages(label_studio, lambda: look(label_studio, collection, config, store, place))
-            if announced is None or time.monotonic() - announced > PAGE_SECONDS:
-                announce(collection, store, config.quality, place)
-                announced = time.monotonic()
+            if published_at is None or time.monotonic() - published_at > PAGE_SECONDS:
+                publish_status(collection, store, config.quality, place)
+                published_at = time.monotonic()
             bar.update(judged, completed=found.done, total=found.needed)
             if found.reason:
                 go_on(found, found.reason)
@@ -174,21 +150,16 @@ def go_on(found: Standing, reason: str) -> None:
 
 def in_deployment() -> bool:
     """Whether this run came from a deployment, so that it can be suspended and resumed."""
-    from prefect.runtime import deployment
-
     return deployment.id is not None
 
 
 def asked_to_go_on(place: Path) -> bool:
     """Whether a person resumed this flow run while it waited for the collection in `place`."""
-    from prefect.client.orchestration import get_client
-    from prefect.runtime import flow_run
-
     with get_client(sync_client=True) as prefect:
         return resumed_by_hand(prefect.read_flow_run_states(flow_run.id), name_of(place))
 
 
-def resumed_by_hand(states: "Sequence[State]", name: str) -> bool:
+def resumed_by_hand(states: Sequence[State], name: str) -> bool:
     """Whether in this history a suspension for the collection `name` was ended by somebody else than the watcher."""
     history = sorted(states, key=lambda state: state.timestamp)
     return any(

@@ -1,4 +1,4 @@
-"""What a person at the terminal sees of a run: errors raised on purpose in words, all others with their traceback."""
+"""Logging at the terminal: our own errors without a traceback, all others with it."""
 
 import copy
 import logging
@@ -13,10 +13,10 @@ OURS = ("flows", "alignment", "labeling")
 ON_PURPOSE = (RLHFError, LabelingError)
 
 
-class InWords(logging.Formatter):
-    """Formats as another formatter does, without the traceback of an error raised on purpose.
+class WithoutTraceback(logging.Formatter):
+    """Formats as another formatter does, without the traceback of our own errors.
 
-    The record itself stays whole, so Prefect's pages still show where the error came from.
+    The record itself is unchanged, so Prefect's pages still show the traceback.
     """
 
     def __init__(self, inner: logging.Formatter) -> None:
@@ -24,7 +24,7 @@ class InWords(logging.Formatter):
         self._inner = inner
 
     def format(self, record: logging.LogRecord) -> str:
-        """The line, and a traceback only for what was not expected."""
+        """The line, with a traceback only for unexpected errors."""
         error = record.exc_info[1] if record.exc_info else None
         if not isinstance(error, ON_PURPOSE):
             return self._inner.format(record)
@@ -34,26 +34,23 @@ class InWords(logging.Formatter):
 
 
 class OnceAMinute(logging.Filter):
-    """While Prefect's server is away its client says so of every event, at length, though it sends all of them later.
-
-    One line a minute is enough.
-    """
+    """Limits the warnings of Prefect's client to one a minute while the server is away; events are sent later."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._said_at = -math.inf
+        self._last = -math.inf
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Let a warning through when none was for a minute, cut short."""
-        if record.levelno < logging.WARNING or time.monotonic() - self._said_at < 60.0:
+        """Pass a warning, cut short, if the last one is at least a minute old."""
+        if record.levelno < logging.WARNING or time.monotonic() - self._last < 60.0:
             return record.levelno < logging.WARNING
-        self._said_at = time.monotonic()
+        self._last = time.monotonic()
         record.msg, record.args = record.getMessage()[:120], ()
         return True
 
 
-def speak_in_words() -> None:
-    """Show what our own packages tell, and leave out tracebacks of errors raised on purpose."""
+def configure_logging() -> None:
+    """Show the log lines of our packages, without the traceback of our own errors."""
     for package in OURS:
         logging.getLogger(package).setLevel(logging.INFO)
     quiet = OnceAMinute()
@@ -62,5 +59,9 @@ def speak_in_words() -> None:
     for name in ("", "prefect"):
         for handler in logging.getLogger(name).handlers:
             inner = handler.formatter
-            if isinstance(handler, logging.StreamHandler) and inner is not None and not isinstance(inner, InWords):
-                handler.setFormatter(InWords(inner))
+            if (
+                isinstance(handler, logging.StreamHandler)
+                and inner is not None
+                and not isinstance(inner, WithoutTraceback)
+            ):
+                handler.setFormatter(WithoutTraceback(inner))

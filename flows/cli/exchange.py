@@ -1,20 +1,20 @@
-"""`rlhf label import`, `export` and `show`: comparisons of others, for others, and the story of one."""
+"""`rlhf label import`, `export`, `demonstrations` and `show`."""
 
 import json
-import os
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
+from rich.console import Console
 
+from alignment.config.stages import RowSource
+from alignment.data.readers import read_comparisons
 from alignment.errors import ArtifactError, ConfigError, DataError
-
-if TYPE_CHECKING:
-    from alignment.records import Comparison, Demonstration, Record, Rejected
-    from labeling.store.store import Store
+from alignment.records import Comparison, Record, Rejected, read_records, write_records
+from flows.cli.common import AsJson, use_stack
 
 PARTS = ("all", "train", "heldout_prompts", "heldout_annotators", "aside")
 
@@ -37,11 +37,6 @@ class Form(StrEnum):
     jsonl = "jsonl"
 
 
-Home = Annotated[
-    Path | None, typer.Option("--home", help="Where the stack lives: RLHF_HOME, else ./.rlhf", show_default=False)
-]
-
-
 def import_judgements(
     file: Annotated[Path, typer.Argument(help="A file: JSONL (also gzipped), JSON, CSV or Parquet.")],
     out: Annotated[Path, typer.Option(help="A directory for the comparisons and what was put aside.")],
@@ -51,8 +46,6 @@ def import_judgements(
 
     A recipe takes the result with comparisons.sources: [{path: OUT/comparisons.jsonl, format: records}].
     """
-    from alignment.records import write_records
-
     if not file.is_file():
         raise DataError(f"there is no file {file}; check the path (relative ones start at {Path.cwd()})")
     files, bad = _from_label_studio(file) if form is Shape.label_studio else _from_others(file, form)
@@ -68,15 +61,12 @@ def import_judgements(
         raise DataError(f"{file} held nothing that could be used; the reasons are in {out / 'rejected.jsonl'}")
 
 
-def _from_others(file: Path, form: Shape) -> "tuple[dict[str, Sequence[Record]], list[Rejected]]":
-    from alignment.config.stages import RowSource
-    from alignment.data.readers import read_comparisons
-
+def _from_others(file: Path, form: Shape) -> tuple[dict[str, Sequence[Record]], list[Rejected]]:
     good, bad = read_comparisons(RowSource.model_validate({"path": str(file), "format": form.value}), None)
     return {"comparisons.jsonl": good}, bad
 
 
-def _from_label_studio(file: Path) -> "tuple[dict[str, Sequence[Record]], list[Rejected]]":
+def _from_label_studio(file: Path) -> tuple[dict[str, Sequence[Record]], list[Rejected]]:
     from labeling.judgements.imports import import_export
 
     found = import_export(file)
@@ -94,7 +84,6 @@ def export(
     out: Annotated[Path, typer.Option(help="The file to write; ties go beside it, to NAME.ties.SUFFIX.")],
     form: Annotated[Form, typer.Option("--format", help="What to write.")] = Form.parquet,
     part: Annotated[str, typer.Option(help=f"One of {', '.join(PARTS)}.")] = "all",
-    home: Home = None,
 ) -> None:
     """Write comparisons as preference data that TRL reads: prompt, chosen, rejected, margin, and what they came from.
 
@@ -102,7 +91,7 @@ def export(
     """
     from alignment.data.trl_format import write_preferences
 
-    rows = read_part(source, part, home)
+    rows = read_part(source, part)
     for path, count in write_preferences(rows, out, form.value).items():
         typer.echo(f"{count:7} {path}")
 
@@ -110,16 +99,15 @@ def export(
 def written_answers(
     out: Annotated[Path, typer.Option(help="The JSONL file to write; what is put aside goes beside it.")],
     project: Annotated[list[int] | None, typer.Option("--project", metavar="NUMBER", help="Only this one.")] = None,
-    home: Home = None,
 ) -> None:
     """Write the answers that people wrote, as of the last sync, as demonstrations.
 
     A recipe takes them with demonstrations.sources: [{path: OUT, format: records}].
     """
-    from alignment.records import write_records
-    from flows.annotation.collect import annotation_store
+    from flows.annotation.label_studio import annotation_store
+    from flows.annotation.written import written
 
-    rows, bad = written(annotation_store(home), project or ())
+    rows, bad = written(annotation_store(), project or ())
     if not rows:
         raise DataError("nobody wrote an answer yet, as far as our store knows; `rlhf label sync` brings it up to date")
     aside = out.with_name(f"{out.stem}.rejected.jsonl")
@@ -127,33 +115,13 @@ def written_answers(
         typer.echo(f"{count:7} {path}")
 
 
-def written(store: "Store", projects: Collection[int] = ()) -> "tuple[list[Demonstration], list[Rejected]]":
-    """The answers that people wrote, in these projects or in all, as of the last sync; and what was put aside."""
-    from labeling.judgements.comparisons import demonstrations
-    from labeling.judgements.imports import tasks_of
-    from labeling.judgements.parse import parse
-
-    rows: list[Demonstration] = []
-    bad: list[Rejected] = []
-    for one in store.projects():
-        if not projects or one.number in projects:
-            said = store.current(one.project)
-            tasks = tasks_of(one.title, said)
-            parsed = parse(said, tasks.values(), one.overlap, f"label-studio/project/{one.number}")
-            rows += demonstrations(parsed.judgements, tasks)
-            bad += parsed.quarantined
-    return rows, bad
-
-
-def read_part(source: str, part: str, home: Path | None) -> "list[Comparison]":
+def read_part(source: str, part: str) -> list[Comparison]:
     """The comparisons of a file, a stage's directory or a release."""
-    from alignment.records import Comparison, read_records
-
     if part not in PARTS:
         raise ConfigError(f"--part {part}: choose one of {', '.join(PARTS)}")
     path = Path(source)
     if not path.is_file():
-        directory = path if path.is_dir() else release_comparisons(source, home)
+        directory = path if path.is_dir() else release_comparisons(source)
         path = directory / f"{'comparisons' if part == 'all' else part}.jsonl"
     elif part != "all":
         raise ConfigError(f"--part {part} needs a directory or a release; {source} is one file")
@@ -168,34 +136,27 @@ def read_part(source: str, part: str, home: Path | None) -> "list[Comparison]":
     return rows
 
 
-def release_comparisons(release: str, home: Path | None) -> Path:
+def release_comparisons(release: str) -> Path:
     """Where the comparisons of a release lie, here or fetched from MLflow."""
-    from flows.stack.stack import connect
-
-    os.environ.update(connect(home).environment())
+    use_stack()
     from flows.releases.report import release_run
     from flows.releases.trace import stage_output
 
     run_id = release_run(release).data.tags.get("rlhf.run.comparisons")
     if run_id is None:
         raise ArtifactError(f"release {release} was made without a comparisons stage; run its recipe again")
-    return stage_output(run_id, home)
+    return stage_output(run_id)
 
 
 def show(
     comparison: Annotated[str, typer.Argument(help="The id of a comparison, as in comparisons.jsonl (cmp_...).")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-    home: Home = None,
+    as_json: AsJson = False,
 ) -> None:
     """Show one comparison: prompt, both responses, who judged it in which task and project, under which guidelines."""
-    from rich.console import Console
-
-    from flows.stack.stack import connect
-
-    os.environ.update(connect(home).environment())
+    use_stack()
     from flows.releases.trace import trace, trace_view
 
-    found = trace(comparison, home)
+    found = trace(comparison)
     if as_json:
         typer.echo(json.dumps(found, indent=2, ensure_ascii=False))
     else:

@@ -1,27 +1,24 @@
-"""`rlhf logs` and `rlhf gc`: what runs said, and what may go."""
+"""`rlhf logs` and `rlhf gc`: the logs of runs, and files that are no longer needed."""
 
 import json
-import os
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
+from rich.console import Console
+from rich.filesize import decimal
 
-if TYPE_CHECKING:
-    from flows.operations.gc import Item
+from flows.cli.common import print_table, use_stack
+from flows.tracking.logs import as_text, find_log, read_log
 
 
 def logs(
-    run: Annotated[str, typer.Argument(help="How the run's id in MLflow or Prefect begins; the newest if none.")] = "",
-    stage: Annotated[str, typer.Option(help="Only what was said in this stage.")] = "",
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with what is said until Ctrl-C.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the lines as they are, as JSON.")] = False,
-    home: Annotated[Path | None, typer.Option("--home", help="Where the stack lives.", show_default=False)] = None,
+    run: Annotated[str, typer.Argument(help="Prefix of the run's id in MLflow or Prefect; the newest if empty.")] = "",
+    stage: Annotated[str, typer.Option(help="Only lines of this stage.")] = "",
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Print new lines until Ctrl-C.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the lines as JSON.")] = False,
 ) -> None:
-    """Print what a run said, from its file under logs/runs in the home."""
-    from flows.tracking.logs import as_text, find_log, read_log
-
-    path = find_log(run, home)
+    """Print the log of a run, from its file under logs/runs in the home."""
+    path = find_log(run)
     try:
         for line in read_log(path, stage, lambda: follow):
             typer.echo(json.dumps(line, ensure_ascii=False) if as_json else as_text(line))
@@ -30,43 +27,26 @@ def logs(
 
 
 def gc(
-    older_than: Annotated[float, typer.Option(metavar="DAYS", min=0.0, help="Leave what was used in this time.")] = 30,
+    older_than: Annotated[float, typer.Option(metavar="DAYS", min=0.0, help="Keep what was used in this time.")] = 30,
     superseded: Annotated[
         bool, typer.Option("--superseded", help="Also versions of models without an alias and in no release.")
     ] = False,
-    yes: Annotated[bool, typer.Option("--yes", help="Remove it; without this nothing is touched.")] = False,
-    home: Annotated[Path | None, typer.Option("--home", help="Where the stack lives.", show_default=False)] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Remove it; a dry run without.")] = False,
 ) -> None:
-    """Show what takes room and is needed by no registered version, release or running stage; with --yes remove it."""
-    from flows.stack.stack import connect
-
-    os.environ.update(connect(home, ["mlflow"]).environment())
-    from rich.console import Console
-    from rich.filesize import decimal
-
+    """List files that no registered version, release or running stage needs; with --yes remove them."""
+    use_stack("mlflow")
     from flows.operations import gc as collection
 
-    found = collection.plan(home, older_than, superseded=superseded)
-    console, total = Console(), decimal(sum(item.size for item in found))
-    console.print(_table(found))
-    if not found or not yes:
-        console.print(f"{len(found)} things, {total}{'; `rlhf gc --yes` removes them' if found else ''}")
+    items = collection.plan(older_than, superseded=superseded)
+    print_table(["kind", "what", "size", "why"], [(i.kind, i.place, decimal(i.size), i.why) for i in items])
+    console, total = Console(), decimal(sum(item.size for item in items))
+    if not items or not yes:
+        console.print(f"{len(items)} things, {total}{'; `rlhf gc --yes` removes them' if items else ''}")
         return
-    left = collection.carry_out(found, home)
-    for words in left:
-        console.print(f"left: {words}", markup=False, soft_wrap=True)
-    written = collection.note(home, found)
-    console.print(f"{len(found) - len(left)} of {len(found)} things removed, {total} at most; the list is {written}")
+    left = collection.carry_out(items)
+    for reason in left:
+        console.print(f"left: {reason}", markup=False, soft_wrap=True)
+    written = collection.note(items)
+    console.print(f"{len(items) - len(left)} of {len(items)} things removed, {total} at most; the list is {written}")
     if left:
         raise typer.Exit(1)
-
-
-def _table(found: "list[Item]") -> Any:
-    from rich.filesize import decimal
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table("kind", "what", "size", "why")
-    for item in found:
-        table.add_row(item.kind, Text(item.place, overflow="fold"), decimal(item.size), item.why)
-    return table

@@ -1,103 +1,110 @@
 """The commands about the stack: `rlhf up`, `down`, `status`, `doctor`, `backup` and `restore`."""
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
+from rich.console import Console
+from rich.text import Text
 
-from flows.cli.runs import Home, show_runs
-
-if TYPE_CHECKING:
-    from rich.table import Table
-
-    from flows.stack.stack import ServerStatus
+from flows.cli.common import BAD, GOOD, print_table, use_stack
+from flows.home import home_directory
+from flows.operations import backup as backups
+from flows.operations.doctor import examine
+from flows.stack import stack
+from flows.stack.processes import StackError
+from flows.stack.stack import ServerStatus
 
 
 def up(
     profile: Annotated[
-        Literal["default", "production"] | None, typer.Option(help="production: on PostgreSQL, behind passwords.")
+        Literal["default", "production"] | None, typer.Option(help="production: on PostgreSQL, with passwords.")
     ] = None,
-    workers: Annotated[bool, typer.Option("--workers", help="Workers for the pools train and ops, too.")] = False,
-    home: Home = None,
+    workers: Annotated[bool, typer.Option("--workers", help="Also start workers for the pools train and ops.")] = False,
 ) -> None:
-    """Start the Prefect, MLflow and Label Studio servers that do not run yet, and wait until they work.
+    """Start the Prefect, MLflow and Label Studio servers that do not run yet, and wait until they answer.
 
-    Profile and workers are remembered. --profile production has workers always.
+    Profile and workers are remembered. --profile production always has workers.
     """
-    from rich.console import Console
-
-    from flows.stack import stack
-
     console = Console()
     started = time.monotonic()
     with console.status("starting the servers; Label Studio's first start takes half a minute or more"):
-        running = stack.up(home, profile, workers)
+        running = stack.up(None, profile, workers)
     for note in running.notes:
         console.print(f"note: {note}")
-    console.print(status_table(stack.status(home)))
+    print_servers(stack.status())
     seconds = time.monotonic() - started
     console.print(f"ready after {seconds:.0f} s; passwords are in {running.home / 'credentials.json'}", soft_wrap=True)
 
 
-def down(home: Home = None) -> None:
-    """Stop exactly the servers that `rlhf up` started."""
-    from flows.stack import stack
-
-    stopped = stack.down(home)
+def down() -> None:
+    """Stop the servers that `rlhf up` started, and nothing else."""
+    stopped = stack.down()
     typer.echo(f"stopped {', '.join(stopped)}" if stopped else "nothing was running")
 
 
-def status(home: Home = None) -> None:
-    """Show the servers, work pools, and runs that wait, run or died; exit code 1 when a server does not work."""
-    from rich.console import Console
-
-    from flows.stack import stack
-
-    rows, console = stack.status(home), Console()
-    console.print(status_table(rows))
-    show_runs(console, home, prefect_answers=any(row.name == "prefect" and row.health.ok for row in rows))
-    if not all(row.health.ok for row in rows):
+def status() -> None:
+    """Show servers, work pools, and runs that wait, run or died; exit code 1 when a server does not work."""
+    servers = stack.status()
+    print_servers(servers)
+    print_runs(prefect_answers=any(server.name == "prefect" and server.health.ok for server in servers))
+    if not all(server.health.ok for server in servers):
         raise typer.Exit(1)
 
 
-def backup(out: Annotated[Path, typer.Argument(help="A directory that is not there yet.")], home: Home = None) -> None:
-    """Copy all databases and files of the stack, which may be in use, into a directory, with the digest of each."""
-    from flows.operations.backup import backup as make
+def doctor() -> None:
+    """Check versions, disk, memory, credentials, ports and servers, and name the fix; exit code 1 when one fails."""
+    findings = examine()
+    try:
+        use_stack("prefect")
+    except StackError:
+        pass  # the checks of the servers say it already
+    else:
+        from flows.deployments.overview import examine_pools
 
-    typer.echo(f"{len(make(out, home).files)} files are in {out}")
-
-
-def restore(source: Annotated[Path, typer.Argument(help="What `rlhf backup` made.")], home: Home = None) -> None:
-    """Make the stack of a backup in a home that holds nothing; then `rlhf up` starts it."""
-    from flows.home import home_directory
-    from flows.operations.backup import restore as make
-
-    made = make(source, home)
-    typer.echo(f"the stack of {made.made_at} is in {home_directory(home)}; `rlhf up` starts it")
-
-
-def doctor(home: Home = None) -> None:
-    """Check versions, disk, memory, credentials, ports and servers, and say what to do; exit code 1 when one fails."""
-    from rich.console import Console
-    from rich.table import Table
-
-    from flows.operations.doctor import examine
-
-    found = examine(home)
-    table = Table("check", "", "seen", "what to do")
-    for one in found:
-        table.add_row(one.what, "[green]well[/green]" if one.ok else "[red]not well[/red]", one.seen, one.fix)
-    Console().print(table)
-    if not all(one.ok for one in found):
+        findings += examine_pools()
+    print_table(
+        ["check", "", "seen", "what to do"],
+        [(one.what, _verdict(one.ok, "well", "not well"), one.seen, one.fix) for one in findings],
+    )
+    if not all(one.ok for one in findings):
         raise typer.Exit(1)
 
 
-def status_table(rows: "list[ServerStatus]") -> "Table":
-    from rich.table import Table
+def backup(out: Annotated[Path, typer.Argument(help="A directory that does not exist yet.")]) -> None:
+    """Copy all databases and files of the stack, which may be in use, into a directory, with a digest of each."""
+    typer.echo(f"{len(backups.backup(out).files)} files are in {out}")
 
-    table = Table("service", "address", "health", "version", "log in as")
-    for row in rows:
-        health = "[green]works[/green]" if row.health.ok else f"[red]{row.health.problem}[/red]"
-        table.add_row(row.title, row.url, health, row.health.version, row.log_in_as)
-    return table
+
+def restore(source: Annotated[Path, typer.Argument(help="A directory that `rlhf backup` wrote.")]) -> None:
+    """Restore a backup into an empty home; then `rlhf up` starts the stack."""
+    manifest = backups.restore(source)
+    typer.echo(f"the stack of {manifest.made_at} is in {home_directory()}; `rlhf up` starts it")
+
+
+def print_servers(servers: Sequence[ServerStatus]) -> None:
+    """Address, health, version and account of each server."""
+    print_table(
+        ["service", "address", "health", "version", "log in as"],
+        [
+            (s.title, s.url, _verdict(s.health.ok, "works", s.health.problem), s.health.version, s.log_in_as)
+            for s in servers
+        ],
+    )
+
+
+def print_runs(*, prefect_answers: bool) -> None:
+    """Work pools and runs; while Prefect does not answer, the waiting runs as they were last seen."""
+    if prefect_answers:
+        use_stack("prefect")
+    from flows.deployments import overview
+
+    for title, rows in overview.tables() if prefect_answers else [("waiting run, as last seen", overview.last_known())]:
+        if rows:
+            print_table([title, "state", "seen", "next"], [(row.name, row.state, row.seen, row.next) for row in rows])
+
+
+def _verdict(ok: bool, good: str, bad: str) -> Text:
+    return Text(good, style=GOOD) if ok else Text(bad, style=BAD)

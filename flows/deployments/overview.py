@@ -1,28 +1,26 @@
-"""What `rlhf status` tells of Prefect's pools, workers and runs, each with what to do next."""
+"""Prefect's pools, workers and runs for `rlhf status` and `rlhf doctor`, each with the next step."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
-from typing import TYPE_CHECKING
 
-from pydantic import BaseModel, ConfigDict
+import httpx
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.objects import FlowRun, WorkPool
+from prefect.exceptions import PrefectException
 
 from flows import flow_runs
-from flows.annotation.suspend import Waiting, read_waiting
+from flows.annotation.waiting import Waiting, read_waiting
 from flows.flow_runs import BY_WATCHER, HEARTBEAT_SECONDS, SILENCE
-
-if TYPE_CHECKING:
-    from prefect.client.orchestration import SyncPrefectClient
-    from prefect.client.schemas.objects import FlowRun, WorkPool
+from flows.operations.doctor import Finding
 
 TO_START = ("Late", "AwaitingRetry", "Resuming", "AwaitingConcurrencySlot")
 CRASHES_SHOWN = 10
 
 
-class Row(BaseModel):
+@dataclass(frozen=True)
+class Row:
     """A line of a table: a pool or a run, how it is, and what to do next."""
-
-    model_config = ConfigDict(frozen=True)
 
     name: str
     state: str
@@ -30,13 +28,32 @@ class Row(BaseModel):
     next: str = ""
 
 
-def pools(prefect: "SyncPrefectClient") -> list[Row]:
+def tables() -> list[tuple[str, list[Row]]]:
+    """Pools and runs, each under its title. Prefect must answer."""
+    with get_client(sync_client=True) as prefect:
+        return [("work pool", pools(prefect)), ("run", runs(prefect))]
+
+
+def examine_pools() -> list[Finding]:
+    """The check of `rlhf doctor`: a pool needs a worker. No pool at all is well, for runs in a terminal need none."""
+    try:
+        with get_client(sync_client=True) as prefect:
+            rows = pools(prefect)
+    except (httpx.HTTPError, PrefectException) as error:
+        return [Finding(what="pools", ok=False, seen=str(error), fix="read the log of Prefect's server")]
+    return [
+        Finding(what=f"pool {row.name}", ok=not row.next or not row.state, seen=row.state or "no pools", fix=row.next)
+        for row in rows
+    ]
+
+
+def pools(prefect: SyncPrefectClient) -> list[Row]:
     """The work pools with their workers."""
     found = [_pool(prefect, pool) for pool in prefect.read_work_pools()]
     return found or [Row(name="(none)", state="", seen="", next="`rlhf deploy` makes work pools and deployments")]
 
 
-def _pool(prefect: "SyncPrefectClient", pool: "WorkPool") -> Row:
+def _pool(prefect: SyncPrefectClient, pool: WorkPool) -> Row:
     workers = prefect.read_workers_for_work_pool(pool.name)
     online = [one for one in workers if one.status is not None and one.status.value == "ONLINE"]
     seen = ", ".join(f"{one.name} {ago(one.last_heartbeat_time)}" for one in online or workers[:3]) or "no worker yet"
@@ -49,18 +66,18 @@ def _pool(prefect: "SyncPrefectClient", pool: "WorkPool") -> Row:
     return Row(name=pool.name, state=f"{len(online)} online{slots}", seen=seen)
 
 
-def runs(prefect: "SyncPrefectClient", home: Path | None = None) -> list[Row]:
+def runs(prefect: SyncPrefectClient) -> list[Row]:
     """Runs that wait, are to start, run, or died."""
-    return [*_waiting(prefect, home), *_starting(prefect), *_running(prefect), *_crashed(prefect)]
+    return [*_waiting(prefect), *_starting(prefect), *_running(prefect), *_crashed(prefect)]
 
 
-def last_known(home: Path | None = None) -> list[Row]:
+def last_known() -> list[Row]:
     """The waiting runs as they were last seen, for when Prefect is away."""
-    return [Row(name=one.flow_run_name, state="Suspended", seen=_how_far(one)) for one in read_waiting(home)]
+    return [Row(name=one.flow_run_name, state="Suspended", seen=_how_far(one)) for one in read_waiting()]
 
 
-def _waiting(prefect: "SyncPrefectClient", home: Path | None) -> Iterator[Row]:
-    known = {one.flow_run_id: one for one in read_waiting(home)}
+def _waiting(prefect: SyncPrefectClient) -> Iterator[Row]:
+    known = {one.flow_run_id: one for one in read_waiting()}
     for run in flow_runs.of_state(prefect, "Suspended"):
         seen = "what it waits for is not known in this home"
         if one := known.get(str(run.id)):
@@ -73,12 +90,12 @@ def _how_far(waiting: Waiting) -> str:
     return "\n".join([waiting.standing.in_words(waiting.config), *waiting.urls.values()])
 
 
-def _starting(prefect: "SyncPrefectClient") -> Iterator[Row]:
+def _starting(prefect: SyncPrefectClient) -> Iterator[Row]:
     for run in flow_runs.of_state(prefect, *TO_START, *flow_runs.STARTING):
         yield Row(name=run.name, state=str(run.state_name), seen=f"since {_since(run)}", next="a worker takes it")
 
 
-def _running(prefect: "SyncPrefectClient") -> Iterator[Row]:
+def _running(prefect: SyncPrefectClient) -> Iterator[Row]:
     in_terminals = flow_runs.of_state(prefect, "Running", pool="")
     for run in [*flow_runs.of_state(prefect, "Running"), *in_terminals]:
         beat = flow_runs.last_heartbeat(prefect, run)
@@ -94,7 +111,7 @@ def _running(prefect: "SyncPrefectClient") -> Iterator[Row]:
             yield Row(name=run.name, state="Running", seen=f"last sign of life {ago(beat)}")
 
 
-def _crashed(prefect: "SyncPrefectClient") -> Iterator[Row]:
+def _crashed(prefect: SyncPrefectClient) -> Iterator[Row]:
     for run in flow_runs.of_state(prefect, "Crashed")[:CRASHES_SHOWN]:
         message = (run.state.message if run.state is not None else "") or ""
         given_up = message.startswith(BY_WATCHER)
@@ -102,7 +119,7 @@ def _crashed(prefect: "SyncPrefectClient") -> Iterator[Row]:
         yield Row(name=run.name, state="Crashed", seen=message.removeprefix(BY_WATCHER), next=todo)
 
 
-def _since(run: "FlowRun") -> str:
+def _since(run: FlowRun) -> str:
     return "" if run.state is None else ago(run.state.timestamp)
 
 

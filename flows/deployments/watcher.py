@@ -7,35 +7,32 @@ run's own history, so the cap outlives everything; a person who starts the run a
 failed runs are nobody's business here.
 """
 
-import fcntl
 import json
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
-from typing import TYPE_CHECKING
 from uuid import UUID
 
 from prefect import flow, get_run_logger
-from prefect.client.orchestration import get_client
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.actions import ArtifactUpdate
+from prefect.client.schemas.objects import FlowRun
 from prefect.exceptions import ObjectNotFound
 from prefect.states import Crashed
 
 from alignment.artifacts import write_json
 from alignment.errors import RLHFError
 from flows import flow_runs
-from flows.annotation.collect import annotation_store, client
-from flows.annotation.suspend import Waiting, as_markdown, forget_waiting, read_waiting, write_waiting
-from flows.annotation.wait import Standing, look
+from flows.annotation.label_studio import annotation_store, client
+from flows.annotation.wait import look
+from flows.annotation.waiting import Standing, Waiting, as_markdown, forget_waiting, read_waiting, write_waiting
 from flows.flow_runs import BY_WATCHER, SILENCE, Refused
 from flows.home import home_directory
+from flows.locks import try_lock
 from labeling.collection import COLLECTION_FILE, read_collection
 from labeling.errors import LabelingError
 
-if TYPE_CHECKING:
-    from prefect.client.orchestration import SyncPrefectClient
-    from prefect.client.schemas.objects import FlowRun
-
+LOCK = "watch"
 SILENT = "silent.json"  # in the home: when each silent run was first noticed
 DOUBT = timedelta(seconds=45)  # longer than a heartbeat takes to come, shorter than the minute between two looks
 SETTLED = timedelta(seconds=30)  # a worker reports a killed process twice, and the second report would hit a restart
@@ -59,80 +56,63 @@ def look_after_runs(
     silence: timedelta = SILENCE,
     doubt: timedelta = DOUBT,
     settled: timedelta = SETTLED,
-    home: Path | None = None,
 ) -> list[str]:
     """What the flow does. A run is dead after `silence` that lasts another `doubt` under the watcher's eyes, and is
     started again when it has been CRASHED for the time `settled`.
 
     A second watcher on the same home does nothing while the first is at work.
     """
-    with alone(home) as first:
-        if not first:
+    with try_lock(home_directory(), LOCK) as free:
+        if not free:
             return []
         with get_client(sync_client=True) as prefect:
-            done = [*look_after_waiting(prefect, home), *mark_dead(prefect, silence, doubt, home)]
+            done = [*look_after_waiting(prefect), *mark_dead(prefect, silence, doubt)]
             return [*done, *restart_crashed(prefect, max_restarts, settled)]
-
-
-@contextmanager
-def alone(home: Path | None) -> Iterator[bool]:
-    """Whether no other watcher is at work; if so, none can begin meanwhile."""
-    place = home_directory(home)
-    place.mkdir(parents=True, exist_ok=True)
-    with (place / "watch.lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-            return
-        yield True
 
 
 # --- suspended runs ----------------------------------------------------------------------------------------------
 
 
-def look_after_waiting(prefect: "SyncPrefectClient", home: Path | None) -> Iterator[str]:
+def look_after_waiting(prefect: SyncPrefectClient) -> Iterator[str]:
     """Resume what is ready and show the rest as far as it is. One that cannot be looked at does not hold up others."""
-    for waiting in read_waiting(home):
+    for waiting in read_waiting():
         try:
             run = prefect.read_flow_run(UUID(waiting.flow_run_id))
         except ObjectNotFound:
-            forget_waiting(waiting.flow_run_id, home)
+            forget_waiting(waiting.flow_run_id)
             continue
         if run.state is not None and run.state.is_final():
-            forget_waiting(waiting.flow_run_id, home)
+            forget_waiting(waiting.flow_run_id)
         elif run.state_name == "Suspended":
             try:
-                yield from look_after(prefect, run, waiting, home)
+                yield from look_after(prefect, run, waiting)
             except (LabelingError, RLHFError) as error:
                 yield f"{run.name} waits on: {error}"
 
 
-def look_after(prefect: "SyncPrefectClient", run: "FlowRun", waiting: Waiting, home: Path | None) -> Iterator[str]:
+def look_after(prefect: SyncPrefectClient, run: FlowRun, waiting: Waiting) -> Iterator[str]:
     """One suspended run: resumed with the reason in its history, or its table brought up to date."""
-    found = look_again(waiting, home)
+    found = look_again(waiting)
     if found.reason:
         flow_runs.resume(prefect, run, BY_WATCHER + found.reason)
         yield f"{run.name} goes on: {found.reason}"
     elif found != waiting.standing:
         now = waiting.model_copy(update={"standing": found})
         show(prefect, now)
-        write_waiting(now, home)
+        write_waiting(now)
 
 
-def look_again(waiting: Waiting, home: Path | None) -> Standing:
+def look_again(waiting: Waiting) -> Standing:
     """How far a suspended run's collection is now. What another run made of it meanwhile is reason enough."""
     if not (waiting.place / COLLECTION_FILE).exists():
         return waiting.standing.model_copy(update={"reason": "another run has finished this labelling"})
     collection = read_collection(waiting.place)
-    with closing(annotation_store(home)) as store, client(waiting.config) as label_studio:
+    with closing(annotation_store()) as store, client(waiting.config) as label_studio:
         return look(label_studio, collection, waiting.config, store, waiting.place)
 
 
-def show(prefect: "SyncPrefectClient", waiting: Waiting) -> None:
+def show(prefect: SyncPrefectClient, waiting: Waiting) -> None:
     """The table on the run's page, as it is now."""
-    from prefect.client.schemas.actions import ArtifactUpdate
-
     if waiting.artifact_id is not None:
         prefect.update_artifact(UUID(waiting.artifact_id), ArtifactUpdate(data=as_markdown(waiting)))
 
@@ -140,9 +120,9 @@ def show(prefect: "SyncPrefectClient", waiting: Waiting) -> None:
 # --- dead runs ---------------------------------------------------------------------------------------------------
 
 
-def mark_dead(prefect: "SyncPrefectClient", silence: timedelta, doubt: timedelta, home: Path | None) -> Iterator[str]:
+def mark_dead(prefect: SyncPrefectClient, silence: timedelta, doubt: timedelta) -> Iterator[str]:
     """Mark runs without a sign of life CRASHED."""
-    now, path = datetime.now(UTC), home_directory(home) / SILENT
+    now, path = datetime.now(UTC), home_directory() / SILENT
     before: dict[str, str] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     silent: dict[str, str] = {}
     for run in flow_runs.of_state(prefect, "Running", *flow_runs.STARTING):
@@ -162,19 +142,19 @@ def mark_dead(prefect: "SyncPrefectClient", silence: timedelta, doubt: timedelta
     write_json(path, silent)
 
 
-def restart_crashed(prefect: "SyncPrefectClient", max_restarts: int, settled: timedelta) -> Iterator[str]:
+def restart_crashed(prefect: SyncPrefectClient, max_restarts: int, settled: timedelta) -> Iterator[str]:
     """Start crashed runs again as long as the cap allows."""
     for run in flow_runs.of_state(prefect, "Crashed"):
         assert run.state is not None
         given_up = (run.state.message or "").startswith(BY_WATCHER)
         if settled <= datetime.now(UTC) - run.state.timestamp < RECENT and not given_up:
             try:
-                yield restart_or_give_up(prefect, run, max_restarts)
+                yield restart_or_leave(prefect, run, max_restarts)
             except RLHFError as error:
                 yield f"{run.name} is not started again: {error}"
 
 
-def last_sign(prefect: "SyncPrefectClient", run: "FlowRun") -> datetime | None:
+def last_sign(prefect: SyncPrefectClient, run: FlowRun) -> datetime | None:
     """The last heartbeat, or when the state began if that was later; None where a run sends no heartbeats."""
     assert run.state is not None
     began = run.state.timestamp
@@ -186,7 +166,7 @@ def last_sign(prefect: "SyncPrefectClient", run: "FlowRun") -> datetime | None:
     return max(began, beat or began)
 
 
-def sends_heartbeats(prefect: "SyncPrefectClient", run: "FlowRun") -> bool:
+def sends_heartbeats(prefect: SyncPrefectClient, run: FlowRun) -> bool:
     """Whether a run that was killed before its first heartbeat would have sent some: its job asks for them."""
     if run.deployment_id is None:
         return False
@@ -194,7 +174,7 @@ def sends_heartbeats(prefect: "SyncPrefectClient", run: "FlowRun") -> bool:
     return HEARTBEATS in {**told.get("env", {}), **(run.job_variables or {}).get("env", {})}
 
 
-def restart_or_give_up(prefect: "SyncPrefectClient", run: "FlowRun", max_restarts: int) -> str:
+def restart_or_leave(prefect: SyncPrefectClient, run: FlowRun, max_restarts: int) -> str:
     """A crashed run is scheduled again; one that was so too often is left CRASHED, and its message says what to do."""
     assert run.state is not None
     why = run.state.message or "it crashed"

@@ -5,7 +5,6 @@ Label Studio), then files, which are written once and appear whole. So servers a
 takes its name when it is whole, and a restored stack does not start before all of it is there.
 """
 
-import hashlib
 import os
 import shutil
 import sqlite3
@@ -13,14 +12,16 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
+from alignment.artifacts import PRIVATE, file_digest, write_text
+from alignment.records import Record
 from flows.home import home_directory
 from flows.stack import credentials, postgres, stack, state
-from flows.stack.credentials import write_private
 from flows.stack.processes import StackError
 from flows.stack.services import Profile
 
@@ -32,10 +33,8 @@ LEFT_OUT = ("logs", "locks", "postgres", state.FILE, UNFINISHED)  # at the top o
 PASSING = (".partial", ".download", ".lock", "-wal", "-shm", "-journal")  # what others are still writing, and locks
 
 
-class Manifest(BaseModel):
+class Manifest(Record):
     """What a backup holds: digests (SHA-256) by path below the backup, and links by path below the home."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     made_at: str
     profile: Profile
@@ -44,10 +43,9 @@ class Manifest(BaseModel):
     links: dict[str, str]
 
 
-class Databases(BaseModel):
+@dataclass(frozen=True)
+class Databases:
     """Where PostgreSQL is, and the password of each server's role."""
-
-    model_config = ConfigDict(frozen=True)
 
     address: str
     passwords: dict[str, str]
@@ -78,7 +76,7 @@ def dump(home: Path, out: Path, databases: Databases | None, remembered: state.S
     shutil.rmtree(half, ignore_errors=True)  # of a backup that was killed
     half.mkdir(parents=True, mode=0o700)
     links = _copy_home(home, half, databases)
-    files = {str(path.relative_to(half)): _digest(path) for path in sorted(half.rglob("*")) if path.is_file()}
+    files = {str(path.relative_to(half)): file_digest(path) for path in sorted(half.rglob("*")) if path.is_file()}
     manifest = Manifest(
         made_at=datetime.now(UTC).isoformat(timespec="seconds"),
         profile=remembered.profile,
@@ -87,7 +85,7 @@ def dump(home: Path, out: Path, databases: Databases | None, remembered: state.S
         links=links,
     )
     os.sync()
-    write_private(half / MANIFEST, manifest.model_dump_json(indent=1))
+    write_text(half / MANIFEST, manifest.model_dump_json(indent=1) + "\n", PRIVATE)
     half.rename(out)
     return manifest
 
@@ -171,11 +169,6 @@ def _pg(program: str, name: str, databases: Databases, *options: str) -> None:
         raise StackError(f"{program} of database {postgres.DATABASES[name]} failed: {done.stderr.strip()}")
 
 
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def restore(source: Path, home: Path | None = None) -> Manifest:
     """Make the stack of a backup in `home`, which must hold nothing; `rlhf up` starts it.
 
@@ -203,7 +196,7 @@ def check(source: Path) -> Manifest:
     except (OSError, ValidationError) as error:
         raise StackError(f"{source} is not a whole backup: it has no {MANIFEST} that can be read") from error
     for name, digest in manifest.files.items():
-        if not (source / name).is_file() or _digest(source / name) != digest:
+        if not (source / name).is_file() or file_digest(source / name) != digest:
             raise StackError(f"{source / name} is missing or not as it was written: take another backup")
     return manifest
 

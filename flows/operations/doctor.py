@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from importlib.metadata import PackageNotFoundError, requires, version
@@ -20,11 +21,10 @@ from pathlib import Path
 import httpx
 import psutil
 from packaging.requirements import Requirement
-from pydantic import BaseModel, ConfigDict
 
 from flows.home import home_directory
 from flows.locks import held_locks
-from flows.stack import postgres, processes, services, stack, state
+from flows.stack import health, postgres, processes, services, stack, state
 from flows.stack.processes import StackError
 from flows.stack.services import HOST, NAMES, TITLES
 
@@ -36,10 +36,9 @@ STALE_DAYS, DATABASE_SECONDS = 7.0, 5.0
 GIB = 1 << 30
 
 
-class Finding(BaseModel):
+@dataclass(frozen=True)
+class Finding:
     """What a check looked at, whether it is well, what was seen, and what mends it."""
-
-    model_config = ConfigDict(frozen=True)
 
     what: str
     ok: bool
@@ -47,11 +46,11 @@ class Finding(BaseModel):
     fix: str = ""
 
 
-def examine(home: Path | None = None) -> list[Finding]:
-    """All checks, on the stack in `home`."""
-    place = home_directory(home)
+def examine() -> list[Finding]:
+    """All checks that need no server."""
+    place = home_directory()
     machine = [python(), packages(), label_studio(), *postgresql(place), disk(place), memory()]
-    return [*machine, *secrets(place), *ports(), *servers(place), *databases(place), *leftovers(place), *pools(place)]
+    return [*machine, *secrets(place), *ports(), *servers(place), *databases(place), *leftovers(place)]
 
 
 def python() -> Finding:
@@ -165,26 +164,6 @@ def leftovers(home: Path) -> Iterator[Finding]:
         yield Finding(what="artifacts", ok=True, seen=seen, fix=fix)
 
 
-def pools(home: Path) -> Iterator[Finding]:
-    """Work pools without a worker, where Prefect runs and there are pools."""
-    try:
-        os.environ.update(stack.connect(home, ["prefect"]).environment())
-    except StackError:
-        return  # said above
-    from prefect.client.orchestration import get_client
-    from prefect.exceptions import PrefectException
-
-    from flows.deployments import overview
-
-    try:
-        with get_client(sync_client=True) as prefect:
-            for row in overview.pools(prefect):
-                ok = bool(not row.next or not row.state)  # none at all is no fault: a terminal needs none
-                yield Finding(what=f"pool {row.name}", ok=ok, seen=row.state or "no pools", fix=row.next)
-    except (httpx.HTTPError, PrefectException) as error:
-        yield Finding(what="pools", ok=False, seen=str(error), fix="look into the log of Prefect's server")
-
-
 def servers(home: Path) -> Iterator[Finding]:
     """What runs and answers, with our time of day; and for what does not run, whether its port is free."""
     try:
@@ -216,7 +195,7 @@ def servers(home: Path) -> Iterator[Finding]:
 def clock_difference(url: str) -> float:
     """Seconds that a server's clock is ahead of ours, by the date of its answer; 0 where it tells none."""
     try:
-        answer = httpx.get(url, timeout=services.PROBE_SECONDS, trust_env=False)
+        answer = httpx.get(url, timeout=health.PROBE_SECONDS, trust_env=False)
         told = parsedate_to_datetime(answer.headers["date"])
     except (httpx.HTTPError, KeyError, ValueError):
         return 0.0

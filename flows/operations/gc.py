@@ -17,15 +17,15 @@ from mlflow.entities import FileInfo, Run
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
-from pydantic import BaseModel, ConfigDict
 
 from alignment.artifacts import write_json
+from alignment.records import Record
 from flows.home import home_directory
 from flows.locks import held_locks, try_lock
 from flows.operations.reachable import Memory, name_of, recall
 from flows.tracking import runs
+from flows.tracking.layout import OUTPUT, SERVED
 from flows.tracking.logs import FOLDER as RUN_LOGS
-from flows.tracking.runner import MODEL
 
 DAY_SECONDS = 86_400.0
 TAG_COLLECTED = "rlhf.collected"
@@ -34,10 +34,8 @@ PARTIAL = ".partial"
 Kind = Literal["leftover", "checkpoint", "output", "fetched", "log", "lock", "stored", "version"]
 
 
-class Item(BaseModel):
+class Item(Record):
     """Something that may go: a file or directory here, the artifacts of a run (`stored`), or a model's version."""
-
-    model_config = ConfigDict(frozen=True)
 
     kind: Kind
     place: str
@@ -46,9 +44,9 @@ class Item(BaseModel):
     lock: str = ""
 
 
-def plan(home: Path | None = None, days: float = 30.0, *, superseded: bool = False) -> list[Item]:
+def plan(days: float = 30.0, *, superseded: bool = False) -> list[Item]:
     """What may go, without touching anything; what was used within `days` stays. MLflow must be reachable."""
-    place = home_directory(home)
+    place = home_directory()
     since = time.time() - days * DAY_SECONDS
     memory = recall(int(since * 1000), held_locks(place))
     versions = memory.superseded() if superseded else []
@@ -59,9 +57,9 @@ def plan(home: Path | None = None, days: float = 30.0, *, superseded: bool = Fal
     return [*found, *_locks(place, memory, since, {item.lock for item in found})]
 
 
-def carry_out(items: Iterable[Item], home: Path | None = None) -> list[str]:
+def carry_out(items: Iterable[Item]) -> list[str]:
     """Remove what `plan` found; returns why something was left: what has come into use meanwhile stays."""
-    place, left = home_directory(home), []
+    place, left = home_directory(), []
     for item in items:
         with try_lock(place, item.lock) as free:
             if not free:
@@ -121,88 +119,42 @@ def _locks(home: Path, memory: Memory, since: float, going: set[str]) -> Iterato
 def _stored(memory: Memory) -> Iterator[Item]:
     """Artifacts in MLflow of stages that led to no version and no release."""
     for run_id, run in memory.stages.items():
-        if run_id in memory.needed:
-            continue
-        size = _bytes(files_of(run_id)) + sum(_bytes(files_of_model(one)) for one in _unnamed_models(run))
+        size = 0 if run_id in memory.needed else _bytes(files_of(run_id, OUTPUT)) + _bytes(files_of(run_id, SERVED))
         if size:
             why = f"{run.data.tags[runs.TAG_STAGE]} that led to no version and no release"
             yield Item(kind="stored", place=run_id, size=size, why=why, lock=name_of(run))
 
 
-def _version(one: ModelVersion) -> Item:
-    place = f"models:/{one.name}/{one.version}"
-    return Item(kind="version", place=place, size=_bytes(files_of_model(weights_of(one))), why="no alias, no release")
-
-
-def weights_of(version: ModelVersion) -> str:
-    """The id of the logged model behind a version, "" where it was registered from something else."""
-    source = str(version.source)
-    return source.removeprefix("models:/") if source.startswith("models:/m-") else ""
-
-
-def _unnamed_models(run: Run) -> list[str]:
-    """The weights that a stage's run logged and that no registered version names (any more)."""
-    logged = {str(one.model_id) for one in run.outputs.model_outputs} if run.outputs else set[str]()
-    if logged:
-        named = MlflowClient().search_model_versions(f"run_id = '{run.info.run_id}'")
-        logged -= set(map(weights_of, named))
-    return sorted(one for one in logged if _place_of(one) is not None)
-
-
-def _place_of(model_id: str) -> str | None:
-    """Where a logged model's files lie; None when it was removed."""
-    try:
-        return str(MlflowClient().get_logged_model(model_id).artifact_location)
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-            raise
-        return None
+def _version(version: ModelVersion) -> Item:
+    """A registered version. Its files lie with the run of its stage, and have an item of their own."""
+    return Item(kind="version", place=f"models:/{version.name}/{version.version}", size=0, why="no alias, no release")
 
 
 def _bytes(files: Mapping[str, FileInfo]) -> int:
-    return sum(found.file_size or 0 for found in files.values())
+    return sum(file.file_size or 0 for file in files.values())
 
 
 def _is_stored(path: Path, run: Run) -> bool:
     """Whether MLflow has every file of a published output, by name and size."""
-    here = {one.relative_to(path).as_posix(): one.stat().st_size for one in path.rglob("*") if one.is_file()}
-    stored = files_of(str(run.info.run_id))
-    model = run.data.tags.get(runs.TAG_MODEL)
-    if model is not None:
-        name, number = model.removeprefix("models:/").rsplit("/", 1)
-        try:
-            version = MlflowClient().get_model_version(name, number)
-        except MlflowException:
-            return False
-        inside = files_of_model(weights_of(version), f"artifacts/{MODEL}")
-        stored |= {f"{MODEL}/{name}": found for name, found in inside.items()}
-    return here == {name: found.file_size for name, found in stored.items() if name in here}
+    here = {file.relative_to(path).as_posix(): file.stat().st_size for file in path.rglob("*") if file.is_file()}
+    stored = files_of(str(run.info.run_id), f"{SERVED}/artifacts") | files_of(str(run.info.run_id), OUTPUT)
+    return here == {name: file.file_size for name, file in stored.items() if name in here}
 
 
-def files_of(run_id: str) -> dict[str, FileInfo]:
-    """The files of a run's output in MLflow by their paths in it; none where they are gone."""
-    return _walk(lambda path: MlflowClient().list_artifacts(run_id, path), runs.OUTPUT)
-
-
-def files_of_model(model_id: str, root: str = "") -> dict[str, FileInfo]:
-    """The files of a logged model by their paths below `root`; none for ""."""
-    client = MlflowClient()
-    return _walk(lambda path: client.list_logged_model_artifacts(model_id, path or None), root) if model_id else {}
-
-
-def _walk(listing: Callable[[str], Iterable[FileInfo]], root: str) -> dict[str, FileInfo]:
-    found: dict[str, FileInfo] = {}
+def files_of(run_id: str, root: str) -> dict[str, FileInfo]:
+    """The files below a directory of a run's artifacts, by their paths in it; none where it is gone."""
+    files: dict[str, FileInfo] = {}
     waiting = [root]
     while waiting:
         try:
-            for one in listing(waiting.pop()):
-                if one.is_dir:
-                    waiting.append(one.path)
+            for file in MlflowClient().list_artifacts(run_id, waiting.pop()):
+                if file.is_dir:
+                    waiting.append(file.path)
                 else:
-                    found[one.path.removeprefix(f"{root}/" if root else "")] = one
-        except MlflowException:  # a path that is not there
+                    files[file.path.removeprefix(f"{root}/")] = file
+        except MlflowException:  # a path that does not exist
             continue
-    return found
+    return files
 
 
 def _size(path: Path) -> int:
@@ -227,36 +179,27 @@ def remove_here(item: Item) -> None:
 
 
 def remove_stored(item: Item) -> None:
-    """Remove a run's output from MLflow's store. Its digest goes first, so that the run no longer counts as done."""
+    """Remove a run's artifacts from MLflow's store. Its digest goes first, so that the run no longer counts as done."""
     client = MlflowClient()
+    if versions := client.search_model_versions(f"run_id = '{item.place}'"):
+        raise MlflowException(f"{versions[0].name}/{versions[0].version} is made from it")
     run = client.get_run(item.place)
     client.set_tag(item.place, TAG_COLLECTED, time.strftime("%Y-%m-%d"))
     if runs.TAG_DIGEST in run.data.tags:
         client.delete_tag(item.place, runs.TAG_DIGEST)
-    if files_of(item.place):
-        get_artifact_repository(str(run.info.artifact_uri)).delete_artifacts(runs.OUTPUT)
-    for model_id in _unnamed_models(run):
-        remove_weights(model_id)
+    for root in (OUTPUT, SERVED):
+        if files_of(item.place, root):
+            get_artifact_repository(str(run.info.artifact_uri)).delete_artifacts(root)
 
 
 def remove_version(item: Item) -> None:
-    """Remove a version and its weights; somebody may have given it an alias meanwhile, then it stays."""
+    """Remove a version; one that got an alias meanwhile stays."""
     client = MlflowClient()
     name, number = item.place.removeprefix("models:/").rsplit("/", 1)
-    found = client.get_model_version(name, number)
-    if found.aliases:
-        raise MlflowException(f"it is {', '.join(found.aliases)} now")
+    version = client.get_model_version(name, number)
+    if version.aliases:
+        raise MlflowException(f"it is {', '.join(version.aliases)} now")
     client.delete_model_version(name, number)
-    if model_id := weights_of(found):
-        remove_weights(model_id)
-
-
-def remove_weights(model_id: str) -> None:
-    """Remove a logged model with its files."""
-    place = _place_of(model_id)
-    if place is not None:
-        get_artifact_repository(place).delete_artifacts()
-        MlflowClient().delete_logged_model(model_id)
 
 
 REMOVE: dict[Kind, Callable[[Item], None]] = {
@@ -271,9 +214,9 @@ REMOVE: dict[Kind, Callable[[Item], None]] = {
 }
 
 
-def note(home: Path | None, items: Iterable[Item]) -> Path:
+def note(items: Iterable[Item]) -> Path:
     """Write down what a collection removed, with the day."""
-    path = home_directory(home) / "logs" / f"gc-{time.strftime('%Y%m%d-%H%M%S')}.json"
+    path = home_directory() / "logs" / f"gc-{time.strftime('%Y%m%d-%H%M%S')}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, [item.model_dump(mode="json") for item in items])
     return path

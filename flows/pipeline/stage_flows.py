@@ -1,5 +1,6 @@
 """Every stage by itself as a flow, for deployments. What it needs is taken as it was made before, or made first."""
 
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,17 @@ from prefect import flow, get_run_logger
 from alignment.artifacts import Artifact
 from alignment.errors import ConfigError
 from alignment.records import write_records
+from flows.annotation import accounts
+from flows.annotation.label_studio import annotation_store, client
+from flows.annotation.open import planning
+from flows.annotation.select import COLLECTIONS
+from flows.annotation.written import written
+from flows.home import home_directory
+from flows.pipeline.dag import keys, steps
 from flows.pipeline.flow import run_stage_alone
 from flows.recipe.schema import Recipe, check_files, load_recipe
 from flows.tracking import links
+from labeling.collection import open_planned, sync_collection
 
 TOWN = load_recipe("town")  # what forms begin with
 WRITING = "demonstrations.jsonl"
@@ -75,19 +84,10 @@ def collect_demonstrations(recipe: Recipe = TOWN) -> dict[str, Any]:
 
 def open_writing(recipe: Recipe) -> tuple[int, Path, int]:
     """The writing project alone, opened or added to; how many answers are asked for, their file, how many are in it."""
-    from contextlib import closing
-
-    from flows.annotation import accounts
-    from flows.annotation.collect import annotation_store, client
-    from flows.annotation.open import planning
-    from flows.annotation.select import COLLECTIONS
-    from flows.cli.exchange import written
-    from flows.home import home_directory
-    from labeling.collection import open_planned, sync_collection
-
     assert recipe.labeling is not None
     alone = recipe.labeling.with_prompts({"ranking": 0, "pairwise": 0})
-    found = planning(recipe.model_copy(update={"labeling": alone}), recipe.name, None)
+    writing = recipe.model_copy(update={"labeling": alone})
+    found = planning(writing, keys(steps(writing)), recipe.name)
     place = home_directory() / COLLECTIONS / f"{alone.title}-writing"
     planned = replace(found.planned, tasks={"demonstration": found.planned.tasks["demonstration"]})
     with client(found.config) as owner, closing(annotation_store()) as store:

@@ -11,10 +11,10 @@ from prefect.states import Completed
 from alignment.artifacts import Artifact
 from alignment.stage import Step
 from flows.annotation.stages import LABELING
+from flows.failures import NotYet
 from flows.pipeline.accelerate import launch
 from flows.tracking import links
 from flows.tracking.runner import as_state, run_step
-from flows.tracking.runs import NotYet
 
 
 def run_task(step: Step, inputs: Mapping[str, Artifact]) -> Artifact:

@@ -19,18 +19,18 @@ COMPARISONS = "comparisons.jsonl"
 SHOWN_ANNOTATIONS = 6
 
 
-def lineage(model: str, home: Path | None = None) -> dict[str, Any]:
+def lineage(model: str) -> dict[str, Any]:
     """Everything that a version ("policy", "policy@champion", "policy/3") was made from.
 
     Returns the version with nested `inputs`; a comparisons node has `annotation_ids` and `annotator_ids`. A stage that
     is needed twice is written out once, later as `{"stage": ..., "see": key}`.
     """
     name, version = resolve(model)
-    found = mlflow.MlflowClient().get_model_version(name, version)
-    if found.run_id is None:
+    registered = mlflow.MlflowClient().get_model_version(name, version)
+    if registered.run_id is None:
         raise ArtifactError(f"{model} was registered without a run, so nothing is known of what it was made from")
-    tree = _node(found.run_id, home_directory(home), set())
-    return {"model": f"models:/{name}/{version}", "aliases": list(found.aliases), **tree}
+    tree = _node(registered.run_id, home_directory(), set())
+    return {"model": f"models:/{name}/{version}", "aliases": list(registered.aliases), **tree}
 
 
 def resolve(model: str) -> tuple[str, str]:
@@ -91,9 +91,9 @@ def _judgements(run_id: str, published: Path) -> dict[str, Any]:
     """Who judged what: the annotation ids in a comparisons artifact, from here or from MLflow."""
     if (published / COMPARISONS).is_file():
         return _read(published / COMPARISONS)
-    with tempfile.TemporaryDirectory() as place:
+    with tempfile.TemporaryDirectory() as directory:
         try:
-            return _read(runs.fetch_output(run_id, Path(place), COMPARISONS))
+            return _read(runs.fetch_output(run_id, Path(directory), COMPARISONS))
         except (MlflowException, OSError) as error:
             raise ArtifactError(f"run {run_id} has lost its {COMPARISONS}; run the recipe again") from error
 
@@ -111,11 +111,11 @@ def _by_number(identity: str) -> tuple[int, str]:
     return (int(identity) if identity.isdigit() else 0, identity)
 
 
-def lineage_tree(found: dict[str, Any]) -> Tree:
-    """The lineage for people."""
-    aliases = "".join(f" @{alias}" for alias in found["aliases"])
-    root = Tree(f"[bold]{found['model']}[/bold]{aliases}")
-    _grow(root, found)
+def lineage_tree(lineage: dict[str, Any]) -> Tree:
+    """The lineage as a tree on the terminal."""
+    aliases = "".join(f" @{alias}" for alias in lineage["aliases"])
+    root = Tree(f"[bold]{lineage['model']}[/bold]{aliases}")
+    _grow(root, lineage)
     return root
 
 

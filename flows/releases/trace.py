@@ -22,11 +22,11 @@ from labeling.quality.screening import SENIOR
 MOST_RUNS = 200
 
 
-def stage_output(run_id: str, home: Path | None = None) -> Path:
+def stage_output(run_id: str) -> Path:
     """The output of a stage's run: where it was published here, else fetched from MLflow."""
     tags = mlflow.MlflowClient().get_run(run_id).data.tags
     name = output_name(tags.get(runs.TAG_STAGE, "?"), tags.get(runs.TAG_KEY, ""))
-    here, fetched = (home_directory(home) / folder / name for folder in ("artifacts", "fetched"))
+    here, fetched = (home_directory() / folder / name for folder in ("artifacts", "fetched"))
     if here.is_dir():
         return here
     try:
@@ -36,13 +36,13 @@ def stage_output(run_id: str, home: Path | None = None) -> Path:
         raise ArtifactError(f"run {run_id} has lost its output; run the recipe again") from error
 
 
-def trace(comparison_id: str, home: Path | None = None) -> dict[str, Any]:
+def trace(comparison_id: str) -> dict[str, Any]:
     """All that is known of a comparison. Raises ArtifactError when no finished run has one of that id.
 
     `judgement` is null for comparisons that were made elsewhere; so is what hangs on it.
     """
     for run in runs.search({runs.TAG_STAGE: "comparisons"}, status="FINISHED", limit=MOST_RUNS):
-        output = stage_output(run.info.run_id, home)
+        output = stage_output(run.info.run_id)
         row = _find(output / "comparisons.jsonl", comparison_id, "id")
         if row is None:
             continue
@@ -53,7 +53,7 @@ def trace(comparison_id: str, home: Path | None = None) -> dict[str, Any]:
             "run_id": run.info.run_id,
             "split": next((part for part in PARTS if _find(output / f"{part}.jsonl", comparison_id, "id")), ""),
         }
-        behind = _behind(row, stage_output(labelled["run_id"], home)) if labelled else {}
+        behind = _behind(row, stage_output(labelled["run_id"])) if labelled else {}
         return found | {"judgement": None, "task": None, "annotator": None, "guidelines": None} | behind
     raise ArtifactError(
         f"no comparisons stage of a finished run has '{comparison_id}'; the ids are in the comparisons.jsonl of its "

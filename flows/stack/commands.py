@@ -1,13 +1,14 @@
-"""How every part of a stack is started: command, environment, place.
+"""How every part of a stack is started: command, environment, directory.
 
 `deploy/` runs the same commands with the same variables in containers; a test compares the two.
 """
 
 import os
 import sys
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr
+from pydantic import SecretStr
 
 from flows.stack import postgres
 from flows.stack.services import POOLS, QUIET, Name, Site, label_studio_executable
@@ -15,21 +16,20 @@ from labeling.server import gunicorn
 from labeling.server import process as label_studio
 
 
-class Launch(BaseModel):
-    """Everything needed to start one server. `switches` are the variables that are set for it, `leaky` the beginnings
-    of those of ours that it must not see: they would lead it to somebody else's data."""
-
-    model_config = ConfigDict(frozen=True)
+@dataclass(frozen=True)
+class Launch:
+    """Everything needed to start one server. `switches` are the variables that are set for it, `leaky` the prefixes of
+    the variables that it must not inherit: they would lead it to another stack's data."""
 
     command: tuple[str, ...]
-    switches: dict[str, str] = Field(repr=False)
+    switches: dict[str, str] = field(repr=False)
     directory: Path
     leaky: tuple[str, ...] = ()
     user: str | None = None
 
     @property
     def environment(self) -> dict[str, str]:
-        """The whole environment: ours, less what would leak, plus the switches."""
+        """The whole environment: the inherited variables without the leaky ones, and the switches."""
         return {name: value for name, value in os.environ.items() if not name.startswith(self.leaky)} | self.switches
 
 

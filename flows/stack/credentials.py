@@ -1,11 +1,11 @@
-"""The accounts of a stack in their file: made on the first start, readable by their owner alone."""
+"""The accounts of a stack in their file: created on the first start, readable by their owner alone."""
 
-import os
 import secrets
 from pathlib import Path
 
 from pydantic import ValidationError
 
+from alignment.artifacts import PRIVATE, write_text
 from flows.stack.processes import StackError
 from flows.stack.services import Credentials, Profile, Secrets
 
@@ -13,19 +13,19 @@ FILE = "credentials.json"
 
 
 def ensure(home: Path, profile: Profile = "default") -> Credentials:
-    """The accounts of the stack in `home`, made on its first start."""
+    """The accounts of the stack in `home`, created on its first start."""
     existing = read(home)
     if existing is not None:
         return existing
-    made = Credentials(
+    accounts = Credentials(
         label_studio_email="owner@rlhf.local",
         label_studio_password=secrets.token_urlsafe(12),
         label_studio_token=secrets.token_hex(20),
         label_studio_secret_key=secrets.token_urlsafe(40),
         production=_passwords() if profile == "production" else None,
     )
-    write_private(home / FILE, made.model_dump_json(indent=2, exclude_none=True))
-    return made
+    write_text(home / FILE, accounts.model_dump_json(indent=2, exclude_none=True) + "\n", PRIVATE)
+    return accounts
 
 
 def _passwords() -> Secrets:
@@ -42,7 +42,7 @@ def _passwords() -> Secrets:
 
 
 def read(home: Path) -> Credentials | None:
-    """The accounts, or None where none were made yet. Raises StackError for a file that cannot be read."""
+    """The accounts, or None before the first start. Raises StackError for a file that cannot be read."""
     path = home / FILE
     if not path.exists():
         return None
@@ -52,15 +52,3 @@ def read(home: Path) -> Credentials | None:
         raise StackError(
             f"{path} cannot be read: {error.errors()[0]['msg']}; restore it, or remove {home} to begin anew"
         ) from error
-
-
-def write_private(path: Path, text: str) -> None:
-    """Write a file that only its owner can read, in one move."""
-    temporary = path.with_name(path.name + ".partial")
-    temporary.unlink(missing_ok=True)
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "w") as file:
-        file.write(text + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)

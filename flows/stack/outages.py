@@ -11,12 +11,14 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import httpx
 
 from labeling.errors import ServerUnavailable
-from labeling.server.client import LabelStudio
+
+if TYPE_CHECKING:
+    from labeling.server.client import LabelStudio  # its library is slow to import, and the CLI imports this module
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -39,7 +41,7 @@ def retries() -> dict[str, str]:
     return {name: os.environ.get(name, value) for name, value in RETRIES.items()}
 
 
-def through_outages(label_studio: LabelStudio, work: Callable[[], T]) -> T:
+def through_outages(label_studio: "LabelStudio", work: Callable[[], T]) -> T:
     """What `work` returns; while Label Studio is away it is waited for, and the work is begun again.
 
     The work must look at what is there before it adds something: a request may have been carried out though its answer
@@ -53,7 +55,7 @@ def through_outages(label_studio: LabelStudio, work: Callable[[], T]) -> T:
     return work()
 
 
-def wait_until_back(label_studio: LabelStudio, error: ServerUnavailable) -> None:
+def wait_until_back(label_studio: "LabelStudio", error: ServerUnavailable) -> None:
     """Ask until Label Studio answers again. Raises ServerUnavailable when that takes too long."""
     patience, started = float(os.environ.get(PATIENCE, PATIENCE_SECONDS)), time.monotonic()
     log.warning("%s It is asked again for %.0f minutes", error, patience / 60)
@@ -71,7 +73,7 @@ def wait_until_back(label_studio: LabelStudio, error: ServerUnavailable) -> None
 
 
 @contextmanager
-def hurried() -> Iterator[None]:
+def without_retries() -> Iterator[None]:
     """Within, MLflow is asked once and for a few seconds: for a process that is about to end."""
     before = {name: os.environ.get(name) for name in HURRY}
     os.environ.update(HURRY)
@@ -82,14 +84,11 @@ def hurried() -> Iterator[None]:
             os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
-def mlflow_answers() -> bool:
-    """Whether MLflow's server answers now; a store that is a file always does. Takes at most a few seconds.
+def mlflow_answers(uri: str) -> bool:
+    """Whether MLflow's server at the tracking `uri` answers now; a store that is a file always does.
 
-    Any answer but one of a broken server counts, so that a gateway without MLflow's `/health` is no outage.
+    Takes a few seconds at most. Any answer below 500 counts, so that a gateway without MLflow's `/health` is no outage.
     """
-    import mlflow  # reads its settings when it is imported: those of a stack have to be there before
-
-    uri = mlflow.get_tracking_uri()
     if not uri.startswith("http"):
         return True
     try:

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from pydantic import BaseModel, ConfigDict
 
 from alignment.errors import RLHFError
+from alignment.records import Record
 
 MARK = "RLHF_STACK_MARK"
 STOP_SECONDS = 15.0
@@ -31,10 +31,8 @@ class StackError(RLHFError):
     """A server of the local stack that cannot be started, found or reached."""
 
 
-class Process(BaseModel):
+class Process(Record):
     """A started server: enough to know it again, in a file, after a restart of anything."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     pid: int
     started_at: float

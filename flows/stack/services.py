@@ -1,6 +1,6 @@
-"""The parts of a stack: three servers, a database under them in production, workers; and how to tell that each works.
+"""The parts of a stack: three servers, a database under them in production, workers; their addresses and accounts.
 
-Nothing phones home: the switches that turn telemetry off are here, for servers and clients alike.
+Telemetry is switched off here, for servers and clients alike.
 """
 
 import os
@@ -9,16 +9,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
-import httpx
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 
-from flows.stack import outages, postgres
+from alignment.records import Record
+from flows.stack import outages
 from flows.stack.processes import StackError
-from labeling.errors import BadCredentials
-from labeling.server import process as label_studio
 
 HOST = "127.0.0.1"
-PROBE_SECONDS = 5.0
 Name = Literal["postgres", "prefect", "mlflow", "label-studio", "train-worker", "ops-worker"]
 Profile = Literal["default", "production"]
 NAMES: tuple[Name, ...] = ("prefect", "mlflow", "label-studio")
@@ -48,10 +45,10 @@ QUIET = {
 }
 
 
-class Secrets(BaseModel):
+class Secrets(Record):
     """The passwords of a production stack."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+    model_config = ConfigDict(hide_input_in_errors=True)
 
     postgres_password: str = Field(repr=False)
     prefect_database_password: str = Field(repr=False)
@@ -72,10 +69,10 @@ class Secrets(BaseModel):
         }
 
 
-class Credentials(BaseModel):
+class Credentials(Record):
     """The accounts of a stack, generated once and kept in a file that only its owner can read."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+    model_config = ConfigDict(hide_input_in_errors=True)
 
     label_studio_email: str
     label_studio_password: str = Field(repr=False)
@@ -94,10 +91,8 @@ class Credentials(BaseModel):
         return self.production
 
 
-class Site(BaseModel):
+class Site(Record):
     """A stack as its parts see it: where each of them is reached, as host:port, and what they listen on."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     home: Path
     credentials: Credentials
@@ -147,16 +142,6 @@ class Site(BaseModel):
         return found
 
 
-class Health(BaseModel):
-    """What a server answered: `version` when it works, else `problem` in words."""
-
-    model_config = ConfigDict(frozen=True)
-
-    ok: bool
-    version: str = ""
-    problem: str = ""
-
-
 def port_variable(name: Name) -> str:
     """The environment variable that fixes a server's port."""
     return f"RLHF_{name.replace('-', '_').upper()}_PORT"
@@ -187,63 +172,3 @@ def label_studio_executable() -> Path:
             "or set RLHF_LABEL_STUDIO to a label-studio program of version 1.23"
         )
     return path
-
-
-def health_of(name: Name, site: Site) -> Health:
-    """Ask a part of the stack, the database under it included, whether it works."""
-    if name == "postgres":
-        problem, version = postgres.ask(site.addresses[name], site.credentials.secrets.postgres_password)
-        return Health(ok=not problem, version=version, problem=problem)
-    secrets = site.credentials.production if site.profile == "production" else None
-    try:
-        with httpx.Client(
-            base_url=site.url(name), timeout=PROBE_SECONDS, trust_env=False, verify=label_studio.authorities()
-        ) as http:
-            if name == "prefect":
-                return _prefect_health(http, secrets)
-            if name == "mlflow":
-                return _mlflow_health(http, secrets)
-            if name == "label-studio":
-                return _label_studio_health(http, site.url(name), site.credentials.label_studio_token)
-            return _worker_health(http)
-    except (httpx.HTTPError, ValueError, KeyError) as error:
-        return Health(ok=False, problem=str(error) or type(error).__name__)
-
-
-def _prefect_health(http: httpx.Client, secrets: Secrets | None) -> Health:
-    if secrets is not None:
-        http.auth = httpx.BasicAuth(*secrets.prefect_auth.split(":", 1))
-    for path in ("/api/health", "/api/ready"):
-        answer = http.get(path)
-        if answer.status_code != 200:
-            return Health(ok=False, problem=f"{path} answers {answer.status_code}")
-    return Health(ok=True, version=str(http.get("/api/admin/version").raise_for_status().json()))
-
-
-def _mlflow_health(http: httpx.Client, secrets: Secrets | None) -> Health:
-    if secrets is not None:
-        http.auth = httpx.BasicAuth(secrets.mlflow_username, secrets.mlflow_password)
-    answers = {
-        "/health": http.get("/health"),
-        "the search for experiments": http.post("/api/2.0/mlflow/experiments/search", json={"max_results": 1}),
-    }
-    for path, answer in answers.items():
-        if answer.status_code != 200:
-            return Health(ok=False, problem=f"{path} answers {answer.status_code}")
-    return Health(ok=True, version=http.get("/version").raise_for_status().text.strip())
-
-
-def _label_studio_health(http: httpx.Client, url: str, token: str) -> Health:
-    try:
-        ready, seen = label_studio.is_ready(url, token, PROBE_SECONDS)
-    except BadCredentials as error:
-        return Health(ok=False, problem=str(error))
-    if not ready:
-        return Health(ok=False, problem=seen)
-    return Health(ok=True, version=str(http.get("/api/version").raise_for_status().json()["release"]))
-
-
-def _worker_health(http: httpx.Client) -> Health:
-    """A worker answers for itself: well while it keeps asking Prefect for work."""
-    answer = http.get("/health")
-    return Health(ok=answer.status_code == 200, problem=f"/health answers {answer.status_code}: {answer.text[:200]}")

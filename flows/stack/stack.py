@@ -13,28 +13,26 @@ import signal
 import time
 from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict
-
 from flows.home import home_directory
-from flows.stack import commands as launches
-from flows.stack import credentials, postgres, processes, services
+from flows.stack import commands, credentials, postgres, processes, services
+from flows.stack.health import Health, health_of
 from flows.stack.processes import Process, StackError
-from flows.stack.services import HOST, NAMES, TITLES, WAVES, Credentials, Health, Name, Profile, Site
+from flows.stack.services import HOST, NAMES, TITLES, WAVES, Credentials, Name, Profile, Site
 from flows.stack.state import UNFINISHED, Server, State, locked
-from flows.stack.state import read as _read_state
-from flows.stack.state import write as _write_state
+from flows.stack.state import read as read_state
+from flows.stack.state import write as write_state
 
 START_SECONDS = 600.0
 POLL_SECONDS = 0.25
 LOG_TAIL_CHARACTERS = 1500
 
 
-class Stack(BaseModel):
+@dataclass(frozen=True)
+class Stack:
     """A running stack: where its servers are and who may log in."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     site: Site
     notes: tuple[str, ...] = ()
@@ -59,10 +57,9 @@ class Stack(BaseModel):
         return self.site.client_environment()
 
 
-class ServerStatus(BaseModel):
+@dataclass(frozen=True)
+class ServerStatus:
     """A row of `rlhf status`."""
-
-    model_config = ConfigDict(frozen=True)
 
     name: Name
     title: str
@@ -110,7 +107,7 @@ def _up(home: Path, state: State, known: Credentials, waves: Collection[tuple[Na
 
 def _asked_for(home: Path, profile: Profile | None, workers: bool) -> State:
     """What is to run: as remembered, with what is asked for now."""
-    before = _read_state(home)
+    before = read_state(home)
     if profile is not None and before.servers and profile != before.profile:
         raise StackError(
             f"the stack in {home} has the profile '{before.profile}': give another home with --home or "
@@ -135,13 +132,13 @@ def down(home: Path | None = None) -> list[str]:
         return []
     stopped: dict[Name, bool] = {}
     with locked(home):
-        state = _read_state(home)
+        state = read_state(home)
         for wave in reversed(WAVES):
             running = {name: state.servers[name].process for name in wave if name in state.servers}
             with ThreadPoolExecutor(len(wave)) as pool:
                 stopped |= dict(zip(running, pool.map(_stop, running, running.values()), strict=True))
         ports = {name: Server(port=server.port) for name, server in state.servers.items()}
-        _write_state(home, state.model_copy(update={"servers": ports}))
+        write_state(home, state.model_copy(update={"servers": ports}))
     return [TITLES[name] for wave in WAVES for name in wave if stopped.get(name)]
 
 
@@ -155,7 +152,7 @@ def _stop(name: Name, process: Process | None) -> bool:
 def status(home: Path | None = None) -> list[ServerStatus]:
     """How each part is, running or not."""
     home = home_directory(home)
-    state, known = _read_state(home), credentials.read(home)
+    state, known = read_state(home), credentials.read(home)
     with ThreadPoolExecutor(len(state.parts)) as pool:
         return list(pool.map(lambda name: _status_of(name, home, state, known), state.parts))
 
@@ -168,7 +165,7 @@ def connect(home: Path | None = None, needed: Collection[Name] = NAMES) -> Stack
     known = credentials.read(home)
     if silent or known is None:
         raise StackError(f"{' and '.join(silent)} of the stack in {home}: start the servers with `rlhf up`")
-    return Stack(site=_read_state(home).site(home, known))
+    return Stack(site=read_state(home).site(home, known))
 
 
 def _status_of(name: Name, home: Path, state: State, known: Credentials | None) -> ServerStatus:
@@ -176,7 +173,7 @@ def _status_of(name: Name, home: Path, state: State, known: Credentials | None) 
     running = server is not None and server.process is not None and processes.is_alive(server.process)
     health = Health(ok=False, problem="not running")
     if known is not None and running:
-        health = services.health_of(name, state.site(home, known))
+        health = health_of(name, state.site(home, known))
     url = state.site(home, known).url(name) if known is not None and server is not None else ""
     return ServerStatus(
         name=name,
@@ -193,7 +190,7 @@ def _is_well(name: Name, home: Path, state: State, known: Credentials) -> bool:
     server = state.servers.get(name)
     if server is None or server.process is None or not processes.is_alive(server.process):
         return False
-    return services.health_of(name, state.site(home, known)).ok
+    return health_of(name, state.site(home, known)).ok
 
 
 def _start(name: Name, home: Path, state: State, known: Credentials, notes: list[str]) -> State:
@@ -206,8 +203,8 @@ def _start(name: Name, home: Path, state: State, known: Credentials, notes: list
     port = _port(name, before, taken, notes)
     state = state.model_copy(update={"servers": {**state.servers, name: Server(port=port)}})
     site = state.site(home, known)
-    launches.prepare(name, site)
-    launch = launches.launch_of(name, site)
+    commands.prepare(name, site)
+    launch = commands.launch_of(name, site)
     process = processes.launch(
         launch.command,
         environment=launch.environment,
@@ -216,7 +213,7 @@ def _start(name: Name, home: Path, state: State, known: Credentials, notes: list
         user=launch.user,
     )
     state = state.model_copy(update={"servers": {**state.servers, name: Server(port=port, process=process)}})
-    _write_state(home, state)
+    write_state(home, state)
     return state
 
 
@@ -248,7 +245,7 @@ def _wait_for(name: Name, home: Path, state: State, known: Credentials) -> None:
     """Wait until a part works. Raises StackError with the end of its log when it ended or took too long."""
     deadline = time.monotonic() + START_SECONDS
     process = state.servers[name].process
-    while not (health := services.health_of(name, state.site(home, known))).ok:
+    while not (health := health_of(name, state.site(home, known))).ok:
         ended = process is None or not processes.is_alive(process)
         if ended or time.monotonic() > deadline:
             log = _log(home, name)

@@ -1,4 +1,4 @@
-"""What is remembered of a stack between two commands: its profile, its ports, and the processes that were started."""
+"""The state of a stack between two commands: its profile, its ports, and the processes that were started."""
 
 import fcntl
 import os
@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
-from flows.stack.credentials import write_private
+from alignment.artifacts import PRIVATE, write_text
+from alignment.records import Record
 from flows.stack.processes import Process, StackError
 from flows.stack.services import HOST, NAMES, WAVES, Credentials, Name, Profile, Site
 
@@ -16,10 +17,8 @@ FILE = "stack.json"
 UNFINISHED = "restore.unfinished"  # in a home that is being made from a backup
 
 
-class Server(BaseModel):
+class Server(Record):
     """One server of the stack: its port, and the process that was started for it."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     port: int
     process: Process | None = None
@@ -30,10 +29,8 @@ class Server(BaseModel):
         return f"http://{HOST}:{self.port}"
 
 
-class State(BaseModel):
+class State(Record):
     """What `stack.json` holds. `bind` is what the servers listen on; database and workers stay on loopback."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     profile: Profile = "default"
     workers: bool = False
@@ -69,7 +66,7 @@ class State(BaseModel):
 
 
 def read(home: Path) -> State:
-    """What is known of the stack in `home`. Raises StackError for a file that cannot be read."""
+    """The state of the stack in `home`, the default before the first start. Raises StackError if unreadable."""
     path = home / FILE
     if not path.exists():
         return State()
@@ -81,8 +78,8 @@ def read(home: Path) -> State:
 
 
 def write(home: Path, state: State) -> None:
-    """Remember it."""
-    write_private(home / FILE, state.model_dump_json(indent=2))
+    """Write `stack.json`."""
+    write_text(home / FILE, state.model_dump_json(indent=2) + "\n", PRIVATE)
 
 
 @contextmanager

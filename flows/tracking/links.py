@@ -1,6 +1,6 @@
-"""Links between the servers' pages: a flow run in Prefect leads to MLflow and Label Studio, and they lead back.
+"""Links between the servers' pages: from a flow run in Prefect to MLflow and Label Studio, and back.
 
-A link that cannot be left is no reason to stop training: it is logged. Where browsers reach MLflow at another address
+A link that cannot be created does not stop training: it is logged. Where browsers reach MLflow at another address
 than flows do, as in a cluster, RLHF_MLFLOW_PAGES is that address.
 """
 

@@ -54,9 +54,9 @@ class JsonLines(logging.Formatter):
 
 
 @contextmanager
-def kept(name: str, home: Path | None = None, **ids: str) -> Iterator[Path]:
+def kept(name: str, **ids: str) -> Iterator[Path]:
     """Keep what is said in the block in the file of the run `name`; `ids` that are not empty go into every line."""
-    place = home_directory(home)
+    place = home_directory()
     path = place / FOLDER / f"{name}.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
     handler = RotatingFileHandler(path, maxBytes=LONGEST_BYTES, backupCount=1, encoding="utf-8", delay=True)
@@ -109,9 +109,9 @@ def known_secrets(home: Path) -> frozenset[str]:
     }
 
 
-def find_log(run: str = "", home: Path | None = None) -> Path:
+def find_log(run: str = "") -> Path:
     """The file of a run, by the beginning of its MLflow or Prefect id; the newest for "". Raises ArtifactError."""
-    place = home_directory(home) / FOLDER
+    place = home_directory() / FOLDER
     files = sorted(place.glob("*.jsonl"), key=lambda path: path.stat().st_mtime)
     matching = [path for path in files if path.name.startswith(run) or (run and _flow_run(path).startswith(run))]
     if not matching:

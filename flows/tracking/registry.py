@@ -1,20 +1,25 @@
-"""Registered model versions: one for each key, from safetensors, with tags that lead back to where they came from."""
+"""Registered model versions: one for each key, from safetensors, with tags that lead back to where they came from.
+
+MLflow's form of a model lies under `served` in the artifacts of the stage's run, and a version points there: an upload
+after a kill writes the same files again, and the run's artifacts are all that there is to restore or to remove.
+"""
 
 import json
 import warnings
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import mlflow
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
-from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema, TensorSpec
 
 from alignment.artifacts import Artifact
 from alignment.errors import ArtifactError
+from flows.tracking.layout import SERVED
 from flows.tracking.provenance import git_commit
 from flows.tracking.runs import TAG_KEY, TAG_STAGE, input_tags
 
@@ -24,46 +29,34 @@ REQUIREMENTS = ("mlflow", "torch", "transformers", "tokenizers", "safetensors", 
 
 
 def register(name: str, directory: Path, *, stage: str, key: str, run_id: str, inputs: Mapping[str, Artifact]) -> str:
-    """Log `directory` (a Hugging Face checkpoint) to the active run and register it; "models:/NAME/VERSION".
+    """Upload `directory` (a Hugging Face checkpoint) to the run and register it; returns "models:/NAME/VERSION".
 
-    Of an ensemble of reward models the other members, which lie beside it, come too. The version that this key already
-    has is returned instead of a second one. Raises ArtifactError for a directory without safetensors or with pickles.
+    The other members of an ensemble of reward models, beside the directory, are part of it. The version that this key
+    already has is returned instead of a second one. Raises ArtifactError for files that are not safetensors or text.
     """
     check_weights(directory)
     ensemble = _ensemble(directory.parent)
     existing = find_version(name, key)
     if existing is not None:
         return existing
-    _forget_unregistered(run_id)
     tags = {TAG_STAGE: stage, TAG_KEY: key, "rlhf.run_id": run_id, **input_tags(inputs)}
     tags |= {"rlhf.git_commit": git_commit()}
-    with warnings.catch_warnings():
+    client = MlflowClient()
+    with TemporaryDirectory() as temporary, warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*input example.*")  # the signature is given, not guessed
-        logged = mlflow.pyfunc.log_model(
-            name=name,
+        mlflow.pyfunc.save_model(
+            path=f"{temporary}/{SERVED}",
             python_model=str(SERVED_MODEL),
             artifacts={"hf": str(directory)} | ensemble,
             signature=_signature(directory),
             pip_requirements=[f"{library}=={version(library).split('+')[0]}" for library in REQUIREMENTS],
         )
-    client = MlflowClient()
-    _make_name(client, name)
-    made = client.create_model_version(
-        name, f"models:/{logged.model_id}", run_id=run_id, tags=tags, model_id=logged.model_id
-    )
-    for again in _versions(name, key):  # MLflow's client repeats a request whose answer was lost
-        if again != int(made.version):
-            client.delete_model_version(name, str(again))
-    return f"models:/{name}/{made.version}"
-
-
-def _forget_unregistered(run_id: str) -> None:
-    """Remove with its files what a killed run had logged, whole or in part, and not registered: nobody refers to it."""
-    client = MlflowClient()
-    experiment = client.get_run(run_id).info.experiment_id
-    for model in client.search_logged_models([experiment], f"source_run_id = '{run_id}'"):
-        get_artifact_repository(model.artifact_location).delete_artifacts()
-        client.delete_logged_model(model.model_id)
+        client.log_artifacts(run_id, f"{temporary}/{SERVED}", SERVED)
+    registered = mlflow.register_model(f"runs:/{run_id}/{SERVED}", name, tags=tags)
+    for number in _versions(name, key):  # MLflow's client repeats a request whose answer was lost
+        if number != int(registered.version):
+            client.delete_model_version(name, str(number))
+    return f"models:/{name}/{registered.version}"
 
 
 def _ensemble(stage: Path) -> dict[str, str]:
@@ -108,14 +101,6 @@ def _signature(directory: Path) -> ModelSignature:
     )
 
 
-def _make_name(client: MlflowClient, name: str) -> None:
-    try:
-        client.create_registered_model(name)
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_ALREADY_EXISTS":
-            raise
-
-
 def find_version(name: str, key: str) -> str | None:
     """The newest version of a model that was made under this key."""
     newest = max(_versions(name, key), default=None)
@@ -146,5 +131,5 @@ def set_alias(model: str, alias: str) -> None:
 
 
 def fetch_checkpoint(model: str, into: Path) -> Path:
-    """Download the Hugging Face directory of a registered version."""
-    return Path(mlflow.artifacts.download_artifacts(artifact_uri=f"{model}", dst_path=str(into))) / "artifacts"
+    """Download the directories of a registered version: the checkpoint, and the other members of an ensemble."""
+    return Path(mlflow.artifacts.download_artifacts(artifact_uri=model, dst_path=str(into))) / "artifacts"

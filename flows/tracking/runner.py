@@ -39,13 +39,13 @@ from flows import locks
 from flows.failures import stopped
 from flows.home import home_directory
 from flows.tracking import links, logs, registry, runs
-from flows.tracking.metrics import METRICS_FILE, MetricSender, send_all
+from flows.tracking.layout import MODEL, OUTPUT
+from flows.tracking.metrics import METRICS_FILE, MetricSender, Point, send_all
 from flows.tracking.provenance import git_commit, versions
 
 log = logging.getLogger(__name__)
 Perform = Callable[[Step, Path, Journal, Mapping[str, Path]], Figures]
 CHECKPOINTS = "checkpoint"  # where training keeps what it resumes from; not part of the output
-MODEL = "model"  # a stage's Hugging Face directory
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def run_step(
     with logs.about(stage=job.stage), _in_words(job):
         with _only_one(job):
             artifact = find(job.stage, job.key, job.home) or _make(job, perform)
-            _tidy(job, artifact.run_id)
+            _tidy(job)
         if job.parent is not None:
             _note_on_parent(job.parent, artifact)
         logs.notes.info("found done" if artifact.cached else f"made in {artifact.seconds:.1f} s")
@@ -173,9 +173,9 @@ def _make(job: Job, perform: Perform) -> Artifact:
     with logs.about(stage_run_id=run_id), runs.active(run_id=run_id, nested=True), _in_words(job):
         _take_back(job, run_id)
         MlflowClient().set_tag(run_id, runs.TAG_PROCESSES, str(job.step.compute.processes))
-        seconds = _work(job, perform, run_id)
+        seconds, sent = _work(job, perform, run_id)
         digest = directory_digest(job.partial)
-        send_all(run_id, job.partial, _ledger(job, run_id))
+        send_all(run_id, job.partial, sent)
         model = _upload(job, run_id)
         tags = {runs.TAG_DIGEST: digest, runs.TAG_SECONDS: f"{seconds:.3f}"}
         for name, value in (tags | ({runs.TAG_MODEL: model} if model else {})).items():
@@ -198,11 +198,6 @@ def _in_words(job: Job) -> Iterator[None]:
         raise told from error
 
 
-def _ledger(job: Job, run_id: str) -> Path:
-    """Where is kept what of a run's metrics was sent."""
-    return job.home / "metrics" / f"{run_id}.jsonl"
-
-
 def _take_back(job: Job, run_id: str) -> None:
     """An output that was published by a run that was killed before it was FINISHED: upload goes on from it."""
     digest = MlflowClient().get_run(run_id).data.tags.get(runs.TAG_DIGEST)
@@ -210,30 +205,28 @@ def _take_back(job: Job, run_id: str) -> None:
         job.final.rename(job.partial)
 
 
-def _tidy(job: Job, run_id: str) -> None:
-    """Remove what only an unfinished stage needs: what killed runs left beside the output, half downloaded, half
-    replaced or begun anew, and what is known of sent metrics."""
+def _tidy(job: Job) -> None:
+    """Remove what killed runs left beside the output: half downloaded, half replaced or begun anew."""
     for left in job.final.parent.glob(f"{job.final.name}.*"):
         shutil.rmtree(left)
-    _ledger(job, run_id).unlink(missing_ok=True)
 
 
-def _work(job: Job, perform: Perform, run_id: str) -> float:
-    """Do the stage's work, unless a killed run had already done it; return how many seconds it took."""
+def _work(job: Job, perform: Perform, run_id: str) -> tuple[float, dict[Point, float] | None]:
+    """Do the stage's work, unless a killed run had already done it; return how many seconds it took, and the metrics
+    that MLflow is known to have."""
     out = job.partial
     out.mkdir(parents=True, exist_ok=True)
-    if not (out / "result.json").exists():
-        _carry_out(job, perform, run_id)
+    sent = None if (out / "result.json").exists() else _carry_out(job, perform, run_id)
     for checkpoint in [*out.rglob(CHECKPOINTS)]:  # only now: there is something to go on from until the work is done
         shutil.rmtree(checkpoint)
-    return float(json.loads((out / "provenance.json").read_text(encoding="utf-8"))["seconds"])
+    return float(json.loads((out / "provenance.json").read_text(encoding="utf-8"))["seconds"]), sent
 
 
-def _carry_out(job: Job, perform: Perform, run_id: str) -> None:
-    """Do the stage's work; `result.json` is written last and says that it is done."""
+def _carry_out(job: Job, perform: Perform, run_id: str) -> dict[Point, float] | None:
+    """Do the stage's work; `result.json` is written last and says that it is done. Returns the sent metrics."""
     out = job.partial
     started = time.monotonic()
-    with MetricSender(run_id, out / METRICS_FILE, _ledger(job, run_id), job.stage):
+    with MetricSender(run_id, out / METRICS_FILE, job.stage) as sender:
         figures = perform(job.step, out, Journal(out), {name: item.path for name, item in job.inputs.items()})
     seconds = time.monotonic() - started
     write_json(out / "provenance.json", _provenance(job, run_id, seconds))
@@ -242,6 +235,7 @@ def _carry_out(job: Job, perform: Perform, run_id: str) -> None:
         log.warning("stage '%s' has figures that are not finite and are left out: %s", job.stage, ", ".join(lost))
     finite = {name: float(value) for name, value in figures.items() if math.isfinite(value)}
     write_json(out / "result.json", finite)
+    return sender.sent
 
 
 def _provenance(job: Job, run_id: str, seconds: float) -> dict[str, object]:
@@ -267,13 +261,13 @@ def _provenance(job: Job, run_id: str, seconds: float) -> dict[str, object]:
 def _upload(job: Job, run_id: str) -> str | None:
     """Send the output to MLflow. A registered model's files lie with its version, and not a second time in the run."""
     if job.step.stage.model is None:
-        MlflowClient().log_artifacts(run_id, str(job.partial), runs.OUTPUT)
+        MlflowClient().log_artifacts(run_id, str(job.partial), OUTPUT)
         return None
     for path in sorted(job.partial.iterdir()):
         if path.is_dir() and path.name != MODEL:
-            MlflowClient().log_artifacts(run_id, str(path), f"{runs.OUTPUT}/{path.name}")
+            MlflowClient().log_artifacts(run_id, str(path), f"{OUTPUT}/{path.name}")
         elif path.is_file():
-            MlflowClient().log_artifact(run_id, str(path), runs.OUTPUT)
+            MlflowClient().log_artifact(run_id, str(path), OUTPUT)
     return registry.register(
         job.step.stage.model, job.partial / MODEL, stage=job.stage, key=job.key, run_id=run_id, inputs=job.inputs
     )

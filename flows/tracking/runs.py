@@ -15,15 +15,16 @@ from mlflow.exceptions import MlflowException
 from pydantic import BaseModel
 
 from alignment.artifacts import Artifact, content_digest, fingerprint
+from flows.failures import NotYet
 from flows.home import home_directory
 from flows.locks import try_lock
 from flows.stack import outages
 from flows.tracking import links, logs
+from flows.tracking.layout import OUTPUT
 from flows.tracking.provenance import git_commit, versions
 
 log = logging.getLogger(__name__)
 EXPERIMENT = "rlhf"
-OUTPUT = "output"  # where in a run's artifacts the stage's output lies
 TAG_STAGE, TAG_KEY, TAG_DIGEST, TAG_MODEL = "rlhf.stage", "rlhf.key", "rlhf.digest", "rlhf.model"
 TAG_SECONDS, TAG_INPUT, TAG_VERSION = "rlhf.seconds", "rlhf.input.", "rlhf.stage_version"
 TAG_FLOW_RUN, TAG_RECIPE, TAG_PROCESSES = "prefect.flow_run_id", "rlhf.recipe", "rlhf.processes"
@@ -34,35 +35,32 @@ LONGEST_PARAMETER = 6000
 PARAMETERS_AT_ONCE = 100
 
 
-class NotYet(Exception):
-    """Work that cannot be finished now although nothing failed; only the flow catches it."""
-
-
 def experiment_id() -> str:
-    """The experiment that holds every run of this project, made where it is missing."""
+    """The experiment of this project's runs, created if it is missing."""
     client = MlflowClient()
-    found = client.get_experiment_by_name(EXPERIMENT)
-    if found is not None:
-        return str(found.experiment_id)
+    experiment = client.get_experiment_by_name(EXPERIMENT)
+    if experiment is not None:
+        return str(experiment.experiment_id)
     try:
         return str(client.create_experiment(EXPERIMENT))
-    except MlflowException:  # somebody else made it in this moment
-        found = client.get_experiment_by_name(EXPERIMENT)
-        if found is None:
+    except MlflowException:  # another process created it at this moment
+        experiment = client.get_experiment_by_name(EXPERIMENT)
+        if experiment is None:
             raise
-        return str(found.experiment_id)
+        return str(experiment.experiment_id)
 
 
 def search(conditions: Mapping[str, str], status: str = "", limit: int = 50) -> list[Run]:
     """Runs by tags, newest first."""
     if any("'" in value for value in conditions.values()):
         return []  # no tag of ours has a quote, and MLflow's filters have no way to write one
-    words = [f"tags.`{name}` = '{value}'" for name, value in conditions.items()]
-    words += [f"attributes.status = '{status}'"] if status else []
-    found = MlflowClient().search_runs(
-        [experiment_id()], " and ".join(words), max_results=limit, order_by=["attributes.start_time DESC"]
+    terms = [f"tags.`{name}` = '{value}'" for name, value in conditions.items()]
+    terms += [f"attributes.status = '{status}'"] if status else []
+    return list(
+        MlflowClient().search_runs(
+            [experiment_id()], " and ".join(terms), max_results=limit, order_by=["attributes.start_time DESC"]
+        )
     )
-    return list(found)
 
 
 def open_stage_run(
@@ -76,16 +74,16 @@ def open_stage_run(
     parent: str | None,
     files: Sequence[Path] = (),
 ) -> str:
-    """The id of the run for this key: one that was begun and not finished, or a new one with all that is known."""
-    begun = [run for run in search({TAG_KEY: key, TAG_STAGE: stage}) if run.info.status != "FINISHED"]
-    if begun:
-        if begun[0].info.status == "RUNNING":
+    """The id of the run for this key: an unfinished one, or a new one with parameters, tags and inputs."""
+    unfinished = [run for run in search({TAG_KEY: key, TAG_STAGE: stage}) if run.info.status != "FINISHED"]
+    if unfinished:
+        if unfinished[0].info.status == "RUNNING":
             log.warning(
                 "an earlier attempt at stage '%s' did not say how it ended (killed, out of memory, a machine that went "
                 "down, or MLflow away): going on from what it left",
                 stage,
             )
-        return str(begun[0].info.run_id)
+        return str(unfinished[0].info.run_id)
     tags = {TAG_STAGE: stage, TAG_KEY: key, TAG_VERSION: str(version), **provenance_tags(), **input_tags(inputs)}
     tags |= links.back_tags()
     if parent is not None:
@@ -171,14 +169,16 @@ def fetch_output(run_id: str, into: Path, name: str = "") -> Path:
 
 @contextmanager
 def active(**how: Any) -> Iterator[str]:
-    """An active run of MLflow, begun as `mlflow.start_run` is told. It ends FINISHED; SCHEDULED, when it
-    waits for people; FAILED with the reason; or KILLED, when somebody stopped it."""
+    """An active MLflow run; `how` are the arguments of `mlflow.start_run`.
+
+    It ends FINISHED; SCHEDULED, when it waits for people; FAILED with the reason; or KILLED, when it was stopped.
+    """
     run_id = str(mlflow.start_run(**how).info.run_id)
     try:
         forget_reason(run_id)
         yield run_id
     except NotYet:
-        mlflow.end_run("SCHEDULED")  # which is to say waiting
+        mlflow.end_run("SCHEDULED")  # MLflow has no state for waiting
         raise
     except BaseException as error:
         end(run_id, error)
@@ -194,7 +194,7 @@ def end(run_id: str, error: BaseException) -> None:
     status = "FAILED" if isinstance(error, Exception) else "KILLED"
     words = str(error) if status == "FAILED" else "stopped; the same command goes on"
     try:
-        with outages.hurried():
+        with outages.without_retries():
             mlflow.end_run(status)
             reason = f"{type(error).__name__}: {words}"[:LONGEST_TAG]
             MlflowClient().set_tag(run_id, TAG_REASON, reason)

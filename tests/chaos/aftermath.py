@@ -7,6 +7,7 @@ from mlflow import MlflowClient
 
 from flows.stack.stack import Stack
 from flows.tracking import runs
+from flows.tracking.layout import SERVED
 from labeling.names import uid_of
 from labeling.server.client import LabelStudio
 from tests.chaos.progress import Progress
@@ -17,7 +18,6 @@ def check_outputs(home: Path, progress: Progress) -> None:
     assert progress.here()[0] == "release"
     assert sorted(path.name.rpartition("-")[0] for path in (home / "artifacts").iterdir()) == sorted(progress.stages)
     strays = [path for path in (home / "artifacts").rglob("*") if path.name.endswith((".partial", ".tmp"))]
-    strays += (home / "metrics").iterdir()
     assert not strays, f"left over: {strays}"
 
 
@@ -48,9 +48,9 @@ def check_models(running: Stack, home: Path, progress: Progress) -> None:
         for one in client.search_model_versions(f"name = '{model.name}'")
     ]
     assert Counter(one.name for one in versions) == dict.fromkeys(progress.models.values(), 1)
-    assert all(one.status == "READY" and one.source.startswith("models:/m-") for one in versions)
-    kept = {path.parent.name for path in (home / "mlflow" / "artifacts").glob("*/models/*/artifacts")}
-    assert sorted(kept) == sorted(one.source.removeprefix("models:/") for one in versions)
+    assert all(one.status == "READY" and one.source.endswith(f"{one.run_id}/artifacts/{SERVED}") for one in versions)
+    kept = [path.parent.parent.name for path in (home / "mlflow" / "artifacts").glob(f"*/*/artifacts/{SERVED}")]
+    assert sorted(kept) == sorted(one.run_id for one in versions)
 
 
 def check_judgements(running: Stack, title: str, expected: dict[str, int]) -> None:

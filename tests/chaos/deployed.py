@@ -68,7 +68,7 @@ class Deployed:
         set_up_pool(client, TRAIN, pools[TRAIN], 1)
         told = {"name": "storm", "parameters": {"recipe": self._recipe.model_dump(mode="json")}}
         spec = next(one for one in specs if one.name == PIPELINE).model_copy(update=told)
-        set_up_deployment(client, spec, rlhf)
+        set_up_deployment(spec)
         deployment = client.read_deployment_by_name(f"{rlhf.name}/storm")
         return client.create_flow_run_from_deployment(deployment.id).id
 

@@ -135,7 +135,7 @@ class TerminalRun:
         options = [word for override in overrides for word in ("--set", override)]
         self._process: psutil.Process | None = None
         self._parent = subprocess.Popen(
-            [sys.executable, warm.__file__, str(self.log), "run", str(recipe), *options, "--home", str(home)],
+            [sys.executable, warm.__file__, str(self.log), "--home", str(home), "run", str(recipe), *options],
             env=environment(home),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -252,7 +252,7 @@ class Storm:
 
     def _kill(self, one: Plan) -> None:
         stage, state = self._progress.here()
-        servers = {name: server.process for name, server in stack._read_state(self._home).servers.items()}
+        servers = {name: server.process for name, server in stack.read_state(self._home).servers.items()}
         if one.victim in FLOWS:
             self._run.kill()
         if one.victim in WORKERS:

@@ -158,7 +158,7 @@ def test_ppo_does_without_mlflow_for_minutes(home: Path, tmp_path: Path, long: l
         while not progress.reached(("ppo", state)):
             assert run.ended() is None, run.log.read_text()
             time.sleep(0.05)
-        kill_server(stack._read_state(home).servers["mlflow"].process, whole=True)
+        kill_server(stack.read_state(home).servers["mlflow"].process, whole=True)
         before = steps_of_ppo(home)
         time.sleep(OUTAGE_SECONDS)
         during = steps_of_ppo(home)

@@ -15,8 +15,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from flows.stack import commands as launches
-from flows.stack import outages, postgres
+from flows.stack import commands, outages, postgres
 from flows.stack.services import DEFAULT_PORTS, POOLS, Credentials, Name, Secrets, Site
 from labeling.server import gunicorn
 
@@ -52,13 +51,13 @@ def site(public_url: str) -> Site:
     )
 
 
-def launch(name: Name, where: str) -> launches.Launch:
+def launch(name: Name, where: str) -> commands.Launch:
     """What the process profile starts, as it would be in a container."""
     there = site(PUBLIC[where])
     if name == "label-studio":
-        settings = launches.label_studio_settings(there, Path("/usr/local/bin/label-studio"))
-        return launches.label_studio_launch(there, settings, Path("/opt/rlhf") / gunicorn.CONFIGURATION.name)
-    return launches.launch_of(name, there)
+        settings = commands.label_studio_settings(there, Path("/usr/local/bin/label-studio"))
+        return commands.label_studio_launch(there, settings, Path("/opt/rlhf") / gunicorn.CONFIGURATION.name)
+    return commands.launch_of(name, there)
 
 
 @cache
@@ -145,7 +144,7 @@ def test_workers_are_for_the_pools_that_are_deployed_to() -> None:
 
 
 def test_ports_and_accounts_are_the_same() -> None:
-    accounts = launches.mlflow_accounts(site(""))
+    accounts = commands.mlflow_accounts(site(""))
     assert compose()["configs"]["basic_auth"]["content"] == accounts
     (config,) = (one for one in manifests("base") if one["metadata"]["name"] == "mlflow-accounts")
     assert config["data"]["basic_auth.ini"] == accounts

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 import psutil
 
 from flows.stack import processes, services
+from flows.stack.health import health_of
 from flows.stack.processes import Process
 from flows.stack.services import Credentials, Name
 from tests.flows.local import launch_of, site_of
@@ -46,7 +47,7 @@ class Server:
         self._process = processes.launch(
             launch.command, environment=launch.environment, directory=launch.directory, log=self._home / "log"
         )
-        until(lambda: services.health_of(self._name, site_of(self._home, {self._name: self._port}, NOBODY)).ok)
+        until(lambda: health_of(self._name, site_of(self._home, {self._name: self._port}, NOBODY)).ok)
 
     def send(self, sign: signal.Signals) -> None:
         """Send a signal to the server and its workers."""

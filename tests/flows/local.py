@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from flows.stack import commands as launches
+from flows.stack import commands
 from flows.stack.commands import Launch
 from flows.stack.services import Credentials, Name, Site
 
@@ -16,5 +16,5 @@ def site_of(home: Path, ports: dict[Name, int], credentials: Credentials) -> Sit
 def launch_of(name: Name, home: Path, port: int, credentials: Credentials) -> Launch:
     """How one of them is started; its directory is there afterwards."""
     site = site_of(home, {name: port}, credentials)
-    launches.prepare(name, site)
-    return launches.launch_of(name, site)
+    commands.prepare(name, site)
+    return commands.launch_of(name, site)

@@ -13,14 +13,14 @@ import pytest
 from mlflow import MlflowClient
 from pydantic import ValidationError
 
+from alignment.artifacts import PRIVATE, write_text
 from alignment.errors import ConfigError
-from flows.annotation.accounts import Book, Kept
-from flows.annotation.collect import client
+from flows.annotation.accounts import Account, Accounts
+from flows.annotation.label_studio import client
 from flows.recipe.schema import Recipe, load_recipe
 from flows.recipe.untrusted import redacted, secrets_of
 from flows.stack import credentials, stack
 from flows.stack.commands import launch_of, prepare
-from flows.stack.credentials import write_private
 from flows.stack.processes import StackError
 from flows.stack.services import NAMES, Credentials, Name, Site
 from flows.tracking import runs
@@ -40,9 +40,9 @@ def test_files_of_secrets_are_for_their_owner_alone(tmp_path: Path, umask: int) 
         credentials.ensure(tmp_path)
         path = tmp_path / "credentials.json"
         path.chmod(0o666)  # somebody loosened it; written again it is private
-        write_private(path, path.read_text())
+        write_text(path, path.read_text(), PRIVATE)
         (tmp_path / "annotators.json.partial").write_text("left by a killed process")
-        write_private(tmp_path / "annotators.json", "{}")
+        write_text(tmp_path / "annotators.json", "{}", PRIVATE)
         prepare("mlflow", site(tmp_path))
     finally:
         os.umask(before)
@@ -68,7 +68,7 @@ def test_what_prints_a_stack_prints_no_secret(tmp_path: Path) -> None:
     made = credentials.ensure(tmp_path, "production")
     place = site(tmp_path)
     launches = [launch_of(name, place) for name in ("mlflow", "label-studio")]
-    shown = f"{place!r} {place} {made!r} {launches!r} {Kept(id=1, password=SECRET, token=SECRET)!r}"
+    shown = f"{place!r} {place} {made!r} {launches!r} {Account(id=1, password=SECRET, token=SECRET)!r}"
     shown += f"{LabelStudio('http://127.0.0.1:1', SECRET)!r} {settings(tmp_path)!r}"
     assert not [one for one in [*all_of(made), SECRET, TOKEN] if one in shown]
     commands = " ".join(word for launch in launches for word in launch.command)
@@ -84,7 +84,7 @@ def test_a_file_of_secrets_that_cannot_be_read_is_not_repeated(tmp_path: Path) -
     assert "credentials.json cannot be read" in told
     assert not [one for one in (SECRET, *map(str, made.values())) if one in told]
     with pytest.raises(ValidationError) as refused:
-        Book.model_validate({"servers": {"s": {"e": {"id": "x", "password": SECRET, "token": SECRET}}}})
+        Accounts.model_validate({"servers": {"s": {"e": {"id": "x", "password": SECRET, "token": SECRET}}}})
     assert SECRET not in str(refused.value)
 
 

@@ -22,8 +22,8 @@ from alignment.records import (
     write_records,
 )
 from flows.annotation import open as opening
-from flows.annotation.accounts import book_path, ensure_people, states
-from flows.annotation.collect import annotation_store
+from flows.annotation.accounts import accounts_file, ensure_people, states
+from flows.annotation.label_studio import annotation_store
 from flows.annotation.select import Material, read_material, within_budget
 from flows.cli.main import app
 from labeling.config import Choice, LabelingConfig, PairwiseTasks, RankingTasks
@@ -88,7 +88,7 @@ def test_open_again_changes_nothing_and_a_new_screen_keeps_the_old_project(
 
     planned = open_(recipe, "--plan")
     assert planned.exit_code == 0, planned.output
-    assert "nothing was changed" in planned.output and not of_title() and not book_path(on_server).exists()
+    assert "nothing was changed" in planned.output and not of_title() and not accounts_file().exists()
     # 4 tasks · 2 people · 240 s + 2 · 1 · 120 s = 0.53 h + 0.07 h
     assert "0.5" in planned.output and "0.1" in planned.output and "about 0.6 hours" in planned.output
     assert "240 s, assumed" in planned.output and "account nora@open.local: new" in planned.output
@@ -97,17 +97,17 @@ def test_open_again_changes_nothing_and_a_new_screen_keeps_the_old_project(
     assert opened.exit_code == 0, opened.output
     assert sorted(of_title().values()) == [2, 4] and "/data?labeling=1" in opened.output
     assert f"{owner.url}/user/signup/?token=" in opened.output
-    kept = json.loads(book_path(on_server).read_text())["servers"][owner.url]
-    assert list(kept) == people and stat.S_IMODE(book_path(on_server).stat().st_mode) == 0o600
+    kept = json.loads(accounts_file().read_text())["servers"][owner.url]
+    assert list(kept) == people and stat.S_IMODE(accounts_file().stat().st_mode) == 0o600
     with LabelStudio(owner.url, kept[people[0]]["token"]) as nora:
         assert nora.whoami()["email"] == people[0]
         number = next(p["id"] for p in owner.projects() if p["title"].startswith("opened ranking"))
         row = owner.tasks(number, "id", "data")[0]
         nora.annotate(row["id"], ranking_result([one["id"] for one in row["data"]["responses"]]), 9.0)
-    before = (of_title(), book_path(on_server).read_bytes())
+    before = (of_title(), accounts_file().read_bytes())
     again = open_(recipe)  # and does not ask
     assert again.exit_code == 0 and "nothing to do: all of it is there already" in again.output
-    assert (of_title(), book_path(on_server).read_bytes()) == before
+    assert (of_title(), accounts_file().read_bytes()) == before
     screens = {kind: projects.screen(kind) for kind in ("ranking", "pairwise")}
     screens["ranking"] = screens["ranking"].replace("Done?", "Finished?")
     monkeypatch.setattr(projects, "screen", screens.get)
@@ -145,7 +145,7 @@ def test_more_tasks_another_overlap_and_demonstrations_are_added(on_server: Path
     answer = {"from_name": "answer", "to_name": "prompt", "type": "textarea", "value": {"text": [" Mara Lind. "]}}
     owner.annotate(row["id"], [answer], 30.0)
     owner.annotate(row["id"], [{"foo": "bar"}], 30.0)
-    sync(owner, annotation_store(on_server), [number])
+    sync(owner, annotation_store(), [number])
     told = CliRunner().invoke(app, asked)
     assert told.exit_code == 0, told.output
     (made,), _ = read_records(out, Demonstration)
@@ -160,7 +160,7 @@ def test_demonstrations_alone_need_prompts_and_no_responses(
 ) -> None:
     prompts = [response_set(n).prompt.model_copy(update={"split": "train"}) for n in range(3)]
     write_records(on_server / "prompts" / "prompts.jsonl", prompts)
-    monkeypatch.setattr(opening, "made", lambda recipe, stage, told, home: {"prompts": on_server / "prompts"}[stage])
+    monkeypatch.setattr(opening, "stage_output", lambda stage, key, command: {"prompts": on_server / "prompts"}[stage])
     recipe = recipe_file(
         on_server,
         "answers",
@@ -182,18 +182,18 @@ def test_demonstrations_alone_need_prompts_and_no_responses(
 def test_accounts_of_people_who_chose_a_password_or_changed_a_token(on_server: Path, owner: LabelStudio) -> None:
     ensure_account(owner, "paul@open.local", "a password of his own")
     told = ["paul@open.local", "Quinn@open.local"]
-    assert states(owner, told, on_server) == {"paul@open.local": "own password", "Quinn@open.local": "new"}
-    assert ensure_people(owner, told, on_server)["Quinn@open.local"] == "new"
-    assert states(owner, told, on_server)["Quinn@open.local"] == "ready"
-    book = json.loads(book_path(on_server).read_text())
+    assert states(owner, told) == {"paul@open.local": "own password", "Quinn@open.local": "new"}
+    assert ensure_people(owner, told)["Quinn@open.local"] == "new"
+    assert states(owner, told)["Quinn@open.local"] == "ready"
+    book = json.loads(accounts_file().read_text())
     old = book["servers"][owner.url]["Quinn@open.local"]["token"]
     with LabelStudio(owner.url, old) as quinn:
         quinn.post("/api/current-user/reset-token/", {})
-    assert ensure_people(owner, told, on_server)["Quinn@open.local"] == "token changed"
-    assert states(owner, told, on_server)["Quinn@open.local"] == "ready"
-    book_path(on_server).write_text("{}}")
+    assert ensure_people(owner, told)["Quinn@open.local"] == "token changed"
+    assert states(owner, told)["Quinn@open.local"] == "ready"
+    accounts_file().write_text("{}}")
     with pytest.raises(ArtifactError, match=r"annotators\.json cannot be read"):
-        states(owner, told, on_server)
+        states(owner, told)
 
 
 @pytest.mark.server
@@ -213,14 +213,14 @@ def test_hours_are_a_budget_that_stands_when_the_pace_changes(on_server: Path, o
     assert len(rows) == 21
     for row in rows:
         owner.annotate(row["id"], ranking_result([one["id"] for one in row["data"]["responses"]]), 100.0)
-    store = annotation_store(on_server)
+    store = annotation_store()
     sync(owner, store, [number])
     assert "nothing to do" in open_(recipe).output
     other = open_(recipe, "--plan", "--set", "labeling.choose.hours=0.5")  # 18 · 100 s are half an hour
     assert "100 s, measured on 21" in other.output and re.search(r"│ 18 +│ 18 +│ 0 +│", other.output)
     config = LabelingConfig.model_validate({"choose": {"hours": 0.001}, "annotators": "people"})
     with pytest.raises(ConfigError, match="does not pay for one task"):
-        within_budget(config, Material(sets), store, None, on_server / "elsewhere")
+        within_budget(config, Material(sets), store, None)
     store.close()
 
 

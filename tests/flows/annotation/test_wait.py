@@ -35,19 +35,18 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Cancelled, Crashed, Failed
 from typer.testing import CliRunner
 
-from alignment.artifacts import write_json
+from alignment.artifacts import PRIVATE, write_json, write_text
 from alignment.errors import DataError
 from alignment.records import write_records
 from flows import flow_runs
-from flows.annotation.collect import annotation_store
-from flows.annotation.suspend import read_waiting
 from flows.annotation.wait import OPENED, look, opened_at, resumed_by_hand, wait_for_people
+from flows.annotation.waiting import read_waiting
 from flows.cli.main import app
 from flows.deployments import watcher as watch
+from flows.locks import try_lock
 from flows.pipeline.dag import keys, steps
 from flows.recipe.schema import Recipe, load_recipe
 from flows.stack import processes, stack
-from flows.stack.credentials import write_private
 from flows.stack.services import Credentials, Name
 from flows.stack.stack import Server
 from flows.tracking import runs
@@ -55,6 +54,7 @@ from labeling.config import LabelingConfig, PairwiseTasks, RankingTasks
 from labeling.server.client import LabelStudio
 from labeling.server.users import ensure_account
 from labeling.simulation.crew import pairwise_result, ranking_result, responses_of
+from labeling.store.store import Store
 from tests.conftest import TINY
 from tests.labeling.helpers import REPOSITORY, TOKEN, free_port, open_sets, response_set
 
@@ -87,7 +87,7 @@ class Place:
             label_studio_token=TOKEN,
             label_studio_secret_key="none",
         )
-        write_private(home / "credentials.json", self.credentials.model_dump_json())
+        write_text(home / "credentials.json", self.credentials.model_dump_json(), PRIVATE)
         servers: dict[Name, Server] = {name: Server(port=free_port()) for name in OURS}
         port = int(label_studio.rpartition(":")[2])
         (pid,) = {
@@ -97,12 +97,12 @@ class Place:
         }
         running = processes.Process(pid=pid, started_at=psutil.Process(pid).create_time(), mark="the tests'")
         servers["label-studio"] = Server(port=port, process=running)
-        stack._write_state(home, stack.State(servers=servers))
+        stack.write_state(home, stack.State(servers=servers))
         self.worker: processes.Process | None = None
 
     def up(self) -> None:
         """Start the servers, on the ports they had."""
-        state = stack._read_state(self.home)
+        state = stack.read_state(self.home)
         for name in OURS:
             state = stack._start(name, self.home, state, self.credentials, [])
         for name in OURS:
@@ -111,13 +111,13 @@ class Place:
     def kill(self) -> None:
         """The power fails: worker, flows and servers are gone at once."""
         self.kill_worker()
-        servers = stack._read_state(self.home).servers
+        servers = stack.read_state(self.home).servers
         for process in (servers[name].process for name in OURS):
             if process is not None:
                 kill_all(processes.members(process))
 
     def environment(self) -> dict[str, str]:
-        told = stack._read_state(self.home).site(self.home, self.credentials).client_environment()
+        told = stack.read_state(self.home).site(self.home, self.credentials).client_environment()
         return told | {"OMP_NUM_THREADS": "1", "PREFECT_WORKER_QUERY_SECONDS": "1", "PYTHONPATH": str(REPOSITORY)}
 
     def ensure_worker(self) -> None:
@@ -213,7 +213,7 @@ def becomes(prefect: SyncPrefectClient, run: FlowRun, *names: str) -> None:
 
 def looked_after(place: Place, **told: Any) -> list[str]:
     """The watcher's look, which does not wait for reports to settle."""
-    return watch.look_after_runs(home=place.home, **{"settled": timedelta(0), **told})
+    return watch.look_after_runs(**{"settled": timedelta(0), **told})
 
 
 # --- people ------------------------------------------------------------------------------------------------------
@@ -266,13 +266,13 @@ def test_a_run_is_suspended_outlives_everything_and_is_resumed_when_enough_is_ju
     assert looked_after(place) == [] and state_of(prefect, run) == "Suspended"
 
     place.kill()
-    status = CliRunner().invoke(app, ["status", "--home", str(place.home)])
+    status = CliRunner().invoke(app, ["--home", str(place.home), "status"])
     assert status.exit_code == 1 and run.name in status.stdout and "0 of 16" in status.stdout
     place.up()
     assert judge(owner, "weekend", at_most=4) == 4
     assert looked_after(place) == []
     assert "4 of 16 judged" in tables(prefect, run)[0]  # the same table, brought up to date
-    status = CliRunner().invoke(app, ["status", "--home", str(place.home)], env={"COLUMNS": "400"})
+    status = CliRunner().invoke(app, ["--home", str(place.home), "status"], env={"COLUMNS": "400"})
     assert "4 of 16 judged" in status.stdout and f"`rlhf resume {run.name}`" in status.stdout
 
     judge(owner, "weekend")
@@ -284,7 +284,7 @@ def test_a_run_is_suspended_outlives_everything_and_is_resumed_when_enough_is_ju
     finished = runs.search({"mlflow.parentRunId": parent.info.run_id}, status="FINISHED")
     assert sorted(one.data.tags[runs.TAG_STAGE] for one in finished) == sorted(steps(recipe))
     assert begun.info.run_id in {one.info.run_id for one in finished}
-    assert looked_after(place) == [] and not read_waiting(place.home)
+    assert looked_after(place) == [] and not read_waiting()
 
 
 # --- two runs on one project, and a person who does not want to wait ---------------------------------------------
@@ -316,15 +316,15 @@ def test_two_runs_wait_on_one_project_and_one_goes_on_by_hand(
     becomes(prefect, one, "Suspended")
     becomes(prefect, other, "Suspended")
     assert len([project for project in owner.projects() if project["title"].startswith("shared")]) == 2  # two kinds
-    refused = CliRunner().invoke(app, ["resume", "nobody", "--home", str(place.home)])
+    refused = CliRunner().invoke(app, ["--home", str(place.home), "resume", "nobody"])
     assert "there is no run 'nobody'" in str(refused.exception)
-    CliRunner().invoke(app, ["resume", one.name, "--home", str(place.home)], catch_exceptions=False)
+    CliRunner().invoke(app, ["--home", str(place.home), "resume", one.name], catch_exceptions=False)
     becomes(prefect, one, "Resuming", "Pending", "Running")
     becomes(prefect, one, "Suspended")  # with nothing judged there is nothing to go on with
 
     judge(owner, "shared", at_most=3)
     assert looked_after(place) == []
-    CliRunner().invoke(app, ["resume", str(one.id), "--home", str(place.home)], catch_exceptions=False)
+    CliRunner().invoke(app, ["--home", str(place.home), "resume", str(one.id)], catch_exceptions=False)
     becomes(prefect, one, "Completed")
     assert state_of(prefect, other) == "Suspended"
     assert looked_after(place) == [f"{other.name} goes on: another run has finished this labelling"]
@@ -370,10 +370,10 @@ def test_a_dead_run_is_started_again_a_few_times_and_no_other(place: Place, pref
     assert looked_after(place) == []
     message = prefect.read_flow_run(run.id).state.message  # type: ignore[union-attr]
     assert message is not None and f"`rlhf retry {run.name}` starts it again" in message
-    told = CliRunner().invoke(app, ["status", "--home", str(place.home)], env={"COLUMNS": "400"}).stdout
+    told = CliRunner().invoke(app, ["--home", str(place.home), "status"], env={"COLUMNS": "400"}).stdout
     assert "Crashed" in told and f"`rlhf retry {run.name}`" in told
 
-    CliRunner().invoke(app, ["retry", run.name, "--home", str(place.home)], catch_exceptions=False)
+    CliRunner().invoke(app, ["--home", str(place.home), "retry", run.name], catch_exceptions=False)
     flow_runs.give_state(prefect, run, Crashed(message="after a person"))
     assert looked_after(place) == [f"{run.name} is started again (1 of 3): after a person"]
     for state in (Cancelled(), Failed(message="its own error")):
@@ -393,9 +393,8 @@ def test_schedules_fire(place: Place, prefect: SyncPrefectClient) -> None:
 
 @pytest.mark.long
 def test_one_watcher_at_a_time(place: Place) -> None:
-    with watch.alone(place.home) as first, watch.alone(place.home) as second:
-        assert (first, second) == (True, False)
-        assert looked_after(place) == []
+    with try_lock(place.home, watch.LOCK) as free:
+        assert free and looked_after(place) == []
 
 
 # --- when it is enough -------------------------------------------------------------------------------------------
@@ -415,7 +414,7 @@ def config(**told: Any) -> LabelingConfig:
 
 
 def test_quota_agreement_and_deadline(owner: LabelStudio, tmp_path: Path) -> None:
-    store = annotation_store(tmp_path)
+    store = Store(tmp_path / "annotations.db")
     place = tmp_path / "labeling-1.partial"
     collection = open_sets(owner, config(), [response_set(number) for number in range(3)], place)
 
@@ -450,7 +449,7 @@ def test_nothing_judged_at_the_deadline_is_an_error(owner: LabelStudio, tmp_path
     told = config(deadline_hours=1e-6).model_copy(update={"title": "nobody"})
     collection = open_sets(owner, told, [response_set(number) for number in range(3)], tmp_path / "place")
     with pytest.raises(DataError, match=r"nothing was judged by .*raise `labeling.deadline_hours`"):
-        wait_for_people(owner, collection, told, annotation_store(tmp_path), tmp_path / "place")
+        wait_for_people(owner, collection, told, Store(tmp_path / "annotations.db"), tmp_path / "place")
 
 
 def test_agreement_needs_two_and_unset_it_is_in_no_key() -> None:
@@ -488,7 +487,7 @@ def test_who_resumed_a_run_is_read_from_its_history() -> None:
 def test_ctrl_c_says_which_command_goes_on(place: Place, owner: LabelStudio, tmp_path: Path) -> None:
     recipe = tmp_path / "mine.yaml"
     recipe.write_text(yaml.safe_dump(judging(place.home, "terminal")), encoding="utf-8")
-    told = ["run", str(recipe), "--stage", "labeling", "--set", "labeling.poll_seconds=0.2", "--home", str(place.home)]
+    told = ["--home", str(place.home), "run", str(recipe), "--stage", "labeling", "--set", "labeling.poll_seconds=0.2"]
     heard = "signal.signal(signal.SIGINT, signal.default_int_handler)"  # in the background a shell has it ignored
     command = [sys.executable, "-c", f"import signal; {heard}; from flows.cli.main import main; main()", *told]
     with (tmp_path / "out").open("w+") as out, subprocess.Popen(command, stdout=out, stderr=out, cwd=tmp_path) as run:

@@ -188,15 +188,15 @@ def test_a_data_set_goes_out_by_command_and_comes_back(
 
 
 def test_a_part_can_be_exported_alone(collected: Artifact) -> None:
-    assert read_part(str(collected.path), "train", None) == rows_of(collected, "train")
+    assert read_part(str(collected.path), "train") == rows_of(collected, "train")
     with pytest.raises(ConfigError, match="--part nothing: choose one of all, train"):
-        read_part(str(collected.path), "nothing", None)
+        read_part(str(collected.path), "nothing")
     with pytest.raises(ConfigError, match="is one file"):
-        read_part(str(collected.file("comparisons.jsonl")), "train", None)
+        read_part(str(collected.file("comparisons.jsonl")), "train")
     with pytest.raises(DataError, match=r"rlhf label import` reads the shapes of others"):
-        read_part(str(write_lines(collected.path.parent / "x.jsonl", [{"chosen": "a"}])), "all", None)
+        read_part(str(write_lines(collected.path.parent / "x.jsonl", [{"chosen": "a"}])), "all")
     with pytest.raises(DataError, match="name the output of a comparisons stage"):
-        read_part(str(collected.path.parent), "all", None)
+        read_part(str(collected.path.parent), "all")
 
 
 def test_import_counts_what_does_not_fit_by_reason(tmp_path: Path) -> None:

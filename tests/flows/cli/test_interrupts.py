@@ -14,7 +14,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # who starts tests in 
 from flows.cli import interrupts
 interrupts.GRACE_SECONDS = float(sys.argv[2])
 sys.argv[1:] = ["run", "my recipe"]
-with interrupts.said_how_to_go_on():
+with interrupts.print_resume_command():
     try:
         print("working", flush=True)
         time.sleep(600)

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from flows.annotation.collect import annotation_store
-from flows.annotation.wait import keep_what_was_said
+from flows.annotation.label_studio import annotation_store
+from flows.annotation.wait import sync_annotations
 from flows.cli.main import app
 from labeling.config import LabelingConfig, PairwiseTasks, RankingTasks
 from labeling.errors import CollectionLost
@@ -66,4 +66,4 @@ def test_sync_and_status(home: Path, owner: LabelStudio, monkeypatch: pytest.Mon
     assert row.deleted and row.done == row.lost == 2
     assert "gone from the server and kept here" in rlhf("status", *mine).output
     with pytest.raises(CollectionLost, match=r"2 annotations of it are kept in .*annotations\.db\. Run the same"):
-        keep_what_was_said(owner, collection, annotation_store())
+        sync_annotations(owner, collection, annotation_store())

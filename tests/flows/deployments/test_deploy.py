@@ -36,8 +36,19 @@ def client(prefect_server: str) -> Iterator[SyncPrefectClient]:
 
 @pytest.fixture(scope="module")
 def made(client: SyncPrefectClient) -> list[str]:
-    """Everything set up, the tiny recipe too; what was said of it."""
-    return [f"{one.name} {one.what}" for one in deploy([str(TINY)], slots=2)]
+    """Everything set up, the tiny recipe too; the names."""
+    return deploy([str(TINY)], slots=2)
+
+
+def shown(client: SyncPrefectClient, names: list[str]) -> list[dict[str, Any]]:
+    """The deployments as the server has them, without times and ids."""
+    fields = {"name", "description", "tags", "parameters", "parameter_openapi_schema", "entrypoint", "pull_steps"}
+    fields |= {"work_pool_name", "job_variables", "enforce_parameter_schema", "concurrency_options"}
+    found = [client.read_deployment_by_name(name) for name in names if "/" in name]
+    rows = [one.model_dump(include=fields) | {"pull_steps": one.pull_steps or []} for one in found]
+    schedules = [[(each.slug, getattr(each.schedule, "interval", None)) for each in one.schedules] for one in found]
+    limits = [one.global_concurrency_limit and one.global_concurrency_limit.limit for one in found]
+    return [{**row, "schedules": s, "limit": n} for row, s, n in zip(rows, schedules, limits, strict=True)]
 
 
 def test_the_file_names_the_pipeline_every_stage_promotion_and_the_watcher() -> None:
@@ -59,14 +70,16 @@ def test_an_unknown_word_in_the_file_is_an_error_and_not_ignored(tmp_path: Path)
 def test_a_second_time_changes_nothing_and_what_differs_is_put_right(
     made: list[str], client: SyncPrefectClient
 ) -> None:
-    assert {"rlhf/town", "rlhf/hh", "rlhf/oasst", "rlhf/tiny"} <= {one.split()[0] for one in made}
-    assert {one.what for one in deploy([str(TINY)])} == {"as it was"}
+    assert {"pool train", "rlhf/town", "rlhf/hh", "rlhf/oasst", "rlhf/tiny"} <= {*made}
+    before = shown(client, made)
+    assert deploy([str(TINY)]) == made and shown(client, made) == before
     town = client.read_deployment_by_name("rlhf/town")
     client.update_deployment(town.id, DeploymentUpdate(description="mine", tags=["mine"]))
     watch = client.read_deployment_by_name("watch/watch")
     client.update_deployment_schedule(watch.id, watch.schedules[0].id, active=False)
-    changed = [one for one in deploy() if one.what == "changed"]
-    assert [(one.name, one.fields) for one in changed] == [("rlhf/town", ("description", "tags"))]
+    deploy()
+    now = client.read_deployment_by_name("rlhf/town")
+    assert (now.description, now.tags) == (town.description, town.tags)
     assert not client.read_deployment_by_name("watch/watch").schedules[0].active  # a person paused it
 
 
@@ -91,14 +104,18 @@ def test_a_slot_is_an_accelerator(monkeypatch: pytest.MonkeyPatch, listed: str |
     assert deploying.accelerators() == slots
 
 
-def test_the_prefect_command_makes_the_same_from_the_same_file(made: list[str], prefect_server: str) -> None:
-    """`prefect deploy --all` after `rlhf deploy` leaves nothing that `rlhf deploy` would change."""
+def test_the_prefect_command_makes_the_same_from_the_same_file(
+    made: list[str], client: SyncPrefectClient, prefect_server: str
+) -> None:
+    """`prefect deploy --all` after `rlhf deploy` changes nothing."""
+    deploy()
+    before = shown(client, made)
     file = ["--prefect-file", "deploy/prefect.yaml"]
     command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all", *file]
     told = {**deploying_environment(), "PREFECT_API_URL": prefect_server}
     done = subprocess.run(command, cwd=ROOT, env=told, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert [one for one in deploy() if one.what != "as it was"] == []
+    assert shown(client, made) == before
 
 
 def deploying_environment() -> dict[str, str]:

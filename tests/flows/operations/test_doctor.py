@@ -22,15 +22,17 @@ from prefect.client.schemas.actions import WorkPoolCreate
 from typer.testing import CliRunner
 
 from flows.cli.main import app
+from flows.deployments import overview
 from flows.locks import open_lock, take
 from flows.operations import doctor
-from flows.stack import credentials, postgres, processes, stack, state
+from flows.stack import credentials, postgres, processes, state
 from flows.stack.processes import Process
 from flows.stack.stack import Server, State
 
 
-def test_what_is_not_there_yet_is_well(tmp_path: Path) -> None:
-    found = doctor.examine(tmp_path / "new")
+def test_what_is_not_there_yet_is_well(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RLHF_HOME", str(tmp_path / "new"))
+    found = doctor.examine()
     assert {one.what for one in found} >= {"Python", "packages", "disk", "memory", "Prefect", "MLflow", "Label Studio"}
     of_the_machine = {"disk", "memory", "Label Studio's program"}
     assert all(one.ok and not one.fix for one in found if one.what not in of_the_machine)
@@ -184,13 +186,10 @@ def test_directories_of_servers_that_everybody_can_read(tmp_path: Path) -> None:
     assert found.fix == f"chmod 700 {tmp_path / 'mlflow'}"
 
 
-def test_pools_without_a_worker(tmp_path: Path, prefect_server: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    running = SimpleNamespace(environment=lambda: {"PREFECT_API_URL": prefect_server})
-    monkeypatch.setattr(stack, "connect", lambda home, needed: running)
-    monkeypatch.setenv("PREFECT_API_URL", prefect_server)
+def test_pools_without_a_worker(prefect_server: str) -> None:
     with get_client(sync_client=True) as prefect:
         name = f"doctor-{uuid4().hex[:6]}"
         prefect.create_work_pool(WorkPoolCreate(name=name, type="process"))
-        found = {one.what: one for one in doctor.pools(tmp_path)}[f"pool {name}"]
+        found = {one.what: one for one in overview.examine_pools()}[f"pool {name}"]
         prefect.delete_work_pool(name)
     assert not found.ok and found.fix == f"start one: `prefect worker start --pool {name}`"

@@ -57,13 +57,13 @@ def test_after_a_collection_lineage_report_and_a_cached_rerun_are_as_before(home
     made = pipeline("tiny-1")
     abandoned = run_stage("corpus", Counted(), config=TokenizerConfig(vocab_size=300))
     before = {name: directory_digest(one.path) for name, one in made.items()}
-    found = gc.plan(home, 0)
+    found = gc.plan(0)
     assert places(found, "output") == {one.path.name for one in (*made.values(), abandoned)}
     assert places(found, "stored") == {abandoned.run_id} and not places(found, "version")
     assert {one.path.name for one in made.values()} <= {path.name for path in (home / "artifacts").iterdir()}
-    assert gc.carry_out(found, home) == []
+    assert gc.carry_out(found) == []
     assert not list((home / "artifacts").iterdir()) and (home / "mlflow.db").exists()
-    walked = lineage("policy@champion", home)
+    walked = lineage("policy@champion")
     assert walked["inputs"]["comparisons"]["annotation_ids"] == ["7"]
     assert walked["inputs"]["comparisons"]["inputs"]["labelled"]["inputs"]["model"]["inputs"]["corpus"]["digest"]
     assert load_release("tiny-1")["seed"] == 0
@@ -82,7 +82,7 @@ def test_what_is_recent_stays(home: Path) -> None:
     leftover = home / "artifacts" / "sft-0123456789abcdef.download"
     leftover.mkdir()
     (home / "artifacts" / "ppo-0123456789abcdef.partial").mkdir()
-    assert places(gc.plan(home, 30), "leftover") == {leftover.name} and len(gc.plan(home, 30)) == 1
+    assert places(gc.plan(30), "leftover") == {leftover.name} and len(gc.plan(30)) == 1
 
 
 def test_what_led_to_nothing_goes_and_what_people_said_stays(home: Path) -> None:
@@ -90,26 +90,27 @@ def test_what_led_to_nothing_goes_and_what_people_said_stays(home: Path) -> None
         corpus = run_stage("corpus", Counted(), config=TokenizerConfig())
         prompts = run_stage("prompts", Counted(), config=TokenizerConfig())
         run_stage("labeling", Counted(), config=SFTConfig(), inputs={"prompts": prompts})
-    assert places(gc.plan(home, 0), "stored") == {corpus.run_id}
+    assert places(gc.plan(0), "stored") == {corpus.run_id}
 
 
 def test_versions_go_only_when_asked_for_and_never_one_that_another_needs(home: Path) -> None:
     first, second = pipeline("tiny-1"), pipeline(seed=1)
     registry.set_alias(str(first["ppo"].model), "champion")
     loose = run_stage("sft", text_model, config=SFTConfig(epochs=9), model="sft")
-    assert not places(gc.plan(home, 0), "version", "stored")
+    assert not places(gc.plan(0), "version", "stored")
     registry.set_alias(str(second["ppo"].model), "candidate")
-    found = gc.plan(home, 0, superseded=True)
+    found = gc.plan(0, superseded=True)
     assert [item.place for item in found if item.kind == "version"] == [loose.model]
     MlflowClient().delete_registered_model_alias("policy", "candidate")
-    found = gc.plan(home, 0, superseded=True)
+    found = gc.plan(0, superseded=True)
     gone = {str(second["sft"].model), str(second["ppo"].model), str(loose.model)}
     # What people judged is kept for good, and what it was made from: the model whose responses they saw.
     assert {item.place for item in found if item.kind == "version"} == gone - {str(second["sft"].model)}
-    assert all(item.size > 1000 for item in found if item.kind == "version")
-    assert gc.carry_out(found, home) == []
+    sizes = {item.place: item.size for item in found if item.kind == "stored"}
+    assert sizes.keys() >= {second["ppo"].run_id, loose.run_id} and min(sizes.values()) > 1000
+    assert gc.carry_out(found) == []
     assert not registry.version_exists(str(loose.model)) and registry.version_exists(str(second["sft"].model))
-    assert lineage("policy@champion", home)["model"] == first["ppo"].model
+    assert lineage("policy@champion")["model"] == first["ppo"].model
     weights = [path.parent.name for path in (home / "mlruns").rglob("model.safetensors")]
     assert len(weights) == 3
     assert pipeline(seed=1)["ppo"].model == "models:/policy/3"
@@ -117,10 +118,13 @@ def test_versions_go_only_when_asked_for_and_never_one_that_another_needs(home: 
 
 def test_an_alias_that_came_meanwhile_saves_a_version(home: Path) -> None:
     made = run_stage("sft", text_model, config=SFTConfig(), model="sft")
-    found = gc.plan(home, 0, superseded=True)
+    found = gc.plan(0, superseded=True)
     registry.set_alias(str(made.model), "champion")
-    (words,) = gc.carry_out([item for item in found if item.kind == "version"], home)
+    (words,) = gc.carry_out([item for item in found if item.kind == "version"])
     assert "it is champion now" in words and registry.version_exists(str(made.model))
+    (stored,) = [item for item in found if item.kind == "stored"]
+    assert "sft/1 is made from it" in gc.carry_out([stored])[0]
+    assert mlflow.pyfunc.load_model("models:/sft@champion")
 
 
 def test_an_output_that_mlflow_does_not_have_whole_stays(home: Path) -> None:
@@ -130,7 +134,7 @@ def test_an_output_that_mlflow_does_not_have_whole_stays(home: Path) -> None:
             if run.run_id in str(path) or name == "model.safetensors":
                 path.unlink()
     left = {made[name].path.name for name in ("comparisons", "sft", "ppo")}
-    assert not places(gc.plan(home, 0), "output") & left
+    assert not places(gc.plan(0), "output") & left
 
 
 def test_what_a_running_stage_holds_stays_with_all_it_was_made_from(home: Path) -> None:
@@ -143,13 +147,13 @@ def test_what_a_running_stage_holds_stays_with_all_it_was_made_from(home: Path) 
     stale = home / "artifacts" / "sft-0123456789abcdef.partial"
     stale.mkdir()
     MlflowClient().update_run(made["ppo"].run_id, status="RUNNING")
-    before = gc.plan(home, 0)
+    before = gc.plan(0)
     assert places(before, "checkpoint") == {partial.name, stale.name} and made["ppo"].run_id in places(before, "stored")
     with open_lock(home, made["ppo"].path.name) as running:
         assert take(running) and held_locks(home) == {made["ppo"].path.name}
-        now = gc.plan(home, 0)
+        now = gc.plan(0)
         assert places(now, "checkpoint") == {stale.name} and not places(now, "output", "stored")
-        left = gc.carry_out(before, home)  # as if it had begun after the list was made
+        left = gc.carry_out(before)  # as if it had begun after the list was made
     assert left and all(words.endswith("is in use now") and partial.stem in words for words in left[:1])
     assert partial.is_dir() and not stale.exists()
 
@@ -158,7 +162,7 @@ def test_the_labelling_that_waits_for_people_stays_however_long(home: Path) -> N
     waiting = home / "artifacts" / "labeling-0123456789abcdef.partial"
     waiting.mkdir(parents=True)
     os.utime(waiting, (0, 0))
-    assert gc.plan(home, 0) == []
+    assert gc.plan(0) == []
 
 
 def test_a_lock_whose_file_went_is_not_held(home: Path) -> None:
@@ -170,8 +174,8 @@ def test_a_lock_whose_file_went_is_not_held(home: Path) -> None:
             assert take(second) and is_current(second) and not is_current(first)
     old = home / "locks" / "sft-1.lock"
     os.utime(old, (0, 0))
-    assert [item.place for item in gc.plan(home, 0)] == [str(old)]
-    assert gc.carry_out(gc.plan(home, 0), home) == [] and not old.exists()
+    assert [item.place for item in gc.plan(0)] == [str(old)]
+    assert gc.carry_out(gc.plan(0)) == [] and not old.exists()
 
 
 def test_logs_and_fetched_copies_go_when_they_are_old(home: Path) -> None:
@@ -179,20 +183,20 @@ def test_logs_and_fetched_copies_go_when_they_are_old(home: Path) -> None:
         path.parent.mkdir(parents=True)
         path.write_text("x")
         os.utime(path, (0, 0))
-    assert [item.kind for item in gc.plan(home, 30)] == ["log"]  # the directory of the copy is new
+    assert [item.kind for item in gc.plan(30)] == ["log"]  # the directory of the copy is new
     os.utime(home / "fetched" / "sft-1" / "output", (0, 0))
     os.utime(home / "fetched" / "sft-1", (0, 0))
-    found = gc.plan(home, 30)
+    found = gc.plan(30)
     assert places(found, "log") == {"r.jsonl"} and places(found, "fetched") == {"sft-1"}
     (home / "annotations.db").write_text("dear")
-    gc.carry_out(found, home)
+    gc.carry_out(found)
     assert sorted(path.name for path in home.rglob("*") if path.is_file()) >= ["annotations.db", "mlflow.db"]
     assert not (home / "fetched" / "sft-1").exists()
 
 
 def test_a_collection_that_is_killed_leaves_nothing_half_removed(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = pipeline("tiny-1")
-    (item,) = [item for item in gc.plan(home, 0) if item.place == str(made["corpus"].path)]
+    (item,) = [item for item in gc.plan(0) if item.place == str(made["corpus"].path)]
 
     def killed(path: Path) -> None:
         raise KeyboardInterrupt
@@ -200,9 +204,9 @@ def test_a_collection_that_is_killed_leaves_nothing_half_removed(home: Path, mon
     with monkeypatch.context() as patched:
         patched.setattr(shutil, "rmtree", killed)
         with pytest.raises(KeyboardInterrupt):
-            gc.carry_out([item], home)
+            gc.carry_out([item])
     assert not made["corpus"].path.exists()
-    (rest,) = places(gc.plan(home, 0), "leftover")
+    (rest,) = places(gc.plan(0), "leftover")
     assert rest.startswith(f"{made['corpus'].path.name}.replaced-")
     assert pipeline("tiny-1")["corpus"].cached
 
@@ -210,5 +214,5 @@ def test_a_collection_that_is_killed_leaves_nothing_half_removed(home: Path, mon
 def test_what_was_removed_is_written_down(home: Path) -> None:
     write_model(home / "fetched" / "m")
     found = [gc.Item(kind="fetched", place=str(home / "fetched" / "m"), size=3, why="old")]
-    assert json.loads(gc.note(home, found).read_text())[0]["size"] == 3
-    assert time.strftime("%Y") in gc.note(home, found).name
+    assert json.loads(gc.note(found).read_text())[0]["size"] == 3
+    assert time.strftime("%Y") in gc.note(found).name

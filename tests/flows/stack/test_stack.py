@@ -14,8 +14,7 @@ import httpx
 import psutil
 import pytest
 
-from flows.stack import commands as launches
-from flows.stack import credentials, processes, services, stack
+from flows.stack import commands, credentials, processes, services, stack
 from flows.stack.processes import Process, StackError
 from flows.stack.services import HOST, NAMES, TITLES, Credentials, Site
 from flows.stack.stack import Server, State
@@ -129,7 +128,7 @@ def test_servers_are_told_not_to_phone_home_and_not_where_others_keep_data(
     )
     addresses = {name: f"{HOST}:{free_port()}" for name in NAMES}
     site = Site(home=tmp_path, credentials=accounts, addresses=addresses)
-    told = {name: launches.launch_of(name, site).environment for name in NAMES}
+    told = {name: commands.launch_of(name, site).environment for name in NAMES}
     assert told["prefect"]["PREFECT_SERVER_ANALYTICS_ENABLED"] == told["label-studio"]["LABEL_STUDIO_COLLECT_ANALYTICS"]
     assert told["prefect"]["PREFECT_SERVER_ANALYTICS_ENABLED"] == "false"
     assert told["mlflow"]["MLFLOW_DISABLE_TELEMETRY"] == "true"
@@ -139,8 +138,8 @@ def test_servers_are_told_not_to_phone_home_and_not_where_others_keep_data(
 
 def test_the_state_survives_a_round_through_its_file(tmp_path: Path) -> None:
     state = State(servers={"mlflow": Server(port=5, process=Process(pid=1, started_at=2.5, mark="m"))})
-    stack._write_state(tmp_path, state)
-    assert stack._read_state(tmp_path) == state
+    stack.write_state(tmp_path, state)
+    assert stack.read_state(tmp_path) == state
 
 
 @pytest.mark.server
@@ -163,7 +162,7 @@ def test_up_mend_use_and_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         assert rlhf(home, "up", "--workers").returncode == 0
         assert rlhf(home, "status").stdout.count("works") == 5
     finally:
-        before = stack._read_state(home)
+        before = stack.read_state(home)
         stopped = stack.down(home)
     assert stopped == ["Prefect", "MLflow", "Label Studio", TITLES["train-worker"], TITLES["ops-worker"]]
     assert rlhf(home, "status").returncode == 1
@@ -184,13 +183,13 @@ def _log_in(running: stack.Stack) -> None:
 
 
 def _second_up_finds_what_runs(home: Path) -> None:
-    before = stack._read_state(home)
+    before = stack.read_state(home)
     stack.up(home)
-    assert stack._read_state(home) == before
+    assert stack.read_state(home) == before
 
 
 def _half_dead_is_mended(home: Path) -> None:
-    before = stack._read_state(home)
+    before = stack.read_state(home)
     killed = before.servers["mlflow"].process
     assert killed is not None
     os.kill(killed.pid, signal.SIGKILL)  # its worker lives on and holds the port
@@ -198,7 +197,7 @@ def _half_dead_is_mended(home: Path) -> None:
     while processes.is_alive(killed) and time.monotonic() < deadline:
         time.sleep(0.05)
     stack.up(home)
-    after = stack._read_state(home)
+    after = stack.read_state(home)
     assert after.servers["mlflow"].process != killed
     assert after.servers["mlflow"].port == before.servers["mlflow"].port
     assert after.servers["prefect"] == before.servers["prefect"]
@@ -227,7 +226,7 @@ def _backed_up_while_it_runs_and_restored(home: Path, tmp_path: Path) -> None:
         try:
             assert rlhf(new, "restore", str(tmp_path / "kept")).returncode == 0
             assert (new / "credentials.json").read_bytes() == (home / "credentials.json").read_bytes()
-            stack._up(new, stack._read_state(new), credentials.ensure(new), [("mlflow",)])
+            stack._up(new, stack.read_state(new), credentials.ensure(new), [("mlflow",)])
             copied, found = (rlhf(place, "lineage", "policy", "--json").stdout for place in (new, home))
             assert copied == found and "models:/policy/1" in copied
         finally:

@@ -21,6 +21,7 @@ from alignment.config.stages import SFTConfig, TokenizerConfig
 from alignment.errors import ArtifactError, DataError
 from flows.locks import try_lock
 from flows.tracking import metrics, registry, runs
+from flows.tracking.layout import SERVED
 from flows.tracking.runner import as_state, find
 from tests.flows.tiny import Counted, reward_model, run_stage, text_model, write_model
 
@@ -138,30 +139,29 @@ def test_finished_work_is_not_done_again_when_only_the_upload_failed(
     assert artifact.path.is_dir()
 
 
-def test_what_was_logged_and_not_registered_is_removed(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_was_uploaded_and_not_registered_is_used(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def killed(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(MlflowClient, "create_model_version", killed)
+        patched.setattr(mlflow, "register_model", killed)
         with pytest.raises(KeyboardInterrupt):
             run_stage("sft", text_model, config=SFTConfig(), model="sft")
     made = run_stage("sft", text_model, config=SFTConfig(), model="sft")
-    client = MlflowClient()
-    (logged,) = client.search_logged_models([runs.experiment_id()])
     assert made.model == "models:/sft/1"
-    assert client.get_model_version("sft", "1").source == f"models:/{logged.model_id}"
-    assert [path.parent.name for path in Path("mlruns").glob("*/models/*/artifacts")] == [logged.model_id]
+    (weights,) = Path("mlruns").rglob("model.safetensors")  # once, where the version points
+    assert weights.parts[-4:-1] == (SERVED, "artifacts", "model")
+    assert MlflowClient().get_model_version("sft", "1").source.endswith(f"{made.run_id}/artifacts/{SERVED}")
 
 
 def test_a_second_version_that_a_repeated_request_made_is_removed(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = MlflowClient.create_model_version
+    real = mlflow.register_model
 
     def lost(*arguments: object, **options: object) -> object:
         real(*arguments, **options)  # type: ignore[arg-type]
         return real(*arguments, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(MlflowClient, "create_model_version", lost)
+    monkeypatch.setattr(mlflow, "register_model", lost)
     made = run_stage("sft", text_model, config=SFTConfig(), model="sft")
     found = MlflowClient().search_model_versions("name = 'sft'")
     assert [f"models:/sft/{one.version}" for one in found] == [made.model]

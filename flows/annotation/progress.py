@@ -1,0 +1,86 @@
+"""How collections are going, as tables that the terminal and Prefect's pages render alike."""
+
+from collections.abc import Sequence
+
+from labeling.quality.results import Rate
+from labeling.reports.report import ProjectReport
+
+Table = tuple[tuple[str, ...], list[list[str]]]  # columns, rows
+PROJECTS = ("project", "judged", "per hour", "expected end", "agreement", "alpha", "put aside", "last sync")
+ANNOTATORS = (
+    *("project", "annotator", "judgements", "skips", "median seconds"),
+    *("agreement", "reliability", "concerns"),
+)
+
+
+def tables(reports: Sequence[ProjectReport]) -> list[Table]:
+    """Projects, and the annotators of each. Times are UTC."""
+    people = [row for report in reports for row in _annotator_rows(report)]
+    return [(PROJECTS, [_project_row(report) for report in reports]), (ANNOTATORS, people)]
+
+
+def _project_row(report: ProjectReport) -> list[str]:
+    status = report.status
+    judged = f"{status.done} of {status.needed} ({status.done / status.needed:.0%})" if status.needed else "no tasks"
+    end = f"{status.expected_end:%Y-%m-%d %H:%M}" if status.expected_end else "no recent activity"
+    return [
+        status.title + (" (deleted)" if status.deleted else ""),
+        judged,
+        f"{status.per_hour:.0f}",
+        "done" if status.needed and status.done >= status.needed else end,
+        _rate(report.agreement.overall),
+        "-" if report.agreement.alpha is None else f"{report.agreement.alpha:.2f}",
+        str(status.quarantined),
+        f"{status.last_sync:%Y-%m-%d %H:%M}" if status.last_sync else "never",
+    ]
+
+
+def _rate(rate: Rate) -> str:
+    if rate.share is None or rate.low is None or rate.high is None:
+        return "-"
+    return f"{rate.share:.0%} ({rate.low:.0%} to {rate.high:.0%})"
+
+
+def _annotator_rows(report: ProjectReport) -> list[list[str]]:
+    quality = {one.annotator_id: one for one in report.crew}
+    rows = []
+    for person in report.status.annotators:
+        figures = quality.get(str(person.annotator))
+        rows.append(
+            [
+                report.status.title,
+                person.name or ("unknown" if person.annotator is None else f"account {person.annotator}"),
+                str(person.judgements),
+                str(person.skips),
+                "-" if person.median_seconds is None else f"{person.median_seconds:.0f}",
+                "-" if figures is None or figures.agreement.share is None else f"{figures.agreement.share:.0%}",
+                "-" if figures is None or figures.reliability is None else f"{figures.reliability:.2f}",
+                "" if figures is None else "; ".join(figures.concerns),
+            ]
+        )
+    return rows
+
+
+def links(reports: Sequence[ProjectReport]) -> dict[str, str]:
+    """Where people work, by the title of the project."""
+    rows = [report.status for report in reports if not report.status.deleted]
+    return {row.title: f"{row.url}/projects/{row.number}/data?labeling=1" for row in rows}
+
+
+def hints(reports: Sequence[ProjectReport]) -> list[str]:
+    """What there is to do, and where."""
+    rows, urls = [report.status for report in reports], links(reports)
+    return [
+        *(
+            f"people work on {row.title} at {urls[row.title]}"
+            for row in rows
+            if row.title in urls and row.done < row.needed
+        ),
+        *(f"{row.lost} annotations of {row.title} are gone from the server and kept here" for row in rows if row.lost),
+        *(
+            f"the screen of {row.title} was edited on the server: put it back, or change it in labeling/screens and "
+            "run again, which opens a new project"
+            for row in rows
+            if row.screen_changed and not row.deleted
+        ),
+    ]

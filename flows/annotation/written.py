@@ -1,0 +1,23 @@
+"""Answers that people wrote in Label Studio, read from the store of annotations as demonstrations."""
+
+from collections.abc import Collection
+
+from alignment.records import Demonstration, Rejected
+from labeling.judgements.comparisons import demonstrations
+from labeling.judgements.imports import tasks_of
+from labeling.judgements.parse import parse
+from labeling.store.store import Store
+
+
+def written(store: Store, projects: Collection[int] = ()) -> tuple[list[Demonstration], list[Rejected]]:
+    """The answers written in these projects (all if empty) as of the last sync, and the rejected annotations."""
+    rows: list[Demonstration] = []
+    rejected: list[Rejected] = []
+    for project in store.projects():
+        if not projects or project.number in projects:
+            annotations = store.current(project.project)
+            tasks = tasks_of(project.title, annotations)
+            parsed = parse(annotations, tasks.values(), project.overlap, f"label-studio/project/{project.number}")
+            rows += demonstrations(parsed.judgements, tasks)
+            rejected += parsed.quarantined
+    return rows, rejected

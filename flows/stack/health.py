@@ -1,0 +1,81 @@
+"""Whether each part of a stack works: what it answers when it is asked."""
+
+from dataclasses import dataclass
+
+import httpx
+
+from flows.stack import postgres
+from flows.stack.services import Name, Secrets, Site
+from labeling.errors import BadCredentials
+from labeling.server import process as label_studio
+
+PROBE_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class Health:
+    """A server's answer: `version` when it works, else `problem`, the reason."""
+
+    ok: bool
+    version: str = ""
+    problem: str = ""
+
+
+def health_of(name: Name, site: Site) -> Health:
+    """Ask a part of the stack, the database under it included, whether it works."""
+    if name == "postgres":
+        problem, version = postgres.ask(site.addresses[name], site.credentials.secrets.postgres_password)
+        return Health(ok=not problem, version=version, problem=problem)
+    secrets = site.credentials.production if site.profile == "production" else None
+    try:
+        with httpx.Client(
+            base_url=site.url(name), timeout=PROBE_SECONDS, trust_env=False, verify=label_studio.authorities()
+        ) as http:
+            if name == "prefect":
+                return _prefect_health(http, secrets)
+            if name == "mlflow":
+                return _mlflow_health(http, secrets)
+            if name == "label-studio":
+                return _label_studio_health(http, site.url(name), site.credentials.label_studio_token)
+            return _worker_health(http)
+    except (httpx.HTTPError, ValueError, KeyError) as error:
+        return Health(ok=False, problem=str(error) or type(error).__name__)
+
+
+def _prefect_health(http: httpx.Client, secrets: Secrets | None) -> Health:
+    if secrets is not None:
+        http.auth = httpx.BasicAuth(*secrets.prefect_auth.split(":", 1))
+    for path in ("/api/health", "/api/ready"):
+        answer = http.get(path)
+        if answer.status_code != 200:
+            return Health(ok=False, problem=f"{path} answers {answer.status_code}")
+    return Health(ok=True, version=str(http.get("/api/admin/version").raise_for_status().json()))
+
+
+def _mlflow_health(http: httpx.Client, secrets: Secrets | None) -> Health:
+    if secrets is not None:
+        http.auth = httpx.BasicAuth(secrets.mlflow_username, secrets.mlflow_password)
+    answers = {
+        "/health": http.get("/health"),
+        "the search for experiments": http.post("/api/2.0/mlflow/experiments/search", json={"max_results": 1}),
+    }
+    for path, answer in answers.items():
+        if answer.status_code != 200:
+            return Health(ok=False, problem=f"{path} answers {answer.status_code}")
+    return Health(ok=True, version=http.get("/version").raise_for_status().text.strip())
+
+
+def _label_studio_health(http: httpx.Client, url: str, token: str) -> Health:
+    try:
+        ready, seen = label_studio.is_ready(url, token, PROBE_SECONDS)
+    except BadCredentials as error:
+        return Health(ok=False, problem=str(error))
+    if not ready:
+        return Health(ok=False, problem=seen)
+    return Health(ok=True, version=str(http.get("/api/version").raise_for_status().json()["release"]))
+
+
+def _worker_health(http: httpx.Client) -> Health:
+    """A worker answers for itself: well while it keeps asking Prefect for work."""
+    answer = http.get("/health")
+    return Health(ok=answer.status_code == 200, problem=f"/health answers {answer.status_code}: {answer.text[:200]}")
