@@ -49,8 +49,9 @@ audit: $(READY)
 	@$(BIN)/python deploy/audit.py requirements.lock requirements-label-studio.lock
 
 # Material for MkDocs prints a notice about its own end of life on every build unless this variable is set.
+# Not --quiet: it would keep warnings from --strict as well.
 docs: $(READY)
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 format: $(READY)
 	$(BIN)/ruff format .

@@ -47,7 +47,7 @@ def blocks(page: Path, language: str) -> list[str]:
 
 def commands(page: Path) -> Iterator[list[str]]:
     """Every command line in a page's blocks without a language, as words; `[--optional]` parts are taken."""
-    for line in "".join(blocks(page, "")).splitlines():
+    for line in "".join(blocks(page, "")).replace("\\\n", " ").splitlines():
         words = shlex.split(line.replace("[--", "--").replace("]", ""), comments=True)
         yield from ([*part] for part in split_at("&&", words))
 
