@@ -2,6 +2,7 @@
 #
 #   make demo    install, start the servers, run the recipe `town`, print the report and the addresses
 #   make test    tests              make check   ruff, mypy --strict, the architecture test, docs, known faults of packages
+#   make test-fast   what needs no server and no browser and takes seconds: under two minutes in all
 #   make test-long   the production profile, deployments in a browser, waiting runs, several processes: minutes each
 #   make chaos   kills a pipeline, its worker and its servers at random moments, for minutes
 #   make docs    the documentation site, into site/
@@ -18,7 +19,7 @@ LABEL_STUDIO_READY := $(LABEL_STUDIO)/.ready
 BROWSER := $(shell command -v chromium || command -v chromium-browser || command -v google-chrome)
 PIP_FLAGS := --quiet --disable-pip-version-check
 
-.PHONY: demo test test-long chaos check docs audit format up down status setup browser clean distclean
+.PHONY: demo test test-fast test-long chaos check docs audit format up down status setup browser clean distclean
 
 demo: setup
 	$(BIN)/rlhf up
@@ -28,6 +29,10 @@ demo: setup
 
 test: setup browser
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+
+test-fast: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile \
+		-m "not server and not browser and not slow and not long and not chaos"
 
 test-long: setup browser
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile -m long

@@ -16,6 +16,19 @@ HERE = Path(__file__).parent
 TINY = HERE / "recipes" / "tiny.yaml"
 SHARED_DATA = HERE.parent.parent / "shared" / "data"
 
+SERVERS = {"server_url", "prefect_server"}  # fixtures that start a server, also where other fixtures ask for them
+STORES = {"empty_store"}  # fixtures that make a database of MLflow
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark tests by what they stand on, so that `make test-fast` can leave out what takes long to start."""
+    for item in items:
+        fixtures = set(getattr(item, "fixturenames", ()))
+        if SERVERS & fixtures:
+            item.add_marker("server")
+        if STORES & fixtures:
+            item.add_marker("slow")
+
 
 @pytest.fixture(scope="session")
 def server_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:

@@ -12,6 +12,8 @@ from alignment.config.stages import ReleaseGate
 from alignment.criteria import CRITERIA, CRITERION_NAMES, gold_score
 from flows.releases.manifest import gate_figures
 
+pytestmark = pytest.mark.slow
+
 NAMES = ["helpful", "truthful", "harmless", "concise"]
 
 

@@ -201,6 +201,7 @@ def example(model: Path) -> tuple[Path, str]:
     return model, done.stdout
 
 
+@pytest.mark.slow
 def test_the_first_example_runs_and_is_ten_lines(example: tuple[Path, str]) -> None:
     folder, printed = example
     code = blocks(ROOT / "docs" / "ppo.md", "python")[0]

@@ -14,6 +14,7 @@ from tests.conftest import SHARED_DATA
 
 FILES = ("stories260k-hf", "tinyshakespeare", "self-instruct", "webquestions", "hh-rlhf-harmless-test")
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.server,
     pytest.mark.skipif(not all((SHARED_DATA / name).is_dir() for name in FILES), reason=f"no data in {SHARED_DATA}"),
 ]

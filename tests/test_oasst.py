@@ -11,6 +11,8 @@ from flows.recipe.schema import check_files, load_recipe
 from tests.alignment.tiny_world import write_lines
 from tests.conftest import SHARED_DATA
 
+pytestmark = pytest.mark.slow
+
 FILES = ("oasst-en100", "hh-rlhf-harmless-test")
 SMALL = {
     "tokenizer.vocab_size": 600,

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from alignment.config.stages import EvaluationConfig, PretrainConfig, RewardConfig
 from alignment.distributed.devices import VARIABLE, device, release_memory, to_device
 from alignment.errors import ConfigError
-from alignment.evaluation.judged_responses import Bench, answer_all
+from alignment.evaluation.bench import Bench
 from alignment.journal import Journal
 from alignment.models.ensembles import Ensemble
 from alignment.models.generation import generate
@@ -209,7 +209,16 @@ def test_evaluation(base) -> None:
     with pretended_gpu():
         model, tokenizer = load_causal_model(base / "model"), load_tokenizer(base / "model")
         bench = Bench(
-            EvaluationConfig(max_new_tokens=4), tokenizer, model, load_scalar_model(base / "reward"), None, seed=0
+            config=EvaluationConfig(max_new_tokens=4),
+            tokenizer=tokenizer,
+            reference=model,
+            reward=load_scalar_model(base / "reward"),
+            judge=None,
+            seed=0,
+            prompts=[prompt("Who?"), prompt("What is it?")],
+            policy=base,
+            corpus=base,
+            out=base,
         )
-        answers = answer_all(bench, model, [prompt("Who?"), prompt("What is it?")])
-    assert [answer.kl for answer in answers] == pytest.approx([0, 0], abs=1e-5)
+        responses = bench.responses(model)
+    assert [response.kl for response in responses] == pytest.approx([0, 0], abs=1e-5)

@@ -16,6 +16,8 @@ from alignment.records import Document, Message
 from alignment.rules.options import AlignOptions
 from tests.alignment import tiny_world as world
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("layout", ["separate", "shared_trunk", "lora"])
 @pytest.mark.parametrize("form", ["whole", "adapter", "both"])

@@ -21,6 +21,8 @@ from alignment.ppo import sharding
 from tests.alignment.ppo import processes as runs
 from tests.alignment.ppo import world
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[3]
 LAUNCH_FILES = ROOT / "deploy" / "accelerate"
 WHOLE = ("uneven", "empty", "stops", "shared_trunk", "lora", "raises", "resumed", "few", "different", "deepspeed")

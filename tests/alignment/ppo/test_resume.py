@@ -14,6 +14,8 @@ from alignment.journal import Journal
 from alignment.ppo.train import train_ppo
 from tests.alignment.ppo import world
 
+pytestmark = pytest.mark.slow
+
 TEXT = [[3, 4, 5, 6], [7, 8, 9, 10, 11], [12, 13]]
 ROOT = Path(__file__).parents[3]
 

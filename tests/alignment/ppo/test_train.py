@@ -13,6 +13,8 @@ from alignment.ppo.train import train_ppo
 from alignment.rewards.components import ModelReward, RuleReward
 from tests.alignment.ppo import world
 
+pytestmark = pytest.mark.slow
+
 
 def _weights(path):
     return load_file(path / "model.safetensors")

@@ -60,12 +60,12 @@ def test_llama_parameters_are_those_of_transformers(tmp_path: Path) -> None:
 
 
 def test_costs_follow_six_and_two_times_parameters_and_tokens() -> None:
-    found = costs(TOWN)
+    by_stage = costs(TOWN, steps(TOWN))
     n = 1024 * 128 + 4 * (4 * 128**2 + 3 * 128 * 344 + 2 * 128) + 128
-    assert found["sft"].parameters == n
-    assert found["sft"].tokens == 600 * 128 * 3
-    assert found["sft"].flops == 6 * n * 600 * 128 * 3
-    assert found["responses"].flops == 2 * n * 300 * 4 * 128
+    assert by_stage["sft"].parameters == n
+    assert (by_stage["sft"].trained, by_stage["sft"].read) == (600 * 128 * 3, 0)
+    assert by_stage["sft"].flops == 6 * n * 600 * 128 * 3
+    assert by_stage["responses"].flops == 2 * n * 300 * 4 * 128
 
 
 @pytest.mark.parametrize(("value", "text"), [(None, "?"), (0, "0"), (999, "999"), (1234, "1.23 k"), (40e12, "40 T")])

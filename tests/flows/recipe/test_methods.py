@@ -15,6 +15,8 @@ from flows.releases.manifest import failures, release_manifest
 from flows.tracking.runner import run_step
 from tests.conftest import TINY
 
+pytestmark = pytest.mark.slow
+
 SMALL = [
     "town.documents=120",
     "pretrain.epochs=1",

@@ -64,7 +64,7 @@ def test_the_command_promotes(home: Path, monkeypatch: pytest.MonkeyPatch) -> No
     from flows.cli import main as cli
 
     release("good")
-    monkeypatch.setattr(cli, "_connect", lambda *_: None)
+    monkeypatch.setattr(cli, "use_stack", lambda *_: None)
     shown = CliRunner().invoke(cli.app, ["promote", "policy/1", "--alias", "shadow"])
     assert shown.exit_code == 0, shown.output
     assert "models:/policy/1 is now shadow" in shown.output

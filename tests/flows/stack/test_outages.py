@@ -236,7 +236,7 @@ def labeling(title: str) -> LabelingConfig:
 def test_a_collection_is_complete_and_without_copies_though_label_studio_was_away_in_each_part(
     cable: Wire, owner: LabelStudio, town: Path, tmp_path: Path
 ) -> None:
-    cable.losing = [("POST /api/projects ", 2.0), ("POST /api/projects/", 2.0), ("POST /api/tasks/", 2.0)]
+    cable.losing = [("POST /api/projects/ ", 2.0), ("POST /api/projects/", 2.0), ("POST /api/tasks/", 2.0)]
     figures = collect(labeling("faulty"), tmp_path, Journal(tmp_path), responses=responses(town), town=town)
     assert len(cable.lost) == 3, cable.lost
     assert figures["judgements"] == (6 + 4) * 2
