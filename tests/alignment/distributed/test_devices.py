@@ -15,7 +15,7 @@ from alignment.models.ensembles import Ensemble
 from alignment.models.generation import generate
 from alignment.models.importing import load_tokenizer
 from alignment.models.likelihood import add_likelihood
-from alignment.models.lora import load_scalar_adapter, save_scalar_adapter, scalar_adapter_over
+from alignment.models.reward_adapters import load_scalar_adapter, save_scalar_adapter, scalar_adapter_over
 from alignment.models.scalar import load_causal_model, load_scalar_model, member_scores, save_model
 from alignment.ppo import train
 from alignment.records import Document
