@@ -27,7 +27,7 @@ from torch import nn
 from alignment.config.stages import EvaluationConfig, PretrainConfig, RewardConfig, SamplingConfig, SFTConfig
 from alignment.data import responses
 from alignment.distributed.devices import device, release_memory
-from alignment.evaluation import judged_responses
+from alignment.evaluation import bench, judged_responses
 from alignment.journal import Journal
 from alignment.models.generation import Sample, generate
 from alignment.models.likelihood import add_likelihood
@@ -303,7 +303,7 @@ def timed_sampling(world: World) -> Iterator[None]:
 
     with (
         patch.object(responses, "generate", timed),
-        patch.object(judged_responses, "generate", timed),
+        patch.object(bench, "generate", timed),
     ):
         yield
 
