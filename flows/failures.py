@@ -28,7 +28,7 @@ FULL_WORDS = (
     "unexpected pos",
 )  # the last two are torch.save's words for a file that could not be written
 MEMORY_WORDS = ("can't allocate memory", "cannot allocate memory", "out of memory", "not enough memory")
-GO_ON = "the same command goes on from there (in a deployment: `rlhf retry`)"
+RESUMES = "the same command goes on from there (in a deployment: `rlhf retry`)"
 
 
 class NotYet(Exception):
@@ -44,25 +44,25 @@ class RunStopped(RLHFError):
 
 
 @contextmanager
-def told_in_words() -> Iterator[None]:
+def friendly_errors() -> Iterator[None]:
     """Around a whole run: a server that stays away between stages ends it in words."""
     try:
         yield
     except Exception as error:
-        server = "" if isinstance(error, ON_PURPOSE) else away(error)
+        server = "" if isinstance(error, ON_PURPOSE) else unreachable_server(error)
         if not server:
             raise
         raise RunStopped(
             f"the run stopped because {server} did not answer, though it was asked again for minutes: `rlhf up` starts "
-            f"the local servers. Every finished stage is kept; {GO_ON}"
+            f"the local servers. Every finished stage is kept; {RESUMES}"
         ) from error
 
 
-def stopped(error: BaseException, stage: Stage[Any], place: Path) -> StageStopped | None:
+def stage_stopped(error: BaseException, stage: Stage[Any], place: Path) -> StageStopped | None:
     """What a person is told of an error that ended a stage working in `place`; None where it speaks for itself."""
     if isinstance(error, ON_PURPOSE):
         return None
-    kept = f"What was done is kept in {place}{_checkpoints(place)}; {GO_ON}"
+    kept = f"What was done is kept in {place}{_checkpoints(place)}; {RESUMES}"
     if is_full(error):
         return StageStopped(
             f"stage '{stage.name}' has no room left to write ({_short(error)}): free some space. {kept}"
@@ -73,7 +73,7 @@ def stopped(error: BaseException, stage: Stage[Any], place: Path) -> StageStoppe
             f"stage '{stage.name}' needs more memory than there is ({_short(error)}): {lower}end what else "
             f"uses memory. {kept}; with other options the stage begins anew"
         )
-    server = away(error)
+    server = unreachable_server(error)
     if server:
         return StageStopped(
             f"stage '{stage.name}' stopped because {server} did not answer, though it was asked again for minutes: "
@@ -101,7 +101,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     )
 
 
-def away(error: BaseException) -> str:
+def unreachable_server(error: BaseException) -> str:
     """The server whose silence caused the error; "" when none did."""
     for one in causes(error):
         if isinstance(one, requests.RequestException):

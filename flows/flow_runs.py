@@ -24,11 +24,11 @@ STARTING = ("Pending", "Submitting", "InfrastructurePending")
 WAITS_FOR_A_SLOT = ("Late", "AwaitingConcurrencySlot")
 
 
-class Refused(RLHFError):
+class StateRefused(RLHFError):
     """Prefect did not take a state."""
 
 
-def of_state(prefect: SyncPrefectClient, *names: str, pool: str = POOL) -> list[FlowRun]:
+def runs_in_state(prefect: SyncPrefectClient, *names: str, pool: str = POOL) -> list[FlowRun]:
     """The runs of a pool in states of these names, the newest first; with pool "" those that a terminal started."""
     runs = filters.FlowRunFilter(state=filters.FlowRunFilterState(name=filters.FlowRunFilterStateName(any_=[*names])))
     sort = FlowRunSort.EXPECTED_START_TIME_DESC
@@ -40,7 +40,7 @@ def of_state(prefect: SyncPrefectClient, *names: str, pool: str = POOL) -> list[
     return [run for run in found if run.deployment_id is None]
 
 
-def named(prefect: SyncPrefectClient, name: str) -> FlowRun:
+def find_run(prefect: SyncPrefectClient, name: str) -> FlowRun:
     """The run of an id or a name. Raises ConfigError when there is none, or more than one."""
     try:
         wanted = filters.FlowRunFilter(id=filters.FlowRunFilterId(any_=[UUID(name)]))
@@ -74,20 +74,20 @@ def last_heartbeat(prefect: SyncPrefectClient, run: FlowRun) -> datetime | None:
 def restarts(states: Sequence[State]) -> int:
     """How often the watcher has started a run again since a person did, or since it went on after waiting."""
     scheduled = [state for state in states if state.is_scheduled() and state.name not in WAITS_FOR_A_SLOT]
-    return len([*takewhile(by_watcher_again, reversed(scheduled))])
+    return len([*takewhile(is_watcher_restart, reversed(scheduled))])
 
 
-def by_watcher_again(state: State) -> bool:
+def is_watcher_restart(state: State) -> bool:
     """Whether a state is the watcher's word to start a dead run again."""
     return state.name == "AwaitingRetry" and (state.message or "").startswith(BY_WATCHER)
 
 
-def give_state(prefect: SyncPrefectClient, run: FlowRun, state: State, *, force: bool = False) -> None:
+def set_state(prefect: SyncPrefectClient, run: FlowRun, state: State, *, force: bool = False) -> None:
     """Put a run into a state. Raises Refused, with Prefect's reason, when it is not taken."""
     answer = prefect.set_flow_run_state(run.id, state, force=force)
     if answer.status != SetStateStatus.ACCEPT:
         reason = getattr(answer.details, "reason", None) or answer.status.value
-        raise Refused(f"{run.name} cannot become {state.name}: {reason}")
+        raise StateRefused(f"{run.name} cannot become {state.name}: {reason}")
 
 
 def resume(prefect: SyncPrefectClient, run: FlowRun, message: str) -> None:
@@ -95,14 +95,14 @@ def resume(prefect: SyncPrefectClient, run: FlowRun, message: str) -> None:
     if run.state_name != "Suspended":
         what = "; `rlhf retry` starts it again" if run.state is not None and run.state.is_final() else ""
         raise ConfigError(f"{run.name} is {run.state_name} and does not wait for anything{what}")
-    give_state(prefect, run, State(type=StateType.SCHEDULED, name="Resuming", message=message))
+    set_state(prefect, run, State(type=StateType.SCHEDULED, name="Resuming", message=message))
 
 
-def start_again(prefect: SyncPrefectClient, run: FlowRun, message: str) -> None:
+def restart(prefect: SyncPrefectClient, run: FlowRun, message: str) -> None:
     """Have a worker run an ended run again, which goes on from what is finished. Raises ConfigError."""
     if run.deployment_id is None:
         raise ConfigError(f"{run.name} was started in a terminal: the same `rlhf run` command goes on with it")
     if run.state is None or not run.state.is_final():
         what = "`rlhf resume` goes on with it" if run.state_name == "Suspended" else "it has not ended"
         raise ConfigError(f"{run.name} is {run.state_name}: {what}")
-    give_state(prefect, run, AwaitingRetry(message=message))
+    set_state(prefect, run, AwaitingRetry(message=message))

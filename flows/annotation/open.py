@@ -122,7 +122,7 @@ def _project(owner: LabelStudio, planning: Planning, kind: Kind) -> ProjectState
     )
 
 
-def carry_out(owner: LabelStudio, planning: Planning) -> None:
+def open_plan(owner: LabelStudio, planning: Planning) -> None:
     """Create accounts, then projects with their tasks, then webhooks. Idempotent, also after a kill half-way."""
     config = planning.config
     ensure_people(owner, config.people)

@@ -71,29 +71,31 @@ def read_material(config: LabelingConfig, responses: Path | None) -> Material:
         sets, bad = read_records(responses / RESPONSES, ResponseSet)
         if bad:
             raise ArtifactError(f"{responses} holds {len(bad)} rows that are no response sets; remove it and run again")
-        return in_order(config, [sets], [])
+        return order_material(config, [sets], [])
     files = [_file(path) for path in config.responses]
     read = [read_records(file, ResponseSet) for file in files]
     for file, (good, _) in zip(files, read, strict=True):
         if not good:
             raise DataError(f"{file} holds no response sets; responses.jsonl of a stage `responses` shows their shape")
-    return in_order(config, [good for good, _ in read], [row for _, bad in read for row in bad])
+    return order_material(config, [good for good, _ in read], [row for _, bad in read for row in bad])
 
 
 def _file(path: str) -> Path:
     return Path(path) / RESPONSES if Path(path).is_dir() else Path(path)
 
 
-def in_order(config: LabelingConfig, files: Sequence[Sequence[ResponseSet]], rejected: list[Rejected]) -> Material:
+def order_material(
+    config: LabelingConfig, files: Sequence[Sequence[ResponseSet]], rejected: list[Rejected]
+) -> Material:
     """The sets of all files, those of one prompt as one, in the order of the choice."""
-    by_file = [_once(sets, number, rejected) for number, sets in enumerate(files)]
+    by_file = [_by_prompt(sets, number, rejected) for number, sets in enumerate(files)]
     sets: dict[str, ResponseSet] = {}
     origins: dict[str, str] = {}
     left_out = 0
     for name in dict.fromkeys(name for file in by_file for name in file):
         found = [file[name] for file in by_file if name in file]
         responses = interleaved([one.responses for one in found])
-        _no_two_texts(name, responses)
+        _check_unique_ids(name, responses)
         if len(files) > 1:
             kept = distinct(responses)
             responses = kept[:MOST_RESPONSES]
@@ -117,7 +119,7 @@ def _ordered(config: LabelingConfig, sets: dict[str, ResponseSet], worth: dict[s
     return by_worth(sets, worth, config.seed)
 
 
-def _once(sets: Sequence[ResponseSet], file: int, rejected: list[Rejected]) -> dict[str, ResponseSet]:
+def _by_prompt(sets: Sequence[ResponseSet], file: int, rejected: list[Rejected]) -> dict[str, ResponseSet]:
     """The sets of one file by prompt id; a prompt that comes again is put aside."""
     found: dict[str, ResponseSet] = {}
     for line, one in enumerate(sets, start=1):
@@ -127,7 +129,7 @@ def _once(sets: Sequence[ResponseSet], file: int, rejected: list[Rejected]) -> d
     return found
 
 
-def _no_two_texts(prompt: str, responses: Sequence[Response]) -> None:
+def _check_unique_ids(prompt: str, responses: Sequence[Response]) -> None:
     texts: dict[str, str] = {}
     for response in responses:
         if texts.setdefault(response.id, response.text) != response.text:
@@ -171,7 +173,7 @@ def within_budget(
     path = home_directory() / COLLECTIONS / f"{_key(config, responses)}.json"
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(path, _reckoned(config, counts, measured_paces(store)).model_dump_json(indent=1))
+        write_text(path, _compute_budget(config, counts, measured_paces(store)).model_dump_json(indent=1))
     try:
         budget = Budget.model_validate_json(path.read_bytes())
     except ValidationError as error:
@@ -179,7 +181,7 @@ def within_budget(
     return config.with_prompts(budget.prompts), budget
 
 
-def _reckoned(config: LabelingConfig, counts: dict[Kind, int], paces: dict[Kind, Pace]) -> Budget:
+def _compute_budget(config: LabelingConfig, counts: dict[Kind, int], paces: dict[Kind, Pace]) -> Budget:
     assert config.choose.hours is not None
     gold = 1 + config.quality.gold.share
     costs = {kind: config.overlaps[kind] * paces[kind].seconds * gold / 3600 for kind in counts}

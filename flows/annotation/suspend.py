@@ -8,7 +8,7 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.flow_runs import suspend_flow_run
 from prefect.runtime import flow_run
 
-from flows.annotation.wait import WaitingForPeople, name_of
+from flows.annotation.wait import WaitingForPeople, collection_name
 from flows.annotation.waiting import Waiting, as_markdown, write_waiting
 
 
@@ -20,12 +20,12 @@ def suspended_while_people_label() -> Iterator[None]:
         return
     except WaitingForPeople as waiting:
         stopped = waiting
-    write_waiting(remember(stopped))
+    write_waiting(waiting_record(stopped))
     # A key of its own each time: Prefect takes a second suspension with the same key for one that is over.
-    suspend_flow_run(timeout=None, key=f"{name_of(stopped.place)}#{uuid4().hex}")
+    suspend_flow_run(timeout=None, key=f"{collection_name(stopped.place)}#{uuid4().hex}")
 
 
-def remember(stopped: WaitingForPeople) -> Waiting:
+def waiting_record(stopped: WaitingForPeople) -> Waiting:
     """What the watcher needs, with the table on the run's page."""
     waiting = Waiting(
         flow_run_id=flow_run.id,

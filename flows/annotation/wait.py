@@ -58,7 +58,7 @@ def opened_at(place: Path) -> datetime:
     return datetime.fromisoformat(json.loads(path.read_text(encoding="utf-8"))["opened_at"])
 
 
-def reason_to_go_on(found: Standing, config: LabelingConfig, now: datetime) -> str:
+def reason_to_continue(found: Standing, config: LabelingConfig, now: datetime) -> str:
     """Why it is enough, in words; "" when more is to be waited for."""
     agreed, asked = found.agreement, config.minimum_agreement
     if found.done >= config.minimum_share * found.needed:
@@ -71,7 +71,7 @@ def reason_to_go_on(found: Standing, config: LabelingConfig, now: datetime) -> s
     return ""
 
 
-def look(
+def measure_progress(
     label_studio: LabelStudio, collection: Collection, config: LabelingConfig, store: Store, place: Path
 ) -> Standing:
     """Bring the store up to date and say how far the collection is. Raises CollectionLost for a deleted project."""
@@ -81,7 +81,7 @@ def look(
         agreement = pull_collection(label_studio, collection, store, config.quality).agreement.overall.share
     deadline = opened_at(place) + timedelta(hours=config.deadline_hours)
     found = Standing(done=state.done, needed=state.needed, agreement=agreement, deadline=deadline)
-    return found.model_copy(update={"reason": reason_to_go_on(found, config, datetime.now(UTC))})
+    return found.model_copy(update={"reason": reason_to_continue(found, config, datetime.now(UTC))})
 
 
 def sync_annotations(label_studio: LabelStudio, collection: Collection, store: Store) -> list[Synced]:
@@ -108,12 +108,12 @@ def wait_for_people(
     if not in_deployment():
         poll(label_studio, collection, config, store, place)
         return
-    found = through_outages(label_studio, lambda: look(label_studio, collection, config, store, place))
+    found = through_outages(label_studio, lambda: measure_progress(label_studio, collection, config, store, place))
     publish_status(collection, store, config.quality, place)
-    reason = found.reason or ("a person asked to go on" if found.done and asked_to_go_on(place) else "")
+    reason = found.reason or ("a person asked to go on" if found.done and was_resumed(place) else "")
     if not reason:
         raise WaitingForPeople(found, place, collection.urls, config)
-    go_on(found, reason)
+    finish_waiting(found, reason)
 
 
 def poll(label_studio: LabelStudio, collection: Collection, config: LabelingConfig, store: Store, place: Path) -> None:
@@ -127,18 +127,20 @@ def poll(label_studio: LabelStudio, collection: Collection, config: LabelingConf
     with Bar(*columns, console=console) as bar:
         judged = bar.add_task("judged")
         while True:
-            found = through_outages(label_studio, lambda: look(label_studio, collection, config, store, place))
+            found = through_outages(
+                label_studio, lambda: measure_progress(label_studio, collection, config, store, place)
+            )
             if published_at is None or time.monotonic() - published_at > PAGE_SECONDS:
                 publish_status(collection, store, config.quality, place)
                 published_at = time.monotonic()
             bar.update(judged, completed=found.done, total=found.needed)
             if found.reason:
-                go_on(found, found.reason)
+                finish_waiting(found, found.reason)
                 return
             time.sleep(config.poll_seconds)
 
 
-def go_on(found: Standing, reason: str) -> None:
+def finish_waiting(found: Standing, reason: str) -> None:
     """Say why. Raises DataError when there is nothing to go on with."""
     if not found.done:
         raise DataError(
@@ -153,10 +155,10 @@ def in_deployment() -> bool:
     return deployment.id is not None
 
 
-def asked_to_go_on(place: Path) -> bool:
+def was_resumed(place: Path) -> bool:
     """Whether a person resumed this flow run while it waited for the collection in `place`."""
     with get_client(sync_client=True) as prefect:
-        return resumed_by_hand(prefect.read_flow_run_states(flow_run.id), name_of(place))
+        return resumed_by_hand(prefect.read_flow_run_states(flow_run.id), collection_name(place))
 
 
 def resumed_by_hand(states: Sequence[State], name: str) -> bool:
@@ -170,6 +172,6 @@ def resumed_by_hand(states: Sequence[State], name: str) -> bool:
     )
 
 
-def name_of(place: Path) -> str:
+def collection_name(place: Path) -> str:
     """What a collection is called in the history of a flow run."""
     return "/".join(place.parts[-2:])

@@ -81,6 +81,6 @@ def read_waiting() -> list[Waiting]:
     return [Waiting.model_validate_json(path.read_bytes()) for path in found]
 
 
-def forget_waiting(flow_run_id: str) -> None:
+def remove_waiting(flow_run_id: str) -> None:
     """Remove the record of a run that does not wait any more."""
     (home_directory() / FOLDER / f"{flow_run_id}.json").unlink(missing_ok=True)

@@ -9,7 +9,7 @@ from labeling.judgements.parse import parse
 from labeling.store.store import Store
 
 
-def written(store: Store, projects: Collection[int] = ()) -> tuple[list[Demonstration], list[Rejected]]:
+def written_demonstrations(store: Store, projects: Collection[int] = ()) -> tuple[list[Demonstration], list[Rejected]]:
     """The answers written in these projects (all if empty) as of the last sync, and the rejected annotations."""
     rows: list[Demonstration] = []
     rejected: list[Rejected] = []

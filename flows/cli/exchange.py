@@ -19,7 +19,7 @@ from flows.cli.common import AsJson, use_stack
 PARTS = ("all", "train", "heldout_prompts", "heldout_annotators", "aside")
 
 
-class Shape(StrEnum):
+class ImportFormat(StrEnum):
     """What `rlhf label import` reads."""
 
     auto = "auto"
@@ -30,7 +30,7 @@ class Shape(StrEnum):
     label_studio = "label-studio"
 
 
-class Form(StrEnum):
+class ExportFormat(StrEnum):
     """What `rlhf label export` writes."""
 
     parquet = "parquet"
@@ -40,7 +40,9 @@ class Form(StrEnum):
 def import_judgements(
     file: Annotated[Path, typer.Argument(help="A file: JSONL (also gzipped), JSON, CSV or Parquet.")],
     out: Annotated[Path, typer.Option(help="A directory for the comparisons and what was put aside.")],
-    form: Annotated[Shape, typer.Option("--format", help="auto: chosen/rejected and exports.")] = Shape.auto,
+    form: Annotated[
+        ImportFormat, typer.Option("--format", help="auto: chosen/rejected and exports.")
+    ] = ImportFormat.auto,
 ) -> None:
     """Read comparisons of others, or a project's JSON export from Label Studio; count what does not fit by reason.
 
@@ -48,7 +50,7 @@ def import_judgements(
     """
     if not file.is_file():
         raise DataError(f"there is no file {file}; check the path (relative ones start at {Path.cwd()})")
-    files, bad = _from_label_studio(file) if form is Shape.label_studio else _from_others(file, form)
+    files, bad = _from_label_studio(file) if form is ImportFormat.label_studio else _from_others(file, form)
     for name, rows in files.items():
         write_records(out / name, rows)
     write_records(out / "rejected.jsonl", bad)
@@ -61,7 +63,7 @@ def import_judgements(
         raise DataError(f"{file} held nothing that could be used; the reasons are in {out / 'rejected.jsonl'}")
 
 
-def _from_others(file: Path, form: Shape) -> tuple[dict[str, Sequence[Record]], list[Rejected]]:
+def _from_others(file: Path, form: ImportFormat) -> tuple[dict[str, Sequence[Record]], list[Rejected]]:
     good, bad = read_comparisons(RowSource.model_validate({"path": str(file), "format": form.value}), None)
     return {"comparisons.jsonl": good}, bad
 
@@ -82,7 +84,7 @@ def _from_label_studio(file: Path) -> tuple[dict[str, Sequence[Record]], list[Re
 def export(
     source: Annotated[str, typer.Argument(help="A directory or file with comparisons, or the name of a release.")],
     out: Annotated[Path, typer.Option(help="The file to write; ties go beside it, to NAME.ties.SUFFIX.")],
-    form: Annotated[Form, typer.Option("--format", help="What to write.")] = Form.parquet,
+    form: Annotated[ExportFormat, typer.Option("--format", help="What to write.")] = ExportFormat.parquet,
     part: Annotated[str, typer.Option(help=f"One of {', '.join(PARTS)}.")] = "all",
 ) -> None:
     """Write comparisons as preference data that TRL reads: prompt, chosen, rejected, margin, and what they came from.
@@ -96,7 +98,7 @@ def export(
         typer.echo(f"{count:7} {path}")
 
 
-def written_answers(
+def export_written(
     out: Annotated[Path, typer.Option(help="The JSONL file to write; what is put aside goes beside it.")],
     project: Annotated[list[int] | None, typer.Option("--project", metavar="NUMBER", help="Only this one.")] = None,
 ) -> None:
@@ -105,9 +107,9 @@ def written_answers(
     A recipe takes them with demonstrations.sources: [{path: OUT, format: records}].
     """
     from flows.annotation.label_studio import annotation_store
-    from flows.annotation.written import written
+    from flows.annotation.written import written_demonstrations
 
-    rows, bad = written(annotation_store(), project or ())
+    rows, bad = written_demonstrations(annotation_store(), project or ())
     if not rows:
         raise DataError("nobody wrote an answer yet, as far as our store knows; `rlhf label sync` brings it up to date")
     aside = out.with_name(f"{out.stem}.rejected.jsonl")

@@ -25,7 +25,7 @@ Projects = Annotated[
 ]
 app.command("import")(exchange.import_judgements)
 app.command("export")(exchange.export)
-app.command("demonstrations")(exchange.written_answers)
+app.command("demonstrations")(exchange.export_written)
 app.command("show")(exchange.show)
 NEXT_STEP = (
     "no project of ours is known: `rlhf label open RECIPE` opens one and prints where people work; "
@@ -71,7 +71,7 @@ def open_collection(
             typer.echo("nothing was changed")
             return
         else:
-            opening.carry_out(owner, planning)
+            opening.open_plan(owner, planning)
             projects = opening.projects(owner, planning)
         for line in opening.links(owner, planning, projects):
             typer.echo(line)

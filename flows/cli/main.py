@@ -70,11 +70,11 @@ def run(
         Console().print(plan_table(chosen, planned(chosen)))
         return
     use_stack()
-    from flows.failures import told_in_words
+    from flows.failures import friendly_errors
     from flows.pipeline.flow import rlhf, run_stage_alone
 
     configure_logging()
-    with told_in_words(), print_resume_command():
+    with friendly_errors(), print_resume_command():
         if stage:
             typer.echo(str(run_stage_alone(chosen, stage).path))
             return

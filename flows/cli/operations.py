@@ -43,10 +43,10 @@ def gc(
     if not items or not yes:
         console.print(f"{len(items)} things, {total}{'; `rlhf gc --yes` removes them' if items else ''}")
         return
-    left = collection.carry_out(items)
+    left = collection.remove_items(items)
     for reason in left:
         console.print(f"left: {reason}", markup=False, soft_wrap=True)
-    written = collection.note(items)
+    written = collection.write_removal_log(items)
     console.print(f"{len(items) - len(left)} of {len(items)} things removed, {total} at most; the list is {written}")
     if left:
         raise typer.Exit(1)

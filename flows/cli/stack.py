@@ -12,7 +12,7 @@ from rich.text import Text
 from flows.cli.common import BAD, GOOD, print_table, use_stack
 from flows.home import home_directory
 from flows.operations import backup as backups
-from flows.operations.doctor import examine
+from flows.operations.doctor import run_checks
 from flows.stack import stack
 from flows.stack.processes import StackError
 from flows.stack.stack import ServerStatus
@@ -56,15 +56,15 @@ def status() -> None:
 
 def doctor() -> None:
     """Check versions, disk, memory, credentials, ports and servers, and name the fix; exit code 1 when one fails."""
-    findings = examine()
+    findings = run_checks()
     try:
         use_stack("prefect")
     except StackError:
         pass  # the checks of the servers say it already
     else:
-        from flows.deployments.overview import examine_pools
+        from flows.deployments.overview import check_pools
 
-        findings += examine_pools()
+        findings += check_pools()
     print_table(
         ["check", "", "seen", "what to do"],
         [(one.what, _verdict(one.ok, "well", "not well"), one.seen, one.fix) for one in findings],

@@ -34,7 +34,7 @@ def tables() -> list[tuple[str, list[Row]]]:
         return [("work pool", pools(prefect)), ("run", runs(prefect))]
 
 
-def examine_pools() -> list[Finding]:
+def check_pools() -> list[Finding]:
     """The check of `rlhf doctor`: a pool needs a worker. No pool at all is well, for runs in a terminal need none."""
     try:
         with get_client(sync_client=True) as prefect:
@@ -73,31 +73,31 @@ def runs(prefect: SyncPrefectClient) -> list[Row]:
 
 def last_known() -> list[Row]:
     """The waiting runs as they were last seen, for when Prefect is away."""
-    return [Row(name=one.flow_run_name, state="Suspended", seen=_how_far(one)) for one in read_waiting()]
+    return [Row(name=one.flow_run_name, state="Suspended", seen=_progress(one)) for one in read_waiting()]
 
 
 def _waiting(prefect: SyncPrefectClient) -> Iterator[Row]:
     known = {one.flow_run_id: one for one in read_waiting()}
-    for run in flow_runs.of_state(prefect, "Suspended"):
+    for run in flow_runs.runs_in_state(prefect, "Suspended"):
         seen = "what it waits for is not known in this home"
         if one := known.get(str(run.id)):
-            seen = _how_far(one)
+            seen = _progress(one)
         todo = f"the watcher resumes it; `rlhf resume {run.name}` goes on now with what there is"
         yield Row(name=run.name, state="Suspended", seen=seen, next=todo)
 
 
-def _how_far(waiting: Waiting) -> str:
+def _progress(waiting: Waiting) -> str:
     return "\n".join([waiting.standing.in_words(waiting.config), *waiting.urls.values()])
 
 
 def _starting(prefect: SyncPrefectClient) -> Iterator[Row]:
-    for run in flow_runs.of_state(prefect, *TO_START, *flow_runs.STARTING):
+    for run in flow_runs.runs_in_state(prefect, *TO_START, *flow_runs.STARTING):
         yield Row(name=run.name, state=str(run.state_name), seen=f"since {_since(run)}", next="a worker takes it")
 
 
 def _running(prefect: SyncPrefectClient) -> Iterator[Row]:
-    in_terminals = flow_runs.of_state(prefect, "Running", pool="")
-    for run in [*flow_runs.of_state(prefect, "Running"), *in_terminals]:
+    in_terminals = flow_runs.runs_in_state(prefect, "Running", pool="")
+    for run in [*flow_runs.runs_in_state(prefect, "Running"), *in_terminals]:
         beat = flow_runs.last_heartbeat(prefect, run)
         if beat is None:
             todo = f"sends no heartbeats: set PREFECT_FLOWS_HEARTBEAT_FREQUENCY={HEARTBEAT_SECONDS} where it is started"
@@ -112,7 +112,7 @@ def _running(prefect: SyncPrefectClient) -> Iterator[Row]:
 
 
 def _crashed(prefect: SyncPrefectClient) -> Iterator[Row]:
-    for run in flow_runs.of_state(prefect, "Crashed")[:CRASHES_SHOWN]:
+    for run in flow_runs.runs_in_state(prefect, "Crashed")[:CRASHES_SHOWN]:
         message = (run.state.message if run.state is not None else "") or ""
         given_up = message.startswith(BY_WATCHER)
         todo = f"`rlhf retry {run.name}`" if given_up else "the watcher starts it again, or `rlhf watch` by hand"

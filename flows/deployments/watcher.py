@@ -24,9 +24,9 @@ from alignment.artifacts import write_json
 from alignment.errors import RLHFError
 from flows import flow_runs
 from flows.annotation.label_studio import annotation_store, client
-from flows.annotation.wait import look
-from flows.annotation.waiting import Standing, Waiting, as_markdown, forget_waiting, read_waiting, write_waiting
-from flows.flow_runs import BY_WATCHER, SILENCE, Refused
+from flows.annotation.wait import measure_progress
+from flows.annotation.waiting import Standing, Waiting, as_markdown, read_waiting, remove_waiting, write_waiting
+from flows.flow_runs import BY_WATCHER, SILENCE, StateRefused
 from flows.home import home_directory
 from flows.locks import try_lock
 from labeling.collection import COLLECTION_FILE, read_collection
@@ -44,13 +44,13 @@ HEARTBEATS = "PREFECT_FLOWS_HEARTBEAT_FREQUENCY"
 @flow(name="watch", persist_result=False)
 def watch(max_restarts: int = 3) -> list[str]:
     """Look after all runs once; returns what was done, in words. Meant to be scheduled every minute."""
-    done = look_after_runs(max_restarts)
+    done = check_runs(max_restarts)
     for line in done:
         get_run_logger().info(line)
     return done
 
 
-def look_after_runs(
+def check_runs(
     max_restarts: int = 3,
     *,
     silence: timedelta = SILENCE,
@@ -66,52 +66,52 @@ def look_after_runs(
         if not free:
             return []
         with get_client(sync_client=True) as prefect:
-            done = [*look_after_waiting(prefect), *mark_dead(prefect, silence, doubt)]
+            done = [*check_waiting_runs(prefect), *mark_dead(prefect, silence, doubt)]
             return [*done, *restart_crashed(prefect, max_restarts, settled)]
 
 
 # --- suspended runs ----------------------------------------------------------------------------------------------
 
 
-def look_after_waiting(prefect: SyncPrefectClient) -> Iterator[str]:
+def check_waiting_runs(prefect: SyncPrefectClient) -> Iterator[str]:
     """Resume what is ready and show the rest as far as it is. One that cannot be looked at does not hold up others."""
     for waiting in read_waiting():
         try:
             run = prefect.read_flow_run(UUID(waiting.flow_run_id))
         except ObjectNotFound:
-            forget_waiting(waiting.flow_run_id)
+            remove_waiting(waiting.flow_run_id)
             continue
         if run.state is not None and run.state.is_final():
-            forget_waiting(waiting.flow_run_id)
+            remove_waiting(waiting.flow_run_id)
         elif run.state_name == "Suspended":
             try:
-                yield from look_after(prefect, run, waiting)
+                yield from check_waiting_run(prefect, run, waiting)
             except (LabelingError, RLHFError) as error:
                 yield f"{run.name} waits on: {error}"
 
 
-def look_after(prefect: SyncPrefectClient, run: FlowRun, waiting: Waiting) -> Iterator[str]:
+def check_waiting_run(prefect: SyncPrefectClient, run: FlowRun, waiting: Waiting) -> Iterator[str]:
     """One suspended run: resumed with the reason in its history, or its table brought up to date."""
-    found = look_again(waiting)
+    found = current_standing(waiting)
     if found.reason:
         flow_runs.resume(prefect, run, BY_WATCHER + found.reason)
         yield f"{run.name} goes on: {found.reason}"
     elif found != waiting.standing:
         now = waiting.model_copy(update={"standing": found})
-        show(prefect, now)
+        update_table(prefect, now)
         write_waiting(now)
 
 
-def look_again(waiting: Waiting) -> Standing:
+def current_standing(waiting: Waiting) -> Standing:
     """How far a suspended run's collection is now. What another run made of it meanwhile is reason enough."""
     if not (waiting.place / COLLECTION_FILE).exists():
         return waiting.standing.model_copy(update={"reason": "another run has finished this labelling"})
     collection = read_collection(waiting.place)
     with closing(annotation_store()) as store, client(waiting.config) as label_studio:
-        return look(label_studio, collection, waiting.config, store, waiting.place)
+        return measure_progress(label_studio, collection, waiting.config, store, waiting.place)
 
 
-def show(prefect: SyncPrefectClient, waiting: Waiting) -> None:
+def update_table(prefect: SyncPrefectClient, waiting: Waiting) -> None:
     """The table on the run's page, as it is now."""
     if waiting.artifact_id is not None:
         prefect.update_artifact(UUID(waiting.artifact_id), ArtifactUpdate(data=as_markdown(waiting)))
@@ -125,8 +125,8 @@ def mark_dead(prefect: SyncPrefectClient, silence: timedelta, doubt: timedelta) 
     now, path = datetime.now(UTC), home_directory() / SILENT
     before: dict[str, str] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     silent: dict[str, str] = {}
-    for run in flow_runs.of_state(prefect, "Running", *flow_runs.STARTING):
-        seen = last_sign(prefect, run)
+    for run in flow_runs.runs_in_state(prefect, "Running", *flow_runs.STARTING):
+        seen = last_sign_of_life(prefect, run)
         if seen is None or now - seen <= (silence if run.state_name == "Running" else NOT_STARTED):
             continue
         noticed = before.get(str(run.id), now.isoformat())
@@ -135,26 +135,26 @@ def mark_dead(prefect: SyncPrefectClient, silence: timedelta, doubt: timedelta) 
             continue
         words = f"no sign of life since {seen:%Y-%m-%d %H:%M:%S} UTC"
         try:
-            flow_runs.give_state(prefect, run, Crashed(message=words))
+            flow_runs.set_state(prefect, run, Crashed(message=words))
             yield f"{run.name} is dead: {words}"
-        except Refused as error:
+        except StateRefused as error:
             yield f"{run.name} seems dead: {error}"
     write_json(path, silent)
 
 
 def restart_crashed(prefect: SyncPrefectClient, max_restarts: int, settled: timedelta) -> Iterator[str]:
     """Start crashed runs again as long as the cap allows."""
-    for run in flow_runs.of_state(prefect, "Crashed"):
+    for run in flow_runs.runs_in_state(prefect, "Crashed"):
         assert run.state is not None
         given_up = (run.state.message or "").startswith(BY_WATCHER)
         if settled <= datetime.now(UTC) - run.state.timestamp < RECENT and not given_up:
             try:
-                yield restart_or_leave(prefect, run, max_restarts)
+                yield restart_or_give_up(prefect, run, max_restarts)
             except RLHFError as error:
                 yield f"{run.name} is not started again: {error}"
 
 
-def last_sign(prefect: SyncPrefectClient, run: FlowRun) -> datetime | None:
+def last_sign_of_life(prefect: SyncPrefectClient, run: FlowRun) -> datetime | None:
     """The last heartbeat, or when the state began if that was later; None where a run sends no heartbeats."""
     assert run.state is not None
     began = run.state.timestamp
@@ -174,7 +174,7 @@ def sends_heartbeats(prefect: SyncPrefectClient, run: FlowRun) -> bool:
     return HEARTBEATS in {**told.get("env", {}), **(run.job_variables or {}).get("env", {})}
 
 
-def restart_or_leave(prefect: SyncPrefectClient, run: FlowRun, max_restarts: int) -> str:
+def restart_or_give_up(prefect: SyncPrefectClient, run: FlowRun, max_restarts: int) -> str:
     """A crashed run is scheduled again; one that was so too often is left CRASHED, and its message says what to do."""
     assert run.state is not None
     why = run.state.message or "it crashed"
@@ -182,7 +182,7 @@ def restart_or_leave(prefect: SyncPrefectClient, run: FlowRun, max_restarts: int
     if before >= max_restarts:
         words = f"it was started again {before} times and crashed each time, the last time because: {why} "
         words += f"Look at its logs; `rlhf retry {run.name}` starts it again"
-        flow_runs.give_state(prefect, run, Crashed(message=BY_WATCHER + words), force=True)
+        flow_runs.set_state(prefect, run, Crashed(message=BY_WATCHER + words), force=True)
         return f"{run.name} is left crashed: {words}"
-    flow_runs.start_again(prefect, run, f"{BY_WATCHER}restart {before + 1} of {max_restarts} after: {why}")
+    flow_runs.restart(prefect, run, f"{BY_WATCHER}restart {before + 1} of {max_restarts} after: {why}")
     return f"{run.name} is started again ({before + 1} of {max_restarts}): {why}"

@@ -29,8 +29,15 @@ MANIFEST = "manifest.json"
 UNFINISHED = state.UNFINISHED
 ORDER = ("annotations.db", "prefect.db", "mlflow.db", "label_studio.sqlite3")  # SQLite; others come first
 DUMPED = ("prefect", "mlflow", "label-studio")
-LEFT_OUT = ("logs", "locks", "postgres", state.FILE, UNFINISHED)  # at the top of a home
-PASSING = (".partial", ".download", ".lock", "-wal", "-shm", "-journal")  # what others are still writing, and locks
+EXCLUDED = ("logs", "locks", "postgres", state.FILE, UNFINISHED)  # at the top of a home
+TRANSIENT_SUFFIXES = (
+    ".partial",
+    ".download",
+    ".lock",
+    "-wal",
+    "-shm",
+    "-journal",
+)  # what others are still writing, and locks
 
 
 class Manifest(Record):
@@ -92,36 +99,36 @@ def dump(home: Path, out: Path, databases: Databases | None, remembered: state.S
 
 def _copy_home(home: Path, half: Path, databases: Databases | None) -> dict[str, str]:
     """Databases first, then files; returns the links."""
-    found = list(_to_be_kept(home))
+    found = list(_files_to_copy(home))
     in_files = sorted(filter(_is_sqlite, found), key=lambda path: ORDER.index(path.name) if path.name in ORDER else -1)
     for path in in_files:
-        _copy_sqlite(path, _place(half / "home" / path.relative_to(home)))
+        _copy_sqlite(path, _with_parent(half / "home" / path.relative_to(home)))
     if databases is not None:
         for name in DUMPED:
-            dumped = _place(half / "databases" / f"{name}.dump")
-            _pg("pg_dump", name, databases, "--format", "custom", "--no-owner", "--file", str(dumped))
+            dumped = _with_parent(half / "databases" / f"{name}.dump")
+            _run_pg_tool("pg_dump", name, databases, "--format", "custom", "--no-owner", "--file", str(dumped))
     links = {}
-    for path in _to_be_kept(home):
+    for path in _files_to_copy(home):
         relative = path.relative_to(home)
         if path.is_symlink():
             links[str(relative)] = str(path.readlink())
         elif not _is_sqlite(path):
-            _copy(path, _place(half / "home" / relative))
+            _copy(path, _with_parent(half / "home" / relative))
     return links
 
 
-def _to_be_kept(home: Path) -> Iterator[Path]:
+def _files_to_copy(home: Path) -> Iterator[Path]:
     for directory, names, files in os.walk(home):
-        names[:] = sorted(name for name in names if _kept(home, Path(directory, name)))
+        names[:] = sorted(name for name in names if _is_included(home, Path(directory, name)))
         there = [Path(directory, name) for name in (*files, *names)]
-        yield from sorted(path for path in there if path.is_symlink() or (path.is_file() and _kept(home, path)))
+        yield from sorted(path for path in there if path.is_symlink() or (path.is_file() and _is_included(home, path)))
 
 
-def _kept(home: Path, path: Path) -> bool:
-    return str(path.relative_to(home)) not in LEFT_OUT and not path.name.endswith(PASSING)
+def _is_included(home: Path, path: Path) -> bool:
+    return str(path.relative_to(home)) not in EXCLUDED and not path.name.endswith(TRANSIENT_SUFFIXES)
 
 
-def _place(path: Path) -> Path:
+def _with_parent(path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     return path
 
@@ -148,7 +155,7 @@ def _copy_sqlite(path: Path, to: Path) -> None:
         source.backup(copy)
 
 
-def _pg(program: str, name: str, databases: Databases, *options: str) -> None:
+def _run_pg_tool(program: str, name: str, databases: Databases, *options: str) -> None:
     """Run a program of PostgreSQL on a server's database. Raises StackError with what it said."""
     host, _, port = databases.address.rpartition(":")
     where = (
@@ -175,21 +182,21 @@ def restore(source: Path, home: Path | None = None) -> Manifest:
     Raises StackError for a backup that is not whole, before anything is written.
     """
     home = home_directory(home)
-    manifest = check(source)
-    _must_be_empty(home)
+    manifest = read_manifest(source)
+    _require_empty(home)
     home.mkdir(parents=True, exist_ok=True, mode=0o700)
     (home / UNFINISHED).touch()
-    _put_back(source, home, manifest)
+    _restore_files(source, home, manifest)
     state.write(home, state.State(profile=manifest.profile, workers=manifest.workers))
     if manifest.profile == "production":
         site = stack.up_database(home)
         databases = Databases(address=site.addresses["postgres"], passwords=site.credentials.secrets.databases)
-        _fill(source, databases)
+        _restore_databases(source, databases)
     (home / UNFINISHED).unlink()
     return manifest
 
 
-def check(source: Path) -> Manifest:
+def read_manifest(source: Path) -> Manifest:
     """The manifest of a whole backup. Raises StackError, naming the first file that is missing or other than it was."""
     try:
         manifest = Manifest.model_validate_json((source / MANIFEST).read_bytes())
@@ -201,28 +208,28 @@ def check(source: Path) -> Manifest:
     return manifest
 
 
-def _must_be_empty(home: Path) -> None:
+def _require_empty(home: Path) -> None:
     found = next((path for path in home.rglob("*") if not path.is_dir()), None) if home.exists() else None
     if found is not None:
         raise StackError(f"{home} is not empty ({found.relative_to(home)} is there): restore into a new home")
 
 
-def _put_back(source: Path, home: Path, manifest: Manifest) -> None:
+def _restore_files(source: Path, home: Path, manifest: Manifest) -> None:
     for name in manifest.files:
         if name.startswith("home/"):
-            shutil.copy2(source / name, _place(home / name.removeprefix("home/")))
+            shutil.copy2(source / name, _with_parent(home / name.removeprefix("home/")))
     for name, target in manifest.links.items():
-        _place(home / name).symlink_to(target)
+        _with_parent(home / name).symlink_to(target)
 
 
-def _fill(source: Path, databases: Databases) -> None:
+def _restore_databases(source: Path, databases: Databases) -> None:
     """Load the dumps, each in one go, into databases that hold nothing yet. Raises StackError."""
     for name in DUMPED:
         role = postgres.DATABASES[name]
         with postgres.connect(databases.address, databases.passwords[name], role) as connection:
             if connection.execute("SELECT 1 FROM pg_tables WHERE schemaname = 'public' LIMIT 1").fetchone():
                 raise StackError(f"database {role} is not empty: restore before its server is started")
-        _pg(
+        _run_pg_tool(
             "pg_restore",
             name,
             databases,
@@ -241,10 +248,10 @@ def main() -> None:
     if what == "dump":
         manifest = dump(home, Path(place), databases, state.State(profile="production"))
     elif what == "restore":
-        manifest = check(Path(place))
-        _must_be_empty(home)
-        _fill(Path(place), databases)
-        _put_back(Path(place), home, manifest)
+        manifest = read_manifest(Path(place))
+        _require_empty(home)
+        _restore_databases(Path(place), databases)
+        _restore_files(Path(place), home, manifest)
     else:
         raise SystemExit(f"'{what}': say dump or restore, and a directory")
     print(f"{what}: {len(manifest.files)} files of {manifest.made_at}")

@@ -46,7 +46,7 @@ class Finding:
     fix: str = ""
 
 
-def examine() -> list[Finding]:
+def run_checks() -> list[Finding]:
     """All checks that need no server."""
     place = home_directory()
     machine = [python(), packages(), label_studio(), *postgresql(place), disk(place), memory()]

@@ -22,7 +22,7 @@ from alignment.artifacts import write_json
 from alignment.records import Record
 from flows.home import home_directory
 from flows.locks import held_locks, try_lock
-from flows.operations.reachable import Memory, name_of, recall
+from flows.operations.reachable import Snapshot, name_of, read_mlflow
 from flows.tracking import runs
 from flows.tracking.layout import OUTPUT, SERVED
 from flows.tracking.logs import FOLDER as RUN_LOGS
@@ -48,16 +48,16 @@ def plan(days: float = 30.0, *, superseded: bool = False) -> list[Item]:
     """What may go, without touching anything; what was used within `days` stays. MLflow must be reachable."""
     place = home_directory()
     since = time.time() - days * DAY_SECONDS
-    memory = recall(int(since * 1000), held_locks(place))
+    memory = read_mlflow(int(since * 1000), held_locks(place))
     versions = memory.superseded() if superseded else []
     memory = memory.without(versions)
-    found = [*_leftovers(place, memory, since), *_outputs(place, memory, since), *_aged(place, since)]
+    found = [*_leftovers(place, memory, since), *_outputs(place, memory, since), *_old_copies(place, since)]
     found += map(_version, versions)
     found += _stored(memory)
     return [*found, *_locks(place, memory, since, {item.lock for item in found})]
 
 
-def carry_out(items: Iterable[Item]) -> list[str]:
+def remove_items(items: Iterable[Item]) -> list[str]:
     """Remove what `plan` found; returns why something was left: what has come into use meanwhile stays."""
     place, left = home_directory(), []
     for item in items:
@@ -72,7 +72,7 @@ def carry_out(items: Iterable[Item]) -> list[str]:
     return left
 
 
-def _leftovers(home: Path, memory: Memory, since: float) -> Iterator[Item]:
+def _leftovers(home: Path, memory: Snapshot, since: float) -> Iterator[Item]:
     """What killed processes left beside the outputs."""
     for path in sorted((home / "artifacts").glob("*.*")):
         name, suffix = path.name.partition(".")[0], path.suffix
@@ -81,12 +81,12 @@ def _leftovers(home: Path, memory: Memory, since: float) -> Iterator[Item]:
         if suffix == ".download" or suffix.startswith(".replaced-"):
             why = "left by a process that ended"
             yield Item(kind="leftover", place=str(path), size=_size(path), why=why, lock=name)
-        elif suffix == PARTIAL and not name.startswith(LABELLING) and _touched(path) < since:
+        elif suffix == PARTIAL and not name.startswith(LABELLING) and _last_modified(path) < since:
             why = "half-made, and nobody goes on with it"
             yield Item(kind="checkpoint", place=str(path), size=_size(path), why=why, lock=name)
 
 
-def _outputs(home: Path, memory: Memory, since: float) -> Iterator[Item]:
+def _outputs(home: Path, memory: Snapshot, since: float) -> Iterator[Item]:
     """Published outputs that no recent run uses and that MLflow has whole, or that nothing is made from any more."""
     busy = {name_of(memory.stages[run_id]) for run_id in memory.at_work} | memory.held
     by_name = {name_of(run): run for run in memory.stages.values() if run.data.tags.get(runs.TAG_DIGEST)}
@@ -100,26 +100,30 @@ def _outputs(home: Path, memory: Memory, since: float) -> Iterator[Item]:
             yield Item(kind="output", place=str(path), size=_size(path), why=why, lock=path.name)
 
 
-def _aged(home: Path, since: float) -> Iterator[Item]:
+def _old_copies(home: Path, since: float) -> Iterator[Item]:
     """Copies that were fetched to be looked at, and what old runs said."""
     folders: tuple[tuple[Kind, Path], ...] = (("fetched", home / "fetched"), ("log", home / RUN_LOGS))
     for kind, folder in folders:
         for path in sorted(folder.glob("*")):
-            if _touched(path) < since:
+            if _last_modified(path) < since:
                 yield Item(kind=kind, place=str(path), size=_size(path), why="old")
 
 
-def _locks(home: Path, memory: Memory, since: float, going: set[str]) -> Iterator[Item]:
+def _locks(home: Path, memory: Snapshot, since: float, going: set[str]) -> Iterator[Item]:
     for path in sorted((home / "locks").glob("*.lock")):
         rest = [one for one in (home / "artifacts").glob(f"{path.stem}*") if path.stem not in going]
         if path.stem not in memory.held and not rest and path.stat().st_mtime < since:
             yield Item(kind="lock", place=str(path), size=0, why="nobody holds it", lock=path.stem)
 
 
-def _stored(memory: Memory) -> Iterator[Item]:
+def _stored(memory: Snapshot) -> Iterator[Item]:
     """Artifacts in MLflow of stages that led to no version and no release."""
     for run_id, run in memory.stages.items():
-        size = 0 if run_id in memory.needed else _bytes(files_of(run_id, OUTPUT)) + _bytes(files_of(run_id, SERVED))
+        size = (
+            0
+            if run_id in memory.needed
+            else _total_size(files_of(run_id, OUTPUT)) + _total_size(files_of(run_id, SERVED))
+        )
         if size:
             why = f"{run.data.tags[runs.TAG_STAGE]} that led to no version and no release"
             yield Item(kind="stored", place=run_id, size=size, why=why, lock=name_of(run))
@@ -130,7 +134,7 @@ def _version(version: ModelVersion) -> Item:
     return Item(kind="version", place=f"models:/{version.name}/{version.version}", size=0, why="no alias, no release")
 
 
-def _bytes(files: Mapping[str, FileInfo]) -> int:
+def _total_size(files: Mapping[str, FileInfo]) -> int:
     return sum(file.file_size or 0 for file in files.values())
 
 
@@ -162,12 +166,12 @@ def _size(path: Path) -> int:
     return sum(one.lstat().st_size for one in files if not one.is_dir())
 
 
-def _touched(path: Path) -> float:
+def _last_modified(path: Path) -> float:
     """When something in it was last written, in seconds since the epoch."""
     return max((one.lstat().st_mtime for one in (path, *path.rglob("*"))), default=0.0)
 
 
-def remove_here(item: Item) -> None:
+def remove_local(item: Item) -> None:
     """Remove a file or directory, which is moved aside first: what is half removed never stands under its name."""
     path = Path(item.place)
     if path.is_dir():
@@ -203,18 +207,18 @@ def remove_version(item: Item) -> None:
 
 
 REMOVE: dict[Kind, Callable[[Item], None]] = {
-    "leftover": remove_here,
-    "checkpoint": remove_here,
-    "output": remove_here,
-    "fetched": remove_here,
-    "log": remove_here,
-    "lock": remove_here,
+    "leftover": remove_local,
+    "checkpoint": remove_local,
+    "output": remove_local,
+    "fetched": remove_local,
+    "log": remove_local,
+    "lock": remove_local,
     "stored": remove_stored,
     "version": remove_version,
 }
 
 
-def note(items: Iterable[Item]) -> Path:
+def write_removal_log(items: Iterable[Item]) -> Path:
     """Write down what a collection removed, with the day."""
     path = home_directory() / "logs" / f"gc-{time.strftime('%Y%m%d-%H%M%S')}.json"
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -18,7 +18,7 @@ PAGE = 500
 
 
 @dataclass(frozen=True)
-class Memory:
+class Snapshot:
     """All that MLflow knows of us, read once. `since_ms` says from when on a run is recent, `held` names the outputs
     that somebody makes at the moment."""
 
@@ -34,7 +34,7 @@ class Memory:
         """Runs of stages that recent runs need here, on this machine."""
         roots = {run_id for run_id, run in self.stages.items() if self._recent(run) or name_of(run) in self.held}
         busy = [one for one in self.pipelines if self._recent(one) or (self.held and one.info.status == "RUNNING")]
-        return self._closure(roots | set(_named_by(busy)))
+        return self._closure(roots | set(_stage_run_ids(busy)))
 
     @cached_property
     def needed(self) -> frozenset[str]:
@@ -46,7 +46,7 @@ class Memory:
     @cached_property
     def released(self) -> frozenset[str]:
         """Runs of stages that a release names."""
-        return frozenset(_named_by(one for one in self.pipelines if TAG_RELEASE in one.data.tags))
+        return frozenset(_stage_run_ids(one for one in self.pipelines if TAG_RELEASE in one.data.tags))
 
     def superseded(self) -> list[ModelVersion]:
         """Versions of ours without an alias, in no release, and in nothing that is needed by others."""
@@ -56,11 +56,11 @@ class Memory:
         spared = self.without(doubtful).needed
         return [one for one in doubtful if one.run_id not in spared]
 
-    def without(self, versions: Iterable[ModelVersion]) -> "Memory":
+    def without(self, versions: Iterable[ModelVersion]) -> "Snapshot":
         """The same, as if these versions were gone."""
         gone = {(one.name, one.version) for one in versions}
         kept = tuple(one for one in self.versions if (one.name, one.version) not in gone)
-        return Memory(self.stages, self.pipelines, kept, self.aliased, self.since_ms, self.held)
+        return Snapshot(self.stages, self.pipelines, kept, self.aliased, self.since_ms, self.held)
 
     def _recent(self, run: Run) -> bool:
         return max(run.info.start_time or 0, run.info.end_time or 0) >= self.since_ms
@@ -88,18 +88,18 @@ def name_of(run: Run) -> str:
     return output_name(tags[runs.TAG_STAGE], tags[runs.TAG_KEY]) if runs.TAG_KEY in tags else ""
 
 
-def _named_by(pipelines: Iterable[Run]) -> Iterator[str]:
+def _stage_run_ids(pipelines: Iterable[Run]) -> Iterator[str]:
     for one in pipelines:
         yield from (value for name, value in one.data.tags.items() if name.startswith(TAG_STAGE_RUN))
 
 
-def recall(since_ms: int, held: Iterable[str]) -> Memory:
+def read_mlflow(since_ms: int, held: Iterable[str]) -> Snapshot:
     """Read MLflow."""
     client, experiment = MlflowClient(), runs.experiment_id()
     found: list[Run] = _pages(lambda token: client.search_runs([experiment], max_results=PAGE, page_token=token))
     versions = _pages(lambda token: client.search_model_versions(max_results=PAGE, page_token=token))
     models = _pages(lambda token: client.search_registered_models(max_results=100, page_token=token))
-    return Memory(
+    return Snapshot(
         stages={str(run.info.run_id): run for run in found if runs.TAG_STAGE in run.data.tags},
         pipelines=tuple(run for run in found if runs.TAG_STAGE not in run.data.tags),
         versions=tuple(versions),

@@ -31,7 +31,7 @@ from alignment.errors import TrainingError
 from alignment.journal import Journal
 from alignment.stage import Figures, Step
 from flows.home import home_directory
-from flows.recipe.compute import launch_file
+from flows.recipe.compute import launch_options
 
 log = logging.getLogger(__name__)
 STEP_FILE = "step.json"
@@ -39,7 +39,7 @@ DIRECTORY = "launch"  # in the stage's directory, while it works
 POLL_SECONDS = 0.5
 GRACE_SECONDS = 6.0  # twice this, and everything is gone
 LAST_LINES, REMEMBERED_LINES = 15, 1000
-LAUNCHER_SAYS = "failed (exitcode"  # what comes after this line is its own traceback
+LAUNCHER_FAILURE = "failed (exitcode"  # what comes after this line is its own traceback
 
 
 def launch(step: Step, out: Path, journal: Journal, inputs: Mapping[str, Path]) -> Figures:
@@ -48,7 +48,7 @@ def launch(step: Step, out: Path, journal: Journal, inputs: Mapping[str, Path]) 
     An error of a process is raised here as the kind of error that it was there; where a process ended without a word,
     it is a TrainingError.
     """
-    told = launch_file(step.compute)
+    told = launch_options(step.compute)
     place = out / DIRECTORY
     shutil.rmtree(place, ignore_errors=True)
     place.mkdir(parents=True)
@@ -58,11 +58,11 @@ def launch(step: Step, out: Path, journal: Journal, inputs: Mapping[str, Path]) 
     log_file.parent.mkdir(parents=True, exist_ok=True)
     with log_file.open("ab") as output:
         said_before = output.tell()  # in an earlier attempt
-        child = _start(place, output, step.compute.processes)
+        child = _start_launcher(place, output, step.compute.processes)
     try:
-        said = _listen(child, log_file, said_before)
+        said = _stream_log(child, log_file, said_before)
     finally:
-        _end(child)
+        _terminate(child)
     if child.returncode != 0:
         raise _failure(place, log_file, said)
     figures: dict[str, float] = json.loads((place / "figures.json").read_text(encoding="utf-8"))
@@ -70,7 +70,7 @@ def launch(step: Step, out: Path, journal: Journal, inputs: Mapping[str, Path]) 
     return figures
 
 
-def _start(place: Path, output: BinaryIO, processes: int) -> subprocess.Popen[bytes]:
+def _start_launcher(place: Path, output: BinaryIO, processes: int) -> subprocess.Popen[bytes]:
     """The launcher, in a session of its own. The thread that starts it must outlive it: it is tied to that one."""
     tied = [sys.executable, "-m", "alignment.distributed.parent_death", str(os.getpid())]
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(place / "accelerate.yaml")]
@@ -86,7 +86,7 @@ def _start(place: Path, output: BinaryIO, processes: int) -> subprocess.Popen[by
     )
 
 
-def _listen(child: subprocess.Popen[bytes], log_file: Path, place: int) -> Sequence[str]:
+def _stream_log(child: subprocess.Popen[bytes], log_file: Path, place: int) -> Sequence[str]:
     """Pass on what is said, from `place` in the log, until the launcher has ended; returns the last lines of it."""
     heard = deque[str](maxlen=REMEMBERED_LINES)
     with log_file.open(encoding="utf-8", errors="replace") as said:
@@ -103,7 +103,7 @@ def _listen(child: subprocess.Popen[bytes], log_file: Path, place: int) -> Seque
     return list(heard)
 
 
-def _end(child: subprocess.Popen[bytes]) -> None:
+def _terminate(child: subprocess.Popen[bytes]) -> None:
     """End the launcher and all below it: politely, and after GRACE_SECONDS for good."""
     if child.poll() is not None:
         return
@@ -122,7 +122,7 @@ def _end(child: subprocess.Popen[bytes]) -> None:
 
 def _failure(place: Path, log_file: Path, said: Sequence[str]) -> Exception:
     """The error of the process that failed first, in its words, with the last lines that were said as a note."""
-    end = next((n for n, line in enumerate(said) if LAUNCHER_SAYS in line), len(said))
+    end = next((n for n, line in enumerate(said) if LAUNCHER_FAILURE in line), len(said))
     last = "\n".join(said[: end + 1][-LAST_LINES:])
     where = f"all that the processes said is in {log_file}"
     notes: list[dict[str, Any]] = [
@@ -131,7 +131,7 @@ def _failure(place: Path, log_file: Path, said: Sequence[str]) -> Exception:
     nothing: dict[str, Any] = {"tells": 0}
     note = max(notes, key=lambda note: int(note["tells"]), default=nothing)
     if note["tells"] > 0:
-        error = _as_raised(note["kind"], f"{note['message']} ({where})")
+        error = _rebuild_error(note["kind"], f"{note['message']} ({where})")
         error.add_note(last)
         return error
     return TrainingError(
@@ -140,7 +140,7 @@ def _failure(place: Path, log_file: Path, said: Sequence[str]) -> Exception:
     )
 
 
-def _as_raised(kind: str, message: str) -> Exception:
+def _rebuild_error(kind: str, message: str) -> Exception:
     """An error of one of our kinds or of Python's, with these words."""
     found = getattr(errors, kind, None) or getattr(builtins, kind)
     try:

@@ -149,7 +149,7 @@ def _judged_responses(recipe: Recipe) -> int:
     return ranked * recipe.sampling.responses_per_prompt + 2 * paired
 
 
-def short(value: int | None) -> str:
+def format_count(value: int | None) -> str:
     """A number for people: 1234567 is 1.2 M."""
     if value is None:
         return "?"

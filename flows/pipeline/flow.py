@@ -17,7 +17,7 @@ from flows.annotation.suspend import suspended_while_people_label
 from flows.pipeline.dag import steps
 from flows.pipeline.tasks import run_task
 from flows.recipe.schema import Recipe, check_files, check_judged
-from flows.releases.manifest import failures, release_manifest, require
+from flows.releases.manifest import check_reward_gate, missed_gates, release_manifest
 from flows.releases.report import log_release
 from flows.tracking import links, logs, registry, runs
 
@@ -50,7 +50,7 @@ def run_steps(recipe: Recipe, chain: Mapping[str, Step], last: str = EVALUATE.na
         inputs = {given: artifacts[source] for given, source in step.inputs.items()}
         artifacts[name] = run_task(step, inputs)
         if step.stage is REWARD and name != last:
-            require(artifacts[name], recipe.reward_gate)
+            check_reward_gate(artifacts[name], recipe.reward_gate)
     return artifacts
 
 
@@ -59,7 +59,7 @@ def run_stage_alone(recipe: Recipe, stage: str) -> Artifact:
     """One stage of a recipe by itself. What it needs is taken as it was made before, or made first."""
     check_files(recipe)
     flow_run_id = str(flow_run.id or "")
-    with logs.kept(f"{stage}-{flow_run_id}", flow_run_id=flow_run_id), suspended_while_people_label():
+    with logs.log_to_file(f"{stage}-{flow_run_id}", flow_run_id=flow_run_id), suspended_while_people_label():
         artifact = run_steps(recipe, steps(recipe), stage)[stage]
     if artifact.cached:
         links.link_stage(artifact.run_id, stage)
@@ -81,7 +81,7 @@ def register(recipe: Recipe, made: Mapping[str, Artifact], run_id: str) -> dict[
     """Name the policy `candidate`, and `champion` when it passes the gate; keep the manifest with this flow's run."""
     log = get_run_logger()
     manifest = release_manifest(recipe, made)
-    missed = failures(recipe.release_gate, manifest)
+    missed = missed_gates(recipe.release_gate, manifest)
     policy = made[recipe.align.method].model
     assert policy is not None, "the policy is always registered"
     registry.set_alias(policy, "candidate")
@@ -91,7 +91,7 @@ def register(recipe: Recipe, made: Mapping[str, Artifact], run_id: str) -> dict[
     for line in missed:
         log.warning("%s stays candidate. %s", policy, line)
     log_release(run_id, manifest)
-    show(made, manifest, run_id)
+    log_report(made, manifest, run_id)
     skipped = [stage for stage, artifact in made.items() if artifact.cached]
     log.info(
         "%d of %d stages were cached%s",
@@ -102,7 +102,7 @@ def register(recipe: Recipe, made: Mapping[str, Artifact], run_id: str) -> dict[
     return manifest
 
 
-def show(made: Mapping[str, Artifact], manifest: Mapping[str, Any], run_id: str) -> None:
+def log_report(made: Mapping[str, Artifact], manifest: Mapping[str, Any], run_id: str) -> None:
     """Headline figures and pictures on the pipeline's MLflow run, and links to it on the flow run's page."""
     client = mlflow.MlflowClient()
     told = client.get_run(run_id).data.metrics  # of a flow run that ended while it was here, and goes on

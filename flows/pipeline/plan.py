@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rich.table import Table
 
-from flows.pipeline.cost import Cost, costs, short
+from flows.pipeline.cost import Cost, costs, format_count
 from flows.pipeline.dag import keys, steps
 from flows.recipe.schema import Recipe
 from flows.stack.processes import StackError
@@ -58,7 +58,7 @@ def finished(wanted: dict[str, str], home: Path | None = None) -> set[str] | Non
 def plan_table(recipe: Recipe, rows: list[PlannedStage]) -> Table:
     """The plan for people."""
     total = sum(row.cost.flops or 0 for row in rows if row.state != "cached")
-    title = f"{recipe.name}, seed {recipe.seed}: about {short(total)}FLOP to do"
+    title = f"{recipe.name}, seed {recipe.seed}: about {format_count(total)}FLOP to do"
     caption = "tokens and FLOPs are estimates at full lengths: 6·N a trained token, 2·N a read one"
     if any(row.state == "?" for row in rows):
         caption += "\n? : MLflow does not run, so nothing is known of earlier runs; `rlhf up` starts it"
@@ -75,6 +75,6 @@ def plan_table(recipe: Recipe, rows: list[PlannedStage]) -> Table:
         table.add_column(name, justify="right" if side == "right" else "left")
     for row in rows:
         cost = [row.cost.parameters, row.cost.trained, row.cost.read, row.cost.flops]
-        figures = ["", "", "", ""] if row.cost == Cost() else [short(value) for value in cost]
+        figures = ["", "", "", ""] if row.cost == Cost() else [format_count(value) for value in cost]
         table.add_row(row.stage, row.key[:12], row.state, *figures)
     return table

@@ -14,7 +14,7 @@ from flows.annotation import accounts
 from flows.annotation.label_studio import annotation_store, client
 from flows.annotation.open import planning
 from flows.annotation.select import COLLECTIONS
-from flows.annotation.written import written
+from flows.annotation.written import written_demonstrations
 from flows.home import home_directory
 from flows.pipeline.dag import keys, steps
 from flows.pipeline.flow import run_stage_alone
@@ -77,9 +77,9 @@ def collect_demonstrations(recipe: Recipe = TOWN) -> dict[str, Any]:
     draft = recipe.labeling.demonstrations.draft
     if not (draft and recipe.labeling.responses):
         run_stage_alone.fn(recipe, "responses" if draft else "prompts")
-    asked, file, written = open_writing(recipe)
-    get_run_logger().info("%d of %d answers are written: %s", written, asked, file)
-    return {"asked": asked, "written": written, "file": str(file)}
+    asked, file, count = open_writing(recipe)
+    get_run_logger().info("%d of %d answers are written: %s", count, asked, file)
+    return {"asked": asked, "written": count, "file": str(file)}
 
 
 def open_writing(recipe: Recipe) -> tuple[int, Path, int]:
@@ -95,7 +95,7 @@ def open_writing(recipe: Recipe) -> tuple[int, Path, int]:
         opened = open_planned(owner, found.config, planned, place)
         links.link_projects(opened.urls)
         sync_collection(owner, opened, store)
-        rows, bad = written(store, [batch.project.id for batch in opened.batches])
+        rows, bad = written_demonstrations(store, [batch.project.id for batch in opened.batches])
     write_records(place / "rejected.jsonl", bad)
     write_records(place / WRITING, rows)
     return sum(batch.needed for batch in opened.batches), place / WRITING, len(rows)

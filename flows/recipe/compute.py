@@ -18,7 +18,7 @@ CORES: dict[str, Any] = {
     "mixed_precision": "no",
     "main_training_function": "main",
 }
-WANTED = {  # what the stages can do, and what to say of a launch file that asks for something else
+REQUIRED = {  # what the stages can do, and what to say of a launch file that asks for something else
     "distributed_type": "each process holds whole models and talks to the others through torchrun; models split over "
     "processes (FSDP) are for alignment.ppo by itself, DeepSpeed is for nothing here",
     "use_cpu": "the stages keep their models on the processor",
@@ -27,7 +27,7 @@ WANTED = {  # what the stages can do, and what to say of a launch file that asks
 }
 
 
-def launch_file(compute: ComputeConfig) -> dict[str, Any]:
+def launch_options(compute: ComputeConfig) -> dict[str, Any]:
     """What accelerate is told. Raises ConfigError for a file that is not there, or asks for what no stage can do."""
     given: Any = {}
     if compute.accelerate_config is not None:
@@ -42,7 +42,7 @@ def launch_file(compute: ComputeConfig) -> dict[str, Any]:
         if not isinstance(given, dict):
             raise ConfigError(f"compute.accelerate_config {path} holds no options; deploy/accelerate/cpu-2.yaml does")
     told: dict[str, Any] = CORES | given | {"num_processes": compute.processes}
-    for option, reason in WANTED.items():
+    for option, reason in REQUIRED.items():
         if told[option] != CORES[option]:
             raise ConfigError(
                 f"compute.accelerate_config {compute.accelerate_config} has {option}: {told[option]}, and stages run "

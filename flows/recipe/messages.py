@@ -14,7 +14,7 @@ LONGEST_VALUE = 80
 Location = tuple[int | str, ...]
 
 
-def complaint(error: ValidationError, model: type[BaseModel], values: Mapping[str, Any]) -> str:
+def validation_message(error: ValidationError, model: type[BaseModel], values: Mapping[str, Any]) -> str:
     """One line a problem."""
     return "\n".join(f"  {_line(detail, model, values)}" for detail in error.errors())
 

@@ -35,15 +35,15 @@ from alignment.methods.align import AlignConfig
 from alignment.ppo.config import PPOConfig
 from alignment.stage import Stage
 from alignment.stages import EVALUATE, PRETRAIN, RESPONSES, REWARD, SFT
-from flows.recipe.compute import launch_file
-from flows.recipe.messages import complaint
+from flows.recipe.compute import launch_options
+from flows.recipe.messages import validation_message
 from flows.recipe.overrides import apply_override
 from flows.recipe.untrusted import plain_yaml, refuse_credentials
 from labeling.config import LabelingConfig
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 TOWN_SCHEME, DATA_SCHEME = "town://", "data://"
-WANTED = {
+EXPECTED_FILES = {
     "quality": "a JSONL file of comparisons",
     "choose": "the output directory of a reward stage, which `rlhf run RECIPE --stage reward` prints",
     "responses": "a file of response sets, or a directory with a responses.jsonl",
@@ -190,7 +190,9 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(f"the recipe {path.name} cannot be run:\n{complaint(error, Recipe, values)}") from error
+        raise ConfigError(
+            f"the recipe {path.name} cannot be run:\n{validation_message(error, Recipe, values)}"
+        ) from error
 
 
 def _with_data(value: Any, root: str) -> Any:
@@ -207,7 +209,7 @@ def _with_data(value: Any, root: str) -> Any:
 def check_files(recipe: Recipe) -> None:
     """Look for every file that the recipe names before anything runs. Raises DataError for the first missing one, and
     ConfigError for a launch file that no stage can be started with."""
-    launch_file(recipe.compute)
+    launch_options(recipe.compute)
     for section in SOURCES:
         for source in getattr(recipe, section).sources:
             locate(source.path, Path(), source.origin)
@@ -217,7 +219,7 @@ def check_files(recipe: Recipe) -> None:
         return
     for key, path in recipe.labeling.files.items():
         if not Path(path).exists():
-            raise DataError(f"labeling.{key} {path} is not there: name {WANTED[key.split('.')[0]]}")
+            raise DataError(f"labeling.{key} {path} is not there: name {EXPECTED_FILES[key.split('.')[0]]}")
 
 
 def check_judged(recipe: Recipe) -> None:

@@ -9,7 +9,7 @@ import yaml
 
 LONGEST_CHARACTERS = 1_000_000
 MOST_VALUES, DEEPEST = 100_000, 50
-NAMES_A_SECRET = re.compile(r"(TOKEN|SECRET|SECRET_KEY|API_KEY|ACCESS_KEY|PASSWORD|AUTH_STRING)$", re.IGNORECASE)
+SECRET_NAME = re.compile(r"(TOKEN|SECRET|SECRET_KEY|API_KEY|ACCESS_KEY|PASSWORD|AUTH_STRING)$", re.IGNORECASE)
 SHORTEST_SECRET = 8  # characters; what is shorter would be found everywhere
 IN_ADDRESS = re.compile(
     r"(?P<before>[a-z][a-z0-9+.-]*://)(?P<who>[^/\s@'\"]+)@"
@@ -72,5 +72,5 @@ def _hide(found: re.Match[str]) -> str:
 
 def secrets_of(environment: Mapping[str, str] = os.environ) -> frozenset[str]:
     """The values of an environment (or of a file of credentials) that are secrets by their names."""
-    named = [str(value) for name, value in environment.items() if NAMES_A_SECRET.search(name)]
+    named = [str(value) for name, value in environment.items() if SECRET_NAME.search(name)]
     return frozenset(value for value in named if len(value) >= SHORTEST_SECRET)

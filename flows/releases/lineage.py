@@ -115,17 +115,17 @@ def lineage_tree(lineage: dict[str, Any]) -> Tree:
     """The lineage as a tree on the terminal."""
     aliases = "".join(f" @{alias}" for alias in lineage["aliases"])
     root = Tree(f"[bold]{lineage['model']}[/bold]{aliases}")
-    _grow(root, lineage)
+    _add_inputs(root, lineage)
     return root
 
 
-def _grow(branch: Tree, node: dict[str, Any]) -> None:
+def _add_inputs(branch: Tree, node: dict[str, Any]) -> None:
     for name, child in node.get("inputs", {}).items():
         if "see" in child:
             branch.add(f"{name}: {child['stage']} {child['see'][:12]} (as above)")
             continue
         words = f"{name}: {child['stage']} {child['key'][:12]}  {child['model'] or ''}  run {child['run_id'][:8]}"
-        _grow(branch.add(words + _annotations(child)), child)
+        _add_inputs(branch.add(words + _annotations(child)), child)
 
 
 def _annotations(node: dict[str, Any]) -> str:

@@ -42,7 +42,7 @@ def release_manifest(recipe: Recipe, made: Mapping[str, Artifact]) -> dict[str, 
         "length_tokens": {name: figures["tokens"] for name, figures in evaluation["models"].items()},
         "reward_model": {**_pick(reward, REWARD_FIGURES), **_agreement(made), "by_criterion": by_criterion},
         "comparisons": int(made["comparisons"].result()["comparisons"]),
-        "put_aside": put_aside(made),
+        "put_aside": unused_rows(made),
         "by_kind": evaluation["by_kind"],
         "curve": evaluation["curve"],
         "curve_fit": evaluation["curve_fit"],
@@ -54,7 +54,7 @@ def release_manifest(recipe: Recipe, made: Mapping[str, Artifact]) -> dict[str, 
     }
 
 
-def put_aside(made: Mapping[str, Artifact]) -> dict[str, dict[str, int]]:
+def unused_rows(made: Mapping[str, Artifact]) -> dict[str, dict[str, int]]:
     """Rows that a stage did not use, by stage and reason: what could not be read, and what no context has room for."""
     counts = {
         stage: {name: int(value) for name, value in artifact.result().items() if name in ASIDE or "too_long" in name}
@@ -86,7 +86,7 @@ def _agreement(made: Mapping[str, Artifact]) -> dict[str, float | None]:
     }
 
 
-def require(reward: Artifact, gate: RewardGate) -> None:
+def check_reward_gate(reward: Artifact, gate: RewardGate) -> None:
     """Raise GateError when the reward model is too weak for PPO to follow."""
     accuracy = reward.result()["accuracy_heldout_prompts"]
     if not accuracy >= gate.min_accuracy_heldout_prompts:
@@ -97,7 +97,7 @@ def require(reward: Artifact, gate: RewardGate) -> None:
         )
 
 
-def failures(gate: ReleaseGate, manifest: Mapping[str, Any]) -> list[str]:
+def missed_gates(gate: ReleaseGate, manifest: Mapping[str, Any]) -> list[str]:
     """What keeps a policy from being champion: each figure of the gate that was missed, and by how much."""
     figures = gate_figures(manifest)
     missed = []

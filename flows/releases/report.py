@@ -72,7 +72,7 @@ def report_view(manifest: Mapping[str, Any]) -> Group:
         _models(manifest),
         _headlines(manifest),
         _reward_model(manifest),
-        _aside(manifest),
+        _unused(manifest),
         _stages(manifest),
     ]
     return Group(*(part for part in parts if part is not None))
@@ -138,7 +138,7 @@ def _reward_model(manifest: Mapping[str, Any]) -> Table | None:
     return table
 
 
-def _aside(manifest: Mapping[str, Any]) -> Text | None:
+def _unused(manifest: Mapping[str, Any]) -> Text | None:
     """What was not used, so that no row is dropped in silence."""
     words = str.maketrans("_.", "  ")
     found = [

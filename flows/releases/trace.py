@@ -53,7 +53,7 @@ def trace(comparison_id: str) -> dict[str, Any]:
             "run_id": run.info.run_id,
             "split": next((part for part in PARTS if _find(output / f"{part}.jsonl", comparison_id, "id")), ""),
         }
-        behind = _behind(row, stage_output(labelled["run_id"])) if labelled else {}
+        behind = _judgement_details(row, stage_output(labelled["run_id"])) if labelled else {}
         return found | {"judgement": None, "task": None, "annotator": None, "guidelines": None} | behind
     raise ArtifactError(
         f"no comparisons stage of a finished run has '{comparison_id}'; the ids are in the comparisons.jsonl of its "
@@ -74,18 +74,18 @@ def _find(path: Path, value: str, key: str) -> dict[str, Any] | None:
     return None
 
 
-def _behind(row: dict[str, Any], labelled: Path) -> dict[str, Any]:
+def _judgement_details(row: dict[str, Any], labelled: Path) -> dict[str, Any]:
     """What the labelling stage knows of a comparison."""
     judgement = _find(labelled / "judgements.jsonl", row["annotation_id"], "annotation_id")
     found: dict[str, Any] = {"judgement": judgement, "annotator": _annotator(labelled, row["annotator_id"])}
     uid = row.get("task_uid") or (judgement or {}).get("task_uid")
-    opened = labelled / ADJUDICATION if uid and _settled(uid, labelled) else labelled
+    opened = labelled / ADJUDICATION if uid and _was_adjudicated(uid, labelled) else labelled
     if uid and (opened / COLLECTION_FILE).is_file():
         found |= _task(read_collection(opened), uid, labelled)
     return found
 
 
-def _settled(uid: str, labelled: Path) -> bool:
+def _was_adjudicated(uid: str, labelled: Path) -> bool:
     """Whether a senior's judgement of the task, in the second collection, took the place of the others."""
     path = labelled / "set_aside.jsonl"
     if not path.is_file():

@@ -166,7 +166,7 @@ def worker_launch(name: Name, site: Site) -> Launch:
 def prepare(name: Name, site: Site) -> None:
     """What must lie there before a part is started. Raises StackError and ServerStartFailed."""
     if name == "postgres":
-        postgres.make_cluster(site.home, site.credentials.secrets.postgres_password)
+        postgres.create_cluster(site.home, site.credentials.secrets.postgres_password)
         return
     (site.home / name).mkdir(parents=True, exist_ok=True)
     (site.home / name).chmod(0o700)  # databases of the servers hold tokens, whatever the mode of the home around them

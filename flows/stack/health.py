@@ -24,7 +24,7 @@ class Health:
 def health_of(name: Name, site: Site) -> Health:
     """Ask a part of the stack, the database under it included, whether it works."""
     if name == "postgres":
-        problem, version = postgres.ask(site.addresses[name], site.credentials.secrets.postgres_password)
+        problem, version = postgres.probe(site.addresses[name], site.credentials.secrets.postgres_password)
         return Health(ok=not problem, version=version, problem=problem)
     secrets = site.credentials.production if site.profile == "production" else None
     try:

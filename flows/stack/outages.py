@@ -33,7 +33,7 @@ RETRIES = {
     # waits of 2, 4, ... 256 s
     "PREFECT_CLIENT_MAX_RETRIES": "8",
 }
-HURRY = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "3"}
+NO_RETRIES = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "3"}
 
 
 def retries() -> dict[str, str]:
@@ -75,8 +75,8 @@ def wait_until_back(label_studio: "LabelStudio", error: ServerUnavailable) -> No
 @contextmanager
 def without_retries() -> Iterator[None]:
     """Within, MLflow is asked once and for a few seconds: for a process that is about to end."""
-    before = {name: os.environ.get(name) for name in HURRY}
-    os.environ.update(HURRY)
+    before = {name: os.environ.get(name) for name in NO_RETRIES}
+    os.environ.update(NO_RETRIES)
     try:
         yield
     finally:

@@ -27,7 +27,7 @@ INSTALL = "install it with `apt-get install postgresql`, or put the directory of
 
 def programs() -> Path:
     """The directory with initdb, postgres and pg_dump. Raises StackError, with what installs it, when there is none."""
-    for place in _places():
+    for place in _candidate_directories():
         if (place / "postgres").is_file() and (place / "initdb").is_file():
             found = subprocess.run([place / "postgres", "--version"], capture_output=True, text=True, check=True).stdout
             if int(found.split()[2].split(".")[0]) >= OLDEST:
@@ -37,13 +37,15 @@ def programs() -> Path:
 
 def client(program: str) -> Path:
     """A program that talks to a server, such as pg_dump. Raises StackError."""
-    found = next((place / program for place in _places() if (place / program).is_file()), None) or shutil.which(program)
+    found = next(
+        (place / program for place in _candidate_directories() if (place / program).is_file()), None
+    ) or shutil.which(program)
     if found is None:
         raise StackError(f"{program} is not installed: {INSTALL}")
     return Path(found)
 
 
-def _places() -> list[Path]:
+def _candidate_directories() -> list[Path]:
     """Where the programs may be: what pg_config says, Debian's directories, newest first, and PATH."""
     places = []
     if shutil.which("pg_config"):
@@ -78,7 +80,7 @@ def data_directory(home: Path) -> Path:
     return home / "postgres" / "data"
 
 
-def make_cluster(home: Path, password: str) -> None:
+def create_cluster(home: Path, password: str) -> None:
     """Make the cluster where there is none; logging in takes the password. Half a cluster is never taken for a whole
     one: it appears by a rename. Raises StackError."""
     data, bindir, user = data_directory(home), programs(), account()
@@ -86,7 +88,7 @@ def make_cluster(home: Path, password: str) -> None:
         return
     data.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     if user is not None:
-        _give(home, data.parent, user)
+        _grant_access(home, data.parent, user)
     half = data.with_name("data.partial")
     shutil.rmtree(half, ignore_errors=True)
     with tempfile.NamedTemporaryFile("w", dir=data.parent) as file:
@@ -114,7 +116,7 @@ def make_cluster(home: Path, password: str) -> None:
     half.rename(data)
 
 
-def _give(home: Path, place: Path, user: str) -> None:
+def _grant_access(home: Path, place: Path, user: str) -> None:
     """Let `user` own `place` and pass through `home`, and nobody else. Raises StackError when the way there is shut."""
     shutil.chown(home, group=pwd.getpwnam(user).pw_gid)
     home.chmod(0o710)
@@ -145,7 +147,7 @@ def connect(address: str, password: str, role: str = "postgres") -> psycopg.Conn
     )
 
 
-def ask(address: str, password: str) -> tuple[str, str]:
+def probe(address: str, password: str) -> tuple[str, str]:
     """Whether the database answers: a problem in words ("" when it is well) and its version."""
     try:
         with connect(address, password) as connection:
@@ -154,7 +156,7 @@ def ask(address: str, password: str) -> tuple[str, str]:
         return str(error).strip().splitlines()[0] or type(error).__name__, ""
 
 
-def make_databases(address: str, password: str, passwords: Mapping[str, str]) -> None:
+def create_databases(address: str, password: str, passwords: Mapping[str, str]) -> None:
     """A role and a database for each server, where they are missing; `passwords` are set anew, by server.
 
     A role may connect to its own database and to no other. Raises psycopg.Error.
@@ -185,7 +187,7 @@ def passwords_from(environment: Mapping[str, str]) -> dict[str, str]:
 def main() -> None:
     """`python -m flows.stack.postgres`: roles and databases on the server at PGHOST and PGPORT, for containers."""
     address = f"{os.environ['PGHOST']}:{os.environ.get('PGPORT', '5432')}"
-    make_databases(address, os.environ["PGPASSWORD"], passwords_from(os.environ))
+    create_databases(address, os.environ["PGPASSWORD"], passwords_from(os.environ))
     print(f"databases {', '.join(DATABASES.values())} are there", file=sys.stderr)
 
 

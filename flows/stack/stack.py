@@ -81,14 +81,14 @@ def up(home: Path | None = None, profile: Profile | None = None, workers: bool =
     with locked(home):
         if (home / UNFINISHED).exists():
             raise StackError(f"a restore into {home} was not finished: remove that directory and restore again")
-        state = _asked_for(home, profile, workers)
+        state = _requested_state(home, profile, workers)
         return _up(home, state, credentials.ensure(home, state.profile), state.waves)
 
 
 def up_database(home: Path) -> Site:
     """Start the database of a production stack alone, with its roles and databases. Raises StackError."""
     with locked(home):
-        state = _asked_for(home, "production", False)
+        state = _requested_state(home, "production", False)
         return _up(home, state, credentials.ensure(home, state.profile), state.waves[:1]).site
 
 
@@ -96,16 +96,16 @@ def _up(home: Path, state: State, known: Credentials, waves: Collection[tuple[Na
     notes: list[str] = []
     for wave in waves:
         for name in wave:
-            if not _is_well(name, home, state, known):
+            if not _is_healthy(name, home, state, known):
                 state = _start(name, home, state, known, notes)
         _wait_for_all(wave, home, state, known)
         if "postgres" in wave:
             address = state.site(home, known).addresses["postgres"]
-            postgres.make_databases(address, known.secrets.postgres_password, known.secrets.databases)
+            postgres.create_databases(address, known.secrets.postgres_password, known.secrets.databases)
     return Stack(site=state.site(home, known), notes=tuple(notes))
 
 
-def _asked_for(home: Path, profile: Profile | None, workers: bool) -> State:
+def _requested_state(home: Path, profile: Profile | None, workers: bool) -> State:
     """What is to run: as remembered, with what is asked for now."""
     before = read_state(home)
     if profile is not None and before.servers and profile != before.profile:
@@ -186,7 +186,7 @@ def _status_of(name: Name, home: Path, state: State, known: Credentials | None) 
     )
 
 
-def _is_well(name: Name, home: Path, state: State, known: Credentials) -> bool:
+def _is_healthy(name: Name, home: Path, state: State, known: Credentials) -> bool:
     server = state.servers.get(name)
     if server is None or server.process is None or not processes.is_alive(server.process):
         return False

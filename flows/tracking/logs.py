@@ -54,7 +54,7 @@ class JsonLines(logging.Formatter):
 
 
 @contextmanager
-def kept(name: str, **ids: str) -> Iterator[Path]:
+def log_to_file(name: str, **ids: str) -> Iterator[Path]:
     """Keep what is said in the block in the file of the run `name`; `ids` that are not empty go into every line."""
     place = home_directory()
     path = place / FOLDER / f"{name}.jsonl"
@@ -81,7 +81,7 @@ def kept(name: str, **ids: str) -> Iterator[Path]:
 
 
 @contextmanager
-def about(**ids: str) -> Iterator[None]:
+def log_context(**ids: str) -> Iterator[None]:
     """Have every line that is said in the block name these, such as the stage. An error is noted, and goes on."""
     token = _stage.set({**_stage.get(), **ids})
     try:
@@ -123,7 +123,7 @@ def find_log(run: str = "") -> Path:
 
 def _flow_run(path: Path) -> str:
     with path.open(encoding="utf-8") as file:
-        line = _parsed(file.readline())
+        line = _parse(file.readline())
     return str(line.get("flow_run_id", ""))
 
 
@@ -138,12 +138,12 @@ def read_log(path: Path, stage: str = "", follow: Callable[[], bool] = lambda: F
                     return
                 time.sleep(POLL_SECONDS)
                 continue
-            line, rest = _parsed(rest), ""
+            line, rest = _parse(rest), ""
             if line and stage in ("", line.get("stage")):
                 yield line
 
 
-def _parsed(text: str) -> dict[str, Any]:
+def _parse(text: str) -> dict[str, Any]:
     """A line; {} for one that a killed process left half written."""
     try:
         line = json.loads(text)

@@ -36,7 +36,7 @@ from alignment.artifacts import (
 from alignment.journal import Journal
 from alignment.stage import Figures, Step
 from flows import locks
-from flows.failures import stopped
+from flows.failures import stage_stopped
 from flows.home import home_directory
 from flows.tracking import links, logs, registry, runs
 from flows.tracking.layout import MODEL, OUTPUT
@@ -96,10 +96,10 @@ def run_step(
         home=home_directory(home),
         key=step.key({name: inputs[name].key for name in step.inputs}, [content_digest(path) for path in step.files]),
     )
-    with logs.about(stage=job.stage), _in_words(job):
-        with _only_one(job):
-            artifact = find(job.stage, job.key, job.home) or _make(job, perform)
-            _tidy(job)
+    with logs.log_context(stage=job.stage), _friendly_errors(job):
+        with _exclusive(job):
+            artifact = find(job.stage, job.key, job.home) or _run_or_resume(job, perform)
+            _remove_leftovers(job)
         if job.parent is not None:
             _note_on_parent(job.parent, artifact)
         logs.notes.info("found done" if artifact.cached else f"made in {artifact.seconds:.1f} s")
@@ -156,7 +156,7 @@ def _restore(run: Run, final: Path, digest: str) -> bool:
         shutil.rmtree(place, ignore_errors=True)
 
 
-def _make(job: Job, perform: Perform) -> Artifact:
+def _run_or_resume(job: Job, perform: Perform) -> Artifact:
     """Run or resume a stage. The order is what keeps half-made outputs from counting: see the module's docstring."""
     run_id = runs.open_stage_run(
         job.stage,
@@ -170,10 +170,10 @@ def _make(job: Job, perform: Perform) -> Artifact:
     )
     if job.parent is None:
         links.link_stage(run_id, job.stage)
-    with logs.about(stage_run_id=run_id), runs.active(run_id=run_id, nested=True), _in_words(job):
-        _take_back(job, run_id)
+    with logs.log_context(stage_run_id=run_id), runs.active(run_id=run_id, nested=True), _friendly_errors(job):
+        _reclaim_published(job, run_id)
         MlflowClient().set_tag(run_id, runs.TAG_PROCESSES, str(job.step.compute.processes))
-        seconds, sent = _work(job, perform, run_id)
+        seconds, sent = _work_and_clean(job, perform, run_id)
         digest = directory_digest(job.partial)
         send_all(run_id, job.partial, sent)
         model = _upload(job, run_id)
@@ -187,42 +187,42 @@ def _make(job: Job, perform: Perform) -> Artifact:
 
 
 @contextmanager
-def _in_words(job: Job) -> Iterator[None]:
+def _friendly_errors(job: Job) -> Iterator[None]:
     """Say of a full disk, of used up memory and of a server that stays away what is kept and what to do."""
     try:
         yield
     except Exception as error:
-        told = stopped(error, job.step.stage, job.partial)
+        told = stage_stopped(error, job.step.stage, job.partial)
         if told is None:
             raise
         raise told from error
 
 
-def _take_back(job: Job, run_id: str) -> None:
+def _reclaim_published(job: Job, run_id: str) -> None:
     """An output that was published by a run that was killed before it was FINISHED: upload goes on from it."""
     digest = MlflowClient().get_run(run_id).data.tags.get(runs.TAG_DIGEST)
     if digest and not job.partial.exists() and job.final.is_dir() and directory_digest(job.final) == digest:
         job.final.rename(job.partial)
 
 
-def _tidy(job: Job) -> None:
+def _remove_leftovers(job: Job) -> None:
     """Remove what killed runs left beside the output: half downloaded, half replaced or begun anew."""
     for left in job.final.parent.glob(f"{job.final.name}.*"):
         shutil.rmtree(left)
 
 
-def _work(job: Job, perform: Perform, run_id: str) -> tuple[float, dict[Point, float] | None]:
+def _work_and_clean(job: Job, perform: Perform, run_id: str) -> tuple[float, dict[Point, float] | None]:
     """Do the stage's work, unless a killed run had already done it; return how many seconds it took, and the metrics
     that MLflow is known to have."""
     out = job.partial
     out.mkdir(parents=True, exist_ok=True)
-    sent = None if (out / "result.json").exists() else _carry_out(job, perform, run_id)
+    sent = None if (out / "result.json").exists() else _perform(job, perform, run_id)
     for checkpoint in [*out.rglob(CHECKPOINTS)]:  # only now: there is something to go on from until the work is done
         shutil.rmtree(checkpoint)
     return float(json.loads((out / "provenance.json").read_text(encoding="utf-8"))["seconds"]), sent
 
 
-def _carry_out(job: Job, perform: Perform, run_id: str) -> dict[Point, float] | None:
+def _perform(job: Job, perform: Perform, run_id: str) -> dict[Point, float] | None:
     """Do the stage's work; `result.json` is written last and says that it is done. Returns the sent metrics."""
     out = job.partial
     started = time.monotonic()
@@ -281,7 +281,7 @@ def _note_on_parent(parent: str, artifact: Artifact) -> None:
 
 
 @contextmanager
-def _only_one(job: Job) -> Iterator[None]:
+def _exclusive(job: Job) -> Iterator[None]:
     """Keep two from making the same output at once: the second waits and then finds it."""
     while True:
         with locks.open_lock(job.home, job.final.name) as file:

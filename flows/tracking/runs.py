@@ -175,7 +175,7 @@ def active(**how: Any) -> Iterator[str]:
     """
     run_id = str(mlflow.start_run(**how).info.run_id)
     try:
-        forget_reason(run_id)
+        clear_reason(run_id)
         yield run_id
     except NotYet:
         mlflow.end_run("SCHEDULED")  # MLflow has no state for waiting
@@ -204,7 +204,7 @@ def end(run_id: str, error: BaseException) -> None:
         log.warning("MLflow could not be told that run %s is %s (%s)", run_id, status, other)
 
 
-def forget_reason(run_id: str) -> None:
+def clear_reason(run_id: str) -> None:
     """A run that goes on did not end."""
     client = MlflowClient()
     tags = client.get_run(run_id).data.tags
@@ -241,5 +241,5 @@ def pipeline_run(name: str, *, recipe: Any, flow_run_id: str = "", alone: bool =
                 MlflowClient().set_tag(run_id, TAG_FLOW_RUN, flow_run_id)
             if not begun or not begun[0].data.params:  # a kill may have come between
                 log_params(run_id, flatten(recipe))
-            with logs.kept(run_id, run_id=run_id, flow_run_id=flow_run_id):
+            with logs.log_to_file(run_id, run_id=run_id, flow_run_id=flow_run_id):
                 yield run_id

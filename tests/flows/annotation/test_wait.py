@@ -39,7 +39,7 @@ from alignment.artifacts import PRIVATE, write_json, write_text
 from alignment.errors import DataError
 from alignment.records import write_records
 from flows import flow_runs
-from flows.annotation.wait import OPENED, look, opened_at, resumed_by_hand, wait_for_people
+from flows.annotation.wait import OPENED, measure_progress, opened_at, resumed_by_hand, wait_for_people
 from flows.annotation.waiting import read_waiting
 from flows.cli.main import app
 from flows.deployments import watcher as watch
@@ -213,7 +213,7 @@ def becomes(prefect: SyncPrefectClient, run: FlowRun, *names: str) -> None:
 
 def looked_after(place: Place, **told: Any) -> list[str]:
     """The watcher's look, which does not wait for reports to settle."""
-    return watch.look_after_runs(**{"settled": timedelta(0), **told})
+    return watch.check_runs(**{"settled": timedelta(0), **told})
 
 
 # --- people ------------------------------------------------------------------------------------------------------
@@ -362,9 +362,9 @@ def test_a_dead_run_is_started_again_a_few_times_and_no_other(place: Place, pref
     assert again.startswith(f"{run.name} is started again (2 of 3): no sign of life")
     assert looked_after(place, **now) == []
 
-    flow_runs.give_state(prefect, run, Crashed(message="a third time"))
+    flow_runs.set_state(prefect, run, Crashed(message="a third time"))
     assert looked_after(place) == [f"{run.name} is started again (3 of 3): a third time"]
-    flow_runs.give_state(prefect, run, Crashed(message="a fourth time"))
+    flow_runs.set_state(prefect, run, Crashed(message="a fourth time"))
     (given_up,) = looked_after(place)
     assert f"{run.name} is left crashed: it was started again 3 times" in given_up and "a fourth time" in given_up
     assert looked_after(place) == []
@@ -374,10 +374,10 @@ def test_a_dead_run_is_started_again_a_few_times_and_no_other(place: Place, pref
     assert "Crashed" in told and f"`rlhf retry {run.name}`" in told
 
     CliRunner().invoke(app, ["--home", str(place.home), "retry", run.name], catch_exceptions=False)
-    flow_runs.give_state(prefect, run, Crashed(message="after a person"))
+    flow_runs.set_state(prefect, run, Crashed(message="after a person"))
     assert looked_after(place) == [f"{run.name} is started again (1 of 3): after a person"]
     for state in (Cancelled(), Failed(message="its own error")):
-        flow_runs.give_state(prefect, run, state)
+        flow_runs.set_state(prefect, run, state)
         assert looked_after(place, **now) == []
 
 
@@ -419,7 +419,7 @@ def test_quota_agreement_and_deadline(owner: LabelStudio, tmp_path: Path) -> Non
     collection = open_sets(owner, config(), [response_set(number) for number in range(3)], place)
 
     def found(**told: Any) -> Any:
-        return look(owner, collection, config(**told), store, place)
+        return measure_progress(owner, collection, config(**told), store, place)
 
     begun = opened_at(place)
     assert found().reason == "" and found().deadline == begun + timedelta(hours=72)
@@ -432,8 +432,8 @@ def test_quota_agreement_and_deadline(owner: LabelStudio, tmp_path: Path) -> Non
                 client.annotate(number, ranking_result(shown if name == "anna" else shown[::-1]), 5.0)
     assert (found().done, found().needed, found().reason) == (4, 6, "")
     half = config().model_copy(update={"minimum_share": 0.5})
-    assert look(owner, collection, half, store, place).reason == "4 of 6 are judged"
-    agreed = look(owner, collection, half.model_copy(update={"minimum_agreement": 0.6}), store, place)
+    assert measure_progress(owner, collection, half, store, place).reason == "4 of 6 are judged"
+    agreed = measure_progress(owner, collection, half.model_copy(update={"minimum_agreement": 0.6}), store, place)
     assert (agreed.agreement, agreed.reason) == (0.0, "")
     assert "agreement 0.00, 0.60 is asked for" in agreed.in_words(config(minimum_agreement=0.6))
 

@@ -32,7 +32,7 @@ from flows.stack.stack import Server, State
 
 def test_what_is_not_there_yet_is_well(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RLHF_HOME", str(tmp_path / "new"))
-    found = doctor.examine()
+    found = doctor.run_checks()
     assert {one.what for one in found} >= {"Python", "packages", "disk", "memory", "Prefect", "MLflow", "Label Studio"}
     of_the_machine = {"disk", "memory", "Label Studio's program"}
     assert all(one.ok and not one.fix for one in found if one.what not in of_the_machine)
@@ -52,7 +52,7 @@ def test_packages_that_are_missing_or_of_other_versions(monkeypatch: pytest.Monk
 def test_a_production_stack_needs_the_programs_of_postgresql(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not list(doctor.postgresql(tmp_path))
     state.write(tmp_path, State(profile="production"))
-    monkeypatch.setattr(postgres, "_places", list)
+    monkeypatch.setattr(postgres, "_candidate_directories", list)
     (found,) = doctor.postgresql(tmp_path)
     assert not found.ok and "PostgreSQL" in found.fix and postgres.INSTALL in found.fix
 
@@ -190,6 +190,6 @@ def test_pools_without_a_worker(prefect_server: str) -> None:
     with get_client(sync_client=True) as prefect:
         name = f"doctor-{uuid4().hex[:6]}"
         prefect.create_work_pool(WorkPoolCreate(name=name, type="process"))
-        found = {one.what: one for one in overview.examine_pools()}[f"pool {name}"]
+        found = {one.what: one for one in overview.check_pools()}[f"pool {name}"]
         prefect.delete_work_pool(name)
     assert not found.ok and found.fix == f"start one: `prefect worker start --pool {name}`"

@@ -34,7 +34,7 @@ from alignment.stages import PRETRAIN, REWARD, SFT, VALIDATION, read_step
 from alignment.worker import noted
 from flows.pipeline.accelerate import launch
 from flows.pipeline.dag import keys, steps
-from flows.recipe.compute import launch_file
+from flows.recipe.compute import launch_options
 from flows.recipe.schema import check_files, load_recipe
 from tests.alignment.tiny_world import LINES, SIZES, comparison, demonstration, make_tokenizer, prompt, write
 from tests.conftest import TINY
@@ -138,7 +138,7 @@ def together(alone: tuple[Path, dict[str, Work]], tmp_path_factory: pytest.TempP
         text = replace(step, compute=TWO).to_json(directories)
         (made / stage / "launch" / "step.json").write_text(text, encoding="utf-8")
     options = made / "accelerate.yaml"
-    options.write_text(yaml.safe_dump(launch_file(TWO)), encoding="utf-8")
+    options.write_text(yaml.safe_dump(launch_options(TWO)), encoding="utf-8")
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(options)]
     work = ["--main_process_port", "0", "-m", "tests.flows.steps_in_processes"]
     places = [str(made / stage / "launch") for stage in alone[1]]
@@ -372,8 +372,8 @@ def test_launch_files_that_no_stage_can_be_started_with_are_refused(
 
 def test_the_launch_file_of_two_processes_is_accepted_and_processes_are_those_of_the_recipe() -> None:
     path = str(ROOT / "deploy" / "accelerate" / "cpu-2.yaml")
-    assert launch_file(ComputeConfig(processes=3, accelerate_config=path))["num_processes"] == 3
-    assert launch_file(ComputeConfig(processes=2, accelerate_config=path)) == launch_file(TWO)
+    assert launch_options(ComputeConfig(processes=3, accelerate_config=path))["num_processes"] == 3
+    assert launch_options(ComputeConfig(processes=2, accelerate_config=path)) == launch_options(TWO)
 
 
 def test_processes_are_no_part_of_a_key_and_of_training_stages_alone() -> None:

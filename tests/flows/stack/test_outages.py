@@ -19,7 +19,7 @@ from alignment.journal import Journal
 from alignment.records import Prompt, Response, ResponseSet, read_records, write_records
 from alignment.town import build_town
 from flows.annotation.collect import collect
-from flows.failures import StageStopped, told_in_words
+from flows.failures import StageStopped, friendly_errors
 from flows.stack import outages
 from flows.tracking import metrics, runs
 from flows.tracking.metrics import METRICS_FILE, send_all
@@ -316,7 +316,7 @@ def states(server: Server) -> list[str]:
 
 
 def test_an_error_of_the_program_is_not_taken_for_an_outage() -> None:
-    with pytest.raises(ZeroDivisionError), told_in_words():
+    with pytest.raises(ZeroDivisionError), friendly_errors():
         _ = 1 / 0
-    with pytest.raises(RLHFError, match=r"Prefect .* did not answer.*the same command goes on"), told_in_words():
+    with pytest.raises(RLHFError, match=r"Prefect .* did not answer.*the same command goes on"), friendly_errors():
         httpx.get(f"http://127.0.0.1:{free_port()}")

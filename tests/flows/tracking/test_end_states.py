@@ -19,7 +19,7 @@ from alignment.config.stages import PretrainConfig, SFTConfig
 from alignment.errors import TrainingError
 from alignment.journal import Journal
 from alignment.training.loop import write_state
-from flows.failures import StageStopped, told_in_words
+from flows.failures import StageStopped, friendly_errors
 from flows.tracking import links, runs
 from tests.flows.faulty import until
 from tests.flows.tiny import run_stage
@@ -109,7 +109,7 @@ def step_then(home: str, uri: str, end: str) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)  # who starts tests in the background has it ignored
     os.environ["RLHF_HOME"] = home
     mlflow.set_tracking_uri(uri)
-    with told_in_words():
+    with friendly_errors():
         run_stage("ppo", work, config=SFTConfig())
 
 
