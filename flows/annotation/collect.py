@@ -107,14 +107,16 @@ def known_answers(
 def town_answers(sets: list[ResponseSet], judge: Judge) -> list[Comparison]:
     """The pairs of each set whose gold scores are at least CLEAR apart, as comparisons."""
     known = []
-    for one in sets:
-        scored = [(judge(one.prompt, response.text).score, response) for response in one.responses]
+    for response_set in sets:
+        scored = [(judge(response_set.prompt, response.text).score, response) for response in response_set.responses]
         for (score, better), (other, worse) in permutations(scored, 2):
             if score - other >= CLEAR:
-                identity = stable_id("gold", one.prompt.id, better.id, worse.id)
+                identity = stable_id("gold", response_set.prompt.id, better.id, worse.id)
                 strength = 3 if score - other > 1.5 * CLEAR else 2
                 known.append(
-                    Comparison(id=identity, prompt=one.prompt, chosen=better, rejected=worse, strength=strength)
+                    Comparison(
+                        id=identity, prompt=response_set.prompt, chosen=better, rejected=worse, strength=strength
+                    )
                 )
     return known
 
@@ -124,7 +126,7 @@ def run_simulated_annotators(
 ) -> None:
     """The simulated annotators see the gold judge's criteria through their own noise and taste."""
     gold = Judge.load(town / "facts.json")
-    prompts = {one.prompt.id: one.prompt for one in sets}
+    prompts = {response_set.prompt.id: response_set.prompt for response_set in sets}
 
     @cache
     def judge(prompt_id: str, text: str) -> Mapping[str, float]:
@@ -136,7 +138,7 @@ def run_simulated_annotators(
 def write_balance(planned: Planned, material: Material, out: Path) -> None:
     """Write `balance.json`: the positions of responses on the screens, and the worth that prompts were chosen by."""
     positions = {
-        kind: [one.model_dump(mode="json") for one in balance(tasks, material.origins)]
+        kind: [counts.model_dump(mode="json") for counts in balance(tasks, material.origins)]
         for kind, tasks in planned.tasks.items()
     }
     write_json(out / "balance.json", {"shown": positions, "worth": material.worth})
@@ -166,10 +168,10 @@ def write_output(
     write_records(out / "disputed.jsonl", pulled.disputes)
     write_screens(collection, out)
     (out / "agreement.json").write_text(pulled.agreement.model_dump_json(indent=1), encoding="utf-8")
-    rows = [one.model_dump(mode="json") for one in pulled.quality]
+    rows = [annotator.model_dump(mode="json") for annotator in pulled.quality]
     (out / "annotators.json").write_text(json.dumps(rows, indent=1), encoding="utf-8")
-    for name, picture in crew_figures(pulled.quality).items():
-        journal.figure(name, picture)
+    for name, plot in crew_figures(pulled.quality).items():
+        journal.figure(name, plot)
     figures = {
         "judgements": float(pulled.judgements),
         "comparisons": float(len(pulled.comparisons)),
@@ -180,12 +182,12 @@ def write_output(
         "gold_tasks": float(len(collection.answers)),
         "gold_comparisons": float(len(pulled.gold)),
         "set_aside": float(len(pulled.set_aside)),
-        "annotators_set_aside": float(sum(one.set_aside for one in pulled.quality)),
-        "annotators_of_concern": float(sum(bool(one.concerns) for one in pulled.quality)),
+        "annotators_set_aside": float(sum(annotator.set_aside for annotator in pulled.quality)),
+        "annotators_of_concern": float(sum(bool(annotator.concerns) for annotator in pulled.quality)),
         "disputed": float(len(pulled.disputes)),
     }
     overall = pulled.agreement.overall
-    measured = {
+    agreement_figures = {
         "agreement": overall.share,
         "agreement_low": overall.low,
         "agreement_high": overall.high,
@@ -193,6 +195,6 @@ def write_output(
         "alpha_low": pulled.agreement.alpha_low,
         "alpha_high": pulled.agreement.alpha_high,
     }
-    figures |= {name: value for name, value in measured.items() if value is not None}
+    figures |= {name: value for name, value in agreement_figures.items() if value is not None}
     journal.log(figures, step=0)
     return figures

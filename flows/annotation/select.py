@@ -93,18 +93,18 @@ def order_material(
     origins: dict[str, str] = {}
     left_out = 0
     for name in dict.fromkeys(name for file in by_file for name in file):
-        found = [file[name] for file in by_file if name in file]
-        responses = interleaved([one.responses for one in found])
+        sets_of_prompt = [file[name] for file in by_file if name in file]
+        responses = interleaved([response_set.responses for response_set in sets_of_prompt])
         _check_unique_ids(name, responses)
         if len(files) > 1:
             kept = distinct(responses)
             responses = kept[:MOST_RESPONSES]
             left_out += len(kept) - len(responses)
         if len(responses) > 1:
-            sets[name] = ResponseSet(prompt=found[0].prompt, responses=tuple(responses))
+            sets[name] = ResponseSet(prompt=sets_of_prompt[0].prompt, responses=tuple(responses))
         for number, file in enumerate(by_file, start=1):
-            for place, response in enumerate(file[name].responses if name in file else (), start=1):
-                origins.setdefault(response.id, f"file {number}" if len(files) > 1 else f"sample {place}")
+            for position, response in enumerate(file[name].responses if name in file else (), start=1):
+                origins.setdefault(response.id, f"file {number}" if len(files) > 1 else f"sample {position}")
     worth, pairs = _worth(config, sets, by_file)
     ordered = _ordered(config, sets, worth)
     return Material(sets=ordered, rejected=rejected, worth=worth, pairs=pairs, origins=origins, left_out=left_out)
@@ -121,12 +121,12 @@ def _ordered(config: LabelingConfig, sets: dict[str, ResponseSet], worth: dict[s
 
 def _by_prompt(sets: Sequence[ResponseSet], file: int, rejected: list[Rejected]) -> dict[str, ResponseSet]:
     """The sets of one file by prompt id; a prompt that comes again is put aside."""
-    found: dict[str, ResponseSet] = {}
-    for line, one in enumerate(sets, start=1):
-        if found.setdefault(one.prompt.id, one) is not one:
-            reason = f"the prompt {one.prompt.id} came before in this file"
-            rejected.append(Rejected(file=f"responses {file}", line=line, reason=reason, row=one.model_dump()))
-    return found
+    sets_by_prompt: dict[str, ResponseSet] = {}
+    for line, response_set in enumerate(sets, start=1):
+        if sets_by_prompt.setdefault(response_set.prompt.id, response_set) is not response_set:
+            reason = f"the prompt {response_set.prompt.id} came before in this file"
+            rejected.append(Rejected(file=f"responses {file}", line=line, reason=reason, row=response_set.model_dump()))
+    return sets_by_prompt
 
 
 def _check_unique_ids(prompt: str, responses: Sequence[Response]) -> None:
@@ -141,15 +141,19 @@ def _worth(
 ) -> tuple[dict[str, float], dict[str, tuple[str, str]]]:
     """What judging each prompt is worth, and its most disputed pair, as far as the choice asks for them."""
     if config.choose.by == "policies":
-        one, other = by_file
-        texts = {name: [[r.text for r in file[name].responses] for file in by_file] for name in one if name in other}
-        return {name: policy_difference(*both) for name, both in texts.items()}, {}
+        first_file, second_file = by_file
+        texts = {
+            name: [[r.text for r in file[name].responses] for file in by_file]
+            for name in first_file
+            if name in second_file
+        }
+        return {name: policy_difference(*texts_of_both) for name, texts_of_both in texts.items()}, {}
     if config.choose.reward is None:
         return {}, {}
     from alignment.reward_model.disagreement import member_rewards
 
-    told = member_rewards(Path(config.choose.reward), [*sets.values()])
-    scores, pairs = {name: np.array(rows) for name, rows in told.items()}, {}
+    rewards = member_rewards(Path(config.choose.reward), [*sets.values()])
+    scores, pairs = {name: np.array(rows) for name, rows in rewards.items()}, {}
     for name, rows in scores.items():
         first, second = most_disputed_pair(rows)
         pairs[name] = (sets[name].responses[first].id, sets[name].responses[second].id)
@@ -185,14 +189,14 @@ def _compute_budget(config: LabelingConfig, counts: dict[Kind, int], paces: dict
     assert config.choose.hours is not None
     gold = 1 + config.quality.gold.share
     costs = {kind: config.overlaps[kind] * paces[kind].seconds * gold / 3600 for kind in counts}
-    paid = affordable(counts, costs, config.choose.hours)
-    if not any(paid.values()):
+    affordable_prompts = affordable(counts, costs, config.choose.hours)
+    if not any(affordable_prompts.values()):
         raise ConfigError(f"labeling.choose.hours {config.choose.hours:g} does not pay for one task: give more hours")
-    return Budget(prompts={kind: paid[kind] for kind in counts}, paces=paces)
+    return Budget(prompts={kind: affordable_prompts[kind] for kind in counts}, paces=paces)
 
 
 def _key(config: LabelingConfig, responses: Path | None) -> str:
     """What the choice depends on, but for the pace."""
-    read = [*map(Path, config.files.values()), *([responses / RESPONSES] if responses else [])]
-    digests = [content_digest(path) for path in read]
+    paths = [*map(Path, config.files.values()), *([responses / RESPONSES] if responses else [])]
+    digests = [content_digest(path) for path in paths]
     return stage_key("choice", version=1, config=config.judging, inputs={}, file_digests=digests, seed=0)[:16]

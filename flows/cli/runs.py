@@ -26,7 +26,7 @@ def watch(
         except httpx.HTTPError as error:
             if every is None:
                 raise StackError(f"Prefect does not answer ({error}); `rlhf up` starts the local server") from error
-            typer.echo(f"Prefect does not answer, the watcher tries again: {error}")
+            typer.echo(f"Prefect does not answer, the watcher retries: {error}")
         if every is None:
             return
         time.sleep(every)
@@ -51,7 +51,7 @@ def _set_state(action: Literal["resume", "retry"], name: str) -> None:
     with get_client(sync_client=True) as prefect:
         run = flow_runs.find_run(prefect, name)
         if action == "resume":
-            flow_runs.resume(prefect, run, "by hand, with what there is")
+            flow_runs.resume(prefect, run, "by hand, with the judgements made so far")
         else:
             flow_runs.restart(prefect, run, "by hand")
-    typer.echo(f"{run.name} goes on when a worker takes it")
+    typer.echo(f"{run.name} continues when a worker picks it up")

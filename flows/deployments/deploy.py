@@ -75,7 +75,7 @@ def read_file(path: Path = FILE) -> tuple[dict[str, Pool], list[Spec]]:
     """The pools and the deployments of a prefect.yaml."""
     values = yaml.safe_load(path.read_text(encoding="utf-8"))
     pools = {name: Pool.model_validate(pool) for name, pool in values["definitions"]["pools"].items()}
-    return pools, [Spec.model_validate(one) for one in values["deployments"]]
+    return pools, [Spec.model_validate(deployment) for deployment in values["deployments"]]
 
 
 def recipe_specs(pipeline: Spec, names: Sequence[str]) -> list[Spec]:
@@ -84,12 +84,12 @@ def recipe_specs(pipeline: Spec, names: Sequence[str]) -> list[Spec]:
     A recipe that reads relative files runs in the current directory, so that they are found.
     """
     own = [path.stem for path in sorted(RECIPES.glob("*.yaml"))]
-    found: dict[str, Spec] = {}
+    specs: dict[str, Spec] = {}
     for name in [*own, *names]:
         recipe = load_recipe(name)
-        if recipe.name == pipeline.name or (recipe.name in found and name not in own):
+        if recipe.name == pipeline.name or (recipe.name in specs and name not in own):
             raise ConfigError(f"there is a deployment {recipe.name} already: give the recipe {name} another `name`")
-        found[recipe.name] = pipeline.model_copy(
+        specs[recipe.name] = pipeline.model_copy(
             update={
                 "name": recipe.name,
                 "description": recipe.description,
@@ -98,16 +98,16 @@ def recipe_specs(pipeline: Spec, names: Sequence[str]) -> list[Spec]:
                 "directory": str(Path.cwd()) if _reads_relative_files(recipe) else "",
             }
         )
-    return list(found.values())
+    return list(specs.values())
 
 
-def _filled(values: Any, given: Any) -> Any:
+def _filled(values: Any, raw: Any) -> Any:
     """All values of a recipe, but data://NAME, and where data can be had, as its file gives them."""
-    if isinstance(values, dict) and isinstance(given, dict):
-        return values | {name: _filled(values.get(name), value) for name, value in given.items()}
-    if isinstance(values, list) and isinstance(given, list):
-        return [_filled(value, one) for value, one in zip(values, given, strict=True)]
-    return given if isinstance(given, str) and (given.startswith(DATA_SCHEME) or values is None) else values
+    if isinstance(values, dict) and isinstance(raw, dict):
+        return values | {name: _filled(values.get(name), value) for name, value in raw.items()}
+    if isinstance(values, list) and isinstance(raw, list):
+        return [_filled(value, item) for value, item in zip(values, raw, strict=True)]
+    return raw if isinstance(raw, str) and (raw.startswith(DATA_SCHEME) or values is None) else values
 
 
 def _reads_relative_files(recipe: Recipe) -> bool:

@@ -49,14 +49,17 @@ def check_pools() -> list[Finding]:
 
 def pools(prefect: SyncPrefectClient) -> list[Row]:
     """The work pools with their workers."""
-    found = [_pool(prefect, pool) for pool in prefect.read_work_pools()]
-    return found or [Row(name="(none)", state="", seen="", next="`rlhf deploy` makes work pools and deployments")]
+    rows = [_pool(prefect, pool) for pool in prefect.read_work_pools()]
+    return rows or [Row(name="(none)", state="", seen="", next="`rlhf deploy` makes work pools and deployments")]
 
 
 def _pool(prefect: SyncPrefectClient, pool: WorkPool) -> Row:
     workers = prefect.read_workers_for_work_pool(pool.name)
-    online = [one for one in workers if one.status is not None and one.status.value == "ONLINE"]
-    seen = ", ".join(f"{one.name} {ago(one.last_heartbeat_time)}" for one in online or workers[:3]) or "no worker yet"
+    online = [worker for worker in workers if worker.status is not None and worker.status.value == "ONLINE"]
+    seen = (
+        ", ".join(f"{worker.name} {ago(worker.last_heartbeat_time)}" for worker in online or workers[:3])
+        or "no worker yet"
+    )
     if pool.is_paused:
         return Row(name=pool.name, state="paused", seen=seen, next=f"`prefect work-pool resume {pool.name}`")
     if not online:
@@ -73,17 +76,17 @@ def runs(prefect: SyncPrefectClient) -> list[Row]:
 
 def last_known() -> list[Row]:
     """The waiting runs as they were last seen, for when Prefect is away."""
-    return [Row(name=one.flow_run_name, state="Suspended", seen=_progress(one)) for one in read_waiting()]
+    return [Row(name=waiting.flow_run_name, state="Suspended", seen=_progress(waiting)) for waiting in read_waiting()]
 
 
 def _waiting(prefect: SyncPrefectClient) -> Iterator[Row]:
-    known = {one.flow_run_id: one for one in read_waiting()}
+    known = {waiting.flow_run_id: waiting for waiting in read_waiting()}
     for run in flow_runs.runs_in_state(prefect, "Suspended"):
         seen = "what it waits for is not known in this home"
-        if one := known.get(str(run.id)):
-            seen = _progress(one)
-        todo = f"the watcher resumes it; `rlhf resume {run.name}` goes on now with what there is"
-        yield Row(name=run.name, state="Suspended", seen=seen, next=todo)
+        if waiting := known.get(str(run.id)):
+            seen = _progress(waiting)
+        next_step = f"the watcher resumes it; `rlhf resume {run.name}` goes on now with what there is"
+        yield Row(name=run.name, state="Suspended", seen=seen, next=next_step)
 
 
 def _progress(waiting: Waiting) -> str:
@@ -100,13 +103,15 @@ def _running(prefect: SyncPrefectClient) -> Iterator[Row]:
     for run in [*flow_runs.runs_in_state(prefect, "Running"), *in_terminals]:
         beat = flow_runs.last_heartbeat(prefect, run)
         if beat is None:
-            todo = f"sends no heartbeats: set PREFECT_FLOWS_HEARTBEAT_FREQUENCY={HEARTBEAT_SECONDS} where it is started"
-            yield Row(name=run.name, state="Running", seen=f"since {_since(run)}", next=todo)
+            next_step = (
+                f"sends no heartbeats: set PREFECT_FLOWS_HEARTBEAT_FREQUENCY={HEARTBEAT_SECONDS} where it is started"
+            )
+            yield Row(name=run.name, state="Running", seen=f"since {_since(run)}", next=next_step)
         elif datetime.now(UTC) - beat > SILENCE:
-            todo = "the watcher starts it again, or `rlhf watch` by hand"
+            next_step = "the watcher starts it again, or `rlhf watch` by hand"
             if run.deployment_id is None:
-                todo = "the same `rlhf run` command goes on with it"
-            yield Row(name=run.name, state="dead", seen=f"last sign of life {ago(beat)}", next=todo)
+                next_step = "the same `rlhf run` command goes on with it"
+            yield Row(name=run.name, state="dead", seen=f"last sign of life {ago(beat)}", next=next_step)
         else:
             yield Row(name=run.name, state="Running", seen=f"last sign of life {ago(beat)}")
 
@@ -115,8 +120,8 @@ def _crashed(prefect: SyncPrefectClient) -> Iterator[Row]:
     for run in flow_runs.runs_in_state(prefect, "Crashed")[:CRASHES_SHOWN]:
         message = (run.state.message if run.state is not None else "") or ""
         given_up = message.startswith(BY_WATCHER)
-        todo = f"`rlhf retry {run.name}`" if given_up else "the watcher starts it again, or `rlhf watch` by hand"
-        yield Row(name=run.name, state="Crashed", seen=message.removeprefix(BY_WATCHER), next=todo)
+        next_step = f"`rlhf retry {run.name}`" if given_up else "the watcher starts it again, or `rlhf watch` by hand"
+        yield Row(name=run.name, state="Crashed", seen=message.removeprefix(BY_WATCHER), next=next_step)
 
 
 def _since(run: FlowRun) -> str:

@@ -92,14 +92,14 @@ def check_waiting_runs(prefect: SyncPrefectClient) -> Iterator[str]:
 
 def check_waiting_run(prefect: SyncPrefectClient, run: FlowRun, waiting: Waiting) -> Iterator[str]:
     """One suspended run: resumed with the reason in its history, or its table brought up to date."""
-    found = current_standing(waiting)
-    if found.reason:
-        flow_runs.resume(prefect, run, BY_WATCHER + found.reason)
-        yield f"{run.name} goes on: {found.reason}"
-    elif found != waiting.standing:
-        now = waiting.model_copy(update={"standing": found})
-        update_table(prefect, now)
-        write_waiting(now)
+    standing = current_standing(waiting)
+    if standing.reason:
+        flow_runs.resume(prefect, run, BY_WATCHER + standing.reason)
+        yield f"{run.name} goes on: {standing.reason}"
+    elif standing != waiting.standing:
+        updated = waiting.model_copy(update={"standing": standing})
+        update_table(prefect, updated)
+        write_waiting(updated)
 
 
 def current_standing(waiting: Waiting) -> Standing:
@@ -133,10 +133,10 @@ def mark_dead(prefect: SyncPrefectClient, silence: timedelta, doubt: timedelta) 
         if now - datetime.fromisoformat(noticed) < doubt:
             silent[str(run.id)] = noticed
             continue
-        words = f"no sign of life since {seen:%Y-%m-%d %H:%M:%S} UTC"
+        message = f"no sign of life since {seen:%Y-%m-%d %H:%M:%S} UTC"
         try:
-            flow_runs.set_state(prefect, run, Crashed(message=words))
-            yield f"{run.name} is dead: {words}"
+            flow_runs.set_state(prefect, run, Crashed(message=message))
+            yield f"{run.name} is dead: {message}"
         except StateRefused as error:
             yield f"{run.name} seems dead: {error}"
     write_json(path, silent)
@@ -170,8 +170,8 @@ def sends_heartbeats(prefect: SyncPrefectClient, run: FlowRun) -> bool:
     """Whether a run that was killed before its first heartbeat would have sent some: its job asks for them."""
     if run.deployment_id is None:
         return False
-    told = prefect.read_deployment(run.deployment_id).job_variables or {}
-    return HEARTBEATS in {**told.get("env", {}), **(run.job_variables or {}).get("env", {})}
+    job_variables = prefect.read_deployment(run.deployment_id).job_variables or {}
+    return HEARTBEATS in {**job_variables.get("env", {}), **(run.job_variables or {}).get("env", {})}
 
 
 def restart_or_give_up(prefect: SyncPrefectClient, run: FlowRun, max_restarts: int) -> str:
@@ -180,9 +180,9 @@ def restart_or_give_up(prefect: SyncPrefectClient, run: FlowRun, max_restarts: i
     why = run.state.message or "it crashed"
     before = flow_runs.restarts(flow_runs.history(prefect, run))
     if before >= max_restarts:
-        words = f"it was started again {before} times and crashed each time, the last time because: {why} "
-        words += f"Look at its logs; `rlhf retry {run.name}` starts it again"
-        flow_runs.set_state(prefect, run, Crashed(message=BY_WATCHER + words), force=True)
-        return f"{run.name} is left crashed: {words}"
+        message = f"it was started again {before} times and crashed each time, the last time because: {why} "
+        message += f"Look at its logs; `rlhf retry {run.name}` starts it again"
+        flow_runs.set_state(prefect, run, Crashed(message=BY_WATCHER + message), force=True)
+        return f"{run.name} is left crashed: {message}"
     flow_runs.restart(prefect, run, f"{BY_WATCHER}restart {before + 1} of {max_restarts} after: {why}")
     return f"{run.name} is started again ({before + 1} of {max_restarts}): {why}"

@@ -79,11 +79,11 @@ def dump(home: Path, out: Path, databases: Databases | None, remembered: state.S
     """The whole of a backup, of whatever runs. Raises StackError."""
     if out.exists() or out.is_relative_to(home):
         raise StackError(f"{out} {'is there already' if out.exists() else f'lies in {home}'}: name another directory")
-    half = out.with_name(out.name + ".partial")
-    shutil.rmtree(half, ignore_errors=True)  # of a backup that was killed
-    half.mkdir(parents=True, mode=0o700)
-    links = _copy_home(home, half, databases)
-    files = {str(path.relative_to(half)): file_digest(path) for path in sorted(half.rglob("*")) if path.is_file()}
+    partial = out.with_name(out.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)  # of a backup that was killed
+    partial.mkdir(parents=True, mode=0o700)
+    links = _copy_home(home, partial, databases)
+    files = {str(path.relative_to(partial)): file_digest(path) for path in sorted(partial.rglob("*")) if path.is_file()}
     manifest = Manifest(
         made_at=datetime.now(UTC).isoformat(timespec="seconds"),
         profile=remembered.profile,
@@ -92,36 +92,40 @@ def dump(home: Path, out: Path, databases: Databases | None, remembered: state.S
         links=links,
     )
     os.sync()
-    write_text(half / MANIFEST, manifest.model_dump_json(indent=1) + "\n", PRIVATE)
-    half.rename(out)
+    write_text(partial / MANIFEST, manifest.model_dump_json(indent=1) + "\n", PRIVATE)
+    partial.rename(out)
     return manifest
 
 
-def _copy_home(home: Path, half: Path, databases: Databases | None) -> dict[str, str]:
+def _copy_home(home: Path, partial: Path, databases: Databases | None) -> dict[str, str]:
     """Databases first, then files; returns the links."""
-    found = list(_files_to_copy(home))
-    in_files = sorted(filter(_is_sqlite, found), key=lambda path: ORDER.index(path.name) if path.name in ORDER else -1)
-    for path in in_files:
-        _copy_sqlite(path, _with_parent(half / "home" / path.relative_to(home)))
+    paths = list(_files_to_copy(home))
+    sqlite_files = sorted(
+        filter(_is_sqlite, paths), key=lambda path: ORDER.index(path.name) if path.name in ORDER else -1
+    )
+    for path in sqlite_files:
+        _copy_sqlite(path, _with_parent(partial / "home" / path.relative_to(home)))
     if databases is not None:
         for name in DUMPED:
-            dumped = _with_parent(half / "databases" / f"{name}.dump")
-            _run_pg_tool("pg_dump", name, databases, "--format", "custom", "--no-owner", "--file", str(dumped))
+            dump_file = _with_parent(partial / "databases" / f"{name}.dump")
+            _run_pg_tool("pg_dump", name, databases, "--format", "custom", "--no-owner", "--file", str(dump_file))
     links = {}
     for path in _files_to_copy(home):
         relative = path.relative_to(home)
         if path.is_symlink():
             links[str(relative)] = str(path.readlink())
         elif not _is_sqlite(path):
-            _copy(path, _with_parent(half / "home" / relative))
+            _copy(path, _with_parent(partial / "home" / relative))
     return links
 
 
 def _files_to_copy(home: Path) -> Iterator[Path]:
     for directory, names, files in os.walk(home):
         names[:] = sorted(name for name in names if _is_included(home, Path(directory, name)))
-        there = [Path(directory, name) for name in (*files, *names)]
-        yield from sorted(path for path in there if path.is_symlink() or (path.is_file() and _is_included(home, path)))
+        entries = [Path(directory, name) for name in (*files, *names)]
+        yield from sorted(
+            path for path in entries if path.is_symlink() or (path.is_file() and _is_included(home, path))
+        )
 
 
 def _is_included(home: Path, path: Path) -> bool:
@@ -133,13 +137,13 @@ def _with_parent(path: Path) -> Path:
     return path
 
 
-def _copy(path: Path, to: Path) -> None:
+def _copy(path: Path, target: Path) -> None:
     try:
-        shutil.copy2(path, to)
+        shutil.copy2(path, target)
     except FileNotFoundError:
         if path.exists():
             raise
-        to.unlink(missing_ok=True)  # removed meanwhile: as if it had been a moment earlier
+        target.unlink(missing_ok=True)  # removed meanwhile: as if it had been a moment earlier
 
 
 def _is_sqlite(path: Path) -> bool:
@@ -149,16 +153,16 @@ def _is_sqlite(path: Path) -> bool:
         return file.read(16) == b"SQLite format 3\0"
 
 
-def _copy_sqlite(path: Path, to: Path) -> None:
+def _copy_sqlite(path: Path, target: Path) -> None:
     """A database at one moment, while others write to it."""
-    with closing(sqlite3.connect(path)) as source, closing(sqlite3.connect(to)) as copy:
+    with closing(sqlite3.connect(path)) as source, closing(sqlite3.connect(target)) as copy:
         source.backup(copy)
 
 
 def _run_pg_tool(program: str, name: str, databases: Databases, *options: str) -> None:
     """Run a program of PostgreSQL on a server's database. Raises StackError with what it said."""
     host, _, port = databases.address.rpartition(":")
-    where = (
+    connection = (
         "--host",
         host,
         "--port",
@@ -169,11 +173,11 @@ def _run_pg_tool(program: str, name: str, databases: Databases, *options: str) -
         postgres.DATABASES[name],
         "--no-password",
     )
-    told = {**os.environ, "PGPASSWORD": databases.passwords[name]}
-    command = [str(postgres.client(program)), *where, *options]
-    done = subprocess.run(command, env=told, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise StackError(f"{program} of database {postgres.DATABASES[name]} failed: {done.stderr.strip()}")
+    environment = {**os.environ, "PGPASSWORD": databases.passwords[name]}
+    command = [str(postgres.client(program)), *connection, *options]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if result.returncode != 0:
+        raise StackError(f"{program} of database {postgres.DATABASES[name]} failed: {result.stderr.strip()}")
 
 
 def restore(source: Path, home: Path | None = None) -> Manifest:
@@ -209,9 +213,9 @@ def read_manifest(source: Path) -> Manifest:
 
 
 def _require_empty(home: Path) -> None:
-    found = next((path for path in home.rglob("*") if not path.is_dir()), None) if home.exists() else None
-    if found is not None:
-        raise StackError(f"{home} is not empty ({found.relative_to(home)} is there): restore into a new home")
+    existing = next((path for path in home.rglob("*") if not path.is_dir()), None) if home.exists() else None
+    if existing is not None:
+        raise StackError(f"{home} is not empty ({existing.relative_to(home)} is there): restore into a new home")
 
 
 def _restore_files(source: Path, home: Path, manifest: Manifest) -> None:
@@ -242,19 +246,19 @@ def _restore_databases(source: Path, databases: Databases) -> None:
 
 def main() -> None:
     """`python -m flows.operations.backup dump|restore DIRECTORY`, for containers: RLHF_HOME, PGHOST, passwords."""
-    home, (what, place) = home_directory(), sys.argv[1:]
+    home, (action, argument) = home_directory(), sys.argv[1:]
     address = f"{os.environ['PGHOST']}:{os.environ.get('PGPORT', '5432')}"
     databases = Databases(address=address, passwords=postgres.passwords_from(os.environ))
-    if what == "dump":
-        manifest = dump(home, Path(place), databases, state.State(profile="production"))
-    elif what == "restore":
-        manifest = read_manifest(Path(place))
+    if action == "dump":
+        manifest = dump(home, Path(argument), databases, state.State(profile="production"))
+    elif action == "restore":
+        manifest = read_manifest(Path(argument))
         _require_empty(home)
-        _restore_databases(Path(place), databases)
-        _restore_files(Path(place), home, manifest)
+        _restore_databases(Path(argument), databases)
+        _restore_files(Path(argument), home, manifest)
     else:
-        raise SystemExit(f"'{what}': say dump or restore, and a directory")
-    print(f"{what}: {len(manifest.files)} files of {manifest.made_at}")
+        raise SystemExit(f"'{action}': say dump or restore, and a directory")
+    print(f"{action}: {len(manifest.files)} files of {manifest.made_at}")
 
 
 if __name__ == "__main__":

@@ -48,9 +48,9 @@ class Finding:
 
 def run_checks() -> list[Finding]:
     """All checks that need no server."""
-    place = home_directory()
-    machine = [python(), packages(), label_studio(), *postgresql(place), disk(place), memory()]
-    return [*machine, *secrets(place), *ports(), *servers(place), *databases(place), *leftovers(place)]
+    home = home_directory()
+    machine = [python(), packages(), label_studio(), *postgresql(home), disk(home), memory()]
+    return [*machine, *secrets(home), *ports(), *servers(home), *databases(home), *leftovers(home)]
 
 
 def python() -> Finding:
@@ -61,20 +61,24 @@ def python() -> Finding:
 def packages(distribution: str = DISTRIBUTION) -> Finding:
     """The packages that ours asks for, in versions that it takes."""
     try:
-        asked = [Requirement(line) for line in requires(distribution) or []]
+        requirements = [Requirement(line) for line in requires(distribution) or []]
     except PackageNotFoundError:
         return Finding(what="packages", ok=False, seen=f"{distribution} is not installed", fix="make setup")
-    wanted = [one for one in asked if one.marker is None or one.marker.evaluate({"extra": ""})]
+    applicable = [
+        requirement
+        for requirement in requirements
+        if requirement.marker is None or requirement.marker.evaluate({"extra": ""})
+    ]
     wrong = []
-    for one in wanted:
+    for requirement in applicable:
         try:
-            found = version(one.name)
+            installed = version(requirement.name)
         except PackageNotFoundError:
-            wrong.append(f"{one.name} is missing")
+            wrong.append(f"{requirement.name} is missing")
             continue
-        if not one.specifier.contains(found, prereleases=True):
-            wrong.append(f"{one.name} is {found}, not {one.specifier}")
-    seen = "; ".join(wrong) or f"{len(wanted)} as asked for"
+        if not requirement.specifier.contains(installed, prereleases=True):
+            wrong.append(f"{requirement.name} is {installed}, not {requirement.specifier}")
+    seen = "; ".join(wrong) or f"{len(applicable)} as asked for"
     return Finding(what="packages", ok=not wrong, seen=seen, fix="make setup" if wrong else "")
 
 
@@ -85,8 +89,10 @@ def label_studio() -> Finding:
         program = services.label_studio_executable()
     except StackError as error:
         return Finding(what=what, ok=False, seen="not installed", fix=str(error))
-    found = [path.name.split("-")[1] for path in program.parent.parent.glob("lib/python*/site-packages/label_studio-*")]
-    seen = found[0].removesuffix(".dist") if found else "no version to be seen"
+    versions = [
+        path.name.split("-")[1] for path in program.parent.parent.glob("lib/python*/site-packages/label_studio-*")
+    ]
+    seen = versions[0].removesuffix(".dist") if versions else "no version to be seen"
     ok = seen == LABEL_STUDIO or seen.startswith(LABEL_STUDIO + ".")
     fix = "" if ok else f"install version {LABEL_STUDIO} in {program.parent.parent}, or remove that and `make setup`"
     return Finding(what=what, ok=ok, seen=seen, fix=fix)
@@ -97,19 +103,19 @@ def postgresql(home: Path) -> Iterator[Finding]:
     try:
         if state.read(home).profile != "production":
             return
-        place = postgres.programs()
+        directory = postgres.programs()
         postgres.client("pg_dump")
-        yield Finding(what="PostgreSQL's programs", ok=True, seen=str(place))
+        yield Finding(what="PostgreSQL's programs", ok=True, seen=str(directory))
     except StackError as error:
         yield Finding(what="PostgreSQL's programs", ok=False, seen="not to be used", fix=str(error))
 
 
 def disk(home: Path) -> Finding:
     """Room for what a run leaves."""
-    there = next(place for place in (home, *home.parents) if place.exists())
-    free, writable = shutil.disk_usage(there).free / GIB, os.access(there, os.W_OK)
+    existing = next(path for path in (home, *home.parents) if path.exists())
+    free, writable = shutil.disk_usage(existing).free / GIB, os.access(existing, os.W_OK)
     ok = free >= DISK_GIB and writable
-    seen = f"{free:.0f} GiB free at {there}" + ("" if writable else ", which cannot be written to")
+    seen = f"{free:.0f} GiB free at {existing}" + ("" if writable else ", which cannot be written to")
     fix = "" if ok else f"free {DISK_GIB:.0f} GiB, or name another place with RLHF_HOME"
     return Finding(what="disk", ok=ok, seen=seen, fix=fix)
 
@@ -156,8 +162,8 @@ def databases(home: Path) -> Iterator[Finding]:
 def leftovers(home: Path) -> Iterator[Finding]:
     """Half-made outputs that nobody has gone on with for a week."""
     held, old = held_locks(home), time.time() - STALE_DAYS * 86_400
-    found = [path for path in (home / "artifacts").glob("*.*") if path.name.partition(".")[0] not in held]
-    stale = [path for path in found if path.lstat().st_mtime < old]
+    partial = [path for path in (home / "artifacts").glob("*.*") if path.name.partition(".")[0] not in held]
+    stale = [path for path in partial if path.lstat().st_mtime < old]
     if stale:
         seen = f"{len(stale)} half-made outputs that nobody goes on with, such as {stale[0].name}"
         fix = "the same `rlhf run` goes on with them; `rlhf gc` shows what can go"
@@ -174,13 +180,13 @@ def servers(home: Path) -> Iterator[Finding]:
     for row in rows:
         name = row.name
         if row.running:
-            late = clock_difference(row.url) if row.health.ok and name in NAMES else 0.0
+            offset = clock_difference(row.url) if row.health.ok and name in NAMES else 0.0
             if not row.health.ok:
                 fix = f"look into {row.log}; `rlhf down` and `rlhf up` start it again"
                 yield Finding(what=row.title, ok=False, seen=row.health.problem, fix=fix)
-            elif abs(late) > CLOCK_SECONDS:
+            elif abs(offset) > CLOCK_SECONDS:
                 fix = "set the clocks by a time server: annotations are fetched by their time"
-                yield Finding(what=row.title, ok=False, seen=f"its clock is {late:+.0f} s from ours", fix=fix)
+                yield Finding(what=row.title, ok=False, seen=f"its clock is {offset:+.0f} s from ours", fix=fix)
             else:
                 yield Finding(what=row.title, ok=True, seen=f"works at {row.url}")
             continue
@@ -195,10 +201,10 @@ def servers(home: Path) -> Iterator[Finding]:
 def clock_difference(url: str) -> float:
     """Seconds that a server's clock is ahead of ours, by the date of its answer; 0 where it tells none."""
     try:
-        answer = httpx.get(url, timeout=health.PROBE_SECONDS, trust_env=False)
-        told = parsedate_to_datetime(answer.headers["date"])
+        response = httpx.get(url, timeout=health.PROBE_SECONDS, trust_env=False)
+        server_time = parsedate_to_datetime(response.headers["date"])
     except (httpx.HTTPError, KeyError, ValueError):
         return 0.0
-    if told.tzinfo is None:  # "-0000": universal time, of a server that does not say where it is
-        told = told.replace(tzinfo=UTC)
-    return (told - datetime.now(UTC)).total_seconds()
+    if server_time.tzinfo is None:  # "-0000": universal time, of a server that does not say where it is
+        server_time = server_time.replace(tzinfo=UTC)
+    return (server_time - datetime.now(UTC)).total_seconds()

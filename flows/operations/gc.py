@@ -46,37 +46,37 @@ class Item(Record):
 
 def plan(days: float = 30.0, *, superseded: bool = False) -> list[Item]:
     """What may go, without touching anything; what was used within `days` stays. MLflow must be reachable."""
-    place = home_directory()
+    home = home_directory()
     since = time.time() - days * DAY_SECONDS
-    memory = read_mlflow(int(since * 1000), held_locks(place))
-    versions = memory.superseded() if superseded else []
-    memory = memory.without(versions)
-    found = [*_leftovers(place, memory, since), *_outputs(place, memory, since), *_old_copies(place, since)]
-    found += map(_version, versions)
-    found += _stored(memory)
-    return [*found, *_locks(place, memory, since, {item.lock for item in found})]
+    snapshot = read_mlflow(int(since * 1000), held_locks(home))
+    versions = snapshot.superseded() if superseded else []
+    snapshot = snapshot.without(versions)
+    items = [*_leftovers(home, snapshot, since), *_outputs(home, snapshot, since), *_old_copies(home, since)]
+    items += map(_version, versions)
+    items += _stored(snapshot)
+    return [*items, *_locks(home, snapshot, since, {item.lock for item in items})]
 
 
 def remove_items(items: Iterable[Item]) -> list[str]:
     """Remove what `plan` found; returns why something was left: what has come into use meanwhile stays."""
-    place, left = home_directory(), []
+    home, problems = home_directory(), []
     for item in items:
-        with try_lock(place, item.lock) as free:
+        with try_lock(home, item.lock) as free:
             if not free:
-                left.append(f"{item.place} is in use now")
+                problems.append(f"{item.place} is in use now")
                 continue
             try:
                 REMOVE[item.kind](item)
             except (OSError, MlflowException) as error:
-                left.append(f"{item.place} could not be removed: {error}")
-    return left
+                problems.append(f"{item.place} could not be removed: {error}")
+    return problems
 
 
-def _leftovers(home: Path, memory: Snapshot, since: float) -> Iterator[Item]:
+def _leftovers(home: Path, snapshot: Snapshot, since: float) -> Iterator[Item]:
     """What killed processes left beside the outputs."""
     for path in sorted((home / "artifacts").glob("*.*")):
         name, suffix = path.name.partition(".")[0], path.suffix
-        if name in memory.held:
+        if name in snapshot.held:
             continue
         if suffix == ".download" or suffix.startswith(".replaced-"):
             why = "left by a process that ended"
@@ -86,15 +86,15 @@ def _leftovers(home: Path, memory: Snapshot, since: float) -> Iterator[Item]:
             yield Item(kind="checkpoint", place=str(path), size=_size(path), why=why, lock=name)
 
 
-def _outputs(home: Path, memory: Snapshot, since: float) -> Iterator[Item]:
+def _outputs(home: Path, snapshot: Snapshot, since: float) -> Iterator[Item]:
     """Published outputs that no recent run uses and that MLflow has whole, or that nothing is made from any more."""
-    busy = {name_of(memory.stages[run_id]) for run_id in memory.at_work} | memory.held
-    by_name = {name_of(run): run for run in memory.stages.values() if run.data.tags.get(runs.TAG_DIGEST)}
+    busy = {name_of(snapshot.stages[run_id]) for run_id in snapshot.at_work} | snapshot.held
+    by_name = {name_of(run): run for run in snapshot.stages.values() if run.data.tags.get(runs.TAG_DIGEST)}
     for path in sorted((home / "artifacts").glob("*-*")):
         run = by_name.get(path.name)
         if run is None or path.name in busy or path.stat().st_mtime >= since:
             continue
-        unneeded = run.info.run_id not in memory.needed
+        unneeded = run.info.run_id not in snapshot.needed
         if unneeded or _is_stored(path, run):
             why = "nothing is made from it" if unneeded else "MLflow has it, and a run fetches it again"
             yield Item(kind="output", place=str(path), size=_size(path), why=why, lock=path.name)
@@ -102,26 +102,26 @@ def _outputs(home: Path, memory: Snapshot, since: float) -> Iterator[Item]:
 
 def _old_copies(home: Path, since: float) -> Iterator[Item]:
     """Copies that were fetched to be looked at, and what old runs said."""
-    folders: tuple[tuple[Kind, Path], ...] = (("fetched", home / "fetched"), ("log", home / RUN_LOGS))
-    for kind, folder in folders:
-        for path in sorted(folder.glob("*")):
+    directories: tuple[tuple[Kind, Path], ...] = (("fetched", home / "fetched"), ("log", home / RUN_LOGS))
+    for kind, directory in directories:
+        for path in sorted(directory.glob("*")):
             if _last_modified(path) < since:
                 yield Item(kind=kind, place=str(path), size=_size(path), why="old")
 
 
-def _locks(home: Path, memory: Snapshot, since: float, going: set[str]) -> Iterator[Item]:
+def _locks(home: Path, snapshot: Snapshot, since: float, removed: set[str]) -> Iterator[Item]:
     for path in sorted((home / "locks").glob("*.lock")):
-        rest = [one for one in (home / "artifacts").glob(f"{path.stem}*") if path.stem not in going]
-        if path.stem not in memory.held and not rest and path.stat().st_mtime < since:
+        remaining = [output for output in (home / "artifacts").glob(f"{path.stem}*") if path.stem not in removed]
+        if path.stem not in snapshot.held and not remaining and path.stat().st_mtime < since:
             yield Item(kind="lock", place=str(path), size=0, why="nobody holds it", lock=path.stem)
 
 
-def _stored(memory: Snapshot) -> Iterator[Item]:
+def _stored(snapshot: Snapshot) -> Iterator[Item]:
     """Artifacts in MLflow of stages that led to no version and no release."""
-    for run_id, run in memory.stages.items():
+    for run_id, run in snapshot.stages.items():
         size = (
             0
-            if run_id in memory.needed
+            if run_id in snapshot.needed
             else _total_size(files_of(run_id, OUTPUT)) + _total_size(files_of(run_id, SERVED))
         )
         if size:
@@ -140,20 +140,20 @@ def _total_size(files: Mapping[str, FileInfo]) -> int:
 
 def _is_stored(path: Path, run: Run) -> bool:
     """Whether MLflow has every file of a published output, by name and size."""
-    here = {file.relative_to(path).as_posix(): file.stat().st_size for file in path.rglob("*") if file.is_file()}
+    local = {file.relative_to(path).as_posix(): file.stat().st_size for file in path.rglob("*") if file.is_file()}
     stored = files_of(str(run.info.run_id), f"{SERVED}/artifacts") | files_of(str(run.info.run_id), OUTPUT)
-    return here == {name: file.file_size for name, file in stored.items() if name in here}
+    return local == {name: file.file_size for name, file in stored.items() if name in local}
 
 
 def files_of(run_id: str, root: str) -> dict[str, FileInfo]:
     """The files below a directory of a run's artifacts, by their paths in it; none where it is gone."""
     files: dict[str, FileInfo] = {}
-    waiting = [root]
-    while waiting:
+    pending = [root]
+    while pending:
         try:
-            for file in MlflowClient().list_artifacts(run_id, waiting.pop()):
+            for file in MlflowClient().list_artifacts(run_id, pending.pop()):
                 if file.is_dir:
-                    waiting.append(file.path)
+                    pending.append(file.path)
                 else:
                     files[file.path.removeprefix(f"{root}/")] = file
         except MlflowException:  # a path that does not exist
@@ -163,12 +163,12 @@ def files_of(run_id: str, root: str) -> dict[str, FileInfo]:
 
 def _size(path: Path) -> int:
     files = path.rglob("*") if path.is_dir() else [path]
-    return sum(one.lstat().st_size for one in files if not one.is_dir())
+    return sum(file.lstat().st_size for file in files if not file.is_dir())
 
 
 def _last_modified(path: Path) -> float:
     """When something in it was last written, in seconds since the epoch."""
-    return max((one.lstat().st_mtime for one in (path, *path.rglob("*"))), default=0.0)
+    return max((entry.lstat().st_mtime for entry in (path, *path.rglob("*"))), default=0.0)
 
 
 def remove_local(item: Item) -> None:

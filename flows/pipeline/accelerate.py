@@ -48,36 +48,36 @@ def launch(step: Step, out: Path, journal: Journal, inputs: Mapping[str, Path]) 
     An error of a process is raised here as the kind of error that it was there; where a process ended without a word,
     it is a TrainingError.
     """
-    told = launch_options(step.compute)
-    place = out / DIRECTORY
-    shutil.rmtree(place, ignore_errors=True)
-    place.mkdir(parents=True)
-    (place / STEP_FILE).write_text(step.to_json(inputs), encoding="utf-8")
-    (place / "accelerate.yaml").write_text(yaml.safe_dump(told), encoding="utf-8")
+    options = launch_options(step.compute)
+    directory = out / DIRECTORY
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir(parents=True)
+    (directory / STEP_FILE).write_text(step.to_json(inputs), encoding="utf-8")
+    (directory / "accelerate.yaml").write_text(yaml.safe_dump(options), encoding="utf-8")
     log_file = home_directory() / "logs" / f"{out.name.removesuffix('.partial')}.log"
     log_file.parent.mkdir(parents=True, exist_ok=True)
     with log_file.open("ab") as output:
-        said_before = output.tell()  # in an earlier attempt
-        child = _start_launcher(place, output, step.compute.processes)
+        log_offset = output.tell()  # in an earlier attempt
+        child = _start_launcher(directory, output, step.compute.processes)
     try:
-        said = _stream_log(child, log_file, said_before)
+        log_lines = _stream_log(child, log_file, log_offset)
     finally:
         _terminate(child)
     if child.returncode != 0:
-        raise _failure(place, log_file, said)
-    figures: dict[str, float] = json.loads((place / "figures.json").read_text(encoding="utf-8"))
-    shutil.rmtree(place)
+        raise _failure(directory, log_file, log_lines)
+    figures: dict[str, float] = json.loads((directory / "figures.json").read_text(encoding="utf-8"))
+    shutil.rmtree(directory)
     return figures
 
 
-def _start_launcher(place: Path, output: BinaryIO, processes: int) -> subprocess.Popen[bytes]:
+def _start_launcher(directory: Path, output: BinaryIO, processes: int) -> subprocess.Popen[bytes]:
     """The launcher, in a session of its own. The thread that starts it must outlive it: it is tied to that one."""
-    tied = [sys.executable, "-m", "alignment.distributed.parent_death", str(os.getpid())]
-    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(place / "accelerate.yaml")]
-    work = ["--main_process_port", "0", "-m", "alignment.worker", str(place)]
+    tether = [sys.executable, "-m", "alignment.distributed.parent_death", str(os.getpid())]
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(directory / "accelerate.yaml")]
+    worker = ["--main_process_port", "0", "-m", "alignment.worker", str(directory)]
     threads = str(max(1, (os.cpu_count() or 1) // processes))
     return subprocess.Popen(
-        [*tied, *launcher, *work],
+        [*tether, *launcher, *worker],
         env={"OMP_NUM_THREADS": threads, **os.environ},
         start_new_session=True,
         stdin=subprocess.DEVNULL,
@@ -86,65 +86,65 @@ def _start_launcher(place: Path, output: BinaryIO, processes: int) -> subprocess
     )
 
 
-def _stream_log(child: subprocess.Popen[bytes], log_file: Path, place: int) -> Sequence[str]:
+def _stream_log(child: subprocess.Popen[bytes], log_file: Path, offset: int) -> Sequence[str]:
     """Pass on what is said, from `place` in the log, until the launcher has ended; returns the last lines of it."""
-    heard = deque[str](maxlen=REMEMBERED_LINES)
-    with log_file.open(encoding="utf-8", errors="replace") as said:
-        said.seek(place)
-        half, ended = "", False
+    last_lines = deque[str](maxlen=REMEMBERED_LINES)
+    with log_file.open(encoding="utf-8", errors="replace") as stream:
+        stream.seek(offset)
+        rest, ended = "", False
         while not ended:
             with suppress(subprocess.TimeoutExpired):
                 child.wait(POLL_SECONDS)
             ended = child.returncode is not None
-            *lines, half = (half + said.read()).split("\n")
+            *lines, rest = (rest + stream.read()).split("\n")
             for line in lines:
                 log.info("%s", line)
-            heard.extend(lines)
-    return list(heard)
+            last_lines.extend(lines)
+    return list(last_lines)
 
 
 def _terminate(child: subprocess.Popen[bytes]) -> None:
     """End the launcher and all below it: politely, and after GRACE_SECONDS for good."""
     if child.poll() is not None:
         return
-    family = psutil.Process(child.pid).children(recursive=True)
+    descendants = psutil.Process(child.pid).children(recursive=True)
     for sign in (signal.SIGTERM, signal.SIGKILL):  # told to end, the launcher ends its processes
         os.killpg(child.pid, sign)
         with suppress(subprocess.TimeoutExpired):
             child.wait(GRACE_SECONDS)
             break
-    for process in family:
+    for process in descendants:
         with suppress(psutil.NoSuchProcess):
             process.kill()
-    psutil.wait_procs(family, timeout=GRACE_SECONDS)
+    psutil.wait_procs(descendants, timeout=GRACE_SECONDS)
     child.wait()
 
 
-def _failure(place: Path, log_file: Path, said: Sequence[str]) -> Exception:
+def _failure(directory: Path, log_file: Path, log_lines: Sequence[str]) -> Exception:
     """The error of the process that failed first, in its words, with the last lines that were said as a note."""
-    end = next((n for n, line in enumerate(said) if LAUNCHER_FAILURE in line), len(said))
-    last = "\n".join(said[: end + 1][-LAST_LINES:])
+    end = next((n for n, line in enumerate(log_lines) if LAUNCHER_FAILURE in line), len(log_lines))
+    last_lines = "\n".join(log_lines[: end + 1][-LAST_LINES:])
     where = f"all that the processes said is in {log_file}"
     notes: list[dict[str, Any]] = [
-        json.loads(path.read_text(encoding="utf-8")) for path in sorted(place.glob("error-*.json"))
+        json.loads(path.read_text(encoding="utf-8")) for path in sorted(directory.glob("error-*.json"))
     ]
     nothing: dict[str, Any] = {"tells": 0}
     note = max(notes, key=lambda note: int(note["tells"]), default=nothing)
     if note["tells"] > 0:
         error = _rebuild_error(note["kind"], f"{note['message']} ({where})")
-        error.add_note(last)
+        error.add_note(last_lines)
         return error
     return TrainingError(
         "a process, or `accelerate launch` itself, ended without saying why; exit code -9 is what memory that runs out "
-        f"looks like, and then fewer processes or smaller batches help; {where}:\n{last}"
+        f"looks like, and then fewer processes or smaller batches help; {where}:\n{last_lines}"
     )
 
 
 def _rebuild_error(kind: str, message: str) -> Exception:
     """An error of one of our kinds or of Python's, with these words."""
-    found = getattr(errors, kind, None) or getattr(builtins, kind)
+    error_type = getattr(errors, kind, None) or getattr(builtins, kind)
     try:
-        error: Exception = found(message)
+        error: Exception = error_type(message)
     except TypeError:  # a kind that takes more than words
         error = RuntimeError(f"{kind}: {message}")
     return error

@@ -110,6 +110,6 @@ def keys(chain: Mapping[str, Step]) -> dict[str, str]:
     """The key of every stage, worked out without running any."""
     keys_by_stage: dict[str, str] = {}
     for name, step in chain.items():
-        inputs = {given: keys_by_stage[source] for given, source in step.inputs.items()}
+        inputs = {input_name: keys_by_stage[source] for input_name, source in step.inputs.items()}
         keys_by_stage[name] = step.key(inputs, [content_digest(path) for path in step.files])
     return keys_by_stage

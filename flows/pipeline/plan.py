@@ -26,20 +26,20 @@ class PlannedStage:
 def plan(recipe: Recipe, home: Path | None = None) -> list[PlannedStage]:
     """The stages of a recipe in order."""
     chain = steps(recipe)
-    found, price = keys(chain), costs(recipe, chain)
-    done = finished(found, home)
+    keys_by_stage, cost_by_stage = keys(chain), costs(recipe, chain)
+    cached = finished(keys_by_stage, home)
     return [
         PlannedStage(
             stage,
-            found[stage],
-            "?" if done is None else "cached" if stage in done else "to run",
-            price.get(stage, Cost()),
+            keys_by_stage[stage],
+            "?" if cached is None else "cached" if stage in cached else "to run",
+            cost_by_stage.get(stage, Cost()),
         )
         for stage in chain
     ]
 
 
-def finished(wanted: dict[str, str], home: Path | None = None) -> set[str] | None:
+def finished(keys_by_stage: dict[str, str], home: Path | None = None) -> set[str] | None:
     """The stages with a finished run for their key; None when no server can be asked."""
     if "MLFLOW_TRACKING_URI" not in os.environ:
         try:
@@ -50,7 +50,7 @@ def finished(wanted: dict[str, str], home: Path | None = None) -> set[str] | Non
 
     return {
         stage
-        for stage, key in wanted.items()
+        for stage, key in keys_by_stage.items()
         if any(runs.TAG_DIGEST in run.data.tags for run in runs.search({runs.TAG_KEY: key}, status="FINISHED"))
     }
 

@@ -77,25 +77,25 @@ def collect_demonstrations(recipe: Recipe = TOWN) -> dict[str, Any]:
     draft = recipe.labeling.demonstrations.draft
     if not (draft and recipe.labeling.responses):
         run_stage_alone.fn(recipe, "responses" if draft else "prompts")
-    asked, file, count = open_writing(recipe)
-    get_run_logger().info("%d of %d answers are written: %s", count, asked, file)
-    return {"asked": asked, "written": count, "file": str(file)}
+    needed, file, count = open_writing(recipe)
+    get_run_logger().info("%d of %d answers are written: %s", count, needed, file)
+    return {"asked": needed, "written": count, "file": str(file)}
 
 
 def open_writing(recipe: Recipe) -> tuple[int, Path, int]:
     """The writing project alone, opened or added to; how many answers are asked for, their file, how many are in it."""
     assert recipe.labeling is not None
-    alone = recipe.labeling.with_prompts({"ranking": 0, "pairwise": 0})
-    writing = recipe.model_copy(update={"labeling": alone})
-    found = planning(writing, keys(steps(writing)), recipe.name)
-    place = home_directory() / COLLECTIONS / f"{alone.title}-writing"
-    planned = replace(found.planned, tasks={"demonstration": found.planned.tasks["demonstration"]})
-    with client(found.config) as owner, closing(annotation_store()) as store:
-        accounts.ensure_people(owner, found.config.people)
-        opened = open_planned(owner, found.config, planned, place)
+    config = recipe.labeling.with_prompts({"ranking": 0, "pairwise": 0})
+    writing = recipe.model_copy(update={"labeling": config})
+    plan = planning(writing, keys(steps(writing)), recipe.name)
+    directory = home_directory() / COLLECTIONS / f"{config.title}-writing"
+    planned = replace(plan.planned, tasks={"demonstration": plan.planned.tasks["demonstration"]})
+    with client(plan.config) as owner, closing(annotation_store()) as store:
+        accounts.ensure_people(owner, plan.config.people)
+        opened = open_planned(owner, plan.config, planned, directory)
         links.link_projects(opened.urls)
         sync_collection(owner, opened, store)
         rows, bad = written_demonstrations(store, [batch.project.id for batch in opened.batches])
-    write_records(place / "rejected.jsonl", bad)
-    write_records(place / WRITING, rows)
-    return sum(batch.needed for batch in opened.batches), place / WRITING, len(rows)
+    write_records(directory / "rejected.jsonl", bad)
+    write_records(directory / WRITING, rows)
+    return sum(batch.needed for batch in opened.batches), directory / WRITING, len(rows)

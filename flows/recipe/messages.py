@@ -76,8 +76,8 @@ def _model_in(annotation: Any) -> type[BaseModel] | None:
     """The model inside Optional, tuple and Annotated."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
-    found = (_model_in(part) for part in get_args(annotation))
-    return next((part for part in found if part is not None), None)
+    models = (_model_in(part) for part in get_args(annotation))
+    return next((part for part in models if part is not None), None)
 
 
 def _describe(annotation: Any, metadata: Sequence[Any]) -> str:

@@ -99,8 +99,10 @@ class Recipe(Config):
 
     def _judgements(self) -> Iterator[str]:
         """Comparisons come from exactly one place, and there are prompts enough to judge."""
-        told = self.comparisons
-        weighted = told.aggregate == "soft" or (told.aggregate == "each" and told.weights != "none")
+        comparisons = self.comparisons
+        weighted = comparisons.aggregate == "soft" or (
+            comparisons.aggregate == "each" and comparisons.weights != "none"
+        )
         if weighted and not self.align.chosen.weights_comparisons:
             yield (
                 f"align.method {self.align.method} counts all comparisons alike: set comparisons.aggregate: "
@@ -117,13 +119,13 @@ class Recipe(Config):
                 "labeling.annotators is 'simulated', but without a town nobody knows what they should prefer: set "
                 "labeling.annotators: people, or give comparisons.sources and labeling: null"
             )
-        asked = self.labeling.quality.gold
-        if asked.share and asked.path is None and self.town is None:
+        gold = self.labeling.quality.gold
+        if gold.share and gold.path is None and self.town is None:
             yield "labeling.quality.gold has a share, but nobody knows the answers: give labeling.quality.gold.path"
         needed = self.labeling.rankings.prompts + self.labeling.pairwise.prompts
-        gold = sum(self.labeling.gold_tasks.values()) if self.labeling.annotators == "simulated" else 0
-        if self.sampling.prompts < needed + gold and not self.labeling.responses:
-            also = f" and {gold} for gold tasks" if gold else ""
+        gold_prompts = sum(self.labeling.gold_tasks.values()) if self.labeling.annotators == "simulated" else 0
+        if self.sampling.prompts < needed + gold_prompts and not self.labeling.responses:
+            also = f" and {gold_prompts} for gold tasks" if gold_prompts else ""
             yield (
                 f"sampling.prompts is {self.sampling.prompts}, but labeling asks for {needed} judged prompts{also}: "
                 "raise sampling.prompts, or lower labeling.rankings.prompts and labeling.pairwise.prompts"

@@ -33,23 +33,23 @@ def plain_yaml(text: str) -> Any:
     return values
 
 
-def _walk(value: Any, place: str = "", depth: int = 0) -> Iterator[tuple[str, Any]]:
+def _walk(value: Any, path: str = "", depth: int = 0) -> Iterator[tuple[str, Any]]:
     """Every value with the path of its key."""
     if depth > DEEPEST:
         raise ValueError(f"it is nested deeper than {DEEPEST} levels")
-    yield place, value
+    yield path, value
     inner = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list | tuple) else ()
     for name, item in inner:
-        yield from _walk(item, f"{place}.{name}" if place else str(name), depth + 1)
+        yield from _walk(item, f"{path}.{name}" if path else str(name), depth + 1)
 
 
 def refuse_credentials(values: Any) -> None:
     """Raise ValueError, which does not repeat it, for a text with credentials in an address: recipes are written down
     whole in Prefect and MLflow."""
-    for place, value in _walk(values):
+    for path, value in _walk(values):
         if isinstance(value, str) and holds_credentials(value):
             raise ValueError(
-                f"{place} holds credentials in an address, and recipes are written down in Prefect and MLflow: take "
+                f"{path} holds credentials in an address, and recipes are written down in Prefect and MLflow: take "
                 "them out; LABEL_STUDIO_API_KEY and the like belong in the environment"
             )
 
@@ -66,8 +66,8 @@ def redacted(text: str, secrets: frozenset[str] = frozenset()) -> str:
     return IN_ADDRESS.sub(_hide, text)
 
 
-def _hide(found: re.Match[str]) -> str:
-    return f"{found['before']}{HIDDEN}@" if found["before"] else f"{found['named']}{HIDDEN}"
+def _hide(match: re.Match[str]) -> str:
+    return f"{match['before']}{HIDDEN}@" if match["before"] else f"{match['named']}{HIDDEN}"
 
 
 def secrets_of(environment: Mapping[str, str] = os.environ) -> frozenset[str]:

@@ -124,8 +124,8 @@ def _add_inputs(branch: Tree, node: dict[str, Any]) -> None:
         if "see" in child:
             branch.add(f"{name}: {child['stage']} {child['see'][:12]} (as above)")
             continue
-        words = f"{name}: {child['stage']} {child['key'][:12]}  {child['model'] or ''}  run {child['run_id'][:8]}"
-        _add_inputs(branch.add(words + _annotations(child)), child)
+        label = f"{name}: {child['stage']} {child['key'][:12]}  {child['model'] or ''}  run {child['run_id'][:8]}"
+        _add_inputs(branch.add(label + _annotations(child)), child)
 
 
 def _annotations(node: dict[str, Any]) -> str:

@@ -73,8 +73,8 @@ def release_of(name: str, number: str) -> dict[str, Any]:
     """The manifest of the newest release with this version in it. Raises ArtifactError when there is none."""
     version = mlflow.MlflowClient().get_model_version(name, number)
     stage = version.tags.get(runs.TAG_STAGE, "")
-    found = runs.search({f"rlhf.run.{stage}": str(version.run_id)}) if stage and version.run_id else []
-    releases: list[Run] = [run for run in found if TAG_RELEASE in run.data.tags]
+    pipeline_runs = runs.search({f"rlhf.run.{stage}": str(version.run_id)}) if stage and version.run_id else []
+    releases: list[Run] = [run for run in pipeline_runs if TAG_RELEASE in run.data.tags]
     if not releases:
         raise ArtifactError(f"no release has {name}/{number} in it; run its recipe to the end")
     return load_release(releases[0].data.tags[TAG_RELEASE])

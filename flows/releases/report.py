@@ -36,28 +36,30 @@ def load_release(release: str = "") -> dict[str, Any]:
 
 def release_run(release: str = "") -> Run:
     """The pipeline's run of a named release, or of the newest. Raises ArtifactError when there is none."""
-    found = runs.search({TAG_RELEASE: release}) if release else _newest()
-    if not found:
-        named = f"no release '{release}'" if release else "no release yet"
+    matching = runs.search({TAG_RELEASE: release}) if release else _newest()
+    if not matching:
+        problem = f"no release '{release}'" if release else "no release yet"
         known = ", ".join(run.data.tags[TAG_RELEASE] for run in _newest(20))
-        raise ArtifactError(f"{named} in MLflow; {f'there are: {known}' if known else '`rlhf run town` makes one'}")
-    return found[0]
+        raise ArtifactError(f"{problem} in MLflow; {f'there are: {known}' if known else '`rlhf run town` makes one'}")
+    return matching[0]
 
 
 def _newest(count: int = 1) -> list[Run]:
-    found = mlflow.MlflowClient().search_runs(
+    newest = mlflow.MlflowClient().search_runs(
         [runs.experiment_id()],
         f"tags.`{TAG_RELEASE}` LIKE '%'",
         max_results=count,
         order_by=["attributes.end_time DESC"],
     )
-    return list(found)
+    return list(newest)
 
 
 def _read(run: Run) -> dict[str, Any]:
-    with tempfile.TemporaryDirectory() as place:
+    with tempfile.TemporaryDirectory() as directory:
         try:
-            path = mlflow.artifacts.download_artifacts(run_id=run.info.run_id, artifact_path=MANIFEST, dst_path=place)
+            path = mlflow.artifacts.download_artifacts(
+                run_id=run.info.run_id, artifact_path=MANIFEST, dst_path=directory
+            )
         except (MlflowException, OSError) as error:
             raise ArtifactError(f"run {run.info.run_id} has lost its {MANIFEST}; run the recipe again") from error
         manifest: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -140,13 +142,13 @@ def _reward_model(manifest: Mapping[str, Any]) -> Table | None:
 
 def _unused(manifest: Mapping[str, Any]) -> Text | None:
     """What was not used, so that no row is dropped in silence."""
-    words = str.maketrans("_.", "  ")
-    found = [
-        f"{stage}: " + ", ".join(f"{count} {name.translate(words)}" for name, count in counts.items())
+    spaces = str.maketrans("_.", "  ")
+    lines = [
+        f"{stage}: " + ", ".join(f"{count} {name.translate(spaces)}" for name, count in counts.items())
         for stage, counts in (manifest.get("put_aside") or {}).items()
         if counts
     ]
-    return Text("put aside, with the reasons in each stage's output\n  " + "\n  ".join(found)) if found else None
+    return Text("put aside, with the reasons in each stage's output\n  " + "\n  ".join(lines)) if lines else None
 
 
 def _stages(manifest: Mapping[str, Any]) -> Table | None:

@@ -157,8 +157,8 @@ def worker_launch(name: Name, site: Site) -> Launch:
         "PREFECT_WORKER_WEBSERVER_HOST": site.addresses[name].rpartition(":")[0],
         "PREFECT_WORKER_WEBSERVER_PORT": str(site.port(name)),
     }
-    asked = ("--pool", pool, "--type", "process", "--name", name, "--with-healthcheck")
-    command = (sys.executable, "-m", "prefect", "--no-prompt", "worker", "start", *asked)
+    options = ("--pool", pool, "--type", "process", "--name", name, "--with-healthcheck")
+    command = (sys.executable, "-m", "prefect", "--no-prompt", "worker", "start", *options)
     leaky = ("PREFECT_", "MLFLOW_", "LABEL_STUDIO_", "PG")
     return Launch(command=command, switches=switches, directory=site.home / name, leaky=leaky)
 

@@ -27,37 +27,39 @@ INSTALL = "install it with `apt-get install postgresql`, or put the directory of
 
 def programs() -> Path:
     """The directory with initdb, postgres and pg_dump. Raises StackError, with what installs it, when there is none."""
-    for place in _candidate_directories():
-        if (place / "postgres").is_file() and (place / "initdb").is_file():
-            found = subprocess.run([place / "postgres", "--version"], capture_output=True, text=True, check=True).stdout
-            if int(found.split()[2].split(".")[0]) >= OLDEST:
-                return place
+    for directory in _candidate_directories():
+        if (directory / "postgres").is_file() and (directory / "initdb").is_file():
+            output = subprocess.run(
+                [directory / "postgres", "--version"], capture_output=True, text=True, check=True
+            ).stdout
+            if int(output.split()[2].split(".")[0]) >= OLDEST:
+                return directory
     raise StackError(f"PostgreSQL {OLDEST} or newer is not installed: {INSTALL}")
 
 
 def client(program: str) -> Path:
     """A program that talks to a server, such as pg_dump. Raises StackError."""
-    found = next(
-        (place / program for place in _candidate_directories() if (place / program).is_file()), None
+    path = next(
+        (directory / program for directory in _candidate_directories() if (directory / program).is_file()), None
     ) or shutil.which(program)
-    if found is None:
+    if path is None:
         raise StackError(f"{program} is not installed: {INSTALL}")
-    return Path(found)
+    return Path(path)
 
 
 def _candidate_directories() -> list[Path]:
     """Where the programs may be: what pg_config says, Debian's directories, newest first, and PATH."""
-    places = []
+    directories = []
     if shutil.which("pg_config"):
-        told = subprocess.run(["pg_config", "--bindir"], capture_output=True, text=True, check=False).stdout.strip()
-        places += [Path(told)] if told else []
+        bindir = subprocess.run(["pg_config", "--bindir"], capture_output=True, text=True, check=False).stdout.strip()
+        directories += [Path(bindir)] if bindir else []
     debian = Path("/usr/lib/postgresql")
     versions = sorted(
-        (place for place in debian.glob("*/bin") if place.parent.name.isdigit()),
-        key=lambda place: -int(place.parent.name),
+        (directory for directory in debian.glob("*/bin") if directory.parent.name.isdigit()),
+        key=lambda directory: -int(directory.parent.name),
     )
     on_path = shutil.which("postgres")
-    return [*places, *versions, *([Path(on_path).resolve().parent] if on_path else [])]
+    return [*directories, *versions, *([Path(on_path).resolve().parent] if on_path else [])]
 
 
 def account() -> str | None:
@@ -89,8 +91,8 @@ def create_cluster(home: Path, password: str) -> None:
     data.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     if user is not None:
         _grant_access(home, data.parent, user)
-    half = data.with_name("data.partial")
-    shutil.rmtree(half, ignore_errors=True)
+    partial = data.with_name("data.partial")
+    shutil.rmtree(partial, ignore_errors=True)
     with tempfile.NamedTemporaryFile("w", dir=data.parent) as file:
         file.write(password + "\n")
         file.flush()
@@ -99,7 +101,7 @@ def create_cluster(home: Path, password: str) -> None:
         command = [
             str(bindir / "initdb"),
             "--pgdata",
-            str(half),
+            str(partial),
             "--username",
             "postgres",
             "--pwfile",
@@ -110,20 +112,20 @@ def create_cluster(home: Path, password: str) -> None:
             "--auth",
             "scram-sha-256",
         ]
-        done = subprocess.run(command, **run_as(user), cwd=data.parent, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise StackError(f"PostgreSQL's initdb failed in {half}: {done.stderr.strip() or done.stdout.strip()}")
-    half.rename(data)
+        result = subprocess.run(command, **run_as(user), cwd=data.parent, capture_output=True, text=True, check=False)
+    if result.returncode != 0:
+        raise StackError(f"PostgreSQL's initdb failed in {partial}: {result.stderr.strip() or result.stdout.strip()}")
+    partial.rename(data)
 
 
-def _grant_access(home: Path, place: Path, user: str) -> None:
+def _grant_access(home: Path, directory: Path, user: str) -> None:
     """Let `user` own `place` and pass through `home`, and nobody else. Raises StackError when the way there is shut."""
     shutil.chown(home, group=pwd.getpwnam(user).pw_gid)
     home.chmod(0o710)
-    shutil.chown(place, user, pwd.getpwnam(user).pw_gid)
-    if subprocess.run(["test", "-x", place], **run_as(user), check=False).returncode:
+    shutil.chown(directory, user, pwd.getpwnam(user).pw_gid)
+    if subprocess.run(["test", "-x", directory], **run_as(user), check=False).returncode:
         raise StackError(
-            f"user {user}, who runs PostgreSQL, cannot reach {place}: give RLHF_HOME a place outside of "
+            f"user {user}, who runs PostgreSQL, cannot reach {directory}: give RLHF_HOME a place outside of "
             "directories that are root's alone, such as /srv/rlhf"
         )
 
@@ -163,20 +165,20 @@ def create_databases(address: str, password: str, passwords: Mapping[str, str]) 
     """
     with connect(address, password) as connection:
         for server, name in DATABASES.items():
-            who = sql.Identifier(name)
+            role = sql.Identifier(name)
             if not connection.execute("SELECT 1 FROM pg_roles WHERE rolname = %s", [name]).fetchone():
-                connection.execute(sql.SQL("CREATE ROLE {} LOGIN").format(who))
+                connection.execute(sql.SQL("CREATE ROLE {} LOGIN").format(role))
             secret = sql.Literal(_verifier(connection, name, passwords[server]))
-            connection.execute(sql.SQL("ALTER ROLE {} PASSWORD {}").format(who, secret))
+            connection.execute(sql.SQL("ALTER ROLE {} PASSWORD {}").format(role, secret))
             if not connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", [name]).fetchone():
-                connection.execute(sql.SQL("CREATE DATABASE {} OWNER {}").format(who, who))
-            connection.execute(sql.SQL("REVOKE CONNECT ON DATABASE {} FROM PUBLIC").format(who))
+                connection.execute(sql.SQL("CREATE DATABASE {} OWNER {}").format(role, role))
+            connection.execute(sql.SQL("REVOKE CONNECT ON DATABASE {} FROM PUBLIC").format(role))
 
 
 def _verifier(connection: psycopg.Connection, role: str, password: str) -> str:
     """What the server keeps of a password, made on this side: a statement with it cannot show it in a log."""
-    made = connection.pgconn.encrypt_password(password.encode(), role.encode(), b"scram-sha-256")
-    return made.decode()
+    verifier = connection.pgconn.encrypt_password(password.encode(), role.encode(), b"scram-sha-256")
+    return verifier.decode()
 
 
 def passwords_from(environment: Mapping[str, str]) -> dict[str, str]:

@@ -78,13 +78,13 @@ def is_alive(process: Process) -> bool:
 
 def stop(process: Process, seconds: float = STOP_SECONDS, polite: signal.Signals = signal.SIGTERM) -> bool:
     """End the process and its whole group: politely, and after `seconds` for good. False when nothing was left."""
-    found = members(process)
-    _send(found, polite)
-    _, stubborn = psutil.wait_procs(found, timeout=seconds)
+    running = members(process)
+    _send(running, polite)
+    _, stubborn = psutil.wait_procs(running, timeout=seconds)
     stubborn = [*stubborn, *(late for late in members(process) if late not in stubborn)]
     _send(stubborn, signal.SIGKILL)
     psutil.wait_procs(stubborn, timeout=seconds)
-    return bool(found)
+    return bool(running)
 
 
 def members(process: Process) -> list[psutil.Process]:
@@ -97,9 +97,9 @@ def members(process: Process) -> list[psutil.Process]:
 
 def _leader(process: Process) -> psutil.Process | None:
     try:
-        found = psutil.Process(process.pid)
-        same = abs(found.create_time() - process.started_at) < START_TIME_TOLERANCE_SECONDS
-        return found if same and found.status() != psutil.STATUS_ZOMBIE else None
+        leader = psutil.Process(process.pid)
+        is_same = abs(leader.create_time() - process.started_at) < START_TIME_TOLERANCE_SECONDS
+        return leader if is_same and leader.status() != psutil.STATUS_ZOMBIE else None
     except psutil.NoSuchProcess:
         return None
 

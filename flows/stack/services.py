@@ -113,7 +113,7 @@ class Site(Record):
 
     def client_environment(self) -> dict[str, str]:
         """How this project, Prefect and MLflow find the servers and log in; to be set before either is imported."""
-        found = {
+        variables = {
             **QUIET,
             "RLHF_HOME": str(self.home),
             "PREFECT_HOME": str(self.home / "prefect"),
@@ -134,12 +134,12 @@ class Site(Record):
         }
         if self.profile == "production":
             secrets = self.credentials.secrets
-            found |= {
+            variables |= {
                 "PREFECT_API_AUTH_STRING": secrets.prefect_auth,
                 "MLFLOW_TRACKING_USERNAME": secrets.mlflow_username,
                 "MLFLOW_TRACKING_PASSWORD": secrets.mlflow_password,
             }
-        return found
+        return variables
 
 
 def port_variable(name: Name) -> str:
@@ -164,8 +164,8 @@ def log_in_as(name: Name, profile: Profile, known: Credentials | None) -> str:
 
 def label_studio_executable() -> Path:
     """Label Studio's program in its own environment: RLHF_LABEL_STUDIO, or beside the environment that runs this."""
-    given = os.environ.get("RLHF_LABEL_STUDIO")
-    path = Path(given) if given else Path(sys.prefix).parent / ".venv-label-studio" / "bin" / "label-studio"
+    configured = os.environ.get("RLHF_LABEL_STUDIO")
+    path = Path(configured) if configured else Path(sys.prefix).parent / ".venv-label-studio" / "bin" / "label-studio"
     if not path.is_file():
         raise StackError(
             f"Label Studio is not installed at {path}; `make setup` installs it, "

@@ -249,10 +249,10 @@ def _wait_for(name: Name, home: Path, state: State, known: Credentials) -> None:
         ended = process is None or not processes.is_alive(process)
         if ended or time.monotonic() > deadline:
             log = _log(home, name)
-            late = f"is not ready after {START_SECONDS:.0f} s: {health.problem}"
-            seen = "ended before it was ready" if ended else late
+            not_ready = f"is not ready after {START_SECONDS:.0f} s: {health.problem}"
+            reason = "ended before it was ready" if ended else not_ready
             tail = log.read_text(errors="replace")[-LOG_TAIL_CHARACTERS:].strip()
-            raise StackError(f"{TITLES[name]} {seen}. `rlhf up` tries again; the end of {log}:\n{tail}")
+            raise StackError(f"{TITLES[name]} {reason}. `rlhf up` tries again; the end of {log}:\n{tail}")
         time.sleep(POLL_SECONDS)
 
 

@@ -37,7 +37,7 @@ class JsonLines(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """The line."""
-        told: dict[str, Any] = {
+        fields: dict[str, Any] = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname,
             "logger": record.name,
@@ -47,33 +47,33 @@ class JsonLines(logging.Formatter):
         }
         task = getattr(record, "task_run_name", None)
         if task is not None:
-            told["task"] = task
+            fields["task"] = task
         if record.exc_info:
-            told["traceback"] = redacted(self.formatException(record.exc_info), self._secrets)
-        return json.dumps(told, ensure_ascii=False)
+            fields["traceback"] = redacted(self.formatException(record.exc_info), self._secrets)
+        return json.dumps(fields, ensure_ascii=False)
 
 
 @contextmanager
 def log_to_file(name: str, **ids: str) -> Iterator[Path]:
     """Keep what is said in the block in the file of the run `name`; `ids` that are not empty go into every line."""
-    place = home_directory()
-    path = place / FOLDER / f"{name}.jsonl"
+    home = home_directory()
+    path = home / FOLDER / f"{name}.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
     handler = RotatingFileHandler(path, maxBytes=LONGEST_BYTES, backupCount=1, encoding="utf-8", delay=True)
-    handler.setFormatter(JsonLines({key: value for key, value in ids.items() if value}, known_secrets(place)))
+    handler.setFormatter(JsonLines({key: value for key, value in ids.items() if value}, known_secrets(home)))
     notes.setLevel(logging.INFO)
     notes.propagate = False
-    heard = [logging.getLogger(name) for name in (*OURS, "prefect")]
-    levels = {logger: logger.level for logger in heard}
-    for logger in heard:
+    loggers = [logging.getLogger(name) for name in (*OURS, "prefect")]
+    levels = {logger: logger.level for logger in loggers}
+    for logger in loggers:
         if logger.level == logging.NOTSET:
             logger.setLevel(logging.INFO)
-    for logger in (*heard, notes):
+    for logger in (*loggers, notes):
         logger.addHandler(handler)
     try:
         yield path
     finally:
-        for logger in (*heard, notes):
+        for logger in (*loggers, notes):
             logger.removeHandler(handler)
         for logger, level in levels.items():
             logger.setLevel(level)
@@ -101,23 +101,23 @@ def known_secrets(home: Path) -> frozenset[str]:
         credentials = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     except (OSError, ValueError):  # `rlhf doctor` speaks of it; a log needs no credentials
         credentials = {}
-    told = {**credentials, **(credentials.get("production") or {})}
+    values = {**credentials, **(credentials.get("production") or {})}
     return secrets_of() | {
         value
-        for name, value in told.items()
+        for name, value in values.items()
         if isinstance(value, str) and len(value) >= SHORTEST_SECRET and not name.endswith(("email", "username"))
     }
 
 
 def find_log(run: str = "") -> Path:
     """The file of a run, by the beginning of its MLflow or Prefect id; the newest for "". Raises ArtifactError."""
-    place = home_directory() / FOLDER
-    files = sorted(place.glob("*.jsonl"), key=lambda path: path.stat().st_mtime)
+    directory = home_directory() / FOLDER
+    files = sorted(directory.glob("*.jsonl"), key=lambda path: path.stat().st_mtime)
     matching = [path for path in files if path.name.startswith(run) or (run and _flow_run(path).startswith(run))]
     if not matching:
         known = ", ".join(path.stem for path in files[-5:])
-        there = f"the newest are {known}" if known else "none is there yet, `rlhf run` makes one"
-        raise ArtifactError(f"no run{f' {run!r}' if run else ''} has a log in {place}: {there}")
+        hint = f"the newest are {known}" if known else "none is there yet, `rlhf run` makes one"
+        raise ArtifactError(f"no run{f' {run!r}' if run else ''} has a log in {directory}: {hint}")
     return matching[-1]
 
 

@@ -85,13 +85,13 @@ class MetricSender:
         """Lines that were not read yet. A file that was written anew (a resumed stage) is read from its start."""
         if not self._file.exists():
             return []
-        inode, done = self._read_to
+        inode, offset = self._read_to
         with self._file.open("rb") as file:
-            now = os.fstat(file.fileno()).st_ino
-            file.seek(done if now == inode else 0)
-            whole, _, _ = file.read().rpartition(b"\n")  # the rest of a line may still be on its way
-            self._read_to = (now, (done if now == inode else 0) + len(whole) + bool(whole))
-        return list(_parse(whole))
+            current = os.fstat(file.fileno()).st_ino
+            file.seek(offset if current == inode else 0)
+            complete, _, _ = file.read().rpartition(b"\n")  # the rest of a line may still be on its way
+            self._read_to = (current, (offset if current == inode else 0) + len(complete) + bool(complete))
+        return list(_parse(complete))
 
     def _log_progress(self, lines: list[Line]) -> None:
         """Now and then a line says how far a long stage is."""
@@ -167,9 +167,9 @@ def send_all(run_id: str, output: Path, sent: Mapping[Point, float] | None = Non
     send(run_id, [metric for metric in metrics if (metric.key, metric.step) not in stored])
     step = first_difference(metrics, stored)
     if step is not None:
-        words = f"trained again after a stop, step {step} and after came out otherwise: metrics.jsonl has the second"
-        log.warning("%s: %s", run_id, words)
-        MlflowClient().set_tag(run_id, "rlhf.metrics", words)
+        message = f"trained again after a stop, step {step} and after came out otherwise: metrics.jsonl has the second"
+        log.warning("%s: %s", run_id, message)
+        MlflowClient().set_tag(run_id, "rlhf.metrics", message)
 
 
 def _line(step: int, timestamp_ms: int, values: Mapping[str, float]) -> Line:

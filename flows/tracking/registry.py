@@ -108,8 +108,8 @@ def find_version(name: str, key: str) -> str | None:
 
 
 def _versions(name: str, key: str) -> list[int]:
-    found = MlflowClient().search_model_versions(f"name = '{name}' and tag.`{TAG_KEY}` = '{key}'")
-    return [int(one.version) for one in found]
+    versions = MlflowClient().search_model_versions(f"name = '{name}' and tag.`{TAG_KEY}` = '{key}'")
+    return [int(version.version) for version in versions]
 
 
 def version_exists(model: str) -> bool:

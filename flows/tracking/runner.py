@@ -136,14 +136,14 @@ def find(stage: str, key: str, home: Path) -> Artifact | None:
 
 def _restore(run: Run, final: Path, digest: str) -> bool:
     """Bring a run's output back from MLflow. False when it is gone or differs from what was published."""
-    place = final.with_name(final.name + ".download")
-    shutil.rmtree(place, ignore_errors=True)
-    place.mkdir(parents=True)
+    directory = final.with_name(final.name + ".download")
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir(parents=True)
     try:
-        output = runs.fetch_output(run.info.run_id, place)
+        output = runs.fetch_output(run.info.run_id, directory)
         model = run.data.tags.get(runs.TAG_MODEL)
         if model is not None:
-            (registry.fetch_checkpoint(model, place / "version") / MODEL).rename(output / MODEL)
+            (registry.fetch_checkpoint(model, directory / "version") / MODEL).rename(output / MODEL)
         if directory_digest(output) != digest:
             log.warning("the output of run %s in MLflow is not what was published; it is made again", run.info.run_id)
             return False
@@ -153,7 +153,7 @@ def _restore(run: Run, final: Path, digest: str) -> bool:
         log.info("the output of run %s cannot be downloaded, it is made again: %s", run.info.run_id, error)
         return False
     finally:
-        shutil.rmtree(place, ignore_errors=True)
+        shutil.rmtree(directory, ignore_errors=True)
 
 
 def _run_or_resume(job: Job, perform: Perform) -> Artifact:
@@ -192,10 +192,10 @@ def _friendly_errors(job: Job) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        told = stage_stopped(error, job.step.stage, job.partial)
-        if told is None:
+        friendly = stage_stopped(error, job.step.stage, job.partial)
+        if friendly is None:
             raise
-        raise told from error
+        raise friendly from error
 
 
 def _reclaim_published(job: Job, run_id: str) -> None:
@@ -207,8 +207,8 @@ def _reclaim_published(job: Job, run_id: str) -> None:
 
 def _remove_leftovers(job: Job) -> None:
     """Remove what killed runs left beside the output: half downloaded, half replaced or begun anew."""
-    for left in job.final.parent.glob(f"{job.final.name}.*"):
-        shutil.rmtree(left)
+    for path in job.final.parent.glob(f"{job.final.name}.*"):
+        shutil.rmtree(path)
 
 
 def _work_and_clean(job: Job, perform: Perform, run_id: str) -> tuple[float, dict[Point, float] | None]:
@@ -230,9 +230,9 @@ def _perform(job: Job, perform: Perform, run_id: str) -> dict[Point, float] | No
         figures = perform(job.step, out, Journal(out), {name: item.path for name, item in job.inputs.items()})
     seconds = time.monotonic() - started
     write_json(out / "provenance.json", _provenance(job, run_id, seconds))
-    lost = [name for name, value in figures.items() if not math.isfinite(value)]
-    if lost:
-        log.warning("stage '%s' has figures that are not finite and are left out: %s", job.stage, ", ".join(lost))
+    not_finite = [name for name, value in figures.items() if not math.isfinite(value)]
+    if not_finite:
+        log.warning("stage '%s' has figures that are not finite and are left out: %s", job.stage, ", ".join(not_finite))
     finite = {name: float(value) for name, value in figures.items() if math.isfinite(value)}
     write_json(out / "result.json", finite)
     return sender.sent

@@ -104,9 +104,9 @@ def provenance_tags() -> dict[str, str]:
 
 def input_tags(inputs: Mapping[str, Artifact]) -> dict[str, str]:
     """One tag an input, by which lineage walks back."""
-    kept = {"stage", "key", "run_id", "digest", "model"}
+    fields = {"stage", "key", "run_id", "digest", "model"}
     return {
-        TAG_INPUT + name: json.dumps(artifact.model_dump(mode="json", include=kept), sort_keys=True)
+        TAG_INPUT + name: json.dumps(artifact.model_dump(mode="json", include=fields), sort_keys=True)
         for name, artifact in inputs.items()
     }
 
@@ -168,12 +168,12 @@ def fetch_output(run_id: str, into: Path, name: str = "") -> Path:
 
 
 @contextmanager
-def active(**how: Any) -> Iterator[str]:
+def active(**arguments: Any) -> Iterator[str]:
     """An active MLflow run; `how` are the arguments of `mlflow.start_run`.
 
     It ends FINISHED; SCHEDULED, when it waits for people; FAILED with the reason; or KILLED, when it was stopped.
     """
-    run_id = str(mlflow.start_run(**how).info.run_id)
+    run_id = str(mlflow.start_run(**arguments).info.run_id)
     try:
         clear_reason(run_id)
         yield run_id
@@ -192,16 +192,16 @@ def end(run_id: str, error: BaseException) -> None:
     A run that cannot be ended because MLflow is away stays RUNNING until it goes on: nobody waits for that.
     """
     status = "FAILED" if isinstance(error, Exception) else "KILLED"
-    words = str(error) if status == "FAILED" else "stopped; the same command goes on"
+    message = str(error) if status == "FAILED" else "stopped; the same command goes on"
     try:
         with outages.without_retries():
             mlflow.end_run(status)
-            reason = f"{type(error).__name__}: {words}"[:LONGEST_TAG]
+            reason = f"{type(error).__name__}: {message}"[:LONGEST_TAG]
             MlflowClient().set_tag(run_id, TAG_REASON, reason)
             note = "\n\n".join([reason, links.back_tags().get(links.TAG_NOTE, "")]).strip()
             MlflowClient().set_tag(run_id, links.TAG_NOTE, note)
-    except MlflowException as other:
-        log.warning("MLflow could not be told that run %s is %s (%s)", run_id, status, other)
+    except MlflowException as unreachable:
+        log.warning("MLflow could not be told that run %s is %s (%s)", run_id, status, unreachable)
 
 
 def clear_reason(run_id: str) -> None:
@@ -222,24 +222,26 @@ def pipeline_run(name: str, *, recipe: Any, flow_run_id: str = "", alone: bool =
     `alone`: nobody starts this flow run again, as in a terminal. Then the last run of the same recipe in this home is
     gone on with where it was not finished, by a kill perhaps, and nobody works on it.
     """
-    own = f"pipeline-{fingerprint([node(), str(home_directory()), flatten(recipe)])[:16]}" if alone else ""
+    pipeline_id = f"pipeline-{fingerprint([node(), str(home_directory()), flatten(recipe)])[:16]}" if alone else ""
     tags = {
         TAG_RECIPE: name,
         TAG_FLOW_RUN: flow_run_id,
-        **({TAG_PIPELINE: own} if alone else {}),
+        **({TAG_PIPELINE: pipeline_id} if alone else {}),
         **provenance_tags(),
         **links.back_tags(),
     }
-    with try_lock(home_directory(), own) as free:
+    with try_lock(home_directory(), pipeline_id) as free:
         if alone:
-            begun = [run for run in search({TAG_PIPELINE: own}, limit=1) if free and run.info.status != "FINISHED"]
+            unfinished = [
+                run for run in search({TAG_PIPELINE: pipeline_id}, limit=1) if free and run.info.status != "FINISHED"
+            ]
         else:
-            begun = search({TAG_FLOW_RUN: flow_run_id}) if flow_run_id else []
-        how = {"experiment_id": experiment_id(), "run_name": name, "tags": tags}
-        with active(**({"run_id": begun[0].info.run_id} if begun else how)) as run_id:
-            if begun:
+            unfinished = search({TAG_FLOW_RUN: flow_run_id}) if flow_run_id else []
+        arguments = {"experiment_id": experiment_id(), "run_name": name, "tags": tags}
+        with active(**({"run_id": unfinished[0].info.run_id} if unfinished else arguments)) as run_id:
+            if unfinished:
                 MlflowClient().set_tag(run_id, TAG_FLOW_RUN, flow_run_id)
-            if not begun or not begun[0].data.params:  # a kill may have come between
+            if not unfinished or not unfinished[0].data.params:  # a kill may have come between
                 log_params(run_id, flatten(recipe))
             with logs.log_to_file(run_id, run_id=run_id, flow_run_id=flow_run_id):
                 yield run_id

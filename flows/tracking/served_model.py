@@ -20,7 +20,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 
 DEFAULTS: dict[str, Any] = {"max_new_tokens": 128, "temperature": 1.0, "seed": 0}
 PLAIN: dict[str, Any] = {"use_safetensors": True, "trust_remote_code": False}
-PLACE = "\ue000"  # a private character of Unicode: stands where the prompt goes in the chat template
+PROMPT_MARK = "\ue000"  # a private character of Unicode: stands where the prompt goes in the chat template
 
 
 class Scorer:
@@ -65,9 +65,9 @@ class ServedModel(PythonModel):
             return
         others = [Path(path) for name, path in sorted(context.artifacts.items()) if name.startswith("member")]
         self.members = [Scorer(path) for path in (directory, *others)]
-        self.told: dict[str, Any] = {"combine": "mean"}
+        self.combination: dict[str, Any] = {"combine": "mean"}
         if "ensemble" in context.artifacts:
-            self.told = json.loads(Path(context.artifacts["ensemble"]).read_text(encoding="utf-8"))
+            self.combination = json.loads(Path(context.artifacts["ensemble"]).read_text(encoding="utf-8"))
 
     @torch.no_grad()
     def predict(self, context: Any, model_input: pandas.DataFrame, params: dict[str, Any] | None = None) -> list[Any]:
@@ -88,9 +88,11 @@ class ServedModel(PythonModel):
             turns = [{"role": "user", "content": prompt}]
             encoded: Any = self.tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=True)
             return list(encoded["input_ids"] if hasattr(encoded, "keys") else encoded)
-        turns = [{"role": "user", "content": PLACE}]
+        turns = [{"role": "user", "content": PROMPT_MARK}]
         frame = str(self.tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False))
-        before, after = (self.tokenizer(part, add_special_tokens=False)["input_ids"] for part in frame.split(PLACE))
+        before, after = (
+            self.tokenizer(part, add_special_tokens=False)["input_ids"] for part in frame.split(PROMPT_MARK)
+        )
         return [*before, *self._plain_ids(prompt), *after]
 
     def _plain_ids(self, text: str) -> list[int]:
@@ -118,10 +120,10 @@ class ServedModel(PythonModel):
     def _score(self, prompt: str, response: str) -> float:
         ids, answer = self._prompt_ids(prompt), [*self._plain_ids(response), self.tokenizer.eos_token_id]
         scores = torch.tensor([member(ids, answer) for member in self.members], dtype=torch.float64)
-        if self.told["combine"] == "worst":
+        if self.combination["combine"] == "worst":
             return float(scores.min())
-        if self.told["combine"] == "uncertainty":
-            return float(scores.mean() - self.told["combine_coef"] * scores.var(correction=0))
+        if self.combination["combine"] == "uncertainty":
+            return float(scores.mean() - self.combination["combine_coef"] * scores.var(correction=0))
         return float(scores.mean())
 
 

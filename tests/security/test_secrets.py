@@ -113,7 +113,7 @@ def test_a_form_that_is_refused_does_not_repeat_the_secret() -> None:
 def test_label_studio_with_credentials_in_its_address_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LABEL_STUDIO_URL", WITH_USER)
     monkeypatch.setenv("LABEL_STUDIO_API_KEY", SECRET)
-    with pytest.raises(StackError, match="LABEL_STUDIO_URL holds credentials") as caught:
+    with pytest.raises(StackError, match="LABEL_STUDIO_URL contains credentials") as caught:
         client(load_recipe(str(TINY)).labeling)  # type: ignore[arg-type]
     assert SECRET not in str(caught.value)
 

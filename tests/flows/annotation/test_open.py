@@ -106,7 +106,7 @@ def test_open_again_changes_nothing_and_a_new_screen_keeps_the_old_project(
         nora.annotate(row["id"], ranking_result([one["id"] for one in row["data"]["responses"]]), 9.0)
     before = (of_title(), accounts_file().read_bytes())
     again = open_(recipe)  # and does not ask
-    assert again.exit_code == 0 and "nothing to do: all of it is there already" in again.output
+    assert again.exit_code == 0 and "nothing to do: everything exists already" in again.output
     assert (of_title(), accounts_file().read_bytes()) == before
     screens = {kind: projects.screen(kind) for kind in ("ranking", "pairwise")}
     screens["ranking"] = screens["ranking"].replace("Done?", "Finished?")

@@ -369,7 +369,7 @@ def test_a_dead_run_is_started_again_a_few_times_and_no_other(place: Place, pref
     assert f"{run.name} is left crashed: it was started again 3 times" in given_up and "a fourth time" in given_up
     assert looked_after(place) == []
     message = prefect.read_flow_run(run.id).state.message  # type: ignore[union-attr]
-    assert message is not None and f"`rlhf retry {run.name}` starts it again" in message
+    assert message is not None and f"`rlhf retry {run.name}` restarts it" in message
     told = CliRunner().invoke(app, ["--home", str(place.home), "status"], env={"COLUMNS": "400"}).stdout
     assert "Crashed" in told and f"`rlhf retry {run.name}`" in told
 
@@ -435,7 +435,7 @@ def test_quota_agreement_and_deadline(owner: LabelStudio, tmp_path: Path) -> Non
     assert measure_progress(owner, collection, half, store, place).reason == "4 of 6 are judged"
     agreed = measure_progress(owner, collection, half.model_copy(update={"minimum_agreement": 0.6}), store, place)
     assert (agreed.agreement, agreed.reason) == (0.0, "")
-    assert "agreement 0.00, 0.60 is asked for" in agreed.in_words(config(minimum_agreement=0.6))
+    assert "agreement 0.00, 0.60 is required" in agreed.in_words(config(minimum_agreement=0.6))
 
     write_json(place / OPENED, {"opened_at": (datetime.now(UTC) - timedelta(hours=73)).isoformat()})
     assert found().reason == "the deadline of 72 hours is reached, with 4 of 6 judged"
@@ -491,10 +491,10 @@ def test_ctrl_c_says_which_command_goes_on(place: Place, owner: LabelStudio, tmp
     heard = "signal.signal(signal.SIGINT, signal.default_int_handler)"  # in the background a shell has it ignored
     command = [sys.executable, "-c", f"import signal; {heard}; from flows.cli.main import main; main()", *told]
     with (tmp_path / "out").open("w+") as out, subprocess.Popen(command, stdout=out, stderr=out, cwd=tmp_path) as run:
-        until(lambda: "the same command goes on" in (tmp_path / "out").read_text() or run.poll() is not None, "waiting")
+        until(lambda: "the same command resumes" in (tmp_path / "out").read_text() or run.poll() is not None, "waiting")
         run.send_signal(signal.SIGINT)
         assert run.wait(LIMIT_SECONDS) == 130
-    assert f"this command goes on: {shlex.join(['rlhf', *told])}" in (tmp_path / "out").read_text()
+    assert f"this command resumes it: {shlex.join(['rlhf', *told])}" in (tmp_path / "out").read_text()
     assert "Traceback" not in (tmp_path / "out").read_text()
     judge(owner, "terminal")
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=LIMIT_SECONDS)

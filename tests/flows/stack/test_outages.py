@@ -127,7 +127,7 @@ def test_a_long_outage_ends_the_stage_in_words_and_it_goes_on_afterwards(
         impatient.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
         run_stage("sft", work, config=SFTConfig(epochs=3))
     told = str(ended.value)
-    assert "'sft' stopped because MLflow" in told and "`rlhf up`" in told and "the same command goes on" in told
+    assert "'sft' stopped because MLflow" in told and "`rlhf up`" in told and "the same command resumes" in told
     (kept,) = (tmp_path / "artifacts").glob("sft-*.partial")
     assert str(kept) in told and mlflow.active_run() is None
     tracked.start()
@@ -258,7 +258,7 @@ def test_a_pull_waits_for_label_studio_and_in_the_end_says_what_to_do(
     assert len(cable.lost) == 1 and again["judgements"] == first["judgements"]
     cable.cut()
     monkeypatch.setenv("RLHF_PATIENCE_SECONDS", "1")
-    with pytest.raises(ServerUnavailable, match=r"for 0\.0 minutes; what was judged is kept, the same command goes on"):
+    with pytest.raises(ServerUnavailable, match=r"for 0\.0 minutes; what was judged is kept, the same command resumes"):
         collect(labeling("pulled"), tmp_path / "c", Journal(tmp_path / "c"), responses=responses(town), town=town)
 
 
@@ -318,5 +318,5 @@ def states(server: Server) -> list[str]:
 def test_an_error_of_the_program_is_not_taken_for_an_outage() -> None:
     with pytest.raises(ZeroDivisionError), friendly_errors():
         _ = 1 / 0
-    with pytest.raises(RLHFError, match=r"Prefect .* did not answer.*the same command goes on"), friendly_errors():
+    with pytest.raises(RLHFError, match=r"Prefect .* did not answer.*the same command resumes"), friendly_errors():
         httpx.get(f"http://127.0.0.1:{free_port()}")

@@ -65,7 +65,7 @@ def test_a_full_disk_keeps_the_last_checkpoint_and_the_same_command_goes_on(home
     with largest_file(8_000_000), pytest.raises(StageStopped) as ended:
         run_stage("ppo", work, config=SFTConfig())
     told = str(ended.value)
-    assert "no room left to write" in told and "last checkpoint: step-00001.pt" in told and "free some space" in told
+    assert "no disk space left" in told and "last checkpoint: step-00001.pt" in told and "free some space" in told
     run = only_run()
     assert run.info.status == "FAILED" and run.data.tags[runs.TAG_REASON] == f"StageStopped: {told}"
     assert run.data.tags[links.TAG_NOTE] == run.data.tags[runs.TAG_REASON]  # what MLflow's page shows as description
@@ -90,7 +90,7 @@ def allocate_array(_: Path, journal: Journal) -> Mapping[str, float]:
 
 @pytest.mark.parametrize("work", [allocate, allocate_array])
 def test_used_up_memory_names_the_options_that_need_less(home: Path, work: object) -> None:
-    with pytest.raises(StageStopped, match=r"needs more memory.*lower ppo\.micro_batch_tokens.*is kept in"):
+    with pytest.raises(StageStopped, match=r"ran out of memory.*lower ppo\.micro_batch_tokens.*is kept in"):
         run_stage("ppo", work, config=SFTConfig())  # type: ignore[arg-type]
     assert only_run().info.status == "FAILED"
 
