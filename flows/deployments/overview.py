@@ -1,4 +1,4 @@
-"""Prefect's pools, workers and runs for `rlhf status` and `rlhf doctor`, each with the next step."""
+"""Prefect's pools, workers and runs for `rlhf status` and `rlhf doctor`, each with a next step."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ CRASHES_SHOWN = 10
 
 @dataclass(frozen=True)
 class Row:
-    """A line of a table: a pool or a run, how it is, and what to do next."""
+    """A row of a table: a pool or a run, its state, and the next step."""
 
     name: str
     state: str
@@ -35,7 +35,7 @@ def tables() -> list[tuple[str, list[Row]]]:
 
 
 def check_pools() -> list[Finding]:
-    """The check of `rlhf doctor`: a pool needs a worker. No pool at all is well, for runs in a terminal need none."""
+    """The check of `rlhf doctor`: each pool has a worker. No pools is fine: runs in a terminal need none."""
     try:
         with get_client(sync_client=True) as prefect:
             rows = pools(prefect)
@@ -50,7 +50,7 @@ def check_pools() -> list[Finding]:
 def pools(prefect: SyncPrefectClient) -> list[Row]:
     """The work pools with their workers."""
     rows = [_pool(prefect, pool) for pool in prefect.read_work_pools()]
-    return rows or [Row(name="(none)", state="", seen="", next="`rlhf deploy` makes work pools and deployments")]
+    return rows or [Row(name="(none)", state="", seen="", next="`rlhf deploy` creates work pools and deployments")]
 
 
 def _pool(prefect: SyncPrefectClient, pool: WorkPool) -> Row:
@@ -63,29 +63,29 @@ def _pool(prefect: SyncPrefectClient, pool: WorkPool) -> Row:
     if pool.is_paused:
         return Row(name=pool.name, state="paused", seen=seen, next=f"`prefect work-pool resume {pool.name}`")
     if not online:
-        start = f"start one: `prefect worker start --pool {pool.name}`"
+        start = f"start a worker: `prefect worker start --pool {pool.name}`"
         return Row(name=pool.name, state="no worker online", seen=seen, next=start)
-    slots = "" if pool.concurrency_limit is None else f", {pool.active_slots} of {pool.concurrency_limit} slots taken"
+    slots = "" if pool.concurrency_limit is None else f", {pool.active_slots} of {pool.concurrency_limit} slots in use"
     return Row(name=pool.name, state=f"{len(online)} online{slots}", seen=seen)
 
 
 def runs(prefect: SyncPrefectClient) -> list[Row]:
-    """Runs that wait, are to start, run, or died."""
+    """Waiting, scheduled, running and dead runs."""
     return [*_waiting(prefect), *_starting(prefect), *_running(prefect), *_crashed(prefect)]
 
 
 def last_known() -> list[Row]:
-    """The waiting runs as they were last seen, for when Prefect is away."""
+    """The waiting runs as of the last check, for when Prefect does not answer."""
     return [Row(name=waiting.flow_run_name, state="Suspended", seen=_progress(waiting)) for waiting in read_waiting()]
 
 
 def _waiting(prefect: SyncPrefectClient) -> Iterator[Row]:
     known = {waiting.flow_run_id: waiting for waiting in read_waiting()}
     for run in flow_runs.runs_in_state(prefect, "Suspended"):
-        seen = "what it waits for is not known in this home"
+        seen = "this home has no record of what it waits for"
         if waiting := known.get(str(run.id)):
             seen = _progress(waiting)
-        next_step = f"the watcher resumes it; `rlhf resume {run.name}` goes on now with what there is"
+        next_step = f"the watcher resumes it; `rlhf resume {run.name}` resumes it now with the judgements made so far"
         yield Row(name=run.name, state="Suspended", seen=seen, next=next_step)
 
 
@@ -95,7 +95,7 @@ def _progress(waiting: Waiting) -> str:
 
 def _starting(prefect: SyncPrefectClient) -> Iterator[Row]:
     for run in flow_runs.runs_in_state(prefect, *TO_START, *flow_runs.STARTING):
-        yield Row(name=run.name, state=str(run.state_name), seen=f"since {_since(run)}", next="a worker takes it")
+        yield Row(name=run.name, state=str(run.state_name), seen=f"since {_since(run)}", next="a worker picks it up")
 
 
 def _running(prefect: SyncPrefectClient) -> Iterator[Row]:
@@ -108,19 +108,19 @@ def _running(prefect: SyncPrefectClient) -> Iterator[Row]:
             )
             yield Row(name=run.name, state="Running", seen=f"since {_since(run)}", next=next_step)
         elif datetime.now(UTC) - beat > SILENCE:
-            next_step = "the watcher starts it again, or `rlhf watch` by hand"
+            next_step = "the watcher restarts it, or `rlhf watch` by hand"
             if run.deployment_id is None:
-                next_step = "the same `rlhf run` command goes on with it"
-            yield Row(name=run.name, state="dead", seen=f"last sign of life {ago(beat)}", next=next_step)
+                next_step = "the same `rlhf run` command resumes it"
+            yield Row(name=run.name, state="dead", seen=f"last heartbeat {ago(beat)}", next=next_step)
         else:
-            yield Row(name=run.name, state="Running", seen=f"last sign of life {ago(beat)}")
+            yield Row(name=run.name, state="Running", seen=f"last heartbeat {ago(beat)}")
 
 
 def _crashed(prefect: SyncPrefectClient) -> Iterator[Row]:
     for run in flow_runs.runs_in_state(prefect, "Crashed")[:CRASHES_SHOWN]:
         message = (run.state.message if run.state is not None else "") or ""
         given_up = message.startswith(BY_WATCHER)
-        next_step = f"`rlhf retry {run.name}`" if given_up else "the watcher starts it again, or `rlhf watch` by hand"
+        next_step = f"`rlhf retry {run.name}`" if given_up else "the watcher restarts it, or `rlhf watch` by hand"
         yield Row(name=run.name, state="Crashed", seen=message.removeprefix(BY_WATCHER), next=next_step)
 
 
@@ -129,7 +129,7 @@ def _since(run: FlowRun) -> str:
 
 
 def ago(time: datetime | None) -> str:
-    """How long ago, in the unit that fits."""
+    """A past time relative to now, in a suitable unit."""
     if time is None:
         return "never"
     seconds = max(0.0, (datetime.now(UTC) - time).total_seconds())

@@ -1,8 +1,8 @@
-"""`rlhf gc`: what takes room and is needed by nobody, as a list first, and removed when asked.
+"""`rlhf gc`: lists files that are no longer needed, and removes them on request.
 
-Never removed: what a registered version, a release or a labelling was made from; what a stage that runs holds (its lock
-in `home/locks` tells) or a recent run uses; an output that MLflow does not have whole; `annotations.db`. What goes from
-here can be fetched again, and what goes from MLflow's store leaves its run with all figures.
+Never removed: inputs of a registered version, a release or a labelling; outputs locked by a running stage (in
+`home/locks`) or used by a recent run; outputs that MLflow does not have in full; `annotations.db`. Local files that are
+removed can be downloaded again, and runs whose artifacts are removed from MLflow keep their figures.
 """
 
 import shutil
@@ -35,7 +35,10 @@ Kind = Literal["leftover", "checkpoint", "output", "fetched", "log", "lock", "st
 
 
 class Item(Record):
-    """Something that may go: a file or directory here, the artifacts of a run (`stored`), or a model's version."""
+    """An item that can be removed: a local file or directory, the artifacts of a run (`stored`), or a model version.
+
+    `place` is its path, run id or model URI.
+    """
 
     kind: Kind
     place: str
@@ -45,7 +48,7 @@ class Item(Record):
 
 
 def plan(days: float = 30.0, *, superseded: bool = False) -> list[Item]:
-    """What may go, without touching anything; what was used within `days` stays. MLflow must be reachable."""
+    """List the items that can be removed; what was used within `days` is kept. MLflow must be reachable."""
     home = home_directory()
     since = time.time() - days * DAY_SECONDS
     snapshot = read_mlflow(int(since * 1000), held_locks(home))
@@ -58,7 +61,7 @@ def plan(days: float = 30.0, *, superseded: bool = False) -> list[Item]:
 
 
 def remove_items(items: Iterable[Item]) -> list[str]:
-    """Remove what `plan` found; returns why something was left: what has come into use meanwhile stays."""
+    """Remove the items of `plan`, except those now in use; returns the reason for each item that was not removed."""
     home, problems = home_directory(), []
     for item in items:
         with try_lock(home, item.lock) as free:
@@ -73,21 +76,21 @@ def remove_items(items: Iterable[Item]) -> list[str]:
 
 
 def _leftovers(home: Path, snapshot: Snapshot, since: float) -> Iterator[Item]:
-    """What killed processes left beside the outputs."""
+    """Files left behind by killed processes next to the outputs."""
     for path in sorted((home / "artifacts").glob("*.*")):
         name, suffix = path.name.partition(".")[0], path.suffix
         if name in snapshot.held:
             continue
         if suffix == ".download" or suffix.startswith(".replaced-"):
-            why = "left by a process that ended"
+            why = "left behind by a process that ended"
             yield Item(kind="leftover", place=str(path), size=_size(path), why=why, lock=name)
         elif suffix == PARTIAL and not name.startswith(LABELLING) and _last_modified(path) < since:
-            why = "half-made, and nobody goes on with it"
+            why = "unfinished and not resumed"
             yield Item(kind="checkpoint", place=str(path), size=_size(path), why=why, lock=name)
 
 
 def _outputs(home: Path, snapshot: Snapshot, since: float) -> Iterator[Item]:
-    """Published outputs that no recent run uses and that MLflow has whole, or that nothing is made from any more."""
+    """Published outputs that no recent run uses and that MLflow has in full, or that nothing needs."""
     busy = {name_of(snapshot.stages[run_id]) for run_id in snapshot.at_work} | snapshot.held
     by_name = {name_of(run): run for run in snapshot.stages.values() if run.data.tags.get(runs.TAG_DIGEST)}
     for path in sorted((home / "artifacts").glob("*-*")):
@@ -96,12 +99,12 @@ def _outputs(home: Path, snapshot: Snapshot, since: float) -> Iterator[Item]:
             continue
         unneeded = run.info.run_id not in snapshot.needed
         if unneeded or _is_stored(path, run):
-            why = "nothing is made from it" if unneeded else "MLflow has it, and a run fetches it again"
+            why = "nothing needs it" if unneeded else "MLflow has it, and a run downloads it again"
             yield Item(kind="output", place=str(path), size=_size(path), why=why, lock=path.name)
 
 
 def _old_copies(home: Path, since: float) -> Iterator[Item]:
-    """Copies that were fetched to be looked at, and what old runs said."""
+    """Copies that were downloaded for inspection, and logs of old runs."""
     directories: tuple[tuple[Kind, Path], ...] = (("fetched", home / "fetched"), ("log", home / RUN_LOGS))
     for kind, directory in directories:
         for path in sorted(directory.glob("*")):
@@ -113,7 +116,7 @@ def _locks(home: Path, snapshot: Snapshot, since: float, removed: set[str]) -> I
     for path in sorted((home / "locks").glob("*.lock")):
         remaining = [output for output in (home / "artifacts").glob(f"{path.stem}*") if path.stem not in removed]
         if path.stem not in snapshot.held and not remaining and path.stat().st_mtime < since:
-            yield Item(kind="lock", place=str(path), size=0, why="nobody holds it", lock=path.stem)
+            yield Item(kind="lock", place=str(path), size=0, why="not held", lock=path.stem)
 
 
 def _stored(snapshot: Snapshot) -> Iterator[Item]:
@@ -130,7 +133,7 @@ def _stored(snapshot: Snapshot) -> Iterator[Item]:
 
 
 def _version(version: ModelVersion) -> Item:
-    """A registered version. Its files lie with the run of its stage, and have an item of their own."""
+    """A registered version. Its files belong to the run of its stage, which is a separate item."""
     return Item(kind="version", place=f"models:/{version.name}/{version.version}", size=0, why="no alias, no release")
 
 
@@ -146,7 +149,7 @@ def _is_stored(path: Path, run: Run) -> bool:
 
 
 def files_of(run_id: str, root: str) -> dict[str, FileInfo]:
-    """The files below a directory of a run's artifacts, by their paths in it; none where it is gone."""
+    """The files below a directory of a run's artifacts, by relative path; empty if it does not exist."""
     files: dict[str, FileInfo] = {}
     pending = [root]
     while pending:
@@ -167,12 +170,12 @@ def _size(path: Path) -> int:
 
 
 def _last_modified(path: Path) -> float:
-    """When something in it was last written, in seconds since the epoch."""
+    """The latest modification in a directory tree, in seconds since the epoch."""
     return max((entry.lstat().st_mtime for entry in (path, *path.rglob("*"))), default=0.0)
 
 
 def remove_local(item: Item) -> None:
-    """Remove a file or directory, which is moved aside first: what is half removed never stands under its name."""
+    """Remove a file or directory; a directory is renamed first, so that its name never holds a partial copy."""
     path = Path(item.place)
     if path.is_dir():
         aside = path.with_name(f"{path.name.partition('.')[0]}.replaced-{uuid.uuid4().hex[:8]}")
@@ -183,7 +186,7 @@ def remove_local(item: Item) -> None:
 
 
 def remove_stored(item: Item) -> None:
-    """Remove a run's artifacts from MLflow's store. Its digest goes first, so that the run no longer counts as done."""
+    """Remove a run's artifacts from MLflow's store; first its digest, so that the run no longer counts as finished."""
     client = MlflowClient()
     if versions := client.search_model_versions(f"run_id = '{item.place}'"):
         raise MlflowException(f"{versions[0].name}/{versions[0].version} is made from it")
@@ -197,7 +200,7 @@ def remove_stored(item: Item) -> None:
 
 
 def remove_version(item: Item) -> None:
-    """Remove a version; one that got an alias meanwhile stays."""
+    """Remove a version, unless it has an alias by now."""
     client = MlflowClient()
     name, number = item.place.removeprefix("models:/").rsplit("/", 1)
     version = client.get_model_version(name, number)
@@ -219,7 +222,7 @@ REMOVE: dict[Kind, Callable[[Item], None]] = {
 
 
 def write_removal_log(items: Iterable[Item]) -> Path:
-    """Write down what a collection removed, with the day."""
+    """Write the list of removed items to a dated file and return its path."""
     path = home_directory() / "logs" / f"gc-{time.strftime('%Y%m%d-%H%M%S')}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, [item.model_dump(mode="json") for item in items])

@@ -1,4 +1,4 @@
-"""What of MLflow is still needed: everything that a registered version, a release or somebody at work was made from."""
+"""Reachability in MLflow: the runs that registered versions, releases and active runs depend on."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -13,14 +13,14 @@ from alignment.artifacts import output_name
 from flows.releases.report import TAG_RELEASE
 from flows.tracking import runs
 
-TAG_STAGE_RUN = "rlhf.run."  # how a pipeline's run names the runs of its stages
+TAG_STAGE_RUN = "rlhf.run."  # prefix of the tags that name the stage runs of a pipeline run
 PAGE = 500
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """All that MLflow knows of us, read once. `since_ms` says from when on a run is recent, `held` names the outputs
-    that somebody makes at the moment."""
+    """Runs and versions of this project in MLflow, read once. Runs since `since_ms` are recent; `held` are the outputs
+    that are being produced right now."""
 
     stages: Mapping[str, Run]
     pipelines: tuple[Run, ...]
@@ -31,7 +31,7 @@ class Snapshot:
 
     @cached_property
     def at_work(self) -> frozenset[str]:
-        """Runs of stages that recent runs need here, on this machine."""
+        """Stage runs that recent runs need on this machine."""
         roots = {run_id for run_id, run in self.stages.items() if self._recent(run) or name_of(run) in self.held}
         busy = [
             pipeline
@@ -42,18 +42,18 @@ class Snapshot:
 
     @cached_property
     def needed(self) -> frozenset[str]:
-        """Runs of stages that must stay in MLflow; what people judged is never given up."""
+        """Stage runs that must stay in MLflow; human judgements are never removed."""
         labelled = {run_id for run_id, run in self.stages.items() if run.data.tags[runs.TAG_STAGE] == "labeling"}
         versions = {str(version.run_id) for version in self.versions}
         return self._closure(self.at_work | self.released | labelled | versions)
 
     @cached_property
     def released(self) -> frozenset[str]:
-        """Runs of stages that a release names."""
+        """Stage runs that belong to a release."""
         return frozenset(_stage_run_ids(pipeline for pipeline in self.pipelines if TAG_RELEASE in pipeline.data.tags))
 
     def superseded(self) -> list[ModelVersion]:
-        """Versions of ours without an alias, in no release, and in nothing that is needed by others."""
+        """Versions without an alias, in no release, and not an input of anything needed."""
         ours = [version for version in self.versions if runs.TAG_KEY in version.tags]
         candidates = [version for version in ours if (version.name, str(version.version)) not in self.aliased]
         candidates = [version for version in candidates if (version.creation_timestamp or 0) < self.since_ms]
@@ -61,7 +61,7 @@ class Snapshot:
         return [version for version in candidates if version.run_id not in needed]
 
     def without(self, versions: Iterable[ModelVersion]) -> "Snapshot":
-        """The same, as if these versions were gone."""
+        """A copy without these versions."""
         gone = {(version.name, version.version) for version in versions}
         kept = tuple(version for version in self.versions if (version.name, version.version) not in gone)
         return Snapshot(self.stages, self.pipelines, kept, self.aliased, self.since_ms, self.held)
@@ -70,7 +70,7 @@ class Snapshot:
         return max(run.info.start_time or 0, run.info.end_time or 0) >= self.since_ms
 
     def _closure(self, roots: Iterable[str]) -> frozenset[str]:
-        """Runs with all that went into them; where work was done twice under one key, both."""
+        """The runs and, transitively, their inputs; if several runs share a key, all of them."""
         by_key: dict[str, set[str]] = {}
         for run_id, run in self.stages.items():
             by_key.setdefault(run.data.tags.get(runs.TAG_KEY, run_id), set()).add(run_id)
@@ -89,7 +89,7 @@ class Snapshot:
 
 
 def name_of(run: Run) -> str:
-    """What the output of a stage's run is called on disk; "" where its tags do not say."""
+    """The directory name of a stage run's output; "" without the tags for it."""
     tags = run.data.tags
     return output_name(tags[runs.TAG_STAGE], tags[runs.TAG_KEY]) if runs.TAG_KEY in tags else ""
 
@@ -100,7 +100,7 @@ def _stage_run_ids(pipelines: Iterable[Run]) -> Iterator[str]:
 
 
 def read_mlflow(since_ms: int, held: Iterable[str]) -> Snapshot:
-    """Read MLflow."""
+    """Read runs, versions and aliases from MLflow."""
     client, experiment = MlflowClient(), runs.experiment_id()
     all_runs: list[Run] = _pages(lambda token: client.search_runs([experiment], max_results=PAGE, page_token=token))
     versions = _pages(lambda token: client.search_model_versions(max_results=PAGE, page_token=token))
@@ -116,7 +116,7 @@ def read_mlflow(since_ms: int, held: Iterable[str]) -> Snapshot:
 
 
 def _pages(ask: Callable[[str | None], Any]) -> list[Any]:
-    """All rows of a search that answers by pages."""
+    """All rows of a paginated search."""
     rows, token = [], None
     while True:
         page = ask(token)

@@ -276,7 +276,7 @@ def test_a_run_is_suspended_outlives_everything_and_is_resumed_when_enough_is_ju
     assert "4 of 16 judged" in status.stdout and f"`rlhf resume {run.name}`" in status.stdout
 
     judge(owner, "weekend")
-    assert looked_after(place) == [f"{run.name} goes on: 16 of 16 are judged"]
+    assert looked_after(place) == [f"{run.name} is resumed: 16 of 16 are judged"]
     place.ensure_worker()
     becomes(prefect, run, "Completed")
     (parent,) = runs.search({runs.TAG_FLOW_RUN: str(run.id)})
@@ -327,7 +327,7 @@ def test_two_runs_wait_on_one_project_and_one_goes_on_by_hand(
     CliRunner().invoke(app, ["--home", str(place.home), "resume", str(one.id)], catch_exceptions=False)
     becomes(prefect, one, "Completed")
     assert state_of(prefect, other) == "Suspended"
-    assert looked_after(place) == [f"{other.name} goes on: another run has finished this labelling"]
+    assert looked_after(place) == [f"{other.name} is resumed: another run has finished this labelling"]
     becomes(prefect, other, "Completed")
     key = keys(steps(Recipe.model_validate(told["recipe"])))["labeling"]
     (finished,) = runs.search({runs.TAG_KEY: key})
@@ -348,7 +348,7 @@ def test_a_dead_run_is_started_again_a_few_times_and_no_other(place: Place, pref
     assert looked_after(place, settled=timedelta(hours=1)) == []
     until(lambda: (place.home / "logs" / "worker.log").read_text().count(SECOND_REPORT), "its second report")
     (said,) = looked_after(place)
-    assert said.startswith(f"{run.name} is started again (1 of 3): Process exited with status code: -9")
+    assert said.startswith(f"{run.name} is restarted (1 of 3): Process exited with status code: -9")
     becomes(prefect, run, "Pending", "Submitting", "Running")
     becomes(prefect, run, "Running")
     until(lambda: flow_runs.last_heartbeat(prefect, run), "a heartbeat")
@@ -358,15 +358,15 @@ def test_a_dead_run_is_started_again_a_few_times_and_no_other(place: Place, pref
     now = {"silence": timedelta(0), "doubt": timedelta(0)}
     assert looked_after(place, silence=timedelta(0)) == []  # silent, but only just noticed
     found, again = looked_after(place, **now)
-    assert found.startswith(f"{run.name} is dead: no sign of life since")
-    assert again.startswith(f"{run.name} is started again (2 of 3): no sign of life")
+    assert found.startswith(f"{run.name} is dead: no heartbeat since")
+    assert again.startswith(f"{run.name} is restarted (2 of 3): no heartbeat")
     assert looked_after(place, **now) == []
 
     flow_runs.set_state(prefect, run, Crashed(message="a third time"))
-    assert looked_after(place) == [f"{run.name} is started again (3 of 3): a third time"]
+    assert looked_after(place) == [f"{run.name} is restarted (3 of 3): a third time"]
     flow_runs.set_state(prefect, run, Crashed(message="a fourth time"))
     (given_up,) = looked_after(place)
-    assert f"{run.name} is left crashed: it was started again 3 times" in given_up and "a fourth time" in given_up
+    assert f"{run.name} stays crashed: it was restarted 3 times" in given_up and "a fourth time" in given_up
     assert looked_after(place) == []
     message = prefect.read_flow_run(run.id).state.message  # type: ignore[union-attr]
     assert message is not None and f"`rlhf retry {run.name}` restarts it" in message
@@ -375,7 +375,7 @@ def test_a_dead_run_is_started_again_a_few_times_and_no_other(place: Place, pref
 
     CliRunner().invoke(app, ["--home", str(place.home), "retry", run.name], catch_exceptions=False)
     flow_runs.set_state(prefect, run, Crashed(message="after a person"))
-    assert looked_after(place) == [f"{run.name} is started again (1 of 3): after a person"]
+    assert looked_after(place) == [f"{run.name} is restarted (1 of 3): after a person"]
     for state in (Cancelled(), Failed(message="its own error")):
         flow_runs.set_state(prefect, run, state)
         assert looked_after(place, **now) == []

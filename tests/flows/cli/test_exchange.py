@@ -227,4 +227,6 @@ def test_a_file_without_anything_to_use_is_an_error(tmp_path: Path) -> None:
     told = CliRunner().invoke(app, ["label", "import", str(file), "--out", str(tmp_path / "in")])
     assert isinstance(told.exception, DataError) and "contains no usable rows" in str(told.exception)
     missing = CliRunner().invoke(app, ["label", "import", "nowhere.jsonl", "--out", str(tmp_path / "in")])
-    assert isinstance(missing.exception, DataError) and "the file nowhere.jsonl does not exist" in str(missing.exception)
+    assert isinstance(missing.exception, DataError) and "the file nowhere.jsonl does not exist" in str(
+        missing.exception
+    )

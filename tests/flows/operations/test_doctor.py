@@ -66,7 +66,7 @@ def test_label_studio_of_another_version(
     assert "make setup" in doctor.label_studio().fix
     program.parent.mkdir()
     program.touch()
-    assert doctor.label_studio().seen == "no version to be seen"
+    assert doctor.label_studio().seen == "unknown version"
     (tmp_path / "lib" / "python3.11" / "site-packages" / f"label_studio-{version}.dist-info").mkdir(parents=True)
     found = doctor.label_studio()
     assert (found.ok, found.seen) == (ok, version) and ok != ("install version 1.23" in found.fix)
@@ -138,7 +138,7 @@ def test_a_server_with_another_time_of_day_and_one_that_does_not_answer(
     credentials.ensure(tmp_path)
     found = {one.what: one for one in doctor.servers(tmp_path)}
     assert re.fullmatch(r"its clock is -3\d\d s from ours", found["MLflow"].seen)
-    assert "time server" in found["MLflow"].fix
+    assert "synchronise the clocks" in found["MLflow"].fix
     assert not found["Prefect"].ok and "`rlhf down` and `rlhf up`" in found["Prefect"].fix
 
 
@@ -174,7 +174,7 @@ def test_half_made_outputs_that_nobody_goes_on_with(tmp_path: Path) -> None:
     with open_lock(tmp_path, "ppo-2") as running:
         assert take(running)
         (found,) = doctor.leftovers(tmp_path)
-    assert found.seen.startswith("1 half-made") and "sft-1.partial" in found.seen and "rlhf gc" in found.fix
+    assert found.seen.startswith("1 unfinished") and "sft-1.partial" in found.seen and "rlhf gc" in found.fix
 
 
 def test_directories_of_servers_that_everybody_can_read(tmp_path: Path) -> None:
@@ -192,4 +192,4 @@ def test_pools_without_a_worker(prefect_server: str) -> None:
         prefect.create_work_pool(WorkPoolCreate(name=name, type="process"))
         found = {one.what: one for one in overview.check_pools()}[f"pool {name}"]
         prefect.delete_work_pool(name)
-    assert not found.ok and found.fix == f"start one: `prefect worker start --pool {name}`"
+    assert not found.ok and found.fix == f"start a worker: `prefect worker start --pool {name}`"

@@ -132,7 +132,7 @@ def test_a_stopped_stage_is_killed_in_mlflow_and_goes_on(
     run = only_run()
     if end == "Ctrl-C":
         assert (process.exitcode, run.info.status) == (1, "KILLED")
-        assert run.data.tags[runs.TAG_REASON] == "KeyboardInterrupt: stopped; the same command goes on"
+        assert run.data.tags[runs.TAG_REASON] == "KeyboardInterrupt: stopped; the same command resumes"
     else:
         assert (process.exitcode, run.info.status) == (-signal.SIGKILL, "RUNNING")
     with caplog.at_level(logging.WARNING, "flows.tracking.runs"):
