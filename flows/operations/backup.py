@@ -1,8 +1,8 @@
-"""Backups: all databases and files of a stack in one directory with the digest of each, and a stack made from one.
+"""Backup and restore: all databases and files of a stack in one directory, with a digest of each.
 
-What refers to something is copied before what it refers to: our store of annotations, then the databases (MLflow before
-Label Studio), then files, which are written once and appear whole. So servers and runs may go on meanwhile. A backup
-takes its name when it is whole, and a restored stack does not start before all of it is there.
+Referring data is copied before the data it refers to: the store of annotations, then the databases (MLflow before Label
+Studio), then files, which are written once and appear atomically. So servers and runs can continue meanwhile. A backup
+gets its final name when it is complete, and a restored stack does not start before the restore is complete.
 """
 
 import os
@@ -27,7 +27,7 @@ from flows.stack.services import Profile
 
 MANIFEST = "manifest.json"
 UNFINISHED = state.UNFINISHED
-ORDER = ("annotations.db", "prefect.db", "mlflow.db", "label_studio.sqlite3")  # SQLite; others come first
+ORDER = ("annotations.db", "prefect.db", "mlflow.db", "label_studio.sqlite3")  # SQLite; others are copied first
 DUMPED = ("prefect", "mlflow", "label-studio")
 EXCLUDED = ("logs", "locks", "postgres", state.FILE, UNFINISHED)  # at the top of a home
 TRANSIENT_SUFFIXES = (
@@ -37,11 +37,11 @@ TRANSIENT_SUFFIXES = (
     "-wal",
     "-shm",
     "-journal",
-)  # what others are still writing, and locks
+)  # files that are still being written, and locks
 
 
 class Manifest(Record):
-    """What a backup holds: digests (SHA-256) by path below the backup, and links by path below the home."""
+    """Contents of a backup: digests (SHA-256) by path below the backup, and links by path below the home."""
 
     made_at: str
     profile: Profile
@@ -52,21 +52,21 @@ class Manifest(Record):
 
 @dataclass(frozen=True)
 class Databases:
-    """Where PostgreSQL is, and the password of each server's role."""
+    """The address of PostgreSQL, and the password of each server's role."""
 
     address: str
     passwords: dict[str, str]
 
 
 def backup(out: Path, home: Path | None = None) -> Manifest:
-    """Copy the stack in `home` to `out`, which must not be there yet.
+    """Copy the stack in `home` to `out`, which must not exist.
 
-    Raises StackError, also when a production stack's database does not run.
+    Raises StackError, also when a production stack's database is not running.
     """
     home = home_directory(home)
     known = credentials.read(home)
     if known is None:
-        raise StackError(f"there is no stack in {home}: name its home with --home or RLHF_HOME")
+        raise StackError(f"there is no stack in {home}: set its home with --home or RLHF_HOME")
     remembered = state.read(home)
     databases = None
     if remembered.profile == "production":
@@ -76,9 +76,9 @@ def backup(out: Path, home: Path | None = None) -> Manifest:
 
 
 def dump(home: Path, out: Path, databases: Databases | None, remembered: state.State) -> Manifest:
-    """The whole of a backup, of whatever runs. Raises StackError."""
+    """Write a complete backup; PostgreSQL's databases are dumped if given. Raises StackError."""
     if out.exists() or out.is_relative_to(home):
-        raise StackError(f"{out} {'is there already' if out.exists() else f'lies in {home}'}: name another directory")
+        raise StackError(f"{out} {'exists already' if out.exists() else f'is inside {home}'}: choose another directory")
     partial = out.with_name(out.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)  # of a backup that was killed
     partial.mkdir(parents=True, mode=0o700)
@@ -98,7 +98,7 @@ def dump(home: Path, out: Path, databases: Databases | None, remembered: state.S
 
 
 def _copy_home(home: Path, partial: Path, databases: Databases | None) -> dict[str, str]:
-    """Databases first, then files; returns the links."""
+    """Copy databases first, then files; returns the links."""
     paths = list(_files_to_copy(home))
     sqlite_files = sorted(
         filter(_is_sqlite, paths), key=lambda path: ORDER.index(path.name) if path.name in ORDER else -1
@@ -143,7 +143,7 @@ def _copy(path: Path, target: Path) -> None:
     except FileNotFoundError:
         if path.exists():
             raise
-        target.unlink(missing_ok=True)  # removed meanwhile: as if it had been a moment earlier
+        target.unlink(missing_ok=True)  # removed meanwhile: same as if removed before the backup
 
 
 def _is_sqlite(path: Path) -> bool:
@@ -154,13 +154,13 @@ def _is_sqlite(path: Path) -> bool:
 
 
 def _copy_sqlite(path: Path, target: Path) -> None:
-    """A database at one moment, while others write to it."""
+    """A consistent snapshot of a database that may be in use."""
     with closing(sqlite3.connect(path)) as source, closing(sqlite3.connect(target)) as copy:
         source.backup(copy)
 
 
 def _run_pg_tool(program: str, name: str, databases: Databases, *options: str) -> None:
-    """Run a program of PostgreSQL on a server's database. Raises StackError with what it said."""
+    """Run a program of PostgreSQL on a server's database. Raises StackError with its error output."""
     host, _, port = databases.address.rpartition(":")
     connection = (
         "--host",
@@ -181,9 +181,9 @@ def _run_pg_tool(program: str, name: str, databases: Databases, *options: str) -
 
 
 def restore(source: Path, home: Path | None = None) -> Manifest:
-    """Make the stack of a backup in `home`, which must hold nothing; `rlhf up` starts it.
+    """Restore a backup into `home`, which must be empty; `rlhf up` starts the stack.
 
-    Raises StackError for a backup that is not whole, before anything is written.
+    Raises StackError for an incomplete backup, before anything is written.
     """
     home = home_directory(home)
     manifest = read_manifest(source)
@@ -201,21 +201,21 @@ def restore(source: Path, home: Path | None = None) -> Manifest:
 
 
 def read_manifest(source: Path) -> Manifest:
-    """The manifest of a whole backup. Raises StackError, naming the first file that is missing or other than it was."""
+    """Verify a backup and return its manifest. Raises StackError naming the first file that is missing or changed."""
     try:
         manifest = Manifest.model_validate_json((source / MANIFEST).read_bytes())
     except (OSError, ValidationError) as error:
-        raise StackError(f"{source} is not a whole backup: it has no {MANIFEST} that can be read") from error
+        raise StackError(f"{source} is not a complete backup: it has no readable {MANIFEST}") from error
     for name, digest in manifest.files.items():
         if not (source / name).is_file() or file_digest(source / name) != digest:
-            raise StackError(f"{source / name} is missing or not as it was written: take another backup")
+            raise StackError(f"{source / name} is missing or was changed: use another backup")
     return manifest
 
 
 def _require_empty(home: Path) -> None:
     existing = next((path for path in home.rglob("*") if not path.is_dir()), None) if home.exists() else None
     if existing is not None:
-        raise StackError(f"{home} is not empty ({existing.relative_to(home)} is there): restore into a new home")
+        raise StackError(f"{home} is not empty (it contains {existing.relative_to(home)}): restore into a new home")
 
 
 def _restore_files(source: Path, home: Path, manifest: Manifest) -> None:
@@ -227,7 +227,7 @@ def _restore_files(source: Path, home: Path, manifest: Manifest) -> None:
 
 
 def _restore_databases(source: Path, databases: Databases) -> None:
-    """Load the dumps, each in one go, into databases that hold nothing yet. Raises StackError."""
+    """Load the dumps into empty databases, each in one transaction. Raises StackError."""
     for name in DUMPED:
         role = postgres.DATABASES[name]
         with postgres.connect(databases.address, databases.passwords[name], role) as connection:
@@ -257,7 +257,7 @@ def main() -> None:
         _restore_databases(Path(argument), databases)
         _restore_files(Path(argument), home, manifest)
     else:
-        raise SystemExit(f"'{action}': say dump or restore, and a directory")
+        raise SystemExit(f"'{action}': use dump or restore, and a directory")
     print(f"{action}: {len(manifest.files)} files of {manifest.made_at}")
 
 

@@ -1,12 +1,11 @@
-"""A training stage in several processes: started by `accelerate launch`, heard while they work, and never left behind.
+"""A training stage in several processes: started by `accelerate launch`, with their output in the flow's log.
 
     the flow's process ── accelerate launch ── python -m alignment.worker, once a process
 
-The launcher has a session of its own and is tied to the flow's process, and the processes to the launcher
-(`alignment.distributed.parent_death`): where one is killed, the kernel kills those below. Whatever else ends the work,
-an error, a cancelled flow run or Ctrl-C, ends them politely first. What they print goes to `home/logs/STAGE-KEY.log`
-and from there to the flow's log; what the main process measures it writes into the stage's `metrics.jsonl`, as a single
-process does.
+The launcher has its own session and is tied to the flow's process, and the workers to the launcher
+(`alignment.distributed.parent_death`): if a parent is killed, the kernel kills its children. An error, a cancelled flow
+run or Ctrl-C terminates them with SIGTERM first. Their output goes to `home/logs/STAGE-KEY.log` and from there to the
+flow's log; the main process writes metrics into the stage's `metrics.jsonl`, as a single process does.
 """
 
 import builtins
@@ -35,18 +34,18 @@ from flows.recipe.compute import launch_options
 
 log = logging.getLogger(__name__)
 STEP_FILE = "step.json"
-DIRECTORY = "launch"  # in the stage's directory, while it works
+DIRECTORY = "launch"  # in the stage's directory, while it runs
 POLL_SECONDS = 0.5
-GRACE_SECONDS = 6.0  # twice this, and everything is gone
+GRACE_SECONDS = 6.0  # after twice this time all processes have ended
 LAST_LINES, REMEMBERED_LINES = 15, 1000
-LAUNCHER_FAILURE = "failed (exitcode"  # what comes after this line is its own traceback
+LAUNCHER_FAILURE = "failed (exitcode"  # the lines after this one are the launcher's own traceback
 
 
 def launch(step: Step, out: Path, journal: Journal, inputs: Mapping[str, Path]) -> Figures:
-    """Do a step's work in `out` in the processes of its `compute`; returns its figures.
+    """Run a step in `out` with the processes of its `compute`; returns its figures.
 
-    An error of a process is raised here as the kind of error that it was there; where a process ended without a word,
-    it is a TrainingError.
+    An error of a process is raised here with its original type; a process that ended without an error message raises a
+    TrainingError.
     """
     options = launch_options(step.compute)
     directory = out / DIRECTORY
@@ -57,7 +56,7 @@ def launch(step: Step, out: Path, journal: Journal, inputs: Mapping[str, Path]) 
     log_file = home_directory() / "logs" / f"{out.name.removesuffix('.partial')}.log"
     log_file.parent.mkdir(parents=True, exist_ok=True)
     with log_file.open("ab") as output:
-        log_offset = output.tell()  # in an earlier attempt
+        log_offset = output.tell()  # the end of earlier attempts
         child = _start_launcher(directory, output, step.compute.processes)
     try:
         log_lines = _stream_log(child, log_file, log_offset)
@@ -71,7 +70,7 @@ def launch(step: Step, out: Path, journal: Journal, inputs: Mapping[str, Path]) 
 
 
 def _start_launcher(directory: Path, output: BinaryIO, processes: int) -> subprocess.Popen[bytes]:
-    """The launcher, in a session of its own. The thread that starts it must outlive it: it is tied to that one."""
+    """Start the launcher in its own session. It is tied to the calling thread, which must outlive it."""
     tether = [sys.executable, "-m", "alignment.distributed.parent_death", str(os.getpid())]
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(directory / "accelerate.yaml")]
     worker = ["--main_process_port", "0", "-m", "alignment.worker", str(directory)]
@@ -87,7 +86,7 @@ def _start_launcher(directory: Path, output: BinaryIO, processes: int) -> subpro
 
 
 def _stream_log(child: subprocess.Popen[bytes], log_file: Path, offset: int) -> Sequence[str]:
-    """Pass on what is said, from `place` in the log, until the launcher has ended; returns the last lines of it."""
+    """Forward the log from `offset` until the launcher has ended; returns the last lines."""
     last_lines = deque[str](maxlen=REMEMBERED_LINES)
     with log_file.open(encoding="utf-8", errors="replace") as stream:
         stream.seek(offset)
@@ -104,11 +103,11 @@ def _stream_log(child: subprocess.Popen[bytes], log_file: Path, offset: int) -> 
 
 
 def _terminate(child: subprocess.Popen[bytes]) -> None:
-    """End the launcher and all below it: politely, and after GRACE_SECONDS for good."""
+    """Terminate the launcher and its descendants: SIGTERM, and SIGKILL after GRACE_SECONDS."""
     if child.poll() is not None:
         return
     descendants = psutil.Process(child.pid).children(recursive=True)
-    for sign in (signal.SIGTERM, signal.SIGKILL):  # told to end, the launcher ends its processes
+    for sign in (signal.SIGTERM, signal.SIGKILL):  # on SIGTERM the launcher ends its processes
         os.killpg(child.pid, sign)
         with suppress(subprocess.TimeoutExpired):
             child.wait(GRACE_SECONDS)
@@ -121,10 +120,10 @@ def _terminate(child: subprocess.Popen[bytes]) -> None:
 
 
 def _failure(directory: Path, log_file: Path, log_lines: Sequence[str]) -> Exception:
-    """The error of the process that failed first, in its words, with the last lines that were said as a note."""
+    """The error of the process that failed first, with the last lines of the log as a note."""
     end = next((n for n, line in enumerate(log_lines) if LAUNCHER_FAILURE in line), len(log_lines))
     last_lines = "\n".join(log_lines[: end + 1][-LAST_LINES:])
-    where = f"all that the processes said is in {log_file}"
+    where = f"the full log is {log_file}"
     notes: list[dict[str, Any]] = [
         json.loads(path.read_text(encoding="utf-8")) for path in sorted(directory.glob("error-*.json"))
     ]
@@ -135,16 +134,16 @@ def _failure(directory: Path, log_file: Path, log_lines: Sequence[str]) -> Excep
         error.add_note(last_lines)
         return error
     return TrainingError(
-        "a process, or `accelerate launch` itself, ended without saying why; exit code -9 is what memory that runs out "
-        f"looks like, and then fewer processes or smaller batches help; {where}:\n{last_lines}"
+        "a process, or `accelerate launch` itself, ended without an error message; exit code -9 usually means out of "
+        f"memory: use fewer processes or smaller batches; {where}:\n{last_lines}"
     )
 
 
 def _rebuild_error(kind: str, message: str) -> Exception:
-    """An error of one of our kinds or of Python's, with these words."""
+    """An error of this type, ours or a built-in one, with this message."""
     error_type = getattr(errors, kind, None) or getattr(builtins, kind)
     try:
         error: Exception = error_type(message)
-    except TypeError:  # a kind that takes more than words
+    except TypeError:  # a type that needs more arguments than the message
         error = RuntimeError(f"{kind}: {message}")
     return error

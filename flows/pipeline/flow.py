@@ -40,9 +40,9 @@ def rlhf(recipe: Recipe) -> dict[str, Any]:
 
 
 def run_steps(recipe: Recipe, chain: Mapping[str, Step], last: str = EVALUATE.name) -> dict[str, Artifact]:
-    """The steps that `last` needs, in order, each on the outputs of those before it, and `last` itself.
+    """Run `last` and the steps that it needs in order, each on the outputs of its inputs; returns artifacts by stage.
 
-    Ends with GateError after a reward model that is not good enough to be followed. Returns the artifacts by stage.
+    Raises GateError when the reward model misses its gate.
     """
     artifacts: dict[str, Artifact] = {}
     for name in needed(chain, last):
@@ -56,7 +56,7 @@ def run_steps(recipe: Recipe, chain: Mapping[str, Step], last: str = EVALUATE.na
 
 @flow(name="rlhf-stage", persist_result=False)
 def run_stage_alone(recipe: Recipe, stage: str) -> Artifact:
-    """One stage of a recipe by itself. What it needs is taken as it was made before, or made first."""
+    """Run a single stage of a recipe. Its inputs come from the cache, or run first."""
     check_files(recipe)
     flow_run_id = str(flow_run.id or "")
     with logs.log_to_file(f"{stage}-{flow_run_id}", flow_run_id=flow_run_id), suspended_while_people_label():
@@ -67,7 +67,7 @@ def run_stage_alone(recipe: Recipe, stage: str) -> Artifact:
 
 
 def needed(chain: Mapping[str, Step], stage: str) -> list[str]:
-    """A stage and all that it is made from, in the order in which they run."""
+    """A stage and, transitively, its inputs, in the order in which they run."""
     if stage not in chain:
         raise ConfigError(f"the recipe has no stage '{stage}'; it has {', '.join(chain)}")
     names = {stage}
@@ -78,7 +78,7 @@ def needed(chain: Mapping[str, Step], stage: str) -> list[str]:
 
 
 def register(recipe: Recipe, artifacts: Mapping[str, Artifact], run_id: str) -> dict[str, Any]:
-    """Name the policy `candidate`, and `champion` when it passes the gate; keep the manifest with this flow's run."""
+    """Set the alias `candidate`, and `champion` if the gate is passed; log the manifest to the pipeline's run."""
     log = get_run_logger()
     manifest = release_manifest(recipe, artifacts)
     missed = missed_gates(recipe.release_gate, manifest)
@@ -97,15 +97,15 @@ def register(recipe: Recipe, artifacts: Mapping[str, Artifact], run_id: str) -> 
         "%d of %d stages were cached%s",
         len(skipped),
         len(artifacts),
-        ": nothing was run again" if len(skipped) == len(artifacts) else "",
+        ": nothing was run" if len(skipped) == len(artifacts) else "",
     )
     return manifest
 
 
 def log_report(artifacts: Mapping[str, Artifact], manifest: Mapping[str, Any], run_id: str) -> None:
-    """Headline figures and pictures on the pipeline's MLflow run, and links to it on the flow run's page."""
+    """Log headline figures and plots to the pipeline's MLflow run, and a table on the flow run's page."""
     client = mlflow.MlflowClient()
-    logged = client.get_run(run_id).data.metrics  # of a flow run that ended while it was here, and goes on
+    logged = client.get_run(run_id).data.metrics  # of a flow run that was interrupted here and resumed
     for name, value in headlines(manifest).items():
         if name not in logged:
             client.log_metric(run_id, name, value)
@@ -119,7 +119,7 @@ def log_report(artifacts: Mapping[str, Artifact], manifest: Mapping[str, Any], r
 
 
 def headlines(manifest: Mapping[str, Any]) -> dict[str, float]:
-    """The figures that a reviewer compares first."""
+    """The headline figures of a release."""
     figures = {
         "win_rate_vs_sft": manifest["win_rate_vs_sft"]["rate"],
         "kl_to_sft": manifest["kl_to_sft"],

@@ -1,4 +1,4 @@
-"""`rlhf run --plan`: what a run would do, without doing it."""
+"""`rlhf run --plan`: a dry run that lists stages, cache state and cost."""
 
 import os
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from flows.stack.stack import connect
 
 @dataclass(frozen=True)
 class PlannedStage:
-    """A line of the plan. `state` is "cached", "to run", or "?" when MLflow cannot be asked."""
+    """A row of the plan. `state` is "cached", "to run", or "?" when MLflow is not available."""
 
     stage: str
     key: str
@@ -40,7 +40,7 @@ def plan(recipe: Recipe, home: Path | None = None) -> list[PlannedStage]:
 
 
 def finished(keys_by_stage: dict[str, str], home: Path | None = None) -> set[str] | None:
-    """The stages with a finished run for their key; None when no server can be asked."""
+    """The stages with a finished run for their key; None when MLflow is not available."""
     if "MLFLOW_TRACKING_URI" not in os.environ:
         try:
             os.environ.update(connect(home).environment())
@@ -56,12 +56,12 @@ def finished(keys_by_stage: dict[str, str], home: Path | None = None) -> set[str
 
 
 def plan_table(recipe: Recipe, rows: list[PlannedStage]) -> Table:
-    """The plan for people."""
+    """The plan as a table for the terminal."""
     total = sum(row.cost.flops or 0 for row in rows if row.state != "cached")
     title = f"{recipe.name}, seed {recipe.seed}: about {format_count(total)}FLOP to do"
     caption = "tokens and FLOPs are estimates at full lengths: 6·N a trained token, 2·N a read one"
     if any(row.state == "?" for row in rows):
-        caption += "\n? : MLflow does not run, so nothing is known of earlier runs; `rlhf up` starts it"
+        caption += "\n? : MLflow is not running, so cached stages are not known; `rlhf up` starts it"
     table = Table(title=title, caption=caption)
     for name, side in (
         ("stage", "left"),

@@ -1,4 +1,4 @@
-"""Every stage by itself as a flow, for deployments. What it needs is taken as it was made before, or made first."""
+"""Flows that run a single stage, for deployments. Its inputs come from the cache, or run first."""
 
 from contextlib import closing
 from dataclasses import replace
@@ -22,7 +22,7 @@ from flows.recipe.schema import Recipe, check_files, load_recipe
 from flows.tracking import links
 from labeling.collection import open_planned, sync_collection
 
-TOWN = load_recipe("town")  # what forms begin with
+TOWN = load_recipe("town")  # the default of the forms
 WRITING = "demonstrations.jsonl"
 
 
@@ -40,9 +40,9 @@ def sft(recipe: Recipe = TOWN) -> Artifact:
 
 @flow(name="collect-comparisons", persist_result=False)
 def collect_comparisons(recipe: Recipe = TOWN) -> Artifact:
-    """Responses go before people in Label Studio, or before the town's crew, and come back as comparisons."""
+    """Comparisons from people in Label Studio, or from the town's simulated annotators."""
     if recipe.labeling is None:
-        raise ConfigError(f"the recipe {recipe.name} has no `labeling`, so nothing is to be judged: give it one")
+        raise ConfigError(f"the recipe {recipe.name} has no section `labeling`, so there is nothing to judge: add one")
     return run_stage_alone.fn(recipe, "comparisons")
 
 
@@ -54,7 +54,7 @@ def reward_model(recipe: Recipe = TOWN) -> Artifact:
 
 @flow(name="ppo", persist_result=False)
 def ppo(recipe: Recipe = TOWN) -> Artifact:
-    """The policy, by PPO or by what `align.method` names in its place."""
+    """The policy, by PPO or another `align.method`."""
     return run_stage_alone.fn(recipe, recipe.align.method)
 
 
@@ -66,13 +66,13 @@ def evaluate(recipe: Recipe = TOWN) -> Artifact:
 
 @flow(name="collect-demonstrations", persist_result=False)
 def collect_demonstrations(recipe: Recipe = TOWN) -> dict[str, Any]:
-    """Open the project in which people write answers, and take what they wrote so far.
+    """Open the project in which people write answers, and export the answers written so far.
 
-    Running it again opens nothing twice and takes what was written since. The file it names goes into
-    `demonstrations.sources` with format `records`.
+    Idempotent: running it again exports new answers. The returned file can be used in `demonstrations.sources` with
+    format `records`.
     """
     if recipe.labeling is None or not recipe.labeling.demonstrations.prompts:
-        raise ConfigError(f"the recipe {recipe.name} asks nobody to write: set labeling.demonstrations.prompts")
+        raise ConfigError(f"the recipe {recipe.name} asks for no written answers: set labeling.demonstrations.prompts")
     check_files(recipe)
     draft = recipe.labeling.demonstrations.draft
     if not (draft and recipe.labeling.responses):
@@ -83,7 +83,7 @@ def collect_demonstrations(recipe: Recipe = TOWN) -> dict[str, Any]:
 
 
 def open_writing(recipe: Recipe) -> tuple[int, Path, int]:
-    """The writing project alone, opened or added to; how many answers are asked for, their file, how many are in it."""
+    """Open or extend the writing project only; returns the number of answers needed, their file and its row count."""
     assert recipe.labeling is not None
     config = recipe.labeling.with_prompts({"ranking": 0, "pairwise": 0})
     writing = recipe.model_copy(update={"labeling": config})

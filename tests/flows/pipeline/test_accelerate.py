@@ -283,7 +283,7 @@ def test_a_process_that_is_killed_ends_the_others_and_the_log_says_so(
     with (
         caplog.at_level("INFO"),
         once_it_trains(out, lambda found: found[2].kill()) as found,
-        pytest.raises(TrainingError, match=r"without saying why; exit code -9 .*pretrain-2\.log") as raised,
+        pytest.raises(TrainingError, match=r"without an error message; exit code -9 .*pretrain-2\.log") as raised,
     ):
         launch(long_step[0], out, Journal(out), long_step[1])
     assert "failed (exitcode: -9) local_rank: " in str(raised.value)
