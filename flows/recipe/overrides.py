@@ -29,7 +29,7 @@ def apply_override(values: dict[str, Any], override: str) -> None:
 
 
 def _step(section: Any, part: str, override: str) -> Any:
-    """One level down; a section that is absent or null is opened."""
+    """The section one level down; an absent or null section is created."""
     if isinstance(section, list):
         index = _index(section, part, override)
         return section[index]
@@ -42,5 +42,7 @@ def _step(section: Any, part: str, override: str) -> Any:
 
 def _index(items: Sequence[Any], part: str, override: str) -> int:
     if not part.isdigit() or int(part) >= len(items):
-        raise ConfigError(f"--set {override}: '{part}' must be a number from 0 to {len(items) - 1}, it indexes a list")
+        raise ConfigError(
+            f"--set {override}: '{part}' must be a number from 0 to {len(items) - 1}: it is an index into a list"
+        )
     return int(part)

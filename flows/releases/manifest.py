@@ -1,4 +1,4 @@
-"""What a pipeline run amounts to: its manifest, the gates it must pass, and the aliases in the registry."""
+"""The manifest of a release, and the gates of the reward model and of the release."""
 
 import json
 from collections.abc import Mapping
@@ -23,7 +23,7 @@ ASIDE = ("rejected", "quarantined", "set_aside", "too_short", "exact_copies", "n
 
 
 def release_manifest(recipe: Recipe, artifacts: Mapping[str, Artifact]) -> dict[str, Any]:
-    """Every headline figure of a release; what was not measured (no gold judge, no annotators) is null."""
+    """The figures of a release; those that were not measured (no gold judge, no annotators) are null."""
     evaluation = json.loads(artifacts["evaluate"].file("evaluation.json").read_text(encoding="utf-8"))
     reward = artifacts["reward"].result()
     gold = {name: _pick(figures, GOLD_FIGURES) for name, figures in evaluation["models"].items()}
@@ -55,7 +55,7 @@ def release_manifest(recipe: Recipe, artifacts: Mapping[str, Artifact]) -> dict[
 
 
 def unused_rows(artifacts: Mapping[str, Artifact]) -> dict[str, dict[str, int]]:
-    """Rows that a stage did not use, by stage and reason: what could not be read, and what no context has room for."""
+    """Number of unused rows by stage and reason, such as invalid, duplicate or longer than the context."""
     counts = {
         stage: {name: int(value) for name, value in artifact.result().items() if name in ASIDE or "too_long" in name}
         for stage, artifact in artifacts.items()
@@ -72,7 +72,7 @@ def _pick(figures: Mapping[str, float], names: tuple[str, ...]) -> dict[str, flo
 
 
 def _agreement(artifacts: Mapping[str, Artifact]) -> dict[str, float | None]:
-    """How far the annotators agreed with each other; null where the comparisons came from elsewhere."""
+    """Agreement between annotators; null for comparisons from files."""
     if "labeling" not in artifacts:
         return {"annotator_agreement": None, "heldout_annotator_agreement": None}
     people = json.loads(artifacts["labeling"].file("annotators.json").read_text(encoding="utf-8"))
@@ -87,7 +87,7 @@ def _agreement(artifacts: Mapping[str, Artifact]) -> dict[str, float | None]:
 
 
 def check_reward_gate(reward: Artifact, gate: RewardGate) -> None:
-    """Raise GateError when the reward model is too weak for PPO to follow."""
+    """Raise GateError when the reward model is too inaccurate to optimise against."""
     accuracy = reward.result()["accuracy_heldout_prompts"]
     if not accuracy >= gate.min_accuracy_heldout_prompts:
         raise GateError(
@@ -98,7 +98,7 @@ def check_reward_gate(reward: Artifact, gate: RewardGate) -> None:
 
 
 def missed_gates(gate: ReleaseGate, manifest: Mapping[str, Any]) -> list[str]:
-    """What keeps a policy from being champion: each figure of the gate that was missed, and by how much."""
+    """The limits of the release gate that were missed, each with its value and by how much."""
     figures = gate_figures(manifest)
     missed = []
     for name, limit in gate:
@@ -115,8 +115,8 @@ def missed_gates(gate: ReleaseGate, manifest: Mapping[str, Any]) -> list[str]:
 def gate_figures(manifest: Mapping[str, Any]) -> dict[str, float | None]:
     """The figure that each option of a release gate limits, by the option's name; None for one that was not measured.
 
-    Every criterion has its rate, `min_NAME`, and what SFT's rate is above the policy's, `max_NAME_drop`. A win by the
-    reward model's own score does not count as measured: PPO was trained to raise that score.
+    Every criterion has its rate, `min_NAME`, and SFT's rate minus the policy's, `max_NAME_drop`. Wins by the reward
+    model's own score do not count as measured: PPO was trained to raise that score.
     """
     gold, tax, win = manifest["gold"] or {}, manifest["tax"], manifest["win_rate_vs_sft"]
     if win.get("by") == "reward":

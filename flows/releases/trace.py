@@ -1,4 +1,4 @@
-"""From a comparison back to the annotation, the person, the task, the project and the guidelines behind it."""
+"""Provenance of a comparison: its annotation, annotator, task, project and guidelines."""
 
 import json
 from pathlib import Path
@@ -23,7 +23,7 @@ MOST_RUNS = 200
 
 
 def stage_output(run_id: str) -> Path:
-    """The output of a stage's run: where it was published here, else fetched from MLflow."""
+    """The output of a stage run: the published copy, else downloaded from MLflow."""
     tags = mlflow.MlflowClient().get_run(run_id).data.tags
     name = output_name(tags.get(runs.TAG_STAGE, "?"), tags.get(runs.TAG_KEY, ""))
     published, fetched = (home_directory() / folder / name for folder in ("artifacts", "fetched"))
@@ -33,13 +33,13 @@ def stage_output(run_id: str) -> Path:
         fetched.mkdir(parents=True, exist_ok=True)
         return runs.fetch_output(run_id, fetched)
     except (MlflowException, OSError) as error:
-        raise ArtifactError(f"run {run_id} has lost its output; run the recipe again") from error
+        raise ArtifactError(f"run {run_id} no longer has its output; run the recipe again") from error
 
 
 def trace(comparison_id: str) -> dict[str, Any]:
-    """All that is known of a comparison. Raises ArtifactError when no finished run has one of that id.
+    """The provenance of a comparison. Raises ArtifactError when no finished run has one with that id.
 
-    `judgement` is null for comparisons that were made elsewhere; so is what hangs on it.
+    `judgement`, `task`, `annotator` and `guidelines` are null for comparisons from files.
     """
     for run in runs.search({runs.TAG_STAGE: "comparisons"}, status="FINISHED", limit=MOST_RUNS):
         output = stage_output(run.info.run_id)
@@ -62,7 +62,7 @@ def trace(comparison_id: str) -> dict[str, Any]:
 
 
 def _find(path: Path, value: str, key: str) -> dict[str, Any] | None:
-    """The first row of a JSONL file with this value; lines without it are not parsed."""
+    """The first row of a JSONL file with this value; only lines that contain it are parsed."""
     if not path.is_file():
         return None
     with path.open(encoding="utf-8") as file:
@@ -75,7 +75,7 @@ def _find(path: Path, value: str, key: str) -> dict[str, Any] | None:
 
 
 def _judgement_details(row: dict[str, Any], labelled: Path) -> dict[str, Any]:
-    """What the labelling stage knows of a comparison."""
+    """Judgement, annotator, task and guidelines of a comparison, from the labelling stage's output."""
     judgement = _find(labelled / "judgements.jsonl", row["annotation_id"], "annotation_id")
     details: dict[str, Any] = {"judgement": judgement, "annotator": _annotator(labelled, row["annotator_id"])}
     uid = row.get("task_uid") or (judgement or {}).get("task_uid")
@@ -86,7 +86,7 @@ def _judgement_details(row: dict[str, Any], labelled: Path) -> dict[str, Any]:
 
 
 def _was_adjudicated(uid: str, labelled: Path) -> bool:
-    """Whether a senior's judgement of the task, in the second collection, took the place of the others."""
+    """Whether the task was adjudicated: a senior's judgement replaced the others."""
     path = labelled / "set_aside.jsonl"
     if not path.is_file():
         return False
@@ -120,14 +120,14 @@ def _task(collection: Collection, uid: str, labelled: Path) -> dict[str, Any]:
 
 
 def _annotator(labelled: Path, annotator_id: str) -> dict[str, Any]:
-    """The person's id and figures, where the labelling stage wrote them."""
+    """The annotator's id, with the figures that the labelling stage wrote, if any."""
     path = labelled / "annotators.json"
     rows = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
     return next((row for row in rows if row.get("annotator_id") == annotator_id), {"annotator_id": annotator_id})
 
 
 def trace_view(origin: dict[str, Any]) -> Group:
-    """A comparison and its story for people; text of models is printed as it is, never as markup."""
+    """A comparison and its provenance for the terminal; text of models is printed verbatim, never as markup."""
     row = origin["comparison"]
     prompt = "\n\n".join(f"{turn['role']}: {turn['content']}" for turn in row["prompt"]["messages"])
     label = "tie" if row["strength"] == 0 else f"chosen, strength {row['strength']}"

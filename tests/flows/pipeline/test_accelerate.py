@@ -337,7 +337,7 @@ def test_a_step_travels_to_another_process_as_it_is(inputs: dict[str, Path], tmp
         (["compute.accelerate_config=a.yaml"], "compute: accelerate_config a.yaml starts several processes"),
         (["compute.processes=0"], "compute.processes: 0 is not allowed; allowed is a whole number at least 1"),
         (["compute.processes=2", "align.method=rloo"], "align.method rloo runs in one process: set compute.processes"),
-        (["compute.processes=9"], "reward.batch_prompts 8 leaves some of the 9 processes without anything to do"),
+        (["compute.processes=9"], "reward.batch_prompts 8 leaves some of the 9 processes without work"),
     ],
 )
 def test_what_cannot_be_done_in_several_processes_is_refused(told: list[str], words: str) -> None:
