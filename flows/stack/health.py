@@ -1,4 +1,4 @@
-"""Whether each part of a stack works: what it answers when it is asked."""
+"""Health checks of the parts of a stack."""
 
 from dataclasses import dataclass
 
@@ -14,7 +14,7 @@ PROBE_SECONDS = 5.0
 
 @dataclass(frozen=True)
 class Health:
-    """A server's answer: `version` when it works, else `problem`, the reason."""
+    """The result of a health check: `version` when healthy, else the `problem`."""
 
     ok: bool
     version: str = ""
@@ -22,7 +22,7 @@ class Health:
 
 
 def health_of(name: Name, site: Site) -> Health:
-    """Ask a part of the stack, the database under it included, whether it works."""
+    """Check the health of a part of the stack, including the database behind it."""
     if name == "postgres":
         problem, version = postgres.probe(site.addresses[name], site.credentials.secrets.postgres_password)
         return Health(ok=not problem, version=version, problem=problem)
@@ -76,7 +76,7 @@ def _label_studio_health(http: httpx.Client, url: str, token: str) -> Health:
 
 
 def _worker_health(http: httpx.Client) -> Health:
-    """A worker answers for itself: well while it keeps asking Prefect for work."""
+    """A worker's own health check: healthy while it keeps polling Prefect for work."""
     response = http.get("/health")
     return Health(
         ok=response.status_code == 200, problem=f"/health answers {response.status_code}: {response.text[:200]}"

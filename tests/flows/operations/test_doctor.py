@@ -100,7 +100,7 @@ def test_a_port_that_is_named_and_busy(tmp_path: Path, monkeypatch: pytest.Monke
 def test_files_of_the_stack_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "stack.json").write_text("{")
     (found,) = doctor.servers(tmp_path)
-    assert not found.ok and "end the servers by hand" in found.fix
+    assert not found.ok and "stop the servers by hand" in found.fix
 
 
 class Late(http.server.BaseHTTPRequestHandler):
