@@ -26,7 +26,7 @@ INSTALL = "install it with `apt-get install postgresql`, or put the directory of
 
 
 def programs() -> Path:
-    """The directory with initdb, postgres and pg_dump. Raises StackError, with installation instructions, if missing."""
+    """The directory with initdb, postgres and pg_dump. Raises StackError with installation instructions if missing."""
     for directory in _candidate_directories():
         if (directory / "postgres").is_file() and (directory / "initdb").is_file():
             output = subprocess.run(
@@ -119,7 +119,7 @@ def create_cluster(home: Path, password: str) -> None:
 
 
 def _grant_access(home: Path, directory: Path, user: str) -> None:
-    """Make `user` the owner of `directory` and let it traverse `home`. Raises StackError when a parent blocks access."""
+    """Make `user` the owner of `directory` and let it traverse `home`. Raises StackError if a parent denies access."""
     shutil.chown(home, group=pwd.getpwnam(user).pw_gid)
     home.chmod(0o710)
     shutil.chown(directory, user, pwd.getpwnam(user).pw_gid)

@@ -1,8 +1,8 @@
-"""What a run said, as JSON lines in `home/logs/runs/RUN.jsonl`, beside what Prefect keeps: one file a pipeline's run.
+"""Logs of runs as JSON lines in `home/logs/runs/RUN.jsonl`, one file for each pipeline run, in addition to Prefect's.
 
 A line has time (UTC), level, logger, message, the ids of the pipeline's run (`run_id`) and of the flow run, and inside
-a stage its name (`stage`) and its run (`stage_run_id`). Secrets of the environment and of the home are left out. A file
-grows to LONGEST_BYTES, and as much again from before is kept beside it.
+a stage its name (`stage`) and its run (`stage_run_id`). Secrets of the environment and of the home are redacted. A file
+is rotated at LONGEST_BYTES, and one older file is kept.
 """
 
 import json
@@ -24,19 +24,19 @@ FOLDER = Path("logs") / "runs"
 LONGEST_BYTES = 20_000_000
 OURS = ("flows", "alignment", "labeling")
 POLL_SECONDS = 0.5
-notes = logging.getLogger("rlhf.runs")  # goes to the file alone: Prefect's console says the same in its own words
+notes = logging.getLogger("rlhf.runs")  # goes to the file only: Prefect's console has equivalent lines
 _stage: ContextVar[Mapping[str, str]] = ContextVar("stage", default={})  # noqa: B039  (never changed in place)
 
 
 class JsonLines(logging.Formatter):
-    """A record as one line of JSON, with `ids` in every line and without `secrets`."""
+    """Formats a record as a line of JSON, with `ids` in every line and `secrets` redacted."""
 
     def __init__(self, ids: Mapping[str, str], secrets: frozenset[str]) -> None:
         super().__init__()
         self._ids, self._secrets = dict(ids), secrets
 
     def format(self, record: logging.LogRecord) -> str:
-        """The line."""
+        """Format the line."""
         fields: dict[str, Any] = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname,
@@ -55,7 +55,7 @@ class JsonLines(logging.Formatter):
 
 @contextmanager
 def log_to_file(name: str, **ids: str) -> Iterator[Path]:
-    """Keep what is said in the block in the file of the run `name`; `ids` that are not empty go into every line."""
+    """Log the block to the file of the run `name`; every line has the `ids` that are not empty."""
     home = home_directory()
     path = home / FOLDER / f"{name}.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -82,7 +82,7 @@ def log_to_file(name: str, **ids: str) -> Iterator[Path]:
 
 @contextmanager
 def log_context(**ids: str) -> Iterator[None]:
-    """Have every line that is said in the block name these, such as the stage. An error is noted, and goes on."""
+    """Add ids such as the stage to every line logged in the block. An error is logged and raised."""
     token = _stage.set({**_stage.get(), **ids})
     try:
         yield
@@ -99,7 +99,7 @@ def known_secrets(home: Path) -> frozenset[str]:
     path = home / "credentials.json"
     try:
         credentials = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    except (OSError, ValueError):  # `rlhf doctor` speaks of it; a log needs no credentials
+    except (OSError, ValueError):  # `rlhf doctor` reports it; a log needs no credentials
         credentials = {}
     values = {**credentials, **(credentials.get("production") or {})}
     return secrets_of() | {
@@ -110,13 +110,13 @@ def known_secrets(home: Path) -> frozenset[str]:
 
 
 def find_log(run: str = "") -> Path:
-    """The file of a run, by the beginning of its MLflow or Prefect id; the newest for "". Raises ArtifactError."""
+    """The log file of a run, by a prefix of its MLflow or Prefect id; the newest for "". Raises ArtifactError."""
     directory = home_directory() / FOLDER
     files = sorted(directory.glob("*.jsonl"), key=lambda path: path.stat().st_mtime)
     matching = [path for path in files if path.name.startswith(run) or (run and _flow_run(path).startswith(run))]
     if not matching:
         known = ", ".join(path.stem for path in files[-5:])
-        hint = f"the newest are {known}" if known else "none is there yet, `rlhf run` makes one"
+        hint = f"the newest are {known}" if known else "there is none yet, `rlhf run` creates one"
         raise ArtifactError(f"no run{f' {run!r}' if run else ''} has a log in {directory}: {hint}")
     return matching[-1]
 
@@ -128,7 +128,7 @@ def _flow_run(path: Path) -> str:
 
 
 def read_log(path: Path, stage: str = "", follow: Callable[[], bool] = lambda: False) -> Iterator[dict[str, Any]]:
-    """The lines of a file, or those of a stage; as long as `follow` says so, what is written meanwhile too."""
+    """The lines of a file, or those of a stage; while `follow` returns True, wait for new lines."""
     with path.open(encoding="utf-8") as file:
         rest = ""
         while True:
@@ -144,7 +144,7 @@ def read_log(path: Path, stage: str = "", follow: Callable[[], bool] = lambda: F
 
 
 def _parse(text: str) -> dict[str, Any]:
-    """A line; {} for one that a killed process left half written."""
+    """Parse a line; {} for a partial line of a killed process."""
     try:
         line = json.loads(text)
     except ValueError:
@@ -153,7 +153,7 @@ def _parse(text: str) -> dict[str, Any]:
 
 
 def as_text(line: Mapping[str, Any]) -> str:
-    """A line for people."""
+    """A line as text for the terminal."""
     where = str(line.get("stage") or line.get("task") or "-")
     head = f"{str(line['time'])[:19].replace('T', ' ')} {line['level']:<7} {where:<13} {line['message']}"
     return "\n".join([head, *(f"    {text}" for text in str(line.get("traceback", "")).splitlines())])

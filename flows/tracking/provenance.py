@@ -1,4 +1,4 @@
-"""Where a result came from, beside its inputs: the commit of the code and the versions of the libraries."""
+"""Provenance of a result besides its inputs: the commit of the code and the versions of the libraries."""
 
 import platform
 import subprocess
@@ -14,7 +14,7 @@ LIBRARIES = (
 
 @cache
 def git_commit() -> str:
-    """The commit of this code, with `-dirty` when files were changed; empty outside a repository."""
+    """The commit of this code, with `-dirty` if files were changed; empty outside a repository."""
     here = Path(__file__).parent
     try:
         result = subprocess.run(

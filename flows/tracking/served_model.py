@@ -1,8 +1,8 @@
-"""What MLflow serves: a Hugging Face directory as a chat model or as a reward model. Logged as code, without pickles.
+"""The model that MLflow serves: a Hugging Face directory as a chat or reward model. Logged as code, without pickles.
 
 `mlflow models serve -m models:/policy@champion --env-manager local` takes rows with a `prompt`, and for a reward model
-also a `response`; it returns the answer's text, or the normalised score, that of an ensemble with its members put
-together. It needs torch and transformers alone.
+also a `response`; it returns the answer's text, or the normalised score, combined over the members of an ensemble. It
+needs only torch and transformers.
 """
 
 import json
@@ -20,12 +20,12 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 
 DEFAULTS: dict[str, Any] = {"max_new_tokens": 128, "temperature": 1.0, "seed": 0}
 PLAIN: dict[str, Any] = {"use_safetensors": True, "trust_remote_code": False}
-PROMPT_MARK = "\ue000"  # a private character of Unicode: stands where the prompt goes in the chat template
+PROMPT_MARK = "\ue000"  # a private-use character of Unicode: the placeholder of the prompt in the chat template
 
 
 class Scorer:
-    """A reward model: (w · h_T + (1/|y|) Σ_t (c + u · h_t) log p(y_t | x, y_<t) − bias) / scale, the sum only where
-    there is a likelihood term beside the weights."""
+    """A reward model: (w · h_T + (1/|y|) Σ_t (c + u · h_t) log p(y_t | x, y_<t) − bias) / scale, where the sum exists
+    only for models with a likelihood term."""
 
     def __init__(self, directory: Path) -> None:
         self.model = AutoModelForSequenceClassification.from_pretrained(directory, **PLAIN).eval()
@@ -52,7 +52,7 @@ class Scorer:
 
 
 class ServedModel(PythonModel):
-    """One checkpoint, or the members of an ensemble, loaded once. Whether it answers or scores is in its config."""
+    """One checkpoint, or the members of an ensemble, loaded once. Its config decides whether it generates or scores."""
 
     def load_context(self, context: Any) -> None:
         """Load weights (safetensors) and tokenizer."""
@@ -71,18 +71,18 @@ class ServedModel(PythonModel):
 
     @torch.no_grad()
     def predict(self, context: Any, model_input: pandas.DataFrame, params: dict[str, Any] | None = None) -> list[Any]:
-        """One text or one score a row."""
+        """Return a text or a score for each row."""
         options = DEFAULTS | (params or {})
         prompts = [str(prompt) for prompt in model_input["prompt"]]
         if not self.scores:
             torch.manual_seed(int(options["seed"]))
             return [self._answer(prompt, options) for prompt in prompts]
         if "response" not in model_input:
-            raise ValueError("a reward model scores a response: give a column `response` beside `prompt`")
+            raise ValueError("a reward model scores a response: add a column `response` next to `prompt`")
         return [self._score(p, str(r)) for p, r in zip(prompts, model_input["response"], strict=True)]
 
     def _prompt_ids(self, prompt: str) -> list[int]:
-        """The prompt as the user's turn. Special tokens are the template's alone: what somebody typed is plain text."""
+        """Token ids of the prompt as the user's turn. Text of the prompt never becomes a special token."""
         special = [token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special]
         if not any(token in prompt for token in special):
             turns = [{"role": "user", "content": prompt}]
@@ -103,7 +103,7 @@ class ServedModel(PythonModel):
         context = int(getattr(self.model.config, "max_position_embeddings", 1 << 30))
         room = context - ids.shape[1]
         if room < 1:
-            raise ValueError(f"the prompt has {ids.shape[1]} tokens, the model reads {context}: shorten it")
+            raise ValueError(f"the prompt has {ids.shape[1]} tokens, but the model's context is {context}: shorten it")
         sampled = float(options["temperature"]) > 0
         tokens = self.model.generate(
             ids,

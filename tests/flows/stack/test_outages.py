@@ -185,7 +185,7 @@ def test_steps_that_are_trained_again_count_once(home: Path, drift: float) -> No
     sent = [(1, 1.0), (2, 0.5), (3, 1 / 3), (4, 0.25), (5, 0.2 + drift)]  # what was told stays told
     assert history(made.run_id) == sent
     told = MlflowClient().get_run(made.run_id).data.tags.get("rlhf.metrics", "")
-    assert ("step 3 and after came out otherwise" in told) == bool(drift)
+    assert ("step 3 and later have other values" in told) == bool(drift)
 
 
 # --- Label Studio ------------------------------------------------------------------------------------------------

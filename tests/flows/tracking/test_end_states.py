@@ -137,7 +137,7 @@ def test_a_stopped_stage_is_killed_in_mlflow_and_goes_on(
         assert (process.exitcode, run.info.status) == (-signal.SIGKILL, "RUNNING")
     with caplog.at_level(logging.WARNING, "flows.tracking.runs"):
         made = run_stage("ppo", finishing, config=SFTConfig())
-    assert ("did not say how it ended (killed, out of memory" in caplog.text) == (end == "out of memory")
+    assert ("has no end state (killed, out of memory" in caplog.text) == (end == "out of memory")
     assert (made.run_id, only_run().info.status) == (run.info.run_id, "FINISHED")
     assert [metric.step for metric in MlflowClient().get_metric_history(made.run_id, "loss")] == [1]
 

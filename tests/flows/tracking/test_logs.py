@@ -42,7 +42,7 @@ def test_a_run_leaves_lines_that_name_it_and_the_stage(home: Path) -> None:
     assert (
         lost["level"] == "WARNING" and lost["logger"] == "flows.tracking.runner" and lost["stage_run_id"] == made.run_id
     )
-    assert [line["message"][:7] for line in in_stage if line["logger"] == "rlhf.runs"] == ["made in", "found d"]
+    assert [line["message"][:6] for line in in_stage if line["logger"] == "rlhf.runs"] == ["finish", "cached"]
     assert all(line["time"].endswith("+00:00") for line in said)
 
 
@@ -99,7 +99,7 @@ def test_the_command_prints_a_run_and_says_what_there_is(tmp_path: Path) -> None
     log = logging.getLogger("flows.tests")
     told = {"RLHF_HOME": str(tmp_path)}
     nothing = CliRunner().invoke(app, ["logs"], env=told)
-    assert isinstance(nothing.exception, ArtifactError) and "none is there yet" in str(nothing.exception)
+    assert isinstance(nothing.exception, ArtifactError) and "there is none yet" in str(nothing.exception)
     with logs.log_to_file("abc-1"), logs.log_context(stage="sft"):
         log.info("in a stage [bold]as it is")
     with logs.log_to_file("abd-2"):
