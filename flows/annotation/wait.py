@@ -43,7 +43,7 @@ class WaitingForPeople(NotYet):
     """Too little is judged, and the run is to be suspended."""
 
     def __init__(self, standing: Standing, directory: Path, urls: dict[str, str], config: LabelingConfig) -> None:
-        super().__init__(f"waiting for people: {standing.in_words(config)}")
+        super().__init__(f"waiting for people: {standing.describe(config)}")
         self.standing, self.directory, self.urls, self.config = standing, directory, urls, config
 
 

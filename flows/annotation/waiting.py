@@ -26,7 +26,7 @@ class Standing(Record):
     deadline: datetime
     reason: str = ""
 
-    def in_words(self, config: LabelingConfig) -> str:
+    def describe(self, config: LabelingConfig) -> str:
         """Progress and requirements in one line."""
         summary = f"{self.done} of {self.needed} judged, {config.minimum_share:.0%} are required"
         if config.minimum_agreement is not None:
@@ -54,7 +54,7 @@ def as_markdown(waiting: Waiting) -> str:
     return (
         "\n".join(
             [
-                f"**{waiting.standing.in_words(waiting.config)}**",
+                f"**{waiting.standing.describe(waiting.config)}**",
                 "",
                 "People work here:",
                 "",

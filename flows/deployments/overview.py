@@ -90,7 +90,7 @@ def _waiting(prefect: SyncPrefectClient) -> Iterator[Row]:
 
 
 def _progress(waiting: Waiting) -> str:
-    return "\n".join([waiting.standing.in_words(waiting.config), *waiting.urls.values()])
+    return "\n".join([waiting.standing.describe(waiting.config), *waiting.urls.values()])
 
 
 def _starting(prefect: SyncPrefectClient) -> Iterator[Row]:

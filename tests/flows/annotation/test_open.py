@@ -219,7 +219,7 @@ def test_hours_are_a_budget_that_stands_when_the_pace_changes(on_server: Path, o
     other = open_(recipe, "--plan", "--set", "labeling.choose.hours=0.5")  # 18 · 100 s are half an hour
     assert "100 s, measured on 21" in other.output and re.search(r"│ 18 +│ 18 +│ 0 +│", other.output)
     config = LabelingConfig.model_validate({"choose": {"hours": 0.001}, "annotators": "people"})
-    with pytest.raises(ConfigError, match="does not pay for one task"):
+    with pytest.raises(ConfigError, match="does not cover a single task"):
         within_budget(config, Material(sets), store, None)
     store.close()
 
@@ -266,7 +266,7 @@ def test_a_screen_takes_nine_and_what_has_no_room_is_counted(tmp_path: Path) -> 
     assert sorted(row.reason.split(" in ")[0] for row in found.rejected)[-1] == "the prompt prompt_1 came before"
     assert len(found.rejected) == 2 and len(found.sets) == 2
     (tmp_path / "other" / "responses.jsonl").write_text("")
-    with pytest.raises(DataError, match="holds no response sets"):
+    with pytest.raises(DataError, match="has no response sets"):
         read_material(LabelingConfig(annotators="people", responses=tuple(files)), None)
 
 

@@ -435,7 +435,7 @@ def test_quota_agreement_and_deadline(owner: LabelStudio, tmp_path: Path) -> Non
     assert measure_progress(owner, collection, half, store, place).reason == "4 of 6 are judged"
     agreed = measure_progress(owner, collection, half.model_copy(update={"minimum_agreement": 0.6}), store, place)
     assert (agreed.agreement, agreed.reason) == (0.0, "")
-    assert "agreement 0.00, 0.60 is required" in agreed.in_words(config(minimum_agreement=0.6))
+    assert "agreement 0.00, 0.60 is required" in agreed.describe(config(minimum_agreement=0.6))
 
     write_json(place / OPENED, {"opened_at": (datetime.now(UTC) - timedelta(hours=73)).isoformat()})
     assert found().reason == "the deadline of 72 hours is reached, with 4 of 6 judged"
