@@ -161,7 +161,7 @@ def in_deployment() -> bool:
 
 
 def was_resumed(directory: Path) -> bool:
-    """Whether a person resumed this flow run while it waited for the collection in `place`."""
+    """Whether a person resumed this flow run while it waited for the collection in `directory`."""
     with get_client(sync_client=True) as prefect:
         return resumed_by_hand(prefect.read_flow_run_states(flow_run.id), collection_name(directory))
 

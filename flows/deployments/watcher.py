@@ -46,10 +46,10 @@ HEARTBEATS = "PREFECT_FLOWS_HEARTBEAT_FREQUENCY"
 @flow(name="watch", persist_result=False)
 def watch(max_restarts: int = 3) -> list[str]:
     """Check all runs once; returns a message for each action. Meant to be scheduled every minute."""
-    done = check_runs(max_restarts)
-    for line in done:
-        get_run_logger().info(line)
-    return done
+    messages = check_runs(max_restarts)
+    for message in messages:
+        get_run_logger().info(message)
+    return messages
 
 
 def check_runs(
@@ -68,8 +68,8 @@ def check_runs(
         if not free:
             return []
         with get_client(sync_client=True) as prefect:
-            done = [*check_waiting_runs(prefect), *mark_dead(prefect, silence, doubt)]
-            return [*done, *restart_crashed(prefect, max_restarts, settled)]
+            messages = [*check_waiting_runs(prefect), *mark_dead(prefect, silence, doubt)]
+            return [*messages, *restart_crashed(prefect, max_restarts, settled)]
 
 
 # --- suspended runs ----------------------------------------------------------------------------------------------

@@ -148,7 +148,7 @@ def _facts(origin: dict[str, Any]) -> Table:
         "split": origin["split"],
         "annotation": row["annotation_id"] or "not known",
         "annotator": _person(origin["annotator"] or {"annotator_id": row["annotator_id"]}),
-        "made": judgement.get("created_at"),
+        "created": judgement.get("created_at"),
         "lead time": _seconds(judgement.get("lead_time")),
         "shown first": first,
         "criteria": _pairs(row.get("criteria")),
