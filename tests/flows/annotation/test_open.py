@@ -90,7 +90,7 @@ def test_open_again_changes_nothing_and_a_new_screen_keeps_the_old_project(
     assert planned.exit_code == 0, planned.output
     assert "nothing was changed" in planned.output and not of_title() and not accounts_file().exists()
     # 4 tasks · 2 people · 240 s + 2 · 1 · 120 s = 0.53 h + 0.07 h
-    assert "0.5" in planned.output and "0.1" in planned.output and "about 0.6 hours" in planned.output
+    assert "0.5" in planned.output and "0.1" in planned.output and "about 0.6 annotator hours" in planned.output
     assert "240 s, assumed" in planned.output and "account nora@open.local: new" in planned.output
     assert open_(recipe).exit_code == 1 and not of_title()  # nobody said yes
     opened = open_(recipe, "--yes")
@@ -263,7 +263,7 @@ def test_a_screen_takes_nine_and_what_has_no_room_is_counted(tmp_path: Path) -> 
     write_records(tmp_path / "one" / "responses.jsonl", [response_set(1), response_set(1)])
     (tmp_path / "other" / "responses.jsonl").write_text('{"prompt": 1}\n' + response_set(2).model_dump_json() + "\n")
     found = read_material(LabelingConfig(annotators="people", responses=tuple(files)), None)
-    assert sorted(row.reason.split(" in ")[0] for row in found.rejected)[-1] == "the prompt prompt_1 came before"
+    assert sorted(row.reason.split(" in ")[0] for row in found.rejected)[-1] == "the prompt prompt_1 is repeated"
     assert len(found.rejected) == 2 and len(found.sets) == 2
     (tmp_path / "other" / "responses.jsonl").write_text("")
     with pytest.raises(DataError, match="has no response sets"):
