@@ -16,7 +16,7 @@ from alignment.artifacts import Artifact, write_json
 from alignment.journal import Journal
 from flows.pipeline.dag import steps
 from flows.recipe.schema import load_recipe
-from flows.releases.manifest import require
+from flows.releases.manifest import check_reward_gate
 
 
 def main(
@@ -36,7 +36,7 @@ def main(
         seconds[name] = time.perf_counter() - begun
         made[name] = Artifact(stage=name, key=name, run_id="", path=directory, digest="")
         if name == "reward":
-            require(made[name], chosen.reward_gate)
+            check_reward_gate(made[name], chosen.reward_gate)
     print(json.dumps({"total": time.perf_counter() - started, "stages": seconds}))
 
 

@@ -1,7 +1,7 @@
-"""How a run ends that cannot go on: what happened, what is kept, and what to do, in words.
+"""Friendly errors for failures outside of our control: what happened, what is kept, and what to do next.
 
-Errors raised on purpose speak for themselves. A full disk, memory that is used up and a server that stays away surface
-as errors of whatever library met them; here they are told apart, and become a `StageStopped`.
+Errors raised on purpose already have such a message. A full disk, exhausted memory and an unreachable server surface as
+errors of some library; here they are recognised and raised as a `StageStopped`.
 """
 
 import errno
@@ -26,108 +26,106 @@ FULL_WORDS = (
     "file too large",
     "file write failed",
     "unexpected pos",
-)  # the last two are torch.save's words for a file that could not be written
+)  # the last two are torch.save's messages for a file that could not be written
 MEMORY_WORDS = ("can't allocate memory", "cannot allocate memory", "out of memory", "not enough memory")
-GO_ON = "the same command goes on from there (in a deployment: `rlhf retry`)"
+RESUMES = "the same command resumes from there (in a deployment: `rlhf retry`)"
 
 
 class NotYet(Exception):
-    """Work that cannot be finished now although nothing failed; only the flow catches it."""
+    """Work that cannot finish yet although nothing failed; only the flow catches it."""
 
 
 class StageStopped(RLHFError):
-    """A stage that cannot go on for a reason outside of it; the message says what is kept and what to do."""
+    """A stage that was stopped by an external failure; the message says what is kept and what to do."""
 
 
 class RunStopped(RLHFError):
-    """A run that ended between its stages."""
+    """A run that was stopped between its stages."""
 
 
 @contextmanager
-def told_in_words() -> Iterator[None]:
-    """Around a whole run: a server that stays away between stages ends it in words."""
+def friendly_errors() -> Iterator[None]:
+    """Wrap a whole run: an unreachable server between stages is raised as a RunStopped with instructions."""
     try:
         yield
     except Exception as error:
-        server = "" if isinstance(error, ON_PURPOSE) else away(error)
+        server = "" if isinstance(error, ON_PURPOSE) else unreachable_server(error)
         if not server:
             raise
         raise RunStopped(
-            f"the run stopped because {server} did not answer, though it was asked again for minutes: `rlhf up` starts "
-            f"the local servers. Every finished stage is kept; {GO_ON}"
+            f"the run stopped because {server} did not answer after minutes of retries: `rlhf up` starts the local "
+            f"servers. Every finished stage is kept; {RESUMES}"
         ) from error
 
 
-def stopped(error: BaseException, stage: Stage[Any], place: Path) -> StageStopped | None:
-    """What a person is told of an error that ended a stage working in `place`; None where it speaks for itself."""
+def stage_stopped(error: BaseException, stage: Stage[Any], directory: Path) -> StageStopped | None:
+    """The friendly error for one that ended a stage working in `directory`; None where the error needs no other."""
     if isinstance(error, ON_PURPOSE):
         return None
-    kept = f"What was done is kept in {place}{_checkpoints(place)}; {GO_ON}"
+    kept = f"The work so far is kept in {directory}{_checkpoints(directory)}; {RESUMES}"
     if is_full(error):
-        return StageStopped(
-            f"stage '{stage.name}' has no room left to write ({_short(error)}): free some space. {kept}"
-        )
+        return StageStopped(f"stage '{stage.name}' has no disk space left ({_short(error)}): free some space. {kept}")
     if is_out_of_memory(error):
         lower = f"{stage.less_memory}, or " if stage.less_memory else ""
         return StageStopped(
-            f"stage '{stage.name}' needs more memory than there is ({_short(error)}): {lower}end what else "
-            f"uses memory. {kept}; with other options the stage begins anew"
+            f"stage '{stage.name}' ran out of memory ({_short(error)}): {lower}end other processes "
+            f"that use memory. {kept}; with changed options the stage starts over"
         )
-    server = away(error)
+    server = unreachable_server(error)
     if server:
         return StageStopped(
-            f"stage '{stage.name}' stopped because {server} did not answer, though it was asked again for minutes: "
+            f"stage '{stage.name}' stopped because {server} did not answer after minutes of retries: "
             f"`rlhf up` starts the local servers. {kept}"
         )
     return None
 
 
 def is_full(error: BaseException) -> bool:
-    """Whether a disk, a quota or the largest size of a file was reached."""
+    """Whether the error means a full disk, an exceeded quota or the maximum file size."""
     return any(
-        (isinstance(one, OSError) and one.errno in FULL) or any(words in str(one).lower() for words in FULL_WORDS)
-        for one in causes(error)
+        (isinstance(cause, OSError) and cause.errno in FULL) or any(words in str(cause).lower() for words in FULL_WORDS)
+        for cause in causes(error)
     )
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory, of the machine or of an accelerator, was used up."""
+    """Whether the error means that memory, of the machine or of an accelerator, is exhausted."""
     return any(
-        isinstance(one, MemoryError)
-        or type(one).__name__ == "OutOfMemoryError"  # torch's, which is not imported for this
-        or (isinstance(one, OSError) and one.errno == errno.ENOMEM)
-        or (isinstance(one, RuntimeError) and any(words in str(one).lower() for words in MEMORY_WORDS))
-        for one in causes(error)
+        isinstance(cause, MemoryError)
+        or type(cause).__name__ == "OutOfMemoryError"  # torch's, which is not imported for this
+        or (isinstance(cause, OSError) and cause.errno == errno.ENOMEM)
+        or (isinstance(cause, RuntimeError) and any(words in str(cause).lower() for words in MEMORY_WORDS))
+        for cause in causes(error)
     )
 
 
-def away(error: BaseException) -> str:
-    """The server whose silence caused the error; "" when none did."""
-    for one in causes(error):
-        if isinstance(one, requests.RequestException):
-            return "MLflow" + (f" ({one.request.url})" if one.request is not None else "")
-        if isinstance(one, httpx.TransportError):
-            return f"Prefect ({_short(one)})"
+def unreachable_server(error: BaseException) -> str:
+    """The server that did not answer and so caused the error; "" for other errors."""
+    for cause in causes(error):
+        if isinstance(cause, requests.RequestException):
+            return "MLflow" + (f" ({cause.request.url})" if cause.request is not None else "")
+        if isinstance(cause, httpx.TransportError):
+            return f"Prefect ({_short(cause)})"
     return ""
 
 
 def causes(error: BaseException) -> Iterator[BaseException]:
-    """The error and those that led to it, the latest first."""
+    """The error and the chain of its causes, the latest first."""
     seen: set[int] = set()
-    now: BaseException | None = error
-    while now is not None and id(now) not in seen:
-        seen.add(id(now))
-        yield now
-        now = now.__cause__ or now.__context__
+    current: BaseException | None = error
+    while current is not None and id(current) not in seen:
+        seen.add(id(current))
+        yield current
+        current = current.__cause__ or current.__context__
 
 
-def _checkpoints(place: Path) -> str:
+def _checkpoints(directory: Path) -> str:
     """The newest checkpoint of a stage, for the message."""
-    found = [path for path in (place / "checkpoint").glob("*") if path.suffix != ".partial"]
-    newest = max(found, key=lambda path: path.stat().st_mtime, default=None)
+    checkpoints = [path for path in (directory / "checkpoint").glob("*") if path.suffix != ".partial"]
+    newest = max(checkpoints, key=lambda path: path.stat().st_mtime, default=None)
     return "" if newest is None else f" (last checkpoint: {newest.name})"
 
 
 def _short(error: BaseException) -> str:
-    words = " ".join(str(error).split()) or type(error).__name__
-    return words if len(words) < 200 else words[:200] + "…"
+    message = " ".join(str(error).split()) or type(error).__name__
+    return message if len(message) < 200 else message[:200] + "…"

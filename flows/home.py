@@ -1,9 +1,9 @@
-"""Where the stack and the outputs of stages live."""
+"""The home directory of the stack and of the stages' outputs."""
 
 import os
 from pathlib import Path
 
 
 def home_directory(home: Path | None = None) -> Path:
-    """The home of the stack: as given, or RLHF_HOME, or `.rlhf` here."""
+    """The home of the stack: the argument, else RLHF_HOME, else `.rlhf` in the working directory."""
     return (home or Path(os.environ.get("RLHF_HOME", ".rlhf"))).expanduser().resolve()

@@ -1,4 +1,4 @@
-"""Locks on outputs: who makes one holds `home/locks/NAME.lock`, and a lock that was left behind by nobody can go."""
+"""Locks on outputs: a process that produces one holds `home/locks/NAME.lock`. Stale lock files can be removed."""
 
 import fcntl
 import os
@@ -11,7 +11,7 @@ FOLDER = "locks"
 
 
 def open_lock(home: Path, name: str) -> TextIO:
-    """The file of a lock, open and not held yet."""
+    """Open the file of a lock without taking the lock."""
     path = home / FOLDER / f"{name}.lock"
     path.parent.mkdir(parents=True, exist_ok=True)
     return path.open("w")
@@ -19,7 +19,7 @@ def open_lock(home: Path, name: str) -> TextIO:
 
 @contextmanager
 def try_lock(home: Path, name: str) -> Iterator[bool]:
-    """Hold a lock if it is free; yields whether it is. "" is nobody's and always free."""
+    """Hold a lock if it is free; yields whether it was. "" names no lock and is always free."""
     if not name:
         yield True
         return
@@ -28,7 +28,7 @@ def try_lock(home: Path, name: str) -> Iterator[bool]:
 
 
 def take(file: TextIO) -> bool:
-    """Take a lock without waiting; False when somebody has it."""
+    """Take a lock without waiting; False when another process holds it."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -37,7 +37,7 @@ def take(file: TextIO) -> bool:
 
 
 def is_current(file: TextIO) -> bool:
-    """Whether the lock that is held is still the one that others find: `rlhf gc` may have removed its file."""
+    """Whether the held lock's file is still the one on disk: `rlhf gc` may have removed it."""
     try:
         return os.path.samestat(os.fstat(file.fileno()), Path(file.name).stat())
     except FileNotFoundError:
@@ -45,10 +45,10 @@ def is_current(file: TextIO) -> bool:
 
 
 def held_locks(home: Path) -> frozenset[str]:
-    """The names of all locks that somebody holds at the moment."""
-    found = set()
+    """The names of all locks that are currently held."""
+    held = set()
     for path in (home / FOLDER).glob("*.lock"):
         with path.open() as file:
             if not take(file):
-                found.add(path.stem)
-    return frozenset(found)
+                held.add(path.stem)
+    return frozenset(held)

@@ -29,7 +29,7 @@ class Account(Record):
 
 
 class Accounts(Record):
-    """All accounts that were created here, by the server's address and the e-mail address."""
+    """All accounts that this home created, by the server's address and the e-mail address."""
 
     model_config = ConfigDict(hide_input_in_errors=True)
 
@@ -39,8 +39,8 @@ class Accounts(Record):
 def states(owner: LabelStudio, emails: Iterable[str]) -> dict[str, State]:
     """The state of each account; read-only.
 
-    `new`: it does not exist yet. `ready`: created here, and its token works. `token changed`: created here, and its
-    token is no longer valid. `own password`: the person signed up by the invitation link and alone has the password.
+    `new`: it does not exist yet. `ready`: created here, and its token is valid. `token changed`: created here, but its
+    token is no longer valid. `own password`: the person signed up with the invitation link and set the password.
     """
     known, existing = _read().servers.get(owner.url, {}), members(owner)
     return {email: _state(owner, known.get(email), email.lower() in existing) for email in emails}
@@ -60,9 +60,9 @@ def _state(owner: LabelStudio, account: Account | None, exists: bool) -> State:
 
 
 def ensure_people(owner: LabelStudio, emails: Iterable[str]) -> dict[str, State]:
-    """Create missing accounts and read changed tokens again. Returns the states before that.
+    """Create missing accounts and refresh changed tokens. Returns the states before the change.
 
-    Each account is in the file before the next one is created.
+    Each account is written to the file before the next is created.
     """
     with exclusively(f"accounts {home_directory()}"):
         before = states(owner, emails)
@@ -80,7 +80,7 @@ def ensure_people(owner: LabelStudio, emails: Iterable[str]) -> dict[str, State]
 
 
 def accounts_file() -> Path:
-    """The file of passwords and tokens."""
+    """The file with passwords and tokens."""
     return home_directory() / FILE
 
 

@@ -1,4 +1,4 @@
-"""Stage `labeling`: responses go to Label Studio, people or simulated annotators judge them, judgements come back."""
+"""Stage `labeling`: people or simulated annotators judge responses in Label Studio."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -42,10 +42,10 @@ CLEAR = 0.5  # of a gold score from 0 to 1
 def collect(
     config: LabelingConfig, out: Path, journal: Journal, *, responses: Path | None, town: Path | None
 ) -> Mapping[str, float]:
-    """Open the projects, wait until enough is judged, and write what came back.
+    """Open the projects, wait until enough is judged, and write the results.
 
-    Every annotation goes into the store, and the output is made from the store. After a kill the existing projects
-    and judgements are used, and only the rest is asked for. Raises WaitingForPeople to have the run suspended.
+    Every annotation is stored locally, and the output is derived from the store. After a kill, existing projects and
+    judgements are reused, and only the missing ones are collected. Raises WaitingForPeople to suspend the run.
     """
     material = read_material(config, responses)
     with closing(annotation_store()) as store, client(config) as label_studio:
@@ -56,7 +56,7 @@ def collect(
         write_balance(planned, material, out)
         link_projects(collection.urls)
         if config.annotators == "simulated":
-            assert town is not None, "the recipe refuses simulated annotators without a town"
+            assert town is not None, "the recipe rejects simulated annotators without a town"
             through_outages(
                 label_studio, lambda: run_simulated_annotators(label_studio, collection, config, material.sets, town)
             )
@@ -69,7 +69,9 @@ def collect(
                 label_studio,
                 lambda: open_adjudication(label_studio, config.title, collection, disputes, out / ADJUDICATION),
             )
-            alone = config.model_copy(update={"minimum_agreement": None})  # one person judges, there is none
+            alone = config.model_copy(
+                update={"minimum_agreement": None}
+            )  # a single person judges, so there is no agreement
             wait_for_people(label_studio, second, alone, store, out / ADJUDICATION)
             pulled = through_outages(
                 label_studio, lambda: pull_collection(label_studio, collection, store, config.quality, second)
@@ -83,9 +85,8 @@ def collect(
 def known_answers(
     config: LabelingConfig, sets: list[ResponseSet], town: Path | None
 ) -> tuple[list[Comparison], list[Rejected]]:
-    """What gold tasks are made from: the file of the options, or the town's judge on responses that nobody ranks.
-
-    The judge knows the answer where the gold scores of two responses are at least half a point apart.
+    """Comparisons with known answers for gold tasks: from the configured file, or from the town's judge on responses
+    that are not ranked by people, if their gold scores differ by at least CLEAR.
     """
     gold = config.quality.gold
     if not gold.share:
@@ -95,11 +96,11 @@ def known_answers(
         if not known:
             why = f"; of the {len(unread)} rows the first has: {unread[0].reason}" if unread else ""
             raise DataError(
-                f"labeling.quality.gold.path {gold.path} holds no comparison{why}; write lines as in comparisons.jsonl "
+                f"labeling.quality.gold.path {gold.path} has no comparisons{why}; write lines as in comparisons.jsonl "
                 "of a comparisons stage, or set labeling.quality.gold.share: 0"
             )
         return known, unread
-    assert town is not None, "the recipe refuses gold tasks to which nobody knows the answers"
+    assert town is not None, "the recipe rejects gold tasks without known answers"
     judge = Judge.load(town / "facts.json")
     return town_answers(sets[config.rankings.prompts + config.pairwise.prompts :], judge), []
 
@@ -107,14 +108,16 @@ def known_answers(
 def town_answers(sets: list[ResponseSet], judge: Judge) -> list[Comparison]:
     """The pairs of each set whose gold scores are at least CLEAR apart, as comparisons."""
     known = []
-    for one in sets:
-        scored = [(judge(one.prompt, response.text).score, response) for response in one.responses]
+    for response_set in sets:
+        scored = [(judge(response_set.prompt, response.text).score, response) for response in response_set.responses]
         for (score, better), (other, worse) in permutations(scored, 2):
             if score - other >= CLEAR:
-                identity = stable_id("gold", one.prompt.id, better.id, worse.id)
+                identity = stable_id("gold", response_set.prompt.id, better.id, worse.id)
                 strength = 3 if score - other > 1.5 * CLEAR else 2
                 known.append(
-                    Comparison(id=identity, prompt=one.prompt, chosen=better, rejected=worse, strength=strength)
+                    Comparison(
+                        id=identity, prompt=response_set.prompt, chosen=better, rejected=worse, strength=strength
+                    )
                 )
     return known
 
@@ -122,9 +125,9 @@ def town_answers(sets: list[ResponseSet], judge: Judge) -> list[Comparison]:
 def run_simulated_annotators(
     label_studio: LabelStudio, collection: Collection, config: LabelingConfig, sets: list[ResponseSet], town: Path
 ) -> None:
-    """The simulated annotators see the gold judge's criteria through their own noise and taste."""
+    """Run simulated annotators, who judge by the gold criteria with individual noise and preferences."""
     gold = Judge.load(town / "facts.json")
-    prompts = {one.prompt.id: one.prompt for one in sets}
+    prompts = {response_set.prompt.id: response_set.prompt for response_set in sets}
 
     @cache
     def judge(prompt_id: str, text: str) -> Mapping[str, float]:
@@ -134,29 +137,28 @@ def run_simulated_annotators(
 
 
 def write_balance(planned: Planned, material: Material, out: Path) -> None:
-    """Write `balance.json`: the positions of responses on the screens, and the worth that prompts were chosen by."""
+    """Write `balance.json`: the positions of responses on the screens, and the worth by which prompts were selected."""
     positions = {
-        kind: [one.model_dump(mode="json") for one in balance(tasks, material.origins)]
+        kind: [counts.model_dump(mode="json") for counts in balance(tasks, material.origins)]
         for kind, tasks in planned.tasks.items()
     }
     write_json(out / "balance.json", {"shown": positions, "worth": material.worth})
 
 
 def write_screens(collection: Collection, out: Path) -> None:
-    """Write the screens with their guidelines as people saw them, named by the hash that the card names."""
+    """Write the screens with their guidelines as shown to people, named by the hash in the dataset card."""
     (out / SCREENS).mkdir(exist_ok=True)
     for batch in collection.batches:
         kind, digest = batch.project.kind, batch.project.screen_hash
-        if digest == screen_hash(kind):  # an older project keeps the screen of its day on the server
+        if digest == screen_hash(kind):  # an older project has an older screen, on the server only
             (out / SCREENS / f"{kind}-{digest}.xml").write_text(screen(kind), encoding="utf-8")
 
 
 def write_output(
     pulled: Pulled, collection: Collection, out: Path, journal: Journal, unread: Sequence[Rejected] = ()
 ) -> Mapping[str, float]:
-    """`comparisons.jsonl` (ties among them), what was kept from it (`gold.jsonl`, `set_aside.jsonl`,
-    `quarantine.jsonl`), all that was said (`judgements.jsonl`), `disputed.jsonl`, the statistics with their pictures,
-    and the screens."""
+    """Write `comparisons.jsonl` (including ties), the excluded rows (`gold.jsonl`, `set_aside.jsonl`,
+    `quarantine.jsonl`), all judgements (`judgements.jsonl`), `disputed.jsonl`, statistics with plots, and screens."""
     quarantined = [*unread, *collection.rejected, *pulled.quarantined]
     write_records(out / "comparisons.jsonl", [*pulled.comparisons, *pulled.ties])
     write_records(out / "judgements.jsonl", pulled.said)
@@ -166,10 +168,10 @@ def write_output(
     write_records(out / "disputed.jsonl", pulled.disputes)
     write_screens(collection, out)
     (out / "agreement.json").write_text(pulled.agreement.model_dump_json(indent=1), encoding="utf-8")
-    rows = [one.model_dump(mode="json") for one in pulled.quality]
+    rows = [annotator.model_dump(mode="json") for annotator in pulled.quality]
     (out / "annotators.json").write_text(json.dumps(rows, indent=1), encoding="utf-8")
-    for name, picture in crew_figures(pulled.quality).items():
-        journal.figure(name, picture)
+    for name, plot in crew_figures(pulled.quality).items():
+        journal.figure(name, plot)
     figures = {
         "judgements": float(pulled.judgements),
         "comparisons": float(len(pulled.comparisons)),
@@ -180,12 +182,12 @@ def write_output(
         "gold_tasks": float(len(collection.answers)),
         "gold_comparisons": float(len(pulled.gold)),
         "set_aside": float(len(pulled.set_aside)),
-        "annotators_set_aside": float(sum(one.set_aside for one in pulled.quality)),
-        "annotators_of_concern": float(sum(bool(one.concerns) for one in pulled.quality)),
+        "annotators_set_aside": float(sum(annotator.set_aside for annotator in pulled.quality)),
+        "annotators_of_concern": float(sum(bool(annotator.concerns) for annotator in pulled.quality)),
         "disputed": float(len(pulled.disputes)),
     }
     overall = pulled.agreement.overall
-    measured = {
+    agreement_figures = {
         "agreement": overall.share,
         "agreement_low": overall.low,
         "agreement_high": overall.high,
@@ -193,6 +195,6 @@ def write_output(
         "alpha_low": pulled.agreement.alpha_low,
         "alpha_high": pulled.agreement.alpha_high,
     }
-    figures |= {name: value for name, value in measured.items() if value is not None}
+    figures |= {name: value for name, value in agreement_figures.items() if value is not None}
     journal.log(figures, step=0)
     return figures

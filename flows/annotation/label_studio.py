@@ -1,4 +1,4 @@
-"""The Label Studio server that this process works with, and the local store of its annotations."""
+"""The Label Studio client of this process, and the local store of annotations."""
 
 import os
 
@@ -13,16 +13,16 @@ STORE_FILE = "annotations.db"
 
 
 def client(config: LabelingConfig) -> LabelStudio:
-    """Label Studio at the recipe's address, or of the local stack. Raises StackError where there is neither."""
+    """Label Studio at the recipe's address, else of the local stack. Raises StackError when neither is configured."""
     url, token = config.url or os.environ.get("LABEL_STUDIO_URL"), os.environ.get("LABEL_STUDIO_API_KEY")
     if not url or not token:
         raise StackError(
-            "no Label Studio is known: start the local one with `rlhf up`, or set LABEL_STUDIO_URL and "
+            "no Label Studio is configured: start the local one with `rlhf up`, or set LABEL_STUDIO_URL and "
             "LABEL_STUDIO_API_KEY"
         )
     if holds_credentials(url):
         raise StackError(
-            "LABEL_STUDIO_URL holds credentials, and it is shown in pages and kept with results: take them out"
+            "LABEL_STUDIO_URL contains credentials, but it is shown in pages and stored with results: remove them"
         )
     return LabelStudio(url, token)
 

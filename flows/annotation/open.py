@@ -29,7 +29,7 @@ from labeling.tasks.upload import task_ids
 
 @dataclass(frozen=True)
 class Planning:
-    """What is to be opened, with what it was chosen from and what it takes."""
+    """The tasks to open, with their material and budget."""
 
     config: LabelingConfig
     planned: Planned
@@ -46,7 +46,7 @@ class Planning:
 
 @dataclass(frozen=True)
 class ProjectState:
-    """The project of one kind of task on the server: what is there, and what opening would change."""
+    """The project of a kind of task on the server: its current state, and what opening would change."""
 
     kind: Kind
     title: str
@@ -64,9 +64,9 @@ class ProjectState:
 
 
 def planning(recipe: Recipe, keys: Mapping[str, str], command: str) -> Planning:
-    """The tasks of a recipe's collection; nothing is asked of Label Studio. Raises ArtifactError for missing stages.
+    """Plan the tasks of a recipe's collection without contacting Label Studio. Raises ArtifactError for missing stages.
 
-    `keys` are those of the recipe's stages, `command` the arguments of `rlhf run` that run it, for the error's message.
+    `keys` are those of the recipe's stages, `command` the arguments of `rlhf run` for the error message.
     """
     config = recipe.labeling
     assert config is not None
@@ -92,12 +92,12 @@ def stage_output(stage: str, key: str, command: str) -> Path:
     """The directory of a stage's output. Raises ArtifactError with the command that produces it."""
     artifact = find(stage, key, home_directory())
     if artifact is None:
-        raise ArtifactError(f"the stage {stage} of this recipe was not run yet: `rlhf run {command} --stage {stage}`")
+        raise ArtifactError(f"the stage {stage} of this recipe has not run yet: `rlhf run {command} --stage {stage}`")
     return artifact.path
 
 
 def projects(owner: LabelStudio, planning: Planning) -> list[ProjectState]:
-    """What the server has of each kind; read-only."""
+    """The state of each kind's project on the server; read-only."""
     return [_project(owner, planning, kind) for kind, tasks in planning.planned.tasks.items() if tasks]
 
 
@@ -122,8 +122,8 @@ def _project(owner: LabelStudio, planning: Planning, kind: Kind) -> ProjectState
     )
 
 
-def carry_out(owner: LabelStudio, planning: Planning) -> None:
-    """Create accounts, then projects with their tasks, then webhooks. Idempotent, also after a kill half-way."""
+def open_plan(owner: LabelStudio, planning: Planning) -> None:
+    """Create accounts, then projects with their tasks, then webhooks. Idempotent, also after an interruption."""
     config = planning.config
     ensure_people(owner, config.people)
     opened = open_planned(owner, config, planning.planned, home_directory() / COLLECTIONS / config.title)
@@ -132,11 +132,11 @@ def carry_out(owner: LabelStudio, planning: Planning) -> None:
             ensure_webhook(owner, batch.project.id, config.webhook)
 
 
-PLAN_COLUMNS = ("project", "tasks", "there", "new", "judges each", "hours of work", "a judgement takes")
+PLAN_COLUMNS = ("project", "tasks", "there", "new", "judges per task", "hours of work", "time per judgement")
 
 
 def plan_rows(planning: Planning, projects: Sequence[ProjectState]) -> list[list[str]]:
-    """A row of PLAN_COLUMNS for each project."""
+    """One row (PLAN_COLUMNS) for each project."""
     rows = []
     for project in projects:
         tasks, overlap = len(planning.planned.tasks[project.kind]), planning.config.overlaps[project.kind]
@@ -159,19 +159,19 @@ def _pace(pace: Pace) -> str:
 
 
 def notes(planning: Planning, projects: Sequence[ProjectState], people: Mapping[str, State]) -> list[str]:
-    """Hours, older screens, left out rows, balance of the screen positions, webhooks, accounts."""
+    """Notes on hours, older screens, rejected rows, balance of screen positions, webhooks and accounts."""
     material, planned = planning.material, planning.planned
     rejected = [*material.rejected, *planning.unread, *planned.rejected]
     counts = (
         (len(material.sets), "prompts to choose from, by " + planning.config.choose.by),
         (len(planned.answers), "tasks have known answers"),
-        (planned.collapsed, "responses nearly repeat another one of their prompt and are not shown"),
-        (material.left_out, "responses have no room on a screen, which takes nine"),
-        (len(rejected), f"rows make no task; the first: {rejected[0].reason}" if rejected else ""),
+        (planned.collapsed, "responses are near-duplicates within their prompt and are not shown"),
+        (material.left_out, "responses exceed the limit of nine on a screen"),
+        (len(rejected), f"rows were rejected; the first: {rejected[0].reason}" if rejected else ""),
         (sum(project.webhook for project in projects), f"webhooks to {planning.config.webhook} are missing"),
     )
     return [
-        f"about {sum(planning.hours.values()):.1f} hours of annotators in all",
+        f"about {sum(planning.hours.values()):.1f} annotator hours in total",
         *(
             f"the screen of {project.title.rpartition(' [')[0]} was changed: {title} stays with its {count} annotations"
             for project in projects
@@ -188,19 +188,19 @@ def notes(planning: Planning, projects: Sequence[ProjectState], people: Mapping[
 
 
 def _balance(kind: Kind, positions: Balance) -> str:
-    """A line about the positions of responses on the screen."""
+    """One line on the balance of the responses' screen positions."""
     lengths = ", ".join(f"{length:.0f}" for length in positions.lengths)
-    longer = "" if positions.longer_first is None else f"; the longer one comes first in {positions.longer_first:.0%}"
-    fair = "" if positions.p_value is None else f"; places of origins: p = {positions.p_value:.2g}"
-    warn = " - not what a fair order gives: try another labeling.seed" if (positions.p_value or 1.0) < 0.01 else ""
+    longer = "" if positions.longer_first is None else f"; the longer response is first in {positions.longer_first:.0%}"
+    fair = "" if positions.p_value is None else f"; positions of origins: p = {positions.p_value:.2g}"
+    warn = " - unbalanced order: try another labeling.seed" if (positions.p_value or 1.0) < 0.01 else ""
     count = f"{positions.tasks} {kind} tasks of {len(positions.lengths)}"
-    return f"{count}: mean characters by place {lengths}{longer}{fair}{warn}"
+    return f"{count}: mean characters by position {lengths}{longer}{fair}{warn}"
 
 
 def links(owner: LabelStudio, planning: Planning, projects: Sequence[ProjectState]) -> list[str]:
-    """Where people work, and how they log in."""
+    """The projects' addresses, and how people log in."""
     return [
         *(f"{project.kind}: {owner.url}/projects/{project.number}/data?labeling=1" for project in projects),
         *([f"passwords and tokens: {accounts_file()}"] if planning.config.people else []),
-        f"whoever has this link can sign up: {invite_link(owner)}",
+        f"anyone with this link can sign up: {invite_link(owner)}",
     ]

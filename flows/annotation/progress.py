@@ -1,4 +1,4 @@
-"""How collections are going, as tables that the terminal and Prefect's pages render alike."""
+"""Progress of collections, as tables for the terminal and for Prefect's pages."""
 
 from collections.abc import Sequence
 
@@ -6,7 +6,7 @@ from labeling.quality.results import Rate
 from labeling.reports.report import ProjectReport
 
 Table = tuple[tuple[str, ...], list[list[str]]]  # columns, rows
-PROJECTS = ("project", "judged", "per hour", "expected end", "agreement", "alpha", "put aside", "last sync")
+PROJECTS = ("project", "judged", "per hour", "expected end", "agreement", "alpha", "quarantined", "last sync")
 ANNOTATORS = (
     *("project", "annotator", "judgements", "skips", "median seconds"),
     *("agreement", "reliability", "concerns"),
@@ -42,17 +42,17 @@ def _rate(rate: Rate) -> str:
 
 
 def _annotator_rows(report: ProjectReport) -> list[list[str]]:
-    quality = {one.annotator_id: one for one in report.crew}
+    quality = {annotator.annotator_id: annotator for annotator in report.crew}
     rows = []
-    for person in report.status.annotators:
-        figures = quality.get(str(person.annotator))
+    for status in report.status.annotators:
+        figures = quality.get(str(status.annotator))
         rows.append(
             [
                 report.status.title,
-                person.name or ("unknown" if person.annotator is None else f"account {person.annotator}"),
-                str(person.judgements),
-                str(person.skips),
-                "-" if person.median_seconds is None else f"{person.median_seconds:.0f}",
+                status.name or ("unknown" if status.annotator is None else f"account {status.annotator}"),
+                str(status.judgements),
+                str(status.skips),
+                "-" if status.median_seconds is None else f"{status.median_seconds:.0f}",
                 "-" if figures is None or figures.agreement.share is None else f"{figures.agreement.share:.0%}",
                 "-" if figures is None or figures.reliability is None else f"{figures.reliability:.2f}",
                 "" if figures is None else "; ".join(figures.concerns),
@@ -68,7 +68,7 @@ def links(reports: Sequence[ProjectReport]) -> dict[str, str]:
 
 
 def hints(reports: Sequence[ProjectReport]) -> list[str]:
-    """What there is to do, and where."""
+    """Next steps, with the addresses where people work."""
     rows, urls = [report.status for report in reports], links(reports)
     return [
         *(
@@ -76,9 +76,13 @@ def hints(reports: Sequence[ProjectReport]) -> list[str]:
             for row in rows
             if row.title in urls and row.done < row.needed
         ),
-        *(f"{row.lost} annotations of {row.title} are gone from the server and kept here" for row in rows if row.lost),
         *(
-            f"the screen of {row.title} was edited on the server: put it back, or change it in labeling/screens and "
+            f"{row.lost} annotations of {row.title} were deleted on the server and are kept in the store"
+            for row in rows
+            if row.lost
+        ),
+        *(
+            f"the screen of {row.title} was edited on the server: restore it, or change it in labeling/screens and "
             "run again, which opens a new project"
             for row in rows
             if row.screen_changed and not row.deleted

@@ -27,44 +27,44 @@ PAGE = "status.html"
 def publish_status(collection: Collection, store: Store, options: QualityOptions, out: Path) -> None:
     """Write the page to `out` and publish it on the active MLflow and Prefect runs, if there are any.
 
-    A server that does not answer stops nobody from working: it is logged, and the next status is published.
+    A server that does not answer does not interrupt the work: it is logged, and the next status is published.
     """
     numbers = [batch.project.id for batch in collection.batches]
-    found = [one for one in reports(store, numbers, options, collection.answers) if not one.status.deleted]
+    current = [report for report in reports(store, numbers, options, collection.answers) if not report.status.deleted]
     out.mkdir(parents=True, exist_ok=True)
-    (out / PAGE).write_text(status_page(found), encoding="utf-8")
+    (out / PAGE).write_text(status_page(current), encoding="utf-8")
     try:
         to_mlflow(out / PAGE)
-        to_prefect(found)
+        to_prefect(current)
     except (MlflowException, httpx.HTTPError, OSError) as error:
-        log.warning("the status of the labelling could not be sent, it is in %s: %s", out / PAGE, error)
+        log.warning("the status of the labelling could not be published, it is in %s: %s", out / PAGE, error)
 
 
 def to_mlflow(page: Path) -> None:
-    """Among the output of the stage's run, where the last page takes the place of those before."""
+    """Upload the page to the output of the stage's run; it replaces the previous one."""
     active = mlflow.active_run()
-    if active is not None and outages.mlflow_answers(
-        mlflow.get_tracking_uri()
-    ):  # people go on to work, and the page is sent the next time
+    if active is not None and outages.mlflow_answers(mlflow.get_tracking_uri()):  # else the page is sent the next time
         mlflow.MlflowClient().log_artifact(active.info.run_id, str(page), OUTPUT)
 
 
-def to_prefect(found: Sequence[ProjectReport]) -> None:
+def to_prefect(project_reports: Sequence[ProjectReport]) -> None:
     """The status as tables on the page of the active run, with a link to each project."""
     if FlowRunContext.get() is not None or TaskRunContext.get() is not None:
-        create_markdown_artifact(markdown=as_markdown(found), key="labeling-status", description="the labelling so far")
+        create_markdown_artifact(
+            markdown=as_markdown(project_reports), key="labeling-status", description="status of the labelling"
+        )
 
 
-def as_markdown(found: Sequence[ProjectReport]) -> str:
-    """The status as Markdown tables; what people wrote stays text."""
-    lines = [f"- [{_text(title)}]({url})" for title, url in progress.links(found).items()]
-    for columns, rows in progress.tables(found):
+def as_markdown(project_reports: Sequence[ProjectReport]) -> str:
+    """The status as Markdown tables; names and titles are escaped."""
+    lines = [f"- [{_text(title)}]({url})" for title, url in progress.links(project_reports).items()]
+    for columns, rows in progress.tables(project_reports):
         lines += ["", f"| {' | '.join(columns)} |", "| --- " * len(columns) + "|"]
         lines += [f"| {' | '.join(map(_text, row))} |" for row in rows]
     return "\n".join(lines) + "\n"
 
 
 def _text(text: str) -> str:
-    """Text in a cell of a table: no HTML, no new cell, no link."""
+    """Escape text for a table cell: no HTML, no cell separator, no link."""
     plain = escape(" ".join(text.split()))
     return "".join(f"\\{letter}" if letter in "\\|[]()*_`!" else letter for letter in plain)

@@ -1,4 +1,4 @@
-"""The responses of a collection, in the order in which they are put before people, and how many of them."""
+"""Selects the responses of a collection: their order, and how many of them the budget covers."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -26,16 +26,16 @@ from labeling.tasks.similarity import policy_difference
 from labeling.tasks.tasks import distinct
 
 RESPONSES = "responses.jsonl"
-MOST_RESPONSES = 9  # that one screen takes
+MOST_RESPONSES = 9  # of a screen
 COLLECTIONS = "collections"
 
 
 @dataclass(frozen=True)
 class Material:
-    """What can be judged. `sets` are in the order of the choice, `worth` is what it went by, by prompt id.
+    """The responses that can be judged. `sets` are in order of priority, `worth` is the score behind it, by prompt id.
 
-    `pairs` are the responses to compare where a pairwise task shows two of several. `origins` says of every response
-    which file or which place among the samples it comes from; `left_out` counts those that a screen has no room for.
+    `pairs` are the responses to compare when a pairwise task shows two of several. `origins` maps each response to its
+    file, or to its position among the samples; `left_out` counts those beyond the limit of a screen.
     """
 
     sets: list[ResponseSet]
@@ -47,14 +47,14 @@ class Material:
 
 
 class Budget(Record):
-    """How many prompts of each kind are opened, and the pace that was reckoned with when that was decided."""
+    """The number of prompts of each kind to open, and the paces that it was computed from."""
 
     prompts: dict[Kind, int]
     paces: dict[Kind, Pace]
 
 
 def needed_stages(config: LabelingConfig) -> list[str]:
-    """The stages whose outputs the tasks are made from."""
+    """The stages whose outputs are needed to create the tasks."""
     writing = config.demonstrations
     needed = {
         "responses": (config.judged > 0 or writing.draft) and not config.responses,
@@ -65,51 +65,53 @@ def needed_stages(config: LabelingConfig) -> list[str]:
 
 
 def read_material(config: LabelingConfig, responses: Path | None) -> Material:
-    """The response sets of the options' files, or of the stage `responses`, in the order of the choice."""
+    """The response sets of the configured files, or of the stage `responses`, in order of priority."""
     if not config.responses:
-        assert responses is not None, "a recipe without files of responses has a stage that makes them"
+        assert responses is not None, "a recipe without files of responses has a stage `responses`"
         sets, bad = read_records(responses / RESPONSES, ResponseSet)
         if bad:
-            raise ArtifactError(f"{responses} holds {len(bad)} rows that are no response sets; remove it and run again")
-        return in_order(config, [sets], [])
+            raise ArtifactError(f"{responses} has {len(bad)} rows that are not response sets; remove it and run again")
+        return order_material(config, [sets], [])
     files = [_file(path) for path in config.responses]
     read = [read_records(file, ResponseSet) for file in files]
     for file, (good, _) in zip(files, read, strict=True):
         if not good:
-            raise DataError(f"{file} holds no response sets; responses.jsonl of a stage `responses` shows their shape")
-    return in_order(config, [good for good, _ in read], [row for _, bad in read for row in bad])
+            raise DataError(f"{file} has no response sets; see responses.jsonl of a stage `responses` for the format")
+    return order_material(config, [good for good, _ in read], [row for _, bad in read for row in bad])
 
 
 def _file(path: str) -> Path:
     return Path(path) / RESPONSES if Path(path).is_dir() else Path(path)
 
 
-def in_order(config: LabelingConfig, files: Sequence[Sequence[ResponseSet]], rejected: list[Rejected]) -> Material:
-    """The sets of all files, those of one prompt as one, in the order of the choice."""
-    by_file = [_once(sets, number, rejected) for number, sets in enumerate(files)]
+def order_material(
+    config: LabelingConfig, files: Sequence[Sequence[ResponseSet]], rejected: list[Rejected]
+) -> Material:
+    """The sets of all files, merged by prompt, in order of priority."""
+    by_file = [_by_prompt(sets, number, rejected) for number, sets in enumerate(files)]
     sets: dict[str, ResponseSet] = {}
     origins: dict[str, str] = {}
     left_out = 0
     for name in dict.fromkeys(name for file in by_file for name in file):
-        found = [file[name] for file in by_file if name in file]
-        responses = interleaved([one.responses for one in found])
-        _no_two_texts(name, responses)
+        sets_of_prompt = [file[name] for file in by_file if name in file]
+        responses = interleaved([response_set.responses for response_set in sets_of_prompt])
+        _check_unique_ids(name, responses)
         if len(files) > 1:
             kept = distinct(responses)
             responses = kept[:MOST_RESPONSES]
             left_out += len(kept) - len(responses)
         if len(responses) > 1:
-            sets[name] = ResponseSet(prompt=found[0].prompt, responses=tuple(responses))
+            sets[name] = ResponseSet(prompt=sets_of_prompt[0].prompt, responses=tuple(responses))
         for number, file in enumerate(by_file, start=1):
-            for place, response in enumerate(file[name].responses if name in file else (), start=1):
-                origins.setdefault(response.id, f"file {number}" if len(files) > 1 else f"sample {place}")
+            for position, response in enumerate(file[name].responses if name in file else (), start=1):
+                origins.setdefault(response.id, f"file {number}" if len(files) > 1 else f"sample {position}")
     worth, pairs = _worth(config, sets, by_file)
     ordered = _ordered(config, sets, worth)
     return Material(sets=ordered, rejected=rejected, worth=worth, pairs=pairs, origins=origins, left_out=left_out)
 
 
 def _ordered(config: LabelingConfig, sets: dict[str, ResponseSet], worth: dict[str, float]) -> list[ResponseSet]:
-    """The sets in the order in which they are judged, as far as the budget goes."""
+    """The sets in the order in which they are judged."""
     if config.choose.by == "given":
         return list(sets.values())
     if config.choose.by == "random":
@@ -117,37 +119,41 @@ def _ordered(config: LabelingConfig, sets: dict[str, ResponseSet], worth: dict[s
     return by_worth(sets, worth, config.seed)
 
 
-def _once(sets: Sequence[ResponseSet], file: int, rejected: list[Rejected]) -> dict[str, ResponseSet]:
-    """The sets of one file by prompt id; a prompt that comes again is put aside."""
-    found: dict[str, ResponseSet] = {}
-    for line, one in enumerate(sets, start=1):
-        if found.setdefault(one.prompt.id, one) is not one:
-            reason = f"the prompt {one.prompt.id} came before in this file"
-            rejected.append(Rejected(file=f"responses {file}", line=line, reason=reason, row=one.model_dump()))
-    return found
+def _by_prompt(sets: Sequence[ResponseSet], file: int, rejected: list[Rejected]) -> dict[str, ResponseSet]:
+    """The sets of a file by prompt id; a repeated prompt is rejected."""
+    sets_by_prompt: dict[str, ResponseSet] = {}
+    for line, response_set in enumerate(sets, start=1):
+        if sets_by_prompt.setdefault(response_set.prompt.id, response_set) is not response_set:
+            reason = f"the prompt {response_set.prompt.id} is repeated in this file"
+            rejected.append(Rejected(file=f"responses {file}", line=line, reason=reason, row=response_set.model_dump()))
+    return sets_by_prompt
 
 
-def _no_two_texts(prompt: str, responses: Sequence[Response]) -> None:
+def _check_unique_ids(prompt: str, responses: Sequence[Response]) -> None:
     texts: dict[str, str] = {}
     for response in responses:
         if texts.setdefault(response.id, response.text) != response.text:
-            raise DataError(f"two responses to prompt {prompt} have the id {response.id}: give each an id of its own")
+            raise DataError(f"two responses to prompt {prompt} have the id {response.id}: make the ids unique")
 
 
 def _worth(
     config: LabelingConfig, sets: dict[str, ResponseSet], by_file: Sequence[dict[str, ResponseSet]]
 ) -> tuple[dict[str, float], dict[str, tuple[str, str]]]:
-    """What judging each prompt is worth, and its most disputed pair, as far as the choice asks for them."""
+    """The worth of judging each prompt and its most disputed pair, as `choose` requires."""
     if config.choose.by == "policies":
-        one, other = by_file
-        texts = {name: [[r.text for r in file[name].responses] for file in by_file] for name in one if name in other}
-        return {name: policy_difference(*both) for name, both in texts.items()}, {}
+        first_file, second_file = by_file
+        texts = {
+            name: [[r.text for r in file[name].responses] for file in by_file]
+            for name in first_file
+            if name in second_file
+        }
+        return {name: policy_difference(*texts_of_both) for name, texts_of_both in texts.items()}, {}
     if config.choose.reward is None:
         return {}, {}
     from alignment.reward_model.disagreement import member_rewards
 
-    told = member_rewards(Path(config.choose.reward), [*sets.values()])
-    scores, pairs = {name: np.array(rows) for name, rows in told.items()}, {}
+    rewards = member_rewards(Path(config.choose.reward), [*sets.values()])
+    scores, pairs = {name: np.array(rows) for name, rows in rewards.items()}, {}
     for name, rows in scores.items():
         first, second = most_disputed_pair(rows)
         pairs[name] = (sets[name].responses[first].id, sets[name].responses[second].id)
@@ -157,9 +163,9 @@ def _worth(
 def within_budget(
     config: LabelingConfig, material: Material, store: Store, responses: Path | None
 ) -> tuple[LabelingConfig, Budget]:
-    """The options with as many prompts as there are and as `choose.hours` pay for, and how that was reckoned.
+    """The options limited to the available prompts and to `choose.hours`, and the budget behind that.
 
-    What is measured changes while people work, so the first reckoning is kept under the home directory and stands.
+    Measured paces change while people work, so the first budget is stored in the home directory and reused.
     """
     ranked = min(config.rankings.prompts, len(material.sets))
     counts: dict[Kind, int] = {
@@ -171,26 +177,28 @@ def within_budget(
     path = home_directory() / COLLECTIONS / f"{_key(config, responses)}.json"
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(path, _reckoned(config, counts, measured_paces(store)).model_dump_json(indent=1))
+        write_text(path, _compute_budget(config, counts, measured_paces(store)).model_dump_json(indent=1))
     try:
         budget = Budget.model_validate_json(path.read_bytes())
     except ValidationError as error:
-        raise ArtifactError(f"{path} is no budget of a collection ({error.errors()[0]['msg']}): remove it") from error
+        raise ArtifactError(
+            f"{path} is not a budget of a collection ({error.errors()[0]['msg']}): remove it"
+        ) from error
     return config.with_prompts(budget.prompts), budget
 
 
-def _reckoned(config: LabelingConfig, counts: dict[Kind, int], paces: dict[Kind, Pace]) -> Budget:
+def _compute_budget(config: LabelingConfig, counts: dict[Kind, int], paces: dict[Kind, Pace]) -> Budget:
     assert config.choose.hours is not None
     gold = 1 + config.quality.gold.share
     costs = {kind: config.overlaps[kind] * paces[kind].seconds * gold / 3600 for kind in counts}
-    paid = affordable(counts, costs, config.choose.hours)
-    if not any(paid.values()):
-        raise ConfigError(f"labeling.choose.hours {config.choose.hours:g} does not pay for one task: give more hours")
-    return Budget(prompts={kind: paid[kind] for kind in counts}, paces=paces)
+    affordable_prompts = affordable(counts, costs, config.choose.hours)
+    if not any(affordable_prompts.values()):
+        raise ConfigError(f"labeling.choose.hours {config.choose.hours:g} does not cover a single task: increase it")
+    return Budget(prompts={kind: affordable_prompts[kind] for kind in counts}, paces=paces)
 
 
 def _key(config: LabelingConfig, responses: Path | None) -> str:
-    """What the choice depends on, but for the pace."""
-    read = [*map(Path, config.files.values()), *([responses / RESPONSES] if responses else [])]
-    digests = [content_digest(path) for path in read]
+    """A hash of everything that the selection depends on, except the paces."""
+    paths = [*map(Path, config.files.values()), *([responses / RESPONSES] if responses else [])]
+    digests = [content_digest(path) for path in paths]
     return stage_key("choice", version=1, config=config.judging, inputs={}, file_digests=digests, seed=0)[:16]

@@ -1,4 +1,4 @@
-"""The stages that need Label Studio or what came back from it."""
+"""The stages that use Label Studio or its annotations."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +25,7 @@ def _labeling(
 
 
 def _comparisons(config: ComparisonsConfig, out: Path, journal: Journal, *, seed: int, **inputs: Path) -> Figures:
-    """The comparisons, with their card beside them."""
+    """Run the stage comparisons and write the dataset card next to its output."""
     from flows.releases.dataset_card import write_card
 
     figures = stages.COMPARISONS.run(config, out, journal, seed=seed, **inputs)

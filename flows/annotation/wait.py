@@ -1,8 +1,8 @@
-"""Waiting for people: whether enough is judged, and what a run does until then.
+"""Waits for people: decides whether enough is judged, and what a run does until then.
 
-In a terminal it polls. In a deployment it looks once and has itself suspended (`flows.annotation.suspend`). Whoever
-resumes it, by `rlhf resume` or the Resume button of Prefect's pages, asks to go on with what there is; Prefect keeps
-that in the run's history, so it outlives crashes.
+In a terminal it polls. In a deployment it checks once and has itself suspended (`flows.annotation.suspend`). Resuming
+it by hand, with `rlhf resume` or the Resume button of Prefect's pages, continues with the judgements made so far;
+Prefect keeps that in the run's history, so it survives crashes.
 """
 
 import json
@@ -42,52 +42,53 @@ PAGE_SECONDS = 600.0
 class WaitingForPeople(NotYet):
     """Too little is judged, and the run is to be suspended."""
 
-    def __init__(self, standing: Standing, place: Path, urls: dict[str, str], config: LabelingConfig) -> None:
-        super().__init__(f"waiting for people: {standing.in_words(config)}")
-        self.standing, self.place, self.urls, self.config = standing, place, urls, config
+    def __init__(self, standing: Standing, directory: Path, urls: dict[str, str], config: LabelingConfig) -> None:
+        super().__init__(f"waiting for people: {standing.describe(config)}")
+        self.standing, self.directory, self.urls, self.config = standing, directory, urls, config
 
 
-# --- enough or not -----------------------------------------------------------------------------------------------
+# --- progress ----------------------------------------------------------------------------------------------------
 
 
-def opened_at(place: Path) -> datetime:
-    """When the collection was first opened; kept beside it, so that restarts do not put the deadline off."""
-    path = place / OPENED
+def opened_at(directory: Path) -> datetime:
+    """When the collection was first opened; stored in its directory, so that restarts do not extend the deadline."""
+    path = directory / OPENED
     if not path.exists():
         write_json(path, {"opened_at": datetime.now(UTC).isoformat()})
     return datetime.fromisoformat(json.loads(path.read_text(encoding="utf-8"))["opened_at"])
 
 
-def reason_to_go_on(found: Standing, config: LabelingConfig, now: datetime) -> str:
-    """Why it is enough, in words; "" when more is to be waited for."""
-    agreed, asked = found.agreement, config.minimum_agreement
-    if found.done >= config.minimum_share * found.needed:
-        if asked is None:
-            return f"{found.done} of {found.needed} are judged"
-        if agreed is not None and agreed >= asked:
-            return f"{found.done} of {found.needed} are judged, with an agreement of {agreed:.2f}"
-    if now >= found.deadline:
-        return f"the deadline of {config.deadline_hours:g} hours is reached, with {found.done} of {found.needed} judged"
+def reason_to_continue(standing: Standing, config: LabelingConfig, now: datetime) -> str:
+    """Why the run can continue; "" while it has to wait for more judgements."""
+    agreement, minimum = standing.agreement, config.minimum_agreement
+    judged = f"{standing.done} of {standing.needed}"
+    if standing.done >= config.minimum_share * standing.needed:
+        if minimum is None:
+            return f"{judged} are judged"
+        if agreement is not None and agreement >= minimum:
+            return f"{judged} are judged, with an agreement of {agreement:.2f}"
+    if now >= standing.deadline:
+        return f"the deadline of {config.deadline_hours:g} hours is reached, with {judged} judged"
     return ""
 
 
-def look(
-    label_studio: LabelStudio, collection: Collection, config: LabelingConfig, store: Store, place: Path
+def measure_progress(
+    label_studio: LabelStudio, collection: Collection, config: LabelingConfig, store: Store, directory: Path
 ) -> Standing:
-    """Bring the store up to date and say how far the collection is. Raises CollectionLost for a deleted project."""
-    state = progress(collection, store, sync_annotations(label_studio, collection, store))
+    """Synchronise the store and measure the collection's progress. Raises CollectionLost for a deleted project."""
+    status = progress(collection, store, sync_annotations(label_studio, collection, store))
     agreement = None
-    if config.minimum_agreement is not None and state.done >= config.minimum_share * state.needed:
+    if config.minimum_agreement is not None and status.done >= config.minimum_share * status.needed:
         agreement = pull_collection(label_studio, collection, store, config.quality).agreement.overall.share
-    deadline = opened_at(place) + timedelta(hours=config.deadline_hours)
-    found = Standing(done=state.done, needed=state.needed, agreement=agreement, deadline=deadline)
-    return found.model_copy(update={"reason": reason_to_go_on(found, config, datetime.now(UTC))})
+    deadline = opened_at(directory) + timedelta(hours=config.deadline_hours)
+    standing = Standing(done=status.done, needed=status.needed, agreement=agreement, deadline=deadline)
+    return standing.model_copy(update={"reason": reason_to_continue(standing, config, datetime.now(UTC))})
 
 
 def sync_annotations(label_studio: LabelStudio, collection: Collection, store: Store) -> list[Synced]:
-    """Bring the store up to date. Raises CollectionLost when a project was deleted."""
+    """Synchronise the store. Raises CollectionLost when a project was deleted."""
     synced = sync_collection(label_studio, collection, store)
-    for project in (one.project for one in synced):
+    for project in (result.project for result in synced):
         if project.deleted:
             raise CollectionLost(project.title, len(store.lost(project.project)), store.path)
     return synced
@@ -97,70 +98,76 @@ def sync_annotations(label_studio: LabelStudio, collection: Collection, store: S
 
 
 def wait_for_people(
-    label_studio: LabelStudio, collection: Collection, config: LabelingConfig, store: Store, place: Path
+    label_studio: LabelStudio, collection: Collection, config: LabelingConfig, store: Store, directory: Path
 ) -> None:
-    """Return when enough is judged, at the deadline with what there is, or when a person asked to go on.
+    """Return when enough is judged, at the deadline with the judgements made so far, or when a person resumed the run.
 
-    In a deployment it looks once and raises WaitingForPeople if that is not so. What people say goes into the store
-    on the way, and a page in `place`, MLflow and Prefect tells how it goes. Raises CollectionLost when somebody deleted
-    the project, DataError when nothing at all is judged at the deadline.
+    In a deployment it checks once and raises WaitingForPeople if none of these holds. Judgements are synchronised into
+    the store meanwhile, and a status page is published in `directory`, MLflow and Prefect. Raises CollectionLost when
+    the project was deleted, DataError when nothing is judged at the deadline.
     """
     if not in_deployment():
-        poll(label_studio, collection, config, store, place)
+        poll(label_studio, collection, config, store, directory)
         return
-    found = through_outages(label_studio, lambda: look(label_studio, collection, config, store, place))
-    publish_status(collection, store, config.quality, place)
-    reason = found.reason or ("a person asked to go on" if found.done and asked_to_go_on(place) else "")
+    standing = through_outages(
+        label_studio, lambda: measure_progress(label_studio, collection, config, store, directory)
+    )
+    publish_status(collection, store, config.quality, directory)
+    reason = standing.reason or ("a person resumed the run" if standing.done and was_resumed(directory) else "")
     if not reason:
-        raise WaitingForPeople(found, place, collection.urls, config)
-    go_on(found, reason)
+        raise WaitingForPeople(standing, directory, collection.urls, config)
+    finish_waiting(standing, reason)
 
 
-def poll(label_studio: LabelStudio, collection: Collection, config: LabelingConfig, store: Store, place: Path) -> None:
-    """Show where to work and how far it is until it is enough; every ten minutes the page is written anew."""
+def poll(
+    label_studio: LabelStudio, collection: Collection, config: LabelingConfig, store: Store, directory: Path
+) -> None:
+    """Show the projects' addresses and a progress bar until enough is judged; publish the page every ten minutes."""
     console = Console()
     for kind, url in collection.urls.items():
         console.print(f"waiting for people: {kind} at {url}", soft_wrap=True)
-    console.print("Ctrl-C stops the waiting; the same command goes on with what was judged", soft_wrap=True)
+    console.print("Ctrl-C stops waiting; the same command resumes with what was judged", soft_wrap=True)
     published_at: float | None = None
     columns = (TextColumn("judged"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Bar(*columns, console=console) as bar:
         judged = bar.add_task("judged")
         while True:
-            found = through_outages(label_studio, lambda: look(label_studio, collection, config, store, place))
+            standing = through_outages(
+                label_studio, lambda: measure_progress(label_studio, collection, config, store, directory)
+            )
             if published_at is None or time.monotonic() - published_at > PAGE_SECONDS:
-                publish_status(collection, store, config.quality, place)
+                publish_status(collection, store, config.quality, directory)
                 published_at = time.monotonic()
-            bar.update(judged, completed=found.done, total=found.needed)
-            if found.reason:
-                go_on(found, found.reason)
+            bar.update(judged, completed=standing.done, total=standing.needed)
+            if standing.reason:
+                finish_waiting(standing, standing.reason)
                 return
             time.sleep(config.poll_seconds)
 
 
-def go_on(found: Standing, reason: str) -> None:
-    """Say why. Raises DataError when there is nothing to go on with."""
-    if not found.done:
+def finish_waiting(standing: Standing, reason: str) -> None:
+    """Log the reason. Raises DataError when nothing was judged."""
+    if not standing.done:
         raise DataError(
-            f"nothing was judged by {found.deadline:%Y-%m-%d %H:%M} UTC; raise `labeling.deadline_hours`, or see to it "
-            "that people can reach the projects and start the run again: it goes on with what is judged by then"
+            f"nothing was judged by {standing.deadline:%Y-%m-%d %H:%M} UTC; raise `labeling.deadline_hours`, or make "
+            "sure that people can reach the projects and restart the run: it continues with what is judged by then"
         )
     log.info("the labelling ends: %s", reason)
 
 
 def in_deployment() -> bool:
-    """Whether this run came from a deployment, so that it can be suspended and resumed."""
+    """Whether this run belongs to a deployment, so that it can be suspended and resumed."""
     return deployment.id is not None
 
 
-def asked_to_go_on(place: Path) -> bool:
-    """Whether a person resumed this flow run while it waited for the collection in `place`."""
+def was_resumed(directory: Path) -> bool:
+    """Whether a person resumed this flow run while it waited for the collection in `directory`."""
     with get_client(sync_client=True) as prefect:
-        return resumed_by_hand(prefect.read_flow_run_states(flow_run.id), name_of(place))
+        return resumed_by_hand(prefect.read_flow_run_states(flow_run.id), collection_name(directory))
 
 
 def resumed_by_hand(states: Sequence[State], name: str) -> bool:
-    """Whether in this history a suspension for the collection `name` was ended by somebody else than the watcher."""
+    """Whether a suspension for the collection `name` was ended by a person, and not by the watcher."""
     history = sorted(states, key=lambda state: state.timestamp)
     return any(
         (before.state_details.pause_key or "").startswith(f"{name}#")
@@ -170,6 +177,6 @@ def resumed_by_hand(states: Sequence[State], name: str) -> bool:
     )
 
 
-def name_of(place: Path) -> str:
-    """What a collection is called in the history of a flow run."""
-    return "/".join(place.parts[-2:])
+def collection_name(directory: Path) -> str:
+    """The name of a collection in the history of a flow run."""
+    return "/".join(directory.parts[-2:])

@@ -1,6 +1,6 @@
 """Records of suspended flow runs: one file `home/waiting/FLOW_RUN.json` each.
 
-The watcher (`flows.deployments.watcher`) and `rlhf status` read in it what the run waits for.
+The watcher (`flows.deployments.watcher`) and `rlhf status` read from it what the run waits for.
 """
 
 from datetime import datetime
@@ -15,9 +15,9 @@ FOLDER = "waiting"
 
 
 class Standing(Record):
-    """How far a collection is. `agreement` is looked at once the quota is reached, if the recipe asks for some.
+    """Progress of a collection. `agreement` is measured once the quota is reached, if the recipe sets a minimum.
 
-    `reason` says why it is enough, "" while it is not.
+    `reason` is why the run can continue, "" while it cannot.
     """
 
     done: int
@@ -26,18 +26,18 @@ class Standing(Record):
     deadline: datetime
     reason: str = ""
 
-    def in_words(self, config: LabelingConfig) -> str:
-        """For a line of a table."""
-        asked = f"{self.done} of {self.needed} judged, {config.minimum_share:.0%} are asked for"
+    def describe(self, config: LabelingConfig) -> str:
+        """Progress and requirements in one line."""
+        summary = f"{self.done} of {self.needed} judged, {config.minimum_share:.0%} are required"
         if config.minimum_agreement is not None:
-            now = "not known yet" if self.agreement is None else f"{self.agreement:.2f}"
-            asked += f"; agreement {now}, {config.minimum_agreement:.2f} is asked for"
-        return f"{asked}; goes on at {self.deadline:%Y-%m-%d %H:%M} UTC with what there is"
+            agreement = "unknown" if self.agreement is None else f"{self.agreement:.2f}"
+            summary += f"; agreement {agreement}, {config.minimum_agreement:.2f} is required"
+        return f"{summary}; continues at {self.deadline:%Y-%m-%d %H:%M} UTC at the latest"
 
 
 class Waiting(Record):
-    """A suspended run: what it waits for, and how far that was when it was last looked at. `place` has the collection,
-    `artifact_id` is the table on the run's page."""
+    """A suspended run: what it waits for, and the progress at the last check. `place` is the directory of the
+    collection, `artifact_id` the table on the run's page."""
 
     flow_run_id: str
     flow_run_name: str
@@ -49,19 +49,19 @@ class Waiting(Record):
 
 
 def as_markdown(waiting: Waiting) -> str:
-    """How far it is, where people work, and what can be done."""
+    """Progress, the projects' addresses, and how to resume the run."""
     links = [f"- [{kind}]({url})" for kind, url in waiting.urls.items()]
     return (
         "\n".join(
             [
-                f"**{waiting.standing.in_words(waiting.config)}**",
+                f"**{waiting.standing.describe(waiting.config)}**",
                 "",
                 "People work here:",
                 "",
                 *links,
                 "",
-                "The watcher resumes this run by itself. *Resume*, or `rlhf resume "
-                f"{waiting.flow_run_name}`, goes on now with what there is.",
+                "The watcher resumes this run automatically. *Resume*, or `rlhf resume "
+                f"{waiting.flow_run_name}`, resumes it now with the judgements made so far.",
             ]
         )
         + "\n"
@@ -69,18 +69,18 @@ def as_markdown(waiting: Waiting) -> str:
 
 
 def write_waiting(waiting: Waiting) -> None:
-    """Keep the record of a suspended run."""
-    folder = home_directory() / FOLDER
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / f"{waiting.flow_run_id}.json", waiting.model_dump(mode="json"))
+    """Write the record of a suspended run."""
+    directory = home_directory() / FOLDER
+    directory.mkdir(parents=True, exist_ok=True)
+    write_json(directory / f"{waiting.flow_run_id}.json", waiting.model_dump(mode="json"))
 
 
 def read_waiting() -> list[Waiting]:
     """All records, the oldest first."""
-    found = sorted((home_directory() / FOLDER).glob("*.json"), key=lambda path: path.stat().st_mtime)
-    return [Waiting.model_validate_json(path.read_bytes()) for path in found]
+    paths = sorted((home_directory() / FOLDER).glob("*.json"), key=lambda path: path.stat().st_mtime)
+    return [Waiting.model_validate_json(path.read_bytes()) for path in paths]
 
 
-def forget_waiting(flow_run_id: str) -> None:
-    """Remove the record of a run that does not wait any more."""
+def remove_waiting(flow_run_id: str) -> None:
+    """Remove the record of a run that is no longer waiting."""
     (home_directory() / FOLDER / f"{flow_run_id}.json").unlink(missing_ok=True)

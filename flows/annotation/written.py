@@ -1,4 +1,4 @@
-"""Answers that people wrote in Label Studio, read from the store of annotations as demonstrations."""
+"""Answers written in Label Studio, read from the store of annotations as demonstrations."""
 
 from collections.abc import Collection
 
@@ -9,8 +9,8 @@ from labeling.judgements.parse import parse
 from labeling.store.store import Store
 
 
-def written(store: Store, projects: Collection[int] = ()) -> tuple[list[Demonstration], list[Rejected]]:
-    """The answers written in these projects (all if empty) as of the last sync, and the rejected annotations."""
+def written_demonstrations(store: Store, projects: Collection[int] = ()) -> tuple[list[Demonstration], list[Rejected]]:
+    """The answers written in these projects (all if empty) as of the last sync, and the quarantined annotations."""
     rows: list[Demonstration] = []
     rejected: list[Rejected] = []
     for project in store.projects():

@@ -1,4 +1,4 @@
-"""What the commands share: options, tables, and the environment in which Prefect and MLflow find their servers."""
+"""Shared by the commands: options, tables, and the environment variables of the servers' addresses."""
 
 import os
 from collections.abc import Iterable, Sequence

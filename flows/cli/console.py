@@ -1,4 +1,4 @@
-"""Logging at the terminal: our own errors without a traceback, all others with it."""
+"""Logging at the terminal: our own errors without a traceback, all others with one."""
 
 import copy
 import logging
@@ -34,14 +34,14 @@ class WithoutTraceback(logging.Formatter):
 
 
 class OnceAMinute(logging.Filter):
-    """Limits the warnings of Prefect's client to one a minute while the server is away; events are sent later."""
+    """Limits the warnings of Prefect's client to one a minute during an outage; events are sent later."""
 
     def __init__(self) -> None:
         super().__init__()
         self._last = -math.inf
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Pass a warning, cut short, if the last one is at least a minute old."""
+        """Pass a warning, truncated, if the last one is at least a minute old."""
         if record.levelno < logging.WARNING or time.monotonic() - self._last < 60.0:
             return record.levelno < logging.WARNING
         self._last = time.monotonic()

@@ -19,7 +19,7 @@ from flows.cli.common import AsJson, use_stack
 PARTS = ("all", "train", "heldout_prompts", "heldout_annotators", "aside")
 
 
-class Shape(StrEnum):
+class ImportFormat(StrEnum):
     """What `rlhf label import` reads."""
 
     auto = "auto"
@@ -30,7 +30,7 @@ class Shape(StrEnum):
     label_studio = "label-studio"
 
 
-class Form(StrEnum):
+class ExportFormat(StrEnum):
     """What `rlhf label export` writes."""
 
     parquet = "parquet"
@@ -39,16 +39,18 @@ class Form(StrEnum):
 
 def import_judgements(
     file: Annotated[Path, typer.Argument(help="A file: JSONL (also gzipped), JSON, CSV or Parquet.")],
-    out: Annotated[Path, typer.Option(help="A directory for the comparisons and what was put aside.")],
-    form: Annotated[Shape, typer.Option("--format", help="auto: chosen/rejected and exports.")] = Shape.auto,
+    out: Annotated[Path, typer.Option(help="A directory for the comparisons and the rejected rows.")],
+    form: Annotated[
+        ImportFormat, typer.Option("--format", help="auto: chosen/rejected and exports.")
+    ] = ImportFormat.auto,
 ) -> None:
-    """Read comparisons of others, or a project's JSON export from Label Studio; count what does not fit by reason.
+    """Import comparisons from a file or a project's JSON export from Label Studio; count rejected rows by reason.
 
     A recipe takes the result with comparisons.sources: [{path: OUT/comparisons.jsonl, format: records}].
     """
     if not file.is_file():
-        raise DataError(f"there is no file {file}; check the path (relative ones start at {Path.cwd()})")
-    files, bad = _from_label_studio(file) if form is Shape.label_studio else _from_others(file, form)
+        raise DataError(f"the file {file} does not exist; check the path (relative paths start at {Path.cwd()})")
+    files, bad = _from_label_studio(file) if form is ImportFormat.label_studio else _from_others(file, form)
     for name, rows in files.items():
         write_records(out / name, rows)
     write_records(out / "rejected.jsonl", bad)
@@ -58,10 +60,10 @@ def import_judgements(
     for reason, count in Counter(row.reason for row in bad).most_common():
         typer.echo(f"{count:15} {reason}")
     if not any(files.values()):
-        raise DataError(f"{file} held nothing that could be used; the reasons are in {out / 'rejected.jsonl'}")
+        raise DataError(f"{file} contains no usable rows; the reasons are in {out / 'rejected.jsonl'}")
 
 
-def _from_others(file: Path, form: Shape) -> tuple[dict[str, Sequence[Record]], list[Rejected]]:
+def _from_others(file: Path, form: ImportFormat) -> tuple[dict[str, Sequence[Record]], list[Rejected]]:
     good, bad = read_comparisons(RowSource.model_validate({"path": str(file), "format": form.value}), None)
     return {"comparisons.jsonl": good}, bad
 
@@ -69,25 +71,25 @@ def _from_others(file: Path, form: Shape) -> tuple[dict[str, Sequence[Record]], 
 def _from_label_studio(file: Path) -> tuple[dict[str, Sequence[Record]], list[Rejected]]:
     from labeling.judgements.imports import import_export
 
-    found = import_export(file)
-    rows = [*found.comparisons, *found.ties]
+    export = import_export(file)
+    rows = [*export.comparisons, *export.ties]
     files: dict[str, Sequence[Record]] = {
         "comparisons.jsonl": rows,
-        "demonstrations.jsonl": found.demonstrations,
-        "judgements.jsonl": found.judgements,
+        "demonstrations.jsonl": export.demonstrations,
+        "judgements.jsonl": export.judgements,
     }
-    return files, found.quarantined
+    return files, export.quarantined
 
 
 def export(
     source: Annotated[str, typer.Argument(help="A directory or file with comparisons, or the name of a release.")],
-    out: Annotated[Path, typer.Option(help="The file to write; ties go beside it, to NAME.ties.SUFFIX.")],
-    form: Annotated[Form, typer.Option("--format", help="What to write.")] = Form.parquet,
+    out: Annotated[Path, typer.Option(help="The file to write; ties are written to NAME.ties.SUFFIX next to it.")],
+    form: Annotated[ExportFormat, typer.Option("--format", help="What to write.")] = ExportFormat.parquet,
     part: Annotated[str, typer.Option(help=f"One of {', '.join(PARTS)}.")] = "all",
 ) -> None:
-    """Write comparisons as preference data that TRL reads: prompt, chosen, rejected, margin, and what they came from.
+    """Export comparisons as preference data for TRL: prompt, chosen, rejected, margin and provenance columns.
 
-    `rlhf label import FILE` and recipes read such a file back as it was.
+    `rlhf label import FILE` and recipes read such a file back without loss.
     """
     from alignment.data.trl_format import write_preferences
 
@@ -96,22 +98,22 @@ def export(
         typer.echo(f"{count:7} {path}")
 
 
-def written_answers(
-    out: Annotated[Path, typer.Option(help="The JSONL file to write; what is put aside goes beside it.")],
-    project: Annotated[list[int] | None, typer.Option("--project", metavar="NUMBER", help="Only this one.")] = None,
+def export_written(
+    out: Annotated[Path, typer.Option(help="The JSONL file to write; rejected rows are written next to it.")],
+    project: Annotated[list[int] | None, typer.Option("--project", metavar="NUMBER", help="Only this project.")] = None,
 ) -> None:
-    """Write the answers that people wrote, as of the last sync, as demonstrations.
+    """Export the answers that people wrote, as of the last sync, as demonstrations.
 
     A recipe takes them with demonstrations.sources: [{path: OUT, format: records}].
     """
     from flows.annotation.label_studio import annotation_store
-    from flows.annotation.written import written
+    from flows.annotation.written import written_demonstrations
 
-    rows, bad = written(annotation_store(), project or ())
+    rows, rejected = written_demonstrations(annotation_store(), project or ())
     if not rows:
-        raise DataError("nobody wrote an answer yet, as far as our store knows; `rlhf label sync` brings it up to date")
-    aside = out.with_name(f"{out.stem}.rejected.jsonl")
-    for path, count in ((out, write_records(out, rows)), (aside, write_records(aside, bad))):
+        raise DataError("the store has no written answers yet; `rlhf label sync` updates it")
+    rejected_path = out.with_name(f"{out.stem}.rejected.jsonl")
+    for path, count in ((out, write_records(out, rows)), (rejected_path, write_records(rejected_path, rejected))):
         typer.echo(f"{count:7} {path}")
 
 
@@ -124,27 +126,26 @@ def read_part(source: str, part: str) -> list[Comparison]:
         directory = path if path.is_dir() else release_comparisons(source)
         path = directory / f"{'comparisons' if part == 'all' else part}.jsonl"
     elif part != "all":
-        raise ConfigError(f"--part {part} needs a directory or a release; {source} is one file")
+        raise ConfigError(f"--part {part} needs a directory or a release, but {source} is a file")
     if not path.is_file():
-        raise DataError(f"there is no {path}; name the output of a comparisons stage, a file or a release")
+        raise DataError(f"{path} does not exist; name the output of a comparisons stage, a file or a release")
     rows, bad = read_records(path, Comparison)
     if bad:
         raise DataError(
-            f"{path} line {bad[0].line} is no comparison ({bad[0].reason}); `rlhf label import` reads the "
-            "shapes of others"
+            f"{path} line {bad[0].line} is no comparison ({bad[0].reason}); `rlhf label import` converts other formats"
         )
     return rows
 
 
 def release_comparisons(release: str) -> Path:
-    """Where the comparisons of a release lie, here or fetched from MLflow."""
+    """The directory with the comparisons of a release, local or downloaded from MLflow."""
     use_stack()
     from flows.releases.report import release_run
     from flows.releases.trace import stage_output
 
     run_id = release_run(release).data.tags.get("rlhf.run.comparisons")
     if run_id is None:
-        raise ArtifactError(f"release {release} was made without a comparisons stage; run its recipe again")
+        raise ArtifactError(f"release {release} has no comparisons stage; run its recipe again")
     return stage_output(run_id)
 
 
@@ -152,12 +153,12 @@ def show(
     comparison: Annotated[str, typer.Argument(help="The id of a comparison, as in comparisons.jsonl (cmp_...).")],
     as_json: AsJson = False,
 ) -> None:
-    """Show one comparison: prompt, both responses, who judged it in which task and project, under which guidelines."""
+    """Show a comparison: prompt, both responses, annotator, task, project and guidelines."""
     use_stack()
     from flows.releases.trace import trace, trace_view
 
-    found = trace(comparison)
+    provenance = trace(comparison)
     if as_json:
-        typer.echo(json.dumps(found, indent=2, ensure_ascii=False))
+        typer.echo(json.dumps(provenance, indent=2, ensure_ascii=False))
     else:
-        Console().print(trace_view(found))
+        Console().print(trace_view(provenance))

@@ -12,16 +12,16 @@ from types import FrameType
 import typer
 
 STOPPED = 130  # the shell's code of a command that Ctrl-C ended
-GRACE_SECONDS = 11.0  # to tell the servers
+GRACE_SECONDS = 11.0  # to update the run's state on the servers
 
 
 @contextmanager
 def print_resume_command() -> Iterator[None]:
-    """Ctrl-C ends a run and loses nothing: print the command that resumes it.
+    """On Ctrl-C, print the command that resumes the run. No finished work is lost.
 
-    The servers are told that the run was stopped. A process that has not finished that after GRACE_SECONDS, or that
-    gets a second Ctrl-C, exits at once, and with it the processes it launched (`alignment.distributed.parent_death`):
-    its runs stay RUNNING in MLflow, and the same command resumes them.
+    The run is marked as stopped on the servers. If that takes longer than GRACE_SECONDS, or at a second Ctrl-C, the
+    process exits at once, and with it the processes it launched (`alignment.distributed.parent_death`): its runs stay
+    RUNNING in MLflow, and the same command resumes them.
     """
     before = signal.getsignal(signal.SIGINT)
     handled = before not in (signal.SIG_IGN, None) and threading.current_thread() is threading.main_thread()
@@ -53,4 +53,4 @@ def _exit() -> None:
 
 def _message() -> str:
     command = shlex.join(["rlhf", *sys.argv[1:]])
-    return f"\nstopped; finished stages are kept, and this command goes on: {command}"
+    return f"\nstopped; finished stages are kept, and this command resumes it: {command}"

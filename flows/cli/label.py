@@ -25,11 +25,10 @@ Projects = Annotated[
 ]
 app.command("import")(exchange.import_judgements)
 app.command("export")(exchange.export)
-app.command("demonstrations")(exchange.written_answers)
+app.command("demonstrations")(exchange.export_written)
 app.command("show")(exchange.show)
 NEXT_STEP = (
-    "no project of ours is known: `rlhf label open RECIPE` opens one and prints where people work; "
-    "`rlhf recipes` lists the recipes"
+    "no project is known: `rlhf label open RECIPE` opens one and prints its address; `rlhf recipes` lists the recipes"
 )
 
 
@@ -44,14 +43,14 @@ def open_collection(
 
     Shows the estimated hours and asks first. Idempotent.
     """
-    chosen = load_recipe(recipe, overrides or [])
-    check_files(chosen)
-    if chosen.labeling is None:
-        raise ConfigError(f"the recipe {chosen.name} has no `labeling`, so nothing is to be judged: give it one")
+    config = load_recipe(recipe, overrides or [])
+    check_files(config)
+    if config.labeling is None:
+        raise ConfigError(f"the recipe {config.name} has no section `labeling`, so there is nothing to judge: add one")
     from flows.annotation.select import needed_stages
 
-    has_mlflow = "MLFLOW_TRACKING_URI" in os.environ or not needed_stages(chosen.labeling)
-    if not (has_mlflow and os.environ.get("LABEL_STUDIO_API_KEY") and _label_studio_url(chosen.labeling)):
+    has_mlflow = "MLFLOW_TRACKING_URI" in os.environ or not needed_stages(config.labeling)
+    if not (has_mlflow and os.environ.get("LABEL_STUDIO_API_KEY") and _label_studio_url(config.labeling)):
         use_stack()
     from flows.annotation import open as opening
     from flows.annotation.accounts import states
@@ -59,19 +58,19 @@ def open_collection(
     from flows.pipeline.dag import keys, steps
 
     command = " ".join([recipe, *(f"--set {shlex.quote(override)}" for override in overrides or [])])
-    planning = opening.planning(chosen, keys(steps(chosen)), command)
+    planning = opening.planning(config, keys(steps(config)), command)
     with client(planning.config) as owner:
         projects, people = opening.projects(owner, planning), states(owner, planning.config.people)
         print_table(opening.PLAN_COLUMNS, opening.plan_rows(planning, projects))
         for note in opening.notes(planning, projects, people):
             typer.echo(note)
         if not any(project.changes for project in projects) and not {"new", "token changed"} & {*people.values()}:
-            typer.echo("nothing to do: all of it is there already")
+            typer.echo("nothing to do: everything exists already")
         elif plan or not (yes or typer.confirm("open it?")):
             typer.echo("nothing was changed")
             return
         else:
-            opening.carry_out(owner, planning)
+            opening.open_plan(owner, planning)
             projects = opening.projects(owner, planning)
         for line in opening.links(owner, planning, projects):
             typer.echo(line)
@@ -79,7 +78,7 @@ def open_collection(
 
 @app.command()
 def sync(
-    whole: Annotated[bool, typer.Option("--whole", help="Read everything again, not only changes.")] = False,
+    whole: Annotated[bool, typer.Option("--whole", help="Read everything, not only changes.")] = False,
     project: Projects = None,
     as_json: AsJson = False,
 ) -> None:
@@ -91,23 +90,25 @@ def sync(
     with _label_studio() as client:
         synced = syncing.sync(client, store, project or (), whole=whole)
     if as_json:
-        rows = [one.model_dump(mode="json", exclude={"project": {"config"}}) for one in synced]
+        rows = [result.model_dump(mode="json", exclude={"project": {"config"}}) for result in synced]
         typer.echo(json.dumps(rows, indent=2))
     elif synced:
         print_table(
             ["project", "read", "tasks read", "new", "changed", "deleted"],
             [
                 (
-                    one.project.title,
-                    "the project was deleted" if one.project.deleted else one.why or "what changed",
-                    *map(str, (one.tasks_read, one.changes.added, one.changes.changed, one.changes.deleted)),
+                    result.project.title,
+                    "the project was deleted" if result.project.deleted else result.why or "changes",
+                    *map(
+                        str, (result.tasks_read, result.changes.added, result.changes.changed, result.changes.deleted)
+                    ),
                 )
-                for one in synced
+                for result in synced
             ],
         )
-        for one in synced:
-            if one.config_changed:
-                typer.echo(f"the screen of project {one.project.title} was edited since the last sync")
+        for result in synced:
+            if result.config_changed:
+                typer.echo(f"the screen of project {result.project.title} was edited since the last sync")
         typer.echo(f"the store is {store.path}")
     else:
         typer.echo(NEXT_STEP)
@@ -119,25 +120,25 @@ def listen(
     every: Annotated[float, typer.Option(min=1.0, help="Seconds between syncs without a webhook.")] = 60.0,
     project: Projects = None,
 ) -> None:
-    """Keep the local store synchronised until Ctrl-C: at each webhook of Label Studio, and periodically."""
+    """Keep the local store synchronised until Ctrl-C: on each webhook of Label Studio, and periodically."""
     from flows.annotation.label_studio import annotation_store
     from labeling.server.receiver import receiving, sync_when_woken
     from labeling.store import sync as syncing
 
     store, wake = annotation_store(), Event()
     with _label_studio() as client, receiving(port, wake) as url:
-        typer.echo(f"Label Studio may call {url} (labeling.webhook); Ctrl-C ends it")
+        typer.echo(f"listening for Label Studio's webhooks at {url} (labeling.webhook); Ctrl-C stops")
 
         def once() -> None:
             try:
                 synced = syncing.sync(client, store, project or ())
             except LabelingError as error:
-                typer.echo(f"not synced, it is tried again: {error}", err=True)
+                typer.echo(f"sync failed, retrying: {error}", err=True)
                 return
-            for one in synced:
-                new, other, gone = one.changes.added, one.changes.changed, one.changes.deleted
+            for result in synced:
+                new, other, gone = result.changes.added, result.changes.changed, result.changes.deleted
                 if new or other or gone:
-                    typer.echo(f"{one.project.title}: {new} new, {other} changed, {gone} deleted")
+                    typer.echo(f"{result.project.title}: {new} new, {other} changed, {gone} deleted")
 
         sync_when_woken(once, wake, every)
 
@@ -160,23 +161,23 @@ def status(
         with _label_studio() as client:
             syncing.sync(client, store, project or ())
     except (RLHFError, LabelingError) as error:
-        typer.echo(f"as of the last sync, since Label Studio cannot be asked now: {error}", err=True)
-    found = reports(store, project or ())
+        typer.echo(f"as of the last sync, because Label Studio is not available: {error}", err=True)
+    project_reports = reports(store, project or ())
     if html is not None:
         html.parent.mkdir(parents=True, exist_ok=True)
-        html.write_text(status_page(found), encoding="utf-8")
+        html.write_text(status_page(project_reports), encoding="utf-8")
         typer.echo(f"the page is {html}", err=as_json)
     if as_json:
-        typer.echo(json.dumps([report.status.model_dump(mode="json") for report in found], indent=2))
+        typer.echo(json.dumps([report.status.model_dump(mode="json") for report in project_reports], indent=2))
         return
-    for columns, rows in progress.tables(found) if found else []:
+    for columns, rows in progress.tables(project_reports) if project_reports else []:
         print_table(columns, rows)
-    for hint in progress.hints(found) if found else [NEXT_STEP]:
+    for hint in progress.hints(project_reports) if project_reports else [NEXT_STEP]:
         typer.echo(hint)
 
 
 def _label_studio() -> "LabelStudio":
-    """The server named by the environment, else the local stack's."""
+    """The client of the server in the environment variables, else of the local stack."""
     from flows.annotation.label_studio import client
 
     if not (os.environ.get("LABEL_STUDIO_URL") and os.environ.get("LABEL_STUDIO_API_KEY")):

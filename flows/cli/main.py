@@ -1,7 +1,7 @@
 """The command `rlhf`.
 
-Prefect, MLflow and torch are imported inside the commands: `rlhf --help` stays quick, and Prefect reads its settings
-when it is imported, so `use_stack` comes first.
+Prefect, MLflow and torch are imported inside the commands: this keeps `rlhf --help` fast, and Prefect reads its
+settings on import, so `use_stack` must come first.
 """
 
 import json
@@ -56,31 +56,31 @@ def run(
     plan: Annotated[
         bool, typer.Option("--plan", help="Print the stages, which of them are cached, and their cost.")
     ] = False,
-    stage: Annotated[str, typer.Option(help="Run this stage alone, after the unfinished stages that it needs.")] = "",
+    stage: Annotated[str, typer.Option(help="Run only this stage, after the unfinished stages that it needs.")] = "",
 ) -> None:
     """Run a recipe, from corpus to a registered policy. Finished stages are cached by a hash of their inputs."""
-    chosen = load_recipe(recipe, overrides or [])
-    check_files(chosen)
+    config = load_recipe(recipe, overrides or [])
+    check_files(config)
     if stage in ("", "labeling"):
-        check_judged(chosen)
+        check_judged(config)
     if plan:
         from flows.pipeline.plan import plan as planned
         from flows.pipeline.plan import plan_table
 
-        Console().print(plan_table(chosen, planned(chosen)))
+        Console().print(plan_table(config, planned(config)))
         return
     use_stack()
-    from flows.failures import told_in_words
+    from flows.failures import friendly_errors
     from flows.pipeline.flow import rlhf, run_stage_alone
 
     configure_logging()
-    with told_in_words(), print_resume_command():
+    with friendly_errors(), print_resume_command():
         if stage:
-            typer.echo(str(run_stage_alone(chosen, stage).path))
+            typer.echo(str(run_stage_alone(config, stage).path))
             return
-        manifest = rlhf(chosen)
+        manifest = rlhf(config)
     cached = list(manifest.get("cached", {}).values())
-    summary = "all {} stages were cached, nothing was run again" if all(cached) else "{1} of {0} stages were cached"
+    summary = "all {} stages were cached, nothing was run" if all(cached) else "{1} of {0} stages were cached"
     typer.echo(
         f"release {manifest['release']}: {summary.format(len(cached), sum(cached))}; `rlhf report` prints its figures"
     )
@@ -89,14 +89,14 @@ def run(
 @app.command()
 def deploy(
     recipes: Annotated[
-        list[str] | None, typer.Argument(metavar="[RECIPE]...", help="YAML files beside the package's recipes.")
+        list[str] | None, typer.Argument(metavar="[RECIPE]...", help="YAML files in addition to the package's recipes.")
     ] = None,
     slots: Annotated[
         int | None,
         typer.Option(min=1, help="Concurrent runs of the pool train; by default one for each accelerator."),
     ] = None,
 ) -> None:
-    """Create the work pools and deployments in Prefect, one deployment for each recipe too. Idempotent."""
+    """Create the work pools and deployments in Prefect, and one deployment for each recipe. Idempotent."""
     if not os.environ.get("PREFECT_API_URL"):
         use_stack("prefect")
     from flows.deployments.deploy import deploy as set_up
@@ -111,7 +111,7 @@ def promote(
     alias: Annotated[str, typer.Option(help="The alias to set.")] = "champion",
     despite: Annotated[str, typer.Option(help="The reason to promote a version whose release missed the gate.")] = "",
 ) -> None:
-    """Give a registered version an alias, `champion` by default, if its release passed the gate."""
+    """Set an alias, `champion` by default, on a registered version whose release passed the gate."""
     use_stack("mlflow")
     from flows.releases.promote import promote_version
 
@@ -139,7 +139,7 @@ def lineage(
     model: Annotated[str, typer.Argument(help="NAME, NAME@ALIAS or NAME/VERSION, as in policy@candidate.")],
     as_json: AsJson = False,
 ) -> None:
-    """Walk from a registered model back to annotation ids and the corpus."""
+    """Trace a registered model back to annotation ids and the corpus."""
     use_stack("mlflow")
     from flows.releases.lineage import lineage as ancestors
     from flows.releases.lineage import lineage_tree

@@ -27,11 +27,13 @@ def logs(
 
 
 def gc(
-    older_than: Annotated[float, typer.Option(metavar="DAYS", min=0.0, help="Keep what was used in this time.")] = 30,
+    older_than: Annotated[
+        float, typer.Option(metavar="DAYS", min=0.0, help="Keep what was used within this time.")
+    ] = 30,
     superseded: Annotated[
         bool, typer.Option("--superseded", help="Also versions of models without an alias and in no release.")
     ] = False,
-    yes: Annotated[bool, typer.Option("--yes", help="Remove it; a dry run without.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Remove the files; without it, a dry run.")] = False,
 ) -> None:
     """List files that no registered version, release or running stage needs; with --yes remove them."""
     use_stack("mlflow")
@@ -41,12 +43,13 @@ def gc(
     print_table(["kind", "what", "size", "why"], [(i.kind, i.place, decimal(i.size), i.why) for i in items])
     console, total = Console(), decimal(sum(item.size for item in items))
     if not items or not yes:
-        console.print(f"{len(items)} things, {total}{'; `rlhf gc --yes` removes them' if items else ''}")
+        console.print(f"{len(items)} items, {total}{'; `rlhf gc --yes` removes them' if items else ''}")
         return
-    left = collection.carry_out(items)
-    for reason in left:
-        console.print(f"left: {reason}", markup=False, soft_wrap=True)
-    written = collection.note(items)
-    console.print(f"{len(items) - len(left)} of {len(items)} things removed, {total} at most; the list is {written}")
-    if left:
+    problems = collection.remove_items(items)
+    for problem in problems:
+        console.print(f"kept: {problem}", markup=False, soft_wrap=True)
+    path = collection.write_removal_log(items)
+    removed = len(items) - len(problems)
+    console.print(f"{removed} of {len(items)} items removed, {total} at most; the list is {path}")
+    if problems:
         raise typer.Exit(1)

@@ -18,15 +18,15 @@ def watch(
 ) -> None:
     """Resume runs with enough judgements and restart dead runs, once or periodically."""
     use_stack("prefect")
-    from flows.deployments.watcher import look_after_runs
+    from flows.deployments.watcher import check_runs
 
     while True:
         try:
-            typer.echo("\n".join(look_after_runs(max_restarts)) or "nothing to do")
+            typer.echo("\n".join(check_runs(max_restarts)) or "nothing to do")
         except httpx.HTTPError as error:
             if every is None:
                 raise StackError(f"Prefect does not answer ({error}); `rlhf up` starts the local server") from error
-            typer.echo(f"Prefect does not answer, the watcher tries again: {error}")
+            typer.echo(f"Prefect does not answer, the watcher retries: {error}")
         if every is None:
             return
         time.sleep(every)
@@ -49,9 +49,9 @@ def _set_state(action: Literal["resume", "retry"], name: str) -> None:
     from flows import flow_runs
 
     with get_client(sync_client=True) as prefect:
-        run = flow_runs.named(prefect, name)
+        run = flow_runs.find_run(prefect, name)
         if action == "resume":
-            flow_runs.resume(prefect, run, "by hand, with what there is")
+            flow_runs.resume(prefect, run, "by hand, with the judgements made so far")
         else:
-            flow_runs.start_again(prefect, run, "by hand")
-    typer.echo(f"{run.name} goes on when a worker takes it")
+            flow_runs.restart(prefect, run, "by hand")
+    typer.echo(f"{run.name} continues when a worker picks it up")

@@ -1,4 +1,4 @@
-"""The commands about the stack: `rlhf up`, `down`, `status`, `doctor`, `backup` and `restore`."""
+"""The commands for the stack: `rlhf up`, `down`, `status`, `doctor`, `backup` and `restore`."""
 
 import time
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from rich.text import Text
 from flows.cli.common import BAD, GOOD, print_table, use_stack
 from flows.home import home_directory
 from flows.operations import backup as backups
-from flows.operations.doctor import examine
+from flows.operations.doctor import run_checks
 from flows.stack import stack
 from flows.stack.processes import StackError
 from flows.stack.stack import ServerStatus
@@ -24,7 +24,7 @@ def up(
     ] = None,
     workers: Annotated[bool, typer.Option("--workers", help="Also start workers for the pools train and ops.")] = False,
 ) -> None:
-    """Start the Prefect, MLflow and Label Studio servers that do not run yet, and wait until they answer.
+    """Start the Prefect, MLflow and Label Studio servers that are not running, and wait until they answer.
 
     Profile and workers are remembered. --profile production always has workers.
     """
@@ -40,13 +40,13 @@ def up(
 
 
 def down() -> None:
-    """Stop the servers that `rlhf up` started, and nothing else."""
+    """Stop the servers that `rlhf up` started, and no other process."""
     stopped = stack.down()
     typer.echo(f"stopped {', '.join(stopped)}" if stopped else "nothing was running")
 
 
 def status() -> None:
-    """Show servers, work pools, and runs that wait, run or died; exit code 1 when a server does not work."""
+    """Show servers, work pools, and waiting, running and dead runs; exit code 1 when a server is not healthy."""
     servers = stack.status()
     print_servers(servers)
     print_runs(prefect_answers=any(server.name == "prefect" and server.health.ok for server in servers))
@@ -55,26 +55,29 @@ def status() -> None:
 
 
 def doctor() -> None:
-    """Check versions, disk, memory, credentials, ports and servers, and name the fix; exit code 1 when one fails."""
-    findings = examine()
+    """Check versions, disk, memory, credentials, ports and servers, with a fix for each failure.
+
+    The exit code is 1 when a check fails.
+    """
+    findings = run_checks()
     try:
         use_stack("prefect")
     except StackError:
-        pass  # the checks of the servers say it already
+        pass  # the checks of the servers report it already
     else:
-        from flows.deployments.overview import examine_pools
+        from flows.deployments.overview import check_pools
 
-        findings += examine_pools()
+        findings += check_pools()
     print_table(
         ["check", "", "seen", "what to do"],
-        [(one.what, _verdict(one.ok, "well", "not well"), one.seen, one.fix) for one in findings],
+        [(finding.what, _verdict(finding.ok, "ok", "failed"), finding.seen, finding.fix) for finding in findings],
     )
-    if not all(one.ok for one in findings):
+    if not all(finding.ok for finding in findings):
         raise typer.Exit(1)
 
 
 def backup(out: Annotated[Path, typer.Argument(help="A directory that does not exist yet.")]) -> None:
-    """Copy all databases and files of the stack, which may be in use, into a directory, with a digest of each."""
+    """Copy all databases and files of the stack into a directory, with a digest of each. The stack may be running."""
     typer.echo(f"{len(backups.backup(out).files)} files are in {out}")
 
 
@@ -96,7 +99,7 @@ def print_servers(servers: Sequence[ServerStatus]) -> None:
 
 
 def print_runs(*, prefect_answers: bool) -> None:
-    """Work pools and runs; while Prefect does not answer, the waiting runs as they were last seen."""
+    """Work pools and runs; while Prefect does not answer, the waiting runs as of the last check."""
     if prefect_answers:
         use_stack("prefect")
     from flows.deployments import overview

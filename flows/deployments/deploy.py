@@ -1,7 +1,7 @@
 """`rlhf deploy`: the pools and deployments of `prefect.yaml` on a Prefect server, and a deployment of each recipe.
 
-Idempotent. What a person changed by hand and the file does not name stays: the limit and the type of a pool that
-exists, and whether a schedule is paused.
+Idempotent. Manual changes that the file does not cover are kept: the limit and the type of an existing pool, and
+whether a schedule is paused.
 """
 
 import subprocess
@@ -37,28 +37,28 @@ class Pool(Record):
 
 
 class PoolOf(Record):
-    """The pool of a deployment, and what its jobs are told."""
+    """The pool of a deployment, and its job variables."""
 
     name: str
     job_variables: dict[str, Any] = Field(default_factory=dict)
 
 
 class Every(Record):
-    """A schedule: every so many seconds."""
+    """A schedule with a fixed interval in seconds."""
 
     interval: float = Field(gt=0)
     slug: str
 
 
 class Limit(Record):
-    """How many runs of a deployment there are at once, and what becomes of more."""
+    """The maximum number of concurrent runs of a deployment, and the strategy for further ones."""
 
     limit: int = Field(ge=1)
     collision_strategy: Literal["ENQUEUE", "CANCEL_NEW"]
 
 
 class Spec(Record):
-    """A deployment. Without a description it has its flow's."""
+    """A deployment. The default description is its flow's."""
 
     name: str
     entrypoint: str
@@ -75,21 +75,21 @@ def read_file(path: Path = FILE) -> tuple[dict[str, Pool], list[Spec]]:
     """The pools and the deployments of a prefect.yaml."""
     values = yaml.safe_load(path.read_text(encoding="utf-8"))
     pools = {name: Pool.model_validate(pool) for name, pool in values["definitions"]["pools"].items()}
-    return pools, [Spec.model_validate(one) for one in values["deployments"]]
+    return pools, [Spec.model_validate(deployment) for deployment in values["deployments"]]
 
 
 def recipe_specs(pipeline: Spec, names: Sequence[str]) -> list[Spec]:
-    """The pipeline once for each recipe of the package and each that is named, with every value filled in.
+    """One deployment of the pipeline for each recipe of the package and of `names`, with every value filled in.
 
-    A recipe that reads relative files runs in the current directory, so that they are found.
+    A recipe with relative paths runs in the current directory, so that they resolve.
     """
     own = [path.stem for path in sorted(RECIPES.glob("*.yaml"))]
-    found: dict[str, Spec] = {}
+    specs: dict[str, Spec] = {}
     for name in [*own, *names]:
         recipe = load_recipe(name)
-        if recipe.name == pipeline.name or (recipe.name in found and name not in own):
-            raise ConfigError(f"there is a deployment {recipe.name} already: give the recipe {name} another `name`")
-        found[recipe.name] = pipeline.model_copy(
+        if recipe.name == pipeline.name or (recipe.name in specs and name not in own):
+            raise ConfigError(f"a deployment {recipe.name} exists already: give the recipe {name} another `name`")
+        specs[recipe.name] = pipeline.model_copy(
             update={
                 "name": recipe.name,
                 "description": recipe.description,
@@ -98,16 +98,16 @@ def recipe_specs(pipeline: Spec, names: Sequence[str]) -> list[Spec]:
                 "directory": str(Path.cwd()) if _reads_relative_files(recipe) else "",
             }
         )
-    return list(found.values())
+    return list(specs.values())
 
 
-def _filled(values: Any, given: Any) -> Any:
-    """All values of a recipe, but data://NAME, and where data can be had, as its file gives them."""
-    if isinstance(values, dict) and isinstance(given, dict):
-        return values | {name: _filled(values.get(name), value) for name, value in given.items()}
-    if isinstance(values, list) and isinstance(given, list):
-        return [_filled(value, one) for value, one in zip(values, given, strict=True)]
-    return given if isinstance(given, str) and (given.startswith(DATA_SCHEME) or values is None) else values
+def _filled(values: Any, raw: Any) -> Any:
+    """All values of a recipe; data://NAME and the origins of data keep the form that they have in its file."""
+    if isinstance(values, dict) and isinstance(raw, dict):
+        return values | {name: _filled(values.get(name), value) for name, value in raw.items()}
+    if isinstance(values, list) and isinstance(raw, list):
+        return [_filled(value, item) for value, item in zip(values, raw, strict=True)]
+    return raw if isinstance(raw, str) and (raw.startswith(DATA_SCHEME) or values is None) else values
 
 
 def _reads_relative_files(recipe: Recipe) -> bool:
@@ -116,7 +116,7 @@ def _reads_relative_files(recipe: Recipe) -> bool:
 
 
 def deploy(names: Sequence[str] = (), slots: int | None = None) -> list[str]:
-    """Create or update all of it on the server that PREFECT_API_URL names; returns the names, pools first."""
+    """Create or update pools and deployments on the server at PREFECT_API_URL; returns the names, pools first."""
     pools, specs = read_file()
     pipeline = next(spec for spec in specs if spec.name == PIPELINE)
     specs += recipe_specs(pipeline, names)
@@ -136,7 +136,7 @@ def accelerators() -> int:
 
 
 def set_up_pool(client: SyncPrefectClient, name: str, pool: Pool, limit: int | None) -> None:
-    """Create a pool, or give an existing one the description, and the limit if one is named."""
+    """Create a pool, or update an existing one's description and, if `limit` is set, its limit."""
     wanted: dict[str, Any] = {"description": pool.description}
     wanted |= {} if limit is None else {"concurrency_limit": limit}
     try:
@@ -167,7 +167,7 @@ def set_up_deployment(spec: Spec) -> str:
     deployment.schedules = [
         DeploymentScheduleCreate(schedule=IntervalSchedule(interval=timedelta(seconds=every.interval)), slug=every.slug)
         for every in spec.schedules
-    ]  # without `active`: whether a schedule is paused is a person's business
+    ]  # without `active`: a paused schedule stays paused
     if spec.directory:
         deployment.storage = LocalStorage(spec.directory)
     deployment.apply()

@@ -1,4 +1,4 @@
-"""Prefect's pools, workers and runs for `rlhf status` and `rlhf doctor`, each with the next step."""
+"""Prefect's pools, workers and runs for `rlhf status` and `rlhf doctor`, each with a next step."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ CRASHES_SHOWN = 10
 
 @dataclass(frozen=True)
 class Row:
-    """A line of a table: a pool or a run, how it is, and what to do next."""
+    """A row of a table: a pool or a run, its state, and the next step."""
 
     name: str
     state: str
@@ -34,8 +34,8 @@ def tables() -> list[tuple[str, list[Row]]]:
         return [("work pool", pools(prefect)), ("run", runs(prefect))]
 
 
-def examine_pools() -> list[Finding]:
-    """The check of `rlhf doctor`: a pool needs a worker. No pool at all is well, for runs in a terminal need none."""
+def check_pools() -> list[Finding]:
+    """The check of `rlhf doctor`: each pool has a worker. No pools is fine: runs in a terminal need none."""
     try:
         with get_client(sync_client=True) as prefect:
             rows = pools(prefect)
@@ -49,74 +49,79 @@ def examine_pools() -> list[Finding]:
 
 def pools(prefect: SyncPrefectClient) -> list[Row]:
     """The work pools with their workers."""
-    found = [_pool(prefect, pool) for pool in prefect.read_work_pools()]
-    return found or [Row(name="(none)", state="", seen="", next="`rlhf deploy` makes work pools and deployments")]
+    rows = [_pool(prefect, pool) for pool in prefect.read_work_pools()]
+    return rows or [Row(name="(none)", state="", seen="", next="`rlhf deploy` creates work pools and deployments")]
 
 
 def _pool(prefect: SyncPrefectClient, pool: WorkPool) -> Row:
     workers = prefect.read_workers_for_work_pool(pool.name)
-    online = [one for one in workers if one.status is not None and one.status.value == "ONLINE"]
-    seen = ", ".join(f"{one.name} {ago(one.last_heartbeat_time)}" for one in online or workers[:3]) or "no worker yet"
+    online = [worker for worker in workers if worker.status is not None and worker.status.value == "ONLINE"]
+    seen = (
+        ", ".join(f"{worker.name} {ago(worker.last_heartbeat_time)}" for worker in online or workers[:3])
+        or "no worker yet"
+    )
     if pool.is_paused:
         return Row(name=pool.name, state="paused", seen=seen, next=f"`prefect work-pool resume {pool.name}`")
     if not online:
-        start = f"start one: `prefect worker start --pool {pool.name}`"
+        start = f"start a worker: `prefect worker start --pool {pool.name}`"
         return Row(name=pool.name, state="no worker online", seen=seen, next=start)
-    slots = "" if pool.concurrency_limit is None else f", {pool.active_slots} of {pool.concurrency_limit} slots taken"
+    slots = "" if pool.concurrency_limit is None else f", {pool.active_slots} of {pool.concurrency_limit} slots in use"
     return Row(name=pool.name, state=f"{len(online)} online{slots}", seen=seen)
 
 
 def runs(prefect: SyncPrefectClient) -> list[Row]:
-    """Runs that wait, are to start, run, or died."""
+    """Waiting, scheduled, running and dead runs."""
     return [*_waiting(prefect), *_starting(prefect), *_running(prefect), *_crashed(prefect)]
 
 
 def last_known() -> list[Row]:
-    """The waiting runs as they were last seen, for when Prefect is away."""
-    return [Row(name=one.flow_run_name, state="Suspended", seen=_how_far(one)) for one in read_waiting()]
+    """The waiting runs as of the last check, for when Prefect does not answer."""
+    return [Row(name=waiting.flow_run_name, state="Suspended", seen=_progress(waiting)) for waiting in read_waiting()]
 
 
 def _waiting(prefect: SyncPrefectClient) -> Iterator[Row]:
-    known = {one.flow_run_id: one for one in read_waiting()}
-    for run in flow_runs.of_state(prefect, "Suspended"):
-        seen = "what it waits for is not known in this home"
-        if one := known.get(str(run.id)):
-            seen = _how_far(one)
-        todo = f"the watcher resumes it; `rlhf resume {run.name}` goes on now with what there is"
-        yield Row(name=run.name, state="Suspended", seen=seen, next=todo)
+    known = {waiting.flow_run_id: waiting for waiting in read_waiting()}
+    for run in flow_runs.runs_in_state(prefect, "Suspended"):
+        seen = "this home has no record of what it waits for"
+        if waiting := known.get(str(run.id)):
+            seen = _progress(waiting)
+        next_step = f"the watcher resumes it; `rlhf resume {run.name}` resumes it now with the judgements made so far"
+        yield Row(name=run.name, state="Suspended", seen=seen, next=next_step)
 
 
-def _how_far(waiting: Waiting) -> str:
-    return "\n".join([waiting.standing.in_words(waiting.config), *waiting.urls.values()])
+def _progress(waiting: Waiting) -> str:
+    return "\n".join([waiting.standing.describe(waiting.config), *waiting.urls.values()])
 
 
 def _starting(prefect: SyncPrefectClient) -> Iterator[Row]:
-    for run in flow_runs.of_state(prefect, *TO_START, *flow_runs.STARTING):
-        yield Row(name=run.name, state=str(run.state_name), seen=f"since {_since(run)}", next="a worker takes it")
+    for run in flow_runs.runs_in_state(prefect, *TO_START, *flow_runs.STARTING):
+        yield Row(name=run.name, state=str(run.state_name), seen=f"since {_since(run)}", next="a worker picks it up")
 
 
 def _running(prefect: SyncPrefectClient) -> Iterator[Row]:
-    in_terminals = flow_runs.of_state(prefect, "Running", pool="")
-    for run in [*flow_runs.of_state(prefect, "Running"), *in_terminals]:
+    in_terminals = flow_runs.runs_in_state(prefect, "Running", pool="")
+    for run in [*flow_runs.runs_in_state(prefect, "Running"), *in_terminals]:
         beat = flow_runs.last_heartbeat(prefect, run)
         if beat is None:
-            todo = f"sends no heartbeats: set PREFECT_FLOWS_HEARTBEAT_FREQUENCY={HEARTBEAT_SECONDS} where it is started"
-            yield Row(name=run.name, state="Running", seen=f"since {_since(run)}", next=todo)
+            next_step = (
+                f"sends no heartbeats: set PREFECT_FLOWS_HEARTBEAT_FREQUENCY={HEARTBEAT_SECONDS} where it is started"
+            )
+            yield Row(name=run.name, state="Running", seen=f"since {_since(run)}", next=next_step)
         elif datetime.now(UTC) - beat > SILENCE:
-            todo = "the watcher starts it again, or `rlhf watch` by hand"
+            next_step = "the watcher restarts it, or `rlhf watch` by hand"
             if run.deployment_id is None:
-                todo = "the same `rlhf run` command goes on with it"
-            yield Row(name=run.name, state="dead", seen=f"last sign of life {ago(beat)}", next=todo)
+                next_step = "the same `rlhf run` command resumes it"
+            yield Row(name=run.name, state="dead", seen=f"last heartbeat {ago(beat)}", next=next_step)
         else:
-            yield Row(name=run.name, state="Running", seen=f"last sign of life {ago(beat)}")
+            yield Row(name=run.name, state="Running", seen=f"last heartbeat {ago(beat)}")
 
 
 def _crashed(prefect: SyncPrefectClient) -> Iterator[Row]:
-    for run in flow_runs.of_state(prefect, "Crashed")[:CRASHES_SHOWN]:
+    for run in flow_runs.runs_in_state(prefect, "Crashed")[:CRASHES_SHOWN]:
         message = (run.state.message if run.state is not None else "") or ""
         given_up = message.startswith(BY_WATCHER)
-        todo = f"`rlhf retry {run.name}`" if given_up else "the watcher starts it again, or `rlhf watch` by hand"
-        yield Row(name=run.name, state="Crashed", seen=message.removeprefix(BY_WATCHER), next=todo)
+        next_step = f"`rlhf retry {run.name}`" if given_up else "the watcher restarts it, or `rlhf watch` by hand"
+        yield Row(name=run.name, state="Crashed", seen=message.removeprefix(BY_WATCHER), next=next_step)
 
 
 def _since(run: FlowRun) -> str:
@@ -124,7 +129,7 @@ def _since(run: FlowRun) -> str:
 
 
 def ago(time: datetime | None) -> str:
-    """How long ago, in the unit that fits."""
+    """A past time relative to now, in a suitable unit."""
     if time is None:
         return "never"
     seconds = max(0.0, (datetime.now(UTC) - time).total_seconds())

@@ -1,10 +1,10 @@
-"""The watcher: resumes suspended runs when enough is judged, and starts dead runs again, a few times at most.
+"""The watcher: resumes suspended runs when enough is judged, and restarts dead runs a limited number of times.
 
-Prefect notices a killed run only while its worker lives. With the worker or the machine gone the run stays RUNNING for
-ever; what tells is that its heartbeats stop. They stay out as well while Prefect's server is away or a laptop sleeps:
-a run is dead only if it is silent when the watcher looks, and still is some time later. Restarts are counted in the
-run's own history, so the cap outlives everything; a person who starts the run again begins a new count. Cancelled and
-failed runs are nobody's business here.
+Prefect notices a killed run only while its worker is alive. Without the worker or the machine the run stays RUNNING for
+ever, but its heartbeats stop. They also stop while Prefect's server is down or a laptop sleeps: a run counts as dead
+only if it is silent at one check and still silent some time later. Restarts are counted in the run's own history, so
+the limit survives restarts of the watcher; a restart by a person resets the count. Cancelled and failed runs are
+ignored.
 """
 
 import json
@@ -24,9 +24,9 @@ from alignment.artifacts import write_json
 from alignment.errors import RLHFError
 from flows import flow_runs
 from flows.annotation.label_studio import annotation_store, client
-from flows.annotation.wait import look
-from flows.annotation.waiting import Standing, Waiting, as_markdown, forget_waiting, read_waiting, write_waiting
-from flows.flow_runs import BY_WATCHER, SILENCE, Refused
+from flows.annotation.wait import measure_progress
+from flows.annotation.waiting import Standing, Waiting, as_markdown, read_waiting, remove_waiting, write_waiting
+from flows.flow_runs import BY_WATCHER, SILENCE, StateRefused
 from flows.home import home_directory
 from flows.locks import try_lock
 from labeling.collection import COLLECTION_FILE, read_collection
@@ -34,85 +34,87 @@ from labeling.errors import LabelingError
 
 LOCK = "watch"
 SILENT = "silent.json"  # in the home: when each silent run was first noticed
-DOUBT = timedelta(seconds=45)  # longer than a heartbeat takes to come, shorter than the minute between two looks
-SETTLED = timedelta(seconds=30)  # a worker reports a killed process twice, and the second report would hit a restart
-NOT_STARTED = timedelta(minutes=15)  # a run may be PENDING so long, while images are pulled
-RECENT = timedelta(days=7)  # older crashes are left alone
+DOUBT = timedelta(seconds=45)  # longer than the interval of heartbeats, shorter than the minute between two checks
+SETTLED = timedelta(
+    seconds=30
+)  # a worker reports a killed process twice, and the second report would end a restarted run
+NOT_STARTED = timedelta(minutes=15)  # a run may be PENDING this long while images are pulled
+RECENT = timedelta(days=7)  # older crashes are ignored
 HEARTBEATS = "PREFECT_FLOWS_HEARTBEAT_FREQUENCY"
 
 
 @flow(name="watch", persist_result=False)
 def watch(max_restarts: int = 3) -> list[str]:
-    """Look after all runs once; returns what was done, in words. Meant to be scheduled every minute."""
-    done = look_after_runs(max_restarts)
-    for line in done:
-        get_run_logger().info(line)
-    return done
+    """Check all runs once; returns a message for each action. Meant to be scheduled every minute."""
+    messages = check_runs(max_restarts)
+    for message in messages:
+        get_run_logger().info(message)
+    return messages
 
 
-def look_after_runs(
+def check_runs(
     max_restarts: int = 3,
     *,
     silence: timedelta = SILENCE,
     doubt: timedelta = DOUBT,
     settled: timedelta = SETTLED,
 ) -> list[str]:
-    """What the flow does. A run is dead after `silence` that lasts another `doubt` under the watcher's eyes, and is
-    started again when it has been CRASHED for the time `settled`.
+    """The body of the flow. A run is dead when it is silent for `silence` and for another `doubt` after the watcher
+    first noticed; it is restarted when it has been CRASHED for the time `settled`.
 
-    A second watcher on the same home does nothing while the first is at work.
+    A second watcher on the same home does nothing while the first is active.
     """
     with try_lock(home_directory(), LOCK) as free:
         if not free:
             return []
         with get_client(sync_client=True) as prefect:
-            done = [*look_after_waiting(prefect), *mark_dead(prefect, silence, doubt)]
-            return [*done, *restart_crashed(prefect, max_restarts, settled)]
+            messages = [*check_waiting_runs(prefect), *mark_dead(prefect, silence, doubt)]
+            return [*messages, *restart_crashed(prefect, max_restarts, settled)]
 
 
 # --- suspended runs ----------------------------------------------------------------------------------------------
 
 
-def look_after_waiting(prefect: SyncPrefectClient) -> Iterator[str]:
-    """Resume what is ready and show the rest as far as it is. One that cannot be looked at does not hold up others."""
+def check_waiting_runs(prefect: SyncPrefectClient) -> Iterator[str]:
+    """Resume the runs that are ready and update the tables of the others. An error with one does not affect others."""
     for waiting in read_waiting():
         try:
             run = prefect.read_flow_run(UUID(waiting.flow_run_id))
         except ObjectNotFound:
-            forget_waiting(waiting.flow_run_id)
+            remove_waiting(waiting.flow_run_id)
             continue
         if run.state is not None and run.state.is_final():
-            forget_waiting(waiting.flow_run_id)
+            remove_waiting(waiting.flow_run_id)
         elif run.state_name == "Suspended":
             try:
-                yield from look_after(prefect, run, waiting)
+                yield from check_waiting_run(prefect, run, waiting)
             except (LabelingError, RLHFError) as error:
-                yield f"{run.name} waits on: {error}"
+                yield f"{run.name} is still waiting: {error}"
 
 
-def look_after(prefect: SyncPrefectClient, run: FlowRun, waiting: Waiting) -> Iterator[str]:
-    """One suspended run: resumed with the reason in its history, or its table brought up to date."""
-    found = look_again(waiting)
-    if found.reason:
-        flow_runs.resume(prefect, run, BY_WATCHER + found.reason)
-        yield f"{run.name} goes on: {found.reason}"
-    elif found != waiting.standing:
-        now = waiting.model_copy(update={"standing": found})
-        show(prefect, now)
-        write_waiting(now)
+def check_waiting_run(prefect: SyncPrefectClient, run: FlowRun, waiting: Waiting) -> Iterator[str]:
+    """Resume a suspended run with the reason in its history, or update its table."""
+    standing = current_standing(waiting)
+    if standing.reason:
+        flow_runs.resume(prefect, run, BY_WATCHER + standing.reason)
+        yield f"{run.name} is resumed: {standing.reason}"
+    elif standing != waiting.standing:
+        updated = waiting.model_copy(update={"standing": standing})
+        update_table(prefect, updated)
+        write_waiting(updated)
 
 
-def look_again(waiting: Waiting) -> Standing:
-    """How far a suspended run's collection is now. What another run made of it meanwhile is reason enough."""
+def current_standing(waiting: Waiting) -> Standing:
+    """The current progress of a suspended run's collection. If another run finished it, that is the reason."""
     if not (waiting.place / COLLECTION_FILE).exists():
         return waiting.standing.model_copy(update={"reason": "another run has finished this labelling"})
     collection = read_collection(waiting.place)
     with closing(annotation_store()) as store, client(waiting.config) as label_studio:
-        return look(label_studio, collection, waiting.config, store, waiting.place)
+        return measure_progress(label_studio, collection, waiting.config, store, waiting.place)
 
 
-def show(prefect: SyncPrefectClient, waiting: Waiting) -> None:
-    """The table on the run's page, as it is now."""
+def update_table(prefect: SyncPrefectClient, waiting: Waiting) -> None:
+    """Update the table on the run's page."""
     if waiting.artifact_id is not None:
         prefect.update_artifact(UUID(waiting.artifact_id), ArtifactUpdate(data=as_markdown(waiting)))
 
@@ -121,41 +123,41 @@ def show(prefect: SyncPrefectClient, waiting: Waiting) -> None:
 
 
 def mark_dead(prefect: SyncPrefectClient, silence: timedelta, doubt: timedelta) -> Iterator[str]:
-    """Mark runs without a sign of life CRASHED."""
+    """Mark runs without heartbeats as CRASHED."""
     now, path = datetime.now(UTC), home_directory() / SILENT
     before: dict[str, str] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     silent: dict[str, str] = {}
-    for run in flow_runs.of_state(prefect, "Running", *flow_runs.STARTING):
-        seen = last_sign(prefect, run)
+    for run in flow_runs.runs_in_state(prefect, "Running", *flow_runs.STARTING):
+        seen = last_sign_of_life(prefect, run)
         if seen is None or now - seen <= (silence if run.state_name == "Running" else NOT_STARTED):
             continue
         noticed = before.get(str(run.id), now.isoformat())
         if now - datetime.fromisoformat(noticed) < doubt:
             silent[str(run.id)] = noticed
             continue
-        words = f"no sign of life since {seen:%Y-%m-%d %H:%M:%S} UTC"
+        message = f"no heartbeat since {seen:%Y-%m-%d %H:%M:%S} UTC"
         try:
-            flow_runs.give_state(prefect, run, Crashed(message=words))
-            yield f"{run.name} is dead: {words}"
-        except Refused as error:
+            flow_runs.set_state(prefect, run, Crashed(message=message))
+            yield f"{run.name} is dead: {message}"
+        except StateRefused as error:
             yield f"{run.name} seems dead: {error}"
     write_json(path, silent)
 
 
 def restart_crashed(prefect: SyncPrefectClient, max_restarts: int, settled: timedelta) -> Iterator[str]:
-    """Start crashed runs again as long as the cap allows."""
-    for run in flow_runs.of_state(prefect, "Crashed"):
+    """Restart crashed runs within the limit."""
+    for run in flow_runs.runs_in_state(prefect, "Crashed"):
         assert run.state is not None
         given_up = (run.state.message or "").startswith(BY_WATCHER)
         if settled <= datetime.now(UTC) - run.state.timestamp < RECENT and not given_up:
             try:
-                yield restart_or_leave(prefect, run, max_restarts)
+                yield restart_or_give_up(prefect, run, max_restarts)
             except RLHFError as error:
-                yield f"{run.name} is not started again: {error}"
+                yield f"{run.name} is not restarted: {error}"
 
 
-def last_sign(prefect: SyncPrefectClient, run: FlowRun) -> datetime | None:
-    """The last heartbeat, or when the state began if that was later; None where a run sends no heartbeats."""
+def last_sign_of_life(prefect: SyncPrefectClient, run: FlowRun) -> datetime | None:
+    """The last heartbeat, or the start of the state if later; None for a run that sends no heartbeats."""
     assert run.state is not None
     began = run.state.timestamp
     if run.state_name != "Running":
@@ -167,22 +169,22 @@ def last_sign(prefect: SyncPrefectClient, run: FlowRun) -> datetime | None:
 
 
 def sends_heartbeats(prefect: SyncPrefectClient, run: FlowRun) -> bool:
-    """Whether a run that was killed before its first heartbeat would have sent some: its job asks for them."""
+    """Whether the run's job variables enable heartbeats: it may have been killed before the first."""
     if run.deployment_id is None:
         return False
-    told = prefect.read_deployment(run.deployment_id).job_variables or {}
-    return HEARTBEATS in {**told.get("env", {}), **(run.job_variables or {}).get("env", {})}
+    job_variables = prefect.read_deployment(run.deployment_id).job_variables or {}
+    return HEARTBEATS in {**job_variables.get("env", {}), **(run.job_variables or {}).get("env", {})}
 
 
-def restart_or_leave(prefect: SyncPrefectClient, run: FlowRun, max_restarts: int) -> str:
-    """A crashed run is scheduled again; one that was so too often is left CRASHED, and its message says what to do."""
+def restart_or_give_up(prefect: SyncPrefectClient, run: FlowRun, max_restarts: int) -> str:
+    """Reschedule a crashed run; after too many restarts leave it CRASHED, with instructions in its message."""
     assert run.state is not None
     why = run.state.message or "it crashed"
     before = flow_runs.restarts(flow_runs.history(prefect, run))
     if before >= max_restarts:
-        words = f"it was started again {before} times and crashed each time, the last time because: {why} "
-        words += f"Look at its logs; `rlhf retry {run.name}` starts it again"
-        flow_runs.give_state(prefect, run, Crashed(message=BY_WATCHER + words), force=True)
-        return f"{run.name} is left crashed: {words}"
-    flow_runs.start_again(prefect, run, f"{BY_WATCHER}restart {before + 1} of {max_restarts} after: {why}")
-    return f"{run.name} is started again ({before + 1} of {max_restarts}): {why}"
+        message = f"it was restarted {before} times and crashed each time, the last time because: {why} "
+        message += f"See its logs; `rlhf retry {run.name}` restarts it"
+        flow_runs.set_state(prefect, run, Crashed(message=BY_WATCHER + message), force=True)
+        return f"{run.name} stays crashed: {message}"
+    flow_runs.restart(prefect, run, f"{BY_WATCHER}restart {before + 1} of {max_restarts} after: {why}")
+    return f"{run.name} is restarted ({before + 1} of {max_restarts}): {why}"

@@ -1,6 +1,6 @@
-"""`rlhf doctor`: what may be wrong with the machine, the installation and the stack, and what mends it.
+"""`rlhf doctor`: checks of the machine, the installation and the stack.
 
-Every check looks and changes nothing. One that fails says what to do next.
+Checks are read-only. Each failure comes with a fix.
 """
 
 import os
@@ -38,7 +38,7 @@ GIB = 1 << 30
 
 @dataclass(frozen=True)
 class Finding:
-    """What a check looked at, whether it is well, what was seen, and what mends it."""
+    """The result of a check: its subject, whether it passed, what was observed, and the fix."""
 
     what: str
     ok: bool
@@ -46,76 +46,82 @@ class Finding:
     fix: str = ""
 
 
-def examine() -> list[Finding]:
-    """All checks that need no server."""
-    place = home_directory()
-    machine = [python(), packages(), label_studio(), *postgresql(place), disk(place), memory()]
-    return [*machine, *secrets(place), *ports(), *servers(place), *databases(place), *leftovers(place)]
+def run_checks() -> list[Finding]:
+    """Run all checks that need no server."""
+    home = home_directory()
+    machine = [python(), packages(), label_studio(), *postgresql(home), disk(home), memory()]
+    return [*machine, *secrets(home), *ports(), *servers(home), *databases(home), *leftovers(home)]
 
 
 def python() -> Finding:
-    """Which Python runs this; one that is too old does not come as far as here."""
+    """The version of Python; one that is too old fails before this check."""
     return Finding(what="Python", ok=True, seen=sys.version.split()[0])
 
 
 def packages(distribution: str = DISTRIBUTION) -> Finding:
-    """The packages that ours asks for, in versions that it takes."""
+    """The required packages, in compatible versions."""
     try:
-        asked = [Requirement(line) for line in requires(distribution) or []]
+        requirements = [Requirement(line) for line in requires(distribution) or []]
     except PackageNotFoundError:
         return Finding(what="packages", ok=False, seen=f"{distribution} is not installed", fix="make setup")
-    wanted = [one for one in asked if one.marker is None or one.marker.evaluate({"extra": ""})]
+    applicable = [
+        requirement
+        for requirement in requirements
+        if requirement.marker is None or requirement.marker.evaluate({"extra": ""})
+    ]
     wrong = []
-    for one in wanted:
+    for requirement in applicable:
         try:
-            found = version(one.name)
+            installed = version(requirement.name)
         except PackageNotFoundError:
-            wrong.append(f"{one.name} is missing")
+            wrong.append(f"{requirement.name} is missing")
             continue
-        if not one.specifier.contains(found, prereleases=True):
-            wrong.append(f"{one.name} is {found}, not {one.specifier}")
-    seen = "; ".join(wrong) or f"{len(wanted)} as asked for"
+        if not requirement.specifier.contains(installed, prereleases=True):
+            wrong.append(f"{requirement.name} is {installed}, not {requirement.specifier}")
+    seen = "; ".join(wrong) or f"{len(applicable)} as required"
     return Finding(what="packages", ok=not wrong, seen=seen, fix="make setup" if wrong else "")
 
 
 def label_studio() -> Finding:
-    """Label Studio in an environment of its own, in the version that the screens were made for."""
+    """Label Studio in its own environment, in the version that the screens support."""
     what = "Label Studio's program"
     try:
         program = services.label_studio_executable()
     except StackError as error:
         return Finding(what=what, ok=False, seen="not installed", fix=str(error))
-    found = [path.name.split("-")[1] for path in program.parent.parent.glob("lib/python*/site-packages/label_studio-*")]
-    seen = found[0].removesuffix(".dist") if found else "no version to be seen"
+    versions = [
+        path.name.split("-")[1] for path in program.parent.parent.glob("lib/python*/site-packages/label_studio-*")
+    ]
+    seen = versions[0].removesuffix(".dist") if versions else "unknown version"
     ok = seen == LABEL_STUDIO or seen.startswith(LABEL_STUDIO + ".")
-    fix = "" if ok else f"install version {LABEL_STUDIO} in {program.parent.parent}, or remove that and `make setup`"
+    fix = "" if ok else f"install version {LABEL_STUDIO} in {program.parent.parent}, or remove it and run `make setup`"
     return Finding(what=what, ok=ok, seen=seen, fix=fix)
 
 
 def postgresql(home: Path) -> Iterator[Finding]:
-    """The programs of the database, in a home whose stack has one."""
+    """PostgreSQL's programs, for a production stack."""
     try:
         if state.read(home).profile != "production":
             return
-        place = postgres.programs()
+        directory = postgres.programs()
         postgres.client("pg_dump")
-        yield Finding(what="PostgreSQL's programs", ok=True, seen=str(place))
+        yield Finding(what="PostgreSQL's programs", ok=True, seen=str(directory))
     except StackError as error:
-        yield Finding(what="PostgreSQL's programs", ok=False, seen="not to be used", fix=str(error))
+        yield Finding(what="PostgreSQL's programs", ok=False, seen="not usable", fix=str(error))
 
 
 def disk(home: Path) -> Finding:
-    """Room for what a run leaves."""
-    there = next(place for place in (home, *home.parents) if place.exists())
-    free, writable = shutil.disk_usage(there).free / GIB, os.access(there, os.W_OK)
+    """Free disk space for the outputs of a run."""
+    existing = next(path for path in (home, *home.parents) if path.exists())
+    free, writable = shutil.disk_usage(existing).free / GIB, os.access(existing, os.W_OK)
     ok = free >= DISK_GIB and writable
-    seen = f"{free:.0f} GiB free at {there}" + ("" if writable else ", which cannot be written to")
-    fix = "" if ok else f"free {DISK_GIB:.0f} GiB, or name another place with RLHF_HOME"
+    seen = f"{free:.0f} GiB free at {existing}" + ("" if writable else ", which is not writable")
+    fix = "" if ok else f"free {DISK_GIB:.0f} GiB, or choose another directory with RLHF_HOME"
     return Finding(what="disk", ok=ok, seen=seen, fix=fix)
 
 
 def memory() -> Finding:
-    """Memory for the servers and a run."""
+    """Available memory for the servers and a run."""
     free = psutil.virtual_memory().available / GIB
     ok = free >= MEMORY_GIB
     fix = "" if ok else f"end other programs until {MEMORY_GIB:.0f} GiB are available"
@@ -123,10 +129,10 @@ def memory() -> Finding:
 
 
 def secrets(home: Path) -> Iterator[Finding]:
-    """Credentials, and the directories around databases with tokens, that their owner alone can read."""
+    """Credentials and the directories of databases with tokens: readable by their owner only."""
     for data in (home / name for name in NAMES):
         if data.is_dir() and home.stat().st_mode & 0o007 and data.stat().st_mode & 0o007:
-            yield Finding(what=f"{data.name}/", ok=False, seen="open to everybody", fix=f"chmod 700 {data}")
+            yield Finding(what=f"{data.name}/", ok=False, seen="accessible to all users", fix=f"chmod 700 {data}")
     for path in (home / "credentials.json", home / "annotators.json"):
         if path.exists():
             mode = stat.S_IMODE(path.stat().st_mode)
@@ -135,37 +141,37 @@ def secrets(home: Path) -> Iterator[Finding]:
 
 
 def ports() -> Iterator[Finding]:
-    """Variables that fix a port and name none."""
+    """Port variables without a valid port."""
     for name, value in sorted(os.environ.items()):
         if re.fullmatch(r"RLHF_\w+_PORT", name) and not (value.isdigit() and 1 <= int(value) <= 65535):
             fix = f"set {name} to a number from 1 to 65535, or unset it"
-            yield Finding(what=name, ok=False, seen=f"{value!r} is no port", fix=fix)
+            yield Finding(what=name, ok=False, seen=f"{value!r} is not a port", fix=fix)
 
 
 def databases(home: Path) -> Iterator[Finding]:
-    """The SQLite files of the home: each can be read, and none is damaged at its first pages."""
+    """The SQLite files of the home: readable, with an intact header and schema."""
     for path in sorted([*home.glob("*.db"), *home.glob("*/*.db"), *home.glob("*/*.sqlite3")]):
         try:
             with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, timeout=DATABASE_SECONDS)) as database:
                 database.execute("SELECT count(*) FROM sqlite_master").fetchone()
         except sqlite3.Error as error:
-            fix = "`rlhf down`, then put the file back from a backup"
+            fix = "`rlhf down`, then restore the file from a backup"
             yield Finding(what=str(path.relative_to(home)), ok=False, seen=str(error), fix=fix)
 
 
 def leftovers(home: Path) -> Iterator[Finding]:
-    """Half-made outputs that nobody has gone on with for a week."""
+    """Unfinished outputs that were not resumed for a week."""
     held, old = held_locks(home), time.time() - STALE_DAYS * 86_400
-    found = [path for path in (home / "artifacts").glob("*.*") if path.name.partition(".")[0] not in held]
-    stale = [path for path in found if path.lstat().st_mtime < old]
+    partial = [path for path in (home / "artifacts").glob("*.*") if path.name.partition(".")[0] not in held]
+    stale = [path for path in partial if path.lstat().st_mtime < old]
     if stale:
-        seen = f"{len(stale)} half-made outputs that nobody goes on with, such as {stale[0].name}"
-        fix = "the same `rlhf run` goes on with them; `rlhf gc` shows what can go"
+        seen = f"{len(stale)} unfinished outputs, such as {stale[0].name}"
+        fix = "the same `rlhf run` resumes them; `rlhf gc` lists what can be removed"
         yield Finding(what="artifacts", ok=True, seen=seen, fix=fix)
 
 
 def servers(home: Path) -> Iterator[Finding]:
-    """What runs and answers, with our time of day; and for what does not run, whether its port is free."""
+    """Health and clock of the servers that run; free ports of those that do not."""
     try:
         rows = stack.status(home)
     except StackError as error:
@@ -174,13 +180,13 @@ def servers(home: Path) -> Iterator[Finding]:
     for row in rows:
         name = row.name
         if row.running:
-            late = clock_difference(row.url) if row.health.ok and name in NAMES else 0.0
+            offset = clock_difference(row.url) if row.health.ok and name in NAMES else 0.0
             if not row.health.ok:
-                fix = f"look into {row.log}; `rlhf down` and `rlhf up` start it again"
+                fix = f"see {row.log}; `rlhf down` and `rlhf up` restart it"
                 yield Finding(what=row.title, ok=False, seen=row.health.problem, fix=fix)
-            elif abs(late) > CLOCK_SECONDS:
-                fix = "set the clocks by a time server: annotations are fetched by their time"
-                yield Finding(what=row.title, ok=False, seen=f"its clock is {late:+.0f} s from ours", fix=fix)
+            elif abs(offset) > CLOCK_SECONDS:
+                fix = "synchronise the clocks (NTP): annotations are fetched by their time"
+                yield Finding(what=row.title, ok=False, seen=f"its clock is {offset:+.0f} s from ours", fix=fix)
             else:
                 yield Finding(what=row.title, ok=True, seen=f"works at {row.url}")
             continue
@@ -193,12 +199,12 @@ def servers(home: Path) -> Iterator[Finding]:
 
 
 def clock_difference(url: str) -> float:
-    """Seconds that a server's clock is ahead of ours, by the date of its answer; 0 where it tells none."""
+    """Seconds by which a server's clock is ahead of ours, from the Date header of a response; 0 without one."""
     try:
-        answer = httpx.get(url, timeout=health.PROBE_SECONDS, trust_env=False)
-        told = parsedate_to_datetime(answer.headers["date"])
+        response = httpx.get(url, timeout=health.PROBE_SECONDS, trust_env=False)
+        server_time = parsedate_to_datetime(response.headers["date"])
     except (httpx.HTTPError, KeyError, ValueError):
         return 0.0
-    if told.tzinfo is None:  # "-0000": universal time, of a server that does not say where it is
-        told = told.replace(tzinfo=UTC)
-    return (told - datetime.now(UTC)).total_seconds()
+    if server_time.tzinfo is None:  # "-0000": UTC, from a server without a time zone
+        server_time = server_time.replace(tzinfo=UTC)
+    return (server_time - datetime.now(UTC)).total_seconds()

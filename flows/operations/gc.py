@@ -1,8 +1,8 @@
-"""`rlhf gc`: what takes room and is needed by nobody, as a list first, and removed when asked.
+"""`rlhf gc`: lists files that are no longer needed, and removes them on request.
 
-Never removed: what a registered version, a release or a labelling was made from; what a stage that runs holds (its lock
-in `home/locks` tells) or a recent run uses; an output that MLflow does not have whole; `annotations.db`. What goes from
-here can be fetched again, and what goes from MLflow's store leaves its run with all figures.
+Never removed: inputs of a registered version, a release or a labelling; outputs locked by a running stage (in
+`home/locks`) or used by a recent run; outputs that MLflow does not have in full; `annotations.db`. Local files that are
+removed can be downloaded again, and runs whose artifacts are removed from MLflow keep their figures.
 """
 
 import shutil
@@ -22,7 +22,7 @@ from alignment.artifacts import write_json
 from alignment.records import Record
 from flows.home import home_directory
 from flows.locks import held_locks, try_lock
-from flows.operations.reachable import Memory, name_of, recall
+from flows.operations.reachable import Snapshot, name_of, read_mlflow
 from flows.tracking import runs
 from flows.tracking.layout import OUTPUT, SERVED
 from flows.tracking.logs import FOLDER as RUN_LOGS
@@ -35,7 +35,10 @@ Kind = Literal["leftover", "checkpoint", "output", "fetched", "log", "lock", "st
 
 
 class Item(Record):
-    """Something that may go: a file or directory here, the artifacts of a run (`stored`), or a model's version."""
+    """An item that can be removed: a local file or directory, the artifacts of a run (`stored`), or a model version.
+
+    `place` is its path, run id or model URI.
+    """
 
     kind: Kind
     place: str
@@ -45,111 +48,115 @@ class Item(Record):
 
 
 def plan(days: float = 30.0, *, superseded: bool = False) -> list[Item]:
-    """What may go, without touching anything; what was used within `days` stays. MLflow must be reachable."""
-    place = home_directory()
+    """List the items that can be removed; what was used within `days` is kept. MLflow must be reachable."""
+    home = home_directory()
     since = time.time() - days * DAY_SECONDS
-    memory = recall(int(since * 1000), held_locks(place))
-    versions = memory.superseded() if superseded else []
-    memory = memory.without(versions)
-    found = [*_leftovers(place, memory, since), *_outputs(place, memory, since), *_aged(place, since)]
-    found += map(_version, versions)
-    found += _stored(memory)
-    return [*found, *_locks(place, memory, since, {item.lock for item in found})]
+    snapshot = read_mlflow(int(since * 1000), held_locks(home))
+    versions = snapshot.superseded() if superseded else []
+    snapshot = snapshot.without(versions)
+    items = [*_leftovers(home, snapshot, since), *_outputs(home, snapshot, since), *_old_copies(home, since)]
+    items += map(_version, versions)
+    items += _stored(snapshot)
+    return [*items, *_locks(home, snapshot, since, {item.lock for item in items})]
 
 
-def carry_out(items: Iterable[Item]) -> list[str]:
-    """Remove what `plan` found; returns why something was left: what has come into use meanwhile stays."""
-    place, left = home_directory(), []
+def remove_items(items: Iterable[Item]) -> list[str]:
+    """Remove the items of `plan`, except those now in use; returns the reason for each item that was not removed."""
+    home, problems = home_directory(), []
     for item in items:
-        with try_lock(place, item.lock) as free:
+        with try_lock(home, item.lock) as free:
             if not free:
-                left.append(f"{item.place} is in use now")
+                problems.append(f"{item.place} is in use now")
                 continue
             try:
                 REMOVE[item.kind](item)
             except (OSError, MlflowException) as error:
-                left.append(f"{item.place} could not be removed: {error}")
-    return left
+                problems.append(f"{item.place} could not be removed: {error}")
+    return problems
 
 
-def _leftovers(home: Path, memory: Memory, since: float) -> Iterator[Item]:
-    """What killed processes left beside the outputs."""
+def _leftovers(home: Path, snapshot: Snapshot, since: float) -> Iterator[Item]:
+    """Files left behind by killed processes next to the outputs."""
     for path in sorted((home / "artifacts").glob("*.*")):
         name, suffix = path.name.partition(".")[0], path.suffix
-        if name in memory.held:
+        if name in snapshot.held:
             continue
         if suffix == ".download" or suffix.startswith(".replaced-"):
-            why = "left by a process that ended"
+            why = "left behind by a process that ended"
             yield Item(kind="leftover", place=str(path), size=_size(path), why=why, lock=name)
-        elif suffix == PARTIAL and not name.startswith(LABELLING) and _touched(path) < since:
-            why = "half-made, and nobody goes on with it"
+        elif suffix == PARTIAL and not name.startswith(LABELLING) and _last_modified(path) < since:
+            why = "unfinished and not resumed"
             yield Item(kind="checkpoint", place=str(path), size=_size(path), why=why, lock=name)
 
 
-def _outputs(home: Path, memory: Memory, since: float) -> Iterator[Item]:
-    """Published outputs that no recent run uses and that MLflow has whole, or that nothing is made from any more."""
-    busy = {name_of(memory.stages[run_id]) for run_id in memory.at_work} | memory.held
-    by_name = {name_of(run): run for run in memory.stages.values() if run.data.tags.get(runs.TAG_DIGEST)}
+def _outputs(home: Path, snapshot: Snapshot, since: float) -> Iterator[Item]:
+    """Published outputs that no recent run uses and that MLflow has in full, or that nothing needs."""
+    busy = {name_of(snapshot.stages[run_id]) for run_id in snapshot.at_work} | snapshot.held
+    by_name = {name_of(run): run for run in snapshot.stages.values() if run.data.tags.get(runs.TAG_DIGEST)}
     for path in sorted((home / "artifacts").glob("*-*")):
         run = by_name.get(path.name)
         if run is None or path.name in busy or path.stat().st_mtime >= since:
             continue
-        unneeded = run.info.run_id not in memory.needed
+        unneeded = run.info.run_id not in snapshot.needed
         if unneeded or _is_stored(path, run):
-            why = "nothing is made from it" if unneeded else "MLflow has it, and a run fetches it again"
+            why = "nothing needs it" if unneeded else "MLflow has it, and a run downloads it again"
             yield Item(kind="output", place=str(path), size=_size(path), why=why, lock=path.name)
 
 
-def _aged(home: Path, since: float) -> Iterator[Item]:
-    """Copies that were fetched to be looked at, and what old runs said."""
-    folders: tuple[tuple[Kind, Path], ...] = (("fetched", home / "fetched"), ("log", home / RUN_LOGS))
-    for kind, folder in folders:
-        for path in sorted(folder.glob("*")):
-            if _touched(path) < since:
+def _old_copies(home: Path, since: float) -> Iterator[Item]:
+    """Copies that were downloaded for inspection, and logs of old runs."""
+    directories: tuple[tuple[Kind, Path], ...] = (("fetched", home / "fetched"), ("log", home / RUN_LOGS))
+    for kind, directory in directories:
+        for path in sorted(directory.glob("*")):
+            if _last_modified(path) < since:
                 yield Item(kind=kind, place=str(path), size=_size(path), why="old")
 
 
-def _locks(home: Path, memory: Memory, since: float, going: set[str]) -> Iterator[Item]:
+def _locks(home: Path, snapshot: Snapshot, since: float, removed: set[str]) -> Iterator[Item]:
     for path in sorted((home / "locks").glob("*.lock")):
-        rest = [one for one in (home / "artifacts").glob(f"{path.stem}*") if path.stem not in going]
-        if path.stem not in memory.held and not rest and path.stat().st_mtime < since:
-            yield Item(kind="lock", place=str(path), size=0, why="nobody holds it", lock=path.stem)
+        remaining = [output for output in (home / "artifacts").glob(f"{path.stem}*") if path.stem not in removed]
+        if path.stem not in snapshot.held and not remaining and path.stat().st_mtime < since:
+            yield Item(kind="lock", place=str(path), size=0, why="not held", lock=path.stem)
 
 
-def _stored(memory: Memory) -> Iterator[Item]:
+def _stored(snapshot: Snapshot) -> Iterator[Item]:
     """Artifacts in MLflow of stages that led to no version and no release."""
-    for run_id, run in memory.stages.items():
-        size = 0 if run_id in memory.needed else _bytes(files_of(run_id, OUTPUT)) + _bytes(files_of(run_id, SERVED))
+    for run_id, run in snapshot.stages.items():
+        size = (
+            0
+            if run_id in snapshot.needed
+            else _total_size(files_of(run_id, OUTPUT)) + _total_size(files_of(run_id, SERVED))
+        )
         if size:
             why = f"{run.data.tags[runs.TAG_STAGE]} that led to no version and no release"
             yield Item(kind="stored", place=run_id, size=size, why=why, lock=name_of(run))
 
 
 def _version(version: ModelVersion) -> Item:
-    """A registered version. Its files lie with the run of its stage, and have an item of their own."""
+    """A registered version. Its files belong to the run of its stage, which is a separate item."""
     return Item(kind="version", place=f"models:/{version.name}/{version.version}", size=0, why="no alias, no release")
 
 
-def _bytes(files: Mapping[str, FileInfo]) -> int:
+def _total_size(files: Mapping[str, FileInfo]) -> int:
     return sum(file.file_size or 0 for file in files.values())
 
 
 def _is_stored(path: Path, run: Run) -> bool:
     """Whether MLflow has every file of a published output, by name and size."""
-    here = {file.relative_to(path).as_posix(): file.stat().st_size for file in path.rglob("*") if file.is_file()}
+    local = {file.relative_to(path).as_posix(): file.stat().st_size for file in path.rglob("*") if file.is_file()}
     stored = files_of(str(run.info.run_id), f"{SERVED}/artifacts") | files_of(str(run.info.run_id), OUTPUT)
-    return here == {name: file.file_size for name, file in stored.items() if name in here}
+    return local == {name: file.file_size for name, file in stored.items() if name in local}
 
 
 def files_of(run_id: str, root: str) -> dict[str, FileInfo]:
-    """The files below a directory of a run's artifacts, by their paths in it; none where it is gone."""
+    """The files below a directory of a run's artifacts, by relative path; empty if it does not exist."""
     files: dict[str, FileInfo] = {}
-    waiting = [root]
-    while waiting:
+    pending = [root]
+    while pending:
         try:
-            for file in MlflowClient().list_artifacts(run_id, waiting.pop()):
+            for file in MlflowClient().list_artifacts(run_id, pending.pop()):
                 if file.is_dir:
-                    waiting.append(file.path)
+                    pending.append(file.path)
                 else:
                     files[file.path.removeprefix(f"{root}/")] = file
         except MlflowException:  # a path that does not exist
@@ -159,16 +166,16 @@ def files_of(run_id: str, root: str) -> dict[str, FileInfo]:
 
 def _size(path: Path) -> int:
     files = path.rglob("*") if path.is_dir() else [path]
-    return sum(one.lstat().st_size for one in files if not one.is_dir())
+    return sum(file.lstat().st_size for file in files if not file.is_dir())
 
 
-def _touched(path: Path) -> float:
-    """When something in it was last written, in seconds since the epoch."""
-    return max((one.lstat().st_mtime for one in (path, *path.rglob("*"))), default=0.0)
+def _last_modified(path: Path) -> float:
+    """The latest modification in a directory tree, in seconds since the epoch."""
+    return max((entry.lstat().st_mtime for entry in (path, *path.rglob("*"))), default=0.0)
 
 
-def remove_here(item: Item) -> None:
-    """Remove a file or directory, which is moved aside first: what is half removed never stands under its name."""
+def remove_local(item: Item) -> None:
+    """Remove a file or directory; a directory is renamed first, so that its name never holds a partial copy."""
     path = Path(item.place)
     if path.is_dir():
         aside = path.with_name(f"{path.name.partition('.')[0]}.replaced-{uuid.uuid4().hex[:8]}")
@@ -179,7 +186,7 @@ def remove_here(item: Item) -> None:
 
 
 def remove_stored(item: Item) -> None:
-    """Remove a run's artifacts from MLflow's store. Its digest goes first, so that the run no longer counts as done."""
+    """Remove a run's artifacts from MLflow's store; first its digest, so that the run no longer counts as finished."""
     client = MlflowClient()
     if versions := client.search_model_versions(f"run_id = '{item.place}'"):
         raise MlflowException(f"{versions[0].name}/{versions[0].version} is made from it")
@@ -193,7 +200,7 @@ def remove_stored(item: Item) -> None:
 
 
 def remove_version(item: Item) -> None:
-    """Remove a version; one that got an alias meanwhile stays."""
+    """Remove a version, unless it has an alias by now."""
     client = MlflowClient()
     name, number = item.place.removeprefix("models:/").rsplit("/", 1)
     version = client.get_model_version(name, number)
@@ -203,19 +210,19 @@ def remove_version(item: Item) -> None:
 
 
 REMOVE: dict[Kind, Callable[[Item], None]] = {
-    "leftover": remove_here,
-    "checkpoint": remove_here,
-    "output": remove_here,
-    "fetched": remove_here,
-    "log": remove_here,
-    "lock": remove_here,
+    "leftover": remove_local,
+    "checkpoint": remove_local,
+    "output": remove_local,
+    "fetched": remove_local,
+    "log": remove_local,
+    "lock": remove_local,
     "stored": remove_stored,
     "version": remove_version,
 }
 
 
-def note(items: Iterable[Item]) -> Path:
-    """Write down what a collection removed, with the day."""
+def write_removal_log(items: Iterable[Item]) -> Path:
+    """Write the list of removed items to a dated file and return its path."""
     path = home_directory() / "logs" / f"gc-{time.strftime('%Y%m%d-%H%M%S')}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, [item.model_dump(mode="json") for item in items])

@@ -1,12 +1,11 @@
-"""A training stage in several processes: started by `accelerate launch`, heard while they work, and never left behind.
+"""A training stage in several processes: started by `accelerate launch`, with their output in the flow's log.
 
     the flow's process ── accelerate launch ── python -m alignment.worker, once a process
 
-The launcher has a session of its own and is tied to the flow's process, and the processes to the launcher
-(`alignment.distributed.parent_death`): where one is killed, the kernel kills those below. Whatever else ends the work,
-an error, a cancelled flow run or Ctrl-C, ends them politely first. What they print goes to `home/logs/STAGE-KEY.log`
-and from there to the flow's log; what the main process measures it writes into the stage's `metrics.jsonl`, as a single
-process does.
+The launcher has its own session and is tied to the flow's process, and the workers to the launcher
+(`alignment.distributed.parent_death`): if a parent is killed, the kernel kills its children. An error, a cancelled flow
+run or Ctrl-C terminates them with SIGTERM first. Their output goes to `home/logs/STAGE-KEY.log` and from there to the
+flow's log; the main process writes metrics into the stage's `metrics.jsonl`, as a single process does.
 """
 
 import builtins
@@ -31,53 +30,53 @@ from alignment.errors import TrainingError
 from alignment.journal import Journal
 from alignment.stage import Figures, Step
 from flows.home import home_directory
-from flows.recipe.compute import launch_file
+from flows.recipe.compute import launch_options
 
 log = logging.getLogger(__name__)
 STEP_FILE = "step.json"
-DIRECTORY = "launch"  # in the stage's directory, while it works
+DIRECTORY = "launch"  # in the stage's directory, while it runs
 POLL_SECONDS = 0.5
-GRACE_SECONDS = 6.0  # twice this, and everything is gone
+GRACE_SECONDS = 6.0  # after twice this time all processes have ended
 LAST_LINES, REMEMBERED_LINES = 15, 1000
-LAUNCHER_SAYS = "failed (exitcode"  # what comes after this line is its own traceback
+LAUNCHER_FAILURE = "failed (exitcode"  # the lines after this one are the launcher's own traceback
 
 
 def launch(step: Step, out: Path, journal: Journal, inputs: Mapping[str, Path]) -> Figures:
-    """Do a step's work in `out` in the processes of its `compute`; returns its figures.
+    """Run a step in `out` with the processes of its `compute`; returns its figures.
 
-    An error of a process is raised here as the kind of error that it was there; where a process ended without a word,
-    it is a TrainingError.
+    An error of a process is raised here with its original type; a process that ended without an error message raises a
+    TrainingError.
     """
-    told = launch_file(step.compute)
-    place = out / DIRECTORY
-    shutil.rmtree(place, ignore_errors=True)
-    place.mkdir(parents=True)
-    (place / STEP_FILE).write_text(step.to_json(inputs), encoding="utf-8")
-    (place / "accelerate.yaml").write_text(yaml.safe_dump(told), encoding="utf-8")
+    options = launch_options(step.compute)
+    directory = out / DIRECTORY
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir(parents=True)
+    (directory / STEP_FILE).write_text(step.to_json(inputs), encoding="utf-8")
+    (directory / "accelerate.yaml").write_text(yaml.safe_dump(options), encoding="utf-8")
     log_file = home_directory() / "logs" / f"{out.name.removesuffix('.partial')}.log"
     log_file.parent.mkdir(parents=True, exist_ok=True)
     with log_file.open("ab") as output:
-        said_before = output.tell()  # in an earlier attempt
-        child = _start(place, output, step.compute.processes)
+        log_offset = output.tell()  # the end of earlier attempts
+        child = _start_launcher(directory, output, step.compute.processes)
     try:
-        said = _listen(child, log_file, said_before)
+        log_lines = _stream_log(child, log_file, log_offset)
     finally:
-        _end(child)
+        _terminate(child)
     if child.returncode != 0:
-        raise _failure(place, log_file, said)
-    figures: dict[str, float] = json.loads((place / "figures.json").read_text(encoding="utf-8"))
-    shutil.rmtree(place)
+        raise _failure(directory, log_file, log_lines)
+    figures: dict[str, float] = json.loads((directory / "figures.json").read_text(encoding="utf-8"))
+    shutil.rmtree(directory)
     return figures
 
 
-def _start(place: Path, output: BinaryIO, processes: int) -> subprocess.Popen[bytes]:
-    """The launcher, in a session of its own. The thread that starts it must outlive it: it is tied to that one."""
-    tied = [sys.executable, "-m", "alignment.distributed.parent_death", str(os.getpid())]
-    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(place / "accelerate.yaml")]
-    work = ["--main_process_port", "0", "-m", "alignment.worker", str(place)]
+def _start_launcher(directory: Path, output: BinaryIO, processes: int) -> subprocess.Popen[bytes]:
+    """Start the launcher in its own session. It is tied to the calling thread, which must outlive it."""
+    tether = [sys.executable, "-m", "alignment.distributed.parent_death", str(os.getpid())]
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(directory / "accelerate.yaml")]
+    worker = ["--main_process_port", "0", "-m", "alignment.worker", str(directory)]
     threads = str(max(1, (os.cpu_count() or 1) // processes))
     return subprocess.Popen(
-        [*tied, *launcher, *work],
+        [*tether, *launcher, *worker],
         env={"OMP_NUM_THREADS": threads, **os.environ},
         start_new_session=True,
         stdin=subprocess.DEVNULL,
@@ -86,65 +85,65 @@ def _start(place: Path, output: BinaryIO, processes: int) -> subprocess.Popen[by
     )
 
 
-def _listen(child: subprocess.Popen[bytes], log_file: Path, place: int) -> Sequence[str]:
-    """Pass on what is said, from `place` in the log, until the launcher has ended; returns the last lines of it."""
-    heard = deque[str](maxlen=REMEMBERED_LINES)
-    with log_file.open(encoding="utf-8", errors="replace") as said:
-        said.seek(place)
-        half, ended = "", False
+def _stream_log(child: subprocess.Popen[bytes], log_file: Path, offset: int) -> Sequence[str]:
+    """Forward the log from `offset` until the launcher has ended; returns the last lines."""
+    last_lines = deque[str](maxlen=REMEMBERED_LINES)
+    with log_file.open(encoding="utf-8", errors="replace") as stream:
+        stream.seek(offset)
+        rest, ended = "", False
         while not ended:
             with suppress(subprocess.TimeoutExpired):
                 child.wait(POLL_SECONDS)
             ended = child.returncode is not None
-            *lines, half = (half + said.read()).split("\n")
+            *lines, rest = (rest + stream.read()).split("\n")
             for line in lines:
                 log.info("%s", line)
-            heard.extend(lines)
-    return list(heard)
+            last_lines.extend(lines)
+    return list(last_lines)
 
 
-def _end(child: subprocess.Popen[bytes]) -> None:
-    """End the launcher and all below it: politely, and after GRACE_SECONDS for good."""
+def _terminate(child: subprocess.Popen[bytes]) -> None:
+    """Terminate the launcher and its descendants: SIGTERM, and SIGKILL after GRACE_SECONDS."""
     if child.poll() is not None:
         return
-    family = psutil.Process(child.pid).children(recursive=True)
-    for sign in (signal.SIGTERM, signal.SIGKILL):  # told to end, the launcher ends its processes
+    descendants = psutil.Process(child.pid).children(recursive=True)
+    for sign in (signal.SIGTERM, signal.SIGKILL):  # on SIGTERM the launcher ends its processes
         os.killpg(child.pid, sign)
         with suppress(subprocess.TimeoutExpired):
             child.wait(GRACE_SECONDS)
             break
-    for process in family:
+    for process in descendants:
         with suppress(psutil.NoSuchProcess):
             process.kill()
-    psutil.wait_procs(family, timeout=GRACE_SECONDS)
+    psutil.wait_procs(descendants, timeout=GRACE_SECONDS)
     child.wait()
 
 
-def _failure(place: Path, log_file: Path, said: Sequence[str]) -> Exception:
-    """The error of the process that failed first, in its words, with the last lines that were said as a note."""
-    end = next((n for n, line in enumerate(said) if LAUNCHER_SAYS in line), len(said))
-    last = "\n".join(said[: end + 1][-LAST_LINES:])
-    where = f"all that the processes said is in {log_file}"
+def _failure(directory: Path, log_file: Path, log_lines: Sequence[str]) -> Exception:
+    """The error of the process that failed first, with the last lines of the log as a note."""
+    end = next((n for n, line in enumerate(log_lines) if LAUNCHER_FAILURE in line), len(log_lines))
+    last_lines = "\n".join(log_lines[: end + 1][-LAST_LINES:])
+    where = f"the full log is {log_file}"
     notes: list[dict[str, Any]] = [
-        json.loads(path.read_text(encoding="utf-8")) for path in sorted(place.glob("error-*.json"))
+        json.loads(path.read_text(encoding="utf-8")) for path in sorted(directory.glob("error-*.json"))
     ]
     nothing: dict[str, Any] = {"tells": 0}
     note = max(notes, key=lambda note: int(note["tells"]), default=nothing)
     if note["tells"] > 0:
-        error = _as_raised(note["kind"], f"{note['message']} ({where})")
-        error.add_note(last)
+        error = _rebuild_error(note["kind"], f"{note['message']} ({where})")
+        error.add_note(last_lines)
         return error
     return TrainingError(
-        "a process, or `accelerate launch` itself, ended without saying why; exit code -9 is what memory that runs out "
-        f"looks like, and then fewer processes or smaller batches help; {where}:\n{last}"
+        "a process, or `accelerate launch` itself, ended without an error message; exit code -9 usually means out of "
+        f"memory: use fewer processes or smaller batches; {where}:\n{last_lines}"
     )
 
 
-def _as_raised(kind: str, message: str) -> Exception:
-    """An error of one of our kinds or of Python's, with these words."""
-    found = getattr(errors, kind, None) or getattr(builtins, kind)
+def _rebuild_error(kind: str, message: str) -> Exception:
+    """An error of this type, ours or a built-in one, with this message."""
+    error_type = getattr(errors, kind, None) or getattr(builtins, kind)
     try:
-        error: Exception = found(message)
-    except TypeError:  # a kind that takes more than words
+        error: Exception = error_type(message)
+    except TypeError:  # a type that needs more arguments than the message
         error = RuntimeError(f"{kind}: {message}")
     return error

@@ -1,7 +1,7 @@
-"""Parameters, tokens and FLOPs of a recipe, worked out before anything runs.
+"""Parameters, tokens and FLOPs of a recipe, estimated before anything runs.
 
-A forward pass is 2·N FLOPs a token and training 6·N (Kaplan et al. 2020, section 2.1; attention is left out). What
-depends on data that is not there yet is estimated from sizes, and lengths are taken at their limit.
+A forward pass is 2·N FLOPs a token and training 6·N (Kaplan et al. 2020, section 2.1; attention is ignored). Data that
+does not exist yet is estimated from file sizes, and lengths are taken at their maximum.
 """
 
 import json
@@ -14,12 +14,12 @@ from flows.recipe.schema import TOWN_SCHEME, Recipe
 
 BYTES_PER_TOKEN = 3.5  # byte-level BPE of about a thousand tokens on English
 TOWN_DOCUMENT_BYTES = 110
-ROW_BYTES = 400  # a prompt with its answer, in files of others
+ROW_BYTES = 400  # a prompt with its answer, in external files
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What a stage takes: parameters of its model, tokens trained on, tokens read. None for what is not known yet."""
+    """The cost of a stage: parameters of its model, tokens trained on, tokens read. None if not known yet."""
 
     parameters: int | None = None
     trained: int | None = None
@@ -45,7 +45,7 @@ def llama_parameters(vocab: int, hidden: int, layers: int, heads: int, kv_heads:
 
 
 def parameters(recipe: Recipe) -> int | None:
-    """Parameters of the recipe's language model; None for a checkpoint that is not here yet."""
+    """Parameters of the recipe's language model; None for a checkpoint that is not available locally."""
     if recipe.pretrain.checkpoint is not None:
         return checkpoint_parameters(Path(recipe.pretrain.checkpoint))
     model = recipe.pretrain.model
@@ -61,7 +61,7 @@ def parameters(recipe: Recipe) -> int | None:
 
 
 def checkpoint_parameters(directory: Path) -> int | None:
-    """Numbers in the safetensors files of a directory, read from their headers alone."""
+    """Number of parameters in the safetensors files of a directory, from their headers."""
     files = sorted(directory.glob("*.safetensors")) if directory.is_dir() else []
     return sum(_numbers_in(file) for file in files) or None
 
@@ -91,7 +91,7 @@ def costs(recipe: Recipe, chain: Mapping[str, Step]) -> dict[str, Cost]:
 
 
 def sizes(recipe: Recipe) -> Sizes:
-    """What stages need to know of the recipe's models and data to say what they cost."""
+    """Sizes of the recipe's models and data, from which stages estimate their cost."""
     ppo = recipe.ppo if recipe.align.method == "ppo" else None
     return Sizes(
         conversation_tokens=recipe.sft.max_length_tokens,
@@ -120,7 +120,7 @@ def _source_bytes(recipe: Recipe, path: str) -> int | None:
 
 
 def _rows(recipe: Recipe, section: str) -> int:
-    """About how many rows the sources of a section bring."""
+    """Estimated number of rows in the sources of a section."""
     total = 0
     for source in getattr(recipe, section).sources:
         if source.path.startswith(TOWN_SCHEME):
@@ -133,7 +133,7 @@ def _rows(recipe: Recipe, section: str) -> int:
 
 
 def _judged_pairs(recipe: Recipe) -> int:
-    """Comparisons that come out of the labelling, or stand in files: all pairs of a ranking, each by its judges."""
+    """Number of comparisons from labelling or files: all pairs of each ranking, times its annotators."""
     if recipe.labeling is None:
         return _rows(recipe, "comparisons")
     responses, labeling = recipe.sampling.responses_per_prompt, recipe.labeling
@@ -142,15 +142,15 @@ def _judged_pairs(recipe: Recipe) -> int:
 
 
 def _judged_responses(recipe: Recipe) -> int:
-    """Responses that somebody judges, each once."""
+    """Number of judged responses, each counted once."""
     if recipe.labeling is None:
         return 2 * _rows(recipe, "comparisons")
     ranked, paired = recipe.labeling.rankings.prompts, recipe.labeling.pairwise.prompts
     return ranked * recipe.sampling.responses_per_prompt + 2 * paired
 
 
-def short(value: int | None) -> str:
-    """A number for people: 1234567 is 1.2 M."""
+def format_count(value: int | None) -> str:
+    """A number with an SI suffix and three digits: 1234567 is 1.23 M."""
     if value is None:
         return "?"
     number = float(value)

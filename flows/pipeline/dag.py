@@ -1,6 +1,6 @@
 """The pipeline as a DAG: the stages of a recipe in the order in which they run, and what feeds what.
 
-The pipeline runs these steps and `rlhf run --plan` prints them; both take their keys from here.
+The pipeline runs these steps and `rlhf run --plan` prints them; both use the keys from here.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -39,7 +39,7 @@ def steps(recipe: Recipe) -> dict[str, Step]:
 
 
 def _steps(recipe: Recipe) -> Iterator[Step]:
-    """From corpus to evaluated policy."""
+    """All steps, from the corpus to the evaluated policy."""
     town = {} if recipe.town is None else {"town": "town"}
     if recipe.town is not None:
         yield Step(TOWN, recipe.town)
@@ -56,7 +56,7 @@ def _steps(recipe: Recipe) -> Iterator[Step]:
 
 
 def _base(recipe: Recipe) -> Iterator[Step]:
-    """The base model, from scratch or from a checkpoint, which brings its tokenizer."""
+    """The base model, from scratch or from a checkpoint with its own tokenizer."""
     checkpoint = recipe.pretrain.checkpoint
     if checkpoint is None:
         context_length = recipe.pretrain.model.context_length
@@ -69,7 +69,7 @@ def _base(recipe: Recipe) -> Iterator[Step]:
 
 
 def _judgements(recipe: Recipe, town: Mapping[str, str]) -> Iterator[Step]:
-    """Comparisons, by people who look at sampled responses or from files."""
+    """Comparisons, from people who judge sampled responses, or from files."""
     if recipe.labeling is None:
         yield Step(COMPARISONS, recipe.comparisons, town, _files(recipe.comparisons.sources))
         return
@@ -82,7 +82,7 @@ def _judgements(recipe: Recipe, town: Mapping[str, str]) -> Iterator[Step]:
 
 
 def _policy(recipe: Recipe) -> Iterator[Step]:
-    """From SFT to the policy, by the method that the recipe names; that is the step's name too."""
+    """The policy, by the method of the recipe, which is also the step's name."""
     method, align = recipe.align.chosen, recipe.align
     inputs = _same(*method.inputs)
     if align.select == "heldout_reward":
@@ -93,12 +93,12 @@ def _policy(recipe: Recipe) -> Iterator[Step]:
 
 
 def _same(*names: str) -> dict[str, str]:
-    """Inputs that are called like the stages that make them."""
+    """Inputs with the same names as the stages that produce them."""
     return {name: name for name in names}
 
 
 def _files(sources: Sequence[RowSource | TextSource]) -> tuple[Path, ...]:
-    """Local files among the sources; files of the town are an input, and data sets of the hub have no file here."""
+    """Local files among the sources; the town's files are an input, and data sets of the hub have no local file."""
     return _existing(source.path for source in sources if not source.path.startswith(TOWN_SCHEME))
 
 
@@ -107,9 +107,9 @@ def _existing(paths: Iterable[str]) -> tuple[Path, ...]:
 
 
 def keys(chain: Mapping[str, Step]) -> dict[str, str]:
-    """The key of every stage, worked out without running any."""
+    """The key of every stage, computed without running any."""
     keys_by_stage: dict[str, str] = {}
     for name, step in chain.items():
-        inputs = {given: keys_by_stage[source] for given, source in step.inputs.items()}
+        inputs = {input_name: keys_by_stage[source] for input_name, source in step.inputs.items()}
         keys_by_stage[name] = step.key(inputs, [content_digest(path) for path in step.files])
     return keys_by_stage

@@ -17,7 +17,7 @@ from flows.annotation.suspend import suspended_while_people_label
 from flows.pipeline.dag import steps
 from flows.pipeline.tasks import run_task
 from flows.recipe.schema import Recipe, check_files, check_judged
-from flows.releases.manifest import failures, release_manifest, require
+from flows.releases.manifest import check_reward_gate, missed_gates, release_manifest
 from flows.releases.report import log_release
 from flows.tracking import links, logs, registry, runs
 
@@ -35,31 +35,31 @@ def rlhf(recipe: Recipe) -> dict[str, Any]:
     parent = runs.pipeline_run(recipe.name, recipe=recipe, flow_run_id=str(flow_run.id or ""), alone=alone)
     with suspended_while_people_label(), parent as run_id:
         links.link_pipeline(run_id)
-        made = run_steps(recipe, steps(recipe))
-        return register(recipe, made, run_id)
+        artifacts = run_steps(recipe, steps(recipe))
+        return register(recipe, artifacts, run_id)
 
 
 def run_steps(recipe: Recipe, chain: Mapping[str, Step], last: str = EVALUATE.name) -> dict[str, Artifact]:
-    """The steps that `last` needs, in order, each on the outputs of those before it, and `last` itself.
+    """Run `last` and the steps that it needs in order, each on the outputs of its inputs; returns artifacts by stage.
 
-    Ends with GateError after a reward model that is not good enough to be followed. Returns the artifacts by stage.
+    Raises GateError when the reward model misses its gate.
     """
     artifacts: dict[str, Artifact] = {}
     for name in needed(chain, last):
         step = chain[name]
-        inputs = {given: artifacts[source] for given, source in step.inputs.items()}
+        inputs = {input_name: artifacts[source] for input_name, source in step.inputs.items()}
         artifacts[name] = run_task(step, inputs)
         if step.stage is REWARD and name != last:
-            require(artifacts[name], recipe.reward_gate)
+            check_reward_gate(artifacts[name], recipe.reward_gate)
     return artifacts
 
 
 @flow(name="rlhf-stage", persist_result=False)
 def run_stage_alone(recipe: Recipe, stage: str) -> Artifact:
-    """One stage of a recipe by itself. What it needs is taken as it was made before, or made first."""
+    """Run a single stage of a recipe. Its inputs come from the cache, or run first."""
     check_files(recipe)
     flow_run_id = str(flow_run.id or "")
-    with logs.kept(f"{stage}-{flow_run_id}", flow_run_id=flow_run_id), suspended_while_people_label():
+    with logs.log_to_file(f"{stage}-{flow_run_id}", flow_run_id=flow_run_id), suspended_while_people_label():
         artifact = run_steps(recipe, steps(recipe), stage)[stage]
     if artifact.cached:
         links.link_stage(artifact.run_id, stage)
@@ -67,22 +67,22 @@ def run_stage_alone(recipe: Recipe, stage: str) -> Artifact:
 
 
 def needed(chain: Mapping[str, Step], stage: str) -> list[str]:
-    """A stage and all that it is made from, in the order in which they run."""
+    """A stage and, transitively, its inputs, in the order in which they run."""
     if stage not in chain:
         raise ConfigError(f"the recipe has no stage '{stage}'; it has {', '.join(chain)}")
-    wanted = {stage}
+    names = {stage}
     for name in reversed(list(chain)):
-        if name in wanted:
-            wanted |= set(chain[name].inputs.values())
-    return [name for name in chain if name in wanted]
+        if name in names:
+            names |= set(chain[name].inputs.values())
+    return [name for name in chain if name in names]
 
 
-def register(recipe: Recipe, made: Mapping[str, Artifact], run_id: str) -> dict[str, Any]:
-    """Name the policy `candidate`, and `champion` when it passes the gate; keep the manifest with this flow's run."""
+def register(recipe: Recipe, artifacts: Mapping[str, Artifact], run_id: str) -> dict[str, Any]:
+    """Set the alias `candidate`, and `champion` if the gate is passed; log the manifest to the pipeline's run."""
     log = get_run_logger()
-    manifest = release_manifest(recipe, made)
-    missed = failures(recipe.release_gate, manifest)
-    policy = made[recipe.align.method].model
+    manifest = release_manifest(recipe, artifacts)
+    missed = missed_gates(recipe.release_gate, manifest)
+    policy = artifacts[recipe.align.method].model
     assert policy is not None, "the policy is always registered"
     registry.set_alias(policy, "candidate")
     if not missed:
@@ -91,35 +91,35 @@ def register(recipe: Recipe, made: Mapping[str, Artifact], run_id: str) -> dict[
     for line in missed:
         log.warning("%s stays candidate. %s", policy, line)
     log_release(run_id, manifest)
-    show(made, manifest, run_id)
-    skipped = [stage for stage, artifact in made.items() if artifact.cached]
+    log_report(artifacts, manifest, run_id)
+    skipped = [stage for stage, artifact in artifacts.items() if artifact.cached]
     log.info(
         "%d of %d stages were cached%s",
         len(skipped),
-        len(made),
-        ": nothing was run again" if len(skipped) == len(made) else "",
+        len(artifacts),
+        ": nothing was run" if len(skipped) == len(artifacts) else "",
     )
     return manifest
 
 
-def show(made: Mapping[str, Artifact], manifest: Mapping[str, Any], run_id: str) -> None:
-    """Headline figures and pictures on the pipeline's MLflow run, and links to it on the flow run's page."""
+def log_report(artifacts: Mapping[str, Artifact], manifest: Mapping[str, Any], run_id: str) -> None:
+    """Log headline figures and plots to the pipeline's MLflow run, and a table on the flow run's page."""
     client = mlflow.MlflowClient()
-    told = client.get_run(run_id).data.metrics  # of a flow run that ended while it was here, and goes on
+    logged = client.get_run(run_id).data.metrics  # of a flow run that was interrupted here and resumed
     for name, value in headlines(manifest).items():
-        if name not in told:
+        if name not in logged:
             client.log_metric(run_id, name, value)
-    for artifact in made.values():
-        for picture in sorted((artifact.path / "figures").glob("*.png")):
-            name = f"{artifact.stage}_{picture.name}" if picture.name not in SHOWN_FIGURES else picture.name
-            client.log_artifact(run_id, str(picture), f"report/{Path(name).stem}")
-    client.log_artifact(run_id, str(made["evaluate"].file("samples.md")), "report")
+    for artifact in artifacts.values():
+        for plot in sorted((artifact.path / "figures").glob("*.png")):
+            name = f"{artifact.stage}_{plot.name}" if plot.name not in SHOWN_FIGURES else plot.name
+            client.log_artifact(run_id, str(plot), f"report/{Path(name).stem}")
+    client.log_artifact(run_id, str(artifacts["evaluate"].file("samples.md")), "report")
     rows = [{"figure": name, "value": f"{value:.3f}"} for name, value in headlines(manifest).items()]
     create_table_artifact(table=rows, key="headlines", description=f"release {manifest['release']}")
 
 
 def headlines(manifest: Mapping[str, Any]) -> dict[str, float]:
-    """The figures that a reviewer compares first."""
+    """The headline figures of a release."""
     figures = {
         "win_rate_vs_sft": manifest["win_rate_vs_sft"]["rate"],
         "kl_to_sft": manifest["kl_to_sft"],

@@ -1,4 +1,4 @@
-"""`rlhf run --plan`: what a run would do, without doing it."""
+"""`rlhf run --plan`: a dry run that lists stages, cache state and cost."""
 
 import os
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rich.table import Table
 
-from flows.pipeline.cost import Cost, costs, short
+from flows.pipeline.cost import Cost, costs, format_count
 from flows.pipeline.dag import keys, steps
 from flows.recipe.schema import Recipe
 from flows.stack.processes import StackError
@@ -15,7 +15,7 @@ from flows.stack.stack import connect
 
 @dataclass(frozen=True)
 class PlannedStage:
-    """A line of the plan. `state` is "cached", "to run", or "?" when MLflow cannot be asked."""
+    """A row of the plan. `state` is "cached", "to run", or "?" when MLflow is not available."""
 
     stage: str
     key: str
@@ -26,21 +26,21 @@ class PlannedStage:
 def plan(recipe: Recipe, home: Path | None = None) -> list[PlannedStage]:
     """The stages of a recipe in order."""
     chain = steps(recipe)
-    found, price = keys(chain), costs(recipe, chain)
-    done = finished(found, home)
+    keys_by_stage, cost_by_stage = keys(chain), costs(recipe, chain)
+    cached = finished(keys_by_stage, home)
     return [
         PlannedStage(
             stage,
-            found[stage],
-            "?" if done is None else "cached" if stage in done else "to run",
-            price.get(stage, Cost()),
+            keys_by_stage[stage],
+            "?" if cached is None else "cached" if stage in cached else "to run",
+            cost_by_stage.get(stage, Cost()),
         )
         for stage in chain
     ]
 
 
-def finished(wanted: dict[str, str], home: Path | None = None) -> set[str] | None:
-    """The stages with a finished run for their key; None when no server can be asked."""
+def finished(keys_by_stage: dict[str, str], home: Path | None = None) -> set[str] | None:
+    """The stages with a finished run for their key; None when MLflow is not available."""
     if "MLFLOW_TRACKING_URI" not in os.environ:
         try:
             os.environ.update(connect(home).environment())
@@ -50,18 +50,18 @@ def finished(wanted: dict[str, str], home: Path | None = None) -> set[str] | Non
 
     return {
         stage
-        for stage, key in wanted.items()
+        for stage, key in keys_by_stage.items()
         if any(runs.TAG_DIGEST in run.data.tags for run in runs.search({runs.TAG_KEY: key}, status="FINISHED"))
     }
 
 
 def plan_table(recipe: Recipe, rows: list[PlannedStage]) -> Table:
-    """The plan for people."""
+    """The plan as a table for the terminal."""
     total = sum(row.cost.flops or 0 for row in rows if row.state != "cached")
-    title = f"{recipe.name}, seed {recipe.seed}: about {short(total)}FLOP to do"
+    title = f"{recipe.name}, seed {recipe.seed}: about {format_count(total)}FLOP to do"
     caption = "tokens and FLOPs are estimates at full lengths: 6·N a trained token, 2·N a read one"
     if any(row.state == "?" for row in rows):
-        caption += "\n? : MLflow does not run, so nothing is known of earlier runs; `rlhf up` starts it"
+        caption += "\n? : MLflow is not running, so cached stages are not known; `rlhf up` starts it"
     table = Table(title=title, caption=caption)
     for name, side in (
         ("stage", "left"),
@@ -75,6 +75,6 @@ def plan_table(recipe: Recipe, rows: list[PlannedStage]) -> Table:
         table.add_column(name, justify="right" if side == "right" else "left")
     for row in rows:
         cost = [row.cost.parameters, row.cost.trained, row.cost.read, row.cost.flops]
-        figures = ["", "", "", ""] if row.cost == Cost() else [short(value) for value in cost]
+        figures = ["", "", "", ""] if row.cost == Cost() else [format_count(value) for value in cost]
         table.add_row(row.stage, row.key[:12], row.state, *figures)
     return table

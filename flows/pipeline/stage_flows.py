@@ -1,4 +1,4 @@
-"""Every stage by itself as a flow, for deployments. What it needs is taken as it was made before, or made first."""
+"""Flows that run a single stage, for deployments. Its inputs come from the cache, or run first."""
 
 from contextlib import closing
 from dataclasses import replace
@@ -14,7 +14,7 @@ from flows.annotation import accounts
 from flows.annotation.label_studio import annotation_store, client
 from flows.annotation.open import planning
 from flows.annotation.select import COLLECTIONS
-from flows.annotation.written import written
+from flows.annotation.written import written_demonstrations
 from flows.home import home_directory
 from flows.pipeline.dag import keys, steps
 from flows.pipeline.flow import run_stage_alone
@@ -22,7 +22,7 @@ from flows.recipe.schema import Recipe, check_files, load_recipe
 from flows.tracking import links
 from labeling.collection import open_planned, sync_collection
 
-TOWN = load_recipe("town")  # what forms begin with
+TOWN = load_recipe("town")  # the default of the forms
 WRITING = "demonstrations.jsonl"
 
 
@@ -40,9 +40,9 @@ def sft(recipe: Recipe = TOWN) -> Artifact:
 
 @flow(name="collect-comparisons", persist_result=False)
 def collect_comparisons(recipe: Recipe = TOWN) -> Artifact:
-    """Responses go before people in Label Studio, or before the town's crew, and come back as comparisons."""
+    """Comparisons from people in Label Studio, or from the town's simulated annotators."""
     if recipe.labeling is None:
-        raise ConfigError(f"the recipe {recipe.name} has no `labeling`, so nothing is to be judged: give it one")
+        raise ConfigError(f"the recipe {recipe.name} has no section `labeling`, so there is nothing to judge: add one")
     return run_stage_alone.fn(recipe, "comparisons")
 
 
@@ -54,7 +54,7 @@ def reward_model(recipe: Recipe = TOWN) -> Artifact:
 
 @flow(name="ppo", persist_result=False)
 def ppo(recipe: Recipe = TOWN) -> Artifact:
-    """The policy, by PPO or by what `align.method` names in its place."""
+    """The policy, by PPO or another `align.method`."""
     return run_stage_alone.fn(recipe, recipe.align.method)
 
 
@@ -66,36 +66,36 @@ def evaluate(recipe: Recipe = TOWN) -> Artifact:
 
 @flow(name="collect-demonstrations", persist_result=False)
 def collect_demonstrations(recipe: Recipe = TOWN) -> dict[str, Any]:
-    """Open the project in which people write answers, and take what they wrote so far.
+    """Open the project in which people write answers, and export the answers written so far.
 
-    Running it again opens nothing twice and takes what was written since. The file it names goes into
-    `demonstrations.sources` with format `records`.
+    Idempotent: running it again exports new answers. The returned file can be used in `demonstrations.sources` with
+    format `records`.
     """
     if recipe.labeling is None or not recipe.labeling.demonstrations.prompts:
-        raise ConfigError(f"the recipe {recipe.name} asks nobody to write: set labeling.demonstrations.prompts")
+        raise ConfigError(f"the recipe {recipe.name} asks for no written answers: set labeling.demonstrations.prompts")
     check_files(recipe)
     draft = recipe.labeling.demonstrations.draft
     if not (draft and recipe.labeling.responses):
         run_stage_alone.fn(recipe, "responses" if draft else "prompts")
-    asked, file, written = open_writing(recipe)
-    get_run_logger().info("%d of %d answers are written: %s", written, asked, file)
-    return {"asked": asked, "written": written, "file": str(file)}
+    needed, file, count = open_writing(recipe)
+    get_run_logger().info("%d of %d answers are written: %s", count, needed, file)
+    return {"asked": needed, "written": count, "file": str(file)}
 
 
 def open_writing(recipe: Recipe) -> tuple[int, Path, int]:
-    """The writing project alone, opened or added to; how many answers are asked for, their file, how many are in it."""
+    """Open or extend the writing project only; returns the number of answers needed, their file and its row count."""
     assert recipe.labeling is not None
-    alone = recipe.labeling.with_prompts({"ranking": 0, "pairwise": 0})
-    writing = recipe.model_copy(update={"labeling": alone})
-    found = planning(writing, keys(steps(writing)), recipe.name)
-    place = home_directory() / COLLECTIONS / f"{alone.title}-writing"
-    planned = replace(found.planned, tasks={"demonstration": found.planned.tasks["demonstration"]})
-    with client(found.config) as owner, closing(annotation_store()) as store:
-        accounts.ensure_people(owner, found.config.people)
-        opened = open_planned(owner, found.config, planned, place)
+    config = recipe.labeling.with_prompts({"ranking": 0, "pairwise": 0})
+    writing = recipe.model_copy(update={"labeling": config})
+    plan = planning(writing, keys(steps(writing)), recipe.name)
+    directory = home_directory() / COLLECTIONS / f"{config.title}-writing"
+    planned = replace(plan.planned, tasks={"demonstration": plan.planned.tasks["demonstration"]})
+    with client(plan.config) as owner, closing(annotation_store()) as store:
+        accounts.ensure_people(owner, plan.config.people)
+        opened = open_planned(owner, plan.config, planned, directory)
         links.link_projects(opened.urls)
         sync_collection(owner, opened, store)
-        rows, bad = written(store, [batch.project.id for batch in opened.batches])
-    write_records(place / "rejected.jsonl", bad)
-    write_records(place / WRITING, rows)
-    return sum(batch.needed for batch in opened.batches), place / WRITING, len(rows)
+        rows, bad = written_demonstrations(store, [batch.project.id for batch in opened.batches])
+    write_records(directory / "rejected.jsonl", bad)
+    write_records(directory / WRITING, rows)
+    return sum(batch.needed for batch in opened.batches), directory / WRITING, len(rows)

@@ -1,4 +1,4 @@
-"""A step of a recipe as a Prefect task, in this process or in several under `accelerate launch`."""
+"""A step of a recipe as a Prefect task, in this process or in several with `accelerate launch`."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -18,10 +18,10 @@ from flows.tracking.runner import as_state, run_step
 
 
 def run_task(step: Step, inputs: Mapping[str, Artifact]) -> Artifact:
-    """The output of a step, made or found, by a Prefect task that is named after the stage.
+    """Run a step, or take its output from the cache, as a Prefect task with the name of the stage.
 
-    MLflow is the cache, so Prefect keeps nothing; a step found done shows as Cached, and one that waits for people as
-    Waiting. A task that returns a state hands that state, and not its data, to its caller; so the caller asks for it.
+    MLflow is the cache, so Prefect persists nothing; a cached step is shown as Cached, and one that waits for people as
+    Waiting. A task that returns a state passes that state to its caller and not its data, hence `return_state`.
     """
     task_of_stage = perform_step.with_options(name=step.name)
     state: Any = task_of_stage(step, dict(inputs), return_state=True)
@@ -35,7 +35,7 @@ def run_task(step: Step, inputs: Mapping[str, Artifact]) -> Artifact:
 
 @task(cache_policy=NO_CACHE, persist_result=False)
 def perform_step(step: Step, inputs: dict[str, Artifact]) -> Artifact | State[Artifact] | State[NotYet]:
-    """Run a step on its inputs, unless it was done before."""
+    """Run a step on its inputs, unless it is cached."""
     try:
         perform = Step.perform if step.compute.processes == 1 else launch
         return as_state(run_step(step, inputs, perform))

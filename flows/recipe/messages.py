@@ -1,4 +1,4 @@
-"""Pydantic's complaints in words: the key's path, the value, what is allowed, and what a misspelt key meant."""
+"""Validation messages from Pydantic's errors: the key's path, the value, allowed values, and a guess for typos."""
 
 import difflib
 import types
@@ -14,8 +14,8 @@ LONGEST_VALUE = 80
 Location = tuple[int | str, ...]
 
 
-def complaint(error: ValidationError, model: type[BaseModel], values: Mapping[str, Any]) -> str:
-    """One line a problem."""
+def validation_message(error: ValidationError, model: type[BaseModel], values: Mapping[str, Any]) -> str:
+    """One line for each problem."""
     return "\n".join(f"  {_line(detail, model, values)}" for detail in error.errors())
 
 
@@ -47,7 +47,7 @@ def _shown(value: object) -> str:
 
 
 def _expected(model: type[BaseModel], location: Location) -> str:
-    """What the option at `location` may be, in words."""
+    """The allowed values of the option at `location`."""
     field = _field_at(model, location)
     if field is None:
         owner = _model_at(model, location)
@@ -76,8 +76,8 @@ def _model_in(annotation: Any) -> type[BaseModel] | None:
     """The model inside Optional, tuple and Annotated."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
-    found = (_model_in(part) for part in get_args(annotation))
-    return next((part for part in found if part is not None), None)
+    models = (_model_in(part) for part in get_args(annotation))
+    return next((part for part in models if part is not None), None)
 
 
 def _describe(annotation: Any, metadata: Sequence[Any]) -> str:
@@ -113,5 +113,5 @@ def _bounds(metadata: Sequence[Any]) -> str:
 
 
 def _constraints(metadata: Sequence[Any]) -> list[Any]:
-    """Constraints, also those that sit in a Field inside Annotated."""
+    """Constraints, including those of a Field inside Annotated."""
     return [part for item in metadata for part in (item.metadata if isinstance(item, FieldInfo) else [item])]

@@ -19,28 +19,30 @@ def apply_override(values: dict[str, Any], override: str) -> None:
     except (ValueError, yaml.YAMLError) as error:
         raise ConfigError(f"--set {override}: the value is not YAML: {error}") from error
     *parents, last = key.split(".")
-    place: Any = values
+    section: Any = values
     for part in parents:
-        place = _step(place, part, override)
-    if isinstance(place, list):
-        place[_index(place, last, override)] = value
+        section = _step(section, part, override)
+    if isinstance(section, list):
+        section[_index(section, last, override)] = value
     else:
-        place[last] = value
+        section[last] = value
 
 
-def _step(place: Any, part: str, override: str) -> Any:
-    """One level down; a section that is absent or null is opened."""
-    if isinstance(place, list):
-        index = _index(place, part, override)
-        return place[index]
-    if not isinstance(place.get(part), dict | list):
-        if place.get(part) is not None:
-            raise ConfigError(f"--set {override}: {part} is {place[part]!r} and has no options below it")
-        place[part] = {}
-    return place[part]
+def _step(section: Any, part: str, override: str) -> Any:
+    """The section one level down; an absent or null section is created."""
+    if isinstance(section, list):
+        index = _index(section, part, override)
+        return section[index]
+    if not isinstance(section.get(part), dict | list):
+        if section.get(part) is not None:
+            raise ConfigError(f"--set {override}: {part} is {section[part]!r} and has no options below it")
+        section[part] = {}
+    return section[part]
 
 
-def _index(place: Sequence[Any], part: str, override: str) -> int:
-    if not part.isdigit() or int(part) >= len(place):
-        raise ConfigError(f"--set {override}: '{part}' must be a number from 0 to {len(place) - 1}, it indexes a list")
+def _index(items: Sequence[Any], part: str, override: str) -> int:
+    if not part.isdigit() or int(part) >= len(items):
+        raise ConfigError(
+            f"--set {override}: '{part}' must be a number from 0 to {len(items) - 1}: it is an index into a list"
+        )
     return int(part)

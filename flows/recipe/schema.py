@@ -1,7 +1,7 @@
 """A recipe: every option of one run of the pipeline, validated before anything starts.
 
-Recipes are YAML files in `flows/recipes/` (or anywhere); `--set a.b=VALUE` changes single options. What is unknown, of
-the wrong type or impossible together is refused with the key's path, the value and what is allowed.
+Recipes are YAML files in `flows/recipes/` or elsewhere; `--set a.b=VALUE` overrides single options. Unknown keys, wrong
+types and contradictory options are rejected with the key's path, the value and the allowed values.
 """
 
 from collections.abc import Iterator, Sequence
@@ -35,15 +35,15 @@ from alignment.methods.align import AlignConfig
 from alignment.ppo.config import PPOConfig
 from alignment.stage import Stage
 from alignment.stages import EVALUATE, PRETRAIN, RESPONSES, REWARD, SFT
-from flows.recipe.compute import launch_file
-from flows.recipe.messages import complaint
+from flows.recipe.compute import launch_options
+from flows.recipe.messages import validation_message
 from flows.recipe.overrides import apply_override
 from flows.recipe.untrusted import plain_yaml, refuse_credentials
 from labeling.config import LabelingConfig
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 TOWN_SCHEME, DATA_SCHEME = "town://", "data://"
-WANTED = {
+EXPECTED_FILES = {
     "quality": "a JSONL file of comparisons",
     "choose": "the output directory of a reward stage, which `rlhf run RECIPE --stage reward` prints",
     "responses": "a file of response sets, or a directory with a responses.jsonl",
@@ -53,7 +53,7 @@ SOURCES = ("corpus", "demonstrations", "prompts", "comparisons")
 
 class Recipe(Config):
     """One run of the pipeline, from corpus to a registered policy. `labeling: null` with `comparisons.sources` uses
-    comparisons made elsewhere; `town: null` runs on data of one's own. `data://NAME` is a file under `data_root`."""
+    existing comparisons; `town: null` runs on your own data. `data://NAME` is a file under `data_root`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
@@ -86,7 +86,7 @@ class Recipe(Config):
     @model_validator(mode="before")
     @classmethod
     def _no_credentials(cls, values: Any) -> Any:
-        """No secret is written down with a recipe, and every data://NAME is a path below `data_root`."""
+        """Reject credentials in a recipe, and resolve every data://NAME to a path below `data_root`."""
         refuse_credentials(values)
         return _with_data(values, str(values.get("data_root", "."))) if isinstance(values, dict) else values
 
@@ -98,32 +98,34 @@ class Recipe(Config):
         return self
 
     def _judgements(self) -> Iterator[str]:
-        """Comparisons come from exactly one place, and there are prompts enough to judge."""
-        told = self.comparisons
-        weighted = told.aggregate == "soft" or (told.aggregate == "each" and told.weights != "none")
+        """Comparisons have exactly one source, and there are enough prompts to judge."""
+        comparisons = self.comparisons
+        weighted = comparisons.aggregate == "soft" or (
+            comparisons.aggregate == "each" and comparisons.weights != "none"
+        )
         if weighted and not self.align.chosen.weights_comparisons:
             yield (
-                f"align.method {self.align.method} counts all comparisons alike: set comparisons.aggregate: "
+                f"align.method {self.align.method} weights all comparisons equally: set comparisons.aggregate: "
                 "majority, or comparisons.weights: none with each, or choose another method"
             )
         if self.labeling is None:
             if not self.comparisons.sources:
-                yield "nothing says where comparisons come from: give `labeling`, or files in `comparisons.sources`"
+                yield "there is no source of comparisons: add `labeling`, or files in `comparisons.sources`"
             return
         if self.comparisons.sources:
-            yield "`comparisons.sources` and `labeling` are both given: set `labeling: null`, or take the sources out"
+            yield "`comparisons.sources` and `labeling` are both set: set `labeling: null`, or remove the sources"
         if self.labeling.annotators == "simulated" and self.town is None:
             yield (
-                "labeling.annotators is 'simulated', but without a town nobody knows what they should prefer: set "
-                "labeling.annotators: people, or give comparisons.sources and labeling: null"
+                "labeling.annotators is 'simulated', but without a town there is no judge to simulate: set "
+                "labeling.annotators: people, or set comparisons.sources and labeling: null"
             )
-        asked = self.labeling.quality.gold
-        if asked.share and asked.path is None and self.town is None:
-            yield "labeling.quality.gold has a share, but nobody knows the answers: give labeling.quality.gold.path"
+        gold = self.labeling.quality.gold
+        if gold.share and gold.path is None and self.town is None:
+            yield "labeling.quality.gold has a share, but there are no known answers: set labeling.quality.gold.path"
         needed = self.labeling.rankings.prompts + self.labeling.pairwise.prompts
-        gold = sum(self.labeling.gold_tasks.values()) if self.labeling.annotators == "simulated" else 0
-        if self.sampling.prompts < needed + gold and not self.labeling.responses:
-            also = f" and {gold} for gold tasks" if gold else ""
+        gold_prompts = sum(self.labeling.gold_tasks.values()) if self.labeling.annotators == "simulated" else 0
+        if self.sampling.prompts < needed + gold_prompts and not self.labeling.responses:
+            also = f" and {gold_prompts} for gold tasks" if gold_prompts else ""
             yield (
                 f"sampling.prompts is {self.sampling.prompts}, but labeling asks for {needed} judged prompts{also}: "
                 "raise sampling.prompts, or lower labeling.rankings.prompts and labeling.pairwise.prompts"
@@ -137,13 +139,13 @@ class Recipe(Config):
                 yield f"{key} is {path}, but there is no town: add `town: {{}}`, or name a file"
 
     def paths(self) -> Iterator[tuple[str, str]]:
-        """The files and data sets that are read as rows or text, by the option that names them."""
+        """The files and data sets that are read as rows or text, by option."""
         for section in SOURCES:
             for number, source in enumerate(getattr(self, section).sources):
                 yield f"{section}.sources.{number}.path", source.path
 
     def _lengths(self) -> Iterator[str]:
-        """Only a model from scratch has a context that is known here; a checkpoint's is looked at when it is loaded."""
+        """Check lengths against the context of a model from scratch; a checkpoint's is checked when it is loaded."""
         if self.pretrain.checkpoint is not None:
             return
         context = self.pretrain.model.context_length
@@ -162,7 +164,7 @@ class Recipe(Config):
                     )
 
     def _processes(self) -> Iterator[str]:
-        """Every process has at least a row of each batch."""
+        """Every process gets at least one row of each batch."""
         processes, method = self.compute.processes, self.align.chosen
         if processes > 1 and not method.distributed:
             yield f"align.method {method.name} runs in one process: set compute.processes: 1, or align.method: ppo"
@@ -171,13 +173,13 @@ class Recipe(Config):
             for key in _full_names(stage, (stage.batch_option,) if stage.distributed else ()):
                 if (size := attrgetter(key)(self)) < processes:
                     yield (
-                        f"{key} {size} leaves some of the {processes} processes without anything to do: raise it, "
+                        f"{key} {size} leaves some of the {processes} processes without work: raise it, "
                         "or lower compute.processes"
                     )
 
 
 def _full_names(stage: Stage[Any], options: Sequence[str]) -> list[str]:
-    """Options of a stage as a recipe names them."""
+    """Options of a stage by their full names in a recipe."""
     return [f"{stage.section}.{option}" for option in options]
 
 
@@ -190,7 +192,9 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(f"the recipe {path.name} cannot be run:\n{complaint(error, Recipe, values)}") from error
+        raise ConfigError(
+            f"the recipe {path.name} cannot be run:\n{validation_message(error, Recipe, values)}"
+        ) from error
 
 
 def _with_data(value: Any, root: str) -> Any:
@@ -205,9 +209,9 @@ def _with_data(value: Any, root: str) -> Any:
 
 
 def check_files(recipe: Recipe) -> None:
-    """Look for every file that the recipe names before anything runs. Raises DataError for the first missing one, and
-    ConfigError for a launch file that no stage can be started with."""
-    launch_file(recipe.compute)
+    """Check that every file of the recipe exists before anything runs. Raises DataError for the first missing one, and
+    ConfigError for an unsupported launch file."""
+    launch_options(recipe.compute)
     for section in SOURCES:
         for source in getattr(recipe, section).sources:
             locate(source.path, Path(), source.origin)
@@ -217,30 +221,30 @@ def check_files(recipe: Recipe) -> None:
         return
     for key, path in recipe.labeling.files.items():
         if not Path(path).exists():
-            raise DataError(f"labeling.{key} {path} is not there: name {WANTED[key.split('.')[0]]}")
+            raise DataError(f"labeling.{key} {path} does not exist: name {EXPECTED_FILES[key.split('.')[0]]}")
 
 
 def check_judged(recipe: Recipe) -> None:
-    """Raise ConfigError for a recipe whose labelling asks for demonstrations alone: a run needs judgements."""
+    """Raise ConfigError for a recipe whose labelling asks for demonstrations only: a run needs judgements."""
     if recipe.labeling is not None and not recipe.labeling.judged:
         raise ConfigError(
-            "labeling asks for demonstrations alone, which `rlhf label open` collects, and a run needs judgements: set "
+            "labeling asks for demonstrations only, which `rlhf label open` collects, but a run needs judgements: set "
             "labeling.rankings.prompts or labeling.pairwise.prompts, or remove `labeling` and name comparisons.sources"
         )
 
 
 def raw_values(path: Path) -> dict[str, Any]:
-    """The options as a recipe's file gives them; its name, where it gives none, is the file's."""
+    """The options in a recipe's file, before validation; the default name is the file's."""
     return {"name": path.stem, **_read(path)}
 
 
 def recipes() -> dict[str, str]:
-    """The recipes that come with the package, with what they are for."""
+    """The recipes of the package with their descriptions."""
     return {path.stem: str(_read(path).get("description", "")) for path in sorted(RECIPES.glob("*.yaml"))}
 
 
 def find_recipe(name_or_path: str) -> Path:
-    """The file of a recipe. Raises ConfigError with the names there are."""
+    """The file of a recipe. Raises ConfigError with the available names."""
     own = RECIPES / f"{name_or_path}.yaml"
     if own.is_file():
         return own

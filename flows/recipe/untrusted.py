@@ -1,4 +1,4 @@
-"""What others wrote, read with bounds: YAML that cannot grow without end, and addresses with credentials in them."""
+"""Untrusted input: YAML with limits on size and depth, and URLs that contain credentials."""
 
 import os
 import re
@@ -9,8 +9,8 @@ import yaml
 
 LONGEST_CHARACTERS = 1_000_000
 MOST_VALUES, DEEPEST = 100_000, 50
-NAMES_A_SECRET = re.compile(r"(TOKEN|SECRET|SECRET_KEY|API_KEY|ACCESS_KEY|PASSWORD|AUTH_STRING)$", re.IGNORECASE)
-SHORTEST_SECRET = 8  # characters; what is shorter would be found everywhere
+SECRET_NAME = re.compile(r"(TOKEN|SECRET|SECRET_KEY|API_KEY|ACCESS_KEY|PASSWORD|AUTH_STRING)$", re.IGNORECASE)
+SHORTEST_SECRET = 8  # characters; shorter values would match everywhere
 IN_ADDRESS = re.compile(
     r"(?P<before>[a-z][a-z0-9+.-]*://)(?P<who>[^/\s@'\"]+)@"
     r"|(?P<named>[?&][\w-]*(?:token|secret|password|passwd|api_?key|access_key|signature)=)[^&\s'\"]+",
@@ -20,7 +20,7 @@ HIDDEN = "***"
 
 
 def plain_yaml(text: str) -> Any:
-    """YAML as plain values. Raises ValueError for what is too long, too deep, or grows by aliases beyond all use."""
+    """Parse YAML to plain values. Raises ValueError if it is too long, too deep, or expands too far by aliases."""
     if len(text) > LONGEST_CHARACTERS:
         raise ValueError(f"it has {len(text)} characters, more than {LONGEST_CHARACTERS}")
     try:
@@ -29,48 +29,47 @@ def plain_yaml(text: str) -> Any:
         raise ValueError(f"it is nested deeper than {DEEPEST} levels") from error
     for number, _ in enumerate(_walk(values)):
         if number > MOST_VALUES:
-            raise ValueError(f"it stands for more than {MOST_VALUES} values: do aliases repeat themselves?")
+            raise ValueError(f"it expands to more than {MOST_VALUES} values: check its aliases")
     return values
 
 
-def _walk(value: Any, place: str = "", depth: int = 0) -> Iterator[tuple[str, Any]]:
-    """Every value with the path of its key."""
+def _walk(value: Any, path: str = "", depth: int = 0) -> Iterator[tuple[str, Any]]:
+    """Every value with the dotted path of its key."""
     if depth > DEEPEST:
         raise ValueError(f"it is nested deeper than {DEEPEST} levels")
-    yield place, value
+    yield path, value
     inner = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list | tuple) else ()
     for name, item in inner:
-        yield from _walk(item, f"{place}.{name}" if place else str(name), depth + 1)
+        yield from _walk(item, f"{path}.{name}" if path else str(name), depth + 1)
 
 
 def refuse_credentials(values: Any) -> None:
-    """Raise ValueError, which does not repeat it, for a text with credentials in an address: recipes are written down
-    whole in Prefect and MLflow."""
-    for place, value in _walk(values):
+    """Raise ValueError for a URL with credentials, without repeating it: Prefect and MLflow store the whole recipe."""
+    for path, value in _walk(values):
         if isinstance(value, str) and holds_credentials(value):
             raise ValueError(
-                f"{place} holds credentials in an address, and recipes are written down in Prefect and MLflow: take "
-                "them out; LABEL_STUDIO_API_KEY and the like belong in the environment"
+                f"{path} contains credentials in a URL, but recipes are stored in Prefect and MLflow: remove them; "
+                "LABEL_STUDIO_API_KEY and other secrets belong in the environment"
             )
 
 
 def holds_credentials(text: str) -> bool:
-    """Whether there is an address with credentials in a text (user:password@host, ?token=…)."""
+    """Whether a text contains a URL with credentials (user:password@host, ?token=…)."""
     return IN_ADDRESS.search(text) is not None
 
 
 def redacted(text: str, secrets: frozenset[str] = frozenset()) -> str:
-    """The text without these secrets and without credentials in addresses."""
+    """The text without these secrets and without credentials in URLs."""
     for secret in secrets:
         text = text.replace(secret, HIDDEN)
     return IN_ADDRESS.sub(_hide, text)
 
 
-def _hide(found: re.Match[str]) -> str:
-    return f"{found['before']}{HIDDEN}@" if found["before"] else f"{found['named']}{HIDDEN}"
+def _hide(match: re.Match[str]) -> str:
+    return f"{match['before']}{HIDDEN}@" if match["before"] else f"{match['named']}{HIDDEN}"
 
 
 def secrets_of(environment: Mapping[str, str] = os.environ) -> frozenset[str]:
-    """The values of an environment (or of a file of credentials) that are secrets by their names."""
-    named = [str(value) for name, value in environment.items() if NAMES_A_SECRET.search(name)]
+    """The values of an environment (or of a credentials file) whose names mark them as secrets."""
+    named = [str(value) for name, value in environment.items() if SECRET_NAME.search(name)]
     return frozenset(value for value in named if len(value) >= SHORTEST_SECRET)

@@ -1,4 +1,4 @@
-"""The card of a comparisons stage: what the stage and the labelling before it left, put together."""
+"""The dataset card of a comparisons stage, from its output and that of the labelling stage."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,7 +13,7 @@ PARTS = ("train", "heldout_prompts", "heldout_annotators", "aside")
 
 
 def write_card(out: Path, name: str, *, labelled: Path | None, files: Sequence[Path]) -> Card:
-    """Write `card.json` and `card.md` beside the comparisons in `out`. `labelled` is what the labelling stage made."""
+    """Write `card.json` and `card.md` next to the comparisons in `out`. `labelled` is the labelling stage's output."""
     rows, _ = read_records(out / "comparisons.jsonl", Comparison)
     rejected, _ = read_records(out / "rejected.jsonl", Rejected)
     guidelines: Mapping[str, str] = {}

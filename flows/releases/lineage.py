@@ -1,4 +1,4 @@
-"""`rlhf lineage`: from a registered version back to annotation ids and the corpus, by the tags that stages leave."""
+"""`rlhf lineage`: traces a registered version back to annotation ids and the corpus, by the tags of stage runs."""
 
 import json
 import re
@@ -20,24 +20,24 @@ SHOWN_ANNOTATIONS = 6
 
 
 def lineage(model: str) -> dict[str, Any]:
-    """Everything that a version ("policy", "policy@champion", "policy/3") was made from.
+    """The lineage of a version ("policy", "policy@champion", "policy/3").
 
     Returns the version with nested `inputs`; a comparisons node has `annotation_ids` and `annotator_ids`. A stage that
-    is needed twice is written out once, later as `{"stage": ..., "see": key}`.
+    occurs twice is expanded once, and is `{"stage": ..., "see": key}` after that.
     """
     name, version = resolve(model)
     registered = mlflow.MlflowClient().get_model_version(name, version)
     if registered.run_id is None:
-        raise ArtifactError(f"{model} was registered without a run, so nothing is known of what it was made from")
+        raise ArtifactError(f"{model} was registered without a run, so its lineage is not known")
     tree = _node(registered.run_id, home_directory(), set())
     return {"model": f"models:/{name}/{version}", "aliases": list(registered.aliases), **tree}
 
 
 def resolve(model: str) -> tuple[str, str]:
-    """Name and number of a version. Raises ConfigError for a form that is not known, ArtifactError for a version."""
+    """Name and number of a version. Raises ConfigError for invalid syntax, ArtifactError for an unknown version."""
     match = re.fullmatch(r"(?:models:/)?([\w.-]+)(?:@([\w.-]+)|/(\d+))?", model)
     if match is None:
-        raise ConfigError(f"'{model}' is no model version: write NAME, NAME@ALIAS or NAME/VERSION (policy@champion)")
+        raise ConfigError(f"'{model}' is not a model version: write NAME, NAME@ALIAS or NAME/VERSION (policy@champion)")
     name, alias, number = match.groups()
     client = mlflow.MlflowClient()
     try:
@@ -54,7 +54,7 @@ def resolve(model: str) -> tuple[str, str]:
 
 
 def _known(name: str) -> str:
-    """What there is instead, for error messages."""
+    """The existing models or versions, for error messages."""
     client = mlflow.MlflowClient()
     versions = client.search_model_versions(f"name = '{name}'")
     if versions:
@@ -62,11 +62,11 @@ def _known(name: str) -> str:
         numbers = ", ".join(sorted((str(version.version) for version in versions), key=int))
         return f"{name} has versions {numbers} and aliases {', '.join(sorted(aliases)) or '(none)'}"
     names = ", ".join(sorted(str(item.name) for item in client.search_registered_models()))
-    return f"registered are {names}" if names else "nothing is registered yet; `rlhf run town` makes the first"
+    return f"registered are {names}" if names else "nothing is registered yet; `rlhf run town` registers the first"
 
 
 def _node(run_id: str, home: Path, seen: set[str]) -> dict[str, Any]:
-    """A stage's run with all that went in."""
+    """A stage run with its inputs."""
     tags = mlflow.MlflowClient().get_run(run_id).data.tags
     stage, key = tags.get(runs.TAG_STAGE, "?"), tags.get(runs.TAG_KEY, "")
     if key in seen:
@@ -88,14 +88,14 @@ def _node(run_id: str, home: Path, seen: set[str]) -> dict[str, Any]:
 
 
 def _judgements(run_id: str, published: Path) -> dict[str, Any]:
-    """Who judged what: the annotation ids in a comparisons artifact, from here or from MLflow."""
+    """Annotation and annotator ids of a comparisons artifact, from the local copy or from MLflow."""
     if (published / COMPARISONS).is_file():
         return _read(published / COMPARISONS)
     with tempfile.TemporaryDirectory() as directory:
         try:
             return _read(runs.fetch_output(run_id, Path(directory), COMPARISONS))
         except (MlflowException, OSError) as error:
-            raise ArtifactError(f"run {run_id} has lost its {COMPARISONS}; run the recipe again") from error
+            raise ArtifactError(f"run {run_id} no longer has its {COMPARISONS}; run the recipe again") from error
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -115,17 +115,17 @@ def lineage_tree(lineage: dict[str, Any]) -> Tree:
     """The lineage as a tree on the terminal."""
     aliases = "".join(f" @{alias}" for alias in lineage["aliases"])
     root = Tree(f"[bold]{lineage['model']}[/bold]{aliases}")
-    _grow(root, lineage)
+    _add_inputs(root, lineage)
     return root
 
 
-def _grow(branch: Tree, node: dict[str, Any]) -> None:
+def _add_inputs(branch: Tree, node: dict[str, Any]) -> None:
     for name, child in node.get("inputs", {}).items():
         if "see" in child:
             branch.add(f"{name}: {child['stage']} {child['see'][:12]} (as above)")
             continue
-        words = f"{name}: {child['stage']} {child['key'][:12]}  {child['model'] or ''}  run {child['run_id'][:8]}"
-        _grow(branch.add(words + _annotations(child)), child)
+        label = f"{name}: {child['stage']} {child['key'][:12]}  {child['model'] or ''}  run {child['run_id'][:8]}"
+        _add_inputs(branch.add(label + _annotations(child)), child)
 
 
 def _annotations(node: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""What a pipeline run amounts to: its manifest, the gates it must pass, and the aliases in the registry."""
+"""The manifest of a release, and the gates of the reward model and of the release."""
 
 import json
 from collections.abc import Mapping
@@ -22,14 +22,14 @@ REWARD_FIGURES = (
 ASIDE = ("rejected", "quarantined", "set_aside", "too_short", "exact_copies", "near_copies", "prompts_without_choice")
 
 
-def release_manifest(recipe: Recipe, made: Mapping[str, Artifact]) -> dict[str, Any]:
-    """Every headline figure of a release; what was not measured (no gold judge, no annotators) is null."""
-    evaluation = json.loads(made["evaluate"].file("evaluation.json").read_text(encoding="utf-8"))
-    reward = made["reward"].result()
+def release_manifest(recipe: Recipe, artifacts: Mapping[str, Artifact]) -> dict[str, Any]:
+    """The figures of a release; those that were not measured (no gold judge, no annotators) are null."""
+    evaluation = json.loads(artifacts["evaluate"].file("evaluation.json").read_text(encoding="utf-8"))
+    reward = artifacts["reward"].result()
     gold = {name: _pick(figures, GOLD_FIGURES) for name, figures in evaluation["models"].items()}
     by_criterion = {k: v for k, v in reward.items() if k.startswith("accuracy_heldout") and k not in REWARD_FIGURES}
     return {
-        "release": f"{recipe.name}-{recipe.seed}-{made[recipe.align.method].key[:8]}",
+        "release": f"{recipe.name}-{recipe.seed}-{artifacts[recipe.align.method].key[:8]}",
         "recipe": recipe.name,
         "seed": recipe.seed,
         "method": recipe.align.method,
@@ -40,27 +40,27 @@ def release_manifest(recipe: Recipe, made: Mapping[str, Artifact]) -> dict[str, 
         "tax": {name: evaluation["tax"][name] for name in MODELS},
         "reward": {name: figures["reward"] for name, figures in evaluation["models"].items()},
         "length_tokens": {name: figures["tokens"] for name, figures in evaluation["models"].items()},
-        "reward_model": {**_pick(reward, REWARD_FIGURES), **_agreement(made), "by_criterion": by_criterion},
-        "comparisons": int(made["comparisons"].result()["comparisons"]),
-        "put_aside": put_aside(made),
+        "reward_model": {**_pick(reward, REWARD_FIGURES), **_agreement(artifacts), "by_criterion": by_criterion},
+        "comparisons": int(artifacts["comparisons"].result()["comparisons"]),
+        "put_aside": unused_rows(artifacts),
         "by_kind": evaluation["by_kind"],
         "curve": evaluation["curve"],
         "curve_fit": evaluation["curve_fit"],
         "chosen_step": evaluation["chosen_step"],
         "best_of_n": evaluation["best_of_n"],
-        "models": {name: made[stage].model for name, stage in _model_stages(recipe).items()},
-        "seconds": {stage: artifact.seconds for stage, artifact in made.items()},
-        "cached": {stage: artifact.cached for stage, artifact in made.items()},
+        "models": {name: artifacts[stage].model for name, stage in _model_stages(recipe).items()},
+        "seconds": {stage: artifact.seconds for stage, artifact in artifacts.items()},
+        "cached": {stage: artifact.cached for stage, artifact in artifacts.items()},
     }
 
 
-def put_aside(made: Mapping[str, Artifact]) -> dict[str, dict[str, int]]:
-    """Rows that a stage did not use, by stage and reason: what could not be read, and what no context has room for."""
+def unused_rows(artifacts: Mapping[str, Artifact]) -> dict[str, dict[str, int]]:
+    """Number of unused rows by stage and reason, such as invalid, duplicate or longer than the context."""
     counts = {
         stage: {name: int(value) for name, value in artifact.result().items() if name in ASIDE or "too_long" in name}
-        for stage, artifact in made.items()
+        for stage, artifact in artifacts.items()
     }
-    return {stage: {name: count for name, count in found.items() if count} for stage, found in counts.items()}
+    return {stage: {name: count for name, count in rows.items() if count} for stage, rows in counts.items()}
 
 
 def _model_stages(recipe: Recipe) -> dict[str, str]:
@@ -71,23 +71,23 @@ def _pick(figures: Mapping[str, float], names: tuple[str, ...]) -> dict[str, flo
     return {name: figures.get(name) for name in names}
 
 
-def _agreement(made: Mapping[str, Artifact]) -> dict[str, float | None]:
-    """How far the annotators agreed with each other; null where the comparisons came from elsewhere."""
-    if "labeling" not in made:
+def _agreement(artifacts: Mapping[str, Artifact]) -> dict[str, float | None]:
+    """Agreement between annotators; null for comparisons from files."""
+    if "labeling" not in artifacts:
         return {"annotator_agreement": None, "heldout_annotator_agreement": None}
-    people = json.loads(made["labeling"].file("annotators.json").read_text(encoding="utf-8"))
-    rows = made["comparisons"].file("heldout_annotators.jsonl").read_text(encoding="utf-8").splitlines()
-    held = {json.loads(row)["annotator_id"] for row in rows}
-    theirs = [one["agreement_with_others"] for one in people if one["annotator_id"] in held]
-    known = [share for share in theirs if share is not None]
+    people = json.loads(artifacts["labeling"].file("annotators.json").read_text(encoding="utf-8"))
+    rows = artifacts["comparisons"].file("heldout_annotators.jsonl").read_text(encoding="utf-8").splitlines()
+    heldout = {json.loads(row)["annotator_id"] for row in rows}
+    shares = [annotator["agreement_with_others"] for annotator in people if annotator["annotator_id"] in heldout]
+    known = [share for share in shares if share is not None]
     return {
-        "annotator_agreement": made["labeling"].result().get("agreement"),
+        "annotator_agreement": artifacts["labeling"].result().get("agreement"),
         "heldout_annotator_agreement": sum(known) / len(known) if known else None,
     }
 
 
-def require(reward: Artifact, gate: RewardGate) -> None:
-    """Raise GateError when the reward model is too weak for PPO to follow."""
+def check_reward_gate(reward: Artifact, gate: RewardGate) -> None:
+    """Raise GateError when the reward model is too inaccurate to optimise against."""
     accuracy = reward.result()["accuracy_heldout_prompts"]
     if not accuracy >= gate.min_accuracy_heldout_prompts:
         raise GateError(
@@ -97,8 +97,8 @@ def require(reward: Artifact, gate: RewardGate) -> None:
         )
 
 
-def failures(gate: ReleaseGate, manifest: Mapping[str, Any]) -> list[str]:
-    """What keeps a policy from being champion: each figure of the gate that was missed, and by how much."""
+def missed_gates(gate: ReleaseGate, manifest: Mapping[str, Any]) -> list[str]:
+    """The limits of the release gate that were missed, each with its value and by how much."""
     figures = gate_figures(manifest)
     missed = []
     for name, limit in gate:
@@ -115,8 +115,8 @@ def failures(gate: ReleaseGate, manifest: Mapping[str, Any]) -> list[str]:
 def gate_figures(manifest: Mapping[str, Any]) -> dict[str, float | None]:
     """The figure that each option of a release gate limits, by the option's name; None for one that was not measured.
 
-    Every criterion has its rate, `min_NAME`, and what SFT's rate is above the policy's, `max_NAME_drop`. A win by the
-    reward model's own score does not count as measured: PPO was trained to raise that score.
+    Every criterion has its rate, `min_NAME`, and SFT's rate minus the policy's, `max_NAME_drop`. Wins by the reward
+    model's own score do not count as measured: PPO was trained to raise that score.
     """
     gold, tax, win = manifest["gold"] or {}, manifest["tax"], manifest["win_rate_vs_sft"]
     if win.get("by") == "reward":

@@ -1,4 +1,4 @@
-"""Promotion: a registered version gets an alias when the release that it belongs to passed its gate."""
+"""Promotion: sets an alias on a registered version whose release passed its gate."""
 
 from typing import Annotated, Any
 
@@ -21,19 +21,19 @@ Model = Annotated[
         description="a registered version: NAME/VERSION or NAME@ALIAS, as in policy@candidate",
     ),
 ]
-Alias = Annotated[str, Field(pattern=r"^\w[\w.-]*$", description="the name to give it; what is served is the champion")]
+Alias = Annotated[str, Field(pattern=r"^\w[\w.-]*$", description="the alias to set; the served model is the champion")]
 Despite = Annotated[
     str,
     Field(
-        description="why it is promoted although the gate was missed, in three words or more; kept with the version. "
-        "Empty: the gate holds"
+        description="why to promote it although the gate was missed, in three words or more; stored with the version. "
+        "Empty: the gate must be passed"
     ),
 ]
 
 
 @flow(name="promote", persist_result=False)
 def promote(model: Model = "policy@candidate", alias: Alias = "champion", despite: Despite = "") -> str:
-    """Give a registered version an alias, if its release passed the gate."""
+    """Set an alias on a registered version, if its release passed the gate."""
     promoted = promote_version(model, alias, despite)
     name, number = promoted.removeprefix("models:/").split("/")
     links.link("registered-model", links.model_page(name, number), f"MLflow: {promoted}, now {alias}")
@@ -43,15 +43,15 @@ def promote(model: Model = "policy@candidate", alias: Alias = "champion", despit
 def promote_version(model: str, alias: str = "champion", despite: str = "") -> str:
     """Set the alias and return "models:/NAME/VERSION".
 
-    Raises GateError when the version's release missed its gate or there is no release, unless `despite` says in words
-    why it is promoted all the same.
+    Raises GateError when the version's release missed its gate or there is no release, unless `despite` gives a reason
+    to promote it anyway.
     """
     if despite and len(despite.split()) < FEWEST_WORDS:
-        raise ConfigError(f"despite: {despite!r} is no reason: say in {FEWEST_WORDS} words or more why")
+        raise ConfigError(f"despite: {despite!r} is too short: give the reason in {FEWEST_WORDS} words or more")
     name, number = resolve(model)
     problem = gate_problem(name, number)
     if problem and not despite:
-        raise GateError(f"{name}/{number} is not promoted: {problem}. To promote it all the same, say why in `despite`")
+        raise GateError(f"{name}/{number} is not promoted: {problem}. To promote it anyway, give a reason in `despite`")
     client = mlflow.MlflowClient()
     if problem:
         client.set_model_version_tag(name, number, TAG_DESPITE, f"{despite} ({problem})")
@@ -60,7 +60,7 @@ def promote_version(model: str, alias: str = "champion", despite: str = "") -> s
 
 
 def gate_problem(name: str, number: str) -> str:
-    """What speaks against a version, in words; empty when its newest release passed the gate."""
+    """Why a version must not be promoted; empty when its newest release passed the gate."""
     try:
         manifest = release_of(name, number)
     except ArtifactError as error:
@@ -70,11 +70,11 @@ def gate_problem(name: str, number: str) -> str:
 
 
 def release_of(name: str, number: str) -> dict[str, Any]:
-    """The manifest of the newest release with this version in it. Raises ArtifactError when there is none."""
+    """The manifest of the newest release that contains this version. Raises ArtifactError when there is none."""
     version = mlflow.MlflowClient().get_model_version(name, number)
     stage = version.tags.get(runs.TAG_STAGE, "")
-    found = runs.search({f"rlhf.run.{stage}": str(version.run_id)}) if stage and version.run_id else []
-    releases: list[Run] = [run for run in found if TAG_RELEASE in run.data.tags]
+    pipeline_runs = runs.search({f"rlhf.run.{stage}": str(version.run_id)}) if stage and version.run_id else []
+    releases: list[Run] = [run for run in pipeline_runs if TAG_RELEASE in run.data.tags]
     if not releases:
-        raise ArtifactError(f"no release has {name}/{number} in it; run its recipe to the end")
+        raise ArtifactError(f"no release contains {name}/{number}; run its recipe to the end")
     return load_release(releases[0].data.tags[TAG_RELEASE])

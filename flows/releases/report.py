@@ -23,63 +23,65 @@ MODELS = ("base", "sft", "policy")
 
 
 def log_release(run_id: str, manifest: Mapping[str, Any]) -> None:
-    """Keep a release's manifest with the pipeline's run, where `load_release` finds it."""
+    """Log a release's manifest to the pipeline's run, for `load_release`."""
     client = mlflow.MlflowClient()
     client.log_dict(run_id, dict(manifest), MANIFEST)
     client.set_tag(run_id, TAG_RELEASE, str(manifest["release"]))
 
 
 def load_release(release: str = "") -> dict[str, Any]:
-    """The manifest of a named release, or of the newest. Raises ArtifactError when there is none."""
+    """The manifest of a release, by default the newest. Raises ArtifactError when there is none."""
     return _read(release_run(release))
 
 
 def release_run(release: str = "") -> Run:
-    """The pipeline's run of a named release, or of the newest. Raises ArtifactError when there is none."""
-    found = runs.search({TAG_RELEASE: release}) if release else _newest()
-    if not found:
-        named = f"no release '{release}'" if release else "no release yet"
+    """The pipeline's run of a release, by default the newest. Raises ArtifactError when there is none."""
+    matching = runs.search({TAG_RELEASE: release}) if release else _newest()
+    if not matching:
+        problem = f"no release '{release}'" if release else "no release yet"
         known = ", ".join(run.data.tags[TAG_RELEASE] for run in _newest(20))
-        raise ArtifactError(f"{named} in MLflow; {f'there are: {known}' if known else '`rlhf run town` makes one'}")
-    return found[0]
+        raise ArtifactError(f"{problem} in MLflow; {f'there are: {known}' if known else '`rlhf run town` creates one'}")
+    return matching[0]
 
 
 def _newest(count: int = 1) -> list[Run]:
-    found = mlflow.MlflowClient().search_runs(
+    newest = mlflow.MlflowClient().search_runs(
         [runs.experiment_id()],
         f"tags.`{TAG_RELEASE}` LIKE '%'",
         max_results=count,
         order_by=["attributes.end_time DESC"],
     )
-    return list(found)
+    return list(newest)
 
 
 def _read(run: Run) -> dict[str, Any]:
-    with tempfile.TemporaryDirectory() as place:
+    with tempfile.TemporaryDirectory() as directory:
         try:
-            path = mlflow.artifacts.download_artifacts(run_id=run.info.run_id, artifact_path=MANIFEST, dst_path=place)
+            path = mlflow.artifacts.download_artifacts(
+                run_id=run.info.run_id, artifact_path=MANIFEST, dst_path=directory
+            )
         except (MlflowException, OSError) as error:
-            raise ArtifactError(f"run {run.info.run_id} has lost its {MANIFEST}; run the recipe again") from error
+            raise ArtifactError(f"run {run.info.run_id} no longer has its {MANIFEST}; run the recipe again") from error
         manifest: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
     return manifest
 
 
 def report_view(manifest: Mapping[str, Any]) -> Group:
-    """A release for people."""
+    """A release as tables for the terminal."""
     head = Text(f"release {manifest.get('release')}   seed {manifest.get('seed')}", style="bold")
     parts = [
         head,
         _models(manifest),
         _headlines(manifest),
         _reward_model(manifest),
-        _aside(manifest),
+        _unused(manifest),
         _stages(manifest),
     ]
     return Group(*(part for part in parts if part is not None))
 
 
 def _models(manifest: Mapping[str, Any]) -> Table | None:
-    """Base, SFT and policy: gold rates where there is a judge, the reward model's score, length and held-out loss."""
+    """Base, SFT and policy: gold rates if there is a judge, the reward model's score, length and held-out loss."""
     gold, columns = manifest.get("gold") or {}, {}
     for title, key in (("reward", "reward"), ("tokens", "length_tokens"), ("held-out loss", "tax")):
         columns[title] = manifest.get(key) or {}
@@ -106,8 +108,8 @@ def _headlines(manifest: Mapping[str, Any]) -> Text:
     text = Text()
     if by_reward:
         text.append(
-            "No gold judge: nobody knows which answers are good. Rewards and wins below are the reward model's own "
-            "view, which PPO was trained to please.\n"
+            "No gold judge: the quality of the answers was not measured. Rewards and wins below are the reward model's "
+            "own, which PPO was trained to increase.\n"
         )
     if win:
         text.append(
@@ -138,15 +140,15 @@ def _reward_model(manifest: Mapping[str, Any]) -> Table | None:
     return table
 
 
-def _aside(manifest: Mapping[str, Any]) -> Text | None:
-    """What was not used, so that no row is dropped in silence."""
-    words = str.maketrans("_.", "  ")
-    found = [
-        f"{stage}: " + ", ".join(f"{count} {name.translate(words)}" for name, count in counts.items())
+def _unused(manifest: Mapping[str, Any]) -> Text | None:
+    """Rows that were not used, so that none is dropped silently."""
+    spaces = str.maketrans("_.", "  ")
+    lines = [
+        f"{stage}: " + ", ".join(f"{count} {name.translate(spaces)}" for name, count in counts.items())
         for stage, counts in (manifest.get("put_aside") or {}).items()
         if counts
     ]
-    return Text("put aside, with the reasons in each stage's output\n  " + "\n  ".join(found)) if found else None
+    return Text("not used, with the reasons in each stage's output\n  " + "\n  ".join(lines)) if lines else None
 
 
 def _stages(manifest: Mapping[str, Any]) -> Table | None:
@@ -164,5 +166,5 @@ def _stages(manifest: Mapping[str, Any]) -> Table | None:
 
 
 def _figure(value: Any) -> str:
-    """Three decimals; a dash for what was not measured."""
+    """Three decimals; a dash for a missing value."""
     return "–" if value is None else f"{value:.3f}" if isinstance(value, float) else str(value)

@@ -1,4 +1,4 @@
-"""How every part of a stack is started: command, environment, directory.
+"""Start commands of the parts of a stack: command line, environment, working directory.
 
 `deploy/` runs the same commands with the same variables in containers; a test compares the two.
 """
@@ -18,8 +18,8 @@ from labeling.server import process as label_studio
 
 @dataclass(frozen=True)
 class Launch:
-    """Everything needed to start one server. `switches` are the variables that are set for it, `leaky` the prefixes of
-    the variables that it must not inherit: they would lead it to another stack's data."""
+    """Everything needed to start a server. `switches` are variables to set, `leaky` prefixes of variables that it must
+    not inherit because they could point to another stack's data."""
 
     command: tuple[str, ...]
     switches: dict[str, str] = field(repr=False)
@@ -29,12 +29,12 @@ class Launch:
 
     @property
     def environment(self) -> dict[str, str]:
-        """The whole environment: the inherited variables without the leaky ones, and the switches."""
+        """The complete environment: inherited variables without the leaky ones, and the switches."""
         return {name: value for name, value in os.environ.items() if not name.startswith(self.leaky)} | self.switches
 
 
 def launch_of(name: Name, site: Site) -> Launch:
-    """How to start a part of a stack. Raises StackError when its program is not installed."""
+    """The start command of a part of a stack. Raises StackError when its program is not installed."""
     if name == "postgres":
         return _postgres(site)
     if name == "prefect":
@@ -64,13 +64,13 @@ def _postgres(site: Site) -> Launch:
 
 
 def prefect_launch(site: Site) -> Launch:
-    """Prefect's server; in production on PostgreSQL and behind a password."""
+    """Prefect's server; in production on PostgreSQL and with a password."""
     data = site.home / "prefect"
     switches = QUIET | {
         "PREFECT_HOME": str(data),
         "PREFECT_PROFILES_PATH": str(data / "profiles.toml"),
-        "PREFECT_SERVER_UI_API_URL": "/api",  # the pages ask the host they came from, whatever the port
-        "PREFECT_SERVER_UI_V2_ENABLED": "false",  # the V2 pages ask an analytics host from the browser
+        "PREFECT_SERVER_UI_API_URL": "/api",  # the pages call the host that served them, on any port
+        "PREFECT_SERVER_UI_V2_ENABLED": "false",  # the V2 pages call an analytics host from the browser
         "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
     }
     if site.profile == "production":
@@ -86,7 +86,7 @@ def prefect_launch(site: Site) -> Launch:
 
 
 def mlflow_launch(site: Site) -> Launch:
-    """MLflow's server; in production on PostgreSQL and behind a password, answering only to names that it knows."""
+    """MLflow's server; in production on PostgreSQL, with a password, and only for known host names."""
     data = site.home / "mlflow"
     switches = QUIET | {
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # else 15 processes and 3 GB
@@ -113,13 +113,13 @@ def mlflow_launch(site: Site) -> Launch:
 
 
 def mlflow_accounts(site: Site) -> str:
-    """The file that MLflow reads about accounts: who is not the administrator sees nothing until given a permission."""
+    """MLflow's configuration of accounts: users other than the administrator have no permissions by default."""
     database = postgres.url("psycopg", "mlflow", site.addresses["postgres"])
     return f"[mlflow]\ndefault_permission = NO_PERMISSIONS\ndatabase_uri = {database}\nauth_cache_ttl_seconds = 60\n"
 
 
 def label_studio_settings(site: Site, executable: Path) -> label_studio.ServerSettings:
-    """Label Studio in the environment that `executable` is in."""
+    """Settings of Label Studio in the environment of `executable`."""
     credentials = site.credentials
     return label_studio.ServerSettings(
         executable=executable,
@@ -136,7 +136,7 @@ def label_studio_settings(site: Site, executable: Path) -> label_studio.ServerSe
 
 
 def label_studio_launch(site: Site, settings: label_studio.ServerSettings, configuration: Path) -> Launch:
-    """Label Studio; in production on PostgreSQL under gunicorn, whose `configuration` is a file of this project."""
+    """Label Studio; in production on PostgreSQL under gunicorn with this project's `configuration`."""
     command, switches = label_studio.command(settings), label_studio.switches(settings)
     if site.profile == "production":
         host, _, port = site.addresses["postgres"].rpartition(":")
@@ -151,25 +151,25 @@ def _label_studio(site: Site) -> Launch:
 
 
 def worker_launch(name: Name, site: Site) -> Launch:
-    """A worker that starts flow runs of its pool as processes; the pool is made when there is none."""
+    """A worker that starts flow runs of its pool as processes; a missing pool is created."""
     pool = POOLS[name]
     switches = site.client_environment() | {
         "PREFECT_WORKER_WEBSERVER_HOST": site.addresses[name].rpartition(":")[0],
         "PREFECT_WORKER_WEBSERVER_PORT": str(site.port(name)),
     }
-    asked = ("--pool", pool, "--type", "process", "--name", name, "--with-healthcheck")
-    command = (sys.executable, "-m", "prefect", "--no-prompt", "worker", "start", *asked)
+    options = ("--pool", pool, "--type", "process", "--name", name, "--with-healthcheck")
+    command = (sys.executable, "-m", "prefect", "--no-prompt", "worker", "start", *options)
     leaky = ("PREFECT_", "MLFLOW_", "LABEL_STUDIO_", "PG")
     return Launch(command=command, switches=switches, directory=site.home / name, leaky=leaky)
 
 
 def prepare(name: Name, site: Site) -> None:
-    """What must lie there before a part is started. Raises StackError and ServerStartFailed."""
+    """Create the files that a part needs before it starts. Raises StackError and ServerStartFailed."""
     if name == "postgres":
-        postgres.make_cluster(site.home, site.credentials.secrets.postgres_password)
+        postgres.create_cluster(site.home, site.credentials.secrets.postgres_password)
         return
     (site.home / name).mkdir(parents=True, exist_ok=True)
-    (site.home / name).chmod(0o700)  # databases of the servers hold tokens, whatever the mode of the home around them
+    (site.home / name).chmod(0o700)  # databases of the servers contain tokens, whatever the mode of the home
     if name == "mlflow" and site.profile == "production":
         (site.home / name / "basic_auth.ini").write_text(mlflow_accounts(site), encoding="utf-8")
     if name == "label-studio":

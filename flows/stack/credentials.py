@@ -1,4 +1,4 @@
-"""The accounts of a stack in their file: created on the first start, readable by their owner alone."""
+"""The file with the accounts of a stack: created on the first start, readable by its owner only."""
 
 import secrets
 from pathlib import Path
@@ -50,5 +50,5 @@ def read(home: Path) -> Credentials | None:
         return Credentials.model_validate_json(path.read_bytes())
     except ValidationError as error:
         raise StackError(
-            f"{path} cannot be read: {error.errors()[0]['msg']}; restore it, or remove {home} to begin anew"
+            f"{path} cannot be read: {error.errors()[0]['msg']}; restore it, or remove {home} to start over"
         ) from error

@@ -1,4 +1,4 @@
-"""Whether each part of a stack works: what it answers when it is asked."""
+"""Health checks of the parts of a stack."""
 
 from dataclasses import dataclass
 
@@ -14,7 +14,7 @@ PROBE_SECONDS = 5.0
 
 @dataclass(frozen=True)
 class Health:
-    """A server's answer: `version` when it works, else `problem`, the reason."""
+    """The result of a health check: `version` when healthy, else the `problem`."""
 
     ok: bool
     version: str = ""
@@ -22,9 +22,9 @@ class Health:
 
 
 def health_of(name: Name, site: Site) -> Health:
-    """Ask a part of the stack, the database under it included, whether it works."""
+    """Check the health of a part of the stack, including the database behind it."""
     if name == "postgres":
-        problem, version = postgres.ask(site.addresses[name], site.credentials.secrets.postgres_password)
+        problem, version = postgres.probe(site.addresses[name], site.credentials.secrets.postgres_password)
         return Health(ok=not problem, version=version, problem=problem)
     secrets = site.credentials.production if site.profile == "production" else None
     try:
@@ -46,22 +46,22 @@ def _prefect_health(http: httpx.Client, secrets: Secrets | None) -> Health:
     if secrets is not None:
         http.auth = httpx.BasicAuth(*secrets.prefect_auth.split(":", 1))
     for path in ("/api/health", "/api/ready"):
-        answer = http.get(path)
-        if answer.status_code != 200:
-            return Health(ok=False, problem=f"{path} answers {answer.status_code}")
+        response = http.get(path)
+        if response.status_code != 200:
+            return Health(ok=False, problem=f"{path} answers {response.status_code}")
     return Health(ok=True, version=str(http.get("/api/admin/version").raise_for_status().json()))
 
 
 def _mlflow_health(http: httpx.Client, secrets: Secrets | None) -> Health:
     if secrets is not None:
         http.auth = httpx.BasicAuth(secrets.mlflow_username, secrets.mlflow_password)
-    answers = {
+    responses = {
         "/health": http.get("/health"),
         "the search for experiments": http.post("/api/2.0/mlflow/experiments/search", json={"max_results": 1}),
     }
-    for path, answer in answers.items():
-        if answer.status_code != 200:
-            return Health(ok=False, problem=f"{path} answers {answer.status_code}")
+    for path, response in responses.items():
+        if response.status_code != 200:
+            return Health(ok=False, problem=f"{path} answers {response.status_code}")
     return Health(ok=True, version=http.get("/version").raise_for_status().text.strip())
 
 
@@ -76,6 +76,8 @@ def _label_studio_health(http: httpx.Client, url: str, token: str) -> Health:
 
 
 def _worker_health(http: httpx.Client) -> Health:
-    """A worker answers for itself: well while it keeps asking Prefect for work."""
-    answer = http.get("/health")
-    return Health(ok=answer.status_code == 200, problem=f"/health answers {answer.status_code}: {answer.text[:200]}")
+    """A worker's own health check: healthy while it keeps polling Prefect for work."""
+    response = http.get("/health")
+    return Health(
+        ok=response.status_code == 200, problem=f"/health answers {response.status_code}: {response.text[:200]}"
+    )

@@ -1,9 +1,9 @@
-"""A server that is away: how long its clients ask again, and whether it answers at this moment.
+"""Server outages: how long clients retry, and whether a server currently answers.
 
-MLflow's and Prefect's clients repeat a request that found no server, each time after about twice as long. How often is
-set here, for every process of a run; a variable that is already set is left as it is. Work on Label Studio is begun
-again as a whole, for all of it first looks at what is there. After that the run ends in a state from which the same
-command goes on, and `flows.failures` says so in words.
+MLflow's and Prefect's clients retry a request without an answer with exponential backoff. The number of retries is set
+here for every process of a run; a variable that is already set is left unchanged. Work on Label Studio is repeated as a
+whole, since all of it is idempotent. When the retries are exhausted the run ends, the same command resumes it, and
+`flows.failures` says so in the error message.
 """
 
 import logging
@@ -25,7 +25,7 @@ T = TypeVar("T")
 PATIENCE, PATIENCE_SECONDS = "RLHF_PATIENCE_SECONDS", 480.0
 PROBE_SECONDS = 3.0
 POLL_SECONDS = 5.0
-INTERRUPTIONS = 10  # of one piece of work; a server that breaks off more often has another fault
+INTERRUPTIONS = 10  # of one piece of work; a server that disconnects more often has another fault
 RETRIES = {
     # waits of 0, 2, 4, ... 64 and three of 120 s; a request that got no answer is repeated as well
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "10",
@@ -33,19 +33,19 @@ RETRIES = {
     # waits of 2, 4, ... 256 s
     "PREFECT_CLIENT_MAX_RETRIES": "8",
 }
-HURRY = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "3"}
+NO_RETRIES = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "3"}
 
 
 def retries() -> dict[str, str]:
-    """Variables that make the clients of MLflow and Prefect ask for about eight minutes."""
+    """Environment variables that make the clients of MLflow and Prefect retry for about eight minutes."""
     return {name: os.environ.get(name, value) for name, value in RETRIES.items()}
 
 
 def through_outages(label_studio: "LabelStudio", work: Callable[[], T]) -> T:
-    """What `work` returns; while Label Studio is away it is waited for, and the work is begun again.
+    """Return the result of `work`; after an outage of Label Studio, wait until it is back and repeat the work.
 
-    The work must look at what is there before it adds something: a request may have been carried out though its answer
-    was lost. Raises ServerUnavailable when the server stays away for RLHF_PATIENCE_SECONDS, eight minutes by default.
+    The work must be idempotent: a request may have been executed although its response was lost. Raises
+    ServerUnavailable when the outage lasts longer than RLHF_PATIENCE_SECONDS, eight minutes by default.
     """
     for _ in range(INTERRUPTIONS):
         try:
@@ -56,27 +56,27 @@ def through_outages(label_studio: "LabelStudio", work: Callable[[], T]) -> T:
 
 
 def wait_until_back(label_studio: "LabelStudio", error: ServerUnavailable) -> None:
-    """Ask until Label Studio answers again. Raises ServerUnavailable when that takes too long."""
+    """Poll until Label Studio answers again. Raises ServerUnavailable when that takes too long."""
     patience, started = float(os.environ.get(PATIENCE, PATIENCE_SECONDS)), time.monotonic()
-    log.warning("%s It is asked again for %.0f minutes", error, patience / 60)
-    while (away := time.monotonic() - started) < patience:
+    log.warning("%s Retrying for %.0f minutes", error, patience / 60)
+    while (elapsed := time.monotonic() - started) < patience:
         try:
             label_studio.whoami()
         except ServerUnavailable:
-            time.sleep(min(POLL_SECONDS, max(patience - away, 0.0)))
+            time.sleep(min(POLL_SECONDS, max(patience - elapsed, 0.0)))
         else:
-            log.info("Label Studio is back after %.0f s", away)
+            log.info("Label Studio is back after %.0f s", elapsed)
             return
     raise ServerUnavailable(
-        label_studio.url, f"for {patience / 60:.1f} minutes; what was judged is kept, the same command goes on"
+        label_studio.url, f"for {patience / 60:.1f} minutes; what was judged is kept, the same command resumes"
     ) from error
 
 
 @contextmanager
 def without_retries() -> Iterator[None]:
-    """Within, MLflow is asked once and for a few seconds: for a process that is about to end."""
-    before = {name: os.environ.get(name) for name in HURRY}
-    os.environ.update(HURRY)
+    """Disable MLflow's retries and shorten its timeout within the block: for a process that is about to exit."""
+    before = {name: os.environ.get(name) for name in NO_RETRIES}
+    os.environ.update(NO_RETRIES)
     try:
         yield
     finally:
@@ -87,7 +87,7 @@ def without_retries() -> Iterator[None]:
 def mlflow_answers(uri: str) -> bool:
     """Whether MLflow's server at the tracking `uri` answers now; a store that is a file always does.
 
-    Takes a few seconds at most. Any answer below 500 counts, so that a gateway without MLflow's `/health` is no outage.
+    Takes a few seconds at most. Any status below 500 counts, so that a gateway without `/health` is not an outage.
     """
     if not uri.startswith("http"):
         return True

@@ -1,7 +1,7 @@
-"""PostgreSQL under the servers of a production stack: a cluster of its own under the home directory, on loopback, with
-a database and a role for each server, whose passwords are never part of an address or a command line.
+"""PostgreSQL for the servers of a production stack: its own cluster in the home directory, on loopback, with a database
+and a role for each server. Passwords are never part of an address or a command line.
 
-PostgreSQL refuses to run as root: then it runs as the user `postgres`, or the one that RLHF_POSTGRES_USER names.
+PostgreSQL refuses to run as root: then it runs as the user `postgres`, or as RLHF_POSTGRES_USER.
 """
 
 import os
@@ -26,69 +26,73 @@ INSTALL = "install it with `apt-get install postgresql`, or put the directory of
 
 
 def programs() -> Path:
-    """The directory with initdb, postgres and pg_dump. Raises StackError, with what installs it, when there is none."""
-    for place in _places():
-        if (place / "postgres").is_file() and (place / "initdb").is_file():
-            found = subprocess.run([place / "postgres", "--version"], capture_output=True, text=True, check=True).stdout
-            if int(found.split()[2].split(".")[0]) >= OLDEST:
-                return place
+    """The directory with initdb, postgres and pg_dump. Raises StackError with installation instructions if missing."""
+    for directory in _candidate_directories():
+        if (directory / "postgres").is_file() and (directory / "initdb").is_file():
+            output = subprocess.run(
+                [directory / "postgres", "--version"], capture_output=True, text=True, check=True
+            ).stdout
+            if int(output.split()[2].split(".")[0]) >= OLDEST:
+                return directory
     raise StackError(f"PostgreSQL {OLDEST} or newer is not installed: {INSTALL}")
 
 
 def client(program: str) -> Path:
-    """A program that talks to a server, such as pg_dump. Raises StackError."""
-    found = next((place / program for place in _places() if (place / program).is_file()), None) or shutil.which(program)
-    if found is None:
+    """The path of a client program such as pg_dump. Raises StackError."""
+    path = next(
+        (directory / program for directory in _candidate_directories() if (directory / program).is_file()), None
+    ) or shutil.which(program)
+    if path is None:
         raise StackError(f"{program} is not installed: {INSTALL}")
-    return Path(found)
+    return Path(path)
 
 
-def _places() -> list[Path]:
-    """Where the programs may be: what pg_config says, Debian's directories, newest first, and PATH."""
-    places = []
+def _candidate_directories() -> list[Path]:
+    """Directories that may have the programs: pg_config's, Debian's (newest first), and that on PATH."""
+    directories = []
     if shutil.which("pg_config"):
-        told = subprocess.run(["pg_config", "--bindir"], capture_output=True, text=True, check=False).stdout.strip()
-        places += [Path(told)] if told else []
+        bindir = subprocess.run(["pg_config", "--bindir"], capture_output=True, text=True, check=False).stdout.strip()
+        directories += [Path(bindir)] if bindir else []
     debian = Path("/usr/lib/postgresql")
     versions = sorted(
-        (place for place in debian.glob("*/bin") if place.parent.name.isdigit()),
-        key=lambda place: -int(place.parent.name),
+        (directory for directory in debian.glob("*/bin") if directory.parent.name.isdigit()),
+        key=lambda directory: -int(directory.parent.name),
     )
     on_path = shutil.which("postgres")
-    return [*places, *versions, *([Path(on_path).resolve().parent] if on_path else [])]
+    return [*directories, *versions, *([Path(on_path).resolve().parent] if on_path else [])]
 
 
 def account() -> str | None:
-    """The user that the database runs as: None for whoever runs this. Raises StackError when there is no such user."""
+    """The user that the database runs as; None for the current user. Raises StackError when it does not exist."""
     if os.geteuid() != 0:
         return None
     name = os.environ.get("RLHF_POSTGRES_USER", "postgres")
     try:
         if pwd.getpwnam(name).pw_uid == 0:
-            raise StackError(f"RLHF_POSTGRES_USER={name} is root: PostgreSQL refuses that; name another user")
+            raise StackError(f"RLHF_POSTGRES_USER={name} is root: PostgreSQL refuses that; set another user")
     except KeyError as error:
         raise StackError(
-            f"PostgreSQL cannot run as root and there is no user '{name}': name one with RLHF_POSTGRES_USER"
+            f"PostgreSQL cannot run as root and there is no user '{name}': set RLHF_POSTGRES_USER"
         ) from error
     return name
 
 
 def data_directory(home: Path) -> Path:
-    """Where the cluster lies."""
+    """The data directory of the cluster."""
     return home / "postgres" / "data"
 
 
-def make_cluster(home: Path, password: str) -> None:
-    """Make the cluster where there is none; logging in takes the password. Half a cluster is never taken for a whole
-    one: it appears by a rename. Raises StackError."""
+def create_cluster(home: Path, password: str) -> None:
+    """Create the cluster if it does not exist; logins require the password. It is created in a temporary directory and
+    renamed, so that an incomplete cluster is never used. Raises StackError."""
     data, bindir, user = data_directory(home), programs(), account()
     if data.exists():
         return
     data.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     if user is not None:
-        _give(home, data.parent, user)
-    half = data.with_name("data.partial")
-    shutil.rmtree(half, ignore_errors=True)
+        _grant_access(home, data.parent, user)
+    partial = data.with_name("data.partial")
+    shutil.rmtree(partial, ignore_errors=True)
     with tempfile.NamedTemporaryFile("w", dir=data.parent) as file:
         file.write(password + "\n")
         file.flush()
@@ -97,7 +101,7 @@ def make_cluster(home: Path, password: str) -> None:
         command = [
             str(bindir / "initdb"),
             "--pgdata",
-            str(half),
+            str(partial),
             "--username",
             "postgres",
             "--pwfile",
@@ -108,26 +112,26 @@ def make_cluster(home: Path, password: str) -> None:
             "--auth",
             "scram-sha-256",
         ]
-        done = subprocess.run(command, **run_as(user), cwd=data.parent, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise StackError(f"PostgreSQL's initdb failed in {half}: {done.stderr.strip() or done.stdout.strip()}")
-    half.rename(data)
+        result = subprocess.run(command, **run_as(user), cwd=data.parent, capture_output=True, text=True, check=False)
+    if result.returncode != 0:
+        raise StackError(f"PostgreSQL's initdb failed in {partial}: {result.stderr.strip() or result.stdout.strip()}")
+    partial.rename(data)
 
 
-def _give(home: Path, place: Path, user: str) -> None:
-    """Let `user` own `place` and pass through `home`, and nobody else. Raises StackError when the way there is shut."""
+def _grant_access(home: Path, directory: Path, user: str) -> None:
+    """Make `user` the owner of `directory` and let it traverse `home`. Raises StackError if a parent denies access."""
     shutil.chown(home, group=pwd.getpwnam(user).pw_gid)
     home.chmod(0o710)
-    shutil.chown(place, user, pwd.getpwnam(user).pw_gid)
-    if subprocess.run(["test", "-x", place], **run_as(user), check=False).returncode:
+    shutil.chown(directory, user, pwd.getpwnam(user).pw_gid)
+    if subprocess.run(["test", "-x", directory], **run_as(user), check=False).returncode:
         raise StackError(
-            f"user {user}, who runs PostgreSQL, cannot reach {place}: give RLHF_HOME a place outside of "
-            "directories that are root's alone, such as /srv/rlhf"
+            f"user {user}, who runs PostgreSQL, cannot access {directory}: set RLHF_HOME to a directory outside "
+            "of directories that only root can access, such as /srv/rlhf"
         )
 
 
 def url(driver: str, role: str, address: str) -> str:
-    """SQLAlchemy's address of a server's database. The password comes by the variable PGPASSWORD."""
+    """SQLAlchemy's URL of a server's database. The password comes from the variable PGPASSWORD."""
     return f"postgresql+{driver}://{role}@{address}/{role}"
 
 
@@ -145,8 +149,8 @@ def connect(address: str, password: str, role: str = "postgres") -> psycopg.Conn
     )
 
 
-def ask(address: str, password: str) -> tuple[str, str]:
-    """Whether the database answers: a problem in words ("" when it is well) and its version."""
+def probe(address: str, password: str) -> tuple[str, str]:
+    """Check whether the database answers: a problem ("" if healthy) and its version."""
     try:
         with connect(address, password) as connection:
             return "", str(connection.info.parameter_status("server_version")).split()[0]
@@ -154,27 +158,27 @@ def ask(address: str, password: str) -> tuple[str, str]:
         return str(error).strip().splitlines()[0] or type(error).__name__, ""
 
 
-def make_databases(address: str, password: str, passwords: Mapping[str, str]) -> None:
-    """A role and a database for each server, where they are missing; `passwords` are set anew, by server.
+def create_databases(address: str, password: str, passwords: Mapping[str, str]) -> None:
+    """Create a missing role and database for each server, and set the `passwords`, by server.
 
-    A role may connect to its own database and to no other. Raises psycopg.Error.
+    A role may connect only to its own database. Raises psycopg.Error.
     """
     with connect(address, password) as connection:
         for server, name in DATABASES.items():
-            who = sql.Identifier(name)
+            role = sql.Identifier(name)
             if not connection.execute("SELECT 1 FROM pg_roles WHERE rolname = %s", [name]).fetchone():
-                connection.execute(sql.SQL("CREATE ROLE {} LOGIN").format(who))
+                connection.execute(sql.SQL("CREATE ROLE {} LOGIN").format(role))
             secret = sql.Literal(_verifier(connection, name, passwords[server]))
-            connection.execute(sql.SQL("ALTER ROLE {} PASSWORD {}").format(who, secret))
+            connection.execute(sql.SQL("ALTER ROLE {} PASSWORD {}").format(role, secret))
             if not connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", [name]).fetchone():
-                connection.execute(sql.SQL("CREATE DATABASE {} OWNER {}").format(who, who))
-            connection.execute(sql.SQL("REVOKE CONNECT ON DATABASE {} FROM PUBLIC").format(who))
+                connection.execute(sql.SQL("CREATE DATABASE {} OWNER {}").format(role, role))
+            connection.execute(sql.SQL("REVOKE CONNECT ON DATABASE {} FROM PUBLIC").format(role))
 
 
 def _verifier(connection: psycopg.Connection, role: str, password: str) -> str:
-    """What the server keeps of a password, made on this side: a statement with it cannot show it in a log."""
-    made = connection.pgconn.encrypt_password(password.encode(), role.encode(), b"scram-sha-256")
-    return made.decode()
+    """The SCRAM verifier, computed on the client: no statement contains the password, so no log can show it."""
+    verifier = connection.pgconn.encrypt_password(password.encode(), role.encode(), b"scram-sha-256")
+    return verifier.decode()
 
 
 def passwords_from(environment: Mapping[str, str]) -> dict[str, str]:
@@ -185,8 +189,8 @@ def passwords_from(environment: Mapping[str, str]) -> dict[str, str]:
 def main() -> None:
     """`python -m flows.stack.postgres`: roles and databases on the server at PGHOST and PGPORT, for containers."""
     address = f"{os.environ['PGHOST']}:{os.environ.get('PGPORT', '5432')}"
-    make_databases(address, os.environ["PGPASSWORD"], passwords_from(os.environ))
-    print(f"databases {', '.join(DATABASES.values())} are there", file=sys.stderr)
+    create_databases(address, os.environ["PGPASSWORD"], passwords_from(os.environ))
+    print(f"databases {', '.join(DATABASES.values())} exist", file=sys.stderr)
 
 
 if __name__ == "__main__":

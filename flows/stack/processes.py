@@ -1,7 +1,7 @@
-"""Server processes that outlive the command that started them, found again and stopped without touching a stranger.
+"""Server processes that outlive the command that started them, identified reliably so that no other is stopped.
 
-A process is known by its id together with its start time, and every process of its group by a mark in its environment:
-an id that was given to somebody else meanwhile matches neither.
+A process is identified by its id and start time, and every process of its group by a marker in its environment: a
+reused process id matches neither.
 """
 
 import os
@@ -32,7 +32,7 @@ class StackError(RLHFError):
 
 
 class Process(Record):
-    """A started server: enough to know it again, in a file, after a restart of anything."""
+    """A started server: enough to identify it again from a file, also after a reboot."""
 
     pid: int
     started_at: float
@@ -42,9 +42,9 @@ class Process(Record):
 def launch(
     command: Sequence[str], *, environment: Mapping[str, str], directory: Path, log: Path, user: str | None = None
 ) -> Process:
-    """Start a command in a session of its own, with its output appended to `log`, and return at once.
+    """Start a command in its own session, with its output appended to `log`, and return at once.
 
-    What it writes is its owner's alone. `user`: somebody else to run as, which takes root.
+    Its files are readable by their owner only. `user`: run as another user, which requires root.
     """
     mark = secrets.token_hex(8)
     directory.mkdir(parents=True, exist_ok=True)
@@ -67,28 +67,28 @@ def launch(
 
 
 def run_as(user: str | None) -> dict[str, Any]:
-    """What subprocess is told to run something as somebody else and with none of our groups; None is ourselves."""
+    """Arguments of subprocess to run as another user without our groups; none for the current user."""
     return {} if user is None else {"user": user, "group": pwd.getpwnam(user).pw_gid, "extra_groups": []}
 
 
 def is_alive(process: Process) -> bool:
-    """Whether the process that was started still runs (a stranger with its id does not count)."""
+    """Whether the started process is still running; another process with the same id does not count."""
     return _leader(process) is not None
 
 
 def stop(process: Process, seconds: float = STOP_SECONDS, polite: signal.Signals = signal.SIGTERM) -> bool:
-    """End the process and its whole group: politely, and after `seconds` for good. False when nothing was left."""
-    found = members(process)
-    _send(found, polite)
-    _, stubborn = psutil.wait_procs(found, timeout=seconds)
+    """Stop a process group: `polite` first, SIGKILL after `seconds`. False when nothing was running."""
+    running = members(process)
+    _send(running, polite)
+    _, stubborn = psutil.wait_procs(running, timeout=seconds)
     stubborn = [*stubborn, *(late for late in members(process) if late not in stubborn)]
     _send(stubborn, signal.SIGKILL)
     psutil.wait_procs(stubborn, timeout=seconds)
-    return bool(found)
+    return bool(running)
 
 
 def members(process: Process) -> list[psutil.Process]:
-    """Every living process of the group that was started, also those whose leader is gone."""
+    """Every running process of the started group, also when its leader has ended."""
     leader = _leader(process)
     if leader is None and not _may_have_orphans(process):
         return []
@@ -97,9 +97,9 @@ def members(process: Process) -> list[psutil.Process]:
 
 def _leader(process: Process) -> psutil.Process | None:
     try:
-        found = psutil.Process(process.pid)
-        same = abs(found.create_time() - process.started_at) < START_TIME_TOLERANCE_SECONDS
-        return found if same and found.status() != psutil.STATUS_ZOMBIE else None
+        leader = psutil.Process(process.pid)
+        is_same = abs(leader.create_time() - process.started_at) < START_TIME_TOLERANCE_SECONDS
+        return leader if is_same and leader.status() != psutil.STATUS_ZOMBIE else None
     except psutil.NoSuchProcess:
         return None
 
@@ -115,7 +115,7 @@ def _may_have_orphans(process: Process) -> bool:
 
 
 def _belongs(other: psutil.Process, process: Process, leader: psutil.Process | None) -> bool:
-    """In the group, and either the leader itself or carrying the mark."""
+    """Whether a process is in the group, and is its leader or has the marker."""
     try:
         if os.getpgid(other.pid) != process.pid or other.status() == psutil.STATUS_ZOMBIE:
             return False
@@ -127,13 +127,13 @@ def _belongs(other: psutil.Process, process: Process, leader: psutil.Process | N
 def _send(processes: Sequence[psutil.Process], sign: signal.Signals) -> None:
     for process in processes:
         try:
-            process.send_signal(sign)  # psutil looks at the start time again before it sends
+            process.send_signal(sign)  # psutil checks the start time again before it sends
         except psutil.NoSuchProcess:
             continue
 
 
 def port_is_free(host: str, port: int) -> bool:
-    """Whether a server could listen there now."""
+    """Whether a server could listen on the port now."""
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -144,16 +144,16 @@ def port_is_free(host: str, port: int) -> bool:
 
 
 def wait_for_port(host: str, port: int, seconds: float = PORT_SECONDS) -> None:
-    """Give a server that was just killed the time to let go of its port: it still listens for a moment when it can be
-    seen no more. Whoever listens there after `seconds` is somebody else."""
+    """Wait until a killed server has released its port, which takes a moment after the process has ended. After
+    `seconds` the port belongs to another process."""
     deadline = time.monotonic() + seconds
     while not port_is_free(host, port) and time.monotonic() < deadline:
         time.sleep(0.05)
 
 
 def choose_port(host: str, preferred: int, taken: Sequence[int] = ()) -> int:
-    """The preferred port, or the next free one above it. Raises StackError when there is none nearby."""
+    """The preferred port, or the next free port above it. Raises StackError when there is none nearby."""
     for port in range(preferred, min(preferred + PORTS_TO_TRY, 65536)):
         if port not in taken and port_is_free(host, port):
             return port
-    raise StackError(f"no free port on {host} from {preferred} on; name one, for example RLHF_PREFECT_PORT=24200")
+    raise StackError(f"no free port on {host} from {preferred} on; set one, for example RLHF_PREFECT_PORT=24200")

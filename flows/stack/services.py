@@ -1,4 +1,4 @@
-"""The parts of a stack: three servers, a database under them in production, workers; their addresses and accounts.
+"""The parts of a stack: three servers, a database in production, workers; their addresses and accounts.
 
 Telemetry is switched off here, for servers and clients alike.
 """
@@ -20,7 +20,7 @@ Name = Literal["postgres", "prefect", "mlflow", "label-studio", "train-worker", 
 Profile = Literal["default", "production"]
 NAMES: tuple[Name, ...] = ("prefect", "mlflow", "label-studio")
 POOLS: Mapping[Name, str] = {"train-worker": "train", "ops-worker": "ops"}
-WAVES: tuple[tuple[Name, ...], ...] = (("postgres",), NAMES, tuple(POOLS))  # each needs those before it
+WAVES: tuple[tuple[Name, ...], ...] = (("postgres",), NAMES, tuple(POOLS))  # each depends on those before it
 TITLES: Mapping[Name, str] = {
     "postgres": "PostgreSQL",
     "prefect": "Prefect",
@@ -54,7 +54,7 @@ class Secrets(Record):
     prefect_database_password: str = Field(repr=False)
     mlflow_database_password: str = Field(repr=False)
     label_studio_database_password: str = Field(repr=False)
-    prefect_auth: str = Field(repr=False, description="user:password, asked for by Prefect's pages and API")
+    prefect_auth: str = Field(repr=False, description="user:password of Prefect's pages and API")
     mlflow_username: str
     mlflow_password: str = Field(repr=False)
     mlflow_secret_key: str = Field(repr=False)
@@ -70,7 +70,7 @@ class Secrets(Record):
 
 
 class Credentials(Record):
-    """The accounts of a stack, generated once and kept in a file that only its owner can read."""
+    """The accounts of a stack, generated once and stored in a file that only its owner can read."""
 
     model_config = ConfigDict(hide_input_in_errors=True)
 
@@ -85,26 +85,26 @@ class Credentials(Record):
         """The passwords of a production stack. Raises StackError where there are none."""
         if self.production is None:
             raise StackError(
-                "these credentials are of a stack without passwords; `rlhf up --profile production` "
-                "makes one that has them, in a home of its own"
+                "these credentials belong to a stack without passwords; `rlhf up --profile production` "
+                "creates one with passwords, in a separate home"
             )
         return self.production
 
 
 class Site(Record):
-    """A stack as its parts see it: where each of them is reached, as host:port, and what they listen on."""
+    """Addresses (host:port), accounts and settings of a stack's parts."""
 
     home: Path
     credentials: Credentials
     addresses: dict[Name, str]
     profile: Profile = "default"
     bind: str = HOST
-    public_url: str = Field(default="", description="Label Studio's address for people, behind another server")
-    artifacts: str = Field(default="", description="where MLflow keeps artifacts; else a directory of its own")
-    allowed_hosts: tuple[str, ...] = Field(default=(), description="further names under which MLflow is asked")
+    public_url: str = Field(default="", description="Label Studio's public address, behind a proxy")
+    artifacts: str = Field(default="", description="where MLflow stores artifacts; default: its own directory")
+    allowed_hosts: tuple[str, ...] = Field(default=(), description="further host names of MLflow")
 
     def url(self, name: Name) -> str:
-        """A server's address, without a slash at the end; "" for one that was never started."""
+        """A server's address without a trailing slash; "" for a server that was never started."""
         return f"http://{self.addresses[name]}" if name in self.addresses else ""
 
     def port(self, name: Name) -> int:
@@ -112,8 +112,8 @@ class Site(Record):
         return int(self.addresses[name].rpartition(":")[2])
 
     def client_environment(self) -> dict[str, str]:
-        """How this project, Prefect and MLflow find the servers and log in; to be set before either is imported."""
-        found = {
+        """Environment variables with the servers' addresses and logins; set them before importing Prefect or MLflow."""
+        variables = {
             **QUIET,
             "RLHF_HOME": str(self.home),
             "PREFECT_HOME": str(self.home / "prefect"),
@@ -128,32 +128,32 @@ class Site(Record):
             "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
             "TRANSFORMERS_VERBOSITY": "error",
             "PREFECT_LOGGING_EXTRA_LOGGERS": "flows,alignment,labeling",
-            "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",  # by which a run that was killed is told from a living one
+            "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",  # distinguishes killed runs from live ones
             "LABEL_STUDIO_URL": self.url("label-studio"),
             "LABEL_STUDIO_API_KEY": self.credentials.label_studio_token,
         }
         if self.profile == "production":
             secrets = self.credentials.secrets
-            found |= {
+            variables |= {
                 "PREFECT_API_AUTH_STRING": secrets.prefect_auth,
                 "MLFLOW_TRACKING_USERNAME": secrets.mlflow_username,
                 "MLFLOW_TRACKING_PASSWORD": secrets.mlflow_password,
             }
-        return found
+        return variables
 
 
 def port_variable(name: Name) -> str:
-    """The environment variable that fixes a server's port."""
+    """The environment variable for a server's port."""
     return f"RLHF_{name.replace('-', '_').upper()}_PORT"
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach what listens on `host`."""
+    """Whether `host` is reachable only from this machine."""
     return host == "localhost" or host == "::1" or host.startswith("127.")
 
 
 def log_in_as(name: Name, profile: Profile, known: Credentials | None) -> str:
-    """Whose password opens a server's pages, in words."""
+    """The account for a server's pages, or "no login"."""
     if known is not None and name == "label-studio":
         return known.label_studio_email
     if known is None or profile == "default" or name in POOLS:
@@ -163,9 +163,9 @@ def log_in_as(name: Name, profile: Profile, known: Credentials | None) -> str:
 
 
 def label_studio_executable() -> Path:
-    """Label Studio's program in its own environment: RLHF_LABEL_STUDIO, or beside the environment that runs this."""
-    given = os.environ.get("RLHF_LABEL_STUDIO")
-    path = Path(given) if given else Path(sys.prefix).parent / ".venv-label-studio" / "bin" / "label-studio"
+    """Label Studio's program in its own environment: RLHF_LABEL_STUDIO, or next to the current environment."""
+    configured = os.environ.get("RLHF_LABEL_STUDIO")
+    path = Path(configured) if configured else Path(sys.prefix).parent / ".venv-label-studio" / "bin" / "label-studio"
     if not path.is_file():
         raise StackError(
             f"Label Studio is not installed at {path}; `make setup` installs it, "

@@ -1,11 +1,11 @@
 """The local stack: a Prefect, an MLflow and a Label Studio server on loopback, under one home directory; in the profile
 `production` on PostgreSQL, behind passwords, and with workers.
 
-    home/credentials.json   accounts, readable by the owner alone      home/logs/        one file a server
+    home/credentials.json   accounts, readable by the owner only       home/logs/        one file a server
     home/stack.json         profile, ports, processes                      home/artifacts/   published outputs of stages
 
-A port that is busy is passed over for the next free one, which is remembered, unless its variable (RLHF_PREFECT_PORT
-and so on) names it: then it is an error.
+If a port is busy, the next free port is used and remembered. A busy port that was set by its variable
+(RLHF_PREFECT_PORT and so on) is an error.
 """
 
 import os
@@ -32,19 +32,19 @@ LOG_TAIL_CHARACTERS = 1500
 
 @dataclass(frozen=True)
 class Stack:
-    """A running stack: where its servers are and who may log in."""
+    """A running stack: its addresses and accounts."""
 
     site: Site
     notes: tuple[str, ...] = ()
 
     @property
     def home(self) -> Path:
-        """Where it lives."""
+        """Its home directory."""
         return self.site.home
 
     @property
     def credentials(self) -> Credentials:
-        """Who may log in."""
+        """Its accounts."""
         return self.site.credentials
 
     @property
@@ -53,7 +53,7 @@ class Stack:
         return {name: self.site.url(name) for name in NAMES}
 
     def environment(self) -> dict[str, str]:
-        """How this project, Prefect and MLflow find the servers; to be set before either is imported."""
+        """Environment variables with the servers' addresses; set them before importing Prefect or MLflow."""
         return self.site.client_environment()
 
 
@@ -71,24 +71,24 @@ class ServerStatus:
 
 
 def up(home: Path | None = None, profile: Profile | None = None, workers: bool = False) -> Stack:
-    """Start what does not run yet, wait until all of it answers, and return the stack.
+    """Start the parts that are not running, wait until all are healthy, and return the stack.
 
     `profile` and `workers` are remembered; a stack cannot change its profile. Raises StackError when a part does not
-    come up; those that did stay up, and the next `up` mends the rest.
+    start; the others stay up, and the next `up` starts the rest.
     """
     home = home_directory(home)
     home.mkdir(parents=True, exist_ok=True, mode=0o700)
     with locked(home):
         if (home / UNFINISHED).exists():
             raise StackError(f"a restore into {home} was not finished: remove that directory and restore again")
-        state = _asked_for(home, profile, workers)
+        state = _requested_state(home, profile, workers)
         return _up(home, state, credentials.ensure(home, state.profile), state.waves)
 
 
 def up_database(home: Path) -> Site:
-    """Start the database of a production stack alone, with its roles and databases. Raises StackError."""
+    """Start only the database of a production stack, with its roles and databases. Raises StackError."""
     with locked(home):
-        state = _asked_for(home, "production", False)
+        state = _requested_state(home, "production", False)
         return _up(home, state, credentials.ensure(home, state.profile), state.waves[:1]).site
 
 
@@ -96,22 +96,22 @@ def _up(home: Path, state: State, known: Credentials, waves: Collection[tuple[Na
     notes: list[str] = []
     for wave in waves:
         for name in wave:
-            if not _is_well(name, home, state, known):
+            if not _is_healthy(name, home, state, known):
                 state = _start(name, home, state, known, notes)
         _wait_for_all(wave, home, state, known)
         if "postgres" in wave:
             address = state.site(home, known).addresses["postgres"]
-            postgres.make_databases(address, known.secrets.postgres_password, known.secrets.databases)
+            postgres.create_databases(address, known.secrets.postgres_password, known.secrets.databases)
     return Stack(site=state.site(home, known), notes=tuple(notes))
 
 
-def _asked_for(home: Path, profile: Profile | None, workers: bool) -> State:
-    """What is to run: as remembered, with what is asked for now."""
+def _requested_state(home: Path, profile: Profile | None, workers: bool) -> State:
+    """The remembered state, updated by the requested profile and workers."""
     before = read_state(home)
     if profile is not None and before.servers and profile != before.profile:
         raise StackError(
-            f"the stack in {home} has the profile '{before.profile}': give another home with --home or "
-            f"RLHF_HOME to '{profile}'"
+            f"the stack in {home} has the profile '{before.profile}': use another home (--home or "
+            f"RLHF_HOME) for '{profile}'"
         )
     bind = os.environ.get("RLHF_BIND_HOST", before.bind)
     state = before.model_copy(
@@ -119,14 +119,14 @@ def _asked_for(home: Path, profile: Profile | None, workers: bool) -> State:
     )
     if state.profile == "default" and not services.is_loopback(bind):
         raise StackError(
-            f"RLHF_BIND_HOST={bind} would open servers without passwords to others: "
-            "`rlhf up --profile production` has passwords, or unset it"
+            f"RLHF_BIND_HOST={bind} would expose servers without passwords: use "
+            "`rlhf up --profile production`, which has passwords, or unset it"
         )
     return state
 
 
 def down(home: Path | None = None) -> list[str]:
-    """Stop exactly the processes that `up` started, workers first and the database last; return what was stopped."""
+    """Stop the processes that `up` started, workers first and the database last; returns the names of those stopped."""
     home = home_directory(home)
     if not home.is_dir():
         return []
@@ -143,14 +143,14 @@ def down(home: Path | None = None) -> list[str]:
 
 
 def _stop(name: Name, process: Process | None) -> bool:
-    """PostgreSQL takes SIGINT for "now, and tidily", while SIGTERM has it wait for whoever is connected."""
+    """Stop a part. For PostgreSQL SIGINT is a fast, clean shutdown; SIGTERM would wait for open connections."""
     return process is not None and processes.stop(
         process, polite=signal.SIGINT if name == "postgres" else signal.SIGTERM
     )
 
 
 def status(home: Path | None = None) -> list[ServerStatus]:
-    """How each part is, running or not."""
+    """Status and health of each part."""
     home = home_directory(home)
     state, known = read_state(home), credentials.read(home)
     with ThreadPoolExecutor(len(state.parts)) as pool:
@@ -158,7 +158,7 @@ def status(home: Path | None = None) -> list[ServerStatus]:
 
 
 def connect(home: Path | None = None, needed: Collection[Name] = NAMES) -> Stack:
-    """The running stack. Raises StackError, naming `rlhf up`, when a server of it that is needed does not answer."""
+    """The running stack. Raises StackError, which names `rlhf up`, when a server in `needed` does not answer."""
     home = home_directory(home)
     rows = status(home)
     silent = [f"{row.title} ({row.health.problem})" for row in rows if row.name in needed and not row.health.ok]
@@ -186,7 +186,7 @@ def _status_of(name: Name, home: Path, state: State, known: Credentials | None) 
     )
 
 
-def _is_well(name: Name, home: Path, state: State, known: Credentials) -> bool:
+def _is_healthy(name: Name, home: Path, state: State, known: Credentials) -> bool:
     server = state.servers.get(name)
     if server is None or server.process is None or not processes.is_alive(server.process):
         return False
@@ -194,7 +194,7 @@ def _is_well(name: Name, home: Path, state: State, known: Credentials) -> bool:
 
 
 def _start(name: Name, home: Path, state: State, known: Credentials, notes: list[str]) -> State:
-    """Stop what may be left of a part and start it; the state is on disk before anything is waited for."""
+    """Stop remaining processes of a part and start it; the state is written before the health check."""
     before = state.servers.get(name)
     if before is not None and before.process is not None:
         _stop(name, before.process)
@@ -222,9 +222,9 @@ def _port(name: Name, before: Server | None, taken: list[int], notes: list[str])
     fixed = os.environ.get(variable)
     if fixed is not None:
         if not fixed.isdigit() or not 1 <= int(fixed) <= 65535:
-            raise StackError(f"{variable}={fixed} is not a port: give a number from 1 to 65535")
+            raise StackError(f"{variable}={fixed} is not a port: set a number from 1 to 65535")
         if not processes.port_is_free(HOST, int(fixed)):
-            raise StackError(f"port {fixed} is busy ({variable}): free it, name another, or unset {variable}")
+            raise StackError(f"port {fixed} is busy ({variable}): free it, set another, or unset {variable}")
         return int(fixed)
     preferred = before.port if before is not None else services.DEFAULT_PORTS[name]
     port = processes.choose_port(HOST, preferred, taken)
@@ -242,17 +242,17 @@ def _wait_for_all(names: Collection[Name], home: Path, state: State, known: Cred
 
 
 def _wait_for(name: Name, home: Path, state: State, known: Credentials) -> None:
-    """Wait until a part works. Raises StackError with the end of its log when it ended or took too long."""
+    """Wait until a part is healthy. Raises StackError with the end of its log if it ended or took too long."""
     deadline = time.monotonic() + START_SECONDS
     process = state.servers[name].process
     while not (health := health_of(name, state.site(home, known))).ok:
         ended = process is None or not processes.is_alive(process)
         if ended or time.monotonic() > deadline:
             log = _log(home, name)
-            late = f"is not ready after {START_SECONDS:.0f} s: {health.problem}"
-            seen = "ended before it was ready" if ended else late
+            not_ready = f"is not ready after {START_SECONDS:.0f} s: {health.problem}"
+            reason = "ended before it was ready" if ended else not_ready
             tail = log.read_text(errors="replace")[-LOG_TAIL_CHARACTERS:].strip()
-            raise StackError(f"{TITLES[name]} {seen}. `rlhf up` tries again; the end of {log}:\n{tail}")
+            raise StackError(f"{TITLES[name]} {reason}. `rlhf up` tries again; the end of {log}:\n{tail}")
         time.sleep(POLL_SECONDS)
 
 

@@ -1,4 +1,4 @@
-"""The state of a stack between two commands: its profile, its ports, and the processes that were started."""
+"""The state of a stack between commands: its profile, ports and processes."""
 
 import fcntl
 import os
@@ -14,11 +14,11 @@ from flows.stack.processes import Process, StackError
 from flows.stack.services import HOST, NAMES, WAVES, Credentials, Name, Profile, Site
 
 FILE = "stack.json"
-UNFINISHED = "restore.unfinished"  # in a home that is being made from a backup
+UNFINISHED = "restore.unfinished"  # in a home during a restore
 
 
 class Server(Record):
-    """One server of the stack: its port, and the process that was started for it."""
+    """A server of the stack: its port and its process."""
 
     port: int
     process: Process | None = None
@@ -30,7 +30,7 @@ class Server(Record):
 
 
 class State(Record):
-    """What `stack.json` holds. `bind` is what the servers listen on; database and workers stay on loopback."""
+    """The content of `stack.json`. `bind` is the servers' listen address; database and workers stay on loopback."""
 
     profile: Profile = "default"
     workers: bool = False
@@ -39,7 +39,7 @@ class State(Record):
 
     @property
     def waves(self) -> list[tuple[Name, ...]]:
-        """The parts of this stack in the order in which they are started."""
+        """The parts of this stack in start order."""
         database, servers, workers = WAVES
         production = self.profile == "production"
         return [*([database] if production else []), servers, *([workers] if production or self.workers else [])]
@@ -50,7 +50,7 @@ class State(Record):
         return [name for wave in self.waves for name in wave]
 
     def site(self, home: Path, known: Credentials) -> Site:
-        """This stack as its parts see it."""
+        """Addresses, accounts and settings of this stack."""
         host = HOST if self.bind in (HOST, "0.0.0.0") else self.bind
         addresses = {name: f"{host if name in NAMES else HOST}:{server.port}" for name, server in self.servers.items()}
         hosts = tuple(filter(None, os.environ.get("RLHF_ALLOWED_HOSTS", "").split(",")))
@@ -74,7 +74,7 @@ def read(home: Path) -> State:
         return State.model_validate_json(path.read_bytes())
     except ValidationError as error:
         problem = error.errors()[0]["msg"]
-        raise StackError(f"{path} cannot be read: {problem}; end the servers by hand and remove the file") from error
+        raise StackError(f"{path} cannot be read: {problem}; stop the servers by hand and remove the file") from error
 
 
 def write(home: Path, state: State) -> None:
@@ -84,7 +84,7 @@ def write(home: Path, state: State) -> None:
 
 @contextmanager
 def locked(home: Path) -> Iterator[None]:
-    """Keep two commands from changing the same stack at once."""
+    """Hold the lock of the stack, so that two commands do not change it at once."""
     with (home / "stack.lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

@@ -1,7 +1,7 @@
 """Links between the servers' pages: from a flow run in Prefect to MLflow and Label Studio, and back.
 
-A link that cannot be created does not stop training: it is logged. Where browsers reach MLflow at another address
-than flows do, as in a cluster, RLHF_MLFLOW_PAGES is that address.
+A link that cannot be created does not stop training: a warning is logged. If browsers reach MLflow at another address
+than flows do, as in a cluster, set RLHF_MLFLOW_PAGES to that address.
 """
 
 import logging
@@ -19,17 +19,17 @@ from prefect.utilities.urls import url_for
 log = logging.getLogger(__name__)
 TAG_PAGE, TAG_NOTE = "prefect.flow_run_url", "mlflow.note.content"
 TAG_PROJECT = "label_studio."
-TRAINING = "?workflowType=machine_learning"  # else MLflow's pages open in a mode that hides the registry
+TRAINING = "?workflowType=machine_learning"  # without it MLflow's pages open in a mode that hides the registry
 
 
 def back_tags() -> dict[str, str]:
-    """Tags and note of an MLflow run that lead to the page of the flow run that is active; none where there is none."""
+    """Tags and note of an MLflow run that link to the page of the active flow run; empty without one."""
     page = url_for("flow-run", obj_id=str(flow_run.id)) if flow_run.id else None
     return {} if page is None else {TAG_PAGE: page, TAG_NOTE: f"[{flow_run.name} in Prefect]({page})"}
 
 
 def mlflow_page(run_id: str, part: str = "") -> str | None:
-    """The page of an MLflow run, or a part of it ("/artifacts"); None for a store without a server."""
+    """The URL of an MLflow run's page, or of a part of it ("/artifacts"); None for a store without a server."""
     uri = os.environ.get("RLHF_MLFLOW_PAGES", get_tracking_uri())
     if not uri.startswith("http"):
         return None
@@ -38,7 +38,7 @@ def mlflow_page(run_id: str, part: str = "") -> str | None:
 
 
 def model_page(name: str, version: str) -> str | None:
-    """The page of a registered version; None for a store without a server."""
+    """The URL of a registered version's page; None for a store without a server."""
     uri = os.environ.get("RLHF_MLFLOW_PAGES", get_tracking_uri())
     return f"{_without_login(uri)}/#/models/{name}/versions/{version}{TRAINING}" if uri.startswith("http") else None
 
@@ -49,28 +49,28 @@ def _without_login(uri: str) -> str:
 
 
 def link(key: str, url: str | None, what: str) -> None:
-    """A link on the page of the active flow run; nothing outside of one, or without an address."""
+    """Create a link on the page of the active flow run; does nothing outside of one, or without a URL."""
     if url is None or not flow_run.id:
         return
     try:
         create_link_artifact(key=key, link=url, description=what)
     except (httpx.HTTPError, OSError) as error:
-        log.warning("the link to %s could not be put on the flow run's page: %s", url, error)
+        log.warning("the link to %s could not be created on the flow run's page: %s", url, error)
 
 
 def link_pipeline(run_id: str) -> None:
-    """From the start: the pipeline's run in MLflow, and the place where its report will be."""
-    link("mlflow-run", mlflow_page(run_id), "MLflow: figures, pictures and stages of this run")
-    link("report", mlflow_page(run_id, "/artifacts"), "the report, under `report/` once the run is through")
+    """Link the pipeline's run in MLflow, and its future report, from the flow run's page."""
+    link("mlflow-run", mlflow_page(run_id), "MLflow: figures, plots and stages of this run")
+    link("report", mlflow_page(run_id, "/artifacts"), "the report, under `report/` when the run has finished")
 
 
 def link_stage(run_id: str, stage: str) -> None:
-    """The run in MLflow of a stage that runs by itself."""
+    """Link the MLflow run of a stage that runs outside of a pipeline."""
     link("mlflow-run", mlflow_page(run_id), f"MLflow: the stage {stage}")
 
 
 def link_projects(urls: Mapping[str, str]) -> None:
-    """Where people work, by kind of task: on the flow run's page, and as tags of the active MLflow run."""
+    """Link the Label Studio projects, by kind of task: on the flow run's page and as tags of the active MLflow run."""
     active = mlflow.active_run()
     for kind, url in urls.items():
         if active is not None:
@@ -79,6 +79,6 @@ def link_projects(urls: Mapping[str, str]) -> None:
 
 
 def link_known_projects(run_id: str) -> None:
-    """The projects of a labelling that was done before, as its MLflow run knows them."""
+    """Link the projects of a cached labelling stage, from the tags of its MLflow run."""
     tags = MlflowClient().get_run(run_id).data.tags
     link_projects({tag.removeprefix(TAG_PROJECT): url for tag, url in tags.items() if tag.startswith(TAG_PROJECT)})

@@ -1,8 +1,8 @@
-"""What a run said, as JSON lines in `home/logs/runs/RUN.jsonl`, beside what Prefect keeps: one file a pipeline's run.
+"""Logs of runs as JSON lines in `home/logs/runs/RUN.jsonl`, one file for each pipeline run, in addition to Prefect's.
 
 A line has time (UTC), level, logger, message, the ids of the pipeline's run (`run_id`) and of the flow run, and inside
-a stage its name (`stage`) and its run (`stage_run_id`). Secrets of the environment and of the home are left out. A file
-grows to LONGEST_BYTES, and as much again from before is kept beside it.
+a stage its name (`stage`) and its run (`stage_run_id`). Secrets of the environment and of the home are redacted. A file
+is rotated at LONGEST_BYTES, and one older file is kept.
 """
 
 import json
@@ -24,20 +24,20 @@ FOLDER = Path("logs") / "runs"
 LONGEST_BYTES = 20_000_000
 OURS = ("flows", "alignment", "labeling")
 POLL_SECONDS = 0.5
-notes = logging.getLogger("rlhf.runs")  # goes to the file alone: Prefect's console says the same in its own words
+notes = logging.getLogger("rlhf.runs")  # goes to the file only: Prefect's console has equivalent lines
 _stage: ContextVar[Mapping[str, str]] = ContextVar("stage", default={})  # noqa: B039  (never changed in place)
 
 
 class JsonLines(logging.Formatter):
-    """A record as one line of JSON, with `ids` in every line and without `secrets`."""
+    """Formats a record as a line of JSON, with `ids` in every line and `secrets` redacted."""
 
     def __init__(self, ids: Mapping[str, str], secrets: frozenset[str]) -> None:
         super().__init__()
         self._ids, self._secrets = dict(ids), secrets
 
     def format(self, record: logging.LogRecord) -> str:
-        """The line."""
-        told: dict[str, Any] = {
+        """Format the line."""
+        fields: dict[str, Any] = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname,
             "logger": record.name,
@@ -47,33 +47,33 @@ class JsonLines(logging.Formatter):
         }
         task = getattr(record, "task_run_name", None)
         if task is not None:
-            told["task"] = task
+            fields["task"] = task
         if record.exc_info:
-            told["traceback"] = redacted(self.formatException(record.exc_info), self._secrets)
-        return json.dumps(told, ensure_ascii=False)
+            fields["traceback"] = redacted(self.formatException(record.exc_info), self._secrets)
+        return json.dumps(fields, ensure_ascii=False)
 
 
 @contextmanager
-def kept(name: str, **ids: str) -> Iterator[Path]:
-    """Keep what is said in the block in the file of the run `name`; `ids` that are not empty go into every line."""
-    place = home_directory()
-    path = place / FOLDER / f"{name}.jsonl"
+def log_to_file(name: str, **ids: str) -> Iterator[Path]:
+    """Log the block to the file of the run `name`; every line has the `ids` that are not empty."""
+    home = home_directory()
+    path = home / FOLDER / f"{name}.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
     handler = RotatingFileHandler(path, maxBytes=LONGEST_BYTES, backupCount=1, encoding="utf-8", delay=True)
-    handler.setFormatter(JsonLines({key: value for key, value in ids.items() if value}, known_secrets(place)))
+    handler.setFormatter(JsonLines({key: value for key, value in ids.items() if value}, known_secrets(home)))
     notes.setLevel(logging.INFO)
     notes.propagate = False
-    heard = [logging.getLogger(name) for name in (*OURS, "prefect")]
-    levels = {logger: logger.level for logger in heard}
-    for logger in heard:
+    loggers = [logging.getLogger(name) for name in (*OURS, "prefect")]
+    levels = {logger: logger.level for logger in loggers}
+    for logger in loggers:
         if logger.level == logging.NOTSET:
             logger.setLevel(logging.INFO)
-    for logger in (*heard, notes):
+    for logger in (*loggers, notes):
         logger.addHandler(handler)
     try:
         yield path
     finally:
-        for logger in (*heard, notes):
+        for logger in (*loggers, notes):
             logger.removeHandler(handler)
         for logger, level in levels.items():
             logger.setLevel(level)
@@ -81,8 +81,8 @@ def kept(name: str, **ids: str) -> Iterator[Path]:
 
 
 @contextmanager
-def about(**ids: str) -> Iterator[None]:
-    """Have every line that is said in the block name these, such as the stage. An error is noted, and goes on."""
+def log_context(**ids: str) -> Iterator[None]:
+    """Add ids such as the stage to every line logged in the block. An error is logged and raised."""
     token = _stage.set({**_stage.get(), **ids})
     try:
         yield
@@ -99,36 +99,36 @@ def known_secrets(home: Path) -> frozenset[str]:
     path = home / "credentials.json"
     try:
         credentials = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    except (OSError, ValueError):  # `rlhf doctor` speaks of it; a log needs no credentials
+    except (OSError, ValueError):  # `rlhf doctor` reports it; a log needs no credentials
         credentials = {}
-    told = {**credentials, **(credentials.get("production") or {})}
+    values = {**credentials, **(credentials.get("production") or {})}
     return secrets_of() | {
         value
-        for name, value in told.items()
+        for name, value in values.items()
         if isinstance(value, str) and len(value) >= SHORTEST_SECRET and not name.endswith(("email", "username"))
     }
 
 
 def find_log(run: str = "") -> Path:
-    """The file of a run, by the beginning of its MLflow or Prefect id; the newest for "". Raises ArtifactError."""
-    place = home_directory() / FOLDER
-    files = sorted(place.glob("*.jsonl"), key=lambda path: path.stat().st_mtime)
+    """The log file of a run, by a prefix of its MLflow or Prefect id; the newest for "". Raises ArtifactError."""
+    directory = home_directory() / FOLDER
+    files = sorted(directory.glob("*.jsonl"), key=lambda path: path.stat().st_mtime)
     matching = [path for path in files if path.name.startswith(run) or (run and _flow_run(path).startswith(run))]
     if not matching:
         known = ", ".join(path.stem for path in files[-5:])
-        there = f"the newest are {known}" if known else "none is there yet, `rlhf run` makes one"
-        raise ArtifactError(f"no run{f' {run!r}' if run else ''} has a log in {place}: {there}")
+        hint = f"the newest are {known}" if known else "there is none yet, `rlhf run` creates one"
+        raise ArtifactError(f"no run{f' {run!r}' if run else ''} has a log in {directory}: {hint}")
     return matching[-1]
 
 
 def _flow_run(path: Path) -> str:
     with path.open(encoding="utf-8") as file:
-        line = _parsed(file.readline())
+        line = _parse(file.readline())
     return str(line.get("flow_run_id", ""))
 
 
 def read_log(path: Path, stage: str = "", follow: Callable[[], bool] = lambda: False) -> Iterator[dict[str, Any]]:
-    """The lines of a file, or those of a stage; as long as `follow` says so, what is written meanwhile too."""
+    """The lines of a file, or those of a stage; while `follow` returns True, wait for new lines."""
     with path.open(encoding="utf-8") as file:
         rest = ""
         while True:
@@ -138,13 +138,13 @@ def read_log(path: Path, stage: str = "", follow: Callable[[], bool] = lambda: F
                     return
                 time.sleep(POLL_SECONDS)
                 continue
-            line, rest = _parsed(rest), ""
+            line, rest = _parse(rest), ""
             if line and stage in ("", line.get("stage")):
                 yield line
 
 
-def _parsed(text: str) -> dict[str, Any]:
-    """A line; {} for one that a killed process left half written."""
+def _parse(text: str) -> dict[str, Any]:
+    """Parse a line; {} for a partial line of a killed process."""
     try:
         line = json.loads(text)
     except ValueError:
@@ -153,7 +153,7 @@ def _parsed(text: str) -> dict[str, Any]:
 
 
 def as_text(line: Mapping[str, Any]) -> str:
-    """A line for people."""
+    """A line as text for the terminal."""
     where = str(line.get("stage") or line.get("task") or "-")
     head = f"{str(line['time'])[:19].replace('T', ' ')} {line['level']:<7} {where:<13} {line['message']}"
     return "\n".join([head, *(f"    {text}" for text in str(line.get("traceback", "")).splitlines())])

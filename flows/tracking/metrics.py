@@ -1,13 +1,13 @@
-"""Metrics on their way to MLflow: in the background while a stage works, and what is missing at its end.
+"""Sends metrics to MLflow: in the background while a stage runs, and the missing ones at its end.
 
-The stage's `metrics.jsonl` is the truth, and MLflow itself says which values it has: a value counts by its name and
-step. A server that is away costs nothing: sending continues where it stopped as soon as it answers. A request whose
-answer was lost is repeated with the same timestamps, so MLflow stores it once.
+The stage's `metrics.jsonl` is the source of truth, and MLflow is asked which values it has, by name and step. An outage
+of the server does not slow training: sending continues where it stopped when the server is back. A request whose
+response was lost is repeated with the same timestamps, so MLflow stores it once.
 
-A stage that was killed trains the steps after its checkpoint again. What was sent of them stays, for MLflow deletes no
-values: a metric of a step that MLflow has is not sent a second time. Training resumes bit for bit on the same type of
-processor with the same libraries and number of threads, so only times differ; where more does, `send_all` tags the run
-with the first such step.
+A killed stage repeats the training steps after its checkpoint. Values that were already sent for them stay, since
+MLflow cannot delete values: they are not sent again. Training resumes bit for bit on the same type of processor with
+the same libraries and number of threads, so only times differ; if other values do, `send_all` tags the run with the
+first such step.
 """
 
 import json
@@ -33,24 +33,24 @@ log = logging.getLogger(__name__)
 Line = Mapping[str, Any]  # {"step", "timestamp_ms", "values"}, as the journal writes them
 Point = tuple[str, int]  # a metric's name and step
 METRICS_FILE = "metrics.jsonl"
-BATCH = 1000  # as many as the server takes at once
+BATCH = 1000  # the server's limit for a request
 INTERVAL_SECONDS = 2.0
 CLOSE_SECONDS = 3.0
 PROGRESS_SECONDS = 20.0
 SHOWN = ("loss", "heldout_loss", "reward", "kl", "length", "train_accuracy")  # in the log line of a running stage
-TIMES = ("seconds", "per_second")  # parts of names of metrics that differ whenever a step is trained again
+TIMES = ("seconds", "per_second")  # parts of metric names whose values differ when a step is repeated
 
 
 class MetricSender:
-    """Sends what appears in a metrics file, from a thread of its own; its failures never reach the training.
+    """Sends new lines of a metrics file from its own thread; its failures never affect training.
 
-    While the server does not answer nothing is lost and nobody waits: what is new stays in the file.
+    During an outage of the server nothing is lost and training does not wait: new lines stay in the file.
     """
 
     def __init__(self, run_id: str, metrics_file: Path, stage: str = "stage") -> None:
         self._run_id, self._stage, self._file = run_id, stage, metrics_file
         self.sent: dict[Point, float] | None = (
-            None  # asked of MLflow before the first batch: a killed attempt may have sent
+            None  # read from MLflow before the first batch: a killed attempt may have sent some
         )
         self._unsent: dict[Point, Metric] = {}
         self._read_to, self._logged_at, self._warned_at = (0, 0), time.monotonic(), 0.0
@@ -67,7 +67,7 @@ class MetricSender:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Stop. After success a batch under way is waited for: `send_all` asks MLflow for what is missing."""
+        """Stop. After success, wait for the current batch: `send_all` then sends what is missing."""
         self._closed.set()
         self._thread.join(None if error is None else CLOSE_SECONDS)
 
@@ -82,19 +82,19 @@ class MetricSender:
             self._send()
 
     def _new_lines(self) -> list[Line]:
-        """Lines that were not read yet. A file that was written anew (a resumed stage) is read from its start."""
+        """Lines that were not read yet. A file that was replaced (by a resumed stage) is read from its start."""
         if not self._file.exists():
             return []
-        inode, done = self._read_to
+        inode, offset = self._read_to
         with self._file.open("rb") as file:
-            now = os.fstat(file.fileno()).st_ino
-            file.seek(done if now == inode else 0)
-            whole, _, _ = file.read().rpartition(b"\n")  # the rest of a line may still be on its way
-            self._read_to = (now, (done if now == inode else 0) + len(whole) + bool(whole))
-        return list(_parse(whole))
+            current = os.fstat(file.fileno()).st_ino
+            file.seek(offset if current == inode else 0)
+            complete, _, _ = file.read().rpartition(b"\n")  # the last line may be incomplete
+            self._read_to = (current, (offset if current == inode else 0) + len(complete) + bool(complete))
+        return list(_parse(complete))
 
     def _log_progress(self, lines: list[Line]) -> None:
-        """Now and then a line says how far a long stage is."""
+        """Log the progress of a long stage periodically."""
         if not lines or time.monotonic() - self._logged_at < PROGRESS_SECONDS:
             return
         self._logged_at = time.monotonic()
@@ -103,7 +103,7 @@ class MetricSender:
         log.info("%s at step %d%s", self._stage, step, f": {shown}" if shown else "")
 
     def _send(self) -> None:
-        """Send what is unsent; after a failure the rest waits for the next time."""
+        """Send the unsent metrics; after a failure the rest is sent the next time."""
         try:
             if self._unsent and not mlflow_answers(get_tracking_uri()):
                 raise MlflowException("it does not answer")
@@ -114,7 +114,7 @@ class MetricSender:
         except MlflowException as error:
             if not self._warned_at:
                 self._warned_at = time.monotonic()
-                log.warning("MLflow is away, metrics are kept on disk and sent when it is back: %s", error)
+                log.warning("MLflow is not available, metrics are kept on disk and sent later: %s", error)
             return
         if self._warned_at and not self._unsent:
             log.info("MLflow is back after %.0f s: all metrics were sent", time.monotonic() - self._warned_at)
@@ -132,32 +132,32 @@ def _parse(text: bytes) -> Iterator[Line]:
         try:
             yield json.loads(raw)
         except json.JSONDecodeError:
-            continue  # half a line, of a killed process
+            continue  # a partial line of a killed process
 
 
 def to_metrics(line: Line) -> list[Metric]:
-    """MLflow's form of one line."""
+    """The metrics of a line for MLflow."""
     return [Metric(name, value, int(line["timestamp_ms"]), int(line["step"])) for name, value in line["values"].items()]
 
 
 def stored_values(run_id: str) -> dict[Point, float]:
-    """All values that MLflow has of a run."""
+    """All metric values of a run in MLflow."""
     client = MlflowClient()
     names = client.get_run(run_id).data.metrics
     return {(name, m.step): m.value for name in names for m in client.get_metric_history(run_id, name)}
 
 
 def send(run_id: str, metrics: list[Metric]) -> None:
-    """Send metrics in batches. Raises MlflowException; sent again with the same timestamps they change nothing."""
+    """Send metrics in batches. Raises MlflowException. Idempotent for the same timestamps."""
     client = MlflowClient()
     for start in range(0, len(metrics), BATCH):
         client.log_batch(run_id, metrics=metrics[start : start + BATCH], synchronous=True)
 
 
 def send_all(run_id: str, output: Path, sent: Mapping[Point, float] | None = None) -> None:
-    """Send what MLflow does not have of a finished stage's metrics, and its figures as `final/NAME`.
+    """Send the missing metrics of a finished stage, and its figures as `final/NAME`.
 
-    `sent` are the values that it has; None asks it, which takes about a second for 3,000 values.
+    `sent` are the values that MLflow has; None reads them, which takes about a second for 3,000 values.
     """
     lines = read_metrics(output / METRICS_FILE) if (output / METRICS_FILE).exists() else []
     figures = {f"final/{name}": value for name, value in read_result(output).items()}
@@ -167,9 +167,9 @@ def send_all(run_id: str, output: Path, sent: Mapping[Point, float] | None = Non
     send(run_id, [metric for metric in metrics if (metric.key, metric.step) not in stored])
     step = first_difference(metrics, stored)
     if step is not None:
-        words = f"trained again after a stop, step {step} and after came out otherwise: metrics.jsonl has the second"
-        log.warning("%s: %s", run_id, words)
-        MlflowClient().set_tag(run_id, "rlhf.metrics", words)
+        message = f"repeated after a stop, step {step} and later have other values: metrics.jsonl has the repeated ones"
+        log.warning("%s: %s", run_id, message)
+        MlflowClient().set_tag(run_id, "rlhf.metrics", message)
 
 
 def _line(step: int, timestamp_ms: int, values: Mapping[str, float]) -> Line:
@@ -177,7 +177,7 @@ def _line(step: int, timestamp_ms: int, values: Mapping[str, float]) -> Line:
 
 
 def first_difference(metrics: Iterable[Metric], stored: Mapping[Point, float]) -> int | None:
-    """The first step of which MLflow has another value than `metrics`, times apart; None when there is none."""
+    """The first step with another value in MLflow than in `metrics`, ignoring times; None if there is none."""
     return min(
         (
             metric.step

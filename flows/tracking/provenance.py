@@ -1,4 +1,4 @@
-"""Where a result came from, beside its inputs: the commit of the code and the versions of the libraries."""
+"""Provenance of a result besides its inputs: the commit of the code and the versions of the libraries."""
 
 import platform
 import subprocess
@@ -14,10 +14,10 @@ LIBRARIES = (
 
 @cache
 def git_commit() -> str:
-    """The commit of this code, with `-dirty` when files were changed; empty outside a repository."""
+    """The commit of this code, with `-dirty` if files were changed; empty outside a repository."""
     here = Path(__file__).parent
     try:
-        found = subprocess.run(
+        result = subprocess.run(
             ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
             cwd=here,
             capture_output=True,
@@ -27,16 +27,16 @@ def git_commit() -> str:
         )
     except (OSError, subprocess.SubprocessError):
         return ""
-    return found.stdout.strip()
+    return result.stdout.strip()
 
 
 @cache
 def versions() -> dict[str, str]:
     """Python and the libraries that a result depends on."""
-    found = {"python": platform.python_version()}
+    installed = {"python": platform.python_version()}
     for name in LIBRARIES:
         try:
-            found[name] = version(name)
+            installed[name] = version(name)
         except PackageNotFoundError:
             continue
-    return found
+    return installed

@@ -1,7 +1,7 @@
-"""Registered model versions: one for each key, from safetensors, with tags that lead back to where they came from.
+"""Registered model versions: one for each key, from safetensors, with provenance tags.
 
-MLflow's form of a model lies under `served` in the artifacts of the stage's run, and a version points there: an upload
-after a kill writes the same files again, and the run's artifacts are all that there is to restore or to remove.
+The MLflow model is stored under `served` in the artifacts of the stage's run, and a version points there: an upload
+after a kill writes the same files again, and only the run's artifacts have to be restored or removed.
 """
 
 import json
@@ -24,15 +24,15 @@ from flows.tracking.provenance import git_commit
 from flows.tracking.runs import TAG_KEY, TAG_STAGE, input_tags
 
 SERVED_MODEL = Path(__file__).with_name("served_model.py")
-PLAIN = {".safetensors", ".json", ".jinja", ".txt", ".model", ".spm", ".md"}  # what is read and never run
+PLAIN = {".safetensors", ".json", ".jinja", ".txt", ".model", ".spm", ".md"}  # files that are data and never code
 REQUIREMENTS = ("mlflow", "torch", "transformers", "tokenizers", "safetensors", "pandas")
 
 
 def register(name: str, directory: Path, *, stage: str, key: str, run_id: str, inputs: Mapping[str, Artifact]) -> str:
     """Upload `directory` (a Hugging Face checkpoint) to the run and register it; returns "models:/NAME/VERSION".
 
-    The other members of an ensemble of reward models, beside the directory, are part of it. The version that this key
-    already has is returned instead of a second one. Raises ArtifactError for files that are not safetensors or text.
+    The other members of an ensemble of reward models, next to the directory, are included. An existing version with
+    this key is returned and not registered twice. Raises ArtifactError for files that are not safetensors or text.
     """
     check_weights(directory)
     ensemble = _ensemble(directory.parent)
@@ -43,7 +43,7 @@ def register(name: str, directory: Path, *, stage: str, key: str, run_id: str, i
     tags |= {"rlhf.git_commit": git_commit()}
     client = MlflowClient()
     with TemporaryDirectory() as temporary, warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*input example.*")  # the signature is given, not guessed
+        warnings.filterwarnings("ignore", message=".*input example.*")  # the signature is explicit, not inferred
         mlflow.pyfunc.save_model(
             path=f"{temporary}/{SERVED}",
             python_model=str(SERVED_MODEL),
@@ -53,15 +53,15 @@ def register(name: str, directory: Path, *, stage: str, key: str, run_id: str, i
         )
         client.log_artifacts(run_id, f"{temporary}/{SERVED}", SERVED)
     registered = mlflow.register_model(f"runs:/{run_id}/{SERVED}", name, tags=tags)
-    for number in _versions(name, key):  # MLflow's client repeats a request whose answer was lost
+    for number in _versions(name, key):  # MLflow's client repeats a request whose response was lost
         if number != int(registered.version):
             client.delete_model_version(name, str(number))
     return f"models:/{name}/{registered.version}"
 
 
 def _ensemble(stage: Path) -> dict[str, str]:
-    """Members beyond the first and how they are put together, where the stage left an ensemble of reward models."""
-    from alignment.models.scalar import ENSEMBLE_FILE  # torch: seconds that only who registers a model waits
+    """The members after the first and the file of an ensemble of reward models; empty for a single model."""
+    from alignment.models.scalar import ENSEMBLE_FILE  # imports torch, which takes seconds
 
     file = stage / ENSEMBLE_FILE
     if not file.exists():
@@ -74,13 +74,15 @@ def _ensemble(stage: Path) -> dict[str, str]:
 
 
 def check_weights(directory: Path) -> None:
-    """Weights are safetensors, and no file of a checkpoint can run code when it is loaded."""
+    """Check that weights are safetensors and that no file of a checkpoint can execute code when loaded."""
     if not list(directory.glob("*.safetensors")):
         raise ArtifactError(f"{directory} has no *.safetensors; save the model with save_pretrained")
     files = [path for path in directory.rglob("*") if path.is_symlink() or path.is_file()]
     if strange := sorted(path.name for path in files if path.is_symlink() or path.suffix not in PLAIN):
         names, plain = ", ".join(strange), ", ".join(sorted(PLAIN))
-        raise ArtifactError(f"{directory} holds {names}, which may run code when loaded; keep files of {plain} only")
+        raise ArtifactError(
+            f"{directory} contains {names}, which may execute code when loaded; keep only files of {plain}"
+        )
 
 
 def _signature(directory: Path) -> ModelSignature:
@@ -102,18 +104,18 @@ def _signature(directory: Path) -> ModelSignature:
 
 
 def find_version(name: str, key: str) -> str | None:
-    """The newest version of a model that was made under this key."""
+    """The newest version of a model with this key."""
     newest = max(_versions(name, key), default=None)
     return None if newest is None else f"models:/{name}/{newest}"
 
 
 def _versions(name: str, key: str) -> list[int]:
-    found = MlflowClient().search_model_versions(f"name = '{name}' and tag.`{TAG_KEY}` = '{key}'")
-    return [int(one.version) for one in found]
+    versions = MlflowClient().search_model_versions(f"name = '{name}' and tag.`{TAG_KEY}` = '{key}'")
+    return [int(version.version) for version in versions]
 
 
 def version_exists(model: str) -> bool:
-    """Whether "models:/NAME/VERSION" is still there."""
+    """Whether "models:/NAME/VERSION" still exists."""
     name, number = model.removeprefix("models:/").rsplit("/", 1)
     try:
         MlflowClient().get_model_version(name, number)

@@ -1,9 +1,9 @@
-"""Stages as MLflow runs, with MLflow as the cache: a finished run whose outputs still exist is not run again.
+"""Stages as MLflow runs, with MLflow as the cache: a stage with a finished run and existing output is not run again.
 
-A stage's key is a hash of everything that goes in (see `alignment.artifacts`). One finished run with that key is the
-result, here or on any machine that shares the tracking server; an unfinished one goes on under the same run id in the
-same directory, so that training resumes from its checkpoint. Outputs appear by one rename, and a run is FINISHED only
-after that: what is not finished never looks finished.
+A stage's key is a hash of all its inputs (see `alignment.artifacts`). A finished run with that key is the result, on
+any machine that shares the tracking server; an unfinished run is resumed with the same run id in the same directory, so
+that training resumes from its checkpoint. Outputs are published by one rename, and a run is FINISHED only after that: a
+partial output is never mistaken for a finished one.
 """
 
 import fcntl
@@ -36,7 +36,7 @@ from alignment.artifacts import (
 from alignment.journal import Journal
 from alignment.stage import Figures, Step
 from flows import locks
-from flows.failures import stopped
+from flows.failures import stage_stopped
 from flows.home import home_directory
 from flows.tracking import links, logs, registry, runs
 from flows.tracking.layout import MODEL, OUTPUT
@@ -45,12 +45,12 @@ from flows.tracking.provenance import git_commit, versions
 
 log = logging.getLogger(__name__)
 Perform = Callable[[Step, Path, Journal, Mapping[str, Path]], Figures]
-CHECKPOINTS = "checkpoint"  # where training keeps what it resumes from; not part of the output
+CHECKPOINTS = "checkpoint"  # the checkpoints that training resumes from; not part of the output
 
 
 @dataclass(frozen=True)
 class Job:
-    """A step whose inputs are there: what is asked of MLflow, and where the work is done."""
+    """A step with its inputs, its MLflow parent run, and its directories."""
 
     step: Step
     inputs: Mapping[str, Artifact]
@@ -65,12 +65,12 @@ class Job:
 
     @property
     def final(self) -> Path:
-        """The output's place once it is published."""
+        """The directory of the published output."""
         return self.home / "artifacts" / output_name(self.stage, self.key)
 
     @property
     def partial(self) -> Path:
-        """Where the stage works; kept when it is killed."""
+        """The working directory of the stage; kept when it is killed."""
         return self.final.with_name(self.final.name + ".partial")
 
 
@@ -82,9 +82,9 @@ def run_step(
     parent: str | None = None,
     home: Path | None = None,
 ) -> Artifact:
-    """The output of a step: found where it was made before, else made by `perform`, which does the work of the stage.
+    """The output of a step, from the cache or computed by `perform`.
 
-    `parent` is the MLflow run to nest under, else the active one.
+    `parent` is the MLflow run to nest under, by default the active one.
     """
     missing = step.inputs.keys() - inputs.keys()
     assert not missing, f"{step.name} needs {sorted(step.inputs)}, got {sorted(inputs)}"
@@ -96,23 +96,23 @@ def run_step(
         home=home_directory(home),
         key=step.key({name: inputs[name].key for name in step.inputs}, [content_digest(path) for path in step.files]),
     )
-    with logs.about(stage=job.stage), _in_words(job):
-        with _only_one(job):
-            artifact = find(job.stage, job.key, job.home) or _make(job, perform)
-            _tidy(job)
+    with logs.log_context(stage=job.stage), _friendly_errors(job):
+        with _exclusive(job):
+            artifact = find(job.stage, job.key, job.home) or _run_or_resume(job, perform)
+            _remove_leftovers(job)
         if job.parent is not None:
             _note_on_parent(job.parent, artifact)
-        logs.notes.info("found done" if artifact.cached else f"made in {artifact.seconds:.1f} s")
+        logs.notes.info("cached" if artifact.cached else f"finished in {artifact.seconds:.1f} s")
     return artifact
 
 
 def as_state(artifact: Artifact) -> Artifact | State[Artifact]:
-    """What a Prefect task returns for a stage: found in the cache, it shows as Cached."""
+    """The return value of a Prefect task for a stage; an artifact from the cache gets the state Cached."""
     return Completed(name="Cached", data=artifact) if artifact.cached else artifact
 
 
 def find(stage: str, key: str, home: Path) -> Artifact | None:
-    """The finished output for a key: published here, or downloaded from MLflow; None when there is none."""
+    """The finished output for a key: published locally, or downloaded from MLflow; None when there is none."""
     final = home / "artifacts" / output_name(stage, key)
     for run in runs.search({runs.TAG_KEY: key, runs.TAG_STAGE: stage}, status="FINISHED"):
         tags = run.data.tags
@@ -135,29 +135,31 @@ def find(stage: str, key: str, home: Path) -> Artifact | None:
 
 
 def _restore(run: Run, final: Path, digest: str) -> bool:
-    """Bring a run's output back from MLflow. False when it is gone or differs from what was published."""
-    place = final.with_name(final.name + ".download")
-    shutil.rmtree(place, ignore_errors=True)
-    place.mkdir(parents=True)
+    """Download a run's output from MLflow. False when it is missing or differs from what was published."""
+    directory = final.with_name(final.name + ".download")
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir(parents=True)
     try:
-        output = runs.fetch_output(run.info.run_id, place)
+        output = runs.fetch_output(run.info.run_id, directory)
         model = run.data.tags.get(runs.TAG_MODEL)
         if model is not None:
-            (registry.fetch_checkpoint(model, place / "version") / MODEL).rename(output / MODEL)
+            (registry.fetch_checkpoint(model, directory / "version") / MODEL).rename(output / MODEL)
         if directory_digest(output) != digest:
-            log.warning("the output of run %s in MLflow is not what was published; it is made again", run.info.run_id)
+            log.warning(
+                "the output of run %s in MLflow differs from what was published; the stage runs again", run.info.run_id
+            )
             return False
         publish(output, final)
         return True
     except (MlflowException, OSError) as error:
-        log.info("the output of run %s cannot be downloaded, it is made again: %s", run.info.run_id, error)
+        log.info("the output of run %s cannot be downloaded, the stage runs again: %s", run.info.run_id, error)
         return False
     finally:
-        shutil.rmtree(place, ignore_errors=True)
+        shutil.rmtree(directory, ignore_errors=True)
 
 
-def _make(job: Job, perform: Perform) -> Artifact:
-    """Run or resume a stage. The order is what keeps half-made outputs from counting: see the module's docstring."""
+def _run_or_resume(job: Job, perform: Perform) -> Artifact:
+    """Run or resume a stage. The order ensures that partial outputs never count: see the module's docstring."""
     run_id = runs.open_stage_run(
         job.stage,
         job.key,
@@ -170,10 +172,10 @@ def _make(job: Job, perform: Perform) -> Artifact:
     )
     if job.parent is None:
         links.link_stage(run_id, job.stage)
-    with logs.about(stage_run_id=run_id), runs.active(run_id=run_id, nested=True), _in_words(job):
-        _take_back(job, run_id)
+    with logs.log_context(stage_run_id=run_id), runs.active(run_id=run_id, nested=True), _friendly_errors(job):
+        _reclaim_published(job, run_id)
         MlflowClient().set_tag(run_id, runs.TAG_PROCESSES, str(job.step.compute.processes))
-        seconds, sent = _work(job, perform, run_id)
+        seconds, sent = _work_and_clean(job, perform, run_id)
         digest = directory_digest(job.partial)
         send_all(run_id, job.partial, sent)
         model = _upload(job, run_id)
@@ -187,59 +189,59 @@ def _make(job: Job, perform: Perform) -> Artifact:
 
 
 @contextmanager
-def _in_words(job: Job) -> Iterator[None]:
-    """Say of a full disk, of used up memory and of a server that stays away what is kept and what to do."""
+def _friendly_errors(job: Job) -> Iterator[None]:
+    """Replace errors of a full disk, exhausted memory or an unreachable server by friendly ones."""
     try:
         yield
     except Exception as error:
-        told = stopped(error, job.step.stage, job.partial)
-        if told is None:
+        friendly = stage_stopped(error, job.step.stage, job.partial)
+        if friendly is None:
             raise
-        raise told from error
+        raise friendly from error
 
 
-def _take_back(job: Job, run_id: str) -> None:
-    """An output that was published by a run that was killed before it was FINISHED: upload goes on from it."""
+def _reclaim_published(job: Job, run_id: str) -> None:
+    """Move back an output whose run was killed after publishing and before FINISHED: the upload resumes from it."""
     digest = MlflowClient().get_run(run_id).data.tags.get(runs.TAG_DIGEST)
     if digest and not job.partial.exists() and job.final.is_dir() and directory_digest(job.final) == digest:
         job.final.rename(job.partial)
 
 
-def _tidy(job: Job) -> None:
-    """Remove what killed runs left beside the output: half downloaded, half replaced or begun anew."""
-    for left in job.final.parent.glob(f"{job.final.name}.*"):
-        shutil.rmtree(left)
+def _remove_leftovers(job: Job) -> None:
+    """Remove partial downloads and working directories that killed runs left next to the output."""
+    for path in job.final.parent.glob(f"{job.final.name}.*"):
+        shutil.rmtree(path)
 
 
-def _work(job: Job, perform: Perform, run_id: str) -> tuple[float, dict[Point, float] | None]:
-    """Do the stage's work, unless a killed run had already done it; return how many seconds it took, and the metrics
-    that MLflow is known to have."""
+def _work_and_clean(job: Job, perform: Perform, run_id: str) -> tuple[float, dict[Point, float] | None]:
+    """Run the stage's work, unless a killed run already finished it, and remove checkpoints; return its seconds, and
+    the metrics that were sent to MLflow."""
     out = job.partial
     out.mkdir(parents=True, exist_ok=True)
-    sent = None if (out / "result.json").exists() else _carry_out(job, perform, run_id)
-    for checkpoint in [*out.rglob(CHECKPOINTS)]:  # only now: there is something to go on from until the work is done
+    sent = None if (out / "result.json").exists() else _perform(job, perform, run_id)
+    for checkpoint in [*out.rglob(CHECKPOINTS)]:  # only now: until the work is done it resumes from them
         shutil.rmtree(checkpoint)
     return float(json.loads((out / "provenance.json").read_text(encoding="utf-8"))["seconds"]), sent
 
 
-def _carry_out(job: Job, perform: Perform, run_id: str) -> dict[Point, float] | None:
-    """Do the stage's work; `result.json` is written last and says that it is done. Returns the sent metrics."""
+def _perform(job: Job, perform: Perform, run_id: str) -> dict[Point, float] | None:
+    """Run the stage's work; `result.json` is written last and marks it as done. Returns the sent metrics."""
     out = job.partial
     started = time.monotonic()
     with MetricSender(run_id, out / METRICS_FILE, job.stage) as sender:
         figures = perform(job.step, out, Journal(out), {name: item.path for name, item in job.inputs.items()})
     seconds = time.monotonic() - started
     write_json(out / "provenance.json", _provenance(job, run_id, seconds))
-    lost = [name for name, value in figures.items() if not math.isfinite(value)]
-    if lost:
-        log.warning("stage '%s' has figures that are not finite and are left out: %s", job.stage, ", ".join(lost))
+    not_finite = [name for name, value in figures.items() if not math.isfinite(value)]
+    if not_finite:
+        log.warning("stage '%s' has figures that are not finite and are dropped: %s", job.stage, ", ".join(not_finite))
     finite = {name: float(value) for name, value in figures.items() if math.isfinite(value)}
     write_json(out / "result.json", finite)
     return sender.sent
 
 
 def _provenance(job: Job, run_id: str, seconds: float) -> dict[str, object]:
-    """What is kept beside an output about where it came from."""
+    """The content of `provenance.json` next to an output."""
     inputs = {name: {"stage": item.stage, "key": item.key, "digest": item.digest} for name, item in job.inputs.items()}
     files = {str(path): content_digest(path) for path in job.step.files}
     return {
@@ -259,7 +261,7 @@ def _provenance(job: Job, run_id: str, seconds: float) -> dict[str, object]:
 
 
 def _upload(job: Job, run_id: str) -> str | None:
-    """Send the output to MLflow. A registered model's files lie with its version, and not a second time in the run."""
+    """Upload the output to MLflow. A registered model's files are stored with its version, and not twice in the run."""
     if job.step.stage.model is None:
         MlflowClient().log_artifacts(run_id, str(job.partial), OUTPUT)
         return None
@@ -274,19 +276,19 @@ def _upload(job: Job, run_id: str) -> str | None:
 
 
 def _note_on_parent(parent: str, artifact: Artifact) -> None:
-    """The pipeline's run names each stage's run, also those that an earlier pipeline made."""
+    """Tag the pipeline's run with the id of each stage's run, including cached ones."""
     client = MlflowClient()
     client.set_tag(parent, f"rlhf.run.{artifact.stage}", artifact.run_id)
     client.set_tag(parent, f"rlhf.cached.{artifact.stage}", str(artifact.cached).lower())
 
 
 @contextmanager
-def _only_one(job: Job) -> Iterator[None]:
-    """Keep two from making the same output at once: the second waits and then finds it."""
+def _exclusive(job: Job) -> Iterator[None]:
+    """Ensure that only one process produces an output at a time: a second one waits and then finds it in the cache."""
     while True:
         with locks.open_lock(job.home, job.final.name) as file:
             if not locks.take(file):
-                log.info("stage '%s' is being made by somebody else; waiting for it", job.stage)
+                log.info("stage '%s' is running in another process; waiting for it", job.stage)
                 fcntl.flock(file, fcntl.LOCK_EX)
             if locks.is_current(file):
                 yield

@@ -1,4 +1,4 @@
-"""The runs of stages in MLflow: found by key, opened, described. All that is stored about a run is named here."""
+"""Stage and pipeline runs in MLflow: searched by key, opened, described. All tags of runs are defined here."""
 
 import json
 import logging
@@ -28,8 +28,8 @@ EXPERIMENT = "rlhf"
 TAG_STAGE, TAG_KEY, TAG_DIGEST, TAG_MODEL = "rlhf.stage", "rlhf.key", "rlhf.digest", "rlhf.model"
 TAG_SECONDS, TAG_INPUT, TAG_VERSION = "rlhf.seconds", "rlhf.input.", "rlhf.stage_version"
 TAG_FLOW_RUN, TAG_RECIPE, TAG_PROCESSES = "prefect.flow_run_id", "rlhf.recipe", "rlhf.processes"
-TAG_PIPELINE = "rlhf.pipeline"  # which recipe in which home, of a run that is begun in a terminal
-TAG_REASON = "rlhf.reason"  # why a run ended
+TAG_PIPELINE = "rlhf.pipeline"  # identifies recipe and home of a run that was started in a terminal
+TAG_REASON = "rlhf.reason"  # why a run failed or was killed
 LONGEST_TAG = 5000
 LONGEST_PARAMETER = 6000
 PARAMETERS_AT_ONCE = 100
@@ -53,7 +53,7 @@ def experiment_id() -> str:
 def search(conditions: Mapping[str, str], status: str = "", limit: int = 50) -> list[Run]:
     """Runs by tags, newest first."""
     if any("'" in value for value in conditions.values()):
-        return []  # no tag of ours has a quote, and MLflow's filters have no way to write one
+        return []  # our tags have no quotes, and MLflow's filters cannot escape them
     terms = [f"tags.`{name}` = '{value}'" for name, value in conditions.items()]
     terms += [f"attributes.status = '{status}'"] if status else []
     return list(
@@ -74,13 +74,13 @@ def open_stage_run(
     parent: str | None,
     files: Sequence[Path] = (),
 ) -> str:
-    """The id of the run for this key: an unfinished one, or a new one with parameters, tags and inputs."""
+    """The id of the run for this key: an unfinished run, or a new one with parameters, tags and inputs."""
     unfinished = [run for run in search({TAG_KEY: key, TAG_STAGE: stage}) if run.info.status != "FINISHED"]
     if unfinished:
         if unfinished[0].info.status == "RUNNING":
             log.warning(
-                "an earlier attempt at stage '%s' did not say how it ended (killed, out of memory, a machine that went "
-                "down, or MLflow away): going on from what it left",
+                "an earlier attempt at stage '%s' has no end state (killed, out of memory, a machine that went down, "
+                "or no connection to MLflow): resuming from its files",
                 stage,
             )
         return str(unfinished[0].info.run_id)
@@ -90,7 +90,9 @@ def open_stage_run(
         tags["mlflow.parentRunId"] = parent
     run_id = str(MlflowClient().create_run(experiment_id(), tags=tags, run_name=stage).info.run_id)
     for copy in search({TAG_KEY: key, TAG_STAGE: stage}, status="RUNNING"):
-        if copy.info.run_id != run_id and not copy.data.params:  # the request was repeated, its answer had been lost
+        if (
+            copy.info.run_id != run_id and not copy.data.params
+        ):  # the request was repeated because its response was lost
             MlflowClient().delete_run(copy.info.run_id)
     log_params(run_id, {**flatten(config), "run_seed": seed})
     log_inputs(run_id, inputs, files)
@@ -103,10 +105,10 @@ def provenance_tags() -> dict[str, str]:
 
 
 def input_tags(inputs: Mapping[str, Artifact]) -> dict[str, str]:
-    """One tag an input, by which lineage walks back."""
-    kept = {"stage", "key", "run_id", "digest", "model"}
+    """One tag for each input, used by `rlhf lineage`."""
+    fields = {"stage", "key", "run_id", "digest", "model"}
     return {
-        TAG_INPUT + name: json.dumps(artifact.model_dump(mode="json", include=kept), sort_keys=True)
+        TAG_INPUT + name: json.dumps(artifact.model_dump(mode="json", include=fields), sort_keys=True)
         for name, artifact in inputs.items()
     }
 
@@ -117,14 +119,14 @@ def read_inputs(tags: Mapping[str, str]) -> dict[str, dict[str, Any]]:
 
 
 def log_params(run_id: str, values: Mapping[str, Any]) -> None:
-    """Flat options as parameters; text that is too long for one is cut, the whole is in `provenance.json`."""
+    """Log flat options as parameters; long text is truncated, the full text is in `provenance.json`."""
     params = [Param(name, str(value)[:LONGEST_PARAMETER]) for name, value in values.items()]
     for start in range(0, len(params), PARAMETERS_AT_ONCE):
         MlflowClient().log_batch(run_id, params=params[start : start + PARAMETERS_AT_ONCE], synchronous=True)
 
 
 def flatten(values: Mapping[str, Any] | BaseModel, prefix: str = "") -> dict[str, Any]:
-    """Options as one level of dotted names, for parameters of a run."""
+    """Flatten nested options to dotted names, for parameters of a run."""
     flat: dict[str, Any] = {}
     items = values.model_dump(mode="json") if isinstance(values, BaseModel) else values
     for key, value in items.items():
@@ -137,7 +139,7 @@ def flatten(values: Mapping[str, Any] | BaseModel, prefix: str = "") -> dict[str
 
 
 def log_inputs(run_id: str, inputs: Mapping[str, Artifact], files: Sequence[Path] = ()) -> None:
-    """The inputs, and the files that the stage reads, as data sets of the run, so that MLflow's pages show them."""
+    """Log the inputs and the files that the stage reads as data sets of the run, for MLflow's pages."""
     datasets = [
         DatasetInput(
             Dataset(
@@ -162,20 +164,20 @@ def log_inputs(run_id: str, inputs: Mapping[str, Artifact], files: Sequence[Path
 
 
 def fetch_output(run_id: str, into: Path, name: str = "") -> Path:
-    """Download a run's output, or one file of it. Raises MlflowException when it is not there."""
+    """Download a run's output, or one file of it. Raises MlflowException when it does not exist."""
     path = f"{OUTPUT}/{name}" if name else OUTPUT
     return Path(mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path=path, dst_path=str(into)))
 
 
 @contextmanager
-def active(**how: Any) -> Iterator[str]:
-    """An active MLflow run; `how` are the arguments of `mlflow.start_run`.
+def active(**arguments: Any) -> Iterator[str]:
+    """An active MLflow run; `arguments` are those of `mlflow.start_run`.
 
-    It ends FINISHED; SCHEDULED, when it waits for people; FAILED with the reason; or KILLED, when it was stopped.
+    It ends as FINISHED; SCHEDULED, if it waits for people; FAILED with the reason; or KILLED, if it was stopped.
     """
-    run_id = str(mlflow.start_run(**how).info.run_id)
+    run_id = str(mlflow.start_run(**arguments).info.run_id)
     try:
-        forget_reason(run_id)
+        clear_reason(run_id)
         yield run_id
     except NotYet:
         mlflow.end_run("SCHEDULED")  # MLflow has no state for waiting
@@ -187,25 +189,25 @@ def active(**how: Any) -> Iterator[str]:
 
 
 def end(run_id: str, error: BaseException) -> None:
-    """End the active run with the reason, as a tag and as its description; what ended it is raised, and not this.
+    """End the active run with the reason, as a tag and as its description. Errors of MLflow are logged, not raised.
 
-    A run that cannot be ended because MLflow is away stays RUNNING until it goes on: nobody waits for that.
+    If MLflow is not available the run stays RUNNING until it is resumed.
     """
     status = "FAILED" if isinstance(error, Exception) else "KILLED"
-    words = str(error) if status == "FAILED" else "stopped; the same command goes on"
+    message = str(error) if status == "FAILED" else "stopped; the same command resumes"
     try:
         with outages.without_retries():
             mlflow.end_run(status)
-            reason = f"{type(error).__name__}: {words}"[:LONGEST_TAG]
+            reason = f"{type(error).__name__}: {message}"[:LONGEST_TAG]
             MlflowClient().set_tag(run_id, TAG_REASON, reason)
             note = "\n\n".join([reason, links.back_tags().get(links.TAG_NOTE, "")]).strip()
             MlflowClient().set_tag(run_id, links.TAG_NOTE, note)
-    except MlflowException as other:
-        log.warning("MLflow could not be told that run %s is %s (%s)", run_id, status, other)
+    except MlflowException as unreachable:
+        log.warning("run %s could not be set to %s in MLflow (%s)", run_id, status, unreachable)
 
 
-def forget_reason(run_id: str) -> None:
-    """A run that goes on did not end."""
+def clear_reason(run_id: str) -> None:
+    """Remove the reason of an earlier end from a run that is resumed."""
     client = MlflowClient()
     tags = client.get_run(run_id).data.tags
     for name in (TAG_REASON, links.TAG_NOTE):
@@ -217,29 +219,31 @@ def forget_reason(run_id: str) -> None:
 
 @contextmanager
 def pipeline_run(name: str, *, recipe: Any, flow_run_id: str = "", alone: bool = False) -> Iterator[str]:
-    """The pipeline's own run, under which stages are nested; a flow run that is resumed goes on in the same one.
+    """The pipeline's MLflow run, under which stages are nested; a resumed flow run continues the same one.
 
-    `alone`: nobody starts this flow run again, as in a terminal. Then the last run of the same recipe in this home is
-    gone on with where it was not finished, by a kill perhaps, and nobody works on it.
+    `alone`: the flow run itself cannot be resumed, as in a terminal. Then the last run of the same recipe in this home
+    is continued if it is unfinished (killed, for example) and no other process is working on it.
     """
-    own = f"pipeline-{fingerprint([node(), str(home_directory()), flatten(recipe)])[:16]}" if alone else ""
+    pipeline_id = f"pipeline-{fingerprint([node(), str(home_directory()), flatten(recipe)])[:16]}" if alone else ""
     tags = {
         TAG_RECIPE: name,
         TAG_FLOW_RUN: flow_run_id,
-        **({TAG_PIPELINE: own} if alone else {}),
+        **({TAG_PIPELINE: pipeline_id} if alone else {}),
         **provenance_tags(),
         **links.back_tags(),
     }
-    with try_lock(home_directory(), own) as free:
+    with try_lock(home_directory(), pipeline_id) as free:
         if alone:
-            begun = [run for run in search({TAG_PIPELINE: own}, limit=1) if free and run.info.status != "FINISHED"]
+            unfinished = [
+                run for run in search({TAG_PIPELINE: pipeline_id}, limit=1) if free and run.info.status != "FINISHED"
+            ]
         else:
-            begun = search({TAG_FLOW_RUN: flow_run_id}) if flow_run_id else []
-        how = {"experiment_id": experiment_id(), "run_name": name, "tags": tags}
-        with active(**({"run_id": begun[0].info.run_id} if begun else how)) as run_id:
-            if begun:
+            unfinished = search({TAG_FLOW_RUN: flow_run_id}) if flow_run_id else []
+        arguments = {"experiment_id": experiment_id(), "run_name": name, "tags": tags}
+        with active(**({"run_id": unfinished[0].info.run_id} if unfinished else arguments)) as run_id:
+            if unfinished:
                 MlflowClient().set_tag(run_id, TAG_FLOW_RUN, flow_run_id)
-            if not begun or not begun[0].data.params:  # a kill may have come between
+            if not unfinished or not unfinished[0].data.params:  # the earlier attempt may have been killed before this
                 log_params(run_id, flatten(recipe))
-            with logs.kept(run_id, run_id=run_id, flow_run_id=flow_run_id):
+            with logs.log_to_file(run_id, run_id=run_id, flow_run_id=flow_run_id):
                 yield run_id

@@ -1,8 +1,8 @@
-"""What MLflow serves: a Hugging Face directory as a chat model or as a reward model. Logged as code, without pickles.
+"""The model that MLflow serves: a Hugging Face directory as a chat or reward model. Logged as code, without pickles.
 
 `mlflow models serve -m models:/policy@champion --env-manager local` takes rows with a `prompt`, and for a reward model
-also a `response`; it returns the answer's text, or the normalised score, that of an ensemble with its members put
-together. It needs torch and transformers alone.
+also a `response`; it returns the answer's text, or the normalised score, combined over the members of an ensemble. It
+needs only torch and transformers.
 """
 
 import json
@@ -20,12 +20,12 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 
 DEFAULTS: dict[str, Any] = {"max_new_tokens": 128, "temperature": 1.0, "seed": 0}
 PLAIN: dict[str, Any] = {"use_safetensors": True, "trust_remote_code": False}
-PLACE = "\ue000"  # a private character of Unicode: stands where the prompt goes in the chat template
+PROMPT_MARK = "\ue000"  # a private-use character of Unicode: the placeholder of the prompt in the chat template
 
 
 class Scorer:
-    """A reward model: (w · h_T + (1/|y|) Σ_t (c + u · h_t) log p(y_t | x, y_<t) − bias) / scale, the sum only where
-    there is a likelihood term beside the weights."""
+    """A reward model: (w · h_T + (1/|y|) Σ_t (c + u · h_t) log p(y_t | x, y_<t) − bias) / scale, where the sum exists
+    only for models with a likelihood term."""
 
     def __init__(self, directory: Path) -> None:
         self.model = AutoModelForSequenceClassification.from_pretrained(directory, **PLAIN).eval()
@@ -52,7 +52,7 @@ class Scorer:
 
 
 class ServedModel(PythonModel):
-    """One checkpoint, or the members of an ensemble, loaded once. Whether it answers or scores is in its config."""
+    """One checkpoint, or the members of an ensemble, loaded once. Its config decides whether it generates or scores."""
 
     def load_context(self, context: Any) -> None:
         """Load weights (safetensors) and tokenizer."""
@@ -65,32 +65,34 @@ class ServedModel(PythonModel):
             return
         others = [Path(path) for name, path in sorted(context.artifacts.items()) if name.startswith("member")]
         self.members = [Scorer(path) for path in (directory, *others)]
-        self.told: dict[str, Any] = {"combine": "mean"}
+        self.combination: dict[str, Any] = {"combine": "mean"}
         if "ensemble" in context.artifacts:
-            self.told = json.loads(Path(context.artifacts["ensemble"]).read_text(encoding="utf-8"))
+            self.combination = json.loads(Path(context.artifacts["ensemble"]).read_text(encoding="utf-8"))
 
     @torch.no_grad()
     def predict(self, context: Any, model_input: pandas.DataFrame, params: dict[str, Any] | None = None) -> list[Any]:
-        """One text or one score a row."""
+        """Return a text or a score for each row."""
         options = DEFAULTS | (params or {})
         prompts = [str(prompt) for prompt in model_input["prompt"]]
         if not self.scores:
             torch.manual_seed(int(options["seed"]))
             return [self._answer(prompt, options) for prompt in prompts]
         if "response" not in model_input:
-            raise ValueError("a reward model scores a response: give a column `response` beside `prompt`")
+            raise ValueError("a reward model scores a response: add a column `response` next to `prompt`")
         return [self._score(p, str(r)) for p, r in zip(prompts, model_input["response"], strict=True)]
 
     def _prompt_ids(self, prompt: str) -> list[int]:
-        """The prompt as the user's turn. Special tokens are the template's alone: what somebody typed is plain text."""
+        """Token ids of the prompt as the user's turn. Text of the prompt never becomes a special token."""
         special = [token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special]
         if not any(token in prompt for token in special):
             turns = [{"role": "user", "content": prompt}]
             encoded: Any = self.tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=True)
             return list(encoded["input_ids"] if hasattr(encoded, "keys") else encoded)
-        turns = [{"role": "user", "content": PLACE}]
+        turns = [{"role": "user", "content": PROMPT_MARK}]
         frame = str(self.tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False))
-        before, after = (self.tokenizer(part, add_special_tokens=False)["input_ids"] for part in frame.split(PLACE))
+        before, after = (
+            self.tokenizer(part, add_special_tokens=False)["input_ids"] for part in frame.split(PROMPT_MARK)
+        )
         return [*before, *self._plain_ids(prompt), *after]
 
     def _plain_ids(self, text: str) -> list[int]:
@@ -101,7 +103,7 @@ class ServedModel(PythonModel):
         context = int(getattr(self.model.config, "max_position_embeddings", 1 << 30))
         room = context - ids.shape[1]
         if room < 1:
-            raise ValueError(f"the prompt has {ids.shape[1]} tokens, the model reads {context}: shorten it")
+            raise ValueError(f"the prompt has {ids.shape[1]} tokens, but the model's context is {context}: shorten it")
         sampled = float(options["temperature"]) > 0
         tokens = self.model.generate(
             ids,
@@ -118,10 +120,10 @@ class ServedModel(PythonModel):
     def _score(self, prompt: str, response: str) -> float:
         ids, answer = self._prompt_ids(prompt), [*self._plain_ids(response), self.tokenizer.eos_token_id]
         scores = torch.tensor([member(ids, answer) for member in self.members], dtype=torch.float64)
-        if self.told["combine"] == "worst":
+        if self.combination["combine"] == "worst":
             return float(scores.min())
-        if self.told["combine"] == "uncertainty":
-            return float(scores.mean() - self.told["combine_coef"] * scores.var(correction=0))
+        if self.combination["combine"] == "uncertainty":
+            return float(scores.mean() - self.combination["combine_coef"] * scores.var(correction=0))
         return float(scores.mean())
 
 

@@ -77,14 +77,14 @@ class Deployed:
         deadline = time.monotonic() + NOTICE_SECONDS
         while (run := self._state(client)).state_name in ("Running", "Pending") and not self.pids():
             if alone:
-                flow_runs.give_state(client, run, Crashed(message="killed"), force=True)
+                flow_runs.set_state(client, run, Crashed(message="killed"), force=True)
             assert time.monotonic() < deadline, "the worker did not notice that its flow died"
             time.sleep(0.5)
         if run.state_name in ("Crashed", "Failed"):
             assert run.state is not None
             if not alone:  # it reports a killed process twice, and the second report would hit the restart
                 time.sleep(max(0.0, (run.state.timestamp + SETTLED - datetime.now(UTC)).total_seconds()))
-            flow_runs.start_again(client, run, "the storm is over")
+            flow_runs.restart(client, run, "the storm is over")
 
     def _state(self, client: SyncPrefectClient) -> FlowRun:
         assert self._run is not None

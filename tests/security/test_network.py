@@ -30,7 +30,7 @@ def test_servers_without_passwords_are_not_opened_to_others(tmp_path: Path, monk
     with pytest.raises(StackError, match="--profile production"):
         stack.up(tmp_path)
     assert stack.down(tmp_path) == []
-    assert stack._asked_for(tmp_path, "production", False).bind == "0.0.0.0"
+    assert stack._requested_state(tmp_path, "production", False).bind == "0.0.0.0"
 
 
 def test_label_studio_is_on_loopback_unless_told_otherwise(tmp_path: Path) -> None:

@@ -98,14 +98,14 @@ def test_a_file_of_secrets_that_cannot_be_read_is_not_repeated(tmp_path: Path) -
     ],
 )
 def test_a_recipe_with_credentials_in_an_address_is_refused_and_not_repeated(override: str) -> None:
-    with pytest.raises(ConfigError, match="holds credentials in an address") as caught:
+    with pytest.raises(ConfigError, match="contains credentials in a URL") as caught:
         load_recipe(str(TINY), [override, "ppo.steps=none"])
     assert override.partition("=")[0] in str(caught.value)
     assert SECRET not in "".join(traceback.format_exception(caught.value))
 
 
 def test_a_form_that_is_refused_does_not_repeat_the_secret() -> None:
-    with pytest.raises(ValidationError, match="holds credentials") as caught:
+    with pytest.raises(ValidationError, match="contains credentials") as caught:
         Recipe.model_validate({"name": "x", "labeling": {"url": WITH_USER}})
     assert SECRET not in str(caught.value) and SECRET not in repr(caught.value)
 
@@ -113,7 +113,7 @@ def test_a_form_that_is_refused_does_not_repeat_the_secret() -> None:
 def test_label_studio_with_credentials_in_its_address_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LABEL_STUDIO_URL", WITH_USER)
     monkeypatch.setenv("LABEL_STUDIO_API_KEY", SECRET)
-    with pytest.raises(StackError, match="LABEL_STUDIO_URL holds credentials") as caught:
+    with pytest.raises(StackError, match="LABEL_STUDIO_URL contains credentials") as caught:
         client(load_recipe(str(TINY)).labeling)  # type: ignore[arg-type]
     assert SECRET not in str(caught.value)
 

@@ -90,7 +90,7 @@ def test_open_again_changes_nothing_and_a_new_screen_keeps_the_old_project(
     assert planned.exit_code == 0, planned.output
     assert "nothing was changed" in planned.output and not of_title() and not accounts_file().exists()
     # 4 tasks · 2 people · 240 s + 2 · 1 · 120 s = 0.53 h + 0.07 h
-    assert "0.5" in planned.output and "0.1" in planned.output and "about 0.6 hours" in planned.output
+    assert "0.5" in planned.output and "0.1" in planned.output and "about 0.6 annotator hours" in planned.output
     assert "240 s, assumed" in planned.output and "account nora@open.local: new" in planned.output
     assert open_(recipe).exit_code == 1 and not of_title()  # nobody said yes
     opened = open_(recipe, "--yes")
@@ -106,7 +106,7 @@ def test_open_again_changes_nothing_and_a_new_screen_keeps_the_old_project(
         nora.annotate(row["id"], ranking_result([one["id"] for one in row["data"]["responses"]]), 9.0)
     before = (of_title(), accounts_file().read_bytes())
     again = open_(recipe)  # and does not ask
-    assert again.exit_code == 0 and "nothing to do: all of it is there already" in again.output
+    assert again.exit_code == 0 and "nothing to do: everything exists already" in again.output
     assert (of_title(), accounts_file().read_bytes()) == before
     screens = {kind: projects.screen(kind) for kind in ("ranking", "pairwise")}
     screens["ranking"] = screens["ranking"].replace("Done?", "Finished?")
@@ -219,7 +219,7 @@ def test_hours_are_a_budget_that_stands_when_the_pace_changes(on_server: Path, o
     other = open_(recipe, "--plan", "--set", "labeling.choose.hours=0.5")  # 18 · 100 s are half an hour
     assert "100 s, measured on 21" in other.output and re.search(r"│ 18 +│ 18 +│ 0 +│", other.output)
     config = LabelingConfig.model_validate({"choose": {"hours": 0.001}, "annotators": "people"})
-    with pytest.raises(ConfigError, match="does not pay for one task"):
+    with pytest.raises(ConfigError, match="does not cover a single task"):
         within_budget(config, Material(sets), store, None)
     store.close()
 
@@ -263,10 +263,10 @@ def test_a_screen_takes_nine_and_what_has_no_room_is_counted(tmp_path: Path) -> 
     write_records(tmp_path / "one" / "responses.jsonl", [response_set(1), response_set(1)])
     (tmp_path / "other" / "responses.jsonl").write_text('{"prompt": 1}\n' + response_set(2).model_dump_json() + "\n")
     found = read_material(LabelingConfig(annotators="people", responses=tuple(files)), None)
-    assert sorted(row.reason.split(" in ")[0] for row in found.rejected)[-1] == "the prompt prompt_1 came before"
+    assert sorted(row.reason.split(" in ")[0] for row in found.rejected)[-1] == "the prompt prompt_1 is repeated"
     assert len(found.rejected) == 2 and len(found.sets) == 2
     (tmp_path / "other" / "responses.jsonl").write_text("")
-    with pytest.raises(DataError, match="holds no response sets"):
+    with pytest.raises(DataError, match="has no response sets"):
         read_material(LabelingConfig(annotators="people", responses=tuple(files)), None)
 
 

@@ -39,7 +39,7 @@ from alignment.artifacts import PRIVATE, write_json, write_text
 from alignment.errors import DataError
 from alignment.records import write_records
 from flows import flow_runs
-from flows.annotation.wait import OPENED, look, opened_at, resumed_by_hand, wait_for_people
+from flows.annotation.wait import OPENED, measure_progress, opened_at, resumed_by_hand, wait_for_people
 from flows.annotation.waiting import read_waiting
 from flows.cli.main import app
 from flows.deployments import watcher as watch
@@ -213,7 +213,7 @@ def becomes(prefect: SyncPrefectClient, run: FlowRun, *names: str) -> None:
 
 def looked_after(place: Place, **told: Any) -> list[str]:
     """The watcher's look, which does not wait for reports to settle."""
-    return watch.look_after_runs(**{"settled": timedelta(0), **told})
+    return watch.check_runs(**{"settled": timedelta(0), **told})
 
 
 # --- people ------------------------------------------------------------------------------------------------------
@@ -276,7 +276,7 @@ def test_a_run_is_suspended_outlives_everything_and_is_resumed_when_enough_is_ju
     assert "4 of 16 judged" in status.stdout and f"`rlhf resume {run.name}`" in status.stdout
 
     judge(owner, "weekend")
-    assert looked_after(place) == [f"{run.name} goes on: 16 of 16 are judged"]
+    assert looked_after(place) == [f"{run.name} is resumed: 16 of 16 are judged"]
     place.ensure_worker()
     becomes(prefect, run, "Completed")
     (parent,) = runs.search({runs.TAG_FLOW_RUN: str(run.id)})
@@ -327,7 +327,7 @@ def test_two_runs_wait_on_one_project_and_one_goes_on_by_hand(
     CliRunner().invoke(app, ["--home", str(place.home), "resume", str(one.id)], catch_exceptions=False)
     becomes(prefect, one, "Completed")
     assert state_of(prefect, other) == "Suspended"
-    assert looked_after(place) == [f"{other.name} goes on: another run has finished this labelling"]
+    assert looked_after(place) == [f"{other.name} is resumed: another run has finished this labelling"]
     becomes(prefect, other, "Completed")
     key = keys(steps(Recipe.model_validate(told["recipe"])))["labeling"]
     (finished,) = runs.search({runs.TAG_KEY: key})
@@ -348,7 +348,7 @@ def test_a_dead_run_is_started_again_a_few_times_and_no_other(place: Place, pref
     assert looked_after(place, settled=timedelta(hours=1)) == []
     until(lambda: (place.home / "logs" / "worker.log").read_text().count(SECOND_REPORT), "its second report")
     (said,) = looked_after(place)
-    assert said.startswith(f"{run.name} is started again (1 of 3): Process exited with status code: -9")
+    assert said.startswith(f"{run.name} is restarted (1 of 3): Process exited with status code: -9")
     becomes(prefect, run, "Pending", "Submitting", "Running")
     becomes(prefect, run, "Running")
     until(lambda: flow_runs.last_heartbeat(prefect, run), "a heartbeat")
@@ -358,26 +358,26 @@ def test_a_dead_run_is_started_again_a_few_times_and_no_other(place: Place, pref
     now = {"silence": timedelta(0), "doubt": timedelta(0)}
     assert looked_after(place, silence=timedelta(0)) == []  # silent, but only just noticed
     found, again = looked_after(place, **now)
-    assert found.startswith(f"{run.name} is dead: no sign of life since")
-    assert again.startswith(f"{run.name} is started again (2 of 3): no sign of life")
+    assert found.startswith(f"{run.name} is dead: no heartbeat since")
+    assert again.startswith(f"{run.name} is restarted (2 of 3): no heartbeat")
     assert looked_after(place, **now) == []
 
-    flow_runs.give_state(prefect, run, Crashed(message="a third time"))
-    assert looked_after(place) == [f"{run.name} is started again (3 of 3): a third time"]
-    flow_runs.give_state(prefect, run, Crashed(message="a fourth time"))
+    flow_runs.set_state(prefect, run, Crashed(message="a third time"))
+    assert looked_after(place) == [f"{run.name} is restarted (3 of 3): a third time"]
+    flow_runs.set_state(prefect, run, Crashed(message="a fourth time"))
     (given_up,) = looked_after(place)
-    assert f"{run.name} is left crashed: it was started again 3 times" in given_up and "a fourth time" in given_up
+    assert f"{run.name} stays crashed: it was restarted 3 times" in given_up and "a fourth time" in given_up
     assert looked_after(place) == []
     message = prefect.read_flow_run(run.id).state.message  # type: ignore[union-attr]
-    assert message is not None and f"`rlhf retry {run.name}` starts it again" in message
+    assert message is not None and f"`rlhf retry {run.name}` restarts it" in message
     told = CliRunner().invoke(app, ["--home", str(place.home), "status"], env={"COLUMNS": "400"}).stdout
     assert "Crashed" in told and f"`rlhf retry {run.name}`" in told
 
     CliRunner().invoke(app, ["--home", str(place.home), "retry", run.name], catch_exceptions=False)
-    flow_runs.give_state(prefect, run, Crashed(message="after a person"))
-    assert looked_after(place) == [f"{run.name} is started again (1 of 3): after a person"]
+    flow_runs.set_state(prefect, run, Crashed(message="after a person"))
+    assert looked_after(place) == [f"{run.name} is restarted (1 of 3): after a person"]
     for state in (Cancelled(), Failed(message="its own error")):
-        flow_runs.give_state(prefect, run, state)
+        flow_runs.set_state(prefect, run, state)
         assert looked_after(place, **now) == []
 
 
@@ -419,7 +419,7 @@ def test_quota_agreement_and_deadline(owner: LabelStudio, tmp_path: Path) -> Non
     collection = open_sets(owner, config(), [response_set(number) for number in range(3)], place)
 
     def found(**told: Any) -> Any:
-        return look(owner, collection, config(**told), store, place)
+        return measure_progress(owner, collection, config(**told), store, place)
 
     begun = opened_at(place)
     assert found().reason == "" and found().deadline == begun + timedelta(hours=72)
@@ -432,10 +432,10 @@ def test_quota_agreement_and_deadline(owner: LabelStudio, tmp_path: Path) -> Non
                 client.annotate(number, ranking_result(shown if name == "anna" else shown[::-1]), 5.0)
     assert (found().done, found().needed, found().reason) == (4, 6, "")
     half = config().model_copy(update={"minimum_share": 0.5})
-    assert look(owner, collection, half, store, place).reason == "4 of 6 are judged"
-    agreed = look(owner, collection, half.model_copy(update={"minimum_agreement": 0.6}), store, place)
+    assert measure_progress(owner, collection, half, store, place).reason == "4 of 6 are judged"
+    agreed = measure_progress(owner, collection, half.model_copy(update={"minimum_agreement": 0.6}), store, place)
     assert (agreed.agreement, agreed.reason) == (0.0, "")
-    assert "agreement 0.00, 0.60 is asked for" in agreed.in_words(config(minimum_agreement=0.6))
+    assert "agreement 0.00, 0.60 is required" in agreed.describe(config(minimum_agreement=0.6))
 
     write_json(place / OPENED, {"opened_at": (datetime.now(UTC) - timedelta(hours=73)).isoformat()})
     assert found().reason == "the deadline of 72 hours is reached, with 4 of 6 judged"
@@ -491,10 +491,10 @@ def test_ctrl_c_says_which_command_goes_on(place: Place, owner: LabelStudio, tmp
     heard = "signal.signal(signal.SIGINT, signal.default_int_handler)"  # in the background a shell has it ignored
     command = [sys.executable, "-c", f"import signal; {heard}; from flows.cli.main import main; main()", *told]
     with (tmp_path / "out").open("w+") as out, subprocess.Popen(command, stdout=out, stderr=out, cwd=tmp_path) as run:
-        until(lambda: "the same command goes on" in (tmp_path / "out").read_text() or run.poll() is not None, "waiting")
+        until(lambda: "the same command resumes" in (tmp_path / "out").read_text() or run.poll() is not None, "waiting")
         run.send_signal(signal.SIGINT)
         assert run.wait(LIMIT_SECONDS) == 130
-    assert f"this command goes on: {shlex.join(['rlhf', *told])}" in (tmp_path / "out").read_text()
+    assert f"this command resumes it: {shlex.join(['rlhf', *told])}" in (tmp_path / "out").read_text()
     assert "Traceback" not in (tmp_path / "out").read_text()
     judge(owner, "terminal")
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=LIMIT_SECONDS)

@@ -191,9 +191,9 @@ def test_a_part_can_be_exported_alone(collected: Artifact) -> None:
     assert read_part(str(collected.path), "train") == rows_of(collected, "train")
     with pytest.raises(ConfigError, match="--part nothing: choose one of all, train"):
         read_part(str(collected.path), "nothing")
-    with pytest.raises(ConfigError, match="is one file"):
+    with pytest.raises(ConfigError, match="is a file"):
         read_part(str(collected.file("comparisons.jsonl")), "train")
-    with pytest.raises(DataError, match=r"rlhf label import` reads the shapes of others"):
+    with pytest.raises(DataError, match=r"rlhf label import` converts other formats"):
         read_part(str(write_lines(collected.path.parent / "x.jsonl", [{"chosen": "a"}])), "all")
     with pytest.raises(DataError, match="name the output of a comparisons stage"):
         read_part(str(collected.path.parent), "all")
@@ -225,6 +225,8 @@ def test_an_export_of_label_studio_goes_in_by_command(tmp_path: Path) -> None:
 def test_a_file_without_anything_to_use_is_an_error(tmp_path: Path) -> None:
     file = write_lines(tmp_path / "rows.jsonl", [{"a": 1}])
     told = CliRunner().invoke(app, ["label", "import", str(file), "--out", str(tmp_path / "in")])
-    assert isinstance(told.exception, DataError) and "held nothing that could be used" in str(told.exception)
+    assert isinstance(told.exception, DataError) and "contains no usable rows" in str(told.exception)
     missing = CliRunner().invoke(app, ["label", "import", "nowhere.jsonl", "--out", str(tmp_path / "in")])
-    assert isinstance(missing.exception, DataError) and "there is no file nowhere.jsonl" in str(missing.exception)
+    assert isinstance(missing.exception, DataError) and "the file nowhere.jsonl does not exist" in str(
+        missing.exception
+    )

@@ -41,7 +41,7 @@ def test_ctrl_c_ends_a_command_and_says_how_to_go_on(tidying: str, interrupts: i
             assert run.stdout is not None and run.stdout.readline() == "tidying\n"
     told = run.communicate(timeout=120)[1]
     assert run.returncode == (1 if tidying == "tidy" else 130)  # 1: nobody is here to make 130 of typer's Exit
-    assert "stopped; finished stages are kept, and this command goes on: rlhf run 'my recipe'" in told
+    assert "stopped; finished stages are kept, and this command resumes it: rlhf run 'my recipe'" in told
 
 
 def test_it_ends_when_what_happens_at_the_very_end_hangs() -> None:

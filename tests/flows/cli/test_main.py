@@ -19,7 +19,7 @@ from alignment.errors import ArtifactError, ConfigError
 from alignment.journal import Journal
 from alignment.records import Comparison, Message, Prompt, Response, write_records
 from flows.cli.main import app, main
-from flows.pipeline.cost import checkpoint_parameters, costs, llama_parameters, short
+from flows.pipeline.cost import checkpoint_parameters, costs, format_count, llama_parameters
 from flows.pipeline.dag import keys, steps
 from flows.pipeline.plan import plan, plan_table
 from flows.recipe.schema import Recipe
@@ -70,7 +70,7 @@ def test_costs_follow_six_and_two_times_parameters_and_tokens() -> None:
 
 @pytest.mark.parametrize(("value", "text"), [(None, "?"), (0, "0"), (999, "999"), (1234, "1.23 k"), (40e12, "40 T")])
 def test_numbers_for_people(value: int | None, text: str) -> None:
-    assert short(value) == text
+    assert format_count(value) == text
 
 
 def test_a_plan_says_what_is_cached(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,7 +90,7 @@ def test_a_plan_without_servers_says_so(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     rows = plan(TOWN, tmp_path)
     assert {row.state for row in rows} == {"?"}
-    assert "nothing is known of earlier runs" in words(plan_table(TOWN, rows))
+    assert "cached stages are not known" in words(plan_table(TOWN, rows))
 
 
 def test_a_change_of_an_option_changes_its_stage_and_what_follows() -> None:

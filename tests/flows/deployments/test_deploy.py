@@ -149,7 +149,7 @@ def test_two_deployments_of_one_name_are_refused(tmp_path: Path) -> None:
     for name in ("pipeline", "town"):
         path = tmp_path / f"{name}.yaml"
         path.write_text(yaml.safe_dump({"town": {}, "labeling": {}}))
-        with pytest.raises(ConfigError, match=f"there is a deployment {name} already"):
+        with pytest.raises(ConfigError, match=f"a deployment {name} exists already"):
             recipe_specs(pipeline, [str(path)])
 
 

@@ -32,7 +32,7 @@ from flows.stack.stack import Server, State
 
 def test_what_is_not_there_yet_is_well(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RLHF_HOME", str(tmp_path / "new"))
-    found = doctor.examine()
+    found = doctor.run_checks()
     assert {one.what for one in found} >= {"Python", "packages", "disk", "memory", "Prefect", "MLflow", "Label Studio"}
     of_the_machine = {"disk", "memory", "Label Studio's program"}
     assert all(one.ok and not one.fix for one in found if one.what not in of_the_machine)
@@ -52,7 +52,7 @@ def test_packages_that_are_missing_or_of_other_versions(monkeypatch: pytest.Monk
 def test_a_production_stack_needs_the_programs_of_postgresql(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not list(doctor.postgresql(tmp_path))
     state.write(tmp_path, State(profile="production"))
-    monkeypatch.setattr(postgres, "_places", list)
+    monkeypatch.setattr(postgres, "_candidate_directories", list)
     (found,) = doctor.postgresql(tmp_path)
     assert not found.ok and "PostgreSQL" in found.fix and postgres.INSTALL in found.fix
 
@@ -66,7 +66,7 @@ def test_label_studio_of_another_version(
     assert "make setup" in doctor.label_studio().fix
     program.parent.mkdir()
     program.touch()
-    assert doctor.label_studio().seen == "no version to be seen"
+    assert doctor.label_studio().seen == "unknown version"
     (tmp_path / "lib" / "python3.11" / "site-packages" / f"label_studio-{version}.dist-info").mkdir(parents=True)
     found = doctor.label_studio()
     assert (found.ok, found.seen) == (ok, version) and ok != ("install version 1.23" in found.fix)
@@ -100,7 +100,7 @@ def test_a_port_that_is_named_and_busy(tmp_path: Path, monkeypatch: pytest.Monke
 def test_files_of_the_stack_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "stack.json").write_text("{")
     (found,) = doctor.servers(tmp_path)
-    assert not found.ok and "end the servers by hand" in found.fix
+    assert not found.ok and "stop the servers by hand" in found.fix
 
 
 class Late(http.server.BaseHTTPRequestHandler):
@@ -138,7 +138,7 @@ def test_a_server_with_another_time_of_day_and_one_that_does_not_answer(
     credentials.ensure(tmp_path)
     found = {one.what: one for one in doctor.servers(tmp_path)}
     assert re.fullmatch(r"its clock is -3\d\d s from ours", found["MLflow"].seen)
-    assert "time server" in found["MLflow"].fix
+    assert "synchronise the clocks" in found["MLflow"].fix
     assert not found["Prefect"].ok and "`rlhf down` and `rlhf up`" in found["Prefect"].fix
 
 
@@ -174,7 +174,7 @@ def test_half_made_outputs_that_nobody_goes_on_with(tmp_path: Path) -> None:
     with open_lock(tmp_path, "ppo-2") as running:
         assert take(running)
         (found,) = doctor.leftovers(tmp_path)
-    assert found.seen.startswith("1 half-made") and "sft-1.partial" in found.seen and "rlhf gc" in found.fix
+    assert found.seen.startswith("1 unfinished") and "sft-1.partial" in found.seen and "rlhf gc" in found.fix
 
 
 def test_directories_of_servers_that_everybody_can_read(tmp_path: Path) -> None:
@@ -190,6 +190,6 @@ def test_pools_without_a_worker(prefect_server: str) -> None:
     with get_client(sync_client=True) as prefect:
         name = f"doctor-{uuid4().hex[:6]}"
         prefect.create_work_pool(WorkPoolCreate(name=name, type="process"))
-        found = {one.what: one for one in overview.examine_pools()}[f"pool {name}"]
+        found = {one.what: one for one in overview.check_pools()}[f"pool {name}"]
         prefect.delete_work_pool(name)
-    assert not found.ok and found.fix == f"start one: `prefect worker start --pool {name}`"
+    assert not found.ok and found.fix == f"start a worker: `prefect worker start --pool {name}`"

@@ -61,7 +61,7 @@ def test_after_a_collection_lineage_report_and_a_cached_rerun_are_as_before(home
     assert places(found, "output") == {one.path.name for one in (*made.values(), abandoned)}
     assert places(found, "stored") == {abandoned.run_id} and not places(found, "version")
     assert {one.path.name for one in made.values()} <= {path.name for path in (home / "artifacts").iterdir()}
-    assert gc.carry_out(found) == []
+    assert gc.remove_items(found) == []
     assert not list((home / "artifacts").iterdir()) and (home / "mlflow.db").exists()
     walked = lineage("policy@champion")
     assert walked["inputs"]["comparisons"]["annotation_ids"] == ["7"]
@@ -108,7 +108,7 @@ def test_versions_go_only_when_asked_for_and_never_one_that_another_needs(home: 
     assert {item.place for item in found if item.kind == "version"} == gone - {str(second["sft"].model)}
     sizes = {item.place: item.size for item in found if item.kind == "stored"}
     assert sizes.keys() >= {second["ppo"].run_id, loose.run_id} and min(sizes.values()) > 1000
-    assert gc.carry_out(found) == []
+    assert gc.remove_items(found) == []
     assert not registry.version_exists(str(loose.model)) and registry.version_exists(str(second["sft"].model))
     assert lineage("policy@champion")["model"] == first["ppo"].model
     weights = [path.parent.name for path in (home / "mlruns").rglob("model.safetensors")]
@@ -120,10 +120,10 @@ def test_an_alias_that_came_meanwhile_saves_a_version(home: Path) -> None:
     made = run_stage("sft", text_model, config=SFTConfig(), model="sft")
     found = gc.plan(0, superseded=True)
     registry.set_alias(str(made.model), "champion")
-    (words,) = gc.carry_out([item for item in found if item.kind == "version"])
+    (words,) = gc.remove_items([item for item in found if item.kind == "version"])
     assert "it is champion now" in words and registry.version_exists(str(made.model))
     (stored,) = [item for item in found if item.kind == "stored"]
-    assert "sft/1 is made from it" in gc.carry_out([stored])[0]
+    assert "sft/1 is made from it" in gc.remove_items([stored])[0]
     assert mlflow.pyfunc.load_model("models:/sft@champion")
 
 
@@ -153,7 +153,7 @@ def test_what_a_running_stage_holds_stays_with_all_it_was_made_from(home: Path) 
         assert take(running) and held_locks(home) == {made["ppo"].path.name}
         now = gc.plan(0)
         assert places(now, "checkpoint") == {stale.name} and not places(now, "output", "stored")
-        left = gc.carry_out(before)  # as if it had begun after the list was made
+        left = gc.remove_items(before)  # as if it had begun after the list was made
     assert left and all(words.endswith("is in use now") and partial.stem in words for words in left[:1])
     assert partial.is_dir() and not stale.exists()
 
@@ -175,7 +175,7 @@ def test_a_lock_whose_file_went_is_not_held(home: Path) -> None:
     old = home / "locks" / "sft-1.lock"
     os.utime(old, (0, 0))
     assert [item.place for item in gc.plan(0)] == [str(old)]
-    assert gc.carry_out(gc.plan(0)) == [] and not old.exists()
+    assert gc.remove_items(gc.plan(0)) == [] and not old.exists()
 
 
 def test_logs_and_fetched_copies_go_when_they_are_old(home: Path) -> None:
@@ -189,7 +189,7 @@ def test_logs_and_fetched_copies_go_when_they_are_old(home: Path) -> None:
     found = gc.plan(30)
     assert places(found, "log") == {"r.jsonl"} and places(found, "fetched") == {"sft-1"}
     (home / "annotations.db").write_text("dear")
-    gc.carry_out(found)
+    gc.remove_items(found)
     assert sorted(path.name for path in home.rglob("*") if path.is_file()) >= ["annotations.db", "mlflow.db"]
     assert not (home / "fetched" / "sft-1").exists()
 
@@ -204,7 +204,7 @@ def test_a_collection_that_is_killed_leaves_nothing_half_removed(home: Path, mon
     with monkeypatch.context() as patched:
         patched.setattr(shutil, "rmtree", killed)
         with pytest.raises(KeyboardInterrupt):
-            gc.carry_out([item])
+            gc.remove_items([item])
     assert not made["corpus"].path.exists()
     (rest,) = places(gc.plan(0), "leftover")
     assert rest.startswith(f"{made['corpus'].path.name}.replaced-")
@@ -214,5 +214,5 @@ def test_a_collection_that_is_killed_leaves_nothing_half_removed(home: Path, mon
 def test_what_was_removed_is_written_down(home: Path) -> None:
     write_model(home / "fetched" / "m")
     found = [gc.Item(kind="fetched", place=str(home / "fetched" / "m"), size=3, why="old")]
-    assert json.loads(gc.note(found).read_text())[0]["size"] == 3
-    assert time.strftime("%Y") in gc.note(found).name
+    assert json.loads(gc.write_removal_log(found).read_text())[0]["size"] == 3
+    assert time.strftime("%Y") in gc.write_removal_log(found).name

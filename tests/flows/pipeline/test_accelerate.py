@@ -34,7 +34,7 @@ from alignment.stages import PRETRAIN, REWARD, SFT, VALIDATION, read_step
 from alignment.worker import noted
 from flows.pipeline.accelerate import launch
 from flows.pipeline.dag import keys, steps
-from flows.recipe.compute import launch_file
+from flows.recipe.compute import launch_options
 from flows.recipe.schema import check_files, load_recipe
 from tests.alignment.tiny_world import LINES, SIZES, comparison, demonstration, make_tokenizer, prompt, write
 from tests.conftest import TINY
@@ -138,7 +138,7 @@ def together(alone: tuple[Path, dict[str, Work]], tmp_path_factory: pytest.TempP
         text = replace(step, compute=TWO).to_json(directories)
         (made / stage / "launch" / "step.json").write_text(text, encoding="utf-8")
     options = made / "accelerate.yaml"
-    options.write_text(yaml.safe_dump(launch_file(TWO)), encoding="utf-8")
+    options.write_text(yaml.safe_dump(launch_options(TWO)), encoding="utf-8")
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(options)]
     work = ["--main_process_port", "0", "-m", "tests.flows.steps_in_processes"]
     places = [str(made / stage / "launch") for stage in alone[1]]
@@ -283,7 +283,7 @@ def test_a_process_that_is_killed_ends_the_others_and_the_log_says_so(
     with (
         caplog.at_level("INFO"),
         once_it_trains(out, lambda found: found[2].kill()) as found,
-        pytest.raises(TrainingError, match=r"without saying why; exit code -9 .*pretrain-2\.log") as raised,
+        pytest.raises(TrainingError, match=r"without an error message; exit code -9 .*pretrain-2\.log") as raised,
     ):
         launch(long_step[0], out, Journal(out), long_step[1])
     assert "failed (exitcode: -9) local_rank: " in str(raised.value)
@@ -337,7 +337,7 @@ def test_a_step_travels_to_another_process_as_it_is(inputs: dict[str, Path], tmp
         (["compute.accelerate_config=a.yaml"], "compute: accelerate_config a.yaml starts several processes"),
         (["compute.processes=0"], "compute.processes: 0 is not allowed; allowed is a whole number at least 1"),
         (["compute.processes=2", "align.method=rloo"], "align.method rloo runs in one process: set compute.processes"),
-        (["compute.processes=9"], "reward.batch_prompts 8 leaves some of the 9 processes without anything to do"),
+        (["compute.processes=9"], "reward.batch_prompts 8 leaves some of the 9 processes without work"),
     ],
 )
 def test_what_cannot_be_done_in_several_processes_is_refused(told: list[str], words: str) -> None:
@@ -351,8 +351,8 @@ def test_what_cannot_be_done_in_several_processes_is_refused(told: list[str], wo
         (None, "cannot be read .*No such file.*`accelerate config` writes such a file"),
         ("a: [", "cannot be read"),
         ("- 1", "holds no options"),
-        ("distributed_type: DEEPSPEED", "has distributed_type: DEEPSPEED.*DeepSpeed is for nothing here"),
-        ("distributed_type: FSDP", "has distributed_type: FSDP.*FSDP.* for alignment.ppo by itself"),
+        ("distributed_type: DEEPSPEED", "has distributed_type: DEEPSPEED.*DeepSpeed is not supported"),
+        ("distributed_type: FSDP", "has distributed_type: FSDP.*FSDP.* supported by alignment.ppo on its own"),
         ("distributed_type: MULTI_CPU", "has distributed_type: MULTI_CPU"),
         ("use_cpu: false", "has use_cpu: False.*stages keep their models on the processor"),
         ("num_machines: 2", "has num_machines: 2.*on its own machine"),
@@ -372,8 +372,8 @@ def test_launch_files_that_no_stage_can_be_started_with_are_refused(
 
 def test_the_launch_file_of_two_processes_is_accepted_and_processes_are_those_of_the_recipe() -> None:
     path = str(ROOT / "deploy" / "accelerate" / "cpu-2.yaml")
-    assert launch_file(ComputeConfig(processes=3, accelerate_config=path))["num_processes"] == 3
-    assert launch_file(ComputeConfig(processes=2, accelerate_config=path)) == launch_file(TWO)
+    assert launch_options(ComputeConfig(processes=3, accelerate_config=path))["num_processes"] == 3
+    assert launch_options(ComputeConfig(processes=2, accelerate_config=path)) == launch_options(TWO)
 
 
 def test_processes_are_no_part_of_a_key_and_of_training_stages_alone() -> None:

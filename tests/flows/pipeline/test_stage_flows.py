@@ -45,7 +45,7 @@ def test_what_people_wrote_is_taken_as_it_comes(recipe: Recipe, owner: LabelStud
 
 def test_recipes_that_ask_nobody_are_refused(recipe: Recipe) -> None:
     silent = load_recipe(str(TINY))
-    with pytest.raises(ConfigError, match=r"asks nobody to write: set labeling\.demonstrations\.prompts"):
+    with pytest.raises(ConfigError, match=r"asks for no written answers: set labeling\.demonstrations\.prompts"):
         collect_demonstrations(silent)
-    with pytest.raises(ConfigError, match="has no `labeling`, so nothing is to be judged"):
+    with pytest.raises(ConfigError, match="has no section `labeling`, so there is nothing to judge"):
         collect_comparisons(load_recipe(str(TINY), ["labeling=null", "comparisons.sources=[{path: town://c.jsonl}]"]))

@@ -11,7 +11,7 @@ from alignment.records import Comparison, Prompt, Response, read_records, write_
 from flows.pipeline import flow
 from flows.pipeline.dag import keys, steps
 from flows.recipe.schema import Recipe, load_recipe
-from flows.releases.manifest import failures, release_manifest
+from flows.releases.manifest import missed_gates, release_manifest
 from flows.tracking.runner import run_step
 from tests.conftest import TINY
 
@@ -67,7 +67,7 @@ def test_rules_are_part_of_the_key_and_of_the_log(place: Path) -> None:
     )
     manifest = release_manifest(ruled, made)
     assert manifest["method"] == "ppo" and manifest["models"]["policy"] == "models:/policy/1"
-    assert isinstance(failures(ruled.release_gate, manifest), list)
+    assert isinstance(missed_gates(ruled.release_gate, manifest), list)
 
 
 def test_a_snapshot_is_chosen_by_held_out_labels(place: Path) -> None:

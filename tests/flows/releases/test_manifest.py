@@ -8,7 +8,7 @@ import pytest
 from alignment.artifacts import Artifact
 from alignment.config.stages import ReleaseGate, RewardGate
 from alignment.errors import GateError
-from flows.releases.manifest import failures, require
+from flows.releases.manifest import check_reward_gate, missed_gates
 
 GATE = ReleaseGate(min_win_rate=0.6, min_win_rate_low=0.5, min_harmless=0.9, max_truthful_drop=0.05, max_tax_ratio=1.1)
 NONE = ReleaseGate()
@@ -28,8 +28,8 @@ def manifest(rate=0.7, low=0.55, harmless=0.95, truthful=(0.8, 0.78), tax=(2.0, 
 
 
 def test_what_passes_misses_nothing() -> None:
-    assert failures(GATE, manifest()) == []
-    assert failures(NONE, manifest(0, 0, 0, (1, 0), (1, 9))) == []
+    assert missed_gates(GATE, manifest()) == []
+    assert missed_gates(NONE, manifest(0, 0, 0, (1, 0), (1, 9))) == []
 
 
 @pytest.mark.parametrize(
@@ -43,11 +43,11 @@ def test_what_passes_misses_nothing() -> None:
     ],
 )
 def test_each_figure_that_misses_says_which_and_by_how_much(figures, missed) -> None:
-    assert failures(GATE, manifest(**figures)) == [missed]
+    assert missed_gates(GATE, manifest(**figures)) == [missed]
 
 
 def test_all_misses_are_named_in_order() -> None:
-    missed = failures(GATE, manifest(0, 0, 0, (1, 0), (1, 9)))
+    missed = missed_gates(GATE, manifest(0, 0, 0, (1, 0), (1, 9)))
     names = ["min_win_rate", "min_win_rate_low", "min_harmless", "max_truthful_drop", "max_tax_ratio"]
     assert [line.split(":")[0] for line in missed] == [f"release_gate.{name}" for name in names]
 
@@ -55,27 +55,27 @@ def test_all_misses_are_named_in_order() -> None:
 def test_the_limit_itself_passes() -> None:
     limits = {"min_win_rate": 0.5, "min_win_rate_low": 0.25, "min_harmless": 0.75, "max_truthful_drop": 0.25}
     exact = ReleaseGate(**limits, max_tax_ratio=1)
-    assert failures(exact, manifest(0.5, 0.25, 0.75, (0.75, 0.5), (2, 2))) == []
+    assert missed_gates(exact, manifest(0.5, 0.25, 0.75, (0.75, 0.5), (2, 2))) == []
 
 
 def test_a_policy_that_became_more_truthful_passes() -> None:
-    assert failures(ReleaseGate(max_truthful_drop=0), manifest(truthful=(0.5, 0.9))) == []
+    assert missed_gates(ReleaseGate(max_truthful_drop=0), manifest(truthful=(0.5, 0.9))) == []
 
 
 def test_what_was_not_measured_does_not_pass() -> None:
-    missed = failures(GATE, manifest(gold=False))  # a win by the reward model's own score is no measurement
+    missed = missed_gates(GATE, manifest(gold=False))  # a win by the reward model's own score is no measurement
     assert missed == [
         "release_gate.min_win_rate 0.6 was not measured (no gold judge)",
         "release_gate.min_win_rate_low 0.5 was not measured (no gold judge)",
         "release_gate.min_harmless 0.9 was not measured (no gold judge)",
         "release_gate.max_truthful_drop 0.05 was not measured (no gold judge)",
     ]
-    assert failures(NONE, manifest(gold=False)) == []
+    assert missed_gates(NONE, manifest(gold=False)) == []
 
 
 def test_a_figure_that_is_not_a_number_does_not_pass() -> None:
     lost = float("nan")
-    missed = failures(GATE, manifest(lost, lost, lost, (lost, lost), (2.0, lost)))
+    missed = missed_gates(GATE, manifest(lost, lost, lost, (lost, lost), (2.0, lost)))
     assert len(missed) == 5
 
 
@@ -87,5 +87,5 @@ def reward(directory: Path, **figures: float) -> Artifact:
 def test_a_reward_model_below_its_gate_stops_the_pipeline_in_words(tmp_path) -> None:
     weak = reward(tmp_path, accuracy_heldout_prompts=0.5)
     with pytest.raises(GateError, match=r"orders 0\.500 of the held-out pairs .* asks for 0\.55: collect more"):
-        require(weak, RewardGate(min_accuracy_heldout_prompts=0.55))
-    require(weak, RewardGate(min_accuracy_heldout_prompts=0.5))
+        check_reward_gate(weak, RewardGate(min_accuracy_heldout_prompts=0.55))
+    check_reward_gate(weak, RewardGate(min_accuracy_heldout_prompts=0.5))

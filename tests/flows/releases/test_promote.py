@@ -35,7 +35,7 @@ def test_a_gate_holds_until_somebody_says_why_not(home: Path) -> None:
     assert promote_version(good) == f"models:/{good}" and champion() == "1"
     with pytest.raises(GateError, match=r"policy/2 is not promoted: release bad missed its gate: .*missed 0\.7 by"):
         promote_version(bad)
-    with pytest.raises(ConfigError, match="'ok' is no reason: say in 3 words or more why"):
+    with pytest.raises(ConfigError, match="'ok' is too short: give the reason in 3 words or more"):
         promote_version(bad, despite="ok")
     assert champion() == "1"
     promote_version(bad, despite="the judges were asleep")
@@ -54,7 +54,7 @@ def test_the_newest_release_of_a_version_counts(home: Path) -> None:
 
 def test_a_version_without_a_release_or_that_is_not_there_is_named(home: Path) -> None:
     run_stage("ppo", text_model, config=SFTConfig(), model="policy")
-    with pytest.raises(GateError, match="no release has policy/1 in it; run its recipe to the end"):
+    with pytest.raises(GateError, match="no release contains policy/1; run its recipe to the end"):
         promote_version("policy/1")
     with pytest.raises(ArtifactError, match="policy has versions 1"):
         promote_version("policy/9")

@@ -19,7 +19,7 @@ from alignment.journal import Journal
 from alignment.records import Prompt, Response, ResponseSet, read_records, write_records
 from alignment.town import build_town
 from flows.annotation.collect import collect
-from flows.failures import StageStopped, told_in_words
+from flows.failures import StageStopped, friendly_errors
 from flows.stack import outages
 from flows.tracking import metrics, runs
 from flows.tracking.metrics import METRICS_FILE, send_all
@@ -127,7 +127,7 @@ def test_a_long_outage_ends_the_stage_in_words_and_it_goes_on_afterwards(
         impatient.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
         run_stage("sft", work, config=SFTConfig(epochs=3))
     told = str(ended.value)
-    assert "'sft' stopped because MLflow" in told and "`rlhf up`" in told and "the same command goes on" in told
+    assert "'sft' stopped because MLflow" in told and "`rlhf up`" in told and "the same command resumes" in told
     (kept,) = (tmp_path / "artifacts").glob("sft-*.partial")
     assert str(kept) in told and mlflow.active_run() is None
     tracked.start()
@@ -185,7 +185,7 @@ def test_steps_that_are_trained_again_count_once(home: Path, drift: float) -> No
     sent = [(1, 1.0), (2, 0.5), (3, 1 / 3), (4, 0.25), (5, 0.2 + drift)]  # what was told stays told
     assert history(made.run_id) == sent
     told = MlflowClient().get_run(made.run_id).data.tags.get("rlhf.metrics", "")
-    assert ("step 3 and after came out otherwise" in told) == bool(drift)
+    assert ("step 3 and later have other values" in told) == bool(drift)
 
 
 # --- Label Studio ------------------------------------------------------------------------------------------------
@@ -258,7 +258,7 @@ def test_a_pull_waits_for_label_studio_and_in_the_end_says_what_to_do(
     assert len(cable.lost) == 1 and again["judgements"] == first["judgements"]
     cable.cut()
     monkeypatch.setenv("RLHF_PATIENCE_SECONDS", "1")
-    with pytest.raises(ServerUnavailable, match=r"for 0\.0 minutes; what was judged is kept, the same command goes on"):
+    with pytest.raises(ServerUnavailable, match=r"for 0\.0 minutes; what was judged is kept, the same command resumes"):
         collect(labeling("pulled"), tmp_path / "c", Journal(tmp_path / "c"), responses=responses(town), town=town)
 
 
@@ -316,7 +316,7 @@ def states(server: Server) -> list[str]:
 
 
 def test_an_error_of_the_program_is_not_taken_for_an_outage() -> None:
-    with pytest.raises(ZeroDivisionError), told_in_words():
+    with pytest.raises(ZeroDivisionError), friendly_errors():
         _ = 1 / 0
-    with pytest.raises(RLHFError, match=r"Prefect .* did not answer.*the same command goes on"), told_in_words():
+    with pytest.raises(RLHFError, match=r"Prefect .* did not answer.*the same command resumes"), friendly_errors():
         httpx.get(f"http://127.0.0.1:{free_port()}")

@@ -141,7 +141,7 @@ def test_who_has_no_password_is_refused(production: Site) -> None:
         assert http.post(flows, json={}).status_code == 401
         assert http.post(flows, json={}, auth=("rlhf", known.prefect_auth.split(":")[1])).status_code == 200
         assert http.get(f"{production.url('label-studio')}/api/projects").status_code == 401
-    assert "password authentication failed" in postgres.ask(production.addresses["postgres"], "a guess")[0]
+    assert "password authentication failed" in postgres.probe(production.addresses["postgres"], "a guess")[0]
     with pytest.raises(postgres.psycopg.OperationalError, match="permission denied for database"):
         host, _, port = production.addresses["postgres"].rpartition(":")
         postgres.psycopg.connect(

@@ -19,7 +19,7 @@ from alignment.config.stages import PretrainConfig, SFTConfig
 from alignment.errors import TrainingError
 from alignment.journal import Journal
 from alignment.training.loop import write_state
-from flows.failures import StageStopped, told_in_words
+from flows.failures import StageStopped, friendly_errors
 from flows.tracking import links, runs
 from tests.flows.faulty import until
 from tests.flows.tiny import run_stage
@@ -65,7 +65,7 @@ def test_a_full_disk_keeps_the_last_checkpoint_and_the_same_command_goes_on(home
     with largest_file(8_000_000), pytest.raises(StageStopped) as ended:
         run_stage("ppo", work, config=SFTConfig())
     told = str(ended.value)
-    assert "no room left to write" in told and "last checkpoint: step-00001.pt" in told and "free some space" in told
+    assert "no disk space left" in told and "last checkpoint: step-00001.pt" in told and "free some space" in told
     run = only_run()
     assert run.info.status == "FAILED" and run.data.tags[runs.TAG_REASON] == f"StageStopped: {told}"
     assert run.data.tags[links.TAG_NOTE] == run.data.tags[runs.TAG_REASON]  # what MLflow's page shows as description
@@ -90,7 +90,7 @@ def allocate_array(_: Path, journal: Journal) -> Mapping[str, float]:
 
 @pytest.mark.parametrize("work", [allocate, allocate_array])
 def test_used_up_memory_names_the_options_that_need_less(home: Path, work: object) -> None:
-    with pytest.raises(StageStopped, match=r"needs more memory.*lower ppo\.micro_batch_tokens.*is kept in"):
+    with pytest.raises(StageStopped, match=r"ran out of memory.*lower ppo\.micro_batch_tokens.*is kept in"):
         run_stage("ppo", work, config=SFTConfig())  # type: ignore[arg-type]
     assert only_run().info.status == "FAILED"
 
@@ -109,7 +109,7 @@ def step_then(home: str, uri: str, end: str) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)  # who starts tests in the background has it ignored
     os.environ["RLHF_HOME"] = home
     mlflow.set_tracking_uri(uri)
-    with told_in_words():
+    with friendly_errors():
         run_stage("ppo", work, config=SFTConfig())
 
 
@@ -132,12 +132,12 @@ def test_a_stopped_stage_is_killed_in_mlflow_and_goes_on(
     run = only_run()
     if end == "Ctrl-C":
         assert (process.exitcode, run.info.status) == (1, "KILLED")
-        assert run.data.tags[runs.TAG_REASON] == "KeyboardInterrupt: stopped; the same command goes on"
+        assert run.data.tags[runs.TAG_REASON] == "KeyboardInterrupt: stopped; the same command resumes"
     else:
         assert (process.exitcode, run.info.status) == (-signal.SIGKILL, "RUNNING")
     with caplog.at_level(logging.WARNING, "flows.tracking.runs"):
         made = run_stage("ppo", finishing, config=SFTConfig())
-    assert ("did not say how it ended (killed, out of memory" in caplog.text) == (end == "out of memory")
+    assert ("has no end state (killed, out of memory" in caplog.text) == (end == "out of memory")
     assert (made.run_id, only_run().info.status) == (run.info.run_id, "FINISHED")
     assert [metric.step for metric in MlflowClient().get_metric_history(made.run_id, "loss")] == [1]
 

@@ -42,7 +42,7 @@ def test_a_run_leaves_lines_that_name_it_and_the_stage(home: Path) -> None:
     assert (
         lost["level"] == "WARNING" and lost["logger"] == "flows.tracking.runner" and lost["stage_run_id"] == made.run_id
     )
-    assert [line["message"][:7] for line in in_stage if line["logger"] == "rlhf.runs"] == ["made in", "found d"]
+    assert [line["message"][:6] for line in in_stage if line["logger"] == "rlhf.runs"] == ["finish", "cached"]
     assert all(line["time"].endswith("+00:00") for line in said)
 
 
@@ -57,7 +57,7 @@ def test_a_stage_that_fails_says_so_with_its_name(home: Path) -> None:
 def test_a_resumed_run_goes_on_in_the_same_file_and_lines_of_threads_name_the_run(tmp_path: Path) -> None:
     log = logging.getLogger("labeling.tests")
     for word in ("one", "two"):
-        with logs.kept("run-1", run_id="run-1") as path:
+        with logs.log_to_file("run-1", run_id="run-1") as path:
             thread = threading.Thread(target=lambda word=word: log.info(word))
             thread.start()
             thread.join()
@@ -69,7 +69,7 @@ def test_secrets_are_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     credentials = {"label_studio_password": "pass-word-9", "production": {"prefect_auth": "rlhf:secret-77"}}
     (tmp_path / "credentials.json").write_text(json.dumps(credentials))
     log = logging.getLogger("flows.tests")
-    with logs.kept("run-1") as path:
+    with logs.log_to_file("run-1") as path:
         try:
             raise ValueError(f"refused: {SECRET}")
         except ValueError:
@@ -84,7 +84,7 @@ def test_secrets_are_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_a_file_is_bounded_and_a_torn_line_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(logs, "LONGEST_BYTES", 10_000)
     log = logging.getLogger("flows.tests")
-    with logs.kept("run-1") as path:
+    with logs.log_to_file("run-1") as path:
         for number in range(300):
             log.info("line %d %s", number, "x" * 100)
     files = sorted(path.parent.iterdir())
@@ -99,10 +99,10 @@ def test_the_command_prints_a_run_and_says_what_there_is(tmp_path: Path) -> None
     log = logging.getLogger("flows.tests")
     told = {"RLHF_HOME": str(tmp_path)}
     nothing = CliRunner().invoke(app, ["logs"], env=told)
-    assert isinstance(nothing.exception, ArtifactError) and "none is there yet" in str(nothing.exception)
-    with logs.kept("abc-1"), logs.about(stage="sft"):
+    assert isinstance(nothing.exception, ArtifactError) and "there is none yet" in str(nothing.exception)
+    with logs.log_to_file("abc-1"), logs.log_context(stage="sft"):
         log.info("in a stage [bold]as it is")
-    with logs.kept("abd-2"):
+    with logs.log_to_file("abd-2"):
         log.info("newest")
     assert "newest" in CliRunner().invoke(app, ["logs"], env=told).output
     shown = CliRunner().invoke(app, ["logs", "abc", "--stage", "sft"], env=told).output
