@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from alignment.errors import ConfigError
-from alignment.models.logprobs import narrowed_as_now
+from alignment.models.logprobs import current_narrowing
 from alignment.ppo.config import PPOConfig
 
 HALF = (torch.float16, torch.bfloat16)
@@ -77,6 +77,6 @@ def _recomputed(forward: Any, *args: Any, **options: Any) -> Any:
         *args,
         use_reentrant=False,
         preserve_rng_state=False,
-        context_fn=lambda: (nullcontext(), narrowed_as_now()),
+        context_fn=lambda: (nullcontext(), current_narrowing()),
         **options,
     )

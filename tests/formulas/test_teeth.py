@@ -208,8 +208,8 @@ MUTANTS = [
     ("ppo.update", "return loss.sum()", "return loss.mean()", accumulation.check_accumulation),
     (
         "ppo.update",
-        "batch, config, found) / tokens",
-        "batch, config, found) / batch.real_tokens",
+        "batch, config, loss_sums) / tokens",
+        "batch, config, loss_sums) / batch.real_tokens",
         accumulation.check_accumulation,
     ),
     ("ppo.update", "policy_loss + config.value_coef *", "policy_loss +", layouts.check_shared_trunk_gradient),

@@ -72,7 +72,7 @@ def test_what_is_wrong_in_a_tree_is_put_aside_alone(tmp_path) -> None:
         "a reply without a rank among several": 2,
         "an empty assistant message": 1,
         "a deleted message": 1,
-        "a message that is no assistant message with `text`, where one belongs": 2,
+        "expected a message of role assistant with `text`": 2,
         "two replies to a message are the same": 1,
     }
     (empty,) = (row for row in bad if "empty" in row.reason)
@@ -138,10 +138,10 @@ def test_a_response_without_a_score_is_put_aside_and_the_others_count(tmp_path) 
     good, bad = read(tmp_path, [row], "scores")
     assert pairs(good) == [("e", "a", 1)]
     assert Counter(one.reason for one in bad) == {
-        "a response whose score is no number": 3,
+        "the score of a response is not a number": 3,
         "an empty response": 1,
         "two responses to a prompt are the same": 1,
-        "a response that is no text but int": 1,
+        "a response is not text but int": 1,
     }
 
 

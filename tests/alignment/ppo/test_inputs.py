@@ -104,7 +104,7 @@ def test_rewards_must_be_named_and_fit_the_tokenizer(tmp_path) -> None:
     twice = [RuleReward("a", 1.0, world.count_w7), RuleReward("a", 2.0, world.count_w7)]
     with pytest.raises(ConfigError, match="a name of its own"):
         _train(tmp_path, reward=twice)
-    with pytest.raises(CheckpointError, match="knows 7 tokens"):
+    with pytest.raises(CheckpointError, match="has 7 embeddings"):
         _train(tmp_path, reward=scalar_model_from(world.policy(vocab_size=7)))
     with pytest.raises(CheckpointError, match="no per-token head"):
         _train(tmp_path, reward=world.policy())
