@@ -167,7 +167,7 @@ def _rule_scores(rule: RuleReward, prompts: list[str], responses: list[str]) -> 
         ) from error
     if len(values) != len(responses):
         raise TrainingError(
-            f"reward '{rule.name}' returned {len(values)} values for {len(responses)} responses; return one per response"
+            f"reward '{rule.name}' returned {len(values)} values for {len(responses)} responses; return one for each"
         )
     return torch.tensor(values)
 

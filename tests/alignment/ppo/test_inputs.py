@@ -148,7 +148,7 @@ def test_prompts_of_a_dataset() -> None:
         "{% for m in messages %}w2 {{ m.content }} {% endfor %}{% if add_generation_prompt %}w9{% endif %}"
     )
     assert tokenized_prompts(chat, tokenizer) == [[2, 3, 4, 9]]
-    with pytest.raises(DataError, match="name the one to use 'prompt'"):
+    with pytest.raises(DataError, match="rename the column to 'prompt'"):
         tokenized_prompts(Dataset.from_dict({"question": ["w3"]}), tokenizer)
 
 
@@ -166,13 +166,13 @@ def test_prompts_of_token_ids() -> None:
 
 
 def test_prompts_and_policy_must_fit_each_other(tmp_path) -> None:
-    with pytest.raises(CheckpointError, match="prompt 1 has the token ids 3 to 20 and the policy knows 0 to 19"):
+    with pytest.raises(CheckpointError, match="prompt 1 has the token ids 3 to 20 and the policy has 0 to 19"):
         _train(tmp_path, prompts=[[3], [3, 20]])
     with pytest.raises(CheckpointError, match="the token ids -1 to 3"):
         _train(tmp_path, prompts=[[3, -1]])
     tokenizer = world.tokenizer()
     tokenizer.add_special_tokens({"eos_token": "<end>"})
-    with pytest.raises(CheckpointError, match="EOS is token 20 and the policy knows 0 to 19"):
+    with pytest.raises(CheckpointError, match="EOS is token 20 and the policy has 0 to 19"):
         _train(tmp_path, tokenizer)
     with pytest.raises(CheckpointError, match="LlamaForSequenceClassification has no output head"):
         _train(tmp_path, policy=world.reward_model())
