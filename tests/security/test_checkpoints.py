@@ -128,9 +128,7 @@ def test_a_hostile_state_of_pretraining_is_not_read(tmp_path: Path, mark: Path) 
     state = TrainingState(tmp_path / "checkpoint", model, optimizer, cosine_schedule(optimizer, 4, 0.1, 0.1))
     state.save(1)
     torch.save({"step": 1, "model": Evil(mark)}, state.file)
-    with pytest.raises(
-        CheckpointError, match=r"state\.pt contains objects other than tensors.*remove .*checkpoint to start"
-    ):
+    with pytest.raises(CheckpointError, match=r"state\.pt contains objects other.*remove .*checkpoint to start"):
         state.resume()
     assert not mark.exists()
 

@@ -151,7 +151,7 @@ def test_a_response_without_a_score_is_put_aside_and_the_others_count(tmp_path) 
         ({"responses": ["a"], "scores": [1]}, "no prompt: none of prompt, instruction, question"),
         ({"prompt": "Q?"}, "no responses: none of"),
         ({"prompt": "Q?", "responses": "ab"}, "no list but str"),
-        ({"prompt": "Q?", "responses": ["a", "b"], "scores": [1]}, "not a list as long"),
+        ({"prompt": "Q?", "responses": ["a", "b"], "scores": [1]}, "not a list of the same length"),
         ({"prompt": "Q?", "responses": ["a"], "scores": [1]}, "fewer than two usable responses"),
         ({"prompt": " ", "responses": ["a", "b"], "scores": [1, 2]}, "an empty user turn"),
         ({"prompt": "Q?", "responses": [{"score": 1}, {"text": "b", "score": 2}]}, "no text: none of"),

@@ -151,7 +151,7 @@ def test_rloo_leaves_prompts_with_special_tokens_out(place) -> None:
     rows = [(row, prompt_tokens(tokenizer, row.messages)) for row in (prompt("Who?"), prompt(f"{ASSISTANT} Who?"))]
     dataset, unlike = conversations(rows, tokenizer)
     assert len(dataset) == unlike == 1 and dataset[0]["prompt_tokens"] == rows[0][1]
-    with pytest.raises(DataError, match="all 1 prompts hold special tokens"):
+    with pytest.raises(DataError, match="all 1 prompts contain special tokens"):
         conversations(rows[1:], tokenizer)
 
 
