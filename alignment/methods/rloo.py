@@ -35,7 +35,7 @@ TOKEN_BUDGET = 8192
 
 
 class RLOOConfig(Config):
-    """REINFORCE with a leave-one-out baseline (Ahmadian et al. 2024): k responses per prompt replace the value model."""
+    """REINFORCE with a leave-one-out baseline (Ahmadian et al. 2024): k responses per prompt, no value model."""
 
     steps: Count = Field(60, description="rollouts, each with its update")
     batch_size: Count = Field(128, description="episodes per step")

@@ -84,10 +84,10 @@ def test_what_is_wrong_in_a_tree_is_put_aside_alone(tmp_path) -> None:
     [
         ({"prompt": "Who?"}, "no tree"),
         ({"messages": []}, "no tree"),
-        ({"prompt": reply("Ada", 0)}, "a message that is no prompter message"),
+        ({"prompt": reply("Ada", 0)}, "expected a message of role prompter"),
         ({"prompt": asked("Who?") | {"replies": "none"}}, "`replies` is not a list"),
         ({"prompt": asked("Who?", reply("a", 0) | {"replies": 3})}, "`replies` is not a list"),
-        (["Who?"], "expected an object, found list"),
+        (["Who?"], "expected an object, not list"),
     ],
 )
 def test_a_row_that_is_no_tree_is_rejected(tmp_path, row, reason) -> None:
@@ -150,7 +150,7 @@ def test_a_response_without_a_score_is_put_aside_and_the_others_count(tmp_path) 
     [
         ({"responses": ["a"], "scores": [1]}, "no prompt: none of prompt, instruction, question"),
         ({"prompt": "Q?"}, "no responses: none of"),
-        ({"prompt": "Q?", "responses": "ab"}, "no list but str"),
+        ({"prompt": "Q?", "responses": "ab"}, "not a list but str"),
         ({"prompt": "Q?", "responses": ["a", "b"], "scores": [1]}, "not a list of the same length"),
         ({"prompt": "Q?", "responses": ["a"], "scores": [1]}, "fewer than two usable responses"),
         ({"prompt": " ", "responses": ["a", "b"], "scores": [1, 2]}, "an empty user turn"),

@@ -27,7 +27,7 @@ from tests.alignment.ppo import world
         ({"steps": 5, "warmup_steps": 4, "value_warmup_steps": 2}, "does not fit in the 3 steps"),
         ({"score_clip": 1.0, "missing_eos": "replace", "missing_eos_penalty": 2.0}, "would cut"),
         ({"temperature": 0}, "greater than 0"),
-        ({"value_coef": 0.5}, "value_coef 0.5 does nothing in layout separate: .* set layout to shared_trunk"),
+        ({"value_coef": 0.5}, "value_coef 0.5 has no effect in layout separate: .* set layout to shared_trunk"),
         ({"vf_coef": 0.5}, "Extra inputs"),
     ],
 )
@@ -102,7 +102,7 @@ def test_rewards_may_be_arrays(tmp_path) -> None:
 
 def test_rewards_must_be_named_and_fit_the_tokenizer(tmp_path) -> None:
     twice = [RuleReward("a", 1.0, world.count_w7), RuleReward("a", 2.0, world.count_w7)]
-    with pytest.raises(ConfigError, match="a name of its own"):
+    with pytest.raises(ConfigError, match="each with a unique name"):
         _train(tmp_path, reward=twice)
     with pytest.raises(CheckpointError, match="has 7 embeddings"):
         _train(tmp_path, reward=scalar_model_from(world.policy(vocab_size=7)))
