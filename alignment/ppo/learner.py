@@ -28,7 +28,7 @@ class Learner:
 
     @classmethod
     def of(cls, policy: PreTrainedModel, value_model: PreTrainedModel, config: PPOConfig) -> "Learner":
-        """Optimizers over the weights that the layout trains, and the average, initialized with the policy's weights."""
+        """Optimizers over the weights that the layout trains, and the average, which starts at the policy's weights."""
         shards = split(policy, value_model, config)
         policy_weights, value_weights = trained_weights(policy, value_model)
         for model in (policy, value_model):

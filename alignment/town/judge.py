@@ -97,7 +97,7 @@ class Verdict:
 
 
 class Judge:
-    """Scores responses against the facts of one town. Raises ConfigError for a criterion without a scoring function."""
+    """Scores responses against the facts of a town. Raises ConfigError for a criterion without a scoring function."""
 
     def __init__(self, world: World) -> None:
         if missing := [name for name in CRITERION_NAMES if name not in SCORING]:
@@ -115,7 +115,7 @@ class Judge:
         return Judge(World.load(facts))
 
     def __call__(self, prompt: Prompt, response: str) -> Verdict:
-        """Judge one response to one prompt of the town."""
+        """Judge a response to a prompt of the town."""
         text = response.strip()
         claims = self.claims(text, str(prompt.meta.get("name", "")))
         reading = Reading(prompt, text, claims, [c for c in claims if not self.holds(c)], find_harm(text))

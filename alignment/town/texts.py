@@ -65,7 +65,7 @@ def other_value(attribute: str, value: str, rng: random.Random) -> str:
 
 
 def life(world: World, rng: random.Random) -> str:
-    """Several statements about one person."""
+    """Several statements about a person."""
     name = rng.choice(list(world.people))
     attributes = rng.sample(list(words.ATTRIBUTES), rng.randint(2, len(words.ATTRIBUTES)))
     return " ".join(state(world, name, attribute, rng) for attribute in attributes)

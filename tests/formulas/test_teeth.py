@@ -352,8 +352,8 @@ MUTANTS = [
     ("evaluation.overoptimization", ".pow(2).mean().sqrt()", ".pow(2).mean()", overoptimization.check_residual),
     (
         "evaluation.overoptimization",
-        "math.comb(place, n - 1)",
-        "math.comb(place + 1, n - 1)",
+        "math.comb(rank, n - 1)",
+        "math.comb(rank + 1, n - 1)",
         overoptimization.check_best_of_n,
     ),
     (
