@@ -158,7 +158,7 @@ def test_prompts_of_token_ids() -> None:
     for given in (ids, torch.tensor(ids), torch.tensor(ids).numpy(), dataset["input_ids"]):
         assert tokenized_prompts(given, tokenizer) == ids
         assert all(type(token) is int for prompt in tokenized_prompts(given, tokenizer) for token in prompt)
-    with pytest.raises(DataError, match=r"give the column alone, prompts\['input_ids'\]"):
+    with pytest.raises(DataError, match=r"pass the column itself, prompts\['input_ids'\]"):
         tokenized_prompts(dataset, tokenizer)
     for wrong in (["w3 w4"], [{"prompt": "w3"}], [["w3", "w4"]], dataset.to_iterable_dataset(), tokenizer(["w3"])):
         with pytest.raises(DataError, match=r"prompt 0 is .*, not a list of token ids"):
