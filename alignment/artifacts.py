@@ -1,7 +1,7 @@
-"""Outputs of stages: what they are called, what they came from, and how they appear all at once or not at all.
+"""Outputs of stages: their names, keys and digests, and how they are published atomically.
 
-An artifact's *key* says what went in (stage, version, options, inputs, files read), so the same work has the same key
-on every machine. Its *digest* says what came out, so a changed or half-written output is noticed.
+An artifact's *key* is a hash of what went in (stage, version, options, inputs, files read), so the same work has the
+same key on every machine. Its *digest* is a hash of the output, so a changed or half-written output is detected.
 """
 
 import hashlib
@@ -25,10 +25,10 @@ PRIVATE = 0o600  # mode of a file that only its owner may read
 
 
 class Artifact(BaseModel):
-    """A handle on the published output of a stage; what travels between stages instead of models and tensors.
+    """A handle on the published output of a stage, which stages exchange instead of models and tensors.
 
-    `model` is the registered version ("models:/sft/3") where the stage made one. `cached` and `seconds` tell of the run
-    that made it: whether this call found it done, and how long the work took when it was done.
+    `model` is the registered version ("models:/sft/3") if the stage registers one. `cached` is whether this
+    call reused an earlier output, `seconds` how long the work took when it was done.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
@@ -43,7 +43,7 @@ class Artifact(BaseModel):
     seconds: float = 0.0
 
     def file(self, name: str) -> Path:
-        """The path of one of its files. Raises ArtifactError when there is none of that name."""
+        """The path of a file of the output. Raises ArtifactError if there is no file of that name."""
         path = self.path / name
         if not path.exists():
             raise ArtifactError(
@@ -52,21 +52,21 @@ class Artifact(BaseModel):
         return path
 
     def result(self) -> dict[str, float]:
-        """The figures that the stage returned."""
+        """The metrics that the stage returned."""
         return read_result(self.path)
 
 
 def canonical(value: object) -> Any:
-    """The plain JSON form of a value that is the same in every process; 3 and 3.0 are one number.
+    """The plain JSON form of a value, which is the same in every process; 3 and 3.0 are the same number.
 
-    Raises ArtifactError for what has no such form: sets (order), functions and objects (addresses), floats that are not
-    finite, and paths (a path is not its content: pass the digest of the file).
+    Raises ArtifactError for values without such a form: sets (order), functions and objects (addresses), infinite
+    floats and NaN, and paths (a path is not its content: pass the digest of the file).
     """
     if value is None or isinstance(value, bool | int | str):
         return value
     if isinstance(value, float):
         if not math.isfinite(value):
-            raise ArtifactError(f"{value} cannot be part of a key: give a finite number")
+            raise ArtifactError(f"{value} cannot be part of a key: use a finite number")
         return int(value) if value.is_integer() else value
     if isinstance(value, BaseModel):
         return canonical(value.model_dump(mode="python"))
@@ -92,9 +92,9 @@ def fingerprint(value: object) -> str:
 def stage_key(
     stage: str, *, version: int, config: object, inputs: Mapping[str, str], file_digests: Sequence[str], seed: int
 ) -> str:
-    """The key of a stage's output: everything that may change the result, and nothing else.
+    """The key of a stage's output: a hash of everything that may change the result, and nothing else.
 
-    `version` is the stage's own number, raised when its code changes meaning; `inputs` maps names to keys.
+    `version` is the stage's version number, raised when its code changes the result; `inputs` maps names to keys.
     """
     return fingerprint(
         {
@@ -109,7 +109,7 @@ def stage_key(
 
 
 def output_name(stage: str, key: str) -> str:
-    """The directory name of a stage's output. Raises ArtifactError for a stage or key that is no plain name."""
+    """The directory name of a stage's output. Raises ArtifactError for a stage or key that is not a plain name."""
     if not re.fullmatch(r"[A-Za-z]\w*", stage) or not re.fullmatch(r"\w+", key):
         raise ArtifactError(f"{stage!r} and {key!r} name no output of a stage: was a run's tag changed in MLflow?")
     return f"{stage}-{key[:KEY_LENGTH_IN_NAMES]}"
@@ -134,7 +134,7 @@ def directory_digest(directory: Path) -> str:
 
 
 def content_digest(path: Path) -> str:
-    """The digest of a file or a directory. Raises DataError when there is neither."""
+    """The digest of a file or a directory. Raises DataError if neither exists."""
     if path.is_dir():
         return directory_digest(path)
     if path.is_file():
@@ -148,7 +148,7 @@ def write_json(path: Path, value: object) -> None:
 
 
 def write_text(path: Path, text: str, mode: int = 0o666) -> None:
-    """Write a file by a rename, so that a reader sees the whole file or none. `mode` is subject to the umask."""
+    """Write a file atomically, by a rename: a reader sees the whole file or none. `mode` is subject to the umask."""
     temporary = path.with_name(path.name + ".partial")
     temporary.unlink(missing_ok=True)  # left by a killed process, perhaps with another mode
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
@@ -160,7 +160,7 @@ def write_text(path: Path, text: str, mode: int = 0o666) -> None:
 
 
 def read_result(directory: Path) -> dict[str, float]:
-    """The figures in `result.json` of a stage's output."""
+    """The metrics in `result.json` of a stage's output."""
     path = directory / "result.json"
     try:
         result: dict[str, float] = json.loads(path.read_text(encoding="utf-8"))
@@ -170,9 +170,9 @@ def read_result(directory: Path) -> dict[str, float]:
 
 
 def publish(work: Path, final: Path) -> None:
-    """Move a finished directory to its final name in one step; whatever was there before is removed.
+    """Move a finished directory to its final name atomically; an earlier directory of that name is removed.
 
-    The files are flushed to disk first: after a power cut the name never stands for less than it should.
+    The files are flushed to disk first, so that after a power cut the name never refers to incomplete files.
     """
     for path in work.rglob("*"):
         if path.is_file():

@@ -1,4 +1,4 @@
-"""The criteria that a response is rated on: one table, from which every other place is derived.
+"""The criteria that a response is rated on: a single table, from which everything else is derived.
 
 To add a criterion, add a row here and its scoring function to `alignment.town.judge.SCORING`. The rating screen, its
 guidelines, the parser, the simulated annotators, agreement, reports and figures follow.

@@ -1,17 +1,17 @@
-"""Every error this package raises on purpose. The message says what, which value, and what to do next.
+"""The errors that this package raises. Messages say what is wrong, with which value, and what to do next.
 
 RLHFError
 ├── ConfigError       an option that is unknown, of the wrong type, or impossible together with another
 ├── DataError         input rows or files that cannot be used
 ├── CheckpointError   a model or tokenizer that cannot be loaded or does not fit its use
 ├── ArtifactError     a stage output that is missing, incomplete or was changed
-├── TrainingError     a run that cannot go on (a loss that is not finite, a policy that diverged)
-└── GateError         a figure that a gate of the recipe demands and that was not reached
+├── TrainingError     a run that cannot continue (a loss that is not finite, a policy that diverged)
+└── GateError         a metric below the threshold of a gate of the recipe
 """
 
 
 class RLHFError(Exception):
-    """Base of all errors raised on purpose; the command line prints these without a traceback."""
+    """Base of all errors of this package; the command line prints them without a traceback."""
 
 
 class ConfigError(RLHFError):
@@ -31,7 +31,7 @@ class ArtifactError(RLHFError):
 
 
 class TrainingError(RLHFError):
-    """A training run that cannot go on; the message names the last good checkpoint."""
+    """A training run that cannot continue; the message names the last good checkpoint."""
 
 
 class GateError(RLHFError):

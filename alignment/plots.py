@@ -1,4 +1,4 @@
-"""Plots that stages share: metrics over steps, and the look of a figure."""
+"""Plots that stages share: metrics over steps, and the style of a figure."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,7 +9,7 @@ STYLE: dict[str, Any] = {"linewidth": 1.6}
 
 
 def curve(lines: Sequence[Mapping[str, Any]], names: Sequence[str], title: str) -> Figure:
-    """Named metrics over steps in one plot."""
+    """Named metrics over steps in a single plot."""
     figure, axes = new_figure(title)
     for name in names:
         points = [(line["step"], line["values"][name]) for line in lines if name in line["values"]]
@@ -36,7 +36,7 @@ def panels(lines: Sequence[Mapping[str, Any]], names: Sequence[str], title: str,
 
 
 def new_figure(title: str) -> tuple[Figure, Any]:
-    """A figure with one set of axes and a grid."""
+    """A figure with a single set of axes and a grid."""
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.add_subplot()
     axes.set_title(title)

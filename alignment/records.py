@@ -1,6 +1,6 @@
-"""The rows that travel between stages, and their files: one JSON object a line, strict on the way in.
+"""The records that stages exchange, and their JSONL files, which are validated strictly when read.
 
-A row that does not fit is never dropped in silence and never repaired by a guess: `read_records` hands it back as a
+An invalid row is never dropped silently and never repaired by a guess: `read_records` returns it as a
 `Rejected` with file, line and reason, and the stage writes it to `rejected.jsonl`.
 """
 
@@ -18,7 +18,7 @@ Split = Literal["train", "heldout"]
 
 
 class Record(BaseModel):
-    """A frozen row with no room for unknown keys."""
+    """A frozen row; unknown keys are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -31,9 +31,10 @@ class Message(Record):
 
 
 class Prompt(Record):
-    """A conversation that waits for the assistant's answer.
+    """A conversation that ends before the assistant's answer.
 
-    `kind` groups prompts for reports; `meta` is for whoever made the prompt (a gold judge, say) and is shown to nobody.
+    `kind` groups prompts for reports; `meta` is private to the source of the prompt (for a gold judge, say), and never
+    shown to annotators or models.
     """
 
     id: str = Field(min_length=1)
@@ -50,14 +51,14 @@ class Prompt(Record):
 
     @property
     def text(self) -> str:
-        """The conversation as plain text, for people and for logs: a single question stands alone."""
+        """The conversation as plain text, for people and logs; a single turn without its role."""
         if len(self.messages) == 1:
             return self.messages[0].content
         return "\n\n".join(f"{m.role.capitalize()}: {m.content}" for m in self.messages)
 
 
 class Document(Record):
-    """A piece of pretraining text: plain text, or a conversation (a forum thread, say) that keeps its turns."""
+    """A piece of pretraining text: plain text, or a conversation (a forum thread, say) with its turns."""
 
     text: str = ""
     messages: tuple[Message, ...] = ()
@@ -70,7 +71,7 @@ class Document(Record):
 
     @property
     def plain(self) -> str:
-        """The words alone."""
+        """The text without roles."""
         return self.text or "\n".join(message.content for message in self.messages)
 
 
@@ -84,14 +85,14 @@ class Demonstration(Record):
 
 
 class Response(Record):
-    """One sampled answer. `id` is opaque: it says nothing of the model, the order or the score."""
+    """One sampled answer. `id` is opaque: it reveals neither the model nor the order nor the score."""
 
     id: str = Field(min_length=1)
     text: str
 
 
 class ResponseSet(Record):
-    """A prompt with the distinct responses that are to be judged against each other."""
+    """A prompt with distinct responses to compare."""
 
     prompt: Prompt
     responses: tuple[Response, ...] = Field(min_length=2)
@@ -100,11 +101,11 @@ class ResponseSet(Record):
 class Comparison(Record):
     """One judgement of one annotator: `chosen` is better than `rejected` for this prompt.
 
-    `strength` is 1 (slightly better) to 3 (much better), 0 for a tie. `annotation_id` and `annotator_id` name where the
-    judgement came from; imported data without annotators leaves `annotator_id` empty. `criteria` holds, where the
-    annotator rated both responses, the rating of chosen minus that of rejected. `task_uid` is the task that was shown,
-    and `chosen_first` says whether chosen stood before rejected there (left of it, or above); None when unknown.
-    `weight` is how much it counts in training; 1 is a comparison like any other.
+    `strength` is 1 (slightly better) to 3 (much better), 0 for a tie. `annotation_id` and `annotator_id` name the
+    source of the judgement; imported data without annotators leaves `annotator_id` empty. `criteria` is the
+    rating of chosen minus that of rejected, if the annotator rated both responses. `task_uid` is the task, and
+    `chosen_first` whether it showed chosen before rejected (left of it, or above); None when unknown. `weight` scales
+    its loss in training; the default is 1.
     """
 
     id: str = Field(min_length=1)
@@ -121,7 +122,7 @@ class Comparison(Record):
 
 
 class Rejected(Record):
-    """A row that was put aside, with the place it came from and the reason."""
+    """A rejected row, with its file, line and the reason."""
 
     file: str
     line: int
@@ -133,7 +134,7 @@ RecordT = TypeVar("RecordT", bound=Record)
 
 
 def stable_id(prefix: str, *parts: object) -> str:
-    """A short opaque id that is the same for the same parts; never a number, so that nothing sorts it as one."""
+    """A short opaque id, a function of the parts; never numeric, so that nothing sorts it as a number."""
     digest = hashlib.sha256("\x1f".join(map(str, parts)).encode()).hexdigest()
     return f"{prefix}_{digest[:12]}"
 
@@ -151,7 +152,7 @@ def read_lines(path: Path) -> Iterator[tuple[int, Any | None, str]]:
 
 
 def read_records(path: Path, kind: type[RecordT]) -> tuple[list[RecordT], list[Rejected]]:
-    """Read a JSONL file of `kind`; rows that do not fit come back as the second list."""
+    """Read a JSONL file of `kind`; invalid rows are returned in the second list."""
     good: list[RecordT] = []
     bad: list[Rejected] = []
     for number, row, reason in read_lines(path):
@@ -166,13 +167,13 @@ def read_records(path: Path, kind: type[RecordT]) -> tuple[list[RecordT], list[R
 
 
 def first_problem(error: ValidationError) -> str:
-    """The first complaint of a pydantic error as `path: message`."""
+    """The first problem of a pydantic error as `path: message`."""
     detail = error.errors()[0]
     return f"{'.'.join(map(str, detail['loc'])) or 'row'}: {detail['msg'].removeprefix('Value error, ')}"
 
 
 def write_records(path: Path, records: Iterable[Record]) -> int:
-    """Write records as JSONL in one move (a reader sees the whole file or none); return how many."""
+    """Write records as JSONL atomically (a reader sees the whole file or none); return their number."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".partial")
     count = 0

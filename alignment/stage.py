@@ -1,4 +1,4 @@
-"""A stage as one object: its options, its inputs, the function that does its work, and what that takes.
+"""A stage as one object: its options, its inputs, the function that does its work, and its cost.
 
     STAGE = Stage("sft", run=finetune, config=SFTConfig, inputs=("base", "demonstrations"), section="sft", model="sft")
 
@@ -26,9 +26,9 @@ C = TypeVar("C", bound=BaseModel)
 
 @dataclass(frozen=True)
 class Sizes:
-    """What is known about the models and the data of a recipe before it runs; None for what is not known yet.
+    """The sizes of the models and the data of a recipe before it runs; None if not known yet.
 
-    Lengths are in tokens. `prompt_tokens` is the room for a prompt beside a response of a given length.
+    Lengths are in tokens. `prompt_tokens` is the room for a prompt beside a response.
     """
 
     conversation_tokens: int
@@ -43,13 +43,13 @@ class Sizes:
     snapshots: int = 0
 
     def episode_tokens(self, max_new_tokens: int) -> int:
-        """Tokens of a prompt with its response: the prompt may fill what the response leaves of a conversation."""
+        """Tokens of a prompt with its response; the prompt may fill the rest of a conversation's length."""
         return max(1, self.conversation_tokens - max_new_tokens) + max_new_tokens
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """Tokens that a stage trains on (forward and backward) and tokens that it only reads; each counted once a model."""
+    """Tokens that a stage trains on (forward and backward) and tokens that it only reads, per model."""
 
     trained: float = 0.0
     read: float = 0.0
@@ -57,12 +57,12 @@ class Tokens:
 
 @dataclass(frozen=True)
 class Stage(Generic[C]):
-    """All that is known of a stage.
+    """The definition of a stage.
 
-    `run(config, out, journal, *, seed, **inputs)` writes into the directory `out` and returns figures; `inputs` are the
+    `run(config, out, journal, *, seed, **inputs)` writes into the directory `out` and returns metrics; `inputs` are the
     directories of the stages that it reads, by the names in `inputs`. `section` is where a recipe has its options.
-    `version` is raised when the code changes meaning: it is part of the cache key. `model` is the name under which
-    `out/model` is registered. `cost` estimates the tokens; None where no model runs or the corpus is not known yet.
+    `version` is raised when the code changes the result: it is part of the cache key. `model` is the name under which
+    `out/model` is registered. `cost` estimates the tokens; None if no model runs or the corpus is not known yet.
     """
 
     name: str
@@ -73,19 +73,19 @@ class Stage(Generic[C]):
     version: int = 1
     model: str | None = None
     cost: Callable[[C, Sizes], Tokens | None] | None = None
-    # Options of `config`, by their names there. What no context is long enough for is refused before anything runs.
+    # Options of `config`, by their names there. Lengths above the model's context are rejected before anything runs.
     sequence_options: tuple[str, ...] = ()  # tokens of a whole sequence
     response_options: tuple[str, ...] = ()  # tokens of a response alone
-    batch_option: str = ""  # rows an optimizer step, shared by the processes; "": runs in one process
+    batch_option: str = ""  # rows per optimizer step, sharded over processes; "": runs in a single process
     less_memory: str = ""  # what to do when memory runs out, with full names of options
 
     @property
     def distributed(self) -> bool:
-        """Whether several processes can share the work."""
+        """Whether the stage can run in several processes."""
         return bool(self.batch_option)
 
     def key_options(self, config: C, align: AlignOptions | None) -> BaseModel | dict[str, Any]:
-        """The options as they are part of the cache key, of provenance and of MLflow's parameters."""
+        """The options as they enter the cache key, provenance and MLflow's parameters."""
         return config
 
 
@@ -93,12 +93,12 @@ class Stage(Generic[C]):
 class Method(Stage[C]):
     """A stage that makes the policy from SFT. Its options are under `align.NAME`, unless `section` says otherwise.
 
-    A method with `reward` among its inputs is given `align: AlignOptions` too, for the rules beside the reward model.
+    A method with `reward` among its inputs also gets `align: AlignOptions`, for the rules beside the reward model.
     """
 
     model: str | None = "policy"
-    weights_comparisons: bool = True  # whether a comparison's weight counts; False where its trainer knows none
-    keeps_snapshots: bool = False  # whether `align.select` has something to select from
+    weights_comparisons: bool = True  # whether it uses comparison weights; False if its trainer does not
+    keeps_snapshots: bool = False  # whether `align.select` can select a snapshot
 
     @property
     def follows_reward(self) -> bool:
@@ -120,7 +120,7 @@ class Step:
     """A stage of one recipe: its options, and the stage that makes each of its inputs.
 
     `inputs` maps the stage's name of an input to the name of the stage that makes it. `files` are read by the stage,
-    and count by content. `compute` is no part of the key: the number of processes changes results by rounding only.
+    and enter the key by content. `compute` does not: the number of processes changes results by rounding only.
     """
 
     stage: Stage[Any]

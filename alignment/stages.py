@@ -1,6 +1,6 @@
 """The registry of stages: every stage as one object (`alignment.stage`), and steps as other processes read them.
 
-What a stage needs is imported by its work, so that a run in which everything is cached does not load torch. The stage
+The dependencies of a stage are imported when it runs, so that a fully cached run does not load torch. The stage
 `labeling` needs Label Studio and is in `flows.annotation`; methods are in `alignment.methods`.
 """
 
@@ -30,7 +30,7 @@ from alignment.stage import Figures, Sizes, Stage, Step, Tokens
 
 
 class TokenizerOptions(Config):
-    """What the tokenizer stage is given: its own options, and the context of the model that is trained with it."""
+    """The options of the tokenizer stage: its own, and the context of the model that is trained with it."""
 
     tokenizer: TokenizerConfig
     context_length: Count
@@ -114,7 +114,7 @@ def _reward(
 
 
 def _validation(config: RewardConfig, out: Path, journal: Journal, *, seed: int, **inputs: Path) -> Figures:
-    """A reward model from the comparisons that are held out from the other one."""
+    """A second reward model, trained on the comparisons that are held out from the first."""
     return _reward(config, out, journal, seed=seed, swapped=True, **inputs)
 
 
@@ -142,7 +142,7 @@ def _responses_cost(config: SamplingConfig, sizes: Sizes) -> Tokens:
 
 
 def _reward_cost(config: RewardConfig, sizes: Sizes) -> Tokens:
-    """Each response is read and trained on once an epoch, however many pairs it is in."""
+    """Each response is read and trained on once per epoch, regardless of the number of its pairs."""
     responses = sizes.judged_responses * (1 - sizes.heldout_share)
     return Tokens(trained=responses * config.max_length_tokens * config.epochs * config.members)
 

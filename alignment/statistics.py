@@ -1,4 +1,4 @@
-"""Small statistics that reports rest on: intervals, calibration, correlation, and a baseline for the reward model."""
+"""Statistics for reports: intervals, calibration, correlation, and a baseline for the reward model."""
 
 import math
 from collections.abc import Sequence
@@ -31,7 +31,7 @@ def wilson_interval(successes: float, trials: int, z: float = Z95) -> tuple[floa
 def expected_calibration_error(margins: Tensor, bins: int = 10) -> float:
     """ECE of P(chosen wins) = σ(margin), folded to confidence in [0.5, 1] (Guo 2017, eq. 3).
 
-    Each pair counts once, from the side that the model favours: confidence σ(|margin|), right when margin > 0.
+    Each pair counts once, from the side that the model prefers: confidence σ(|margin|), correct when margin > 0.
     """
     confidence, correct = torch.sigmoid(margins.abs()), (margins > 0).float()
     edges = bin_index(confidence, bins)
@@ -45,12 +45,12 @@ def expected_calibration_error(margins: Tensor, bins: int = 10) -> float:
 
 
 def bin_index(confidence: Tensor, bins: int) -> Tensor:
-    """The bin of each confidence among `bins` equal ones over [0.5, 1]."""
+    """The bin of each confidence among `bins` equal bins over [0.5, 1]."""
     return ((confidence - 0.5) * 2 * bins).long().clamp(0, bins - 1)
 
 
 def pearson(a: Sequence[float], b: Sequence[float]) -> float:
-    """Pearson's correlation; 0 where either side does not vary."""
+    """Pearson's correlation; 0 if either side is constant."""
     x, y = torch.tensor(a, dtype=torch.float64), torch.tensor(b, dtype=torch.float64)
     x, y = x - x.mean(), y - y.mean()
     norm = float(x.norm() * y.norm())
@@ -58,10 +58,10 @@ def pearson(a: Sequence[float], b: Sequence[float]) -> float:
 
 
 def bag_of_words_accuracy(train: Sequence[Comparison], test: Sequence[Comparison]) -> float:
-    """Test accuracy of logistic regression on which words chosen and rejected have: what needs no language model.
+    """Test accuracy of logistic regression on the words of chosen and rejected: a baseline without a language model.
 
     Training comparisons count by their weight.
-    How strongly it is held back is chosen on the training prompts alone, by cross-validation over prompts.
+    The regularisation is chosen by cross-validation over training prompts.
     """
     from sklearn.feature_extraction.text import CountVectorizer
 
@@ -72,23 +72,23 @@ def bag_of_words_accuracy(train: Sequence[Comparison], test: Sequence[Comparison
         chosen, rejected = ([getattr(row, side).text for row in rows] for side in ("chosen", "rejected"))
         return words.transform(chosen).astype(float) - words.transform(rejected).astype(float)
 
-    known, weights = features(train), numpy.array([row.weight for row in train])
-    return _linear_accuracy(_best_strength(known, weights, train), known, weights, features(test))
+    train_features, weights = features(train), numpy.array([row.weight for row in train])
+    return _linear_accuracy(_best_strength(train_features, weights, train), train_features, weights, features(test))
 
 
 def _linear_accuracy(strength: float, fit_on: Any, weights: Any, tested: Any) -> float:
-    """How many rows of `tested` a model without intercept that was fitted on rows of chosen minus rejected orders."""
+    """The accuracy on `tested` of a model without intercept, fitted on rows of chosen minus rejected."""
     from sklearn.linear_model import LogisticRegression
 
-    labels = numpy.arange(fit_on.shape[0]) % 2  # every other pair turned round: without an intercept it is all the same
+    labels = numpy.arange(fit_on.shape[0]) % 2  # every other pair is swapped: equivalent without an intercept
     turned = fit_on.multiply(2.0 * labels[:, None] - 1).tocsr()
     model = LogisticRegression(C=strength, max_iter=500, fit_intercept=False)
     model.fit(turned, labels, sample_weight=weights)
     return float((model.decision_function(tested) > 0).mean())
 
 
-def _best_strength(known: Any, weights: Any, rows: Sequence[Comparison]) -> float:
-    """The regularisation that orders unseen training prompts best; too few prompts to say get a middling one."""
+def _best_strength(inputs: Any, weights: Any, rows: Sequence[Comparison]) -> float:
+    """The regularisation with the best cross-validated accuracy; the middle one with too few prompts."""
     prompts = {prompt: number for number, prompt in enumerate(sorted({row.prompt.id for row in rows}))}
     if len(prompts) < 4 * FOLDS:
         return 0.1
@@ -96,7 +96,7 @@ def _best_strength(known: Any, weights: Any, rows: Sequence[Comparison]) -> floa
 
     def score(strength: float) -> float:
         return sum(
-            _linear_accuracy(strength, known[fold != held], weights[fold != held], known[fold == held])
+            _linear_accuracy(strength, inputs[fold != held], weights[fold != held], inputs[fold == held])
             for held in range(FOLDS)
         )
 

@@ -1,7 +1,7 @@
-"""One of the processes of a training stage: `accelerate launch … -m alignment.worker OUT/launch` starts all of them.
+"""A process of a distributed training stage, started by `accelerate launch … -m alignment.worker OUT/launch`.
 
-The directory holds `step.json`. Each process does the step's work; the main one alone writes to OUT and leaves
-`figures.json`. A process that fails leaves `error-N.json`, and the launcher ends the others.
+The directory contains `step.json`. Every process performs the step; only the main process writes to OUT and writes
+`figures.json`. A process that fails writes `error-N.json`, and the launcher terminates the others.
 """
 
 import os
@@ -20,55 +20,55 @@ from alignment.errors import ConfigError, RLHFError
 from alignment.journal import Journal
 from alignment.stages import read_step
 
-CONNECTION = "gloo/transport"  # where torch says that its error comes from when another process has gone
+CONNECTION = "gloo/transport"  # in the message of torch's error when another process has disappeared
 STEP, FIGURES, ERROR = "step.json", "figures.json", "error-{}.json"
 
 
-class Unwritten(Journal):
-    """The journal of a process that is not the main one: it reads what the main one wrote, and writes nothing."""
+class ReadOnlyJournal(Journal):
+    """The journal of every process but the main one: reads the main process's files and writes nothing."""
 
     def log(self, values: Mapping[str, float], step: int) -> None:
-        """The main process logs the same."""
+        """Does nothing: the main process logs the same values."""
 
     def rewind(self, step: int) -> None:
-        """The main process does it."""
+        """Does nothing: the main process rewinds the file."""
 
     def figure(self, name: str, figure: Figure) -> Path:
-        """Where the main process saves it."""
+        """The path at which the main process saves the figure."""
         return self.directory / "figures" / f"{name}.png"
 
     def note(self, name: str, lines: object) -> None:
-        """The main process notes the same."""
+        """Does nothing: the main process writes the same note."""
 
 
-def main(place: Path) -> None:
-    """This process from its start to its end."""
+def main(directory: Path) -> None:
+    """Run one worker process, with its process group."""
     tie(int(os.environ[TIED_TO]))
     state = PartialState(cpu=True)
-    perform(place)
+    perform(directory)
     state.destroy_process_group()
 
 
-def perform(place: Path) -> None:
-    """Do this process's part of the step in `place`; raises what the work raises, once it is noted."""
-    step, inputs = read_step((place / STEP).read_text(encoding="utf-8"))
-    out = place.parent
+def perform(directory: Path) -> None:
+    """Perform the step in `directory`. An error is written to `error-N.json` and raised again."""
+    step, inputs = read_step((directory / STEP).read_text(encoding="utf-8"))
+    out = directory.parent
     try:
         if process_count() != step.compute.processes:
             raise ConfigError(
-                f"the launcher started {process_count()} processes that find each other, and "
-                f"{step.compute.processes} were asked for; deploy/accelerate/cpu-2.yaml is a launch file that does it"
+                f"the launcher started {process_count()} connected processes, but the recipe asks for "
+                f"{step.compute.processes}: launch as many; deploy/accelerate/cpu-2.yaml is an example"
             )
-        figures = step.perform(out, Journal(out) if process_index() == 0 else Unwritten(out), inputs)
+        figures = step.perform(out, Journal(out) if process_index() == 0 else ReadOnlyJournal(out), inputs)
     except Exception as error:
-        write_json(place / ERROR.format(process_index()), noted(error))
+        write_json(directory / ERROR.format(process_index()), error_record(error))
         raise
-    on_main(write_json, place / FIGURES, figures)
+    on_main(write_json, directory / FIGURES, figures)
 
 
-def noted(error: Exception) -> dict[str, object]:
-    """An error for whoever started this process: its words, the kind of error it is, and how much it `tells`: 2 for an
-    error of this process, 1 for what it heard of another one's, 0 where the other was suddenly gone."""
+def error_record(error: Exception) -> dict[str, object]:
+    """An error as the launcher reads it: its message, its class, and `tells`, a rank of how informative it is: 2 for an
+    error of this process, 1 for a report of another process's error, 0 for a lost connection."""
     kinds = [kind for kind in type(error).__mro__ if kind.__module__ in (errors.__name__, "builtins")]
     chain: list[BaseException | None] = [error]
     while chain[-1] is not None:
@@ -76,7 +76,7 @@ def noted(error: Exception) -> dict[str, object]:
     return {
         "kind": kinds[0].__name__,
         "message": str(error) if isinstance(error, RLHFError) else f"{type(error).__name__}: {error}",
-        "tells": 0 if CONNECTION in str(error) else 1 if any(isinstance(one, OtherFailed) for one in chain) else 2,
+        "tells": 0 if CONNECTION in str(error) else 1 if any(isinstance(cause, OtherFailed) for cause in chain) else 2,
     }
 
 

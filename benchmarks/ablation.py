@@ -1,4 +1,4 @@
-"""What each part of the town's recipe is worth: the recipe with one thing changed, over several seeds.
+"""Ablation of the town's recipe: the recipe with a single change, over several seeds.
 
     rlhf up
     python -m benchmarks.ablation --seed 0 --seed 1 --seed 2 --jobs 2
@@ -55,16 +55,16 @@ def main(
         raise SystemExit(f"there is no variant {unknown}; there are {list(VARIANTS)}")
     HOME.mkdir(exist_ok=True)
     names = list(dict.fromkeys([DEFAULT, *(variant or VARIANTS)]))
-    found: dict[str, dict[int, dict[str, float]]] = {name: {} for name in names}
+    results: dict[str, dict[int, dict[str, float]]] = {name: {} for name in names}
     progress = tqdm(total=len(names) * len(seed), desc="runs")
 
     def cell(name: str, number: int, threads: int) -> None:
-        found[name][number] = figures(release(recipe, [f"seed={number}", *VARIANTS[name]], threads))
-        keep(found)
+        results[name][number] = figures(release(recipe, [f"seed={number}", *VARIANTS[name]], threads))
+        keep(results)
         progress.update()
 
     cores = len(os.sched_getaffinity(0))
-    for number in seed:  # what the variants share is made here, once
+    for number in seed:  # runs the stages that the variants share, once
         cell(DEFAULT, number, cores)
     with ThreadPoolExecutor(jobs) as pool:
         waiting = [pool.submit(cell, name, n, max(1, cores // jobs)) for name in names[1:] for n in seed]
@@ -77,8 +77,8 @@ def main(
 def release(recipe: str, options: list[str], threads: int) -> dict[str, Any]:
     """Run the recipe with these options and return the release's manifest."""
     sets = [part for option in options for part in ("--set", option)]
-    said = _rlhf(["run", recipe, *sets], threads)
-    (line,) = [line for line in said.splitlines() if line.startswith("release ")]
+    output = _rlhf(["run", recipe, *sets], threads)
+    (line,) = [line for line in output.splitlines() if line.startswith("release ")]
     return dict(json.loads(_rlhf(["report", line.split()[1].rstrip(":"), "--json"], threads)))
 
 
@@ -104,11 +104,11 @@ def figures(manifest: dict[str, Any]) -> dict[str, float]:
     }
 
 
-def keep(found: dict[str, dict[int, dict[str, float]]]) -> None:
-    """Write what there is so far: means over the seeds, and each seed's figure."""
-    (HOME / "ablation.json").write_text(json.dumps(found, indent=1), encoding="utf-8")
+def keep(results: dict[str, dict[int, dict[str, float]]]) -> None:
+    """Write the results so far: means over the seeds, and the value of each seed."""
+    (HOME / "ablation.json").write_text(json.dumps(results, indent=1), encoding="utf-8")
     rows = ["| | " + " | ".join(COLUMNS) + " |", "| --- |" + " --- |" * len(COLUMNS)]
-    for name, cells in found.items():
+    for name, cells in results.items():
         if cells:
             seeds = sorted(cells)
             texts = [

@@ -1,4 +1,4 @@
-"""TRL's own environment, since the last TRL that has PPO is older than the one that this project installs."""
+"""A separate environment for TRL, as its last release with PPO is older than the one that this project installs."""
 
 import subprocess
 import sys
@@ -8,7 +8,7 @@ PINS = ("torch==2.13.0", "trl==1.12.0", "transformers==5.23.0", "psutil>=7")
 
 
 def trl_python(home: Path) -> Path:
-    """The Python of an environment with the pinned packages under `home`; made once."""
+    """The Python of an environment with the pinned packages under `home`; created once."""
     python, ready = home / "trl" / "bin" / "python", home / "trl" / ".ready"
     if not ready.exists() or ready.read_text(encoding="utf-8") != "\n".join(PINS):
         print(f"Installing {', '.join(PINS)} into {home / 'trl'} (once)", flush=True)

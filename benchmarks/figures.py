@@ -1,4 +1,4 @@
-"""What one run reports, and the process's own figures: memory, CPU time, and the work that an update had to do."""
+"""The report of a run, and figures of its process: memory, CPU time, and the work of an update."""
 
 import json
 import resource
@@ -10,7 +10,7 @@ import psutil
 
 @dataclass(frozen=True)
 class Figures:
-    """One run of one side. Seconds are of the wall; `cpu_seconds` tells whether the run had its cores to itself."""
+    """A run of a side. Seconds are wall-clock; `cpu_seconds` shows whether the run had its cores to itself."""
 
     system: str
     episodes: int
@@ -30,7 +30,7 @@ class Figures:
 
 
 class Clock:
-    """Wall and CPU seconds since it was made."""
+    """Wall-clock and CPU seconds since its creation."""
 
     def __init__(self) -> None:
         self._wall, self._cpu = time.perf_counter(), time.process_time()

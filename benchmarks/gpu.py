@@ -4,7 +4,7 @@
     python -m benchmarks.gpu --out results --device cpu --parts compare    # a rehearsal where there is no GPU
 
 Needs torch, transformers, accelerate, peft, trl, datasets, datasketch and pydantic; no server. Parts, each in processes
-of its own with a time limit, so that one that fails or hangs leaves the others what they are:
+of its own with a time limit, so that a failure or a hang does not affect the others:
 
     compare   every function and stage on a model of 0.1 M weights, on the CPU and on the device, with the same inputs
     measure   every stage on a Llama of 0.5 B random weights: seconds, tokens a second, peak memory
@@ -155,10 +155,10 @@ def _wait(process: subprocess.Popen[bytes], seconds: float) -> int | None:
 
 
 def compared(cpu: Mapping[str, Any] | None, other: Mapping[str, Any] | None) -> dict[str, Any]:
-    """The largest distance of two results, or why there is none."""
-    for device, found in (("cpu", cpu), ("device", other)):
-        if found is None or "error" in found:
-            return {"verdict": "failed", "error": f"on {device}: {(found or {}).get('error', 'never began')}"}
+    """The largest distance of two results, or the reason why there is none."""
+    for device, result in (("cpu", cpu), ("device", other)):
+        if result is None or "error" in result:
+            return {"verdict": "failed", "error": f"on {device}: {(result or {}).get('error', 'did not start')}"}
     assert cpu is not None and other is not None
     if not cpu.get("same", True):
         return {"verdict": "runs" if all(map(math.isfinite, numbers(other["figures"]))) else "not finite"}
@@ -171,7 +171,7 @@ def compared(cpu: Mapping[str, Any] | None, other: Mapping[str, Any] | None) -> 
 
 
 def distance(ours: Sequence[float], theirs: Sequence[float]) -> float:
-    """‖a − b‖ / ‖a‖; infinite where counts differ or something is not a number."""
+    """‖a − b‖ / ‖a‖; infinite if counts differ or a value is NaN."""
     if len(ours) != len(theirs):
         return math.inf
     apart = math.dist(ours, theirs) / max(math.hypot(*ours), FLOOR)
@@ -179,7 +179,7 @@ def distance(ours: Sequence[float], theirs: Sequence[float]) -> float:
 
 
 def largest_distance(ours: Sequence[float], theirs: Sequence[float]) -> float:
-    """max |a − b| / max(|a|, FLOOR), for figures of unlike size; infinite where one alone is not a number."""
+    """max |a − b| / max(|a|, FLOOR), for figures of different scale; infinite if only one of them is NaN."""
     if len(ours) != len(theirs):
         return math.inf
     return max((_apart(a, b) for a, b in zip(ours, theirs, strict=True)), default=0.0)
@@ -217,29 +217,29 @@ def markdown(content: Mapping[str, Any]) -> str:
     )
     for part, table in tables:
         if part in content:
-            found = content[part]
+            results = content[part]
             lines += [
                 "",
                 f"## {part}",
                 "",
-                *([found["error"]] if isinstance(found.get("error"), str) else table(found)),
+                *([results["error"]] if isinstance(results.get("error"), str) else table(results)),
             ]
     return "\n".join(lines) + "\n"
 
 
-def _comparison(found: Results) -> list[str]:
-    lines = [f"exit codes {found['exit codes']}", "", "| function or stage | verdict | apart |", "|---|---|---|"]
-    for name, result in found.items():
+def _comparison(results: Results) -> list[str]:
+    lines = [f"exit codes {results['exit codes']}", "", "| function or stage | verdict | apart |", "|---|---|---|"]
+    for name, result in results.items():
         if name != "exit codes":
             apart = ", ".join(f"{key} {value:.1e}" for key, value in result.get("apart", {}).items())
             lines.append(f"| {name} | {result['verdict']} | {apart or _last_line(result)} |")
     return lines
 
 
-def _measurements(found: Results) -> list[str]:
-    lines = [f"exit codes {found['exit codes']}", ""]
+def _measurements(results: Results) -> list[str]:
+    lines = [f"exit codes {results['exit codes']}", ""]
     lines += ["| stage | seconds | s a step | tokens/s | peak GiB | left MiB |", "|---|---|---|---|---|---|"]
-    for name, result in found.items():
+    for name, result in results.items():
         if name == "exit codes":
             continue
         if "error" in result:
@@ -256,8 +256,8 @@ def _measurements(found: Results) -> list[str]:
     return lines
 
 
-def _tests(found: Results) -> list[str]:
-    result = found["pytest"]
+def _tests(results: Results) -> list[str]:
+    result = results["pytest"]
     return [f"exit code {result['exit code']}: {result['last line']}", "", *(f"- {line}" for line in result["failed"])]
 
 

@@ -2,7 +2,7 @@
 
     python -m benchmarks.gpu_work compare --device cuda --world DIR --out results.json
 
-Each runs by itself: one that fails leaves its traceback and the next one starts. The file is written after each.
+They run independently: a failure is recorded with its traceback, and the next starts. The file is written after each.
 """
 
 import argparse
@@ -78,7 +78,7 @@ def loss_and_gradient(world: World) -> Figures:
 
 
 def sampled(world: World, **options: Any) -> Figures:
-    """Responses from given numbers: tokens, and their log-probabilities."""
+    """Responses from fixed uniforms: tokens, and their log-probabilities."""
     model = load_causal_model(world.base / "model")
     prompts = [sequence[:length] for sequence, length in zip(*sequences_of(world), strict=True)]
     uniforms = torch.rand((len(prompts), 16), generator=torch.Generator().manual_seed(3), dtype=torch.float64)
@@ -124,7 +124,7 @@ FUNCTIONS: dict[str, Callable[[World], Figures]] = {
 
 
 def run_pretrain(world: World, out: Path, journal: Journal) -> Mapping[str, float]:
-    """From the checkpoint, one pass over the text."""
+    """From the checkpoint, a single pass over the text."""
     config = PretrainConfig(
         checkpoint=str(world.base / "model"),
         epochs=1,
@@ -229,7 +229,7 @@ def run_best_of_n(world: World, out: Path, journal: Journal) -> Mapping[str, flo
 
 
 def run_evaluate(world: World, out: Path, journal: Journal) -> Mapping[str, float]:
-    """Three models on the held-out prompts, and best-of-n sampling from one."""
+    """Three models on the held-out prompts, and best-of-n sampling from SFT."""
     from alignment.evaluation.run import evaluate
 
     config = EvaluationConfig(max_new_tokens=world.size.response_tokens, samples_per_prompt=4, best_of_n=(4,))
@@ -331,16 +331,16 @@ def speed(world: World, row: Row, out: Path) -> Figures:
     times = {line["step"]: line["timestamp_ms"] / 1000 for line in reversed(lines)}
     steps = sorted(times)
     spans = [(times[b] - times[a]) / (b - a) for a, b in pairwise(steps)][1:]
-    found: Figures = {"steps": len(steps), "step_seconds": median(spans) if spans else None}
+    figures: Figures = {"steps": len(steps), "step_seconds": median(spans) if spans else None}
     if row.step_tokens is not None and spans:
-        found["tokens_per_second"] = row.step_tokens(world.size) / max(found["step_seconds"], 1e-3)
+        figures["tokens_per_second"] = row.step_tokens(world.size) / max(figures["step_seconds"], 1e-3)
     logged = [line["values"] for line in lines if "tokens_per_second" in line["values"]]
     if logged:
         names = ("tokens_per_second", "seconds_sampling", "seconds_scoring", "seconds_update", "sampling_mismatch")
-        found |= {name: logged[-1][name] for name in names if name in logged[-1]}
+        figures |= {name: logged[-1][name] for name in names if name in logged[-1]}
     elif world.generated["tokens"] and row.step_tokens is None:
-        found["tokens_per_second"] = world.generated["tokens"] / world.generated["seconds"]
-    return found
+        figures["tokens_per_second"] = world.generated["tokens"] / world.generated["seconds"]
+    return figures
 
 
 def weights_of(out: Path) -> list[float]:

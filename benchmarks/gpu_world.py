@@ -1,6 +1,6 @@
 """What `benchmarks.gpu` runs the stages on: a Llama with random weights, a reward model of it, and random words.
 
-All rows of a kind have one length, so that the tokens of a step are known beforehand.
+All rows of a kind have the same length, so that the tokens per step are known in advance.
 """
 
 import json

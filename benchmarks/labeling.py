@@ -2,8 +2,8 @@
 
     python -m benchmarks.labeling --count 10000
 
-The server is started with a fresh database. The annotations are put there by an import, one a task, in a project of
-their own; then one in a hundred is edited. The incremental sync is timed twice: in the first minute after all those
+The server is started with a fresh database. The annotations are created by an import, one per task, in a separate
+project; then one in a hundred is edited. The incremental sync is timed twice: in the first minute after all those
 annotations came, when the overlap makes it read them again, and after that minute. Results go to
 `.bench/labeling.json`.
 """

@@ -15,7 +15,7 @@ from benchmarks.workload import read_prompts, run_arguments, tokenizer
 
 T = TypeVar("T")
 EPOCHS = 4
-FAIR = {  # what TRL is told too
+FAIR = {  # options that TRL gets too
     "epochs": EPOCHS,
     "temperature": 1.0,
     "kl_coef": 0.05,
@@ -28,7 +28,7 @@ FAIR = {  # what TRL is told too
 
 
 def main() -> None:
-    """Train for the given number of episodes and report; of several processes the first reports for all."""
+    """Train for the requested number of episodes and report; with several processes the first reports for all."""
     args = _arguments()
     config = PPOConfig(**{**FAIR, "steps": args.episodes // args.batch_size, **_batches(args), **args.options})
     baseline = resident_mib()

@@ -26,17 +26,17 @@ def main(
 ) -> None:
     """Run every stage below `out` and print the seconds."""
     chosen = load_recipe(recipe, overrides)
-    started, seconds, made = time.perf_counter(), dict[str, float](), dict[str, Artifact]()
+    started, seconds, artifacts = time.perf_counter(), dict[str, float](), dict[str, Artifact]()
 
     for name, step in steps(chosen).items():
         begun, directory = time.perf_counter(), out / name
         directory.mkdir(parents=True)
-        inputs = {given: made[source].path for given, source in step.inputs.items()}
+        inputs = {key: artifacts[source].path for key, source in step.inputs.items()}
         write_json(directory / "result.json", dict(step.perform(directory, Journal(directory), inputs)))
         seconds[name] = time.perf_counter() - begun
-        made[name] = Artifact(stage=name, key=name, run_id="", path=directory, digest="")
+        artifacts[name] = Artifact(stage=name, key=name, run_id="", path=directory, digest="")
         if name == "reward":
-            check_reward_gate(made[name], chosen.reward_gate)
+            check_reward_gate(artifacts[name], chosen.reward_gate)
     print(json.dumps({"total": time.perf_counter() - started, "stages": seconds}))
 
 

@@ -3,7 +3,7 @@
     python -m benchmarks.ppo --rounds 3 --threads 2
     python -m benchmarks.ppo --growth --rounds 1
 
-Every run is a process of its own. TRL's environment and the workloads are made once, under `.bench/`. Results go to
+Every run is a separate process. TRL's environment and the workloads are created once, under `.bench/`. Results go to
 `.bench/results.json`, and as a Markdown table to `.bench/results.md`.
 """
 
@@ -36,7 +36,7 @@ def main(
     threads: Annotated[int, typer.Option(help="threads of each side (a row's processes share them)")] = 2,
     row: Annotated[list[str], typer.Option(help="run this row (and its rival); can be repeated")] = [],  # noqa: B006
     growth: Annotated[bool, typer.Option(help="also other batches, lengths and model sizes")] = False,
-    workload: Annotated[Path | None, typer.Option(help="weights and prompts of the usual size, made before")] = None,
+    workload: Annotated[Path | None, typer.Option(help="existing weights and prompts of the usual size")] = None,
     out: Annotated[Path, typer.Option(help="where results.json and results.md go")] = HOME,
 ) -> None:
     """Run the rows in turn and report."""
@@ -67,9 +67,9 @@ def main(
     print_table(facts, summary)
 
 
-def _workload(shape: Shape, given: Path | None) -> Path:
-    """The given workload for the usual shape, else one made under `.bench/`."""
-    return given if given is not None and shape == Shape() else make_workload(HOME / "work" / shape.name, shape)
+def _workload(shape: Shape, existing: Path | None) -> Path:
+    """The existing workload for the usual shape, else a new one under `.bench/`."""
+    return existing if existing is not None and shape == Shape() else make_workload(HOME / "work" / shape.name, shape)
 
 
 def _run(row: Row, workload: Path, episodes: int, threads: int, trl: Path) -> Figures:

@@ -1,13 +1,13 @@
-"""Whether screening finds the bad annotators of a crew, and what weights are worth to a reward model.
+"""Whether screening detects the bad annotators of a crew, and what weights are worth to a reward model.
 
     rlhf run town
     python -m benchmarks.screening --artifacts .rlhf/artifacts --train majority --train "majority, weights"
 
 A crew of twelve, three of them bad (careless, side-biased, spamming), judges the responses of a town as the labelling
-stage would have them do. It goes without a server: what an annotator says of a task does not depend on one. Two good
-annotators and a fifth of the prompts are held out. Then a logistic regression on words is trained on what the others
-said of the other prompts, in each of several ways, and asked what the held-out annotators say of every held-out prompt;
-with `--train`, so is the town's reward model itself. Seeds draw crews; the towns are those found, in turn.
+stage would have them do, but without a server, on which simulated judgements do not depend. Two good annotators and a
+fifth of the prompts are held out. Then a logistic regression on words is trained on the others' judgements of the other
+prompts, aggregated in each of several ways, and tested on the held-out annotators' judgements of the held-out prompts;
+with `--train`, so is the town's reward model itself. Seeds draw crews; the towns under `artifacts` are used in turn.
 """
 
 import json
@@ -65,27 +65,27 @@ WAYS = (
 
 
 def towns(artifacts: Path) -> list[dict[str, Path]]:
-    """What the runs under `artifacts` left: responses, and the town and SFT behind them."""
+    """The artifacts of earlier runs: responses, and the town and SFT that they were made from."""
     by_key = {}
-    for place in sorted(artifacts.glob("*/provenance.json")):
-        told = json.loads(place.read_text(encoding="utf-8"))
-        by_key[told["key"]] = (place.parent, told)
+    for path in sorted(artifacts.glob("*/provenance.json")):
+        provenance = json.loads(path.read_text(encoding="utf-8"))
+        by_key[provenance["key"]] = (path.parent, provenance)
 
-    def behind(told: dict[str, Any], name: str) -> tuple[Path, dict[str, Any]]:
-        return by_key[told["inputs"][name]["key"]]
+    def source(provenance: dict[str, Any], name: str) -> tuple[Path, dict[str, Any]]:
+        return by_key[provenance["inputs"][name]["key"]]
 
-    found = []
-    for place, told in by_key.values():
-        if told["stage"] == "responses":
-            sft, _ = behind(told, "model")
-            town, _ = behind(behind(told, "prompts")[1], "town")
-            found.append({"responses": place, "town": town, "sft": sft})
-    return sorted(found, key=lambda paths: json.loads((paths["town"] / "provenance.json").read_text())["seed"])
+    directories = []
+    for directory, provenance in by_key.values():
+        if provenance["stage"] == "responses":
+            sft, _ = source(provenance, "model")
+            town, _ = source(source(provenance, "prompts")[1], "town")
+            directories.append({"responses": directory, "town": town, "sft": sft})
+    return sorted(directories, key=lambda paths: json.loads((paths["town"] / "provenance.json").read_text())["seed"])
 
 
 @dataclass(frozen=True)
 class Work:
-    """A crew with its tasks, some of which are gold; annotators are known by their place in the crew, from 1."""
+    """A crew with its tasks, some of which are gold; annotators are numbered in the order of the crew, from 1."""
 
     crew: list[Annotator]
     tasks: dict[str, Task]
@@ -97,52 +97,52 @@ class Work:
     @property
     def bad(self) -> set[str]:
         """The annotators with a bad habit."""
-        return {str(place) for place, one in enumerate(self.crew, start=1) if one.habit != "careful"}
+        return {str(number) for number, annotator in enumerate(self.crew, start=1) if annotator.habit != "careful"}
 
     def judged(self, dealt: Mapping[str, Iterable[str]]) -> list[Judged]:
-        """What the annotators say of the tasks dealt to them (e-mails by uid)."""
-        said: list[Judged] = []
+        """The judgements of the tasks assigned to each annotator (e-mails by uid)."""
+        judgements: list[Judged] = []
         for uid, emails in dealt.items():
-            task, these = self.tasks[uid], set(emails)
-            for place, one in enumerate(self.crew, start=1):
-                if one.email in these:
-                    result, seconds = work_on(one, task.data, task.prompt.id, self.judge, self.heat, self.seed)
-                    raw = {"id": len(said) + 1, "completed_by": place, "lead_time": seconds, "result": result}
-                    said.append(parse_annotation(raw, task))
-        return said
+            task, assigned = self.tasks[uid], set(emails)
+            for number, annotator in enumerate(self.crew, start=1):
+                if annotator.email in assigned:
+                    result, seconds = work_on(annotator, task.data, task.prompt.id, self.judge, self.heat, self.seed)
+                    raw = {"id": len(judgements) + 1, "completed_by": number, "lead_time": seconds, "result": result}
+                    judgements.append(parse_annotation(raw, task))
+        return judgements
 
 
 def work_of(paths: dict[str, Path], seed: int) -> Work:
     """The tasks of a town, gold ones among them, and a crew that agrees as the town's does."""
     sets, _ = read_records(paths["responses"] / "responses.jsonl", ResponseSet)
     gold_judge = Judge.load(paths["town"] / "facts.json")
-    prompts = {one.prompt.id: one.prompt for one in sets}
+    prompts = {row.prompt.id: row.prompt for row in sets}
 
     @cache
     def judge(prompt_id: str, text: str) -> Mapping[str, float]:
         return gold_judge(prompts[prompt_id], text).scores
 
     chosen = {"ranking": sets[:RANKED], "pairwise": sets[RANKED : RANKED + COMPARED]}
-    tasks = [task for kind, some in chosen.items() for task in build_tasks(kind, some, seed)[0]]  # type: ignore[arg-type]
+    tasks = [task for kind, rows in chosen.items() for task in build_tasks(kind, rows, seed)[0]]  # type: ignore[arg-type]
     counts: dict[Kind, int] = {"ranking": round(GOLD_SHARE * RANKED), "pairwise": round(GOLD_SHARE * COMPARED)}
     known = town_answers(sets[RANKED + COMPARED :], gold_judge)
-    gold = gold_tasks(known, counts, {task.uid for task in tasks}, seed, {one.prompt.id: one.responses for one in sets})
+    gold = gold_tasks(known, counts, {task.uid for task in tasks}, seed, {row.prompt.id: row.responses for row in sets})
     config = CrewConfig(seed=seed, **CREW)
     crew = make_crew(config)
-    good = [one for one in crew if one.habit == "careful"]
-    scored = [[utilities(one, task.data, task.prompt.id, judge) for one in good] for task in tasks]
+    good = [annotator for annotator in crew if annotator.habit == "careful"]
+    scored = [[utilities(annotator, task.data, task.prompt.id, judge) for annotator in good] for task in tasks]
     every = {task.uid: task for task in [*tasks, *gold.tasks["ranking"], *gold.tasks["pairwise"]]}
     return Work(crew, every, gold.answers, judge, fitting_temperature(good, scored, config.agreement), seed)
 
 
-def ways(work: Work, said: list[Judged]) -> dict[str, list[Comparison]]:
-    """The training comparisons that each way makes of what was said."""
-    everybody = assess(said, work.tasks, {}, QualityOptions(), work.answers)
-    screened = assess(said, work.tasks, {}, QualityOptions(screening=Screening(apply=True)), work.answers)
+def ways(work: Work, judgements: list[Judged]) -> dict[str, list[Comparison]]:
+    """The training comparisons of each way to aggregate the judgements."""
+    everybody = assess(judgements, work.tasks, {}, QualityOptions(), work.answers)
+    screened = assess(judgements, work.tasks, {}, QualityOptions(screening=Screening(apply=True)), work.answers)
     rows, kept = everybody.comparisons, screened.comparisons
     plain, sound = ([row.model_copy(update={"weight": 1.0}) for row in some] for some in (rows, kept))
     good = [row for row in plain if row.annotator_id not in work.bad]
-    made = (
+    results = (
         aggregated(plain, "majority"),
         aggregated(rows, "majority"),
         plain,
@@ -156,7 +156,7 @@ def ways(work: Work, said: list[Judged]) -> dict[str, list[Comparison]]:
         good,
         aggregated(good, "majority"),
     )
-    return {name: [row for row in some if row.weight > 0] for name, some in zip(WAYS, made, strict=True)}
+    return {name: [row for row in some if row.weight > 0] for name, some in zip(WAYS, results, strict=True)}
 
 
 def reward_accuracy(
@@ -168,8 +168,8 @@ def reward_accuracy(
     groups, tested = (group_by_prompt(rows, tokenizer, config.max_length_tokens)[0] for rows in (train, test))
     torch.manual_seed(seed)
     model, language_head = untrained(language_model, config, 0)
-    with tempfile.TemporaryDirectory() as place:
-        out = Path(place)
+    with tempfile.TemporaryDirectory() as directory:
+        out = Path(directory)
         train_groups(model, language_head, groups, config, out, Journal(out), seed)
     right: list[bool] = []
     for group in tested:
@@ -179,17 +179,17 @@ def reward_accuracy(
 
 
 def crew_figures(assessment: Assessment, bad: set[str]) -> dict[str, Any]:
-    """Whom the figures raise concerns about, against who is bad."""
-    found = {one.annotator_id: one for one in assessment.quality}
-    doubted = {name for name, one in found.items() if one.concerns}
+    """The annotators with concerns, compared with the bad ones."""
+    quality = {row.annotator_id: row for row in assessment.quality}
+    doubted = {name for name, row in quality.items() if row.concerns}
     return {
         "found": sorted(doubted, key=int),
         "bad": sorted(bad, key=int),
         "hits": len(doubted & bad),
         "doubted": len(doubted),
         "agreement": assessment.agreement.overall.share,
-        "reliability": {name: one.reliability for name, one in sorted(found.items(), key=lambda item: int(item[0]))},
-        "concerns": {name: one.concerns for name, one in found.items() if one.concerns},
+        "reliability": {name: row.reliability for name, row in sorted(quality.items(), key=lambda item: int(item[0]))},
+        "concerns": {name: row.concerns for name, row in quality.items() if row.concerns},
     }
 
 
@@ -202,19 +202,19 @@ def main(
     threads: int = 1,
 ) -> None:
     """Measure, and write `.bench/screening.json`."""
-    there = towns(artifacts)
-    if not there:
+    available = towns(artifacts)
+    if not available:
         raise SystemExit(f"{artifacts} has no responses of a town: run `rlhf run town`, or name another --artifacts")
     if strange := {*train} - {*WAYS}:
         raise SystemExit(f"--train {', '.join(strange)}: choose from {'; '.join(WAYS)}")
     torch.set_num_threads(threads)
     crews, accuracy, rewards = [], defaultdict(list), defaultdict(list)
     for number in tqdm(seed, desc="crews"):
-        paths = there[number % len(there)]
+        paths = available[number % len(available)]
         work = work_of(paths, number)
-        said = work.judged(deal(list(work.tasks), work.crew, OVERLAP, number))
-        crews.append(crew_figures(assess(said, work.tasks, {}, QualityOptions(), work.answers), work.bad))
-        training, test = split(work, said)
+        judgements = work.judged(deal(list(work.tasks), work.crew, OVERLAP, number))
+        crews.append(crew_figures(assess(judgements, work.tasks, {}, QualityOptions(), work.answers), work.bad))
+        training, test = split(work, judgements)
         for way, rows in training.items():
             if words:
                 accuracy[way].append(bag_of_words_accuracy(rows, test))
@@ -232,30 +232,30 @@ def main(
         )
 
 
-def split(work: Work, said: list[Judged]) -> tuple[dict[str, list[Comparison]], list[Comparison]]:
-    """Training comparisons in each way, and what two good annotators, who are not in them, say of the other prompts."""
-    good = [place for place in range(1, len(work.crew) + 1) if str(place) not in work.bad]
+def split(work: Work, judgements: list[Judged]) -> tuple[dict[str, list[Comparison]], list[Comparison]]:
+    """Training comparisons of each way, and the judgements of the held-out prompts by two held-out good annotators."""
+    good = [number for number in range(1, len(work.crew) + 1) if str(number) not in work.bad]
     held = {good[(HELD_ANNOTATORS * work.seed + i) % len(good)] for i in range(HELD_ANNOTATORS)}
     prompts = sorted({task.prompt.id for uid, task in work.tasks.items() if uid not in work.answers})
     tested = set(prompts[:: round(1 / HELD_PROMPTS)])
-    emails = [work.crew[place - 1].email for place in held]
-    asked = {uid: emails for uid, task in work.tasks.items() if uid not in work.answers and task.prompt.id in tested}
-    test, _ = comparisons(work.judged(asked), work.tasks)
-    made = ways(work, [one for one in said if int(one.annotator_id) not in held])
-    return {way: [row for row in rows if row.prompt.id not in tested] for way, rows in made.items()}, test
+    emails = [work.crew[number - 1].email for number in held]
+    assigned = {uid: emails for uid, task in work.tasks.items() if uid not in work.answers and task.prompt.id in tested}
+    test, _ = comparisons(work.judged(assigned), work.tasks)
+    training = ways(work, [row for row in judgements if int(row.annotator_id) not in held])
+    return {way: [row for row in rows if row.prompt.id not in tested] for way, rows in training.items()}, test
 
 
-def keep(found: dict[str, Any]) -> None:
-    """Write what there is so far and print it."""
+def keep(results: dict[str, Any]) -> None:
+    """Write and print the results so far."""
     HOME.mkdir(exist_ok=True)
-    (HOME / "screening.json").write_text(json.dumps(found, indent=1), encoding="utf-8")
+    (HOME / "screening.json").write_text(json.dumps(results, indent=1), encoding="utf-8")
     hits, doubted, bad = (
-        sum(n) for n in zip(*((c["hits"], c["doubted"], len(c["bad"])) for c in found["crews"]), strict=True)
+        sum(n) for n in zip(*((c["hits"], c["doubted"], len(c["bad"])) for c in results["crews"]), strict=True)
     )
-    print(f"\n{len(found['crews'])} crews: precision {hits / max(1, doubted):.3f}, recall {hits / max(1, bad):.3f}")
+    print(f"\n{len(results['crews'])} crews: precision {hits / max(1, doubted):.3f}, recall {hits / max(1, bad):.3f}")
     for model in ("words", "reward_model"):
-        base = found[model].get("majority")
-        for way, values in found[model].items():
+        base = results[model].get("majority")
+        for way, values in results[model].items():
             gains = [a - b for a, b in zip(values, base, strict=True)] if base and len(base) == len(values) else []
             error = stdev(gains) / len(gains) ** 0.5 if len(gains) > 1 else 0.0
             spread = f", over majority {mean(gains):+.4f} ± {error:.4f}" if len(gains) > 1 else ""

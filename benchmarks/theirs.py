@@ -20,7 +20,7 @@ EPOCHS = 4
 
 
 class Watch:
-    """Seconds of generation and update, and tokens, noted down around TRL's own functions."""
+    """Seconds of generation and update, and tokens, measured around TRL's own functions."""
 
     def __init__(self) -> None:
         self.generate = self.update = 0.0
@@ -30,11 +30,11 @@ class Watch:
     def generation(self, inner: Callable[..., Any]) -> Callable[..., Any]:
         def watched(model: Any, queries: Any, *args: Any, **options: Any) -> Any:
             start = time.perf_counter()
-            found = inner(model, queries, *args, **options)
+            output = inner(model, queries, *args, **options)
             self.generate += time.perf_counter() - start
             self.prompt_tokens += int((queries != PAD).sum())
-            self.response_tokens += sum(map(response_length, found[0][:, queries.shape[1] :].tolist()))
-            return found
+            self.response_tokens += sum(map(response_length, output[0][:, queries.shape[1] :].tolist()))
+            return output
 
         return watched
 
@@ -58,7 +58,7 @@ class Watch:
 
 
 def main() -> None:
-    """Train for the given number of episodes and report."""
+    """Train for the requested number of episodes and report."""
     args = _arguments()
     baseline, watch = resident_mib(), Watch()
     ppo_trainer.batch_generation = watch.generation(ppo_trainer.batch_generation)

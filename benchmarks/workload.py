@@ -105,7 +105,7 @@ def response_length(tokens: Sequence[int]) -> int:
 
 
 def run_arguments(description: str | None, name: str) -> argparse.ArgumentParser:
-    """What a run of either side is told; each adds what it alone knows."""
+    """The options of a run on either side; each side adds its own."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("workload", type=Path)
     parser.add_argument("--episodes", type=int, default=256)

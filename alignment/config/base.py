@@ -13,6 +13,6 @@ Combine = Literal["mean", "worst", "uncertainty"]  # see alignment.models.ensemb
 
 
 class Config(BaseModel):
-    """Base of all options: frozen, and an unknown key is an error. Forms show the key itself, as recipes write it."""
+    """Base of all options: frozen, and an unknown key is an error. Forms show the key as it is in recipes."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", field_title_generator=lambda name, _: name)

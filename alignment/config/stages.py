@@ -1,4 +1,4 @@
-"""Options of the stages: one frozen pydantic model a stage, units in the names, unknown keys are errors.
+"""Options of the stages: a frozen pydantic model per stage, units in the names, unknown keys are errors.
 
 Derived values (parameter counts, tokens, steps) are not options: `flows.pipeline.plan` computes and prints them.
 """
@@ -26,15 +26,15 @@ class TextSource(Config):
     `town://NAME` names a file of the town; other paths are relative to the working directory.
     """
 
-    path: str = Field(description="a file, or town://NAME for one of the town's")
+    path: str = Field(description="a file, or town://NAME for a file of the town")
     text_field: str = Field("text", description="column that holds the text; plain files have none")
-    origin: str = Field("", exclude=True, description="where the file can be had; said when it is missing")
+    origin: str = Field("", exclude=True, description="where to get the file; named in the error if it is missing")
 
 
 class RowSource(Config):
     """Rows to read as prompts, demonstrations or comparisons.
 
-    `auto` reads the shapes that TRL reads (prompt/completion, messages, prompt/chosen/rejected, as text or as lists of
+    `auto` reads the formats that TRL reads (prompt/completion, messages, prompt/chosen/rejected, as text or as lists of
     messages). `hh` reads Anthropic's transcripts, `oasst` trees of messages with ranked replies, `scores` a prompt with
     several scored responses. `template` fills `prompt` and `completion` from the row's fields, as in "{instruction}" or
     "{answers[0]}". `records` are rows that a stage or `rlhf label import` wrote.
@@ -42,20 +42,20 @@ class RowSource(Config):
 
     path: str = Field(description="a file, a data set of the hub, or town://NAME for a file of the town")
     format: Literal["auto", "hh", "oasst", "scores", "template", "records"] = Field(
-        "auto", description="shape of the rows; auto: what TRL reads"
+        "auto", description="format of the rows; auto: what TRL reads"
     )
-    prompt: str = Field("", description="template of the prompt, as in {question}; format template alone")
-    completion: str = Field("", description="template of the answer, as in {answers[0]}; format template alone")
+    prompt: str = Field("", description="template of the prompt, as in {question}; only with format template")
+    completion: str = Field("", description="template of the answer, as in {answers[0]}; only with format template")
     rows: str = Field("", description="for JSON files whose rows sit under a key")
     limit: Natural = Field(0, description="use at most this many rows, 0 for all")
-    origin: str = Field("", exclude=True, description="where the file can be had; said when it is missing")
+    origin: str = Field("", exclude=True, description="where to get the file; named in the error if it is missing")
 
     @model_validator(mode="after")
     def _template_needs_fields(self) -> "RowSource":
         if self.format == "template" and not self.prompt:
             raise ValueError("format 'template' needs `prompt`, for example prompt: '{question}'")
         if self.format != "template" and (self.prompt or self.completion):
-            raise ValueError("`prompt` and `completion` belong to format 'template'")
+            raise ValueError("`prompt` and `completion` need format 'template'")
         return self
 
 
@@ -63,11 +63,11 @@ class CorpusConfig(Config):
     """Cleaning, deduplication and split of the pretraining text."""
 
     sources: tuple[TextSource, ...] = Field((TextSource(path="town://corpus.jsonl"),), description="files of text")
-    min_characters: Natural = Field(16, description="shorter documents are left out")
+    min_characters: Natural = Field(16, description="shorter documents are dropped")
     near_duplicate_similarity: Annotated[float, Field(gt=0, le=1)] = Field(
         0.9,
-        description="Jaccard similarity of word 5-grams from which two documents count as one; "
-        "1 keeps all but exact copies",
+        description="Jaccard similarity of word 5-grams from which two documents count as duplicates; "
+        "1 drops exact copies only",
     )
     heldout_share: Annotated[float, Field(gt=0, lt=0.5)] = Field(
         0.04, description="share of documents kept for measuring loss"
@@ -79,7 +79,7 @@ class TokenizerConfig(Config):
     """Byte-level BPE."""
 
     vocab_size: Annotated[int, Field(ge=264, le=262144)] = Field(
-        1024, description="tokens, bytes and special ones included"
+        1024, description="number of tokens, including bytes and special tokens"
     )
 
 
@@ -88,9 +88,9 @@ class ModelConfig(Config):
 
     hidden_size: Count = Field(128, description="width of the trunk; an even multiple of heads")
     layers: Count = Field(4, description="decoder blocks")
-    heads: Count = Field(4, description="attention heads a layer")
+    heads: Count = Field(4, description="attention heads per layer")
     intermediate_size: Count = Field(344, description="width of the MLP")
-    context_length: Count = Field(128, description="tokens that the model sees at once")
+    context_length: Count = Field(128, description="longest sequence, in tokens")
 
     @model_validator(mode="after")
     def _heads_divide(self) -> "ModelConfig":
@@ -102,30 +102,30 @@ class ModelConfig(Config):
 class PretrainConfig(Config):
     """Next-token prediction on packed text, from scratch or from a checkpoint.
 
-    With `checkpoint` (a path or a hub id) the model and tokenizer come from there; `epochs: 0` takes them as they are.
+    With `checkpoint` (a path or a hub id) the model and tokenizer are loaded from it; `epochs: 0` uses them unchanged.
     """
 
     checkpoint: str | None = Field(None, description="a path or a hub id; null: from scratch")
     model: ModelConfig = ModelConfig()
-    epochs: Annotated[float, Field(ge=0)] = Field(4, description="passes over the text; 0 takes a checkpoint as it is")
-    batch_sequences: Count = Field(32, description="packed sequences an optimizer step")
-    learning_rate: Positive = Field(3e-3, description="highest, after warm-up")
-    min_learning_rate_share: Share = Field(0.05, description="last learning rate, as a share of the highest")
-    warmup_share: Share = Field(0.03, description="share of steps with a rising learning rate")
-    weight_decay: Annotated[float, Field(ge=0)] = Field(0.1, description="of AdamW, on matrices")
-    max_grad_norm: Positive = Field(1.0, description="longer gradients are cut to this norm")
-    log_every_steps: Count = Field(10, description="optimizer steps between figures")
-    checkpoint_every_steps: Count = Field(200, description="steps between states from which a killed run goes on")
+    epochs: Annotated[float, Field(ge=0)] = Field(4, description="passes over the text; 0 uses a checkpoint unchanged")
+    batch_sequences: Count = Field(32, description="packed sequences per optimizer step")
+    learning_rate: Positive = Field(3e-3, description="peak, after warm-up")
+    min_learning_rate_share: Share = Field(0.05, description="final learning rate, as a share of the peak")
+    warmup_share: Share = Field(0.03, description="share of steps in warm-up")
+    weight_decay: Annotated[float, Field(ge=0)] = Field(0.1, description="of AdamW, on matrices only")
+    max_grad_norm: Positive = Field(1.0, description="gradients are clipped to this norm")
+    log_every_steps: Count = Field(10, description="optimizer steps between logged metrics")
+    checkpoint_every_steps: Count = Field(200, description="steps between checkpoints from which a killed run resumes")
 
     @model_validator(mode="after")
     def _scratch_needs_training(self) -> "PretrainConfig":
         if self.checkpoint is None and self.epochs == 0:
-            raise ValueError("epochs: 0 leaves a model from scratch untrained; set epochs, or give a checkpoint")
+            raise ValueError("epochs: 0 leaves a model from scratch untrained; set epochs or checkpoint")
         return self
 
 
 class DemonstrationsConfig(Config):
-    """Where human answers come from."""
+    """Sources of the demonstrations."""
 
     sources: tuple[RowSource, ...] = Field(
         (RowSource(path="town://demonstrations.jsonl", format="records"),), description="rows of prompts with answers"
@@ -134,12 +134,12 @@ class DemonstrationsConfig(Config):
 
 
 class PromptsConfig(Config):
-    """Where prompts come from, and how many are kept out of training for evaluation."""
+    """Sources of the prompts, and the share held out for evaluation."""
 
     sources: tuple[RowSource, ...] = Field(
         (RowSource(path="town://prompts.jsonl", format="records"),), description="rows of prompts"
     )
-    heldout_share: Share = Field(0.2, description="for sources that bring no split of their own")
+    heldout_share: Share = Field(0.2, description="share held out from sources without a split of their own")
     max_rejected_share: Share = Field(0.05, description="fail when more rows than this cannot be read")
 
 
@@ -147,14 +147,14 @@ class SFTConfig(Config):
     """Supervised fine-tuning on demonstrations, loss on the response only."""
 
     epochs: Positive = Field(3, description="passes over the demonstrations")
-    batch_size: Count = Field(32, description="demonstrations an optimizer step")
-    learning_rate: Positive = Field(1e-3, description="highest, after warm-up")
-    max_length_tokens: Count = Field(128, description="longer conversations are left out")
-    log_every_steps: Count = Field(5, description="optimizer steps between figures")
+    batch_size: Count = Field(32, description="demonstrations per optimizer step")
+    learning_rate: Positive = Field(1e-3, description="peak, after warm-up")
+    max_length_tokens: Count = Field(128, description="longer conversations are dropped")
+    log_every_steps: Count = Field(5, description="optimizer steps between logged metrics")
 
 
 class SamplingConfig(Config):
-    """K responses for each of a number of prompts."""
+    """K responses to each prompt."""
 
     prompts: Count = Field(300, description="training prompts to answer")
     responses_per_prompt: Annotated[int, Field(ge=2, le=9)] = Field(4, description="K, responses to each prompt")
@@ -164,18 +164,18 @@ class SamplingConfig(Config):
 
 
 class ComparisonsConfig(Config):
-    """Comparisons made elsewhere; with sources here nothing is sent to Label Studio."""
+    """Comparisons from files; with sources nothing is sent to Label Studio."""
 
-    sources: tuple[RowSource, ...] = Field((), description="rows of comparisons; none: they come from labelling")
+    sources: tuple[RowSource, ...] = Field((), description="rows of comparisons; none: comparisons from labelling")
     heldout_share: Annotated[float, Field(gt=0, lt=0.9)] = Field(0.2, description="share of prompts kept for testing")
     heldout_annotators: Natural = Field(1, description="annotators whose judgements are kept for testing only")
     weights: Literal["none", "reliability"] = Field(
-        "none", description="none: all comparisons count alike; reliability: by how reliable their annotator is"
+        "none", description="none: all comparisons weigh 1; reliability: by the reliability of their annotator"
     )
     aggregate: Literal["each", "majority", "soft"] = Field(
         "each",
-        description="each: every judgement by itself; majority: one comparison a pair, of the side that is ahead; "
-        "soft: both sides of a pair, each with its share of the weight",
+        description="each: every judgement is a comparison; majority: one comparison per pair, by majority vote; "
+        "soft: both orders of a pair, each weighted by its share of the votes",
     )
     max_rejected_share: Share = Field(0.05, description="fail when more rows than this cannot be read")
 
@@ -183,67 +183,69 @@ class ComparisonsConfig(Config):
 class RewardConfig(Config):
     """The reward model: Bradley-Terry over all pairs of a prompt."""
 
-    lm_coef: Annotated[float, Field(ge=0)] = Field(0.0, description="weight of next-token prediction beside ranking")
+    lm_coef: Annotated[float, Field(ge=0)] = Field(
+        0.0, description="weight of the next-token loss beside the ranking loss"
+    )
     likelihood: bool = Field(
-        False, description="add the mean of the response's log-probabilities, each times a learnt coefficient"
+        False, description="add the mean of the response's log-probabilities, with learned coefficients"
     )
     head_speed: Positive = Field(10.0, description="learning rate of the new head, as a multiple of the trunk's")
-    members: Count = Field(1, description="reward models to train on the same comparisons, asked together afterwards")
-    combine: Combine = Field("mean", description="of the members' scores: mean, lowest, or mean − coef · variance")
+    members: Count = Field(1, description="reward models of an ensemble, trained on the same comparisons")
+    combine: Combine = Field("mean", description="members' mean, worst score, or uncertainty: mean − coef · variance")
     combine_coef: Annotated[float, Field(ge=0)] = Field(0.5, description="weight of the variance in 'uncertainty'")
     lora_rank: Count | None = Field(
         None,
-        description="train an adapter of this rank over SFT's weights, not all weights; PPO's layout lora shares "
-        "them then",
+        description="train an adapter of this rank over SFT's weights instead of all weights, which PPO's layout "
+        "lora can then share",
     )
     lora_alpha: Count = Field(32, description="an adapter adds (lora_alpha / lora_rank) · B A")
-    lora_targets: tuple[str, ...] | None = Field(None, description="names of layers; null: all linear ones")
+    lora_targets: tuple[str, ...] | None = Field(None, description="names of adapted layers; null: all linear layers")
 
     epochs: Positive = Field(4, description="passes over the comparisons")
-    batch_prompts: Count = Field(16, description="prompts, with all their pairs, an optimizer step")
-    learning_rate: Positive = Field(3e-4, description="highest, of the trunk")
+    batch_prompts: Count = Field(16, description="prompts, with all their pairs, per optimizer step")
+    learning_rate: Positive = Field(3e-4, description="peak, of the trunk")
     weight_decay: Annotated[float, Field(ge=0)] = Field(0.05, description="of AdamW")
-    warmup_share: Share = Field(0.05, description="share of steps with a rising learning rate")
-    max_grad_norm: Positive = Field(1.0, description="longer gradients are cut to this norm")
-    max_length_tokens: Count = Field(128, description="longer conversations are left out")
-    log_every_steps: Count = Field(5, description="optimizer steps between figures")
+    warmup_share: Share = Field(0.05, description="share of steps in warm-up")
+    max_grad_norm: Positive = Field(1.0, description="gradients are clipped to this norm")
+    max_length_tokens: Count = Field(128, description="longer conversations are dropped")
+    log_every_steps: Count = Field(5, description="optimizer steps between logged metrics")
 
     @model_validator(mode="after")
     def _one_cannot_disagree(self) -> "RewardConfig":
         if self.members == 1 and self.combine != "mean":
-            raise ValueError(f"combine '{self.combine}' compares members, and there is 1: raise members, or use 'mean'")
+            raise ValueError(
+                f"combine '{self.combine}' needs several members, and members is 1: raise members, or use 'mean'"
+            )
         return self
 
     @model_validator(mode="after")
     def _targets_of_an_adapter(self) -> "RewardConfig":
         if self.lora_targets is not None and self.lora_rank is None:
-            raise ValueError("lora_targets are layers of an adapter, and there is none: set lora_rank, to 16 say")
+            raise ValueError("lora_targets need an adapter: set lora_rank, for example to 16")
         return self
 
 
 class RewardGate(Config):
-    """What the reward model must reach before PPO may follow it."""
+    """The minimum quality of the reward model before PPO starts."""
 
-    min_accuracy_heldout_prompts: Share = Field(
-        0.55, description="share of held-out pairs ordered as people did; below, the run ends"
-    )
+    min_accuracy_heldout_prompts: Share = Field(0.55, description="accuracy on held-out pairs; below it the run fails")
 
 
 class EvaluationConfig(Config):
-    """Base, SFT and policy side by side on held-out prompts."""
+    """Comparison of base, SFT and policy on held-out prompts."""
 
     prompts: Natural = Field(0, description="use at most this many held-out prompts, 0 for all")
     samples_per_prompt: Count = Field(1, description="responses of each model to each prompt")
     temperature: Positive = Field(1.0, description="of sampling")
     max_new_tokens: Count = Field(48, description="longest response")
-    curve_prompts: Count = Field(100, description="prompts for each point of the gold-against-proxy curve")
+    curve_prompts: Count = Field(100, description="prompts per point of the gold-against-proxy curve")
     best_of_n: tuple[Count, ...] = Field(
-        (), description="also measure best-of-n sampling from SFT, for each of these n; (4, 16), say"
+        (), description="also measure best-of-n sampling from SFT, for each of these n, such as (4, 16)"
     )
 
 
 class ReleaseGate(Config):
-    """What the policy must reach to become champion; a figure that was not measured fails the gate that asks for it."""
+    """The minimum quality of the policy to become champion; a gate on a figure that was not measured fails."""
 
     min_win_rate: Share | None = Field(None, description="share of decided prompts won against SFT")
     min_win_rate_low: Share | None = Field(None, description="lower end of that share's 95 % interval")
@@ -255,7 +257,7 @@ class ReleaseGate(Config):
 
 
 class ComputeConfig(Config):
-    """Processes of the training stages. They change figures by rounding only, so a stage's key does not know them."""
+    """Processes of the training stages. They change results by rounding only, so they are not part of a stage's key."""
 
     processes: Annotated[int, Field(ge=1, le=64)] = Field(
         1, description="processes of pretrain, sft, reward, validation and ppo, all on one machine"
@@ -268,7 +270,7 @@ class ComputeConfig(Config):
     def _file_is_for_several(self) -> "ComputeConfig":
         if self.accelerate_config is not None and self.processes == 1:
             raise ValueError(
-                f"accelerate_config {self.accelerate_config} starts several processes, and processes is 1: raise "
-                "processes, or take the file out"
+                f"accelerate_config {self.accelerate_config} starts several processes, but processes is 1: raise "
+                "processes, or remove accelerate_config"
             )
         return self

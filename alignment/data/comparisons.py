@@ -1,7 +1,7 @@
 """Stage `comparisons`: human judgements split by prompt, with some annotators held out too.
 
-The reward model is tested on prompts that nobody's judgement was trained on, once by annotators whose other judgements
-were trained on and once by annotators it never met.
+The reward model is tested on prompts without any training judgement: on judgements of annotators who are in the
+training data, and on those of annotators who are not.
 """
 
 import random
@@ -19,13 +19,13 @@ from alignment.errors import DataError
 from alignment.journal import Journal
 from alignment.records import Comparison, Rejected, read_records, stable_id, write_records
 
-DECISIVE_LEAD = 0.5  # of a majority, in judgements of average weight
+DECISIVE_LEAD = 0.5  # lead of a majority, in judgements of average weight
 
 
 @dataclass(frozen=True)
 class SplitComparisons:
-    """Disjoint by prompt: train against both tests. `aside` holds ties, what has no weight, and what held-out
-    annotators said elsewhere."""
+    """Train and both test sets, disjoint by prompt. `aside` has ties, comparisons without weight, and held-out
+    annotators' judgements of training prompts."""
 
     train: list[Comparison]
     heldout_prompts: list[Comparison]
@@ -81,10 +81,10 @@ def build_comparisons(
 
 
 def split_comparisons(rows: Sequence[Comparison], config: ComparisonsConfig, seed: int) -> SplitComparisons:
-    """Hold out prompts, preferably ones decided by a held-out annotator and by another too, so that both tests are as
-    large as can be, and ones that a held-out annotator alone decided (a senior, say) last.
+    """Hold out prompts, preferably those decided by a held-out annotator and by another too, so that both tests are as
+    large as possible, and those decided by held-out annotators only (a senior, say) last.
 
-    Who was dealt which prompt says nothing of its content, so this preference does not bias the test.
+    The assignment of prompts to annotators is independent of their content, so this preference does not bias the test.
     """
     held_annotators = choose_annotators(rows, config.heldout_annotators, seed)
     judged_by: dict[str, set[str]] = {row.prompt.id: set() for row in rows}
@@ -111,9 +111,9 @@ def split_comparisons(rows: Sequence[Comparison], config: ComparisonsConfig, see
 
 
 def choose_annotators(rows: Sequence[Comparison], count: int, seed: int) -> set[str]:
-    """Annotators to hold out: at most `count`, and never more than a third of those there are.
+    """Annotators to hold out: at most `count`, and never more than a third of all.
 
-    Numbers go by size, so that the same people have the same places on a server that counts from elsewhere.
+    Numeric ids sort by value, so that the choice is the same on a server whose ids start elsewhere.
     """
     annotators = sorted({row.annotator_id for row in rows} - {""}, key=lambda name: (len(name), name))
     random.Random(f"annotators-{seed}").shuffle(annotators)
@@ -121,11 +121,11 @@ def choose_annotators(rows: Sequence[Comparison], count: int, seed: int) -> set[
 
 
 def aggregated(rows: Sequence[Comparison], how: Literal["each", "majority", "soft"]) -> list[Comparison]:
-    """Training comparisons with all judgements of a pair as one; ties are not among `rows`.
+    """Training comparisons with the judgements of each pair merged; `rows` have no ties.
 
     With v_i and v_j the summed weights of those who prefer i and j: `majority` is the preferred side with weight 1,
-    where it is ahead by half a judgement or more (v_i - v_j >= 1/2): without weights every lead is, and with them pairs
-    are left out on which equally reliable people differ, or which a bad annotator alone has judged. `soft` is i over j
+    if it leads by half a judgement or more (v_i - v_j >= 1/2): without weights every lead does, and with them pairs are
+    dropped on which equally reliable people differ, or which only an unreliable annotator judged. `soft` is i over j
     with weight v_i / (v_i + v_j) and j over i with v_j / (v_i + v_j), which under Bradley-Terry is cross-entropy with
     that share as the label; the weights of a prompt are then scaled to 1 on average, since the reward model divides by
     the number of its comparisons.
@@ -134,9 +134,9 @@ def aggregated(rows: Sequence[Comparison], how: Literal["each", "majority", "sof
         return list(rows)
     by_pair: dict[tuple[str, str, str], list[Comparison]] = defaultdict(list)
     for row in (row for row in rows if row.weight > 0):
-        one, other = sorted((row.chosen.id, row.rejected.id))
-        by_pair[row.prompt.id, one, other].append(row)
-    settled = [one for judgements in by_pair.values() for one in _settled(judgements, how)]
+        first, second = sorted((row.chosen.id, row.rejected.id))
+        by_pair[row.prompt.id, first, second].append(row)
+    settled = [row for judgements in by_pair.values() for row in _settled(judgements, how)]
     if how == "majority":
         return settled
     of_prompt: dict[str, list[float]] = defaultdict(list)
@@ -149,21 +149,21 @@ def aggregated(rows: Sequence[Comparison], how: Literal["each", "majority", "sof
 
 
 def _settled(judgements: Sequence[Comparison], how: str) -> Iterator[Comparison]:
-    """The comparison, or the two, of all judgements of one pair."""
+    """The comparison (or two) that replaces all judgements of a pair."""
     sides: dict[str, list[Comparison]] = defaultdict(list)
     for row in judgements:
         sides[row.chosen.id].append(row)
-    votes = {side: sum(row.weight for row in some) for side, some in sides.items()}
+    votes = {side: sum(row.weight for row in same) for side, same in sides.items()}
     total, best = sum(votes.values()), max(votes, key=lambda side: votes[side])
     if how == "soft":
-        for side, some in sides.items():
-            yield _joined(some, votes[side] / total)
+        for side, same in sides.items():
+            yield _joined(same, votes[side] / total)
     elif 2 * votes[best] - total >= DECISIVE_LEAD:
         yield _joined(sides[best], 1.0)
 
 
 def _joined(same: Sequence[Comparison], weight: float) -> Comparison:
-    """Judgements that say the same as one; ids of annotations, annotators and tasks are listed with commas."""
+    """Equal judgements merged into a comparison; ids of annotations, annotators and tasks are joined by commas."""
     names = ("annotation_id", "annotator_id", "task_uid")
     first = {row.chosen_first for row in same}
     return same[0].model_copy(

@@ -1,6 +1,6 @@
-"""The pieces of a foreign row: conversations, transcripts, templates, and the prompts and responses made of them.
+"""Parsing of external rows: conversations, transcripts and templates, into prompts and responses.
 
-Whatever does not fit raises `BadRow` with the reason that goes to the quarantine.
+Invalid rows raise `BadRow` with the reason for `rejected.jsonl`.
 """
 
 import re
@@ -15,11 +15,11 @@ Row = dict[str, Any]
 
 
 class BadRow(ValueError):
-    """A row that does not fit; the text is the reason that goes to `rejected.jsonl`."""
+    """An invalid row; the message is the reason in `rejected.jsonl`."""
 
 
 def make_prompt(messages: Sequence[Message]) -> Prompt:
-    """A prompt whose id is its content."""
+    """A prompt whose id is a hash of its content."""
     for message in messages:
         if not message.content.strip():
             raise BadRow(f"an empty {message.role} turn")
@@ -27,7 +27,7 @@ def make_prompt(messages: Sequence[Message]) -> Prompt:
 
 
 def make_response(prompt: Prompt, text: str) -> Response:
-    """A response whose id is its content under the prompt."""
+    """A response whose id is a hash of its content and the prompt."""
     if not text.strip():
         raise BadRow("an empty response")
     return Response(id=stable_id("r", prompt.id, text.strip()), text=text.strip())
@@ -46,7 +46,7 @@ def parse_transcript(transcript: str) -> tuple[list[Message], str]:
 
 
 def split_messages(value: Any) -> tuple[list[Message], str]:
-    """A conversation into what comes before the last answer, and that answer."""
+    """Split a conversation into the turns before the last answer, and that answer."""
     messages = as_messages(value, "user")
     if len(messages) < 2 or messages[-1].role != "assistant":
         raise BadRow("the conversation does not end with an assistant turn after a user's")
@@ -54,21 +54,21 @@ def split_messages(value: Any) -> tuple[list[Message], str]:
 
 
 def as_messages(value: Any, role: str) -> list[Message]:
-    """A string as one turn of `role`, or a list of {role, content}."""
+    """Messages from a string, as a single turn of `role`, or from a list of {role, content}."""
     if isinstance(value, str):
         return [Message(role=role, content=value)]
     if not isinstance(value, list) or not value:
-        raise BadRow(f"expected text or a list of messages, found {type(value).__name__}")
+        raise BadRow(f"expected text or a list of messages, not {type(value).__name__}")
     return [Message.model_validate(message) for message in value]
 
 
 def only_text(value: Any) -> str:
-    """The answer of a completion given as text or as one assistant message."""
+    """The text of a completion that is text or a single assistant message."""
     if isinstance(value, str):
         return value
     messages = as_messages(value, "assistant")
     if len(messages) != 1 or messages[0].role != "assistant":
-        raise BadRow("expected one assistant message as the answer")
+        raise BadRow("expected a single assistant message as the answer")
     return messages[0].content
 
 

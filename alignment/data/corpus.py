@@ -35,9 +35,11 @@ def prepare_corpus(
         rejected += bad
     write_rejected(rejected, len(documents), config.max_rejected_share, out)
     cleaned = [
-        one for one in map(clean_document, documents) if one is not None and len(one.plain) >= config.min_characters
+        document
+        for document in map(clean_document, documents)
+        if document is not None and len(document.plain) >= config.min_characters
     ]
-    distinct = list({one.plain: one for one in reversed(cleaned)}.values())[::-1]
+    distinct = list({document.plain: document for document in reversed(cleaned)}.values())[::-1]
     kept = drop_near_duplicates(distinct, config.near_duplicate_similarity)
     if len(kept) < 2:
         raise DataError(
@@ -55,14 +57,14 @@ def prepare_corpus(
         "near_copies": len(distinct) - len(kept),
         "documents_train": len(kept) - heldout,
         "documents_heldout": heldout,
-        "characters": sum(len(one.plain) for one in kept),
+        "characters": sum(len(document.plain) for document in kept),
     }
     journal.log(counts, step=0)
     return {name: float(count) for name, count in counts.items()}
 
 
 def clean_document(document: Document) -> Document | None:
-    """The document with clean words; None where nothing is left of it or of one of its turns."""
+    """The document with cleaned text; None if it, or any of its turns, is empty then."""
     if document.text:
         text = clean(document.text)
         return Document(text=text) if text else None
@@ -71,7 +73,7 @@ def clean_document(document: Document) -> Document | None:
 
 
 def clean(text: str) -> str:
-    """Normalise to NFC, drop control characters, and squeeze runs of blanks and of empty lines."""
+    """Normalise to NFC, drop control characters, and collapse runs of blanks and of empty lines."""
     text = unicodedata.normalize("NFC", text)
     text = "".join(c for c in text if c in "\n\t" or unicodedata.category(c)[0] != "C")
     text = re.sub(r"[ \t]+", " ", text)
@@ -79,7 +81,7 @@ def clean(text: str) -> str:
 
 
 def shingles(text: str) -> set[str]:
-    """The word 5-grams of a text, in lower case; a shorter text is one shingle."""
+    """The word 5-grams of a text, in lower case; a shorter text is a single shingle."""
     words = text.lower().split()
     return {" ".join(words[i : i + SHINGLE_WORDS]) for i in range(max(1, len(words) - SHINGLE_WORDS + 1))}
 
@@ -87,8 +89,8 @@ def shingles(text: str) -> set[str]:
 def drop_near_duplicates(documents: Sequence[Document], similarity: float) -> list[Document]:
     """Keep the first of each group of documents whose shingles have a Jaccard similarity of `similarity` or more.
 
-    MinHash with banding finds the candidates (Broder 1997); the true similarity decides, so that no distinct text is
-    lost.
+    MinHash with banding finds the candidates (Broder 1997); the exact similarity decides, so that no distinct text is
+    dropped.
     """
     if similarity >= 1:
         return list(documents)

@@ -12,7 +12,7 @@ from alignment.records import Demonstration, Rejected, write_records
 def collect_demonstrations(
     config: DemonstrationsConfig, out: Path, journal: Journal, *, town: Path | None = None
 ) -> dict[str, float]:
-    """Read all sources into `demonstrations.jsonl`; rows that do not fit go to `rejected.jsonl`."""
+    """Read all sources into `demonstrations.jsonl`; invalid rows go to `rejected.jsonl`."""
     rows: list[Demonstration] = []
     rejected: list[Rejected] = []
     for source in config.sources:

@@ -1,4 +1,4 @@
-"""Stage `prompts`: the questions that responses are sampled for, each in training or held out."""
+"""Stage `prompts`: the prompts that responses are sampled for, split into training and held-out ones."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from alignment.records import Prompt, Rejected, Split, read_records, stable_id, 
 def collect_prompts(
     config: PromptsConfig, out: Path, journal: Journal, *, seed: int, town: Path | None = None
 ) -> dict[str, float]:
-    """Read all sources into `prompts.jsonl`, each prompt once; where no split is given, a hash decides."""
+    """Read all sources into `prompts.jsonl`, without duplicates; prompts without a split are split by a hash."""
     prompts: dict[str, Prompt] = {}
     rejected: list[Rejected] = []
     for source in config.sources:
@@ -30,7 +30,7 @@ def collect_prompts(
     heldout = sum(prompt.split == "heldout" for prompt in prompts.values())
     if heldout in (0, len(prompts)):
         raise DataError(
-            f"{heldout} of {len(prompts)} prompts are held out; evaluation and training both need some: "
+            f"{heldout} of {len(prompts)} prompts are held out, but evaluation and training both need some: "
             "give more prompts, or set `prompts.heldout_share`"
         )
     write_records(out / "prompts.jsonl", prompts.values())
@@ -44,7 +44,7 @@ def collect_prompts(
 
 
 def hashed_split(identity: str, heldout_share: float, seed: int) -> Split:
-    """`heldout` for a share of all ids; the same id always falls on the same side, whatever else is in the data."""
+    """`heldout` for a share of all ids; a function of the id alone, regardless of other data."""
     draw = int(stable_id("s", seed, identity)[2:], 16) / 16**12
     return "heldout" if draw < heldout_share else "train"
 
@@ -52,9 +52,9 @@ def hashed_split(identity: str, heldout_share: float, seed: int) -> Split:
 def training_prompts(
     prompts: Path, tokenizer: PreTrainedTokenizerBase, context: int, max_new_tokens: int, option: str
 ) -> tuple[list[tuple[Prompt, list[int]]], int]:
-    """Prompts of the training split with their token ids, and how many leave no room for a response in the context.
+    """Prompts of the training split with their token ids, and the number of those that leave no room for a response.
 
-    Raises DataError, which names `option`, when none does.
+    Raises DataError, which names `option`, if none leaves room.
     """
     rows, _ = read_records(prompts / "prompts.jsonl", Prompt)
     encoded = [(row, prompt_tokens(tokenizer, row.messages)) for row in rows if row.split == "train"]

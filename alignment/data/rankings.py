@@ -1,8 +1,8 @@
-"""Several responses to one prompt, in an order or with scores, as all pairs of them.
+"""Several ranked or scored responses to a prompt, converted to all pairwise comparisons.
 
-Two public shapes: trees of messages as OpenAssistant publishes them, where people put the replies to a message in order
+Two public formats: trees of messages as OpenAssistant publishes them, where people ranked the replies to a message
 (`rank` 0 is best), and rows with one prompt and several scored responses as in UltraFeedback. K responses make
-K(K−1)/2 comparisons, as in InstructGPT (Ouyang et al. 2022, section 3.5). Equal places are ties: strength 0.
+K(K−1)/2 comparisons, as in InstructGPT (Ouyang et al. 2022, section 3.5). Equal ranks are ties: strength 0.
 """
 
 import math
@@ -22,23 +22,23 @@ SCORE_NAMES = ("score", "overall_score", "rating")
 
 
 class Group(Record):
-    """What one row holds: comparisons, and the parts of it that do not fit."""
+    """The content of one row: its comparisons, and its parts that do not fit."""
 
     comparisons: tuple[Comparison, ...] = ()
     rejected: tuple[Rejected, ...] = ()
 
 
 def all_pairs(
-    prompt: Prompt, placed: Sequence[tuple[float, Response]], name: str, annotation_id: str
+    prompt: Prompt, ranked: Sequence[tuple[float, Response]], name: str, annotation_id: str
 ) -> Iterator[Comparison]:
-    """Every pair of responses, the one with the lower place chosen; `name` tells the group apart from all others.
+    """Every pair of responses; the response with the lower rank is chosen. `name` identifies the group in ids.
 
-    The strength is the distance in places that were given at all, at most 3; so it does not depend on the scale of a
-    score, and equal places are ties.
+    The strength is the difference of dense ranks, at most 3; so it does not depend on the scale of a score, and equal
+    ranks are ties.
     """
-    order = {place: number for number, place in enumerate(sorted({place for place, _ in placed}))}
-    ranked = sorted(((order[place], response) for place, response in placed), key=lambda pair: pair[0])
-    for (above, chosen), (below, rejected) in combinations(ranked, 2):
+    dense = {rank: number for number, rank in enumerate(sorted({rank for rank, _ in ranked}))}
+    ordered = sorted(((dense[rank], response) for rank, response in ranked), key=lambda pair: pair[0])
+    for (above, chosen), (below, rejected) in combinations(ordered, 2):
         yield Comparison(
             id=stable_id("c", name, *sorted((chosen.id, rejected.id))),
             prompt=prompt,
@@ -55,50 +55,50 @@ def all_pairs(
 def from_tree(row: Row, path: str, number: int) -> Group:
     """All ranked siblings of a tree as comparisons under the turns that lead to them.
 
-    A message that cannot be used is put aside with all that hangs below it, since that would lack its context. Replies
-    that nobody ranked are put aside where they have siblings; an only reply has nothing to be compared with.
+    A message that cannot be used is rejected with its whole subtree, which would lack its context. Replies without a
+    rank are rejected if they have siblings; an only reply has nothing to be compared with.
     """
     good: list[Comparison] = []
     bad: list[Rejected] = []
-    waiting: list[tuple[Any, tuple[Message, ...]]] = [(tree_root(row), ())]
-    for node, before in waiting:  # grows as it is read: the tree level by level
+    queue: list[tuple[Any, tuple[Message, ...]]] = [(tree_root(row), ())]
+    for node, before in queue:  # grows as it is read: breadth first
         try:
-            asked = (*before, _turn(node, "prompter"))
+            turns = (*before, _turn(node, "prompter"))
             replies = _replies(node)
         except BadRow as error:
             bad.append(Rejected(file=path, line=number, reason=str(error), row=node))
             continue
-        prompt = make_prompt(asked)
-        placed: list[tuple[float, Response]] = []
+        prompt = make_prompt(turns)
+        ranked: list[tuple[float, Response]] = []
         for reply in replies:
             try:
-                said = _turn(reply, "assistant")
-                waiting += [(child, (*asked, said)) for child in _replies(reply)]
+                answer = _turn(reply, "assistant")
+                queue += [(child, (*turns, answer)) for child in _replies(reply)]
             except BadRow as error:
                 bad.append(Rejected(file=path, line=number, reason=str(error), row=reply))
                 continue
-            problem = _unplaced(reply, len(replies), make_response(prompt, said.content), placed)
+            problem = _rank(reply, len(replies), make_response(prompt, answer.content), ranked)
             if problem:
                 alone = {name: value for name, value in reply.items() if name != "replies"}
                 bad.append(Rejected(file=path, line=number, reason=problem, row=alone))
-        place = f"{Path(path).name}:{number}:{node.get('message_id', prompt.id)}"
-        good += all_pairs(prompt, placed, f"{path}:{number}:{prompt.id}", place)
+        origin = f"{Path(path).name}:{number}:{node.get('message_id', prompt.id)}"
+        good += all_pairs(prompt, ranked, f"{path}:{number}:{prompt.id}", origin)
     return Group(comparisons=tuple(good), rejected=tuple(bad))
 
 
-def _unplaced(reply: Row, siblings: int, response: Response, placed: list[tuple[float, Response]]) -> str:
-    """Put a reply to those that have a place; the reason where it cannot be."""
+def _rank(reply: Row, siblings: int, response: Response, ranked: list[tuple[float, Response]]) -> str:
+    """Append a reply to the ranked ones; returns the reason if it cannot be ranked, else ""."""
     rank = reply.get("rank")
     if type(rank) is not int:
         return "a reply without a rank among several" if siblings > 1 else ""
-    if any(response.id == other.id for _, other in placed):
+    if any(response.id == other.id for _, other in ranked):
         return "two replies to a message are the same"
-    placed.append((rank, response))
+    ranked.append((rank, response))
     return ""
 
 
 def tree_root(row: Row) -> Row:
-    """The first message of a tree. Raises BadRow for a row that is no tree."""
+    """The first message of a tree. Raises BadRow for a row that is not a tree."""
     root = row.get("prompt")
     if not isinstance(root, dict) or "replies" not in root:
         raise BadRow(f"no tree: no message with `replies` under `prompt` among {sorted(row)}")
@@ -106,7 +106,7 @@ def tree_root(row: Row) -> Row:
 
 
 def tree_demonstration(row: Row) -> tuple[list[Message], str]:
-    """The first message of a tree and the reply that was ranked best."""
+    """The first message of a tree and the best-ranked reply."""
     root = tree_root(row)
     best = [reply for reply in _replies(root) if isinstance(reply, dict) and reply.get("rank") == 0]
     if not best:
@@ -121,7 +121,7 @@ def tree_prompt(row: Row) -> Prompt:
 
 def _turn(node: Any, role: str) -> Message:
     if not isinstance(node, dict) or node.get("role") != role or not isinstance(node.get("text"), str):
-        raise BadRow(f"a message that is no {role} message with `text`, where one belongs")
+        raise BadRow(f"expected a message of role {role} with `text`")
     if node.get("deleted"):
         raise BadRow("a deleted message")
     if not node["text"].strip():
@@ -143,22 +143,22 @@ def from_scores(row: Row, path: str, number: int) -> Group:
     """One prompt, several responses with a score each, the highest best.
 
     The responses are objects with a text and a score, or texts beside a list `scores`. A response that cannot be used
-    is put aside; the others count. Raises BadRow where there is no prompt, or fewer than two responses.
+    is rejected; the others count. Raises BadRow where there is no prompt, or fewer than two responses.
     """
     prompt = scores_prompt(row)
-    placed: list[tuple[float, Response]] = []
+    ranked: list[tuple[float, Response]] = []
     bad: list[Rejected] = []
     for item in _scored(row):
         try:
             response, score = make_response(prompt, _text(item)), _score(item)
-            if any(response.id == other.id for _, other in placed):
+            if any(response.id == other.id for _, other in ranked):
                 raise BadRow("two responses to a prompt are the same")
-            placed.append((-score, response))
+            ranked.append((-score, response))
         except BadRow as error:
             bad.append(Rejected(file=path, line=number, reason=str(error), row=item))
-    if len(placed) < 2:
+    if len(ranked) < 2:
         bad.append(Rejected(file=path, line=number, reason="fewer than two usable responses", row=row))
-    pairs = all_pairs(prompt, placed, f"{path}:{number}:{prompt.id}", f"{Path(path).name}:{number}")
+    pairs = all_pairs(prompt, ranked, f"{path}:{number}:{prompt.id}", f"{Path(path).name}:{number}")
     return Group(comparisons=tuple(pairs), rejected=tuple(bad))
 
 
@@ -170,26 +170,26 @@ def scores_prompt(row: Row) -> Prompt:
 def _scored(row: Row) -> list[Any]:
     responses = _named(row, LIST_NAMES, "responses")
     if not isinstance(responses, list):
-        raise BadRow(f"the responses are no list but {type(responses).__name__}")
+        raise BadRow(f"the responses are not a list but {type(responses).__name__}")
     scores = row.get("scores")
     if scores is None:
         return responses
     if not isinstance(scores, list) or len(scores) != len(responses):
-        raise BadRow("`scores` is not a list as long as that of the responses")
+        raise BadRow("`scores` is not a list of the same length as the responses")
     return [{"text": text, "score": score} for text, score in zip(responses, scores, strict=True)]
 
 
 def _text(item: Any) -> str:
     text = _named(item, TEXT_NAMES, "text") if isinstance(item, Mapping) else item
     if not isinstance(text, str):
-        raise BadRow(f"a response that is no text but {type(text).__name__}")
+        raise BadRow(f"a response is not text but {type(text).__name__}")
     return text
 
 
 def _score(item: Any) -> float:
     score = _named(item, SCORE_NAMES, "score") if isinstance(item, Mapping) else None
     if isinstance(score, bool) or not isinstance(score, int | float) or not math.isfinite(score):
-        raise BadRow("a response whose score is no number")
+        raise BadRow("the score of a response is not a number")
     return float(score)
 
 

@@ -1,7 +1,7 @@
-"""Reading what others made: texts, prompts, demonstrations and comparisons from local files or Hugging Face datasets.
+"""Readers of external data: texts, prompts, demonstrations and comparisons from local files or Hugging Face datasets.
 
-Local JSONL (also gzipped) is read line by line, so that a bad row can be named by its line; CSV, Parquet and data sets
-of the hub go through `datasets`. Every reader returns the good rows and the rejected ones: none is dropped in silence.
+Local JSONL (also gzipped) is read line by line, so that a bad row is reported with its line; CSV, Parquet and data sets
+of the hub are read by `datasets`. Every reader returns the valid and the rejected rows: none is dropped silently.
 """
 
 import gzip
@@ -47,7 +47,7 @@ NumberedRow = tuple[int, Any, str]  # line or row number, value, reason why it c
 
 
 def locate(path: str, town: Path | None, origin: str = "") -> Path | None:
-    """The file a source names, or None for a data set of the hub. Raises DataError, with its origin, for neither."""
+    """The file of a source, or None for a data set of the hub. Raises DataError, with its origin, if it is neither."""
     if path.startswith(TOWN):
         if town is None:
             raise ConfigError(f"{path!r} names a file of the town, but the recipe has no `town:` section")
@@ -56,12 +56,12 @@ def locate(path: str, town: Path | None, origin: str = "") -> Path | None:
         return Path(path)
     if re.fullmatch(r"[\w.-]+/[\w.-]+", path) and not Path(path).suffix:
         return None
-    had = f"it is {origin}" if origin else "give a file, or a data set as owner/name"
-    raise DataError(f"{path!r} does not exist (looked from {Path.cwd()}); {had}")
+    remedy = f"it is {origin}" if origin else "give a file, or a data set as owner/name"
+    raise DataError(f"{path!r} does not exist (relative to {Path.cwd()}); {remedy}")
 
 
 def inside(path: str, scheme: str) -> str:
-    """What follows a scheme, a path below the scheme's root. Raises ConfigError for one that leads out of it."""
+    """The path after a scheme, relative to the scheme's root. Raises ConfigError for a path outside it."""
     name = PurePosixPath(path.removeprefix(scheme))
     if name.is_absolute() or ".." in name.parts or not name.parts:
         raise ConfigError(f"{path!r} leads out of {scheme}: name a file below it, as in {scheme}texts/one.jsonl")
@@ -101,7 +101,7 @@ def read_rows(name: str, path: Path | None, key: str = "") -> Iterator[NumberedR
 
 
 def read_json_lines(path: Path) -> Iterator[NumberedRow]:
-    """Like `records.read_lines`, gzipped files too."""
+    """Like `records.read_lines`, also for gzipped files."""
     opener: Callable[..., Any] = gzip.open if path.suffix == ".gz" else open
     with opener(path, "rb") as file:
         for number, raw in enumerate(file, start=1):
@@ -114,14 +114,16 @@ def read_json_lines(path: Path) -> Iterator[NumberedRow]:
 
 
 def load_table(name: str, path: Path | None) -> Iterator[Row]:
-    """Rows of a CSV or Parquet file or of a data set of the hub, through `datasets`."""
+    """Rows of a CSV or Parquet file or of a data set of the hub, by `datasets`."""
     import datasets
 
     if path is None:
         return iter(datasets.load_dataset(name, split="train"))
     builders = {".csv": "csv", ".parquet": "parquet"}
     if path.suffix not in builders:
-        raise DataError(f"{name}: do not know how to read {path.suffix!r}; use .jsonl, .json, .csv, .parquet or .txt")
+        raise DataError(
+            f"{name}: the format {path.suffix!r} is not supported; use .jsonl, .json, .csv, .parquet or .txt"
+        )
     return iter(datasets.load_dataset(builders[path.suffix], data_files=str(path), split="train"))
 
 
@@ -139,7 +141,7 @@ def convert_rows(
     convert: Callable[[Row, SourceT, int], RecordT],
     limit: int | None = None,
 ) -> tuple[list[RecordT], list[Rejected]]:
-    """The good rows, at most `limit`, and the rejected ones."""
+    """The converted rows, at most `limit`, and the rejected ones."""
     good: list[RecordT] = []
     bad: list[Rejected] = []
     for number, row, reason in rows:
@@ -147,7 +149,7 @@ def convert_rows(
             break
         try:
             if reason or not isinstance(row, dict):
-                raise BadRow(reason or f"expected an object, found {type(row).__name__}")
+                raise BadRow(reason or f"expected an object, not {type(row).__name__}")
             good.append(convert(row, source, number))
         except ValidationError as error:
             bad.append(Rejected(file=source.path, line=number, reason=first_problem(error), row=row))
@@ -160,7 +162,7 @@ def convert_rows(
 
 
 def to_prompt(row: Row, source: RowSource, number: int) -> Prompt:
-    """A prompt from any supported shape; what comes after the prompt is ignored."""
+    """A prompt from a row in any supported format; what comes after the prompt is ignored."""
     if source.format == "records":
         return Prompt.model_validate(row)
     if source.format == "template":
@@ -181,7 +183,7 @@ def to_prompt(row: Row, source: RowSource, number: int) -> Prompt:
 
 
 def to_demonstration(row: Row, source: RowSource, number: int) -> Demonstration:
-    """A demonstration from any supported shape."""
+    """A demonstration from a row in any supported format."""
     if source.format == "records":
         return Demonstration.model_validate(row)
     if source.format == "template":
@@ -202,14 +204,14 @@ def to_demonstration(row: Row, source: RowSource, number: int) -> Demonstration:
 
 
 def read_comparisons(source: RowSource, town: Path | None) -> tuple[list[Comparison], list[Rejected]]:
-    """All comparisons of a source; a row with several responses makes all their pairs. The limit counts rows."""
+    """All comparisons of a source; a row with several responses yields all their pairs. The limit counts rows."""
     groups, bad = read_as(source, to_comparisons, town)
     good = [comparison for group in groups for comparison in group.comparisons]
     return good, sorted([*bad, *(part for group in groups for part in group.rejected)], key=lambda row: row.line)
 
 
 def to_comparisons(row: Row, source: RowSource, number: int) -> Group:
-    """The comparisons of a row in any supported shape."""
+    """The comparisons of a row in any supported format."""
     if source.format == "oasst":
         return from_tree(row, source.path, number)
     if source.format == "scores":
@@ -218,7 +220,7 @@ def to_comparisons(row: Row, source: RowSource, number: int) -> Group:
 
 
 def to_comparison(row: Row, source: RowSource, number: int) -> Comparison:
-    """A comparison from Anthropic's transcripts, TRL's preference shapes, or rows that we exported in that shape."""
+    """A comparison from Anthropic's transcripts, TRL's preference formats, or a row of `to_preference`."""
     if source.format == "records":
         return Comparison.model_validate(row)
     if source.format == "auto" and row.get(OURS):
@@ -233,8 +235,8 @@ def to_comparison(row: Row, source: RowSource, number: int) -> Comparison:
         chosen, rejected = only_text(row["chosen"]), only_text(row["rejected"])
     else:
         (messages, chosen), (other, rejected) = (
-            parse_transcript(str(one)) if source.format == "hh" or isinstance(one, str) else split_messages(one)
-            for one in (row["chosen"], row["rejected"])
+            parse_transcript(str(side)) if source.format == "hh" or isinstance(side, str) else split_messages(side)
+            for side in (row["chosen"], row["rejected"])
         )
     if messages != other:
         raise BadRow("chosen and rejected do not share the same prompt")

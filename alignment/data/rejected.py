@@ -1,4 +1,4 @@
-"""Rows that could not be read: written beside a stage's output, and counted."""
+"""Rejected rows: written to a stage's output, and limited to a share of all."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,11 +9,11 @@ from alignment.records import Rejected, write_records
 
 
 def write_rejected(rejected: Sequence[Rejected], good: int, max_share: Share, out: Path) -> None:
-    """Write `rejected.jsonl`. Raises DataError for too large a share of rejected rows, and where there are no rows."""
+    """Write `rejected.jsonl`. Raises DataError if their share is too large, and if there are no rows."""
     write_records(out / "rejected.jsonl", rejected)
     total = good + len(rejected)
     if total == 0:
-        raise DataError("the sources hold no rows; check their paths")
+        raise DataError("the sources have no rows; check their paths")
     if len(rejected) / total > max_share:
         first = rejected[0]
         raise DataError(

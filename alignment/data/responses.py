@@ -1,4 +1,4 @@
-"""Stage `responses`: K sampled responses for each prompt, ready to be judged blind."""
+"""Stage `responses`: K sampled responses to each prompt, anonymized for labelling."""
 
 import random
 from collections.abc import Sequence
@@ -35,7 +35,7 @@ def sample_responses(
 ) -> dict[str, float]:
     """Sample from `model/` for the first training prompts and write `responses.jsonl`.
 
-    Equal responses to a prompt count once; a prompt with fewer than two different responses is left out. Ids are
+    Duplicate responses to a prompt are dropped, and so is a prompt with fewer than two distinct responses. Ids are
     opaque and the order is shuffled.
     """
     policy, tokenizer = load_causal_model(model / "model"), load_tokenizer(model / "model")
@@ -74,7 +74,7 @@ def sample(
     prompts: Sequence[list[int]],
     seed: int,
 ) -> list[Sample]:
-    """One response to each of the prompts."""
+    """Sample a response to each of the prompts."""
     return generate(
         model,
         prompts,

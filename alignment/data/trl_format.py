@@ -1,9 +1,9 @@
-"""Comparisons as preference data that TRL reads, and back without loss.
+"""Lossless conversion between comparisons and TRL's preference data.
 
 A row is TRL's conversational preference format with an explicit prompt: `prompt`, `chosen` and `rejected` are lists of
 messages. `margin` is the strength, which TRL's reward trainer subtracts inside the loss as Llama 2 does (Touvron et al.
-2023, equation 2; its scale for large margins, too, is 3, 2, 1 and 0). All that TRL has no place for stands in further
-columns, so that the rows can be read again as they were.
+2023, equation 2; its scale for large margins, too, is 3, 2, 1 and 0). Fields that TRL does not have are in further
+columns, so that the conversion back is exact.
 """
 
 import json
@@ -16,7 +16,7 @@ from alignment.errors import DataError
 from alignment.records import Comparison, Prompt, Response
 
 Format = Literal["parquet", "jsonl"]
-OURS = "comparison_id"  # a column that only our own rows have
+OURS = "comparison_id"  # a column that only exported rows have
 NESTED = ("id", "prompt", "chosen", "rejected", "criteria")
 PLAIN = tuple(name for name in Comparison.model_fields if name not in NESTED)
 
@@ -41,7 +41,7 @@ def to_preference(row: Comparison) -> dict[str, Any]:
 
 
 def from_preference(row: Mapping[str, Any]) -> Comparison:
-    """The comparison that `to_preference` made the row of. Raises BadRow for a row that is not whole."""
+    """The inverse of `to_preference`. Raises BadRow for an incomplete row."""
     missing = [
         name for name in ("prompt_id", "chosen_id", "rejected_id", "prompt", "chosen", "rejected") if name not in row
     ]
@@ -66,22 +66,22 @@ def from_preference(row: Mapping[str, Any]) -> Comparison:
 def write_preferences(rows: Sequence[Comparison], path: Path, form: Format) -> dict[str, int]:
     """Write the rows with a winner to `path`, and the ties, if any, beside it as NAME.ties.SUFFIX; return the counts.
 
-    Ties have no chosen response, so a trainer must not find them in the same file. An old file of ties is removed.
+    Ties have no chosen response, so they must not be in a trainer's file. An old file of ties is removed.
     """
     parts = {path: [row for row in rows if row.strength], ties_file(path): [row for row in rows if not row.strength]}
     path.parent.mkdir(parents=True, exist_ok=True)
-    for target, some in parts.items():
-        if some or target == path:
+    for target, records in parts.items():
+        if records or target == path:
             temporary = target.with_name(target.name + ".partial")
-            (_write_parquet if form == "parquet" else _write_jsonl)(some, temporary)
+            (_write_parquet if form == "parquet" else _write_jsonl)(records, temporary)
             temporary.replace(target)
         else:
             target.unlink(missing_ok=True)
-    return {str(target): len(some) for target, some in parts.items() if some or target == path}
+    return {str(target): len(records) for target, records in parts.items() if records or target == path}
 
 
 def ties_file(path: Path) -> Path:
-    """Where the ties of an export lie."""
+    """The path of the ties of an export."""
     return path.with_name(f"{path.stem}.ties{path.suffix}")
 
 
@@ -109,7 +109,7 @@ def _write_parquet(rows: Iterable[Comparison], path: Path) -> None:
     try:
         table = pyarrow.Table.from_pylist([to_preference(row) for row in rows], schema=schema)
     except UnicodeEncodeError as error:
-        raise DataError(f"{path}: Parquet holds no lone surrogates ({error}); export as JSONL") from error
+        raise DataError(f"{path}: Parquet cannot store lone surrogates ({error}); export as JSONL") from error
     pyarrow.parquet.write_table(table, path)
 
 

@@ -1,1 +1,1 @@
-"""Processes of one training stage: collectives, threads, and the end of a process whose parent died."""
+"""Processes of a training stage: collectives, threads, devices, and the end of processes whose parent died."""

@@ -1,15 +1,15 @@
-"""Several processes: every one does its share, and all know the whole.
+"""Collectives of a distributed run: each process does its share, and every process gets the whole result.
 
-`accelerate launch` (or `torchrun`) starts a script several times, and `train_ppo` in it finds the others. Rollouts are
-shared out by rows and gathered, so that everything that looks at a whole rollout (whitening, KL, metrics, when to stop)
-is computed from the same numbers everywhere. A minibatch is shared out by rows too, each loss divided by the tokens of
-the whole minibatch, and the gradients are added up once an optimizer step.
+`accelerate launch` (or `torchrun`) starts a script several times, and `train_ppo` connects the processes. Rollouts are
+sharded by rows and gathered, so that everything that needs a whole rollout (whitening, KL, metrics, early stopping)
+is computed from the same numbers in every process. Minibatches are sharded by rows too, each loss divided by the tokens
+of the whole minibatch, and the gradients are summed over processes once per optimizer step.
 
-`DistributedDataParallel` would average gradients over processes, which weighs a token by how few stand beside it on its
-process, and would wait for a process whose share is empty; a sum has neither fault and is as simple. Each process has a
-whole copy of the models, unless `sharding` splits those that are trained.
+`DistributedDataParallel` would average gradients over processes, which weighs a token by the number of tokens on
+its process, and would wait for a process whose share is empty; a sum has neither flaw and is as simple. Each process
+holds a whole copy of the models, unless `sharding` shards those that are trained.
 
-In a single process each function here does nothing, and torch.distributed is not even initialised.
+In a single process every function here is a no-op, and torch.distributed is not even initialised.
 """
 
 import os
@@ -26,29 +26,29 @@ from alignment.errors import ConfigError, TrainingError
 T = TypeVar("T")
 P = ParamSpec("P")
 
-BUCKET_VALUES = 2**26  # gradients added up at a time: bounds the memory of their copy
+BUCKET_VALUES = 2**26  # gradients reduced at a time: bounds the memory of their copy
 
 
 class OtherFailed(TrainingError):
-    """Another process failed in its part of the work, and said why."""
+    """Another process failed in its part of the work; the message has its error."""
 
 
 class OutOfStep(TrainingError):
-    """A process failed where the others wait for it within the same work: only the launcher can end them."""
+    """A process failed inside a collective on which the others wait: only the launcher can end them."""
 
 
 def connect(batch_size: int, device: torch.device) -> None:
-    """Find the other processes, if a launcher started several; refuse what cannot be shared out.
+    """Connect to the other processes, if a launcher started several. Raises ConfigError if the run cannot be sharded.
 
-    `device` is that of the models: on the CPU processes talk through gloo, on GPUs through NCCL.
+    `device` is that of the models: processes communicate through gloo on the CPU, through NCCL on GPUs.
     """
     started = int(os.environ.get("WORLD_SIZE", "1"))
     if started > 1:
         PartialState(cpu=device.type == "cpu")
     if process_count() < started:
         raise ConfigError(
-            f"WORLD_SIZE says that {started} processes were started and this one found no other: make "
-            "accelerate.PartialState(cpu=True) at the top of the script where models stay on the CPU"
+            f"WORLD_SIZE is {started}, but this process is not connected to any other: create "
+            "accelerate.PartialState(cpu=True) at the top of the script if the models stay on the CPU"
         )
     if process_count() > 1:
         for problem in _problems(batch_size, device):
@@ -75,17 +75,17 @@ def _problems(batch_size: int, device: torch.device) -> Iterator[str]:
 
 
 def process_count() -> int:
-    """How many processes work on this run."""
+    """The number of processes of this run."""
     return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
 
 
 def process_index() -> int:
-    """The number of this process, from 0."""
+    """The rank of this process, from 0."""
     return distributed.get_rank() if process_count() > 1 else 0
 
 
 def share_of(rows: Sequence[T]) -> list[T]:
-    """This process's rows: every n-th of n processes. Sorted rows so come in equal measure to all."""
+    """This process's rows: every n-th, with n processes, so that sorted rows are spread evenly."""
     return list(rows[process_index() :: process_count()])
 
 
@@ -98,10 +98,10 @@ def interleaved(shares: Sequence[Sequence[T]]) -> list[T]:
 
 
 def gathered(work: Callable[P, T], *args: P.args, **options: P.kwargs) -> list[T]:
-    """Do this process's part, and return what it gave in every process, in their order.
+    """Run `work` in every process and return the results of all, in order of rank.
 
-    The processes meet here. Where the part raises in one of them, it raises there what it raised and OtherFailed in
-    all others, so that none waits for ever. What is returned is pickled: tensors must be on the CPU.
+    A collective. An error in one process raises there unchanged, and as OtherFailed in all others, so that none waits
+    forever. Results are pickled: tensors must be on the CPU.
     """
     if process_count() == 1:
         return [work(*args, **options)]
@@ -114,27 +114,27 @@ def gathered(work: Callable[P, T], *args: P.args, **options: P.kwargs) -> list[T
     except Exception as error:
         failure = error
     message = None if failure is None else f"{type(failure).__name__}: {failure}"
-    found: list[tuple[T, str | None]] = gather_object([(result, message)])
+    results: list[tuple[T, str | None]] = gather_object([(result, message)])
     if failure is not None:
         raise failure
-    for number, (_, other) in enumerate(found):
+    for number, (_, other) in enumerate(results):
         if other is not None:
             raise OtherFailed(f"process {number} failed with {other}")
-    return [value for value, _ in found]
+    return [value for value, _ in results]
 
 
 def on_main(work: Callable[P, object], *args: P.args, **options: P.kwargs) -> None:
-    """Let the main process alone do it (whatever is written to disk), and all others wait until it is done."""
+    """Run `work` (whatever writes to disk) in the main process alone; all others wait until it is done."""
     gathered(lambda: work(*args, **options) if process_index() == 0 else None)
 
 
 def from_main(value: T) -> T:
-    """The main process's value, in all: what decides must not differ by a rounding."""
+    """The main process's value, in every process: decisions must not depend on a process's rounding."""
     return gathered(lambda: value)[0]
 
 
 def check_same(value: T, describe: Callable[[T, T], str]) -> None:
-    """Raise ConfigError in all processes where one holds another value than the main process."""
+    """Raise ConfigError in every process if the value of any differs from the main process's."""
     values = gathered(lambda: value)
     for number, other in enumerate(values):
         if other != values[0]:
@@ -148,8 +148,8 @@ def check_same(value: T, describe: Callable[[T, T], str]) -> None:
 def sum_gradients(weights: Sequence[nn.Parameter]) -> None:
     """Replace the gradient of each weight by its sum over all processes.
 
-    A process whose share was empty adds zeros. A weight without a gradient in any process is left without one: an
-    optimizer passes over it, as it would in a single process.
+    A process whose share was empty adds zeros. A weight without a gradient in every process keeps none: the
+    optimizer skips it, as it would in a single process.
     """
     if process_count() == 1:
         return
@@ -160,7 +160,7 @@ def sum_gradients(weights: Sequence[nn.Parameter]) -> None:
 
 
 def _buckets(weights: Sequence[nn.Parameter]) -> list[list[nn.Parameter]]:
-    """Neighbours of one type, up to BUCKET_VALUES values together."""
+    """Consecutive weights of the same dtype, up to BUCKET_VALUES values per bucket."""
     buckets: list[list[nn.Parameter]] = []
     held = 0
     for weight in weights:

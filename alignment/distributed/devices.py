@@ -1,9 +1,9 @@
-"""Where models do their work: the one place that reads the device, puts a model there and gives the memory back.
+"""Device placement: this module alone reads the device, moves models to it and releases its memory.
 
-The environment variable RLHF_DEVICE says it for a whole process: `cpu` (also where it is not set), `cuda`, or `auto`,
-which is the GPU where there is one. Models are put there as they are loaded, and every tensor beside them is made on
-`model.device`. Random numbers that must not depend on the device (orders of rows, PPO's uniforms, new heads) are drawn
-on the CPU and copied.
+The environment variable RLHF_DEVICE sets the device of a process: `cpu` (the default), `cuda`, or `auto`, which is the
+GPU if there is one. Models are moved there when they are loaded, and all other tensors are created on `model.device`.
+Random numbers that must not depend on the device (orders of rows, PPO's uniforms, new heads) are drawn on the CPU and
+copied.
 """
 
 import gc
@@ -22,17 +22,17 @@ M = TypeVar("M", bound=nn.Module)
 
 
 def device() -> torch.device:
-    """The device of this process; of several on one machine (LOCAL_RANK) each has the GPU of its number.
+    """The device of this process; with several processes on a machine, the GPU whose number is LOCAL_RANK.
 
-    Raises ConfigError for another value than `auto`, `cpu` and `cuda`, and for `cuda` where PyTorch sees no GPU.
+    Raises ConfigError for a value other than `auto`, `cpu` and `cuda`, and for `cuda` if PyTorch finds no GPU.
     """
     choice = os.environ.get(VARIABLE, "cpu")
     if choice not in CHOICES:
         raise ConfigError(f"{VARIABLE} is '{choice}': set it to one of {', '.join(CHOICES)}")
     if choice == "cuda" and not torch.cuda.is_available():
         raise ConfigError(
-            f"{VARIABLE} is 'cuda' and PyTorch {torch.__version__} sees no GPU: set it to 'auto' or 'cpu', or install "
-            "a build of PyTorch with CUDA and look at `nvidia-smi`"
+            f"{VARIABLE} is 'cuda' and PyTorch {torch.__version__} finds no GPU: set it to 'auto' or 'cpu', or install "
+            "a build of PyTorch with CUDA and check `nvidia-smi`"
         )
     if choice == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
@@ -40,14 +40,14 @@ def device() -> torch.device:
 
 
 def to_device(model: M) -> M:
-    """The same model, with its weights on the device of this process."""
+    """The same model, moved to the device of this process."""
     return model.to(device())
 
 
 def release_memory() -> None:
-    """Give the GPU memory of models that nobody holds any more back to the driver: for when a stage has ended.
+    """Release the GPU memory of unreferenced models, after a stage.
 
-    Trainers hold their model in a circle of references, which the garbage collector has to find first.
+    Trainers keep their model in a reference cycle, which the garbage collector must collect first.
     """
     gc.collect()
     if torch.cuda.is_initialized():

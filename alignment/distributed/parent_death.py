@@ -1,7 +1,7 @@
-"""Processes that end with the one that started them, however that ended, kill -9 too: the kernel sees to it.
+"""Processes that the kernel kills when their parent process ends, for any reason, including kill -9.
 
 python -m alignment.distributed.parent_death PARENT COMMAND…   becomes COMMAND, tied to the process
-PARENT, which must have started it; what COMMAND starts can tie itself to COMMAND, whose id it finds in the environment.
+PARENT, which must have started it; children of COMMAND can tie themselves to it, as its id is in the environment.
 """
 
 import ctypes
@@ -14,9 +14,9 @@ PR_SET_PDEATHSIG = 1
 
 
 def tie(parent: int) -> None:
-    """Have this process killed when the thread of `parent` that started it ends; at once where it has ended already.
+    """Have this process killed when the thread of `parent` that started it ends; at once if it has ended already.
 
-    Linux can do this. Elsewhere nothing is done, and who starts processes must end them.
+    Only Linux supports this. On other systems it is a no-op, and the parent must end its processes.
     """
     if sys.platform != "linux":
         return
@@ -24,11 +24,11 @@ def tie(parent: int) -> None:
         error = ctypes.get_errno()
         raise OSError(error, f"prctl: {os.strerror(error)}")
     if os.getppid() != parent:
-        sys.exit(f"process {parent}, which started this one, has ended")
+        sys.exit(f"the parent process {parent} has ended")
 
 
 def main() -> None:
-    """Tie this process and become the command."""
+    """Tie this process to its parent and execute the command."""
     tie(int(sys.argv[1]))
     os.environ[TIED_TO] = str(os.getpid())
     os.execvp(sys.argv[2], sys.argv[2:])

@@ -1,9 +1,9 @@
-"""Two jobs at a time on the CPU, each with half of the threads.
+"""Two jobs in parallel on the CPU, each with half of the threads.
 
-The products of a small model are too small to share out well: two threads on one of them are slower than one
-thread on each of two. So PPO's policy and value model learn side by side, which have nothing in common that is written,
-and elsewhere the two halves of a batch. Their results are added up in the order of the jobs, whichever ends first: with
-the same number of threads a run is repeated to the bit. With another number sums may be rounded otherwise.
+The matrix products of a small model are too small to parallelize well: two threads on a single product are slower than
+a thread on each of two. So PPO's policy and value model, which write no shared tensors, are trained in parallel, and
+elsewhere the two halves of a batch. Results are summed in the order of the jobs, whichever ends first: with the same
+number of threads a run is reproducible bit for bit. With another number the rounding of sums may differ.
 """
 
 from collections.abc import Callable, Iterator
@@ -20,10 +20,10 @@ _helper = ThreadPoolExecutor(1, thread_name_prefix="side-by-side")
 
 
 def side_by_side(here: Callable[[], A], beside: Callable[[], B], device: torch.device) -> tuple[A, B]:
-    """What both jobs return; `beside` runs in a second thread where there are two threads of a CPU to share.
+    """The results of both jobs; `beside` runs in a second thread on a CPU with at least two threads.
 
-    The jobs must not write to the same tensors. Autograd's modes are those of a thread: a job that needs no gradients
-    says so itself. Both have ended when this returns or raises, the first job's error before the second's.
+    The jobs must not write to the same tensors. Autograd's modes are thread-local: a job without gradients must disable
+    them itself. Both have ended when this returns or raises; the first job's error takes precedence.
     """
     threads = torch.get_num_threads()
     if device.type != "cpu" or threads < 2:
@@ -45,7 +45,7 @@ def _with_threads(count: int, job: Callable[[], B]) -> B:
 
 @contextmanager
 def _threads(count: int) -> Iterator[None]:
-    """This thread's products shared out over so many."""
+    """A context in which this thread's operations use `count` threads."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:

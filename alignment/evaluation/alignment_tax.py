@@ -1,4 +1,4 @@
-"""Alignment tax: what fine-tuning costs in next-token prediction on text that no model was trained on."""
+"""Alignment tax: the loss of next-token prediction by fine-tuning, on held-out text."""
 
 from alignment.evaluation.bench import Bench, Figures, Models
 from alignment.training.pretrain import heldout_loss, pack

@@ -1,4 +1,4 @@
-"""What every evaluator works with: the models, the prompts, what judges a response, and the responses themselves."""
+"""The inputs of every evaluator: the models, the prompts, reward and gold judge, and the sampled responses."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -31,16 +31,16 @@ class Models:
     policy: PreTrainedModel
 
     def by_name(self) -> dict[str, PreTrainedModel]:
-        """Each model by the name that it has in the report."""
+        """Each model by its name in the report."""
         return dict(vars(self))
 
 
 @dataclass(frozen=True)
 class Bench:
-    """What all evaluators share.
+    """The inputs shared by all evaluators.
 
     `reference` is SFT, to which KL is measured. `policy` and `corpus` are the directories of those stages' outputs,
-    `out` is the evaluation's own. `judge` is None where nobody knows which responses are good.
+    `out` is the evaluation's own. `judge` is None without a gold standard.
     """
 
     config: EvaluationConfig
@@ -67,7 +67,7 @@ class Bench:
         return self._responses[model]
 
     def sample(self, model: PreTrainedModel, prompts: Sequence[Prompt], count: int) -> list[JudgedResponse]:
-        """Sample, score and judge `count` responses to each prompt. The bench's seed makes it repeatable."""
+        """Sample, score and judge `count` responses to each prompt. Deterministic by the bench's seed."""
         tokenizer, temperature = self.tokenizer, self.config.temperature
         repeated = [prompt for prompt in prompts for _ in range(count)]
         prompt_ids = [prompt_tokens(tokenizer, prompt.messages) for prompt in repeated]
@@ -102,12 +102,12 @@ class Bench:
 
 @dataclass(frozen=True)
 class Figures:
-    """What an evaluator measured.
+    """The results of an evaluator.
 
-    report:  entries of `evaluation.json`; None stands for what was not measured
-    metrics: what of it is logged as the stage's metrics, nested names joined by dots; None: all numbers of `report`
+    report:  entries of `evaluation.json`; None for values that were not measured
+    metrics: the part that is logged as the stage's metrics, nested names joined by dots; None: all numbers of `report`
     plots:   drawn from the whole report after the last evaluator, and saved as `figures/NAME.png`; evaluators that
-             name one plot share it
+             use the same name share a plot
     """
 
     report: Report
@@ -119,14 +119,14 @@ Evaluator = Callable[[Bench, Models], Figures]
 
 
 def not_measured(*names: str) -> Figures:
-    """The figures of an evaluator that needs a gold judge where there is none: null in the report, no metrics."""
+    """The results of an evaluator that needs a gold judge, without one: null in the report, no metrics."""
     return Figures(dict.fromkeys(names))
 
 
 def prompts_that_fit(
     prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase, context: int, max_new_tokens: int
 ) -> list[Prompt]:
-    """The prompts that leave room for a response in the context (in tokens). Raises DataError when none does."""
+    """The prompts that leave room for a response in the context (in tokens). Raises DataError if there is none."""
     longest = context - max_new_tokens
     fitting = [prompt for prompt in prompts if len(prompt_tokens(tokenizer, prompt.messages)) <= longest]
     if not fitting:

@@ -1,4 +1,4 @@
-"""Best-of-n sampling from SFT by the reward model, without training: what the gold curve is compared with."""
+"""Best-of-n sampling from SFT by the reward model, without training: a baseline for the gold curve."""
 
 from collections.abc import Sequence
 from itertools import groupby
@@ -21,7 +21,7 @@ def measure_best_of_n(bench: Bench, models: Models) -> Figures:
 def best_of_n_points(bench: Bench, counts: Sequence[int]) -> list[Point]:
     """Reward (the proxy), gold score and KL of SFT's best of n responses, for each n in rising order.
 
-    As many responses as the largest n are sampled once, and every n is estimated from all of them.
+    The largest n is sampled once, and every n is estimated from all responses.
     """
     if not counts:
         return []

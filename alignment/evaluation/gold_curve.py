@@ -1,7 +1,7 @@
 """Gold score against reward (the proxy) over the snapshots of PPO.
 
-The proxy rises as long as the policy follows it; where the gold score turns is what the scaling laws of Gao et al. 2023
-describe.
+The proxy rises as long as the policy is trained on it; the scaling laws of Gao et al. 2023 describe where the gold
+score peaks.
 """
 
 import json
@@ -28,7 +28,7 @@ def measure_gold_curve(bench: Bench, models: Models) -> Figures:
 
 
 def snapshot_points(bench: Bench) -> list[Point]:
-    """Means over each snapshot's responses, by step; none where the method keeps no snapshots."""
+    """Means over each snapshot's responses, by step; empty if the method keeps no snapshots."""
     points = []
     for step in _read(bench.policy / "snapshots.json", []):
         model = load_causal_model(bench.policy / "snapshots" / f"step-{step:05d}")
@@ -38,7 +38,7 @@ def snapshot_points(bench: Bench) -> list[Point]:
 
 
 def chosen_step(policy: Path) -> int | None:
-    """The snapshot that was selected to be the policy; None where the last one was taken."""
+    """The step of the snapshot that was selected as the policy; None without a selection."""
     selection = _read(policy / "selection.json", None)
     return None if selection is None else int(selection["step"])
 
@@ -48,9 +48,9 @@ def _read(file: Path, otherwise: Any) -> Any:
 
 
 def curve_fits(points: Sequence[Mapping[str, float]]) -> dict[str, Point]:
-    """The law R(d) = d (α − β log d) for the proxy and, where there is a judge, for the gold score.
+    """The law R(d) = d (α − β log d) for the proxy and, with a judge, for the gold score.
 
-    Rewards are measured from those of the first point, which must be SFT itself (step 0); `start` is its reward.
+    Rewards are relative to those of the first point, which must be SFT itself (step 0); `start` is its reward.
     """
     if not points or points[0]["step"] != 0:
         return {}

@@ -1,4 +1,4 @@
-"""A sampled response with its reward, its distance to SFT and, where there is a gold judge, the verdict on it."""
+"""A sampled response with its reward, its KL to SFT and, with a gold judge, its verdict."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -48,13 +48,13 @@ class JudgedResponse:
         return plain | {**self.gold.criteria, "score": self.gold.score, "why": self.gold.why}
 
     def figures(self) -> dict[str, float]:
-        """All that means are taken of, by name; gold figures only with a judge."""
+        """All values that are averaged, by name; gold scores only with a judge."""
         plain = {"reward": self.reward, "tokens": float(self.tokens), "ended": float(self.ended), "kl": self.kl}
         return plain if self.gold is None else plain | {**self.gold.criteria, "score": self.gold.score}
 
 
 def verdict(judge: Judge, prompt: Prompt, response: str) -> Gold:
-    """What the gold judge says of a response."""
+    """The gold judge's verdict on a response."""
     judged = judge(prompt, response)
     criteria = {name: float(judged.scores[name]) for name in CRITERION_NAMES}
     return Gold(criteria, float(judged.score), "; ".join(judged.reasons))

@@ -1,6 +1,6 @@
-"""How gold and proxy reward change with the distance from SFT: the laws of Gao et al. 2023, and best-of-n sampling.
+"""Gold and proxy reward as functions of the distance from SFT: the laws of Gao et al. 2023, and best-of-n sampling.
 
-d = √KL[π ‖ π_SFT], in nats½. Rewards are measured from SFT's own: R(0) = 0. Pure functions on numbers.
+d = √KL[π ‖ π_SFT], in nats½. Rewards are relative to SFT's: R(0) = 0. Pure functions.
 """
 
 import math
@@ -12,9 +12,9 @@ import torch
 
 @dataclass(frozen=True)
 class Fit:
-    """R(d) = d (α − β log d) by least squares; `residual` is the root mean square of what it leaves of the reward.
+    """R(d) = d (α − β log d) by least squares; `residual` is the root mean square error of the fit.
 
-    `peak` is the distance where R is highest, e^(α/β − 1); None where R does not peak (β ≤ 0).
+    `peak` is the distance where R is highest, e^(α/β − 1); None if R has no peak (β ≤ 0).
     """
 
     alpha: float
@@ -28,7 +28,7 @@ class Fit:
 
     @property
     def peak(self) -> float | None:
-        if self.beta <= 0 or self.alpha / self.beta > 5:  # further off than any policy goes
+        if self.beta <= 0 or self.alpha / self.beta > 5:  # beyond any policy's distance
             return None
         return math.exp(self.alpha / self.beta - 1)
 
@@ -36,8 +36,8 @@ class Fit:
 def fit_rl(kl: Sequence[float], rewards: Sequence[float]) -> Fit | None:
     """The law of RL (Gao et al. 2023, section 1), R(d) = d (α − β log d), linear in α and β.
 
-    `rewards` are those of the points less SFT's. Points at or below KL 0 say nothing (R is 0 there) and are left out;
-    None with fewer than three others, which any two parameters would meet.
+    `rewards` are relative to SFT's. Points at or below KL 0 carry no information (R is 0 there) and are skipped; None
+    with fewer than three others, which two parameters would fit exactly.
     """
     known = [(math.sqrt(distance), reward) for distance, reward in zip(kl, rewards, strict=True) if distance > 0]
     if len(known) < 3:
@@ -52,7 +52,7 @@ def fit_rl(kl: Sequence[float], rewards: Sequence[float]) -> Fit | None:
 def best_of_n_kl(n: int) -> float:
     """KL of best-of-n sampling to what it samples from, log n − (n − 1)/n (Stiennon 2020, appendix G.3).
 
-    Whatever the reward is, as long as no two responses are equal; an upper bound where some are.
+    For any reward, if no two responses are equal; otherwise an upper bound.
     """
     return math.log(n) - (n - 1) / n
 
@@ -61,10 +61,10 @@ def best_of_n_mean(proxy: Sequence[float], values: Sequence[float], n: int) -> f
     """Mean value of the response with the highest proxy of n, over all ways to take n of the N that were sampled.
 
     Σ_i C(i−1, n−1) / C(N, n) · value_(i), with responses in rising order of the proxy, i = 1 … N (Nakano 2021,
-    appendix I): an unbiased estimate that uses every sample. With N = n it is the value of the best one.
+    appendix I): an unbiased estimate that uses every sample. With N = n it is the value of the best response.
     """
     if not 1 <= n <= len(proxy):
         raise ValueError(f"best of {n} cannot be taken from {len(proxy)} responses")
     order = sorted(range(len(proxy)), key=lambda i: proxy[i])
     ways = math.comb(len(proxy), n)
-    return sum(math.comb(place, n - 1) / ways * values[i] for place, i in enumerate(order))
+    return sum(math.comb(rank, n - 1) / ways * values[i] for rank, i in enumerate(order))

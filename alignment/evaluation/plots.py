@@ -9,13 +9,13 @@ from matplotlib.figure import Figure
 from alignment.evaluation.overoptimization import Fit
 from alignment.plots import STYLE, new_figure
 
-TAG_ROOM = 0.04  # of the distance shown, between two points that are tagged with their steps
+TAG_ROOM = 0.04  # of the plotted distance, between two points that are labelled with their steps
 
 
 def plot_gold_curve(report: Mapping[str, Any]) -> Figure:
     """Gold score and reward (the proxy) of PPO's snapshots over their distance √KL from SFT (Gao 2023).
 
-    Dashed: the fitted laws; hollow: best-of-n sampling from SFT; a vertical line at the snapshot that was selected.
+    Dashed: the fitted laws; hollow: best-of-n sampling from SFT; a vertical line at the selected snapshot.
     """
     points, best_of_n = report.get("curve", []), report.get("best_of_n", [])
     fits, chosen = report.get("curve_fit", {}), report.get("chosen_step")
@@ -59,7 +59,7 @@ def _line(axes: Any, points: Sequence[Mapping[str, float]], key: str, style: Map
 
 
 def _fitted(axes: Any, fit: Mapping[str, float], reach: float, color: str) -> None:
-    """The law of a fit, from the start that its rewards were counted from."""
+    """The law of a fit, offset by the reward of its first point."""
     law = Fit(fit["alpha"], fit["beta"], fit["residual"], int(fit["points"]))
     distances = [reach * i / 100 for i in range(101)]
     values = [fit["start"] + law.at(distance) for distance in distances]

@@ -1,7 +1,7 @@
-"""Stage `evaluate`: base, SFT and policy side by side on held-out prompts.
+"""Stage `evaluate`: comparison of base, SFT and policy on held-out prompts.
 
-With the town's facts the gold judge scores every response. Without a gold judge the reward model's score is all there
-is, and the report says so: a reward model cannot tell whether it was fooled.
+With the town's facts the gold judge scores every response. Without a gold judge only the reward model's score is
+available, and the report says so: a reward model cannot detect that it was exploited.
 """
 
 from collections.abc import Mapping
@@ -40,9 +40,9 @@ def evaluate(
     rows = [row for row in read_records(prompts / "prompts.jsonl", Prompt)[0] if row.split == "heldout"]
     context = int(models.sft.config.max_position_embeddings)
     fitting = prompts_that_fit(rows, tokenizer, context, config.max_new_tokens)
-    asked = fitting[: config.prompts or None]
-    bench = Bench(config, tokenizer, models.sft, load_rewards(reward), judge, seed, asked, policy, corpus, out)
-    counts = {"prompts": {"asked": len(asked), "too_long": len(rows) - len(fitting)}}
+    selected = fitting[: config.prompts or None]
+    bench = Bench(config, tokenizer, models.sft, load_rewards(reward), judge, seed, selected, policy, corpus, out)
+    counts = {"prompts": {"asked": len(selected), "too_long": len(rows) - len(fitting)}}
     report: dict[str, Any] = {"judge": "gold" if judge else "reward model", **counts}
     metrics, plots = flatten(counts), dict[str, Plot]()
     for evaluator in EVALUATORS:
@@ -59,15 +59,15 @@ def evaluate(
 
 
 def add(entries: dict[str, Any], new: Mapping[str, Any]) -> None:
-    """Add an evaluator's entries. Raises ValueError for a name that another evaluator has taken."""
+    """Add an evaluator's entries. Raises ValueError for a name that another evaluator uses."""
     taken = sorted(entries.keys() & new.keys())
     if taken:
-        raise ValueError(f"two evaluators measure {', '.join(taken)}: give the figures of one of them another name")
+        raise ValueError(f"two evaluators report {', '.join(taken)}: rename the entries of either")
     entries |= new
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
-    """Nested figures as `a.b.c: number`; lists, words and null are left out."""
+    """Nested metrics as `a.b.c: number`; lists, strings and null are omitted."""
     flat: dict[str, float] = {}
     for name, value in values.items():
         if isinstance(value, Mapping):

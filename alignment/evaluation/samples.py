@@ -1,4 +1,4 @@
-"""The responses themselves: all of them as JSONL, and some side by side as a table to read."""
+"""The sampled responses: all as JSONL, and the first prompts as a table of models side by side."""
 
 import json
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,7 @@
-"""What makes the policy from SFT: the registry of methods. A new method is one file and one line here.
+"""The registry of alignment methods, which train the policy from SFT. A new method is one file and one line here.
 
-Each file has the method's options, the function that does its work, and `METHOD`, which says all else that is known of
-it. Nothing that is slow to import may be imported at the top of these files: recipes are validated with them.
+Each file has the method's options, the function that does its work, and `METHOD`, its definition as a stage.
+Slow imports (torch, trl) must not be at the top of these files: recipes are validated with them.
 """
 
 from typing import Any

@@ -1,4 +1,4 @@
-"""The section `align` of a recipe, made from the registry of methods."""
+"""The section `align` of a recipe, built from the registry of methods."""
 
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -15,16 +15,17 @@ SECTION = "align."
 
 
 class AlignSection(Config):
-    """What makes the policy. The options of the methods that are not chosen are ignored."""
+    """The alignment method and its options. The options of other methods are ignored."""
 
-    method: str = Field("ppo", description="ppo, or what stands in its place")
+    method: str = Field("ppo", description="the alignment method: ppo, or an alternative to it")
     select: Literal["last", "heldout_reward"] = Field(
-        "last", description="which snapshot of PPO is the policy: the last, or by a reward model from held-out labels"
+        "last",
+        description="snapshot of PPO that becomes the policy: the last, or by a reward model from held-out labels",
     )
-    select_prompts: Count = Field(200, description="training prompts that each snapshot answers to be chosen")
+    select_prompts: Count = Field(200, description="training prompts that each snapshot answers for the selection")
     ptx_min_reward: float | None = Field(
         None,
-        description="PPO-ptx leaves out conversations of the corpus with an answer that the reward model scores "
+        description="PPO-ptx drops conversations of the corpus with an answer that the reward model scores "
         "lower; 0 is the average demonstration",
     )
     rules: tuple[RuleOption, ...] = Field((), description="rule rewards, added to the reward model's score")
@@ -36,7 +37,7 @@ class AlignSection(Config):
         names = [rule.name for rule in self.rules]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
-            raise ValueError(f"rule '{twice[0]}' is given {names.count(twice[0])} times: give it once, with its weight")
+            raise ValueError(f"rule '{twice[0]}' is listed {names.count(twice[0])} times: list it once")
         if self.select != "last" and not self.chosen.keeps_snapshots:
             raise ValueError(f"method '{self.method}' keeps no snapshots to select from: set select to 'last'")
         return self
@@ -48,13 +49,13 @@ class AlignSection(Config):
 
     @property
     def ignored(self) -> tuple[str, ...]:
-        """What is set and does nothing with the chosen method."""
+        """The options that are set but ignored by the chosen method."""
         rules = ["rules"] if self.rules and not self.chosen.follows_reward else []
         text = ["ptx_min_reward"] if self.ptx_min_reward is not None and not self.chosen.reads_corpus else []
         return (*rules, *text)
 
     def options(self) -> AlignOptions | None:
-        """What the chosen method is given beside its own options; None for one that follows no reward."""
+        """The options that the chosen method gets beside its own; None if it uses no reward."""
         if not self.chosen.follows_reward:
             return None
         return AlignOptions(

@@ -1,7 +1,7 @@
 """Method `best_of_n`: rejection sampling. SFT answers each training prompt n times and is fine-tuned on the best.
 
-Best by the reward that PPO would follow; as in Touvron et al. 2023, "Llama 2", section 3.2.3. What best-of-n sampling
-reaches without training, and at which distance from SFT, is measured by the stage `evaluate`.
+Best by the reward that PPO would maximize; as in Touvron et al. 2023, "Llama 2", section 3.2.3. The stage
+`evaluate` measures best-of-n sampling without training, and its KL from SFT.
 """
 
 from collections.abc import Sequence
@@ -29,9 +29,9 @@ CHOSEN = "demonstrations.jsonl"
 
 
 class BestOfNConfig(Config):
-    """Rejection sampling: SFT's best of n responses a training prompt by the reward, and fine-tuning on those."""
+    """Rejection sampling: fine-tune SFT on the best of its n responses to each training prompt, by the reward."""
 
-    samples: Annotated[int, Field(ge=2)] = Field(8, description="n, responses a prompt")
+    samples: Annotated[int, Field(ge=2)] = Field(8, description="n, responses per prompt")
     prompts: Natural = Field(0, description="use at most this many training prompts, 0 for all")
     temperature: Positive = Field(1.0, description="of sampling")
     max_new_tokens: Count = Field(48, description="longest response")
@@ -50,10 +50,10 @@ def best_of_n(
     prompts: Path,
     align: AlignOptions,
 ) -> dict[str, float]:
-    """Write the best answers as `demonstrations.jsonl`, and the policy that was fine-tuned on them as `model/`."""
+    """Write the best responses as `demonstrations.jsonl`, and the policy fine-tuned on them as `model/`."""
     from alignment.training.sft import finetune
 
-    if not journal.read():  # a killed run goes on with what it had chosen, if it had written down all of it
+    if not journal.read():  # a resumed run reuses the choice of the killed one, if that was complete
         journal.log(choose(config, out, seed, sft, reward, prompts, align), step=0)
     chosen: dict[str, float] = journal.read()[0]["values"]
     return chosen | finetune(config.finetune, out, journal, seed=seed, base=sft, demonstrations=out)
@@ -68,7 +68,7 @@ def choose(
     prompts: Path,
     align: AlignOptions,
 ) -> dict[str, float]:
-    """Sample, score and keep the best finished answer of each prompt; prompts without a finished one are counted."""
+    """Sample, score and keep the best finished response to each prompt; prompts without one are counted."""
     from alignment.data.prompts import training_prompts
     from alignment.data.responses import sample
     from alignment.models.importing import load_tokenizer
@@ -82,29 +82,29 @@ def choose(
     fitting, too_long = training_prompts(
         prompts, tokenizer, context, config.max_new_tokens, "align.best_of_n.max_new_tokens"
     )
-    asked = fitting[: config.prompts or None]
-    repeated = [tokens for _, tokens in asked for _ in range(config.samples)]
+    selected = fitting[: config.prompts or None]
+    repeated = [tokens for _, tokens in selected for _ in range(config.samples)]
     samples = sample(config, model, tokenizer, repeated, seed)
-    scores = scored(
+    scores = score_samples(
         reward_components(reward_parts(reward, rule_rewards(align)), tokenizer), tokenizer, repeated, samples
     )
-    texts = [decode_response(tokenizer, one.tokens) for one in samples]
-    usable = [one.ended and bool(text) for one, text in zip(samples, texts, strict=True)]
-    places = best_places(scores, usable, config.samples)
-    rows = [demonstration(asked[place // config.samples][0], texts[place]) for place in places]
+    texts = [decode_response(tokenizer, drawn.tokens) for drawn in samples]
+    usable = [drawn.ended and bool(text) for drawn, text in zip(samples, texts, strict=True)]
+    best = best_indices(scores, usable, config.samples)
+    rows = [demonstration(selected[index // config.samples][0], texts[index]) for index in best]
     if not rows:
         raise DataError("no response ended; raise `align.best_of_n.max_new_tokens`, or train SFT longer")
     write_records(out / CHOSEN, rows)
     return {
-        "prompts": float(len(asked)),
+        "prompts": float(len(selected)),
         "prompts_too_long": float(too_long),
-        "prompts_without_answer": float(len(asked) - len(rows)),
+        "prompts_without_answer": float(len(selected) - len(rows)),
         "reward_of_all": sum(scores) / len(scores),
-        "reward_of_best": sum(scores[place] for place in places) / len(places),
+        "reward_of_best": sum(scores[index] for index in best) / len(best),
     }
 
 
-def scored(
+def score_samples(
     components: Sequence["Component"],
     tokenizer: "PreTrainedTokenizerBase",
     prompts: Sequence[list[int]],
@@ -113,27 +113,27 @@ def scored(
     """The total score of each response."""
     from alignment.rewards.components import component_scores, total_score
 
-    sequences = [prompt + one.tokens for prompt, one in zip(prompts, samples, strict=True)]
+    sequences = [prompt + sample.tokens for prompt, sample in zip(prompts, samples, strict=True)]
     parts = component_scores(components, tokenizer, sequences, [len(p) for p in prompts], TOKEN_BUDGET)
     return list(total_score(components, parts).tolist())
 
 
-def best_places(scores: Sequence[float], usable: Sequence[bool], n: int) -> list[int]:
-    """The place of the best usable response in each run of n; none where no response is usable."""
-    found = []
+def best_indices(scores: Sequence[float], usable: Sequence[bool], n: int) -> list[int]:
+    """The index of the best usable response in each group of n; groups without a usable response are skipped."""
+    best = []
     for start in range(0, len(scores), n):
-        places = [place for place in range(start, start + n) if usable[place]]
-        found += [max(places, key=lambda place: scores[place])] if places else []
-    return found
+        candidates = [index for index in range(start, start + n) if usable[index]]
+        best += [max(candidates, key=lambda index: scores[index])] if candidates else []
+    return best
 
 
 def demonstration(prompt: Prompt, text: str) -> Demonstration:
-    """A chosen answer as if a person had written it."""
+    """A chosen response as a demonstration."""
     return Demonstration(id=prompt.id, messages=prompt.messages, completion=text, source="best_of_n")
 
 
 def cost(config: BestOfNConfig, sizes: Sizes) -> Tokens:
-    """Every response is sampled and scored, the best of each prompt is trained on."""
+    """Every response is sampled and scored; the best of each prompt is trained on."""
     prompts = config.prompts or sizes.prompts
     sampled = prompts * config.samples * sizes.episode_tokens(config.max_new_tokens)
     return Tokens(trained=prompts * config.finetune.max_length_tokens * config.finetune.epochs, read=2 * sampled)

@@ -1,7 +1,7 @@
 """Method `dpo`: direct preference optimization with TRL's DPOTrainer, from the comparisons and without a reward model.
 
-Rafailov et al. 2023, eq. 7: loss = −log σ( β log π(y_w)/π_ref(y_w) − β log π(y_l)/π_ref(y_l) ), π_ref is SFT. The same
-training comparisons as the reward model's, one pair an example.
+Rafailov et al. 2023, eq. 7: loss = −log σ( β log π(y_w)/π_ref(y_w) − β log π(y_l)/π_ref(y_l) ), π_ref is SFT. The
+training comparisons are those of the reward model, a pair per example.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -34,18 +34,18 @@ class DPOConfig(Config):
     """Direct preference optimization on the training comparisons (Rafailov et al. 2023)."""
 
     epochs: Positive = Field(1, description="passes over the comparisons")
-    batch_size: Count = Field(32, description="comparisons an optimizer step")
-    learning_rate: Positive = Field(1e-4, description="highest, after warm-up")
-    beta: Positive = Field(0.1, description="how much a nat of distance to SFT weighs")
+    batch_size: Count = Field(32, description="comparisons per optimizer step")
+    learning_rate: Positive = Field(1e-4, description="peak, after warm-up")
+    beta: Positive = Field(0.1, description="β, the weight of the log-ratio to SFT")
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = Field(
-        0.0, description="share of comparisons taken to be the wrong way round"
+        0.0, description="assumed share of comparisons with the wrong label"
     )
-    max_length_tokens: Count = Field(128, description="longer conversations are left out")
-    log_every_steps: Count = Field(5, description="optimizer steps between figures")
+    max_length_tokens: Count = Field(128, description="longer conversations are dropped")
+    log_every_steps: Count = Field(5, description="optimizer steps between logged metrics")
 
 
 def dpo(config: DPOConfig, out: Path, journal: Journal, *, seed: int, sft: Path, comparisons: Path) -> dict[str, float]:
-    """Train `sft/model` on `comparisons/train.jsonl` and write `model/`; resumes from its last epoch when killed."""
+    """Train `sft/model` on `comparisons/train.jsonl` and write `model/`; resumes from its last complete epoch."""
     from trl import DPOConfig as TrainerOptions
     from trl import DPOTrainer
 
@@ -62,8 +62,8 @@ def dpo(config: DPOConfig, out: Path, journal: Journal, *, seed: int, sft: Path,
     options = TrainerOptions(
         beta=config.beta,
         label_smoothing=config.label_smoothing,
-        max_length=None,  # what is too long was left out
-        remove_unused_columns=False,  # the tokens in them are what is trained on
+        max_length=None,  # longer comparisons were dropped
+        remove_unused_columns=False,  # the collator reads their tokens
         logging_first_step=True,
         **by_epochs(config),
         **shared_options(checkpoints, seed, on_cpu=model.device.type == "cpu"),
@@ -86,9 +86,9 @@ def dpo(config: DPOConfig, out: Path, journal: Journal, *, seed: int, sft: Path,
 
 
 def own_tokens(pad_token_id: int) -> Callable[[Sequence[Mapping[str, Any]]], dict[str, Any]]:
-    """A collator of the tokens that every other stage reads a comparison as, instead of the trainer's own.
+    """A collator with this project's tokenization of a comparison, instead of the trainer's.
 
-    They differ where somebody wrote a special token, and for tokenizers that join a response to what is before it.
+    They differ for text that contains a special token, and for tokenizers that merge a response with its prompt.
     Returns padded token ids and masks, chosen before rejected.
     """
     from trl.trainer.dpo_trainer import DataCollatorForPreference
@@ -105,7 +105,7 @@ def own_tokens(pad_token_id: int) -> Callable[[Sequence[Mapping[str, Any]]], dic
 
 
 def pairs(rows: Sequence[Comparison], tokenizer: "PreTrainedTokenizerBase", max_length: int) -> tuple["Dataset", int]:
-    """Comparisons as text and as token ids; one with a side that is too long is left out and counted."""
+    """Comparisons as text and as token ids; those with a side that is too long are dropped and counted."""
     from datasets import Dataset
 
     from alignment.models.tokenizer import prompt_tokens, response_tokens

@@ -1,11 +1,11 @@
-"""Method `kto`: Kahneman-Tversky optimization with TRL's KTOTrainer: good and bad answers, not pairs of them.
+"""Method `kto`: Kahneman-Tversky optimization with TRL's KTOTrainer: desirable and undesirable answers, no pairs.
 
 Ethayarajh et al. 2024, eq. 7 and 8. With r(x, y) = log π(y|x)/π_ref(y|x), π_ref is SFT, and z0 the KL divergence of π
-from π_ref, estimated on prompts with answers to other prompts of the batch and not below 0:
+from π_ref, estimated on prompts with the answers to other prompts of the batch, and clipped at 0:
 
     loss = mean of  λ_D (1 − σ(β (r − z0)))  over desirable  and  λ_U (1 − σ(β (z0 − r)))  over undesirable answers.
 
-Every training comparison gives one of each: its chosen and its rejected response.
+Every training comparison yields both: its chosen response is desirable, its rejected response undesirable.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -36,17 +36,17 @@ class KTOConfig(Config):
     """Kahneman-Tversky optimization on the training comparisons (Ethayarajh et al. 2024)."""
 
     epochs: Positive = Field(1, description="passes over the answers")
-    batch_size: Count = Field(32, ge=2, description="answers an optimizer step; z0 is estimated within it")
-    learning_rate: Positive = Field(1e-4, description="highest, after warm-up")
-    beta: Positive = Field(0.1, description="how much a nat of distance to SFT weighs")
+    batch_size: Count = Field(32, ge=2, description="answers per optimizer step; z0 is estimated within it")
+    learning_rate: Positive = Field(1e-4, description="peak, after warm-up")
+    beta: Positive = Field(0.1, description="β, the weight of the log-ratio to SFT")
     desirable_weight: Positive = Field(1.0, description="λ_D, weight of chosen responses")
     undesirable_weight: Positive = Field(1.0, description="λ_U, weight of rejected responses")
-    max_length_tokens: Count = Field(128, description="longer conversations are left out")
-    log_every_steps: Count = Field(5, description="optimizer steps between figures")
+    max_length_tokens: Count = Field(128, description="longer conversations are dropped")
+    log_every_steps: Count = Field(5, description="optimizer steps between logged metrics")
 
 
 def kto(config: KTOConfig, out: Path, journal: Journal, *, seed: int, sft: Path, comparisons: Path) -> dict[str, float]:
-    """Train `sft/model` on `comparisons/train.jsonl` and write `model/`; resumes from its last epoch when killed."""
+    """Train `sft/model` on `comparisons/train.jsonl` and write `model/`; resumes from its last complete epoch."""
     from trl import KTOConfig as TrainerOptions
     from trl import KTOTrainer
 
@@ -64,8 +64,8 @@ def kto(config: KTOConfig, out: Path, journal: Journal, *, seed: int, sft: Path,
         beta=config.beta,
         desirable_weight=config.desirable_weight,
         undesirable_weight=config.undesirable_weight,
-        max_length=None,  # what is too long was left out
-        remove_unused_columns=False,  # the tokens in them are what is trained on
+        max_length=None,  # longer answers were dropped
+        remove_unused_columns=False,  # the collator reads their tokens
         logging_first_step=True,
         **by_epochs(config),
         **shared_options(checkpoints, seed, on_cpu=model.device.type == "cpu"),
@@ -74,7 +74,7 @@ def kto(config: KTOConfig, out: Path, journal: Journal, *, seed: int, sft: Path,
         model=model,
         ref_model=load_causal_model(sft / "model"),
         args=options,
-        train_dataset=dataset.shuffle(seed=seed),  # the trainer insists on reading rows in their order
+        train_dataset=dataset.shuffle(seed=seed),  # the trainer reads rows in order
         processing_class=tokenizer,
         data_collator=with_other_answers(int(tokenizer.pad_token_id), config.max_length_tokens),
     )
@@ -88,7 +88,7 @@ def kto(config: KTOConfig, out: Path, journal: Journal, *, seed: int, sft: Path,
 
 
 def with_other_answers(pad_token_id: int, max_length: int) -> Callable[[Sequence[Mapping[str, Any]]], dict[str, Any]]:
-    """A collator of prompts with their answers, and with the answer before theirs in the batch, for z0."""
+    """A collator of prompts with their answers, and with the previous answer of the batch, for z0."""
     from trl.trainer.kto_trainer import DataCollatorForUnpairedPreference
 
     collate = DataCollatorForUnpairedPreference(pad_token_id=pad_token_id, max_length=max_length)
@@ -114,7 +114,7 @@ def with_other_answers(pad_token_id: int, max_length: int) -> Callable[[Sequence
 def labelled_answers(
     rows: Sequence[Comparison], tokenizer: "PreTrainedTokenizerBase", max_length: int
 ) -> tuple["Dataset", int]:
-    """Both answers of each comparison, with the label True for the chosen one; what is too long is counted."""
+    """Both answers of each comparison, label True for chosen; answers that are too long are dropped and counted."""
     from datasets import Dataset
 
     from alignment.models.tokenizer import prompt_tokens, response_tokens
@@ -137,7 +137,7 @@ def labelled_answers(
 
 
 def cost(config: KTOConfig, sizes: Sizes) -> Tokens:
-    """An answer is trained on, read by the reference, and both read an answer to another prompt beside it."""
+    """An answer is trained on and read by the reference, and both also read an answer to another prompt."""
     tokens = 2 * sizes.comparisons * (1 - sizes.heldout_share) * config.max_length_tokens * config.epochs
     return Tokens(trained=tokens, read=3 * tokens)
 

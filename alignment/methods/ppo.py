@@ -1,4 +1,4 @@
-"""Method `ppo`: the fine-tuned policy, the reward model and the prompts, put into `alignment.ppo`."""
+"""Method `ppo`: PPO from the fine-tuned policy, with the reward model and the prompts, by `alignment.ppo`."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -51,12 +51,12 @@ def ppo(
     """Run PPO from `sft/model` against the reward model and the rules on the training prompts; the value model starts
     as the reward model.
 
-    PPO-ptx reads the corpus, but for conversations with an answer below `align.ptx_min_reward`: much of what the web
-    answers is what people judge to be wrong, rude or harmful, and would be learnt again.
+    PPO-ptx reads the corpus without conversations that have an answer below `align.ptx_min_reward`: many answers of
+    the web are wrong, rude or harmful by people's judgement, and would be learned again.
 
-    With `validation`, a reward model from other labels, the policy is the snapshot that this one chooses by answers to
+    With `validation`, a reward model from other labels, the policy is the snapshot that it selects by answers to
     `align.select_prompts` of the prompts; see `alignment.methods.selection`. Writes `model/`, `snapshots/step-*/`,
-    `snapshots.json` (their steps, in order) and, where one was chosen, `selection.json`.
+    `snapshots.json` (their steps, in order) and, after a selection, `selection.json`.
     """
     from functools import partial
 
@@ -77,11 +77,11 @@ def ppo(
     config = config.model_copy(update={"seed": seed})
     tokenizer = load_tokenizer(sft / "model")
     frozen = torch.bfloat16 if config.bfloat16 else torch.float32
-    one_base = config.layout == "lora"
-    policy = load_causal_model(sft / "model", frozen if one_base else torch.float32)
+    lora = config.layout == "lora"
+    policy = load_causal_model(sft / "model", frozen if lora else torch.float32)
     context = int(policy.config.max_position_embeddings)
     fitting, too_long = training_prompts(prompts, tokenizer, context, config.max_new_tokens, "ppo.max_new_tokens")
-    load = partial(load_reward, language_model=policy, dtype=frozen, shared=one_base)
+    load = partial(load_reward, language_model=policy, dtype=frozen, shared=lora)
     documents = read_records(corpus / "train.jsonl", Document)[0] if config.ptx_coef else []
     if documents and align.ptx_min_reward is not None:
         model = load_rewards(reward, load)
@@ -99,9 +99,9 @@ def ppo(
     steps = [snapshot.step for snapshot in result.snapshots if snapshot.step <= result.policy_step]
     policy_step = result.policy_step
     if validation is not None:
-        asked = [tokens for _, tokens in fitting[: align.select_prompts]]
+        selection_prompts = [tokens for _, tokens in fitting[: align.select_prompts]]
         policy_step = select_snapshot(
-            config, out, journal, steps=steps, validation=validation, prompts=asked, tokenizer=tokenizer
+            config, out, journal, steps=steps, validation=validation, prompts=selection_prompts, tokenizer=tokenizer
         )
     on_main(write_json, out / "snapshots.json", steps)
     journal.figure("ppo", panels(journal.read(), CURVES, "PPO"))
@@ -123,30 +123,30 @@ def drop_low_reward_conversations(
     reward: "PreTrainedModel | Ensemble",
     minimum: float,
 ) -> list[Document]:
-    """The documents without the conversations in which an answer scores below `minimum`. Plain text, which answers
-    nobody, stays, and so does an answer that is too long to be scored. Raises DataError if nothing stays."""
+    """The documents without the conversations in which an answer scores below `minimum`. Plain text is kept,
+    and so are answers that are too long to be scored. Raises DataError if nothing is left."""
     from alignment.distributed.collectives import from_main
     from alignment.models.scalar import reward_scores
     from alignment.models.tokenizer import prompt_tokens, response_tokens
     from alignment.reward_model.evaluate import transposed
 
-    places: list[int] = []
+    indices: list[int] = []
     answers: list[tuple[list[int], int]] = []
-    for place, document in enumerate(documents):
+    for index, document in enumerate(documents):
         for turn, message in enumerate(document.messages):
             if message.role == "assistant" and turn > 0:
                 prompt = prompt_tokens(tokenizer, document.messages[:turn])
                 answer = response_tokens(tokenizer, message.content)
                 if len(prompt) + len(answer) <= context:
-                    places.append(place)
+                    indices.append(index)
                     answers.append((prompt + answer, len(prompt)))
     if not answers:
         return list(documents)
     scores = reward_scores(reward, *transposed(answers)).tolist()
-    low = from_main({place for place, score in zip(places, scores, strict=True) if score < minimum})
-    kept = [document for place, document in enumerate(documents) if place not in low]
+    low = from_main({index for index, score in zip(indices, scores, strict=True) if score < minimum})
+    kept = [document for index, document in enumerate(documents) if index not in low]
     if not kept:
-        raise DataError(f"no document of the corpus is answered at {minimum} or better; lower `align.ptx_min_reward`")
+        raise DataError(f"the reward of every answer in the corpus is below {minimum}; lower `align.ptx_min_reward`")
     return kept
 
 

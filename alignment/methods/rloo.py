@@ -1,7 +1,7 @@
 """Method `rloo`: REINFORCE with a leave-one-out baseline, with TRL's RLOOTrainer on PPO's prompts and reward.
 
-Ahmadian et al. 2024, "Back to Basics", eq. 6: of k responses a prompt, each is weighed by its reward less the mean of
-the other k − 1; the reward has −β KL in it. No value model.
+Ahmadian et al. 2024, "Back to Basics", eq. 6: of k responses to a prompt, each is weighted by its reward minus the
+mean of the other k − 1; the reward includes −β KL. No value model.
 """
 
 from collections.abc import Callable, Sequence
@@ -35,28 +35,28 @@ TOKEN_BUDGET = 8192
 
 
 class RLOOConfig(Config):
-    """REINFORCE with a leave-one-out baseline (Ahmadian et al. 2024): no value model, k responses a prompt instead."""
+    """REINFORCE with a leave-one-out baseline (Ahmadian et al. 2024): k responses per prompt, no value model."""
 
     steps: Count = Field(60, description="rollouts, each with its update")
-    batch_size: Count = Field(128, description="episodes a step")
+    batch_size: Count = Field(128, description="episodes per step")
     responses_per_prompt: Annotated[int, Field(ge=2)] = Field(
-        4, description="k; the others of a prompt are each one's baseline"
+        4, description="k; the mean of the others is the baseline of each"
     )
     max_new_tokens: Count = Field(48, description="longest response")
     temperature: Positive = Field(1.0, description="of sampling, and of every log-probability")
-    kl_coef: NonNegative = Field(0.05, description="what a nat of distance to SFT costs")
-    missing_eos_penalty: NonNegative = Field(1.0, description="taken off the score of a response without an end")
-    learning_rate: Positive = Field(1e-4, description="highest, after warm-up")
-    max_grad_norm: Positive = Field(1.0, description="longer gradients are cut to this norm")
-    log_every_steps: Count = Field(1, description="steps between figures")
-    checkpoint_every_steps: Count = Field(20, description="steps between states from which a killed run goes on")
+    kl_coef: NonNegative = Field(0.05, description="cost of a nat of KL to SFT")
+    missing_eos_penalty: NonNegative = Field(1.0, description="subtracted from the score of a response without EOS")
+    learning_rate: Positive = Field(1e-4, description="peak, after warm-up")
+    max_grad_norm: Positive = Field(1.0, description="gradients are clipped to this norm")
+    log_every_steps: Count = Field(1, description="steps between logged metrics")
+    checkpoint_every_steps: Count = Field(20, description="steps between checkpoints from which a killed run resumes")
 
     @model_validator(mode="after")
     def _whole_groups(self) -> "RLOOConfig":
         if self.batch_size % self.responses_per_prompt:
             raise ValueError(
                 f"batch_size {self.batch_size} is not a multiple of responses_per_prompt {self.responses_per_prompt}: "
-                "change one of them"
+                "change either"
             )
         return self
 
@@ -72,7 +72,7 @@ def rloo(
     prompts: Path,
     align: AlignOptions,
 ) -> dict[str, float]:
-    """Train `sft/model` against the reward and write `model/`; resumes from its last checkpoint when killed."""
+    """Train `sft/model` against the reward and write `model/`; resumes from its last checkpoint."""
     from trl import RLOOConfig as TrainerOptions
     from trl import RLOOTrainer
 
@@ -128,10 +128,10 @@ def rloo(
 def conversations(
     rows: Sequence[tuple[Prompt, list[int]]], tokenizer: "PreTrainedTokenizerBase"
 ) -> tuple["Dataset", int]:
-    """Prompts as the trainer reads them, with their token ids beside.
+    """Prompts in the trainer's format, with their token ids.
 
-    The trainer applies the chat template itself. Where somebody wrote a special token its reading would be another than
-    everywhere else: such a prompt is left out and counted.
+    The trainer applies the chat template itself. It would tokenize a prompt whose text contains a special token
+    differently from all other stages: such a prompt is dropped and counted.
     """
     from datasets import Dataset
 
@@ -143,14 +143,14 @@ def conversations(
         if as_ids(tokenizer.apply_chat_template(turns, add_generation_prompt=True)) == tokens:
             examples.append({"prompt": turns, "prompt_tokens": tokens})
     if not examples:
-        raise DataError(f"all {len(rows)} prompts hold special tokens of the tokenizer; give prompts without them")
+        raise DataError(f"all {len(rows)} prompts contain special tokens of the tokenizer; use prompts without them")
     return Dataset.from_list(examples), len(rows) - len(examples)
 
 
 def reward_function(
     components: Sequence["Component"], tokenizer: "PreTrainedTokenizerBase", missing_eos_penalty: float
 ) -> Callable[..., list[float | None]]:
-    """The total score, less the penalty where no EOS came, as the trainer asks for it; each part is logged."""
+    """The trainer's reward function: the total score minus the penalty without EOS; each component is logged."""
     import torch
 
     from alignment.ppo.shaping import missing_eos_score
@@ -171,7 +171,7 @@ def reward_function(
 
 
 def figures_of(journal: Journal) -> dict[str, float]:
-    """Draw the run, and return the last step's figures."""
+    """Plot the run, and return the last step's metrics."""
     from alignment.plots import panels
 
     lines = journal.read()

@@ -1,12 +1,13 @@
-"""Which snapshot of PPO becomes the policy: the earliest that a reward model of its own labels finds as good as any.
+"""Which snapshot of PPO becomes the policy: the earliest that a second reward model scores as good as the best.
 
-The reward that PPO followed cannot tell when following it stopped to help: it rises to the end. The judge here is a
-second reward model, trained on the comparisons that were held out from the first (and tested on those the first was
-trained on), so that what PPO exploits in the first is, as far as it came from its labels, nothing to the second. It
-costs no labels, needs no gold judge, and the evaluation's prompts stay unseen: policies answer training prompts.
+The reward that PPO maximizes cannot show when over-optimization begins: it rises to the end. The judge here is a second
+reward model, trained on the comparisons that were held out from the first (and tested on those that the first was
+trained on), so that errors of the first that come from its labels are not shared. It costs no labels, needs no gold
+judge, and the evaluation's prompts stay unseen: policies answer training prompts.
 
-All snapshots answer the same prompts with the same random numbers, so differences are paired. Among those that cannot
-be told from the best one, the earliest has moved least from SFT (the one-standard-error rule, Breiman et al. 1984).
+All snapshots answer the same prompts with the same random numbers, so differences are paired. Among those that
+are not distinguishable from the best, the earliest has moved least from SFT (the one-standard-error rule, Breiman et
+al. 1984).
 """
 
 import math
@@ -34,7 +35,7 @@ SIGNAL = "heldout_reward"
 
 @dataclass(frozen=True)
 class Selection:
-    """The chosen step, and what was measured of every step: mean reward, and the standard error of what it lacks."""
+    """The chosen step, and for every step the mean reward and the standard error of its difference from the best."""
 
     step: int
     means: dict[int, float]
@@ -51,7 +52,7 @@ def select_snapshot(
     prompts: Sequence[Sequence[int]],
     tokenizer: PreTrainedTokenizerBase,
 ) -> int:
-    """Make the chosen snapshot `out/model`; write `selection.json` and a figure; return its step."""
+    """Copy the chosen snapshot to `out/model`; write `selection.json` and a figure; return its step."""
     judge = load_scalar_model(validation / "model")
     rewards = torch.stack(
         [
@@ -78,7 +79,7 @@ def snapshot_rewards(
     tokenizer: PreTrainedTokenizerBase,
     config: PPOConfig,
 ) -> Tensor:
-    """The judge's score of one answer to each prompt, missing EOS paid for as in PPO. Shape: (prompts,)."""
+    """The judge's score of one answer to each prompt, with PPO's penalty for a missing EOS. Shape: (prompts,)."""
     uniforms = torch.rand(
         (len(prompts), config.max_new_tokens), generator=seeded(config.seed, "selection", 0), dtype=torch.float64
     )
@@ -99,14 +100,14 @@ def snapshot_rewards(
 
 
 def earliest_as_good(steps: Sequence[int], rewards: Tensor) -> Selection:
-    """The earliest step whose mean lacks no more of the best step's than the standard error of the difference.
+    """The earliest step whose mean is within one standard error of the difference from the best step's.
 
     lack_s = mean_i (r_best,i − r_s,i)        s is as good when lack_s ≤ std_i (r_best,i − r_s,i) / √n
 
     Shape: rewards (steps, n), steps in rising order, the same prompts in every row.
     """
     means = rewards.double().mean(1)
-    best = int(means.argmax())  # the earliest of equal ones
+    best = int(means.argmax())  # the earliest of equal means
     lacks = rewards[best].double() - rewards.double()
     errors = lacks.std(1, correction=0) / math.sqrt(rewards.shape[1])
     good = [i for i in range(len(steps)) if lacks[i].mean() <= errors[i]]

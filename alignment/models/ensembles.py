@@ -1,7 +1,7 @@
-"""Ensembles of reward models: how members' scores are combined, and how far they are apart. Pure functions.
+"""Ensembles of reward models: the combination of members' scores, and their disagreement. Pure functions.
 
-Where members that were trained on the same judgements disagree, none is reliable, and a policy that is trained on one
-of them moves there first. Coste et al. 2024, "Reward Model Ensembles Help Mitigate Overoptimization", section 3,
+Where members that were trained on the same judgements disagree, none is reliable, and a policy that maximizes a single
+member moves there first. Coste et al. 2024, "Reward Model Ensembles Help Mitigate Overoptimization", section 3,
 compares these ways of combining them.
 """
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Ensemble:
-    """Reward models with scores on one scale, used together wherever one reward model can be used.
+    """Reward models with scores on the same scale, usable wherever a single reward model is.
 
     Their score is the mean, the lowest, or mean − coef · variance: see `combined`.
     """

@@ -1,4 +1,4 @@
-"""Batched generation with a KV cache: left-padded prompts of like length, and rows that leave once they have ended."""
+"""Batched generation with a KV cache: left-padded prompts of similar length, rows that are removed when they end."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
@@ -12,13 +12,13 @@ from transformers import DynamicCache, PreTrainedModel
 from alignment.errors import ConfigError
 from alignment.models.logprobs import at_least_float32, token_logits
 
-# Rows leave the batch once this share of it has ended: selecting rows copies the cache, so not for each row alone.
+# Ended rows are removed once they are this share of the batch: selecting rows copies the cache.
 ENDED_SHARE_TO_DROP = 0.125
 
 
 @dataclass
 class Sample:
-    """A sampled response: its tokens (with the EOS, if it came), their log-probabilities and whether it ended."""
+    """A sampled response: its tokens (including a final EOS), their log-probabilities and whether it ended."""
 
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
@@ -42,12 +42,12 @@ def generate(
     """Sample one response for each prompt of token ids, in the order of the prompts.
 
     `temperature=0` takes the most likely token. `logprobs` are those of the whole distribution at this temperature (at
-    1 where greedy); `top_p` limits what is drawn and leaves them as they are. The same generator state gives the same
+    1 where greedy); `top_p` restricts sampling but not `logprobs`. The same generator state gives the same
     samples for the same prompts and batch size. `generator` lives on the model's device.
 
-    `uniforms`, numbers in [0, 1) of shape (prompts, max_new_tokens), take the generator's place: token t of prompt i is
-    decided by number (i, t) alone, so that a response does not depend on what is sampled beside it, nor where (but for
-    a number so near to the border of two tokens that rounding decides).
+    `uniforms`, numbers in [0, 1) of shape (prompts, max_new_tokens), replace the generator: token t of prompt i is a
+    function of number (i, t) alone, so that a response does not depend on its batch or the device (except for a number
+    so near to the boundary of two tokens that rounding decides).
     """
     _check(model, prompts, max_new_tokens, temperature, top_p)
     assert uniforms is None or uniforms.shape == (len(prompts), max_new_tokens), uniforms.shape
@@ -68,7 +68,7 @@ def generate(
 def draw(
     logits: Tensor, temperature: float, top_p: float, generator: torch.Generator | None, uniforms: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """One token a row and its log-probability. Shapes: (b, V), uniforms (b,) -> (b,), (b,)."""
+    """One token per row and its log-probability. Shapes: (b, V), uniforms (b,) -> (b,), (b,)."""
     logs = functional.log_softmax(logits / (temperature or 1.0), dim=-1)
     if temperature == 0:
         tokens = logs.argmax(-1, keepdim=True)
@@ -82,12 +82,12 @@ def draw(
 def quantile(weights: Tensor, uniforms: Tensor) -> Tensor:
     """Inverse transform sampling: the first token i with Σ_{j≤i} w_j > u Σ_j w_j (Devroye 1986, III.2.1).
 
-    Sums are in double precision: in single, tokens late in a large vocabulary would lose theirs to rounding.
+    Sums are in double precision: in single precision, tokens late in a large vocabulary would be lost to rounding.
     Shapes: weights (b, V), not normalised; uniforms (b,) in [0, 1) -> (b,).
     """
     cumulative = weights.cumsum(-1, dtype=torch.float64)
-    places = torch.searchsorted(cumulative, uniforms.to(cumulative).unsqueeze(-1) * cumulative[:, -1:], right=True)
-    return places.squeeze(-1).clamp(max=weights.shape[-1] - 1)  # only NaN goes beyond, and the update names that
+    indices = torch.searchsorted(cumulative, uniforms.to(cumulative).unsqueeze(-1) * cumulative[:, -1:], right=True)
+    return indices.squeeze(-1).clamp(max=weights.shape[-1] - 1)  # only NaN exceeds it, which the update reports
 
 
 def nucleus(probabilities: Tensor, top_p: float) -> Tensor:
@@ -100,7 +100,7 @@ def nucleus(probabilities: Tensor, top_p: float) -> Tensor:
 
 
 class _Batch:
-    """The rows still being written: their cache, attention mask and next-token logits."""
+    """The unfinished rows: their cache, attention mask and next-token logits."""
 
     def __init__(
         self,
@@ -125,7 +125,7 @@ class _Batch:
         self._take(output, output.logits)
 
     def advance(self, tokens: Tensor, logprobs: Tensor, eos_token_ids: Collection[int]) -> bool:
-        """Write one token to each row and read the next logits; False once every row has ended."""
+        """Append a token to each row and compute the next logits; False once every row has ended."""
         alive = []
         written = zip(self.samples, tokens.tolist(), logprobs.tolist(), strict=True)
         for row, (sample, token, logprob) in enumerate(written):
@@ -143,7 +143,7 @@ class _Batch:
         return True
 
     def _keep(self, alive: list[int], tokens: Tensor) -> Tensor:
-        """Drop the ended rows, and the padding columns that no row needs any more stay: moving them costs more."""
+        """Remove the ended rows. Padding columns that no row needs are kept: copying costs more."""
         index = torch.tensor(alive, device=tokens.device)
         self.cache.batch_select_indices(index)
         self.samples = [self.samples[row] for row in alive]
@@ -181,11 +181,11 @@ def _check(
 
 
 def check_prompts_fit(model: PreTrainedModel, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
-    """Refuse an empty prompt, and one that leaves no room for `max_new_tokens` in the model's context."""
+    """Raise ConfigError for an empty prompt, and for one without room for `max_new_tokens` in the context."""
     context = getattr(model.config, "max_position_embeddings", None)
     for number, prompt in enumerate(prompts):
         if not prompt:
-            raise ConfigError(f"prompt {number} has no tokens; start it with a BOS token or leave it out")
+            raise ConfigError(f"prompt {number} has no tokens; start it with a BOS token or remove it")
         if context is not None and len(prompt) + max_new_tokens > context:
             raise ConfigError(
                 f"prompt {number} has {len(prompt)} tokens and max_new_tokens is {max_new_tokens}, more than the "

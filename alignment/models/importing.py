@@ -23,9 +23,9 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
 
 
 def import_checkpoint(path: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, list[str]]:
-    """An imported model and tokenizer, ready for chat, and a description of each change.
+    """An imported model and tokenizer, ready for chat, and a description of each change to them.
 
-    Raises CheckpointError when there is no EOS (a response could never end) or the vocabularies do not fit.
+    Raises CheckpointError if there is no EOS (a response could never end) or the vocabularies do not fit.
     """
     model, tokenizer = load_causal_model(path), load_tokenizer(path)
     if tokenizer.eos_token_id is None:
@@ -50,7 +50,7 @@ def import_checkpoint(path: str | Path) -> tuple[PreTrainedModel, PreTrainedToke
 
 
 def grow_embeddings(model: PreTrainedModel, size: int) -> None:
-    """Make room for added tokens; a new row is the mean of the old ones, so that it starts unremarkable."""
+    """Add embeddings for new tokens; each new row is initialized with the mean of the old rows."""
     old = len(weight_of(model.get_input_embeddings()))
     if size <= old:
         return
@@ -70,7 +70,7 @@ def weight_of(layer: nn.Module) -> Tensor:
 
 
 def align_special_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Let the model's configs name the tokenizer's special tokens."""
+    """Set the tokenizer's special tokens in the model's configs."""
     for config in (model.config, model.generation_config):
         if config is not None:
             config.pad_token_id = tokenizer.pad_token_id

@@ -1,14 +1,14 @@
-"""The likelihood term of a reward model: what its own language head makes of a response.
+"""The likelihood term of a reward model: the response's log-probabilities under its language head.
 
     r(x, y) = w · h_T + (1/|y|) Σ_t (c + u · h_t) log p(y_t | x, y_<t)
 
-The first part is the usual scalar head at the last token. The second lets the score use what the trunk knows as a
-language model: a calibrated one gives false statements a low probability (Kadavath et al. 2022, "Language Models
-(Mostly) Know What They Know"), while a scalar head would have to learn each fact again from comparisons. What the
-likelihood of a token is worth is c + u · h_t, from the hidden state that has read it: the token that names a place says
-whether a statement is true, the one that opens a courtesy does not. c and u are learnt from the comparisons like any
-other weight, so people decide what likelihood is worth. The mean over the response's tokens neither likes nor
-dislikes length. The language head is SFT's, and stays as it is.
+The first part is the usual scalar head at the last token. The second lets the score use the trunk's knowledge
+as a language model: a calibrated one gives false statements a low probability (Kadavath et al. 2022, "Language Models
+(Mostly) Know What They Know"), while a scalar head would have to learn each fact again from comparisons. The
+weight of a token's likelihood is c + u · h_t, a function of the hidden state after it: the token that names a street
+indicates whether a statement is true, the first token of a courtesy does not. c and u are learned from the comparisons
+like any other weight, so people's judgements determine the value of likelihood. The mean over the response's tokens is
+neutral to length. The language head is SFT's, and frozen.
 """
 
 import copy
@@ -57,32 +57,32 @@ class LikelihoodHead(nn.Module):
 
 
 def likelihood_head(model: nn.Module) -> LikelihoodHead | None:
-    """The model's likelihood term, or None where it has none."""
+    """The model's likelihood term, or None."""
     head = getattr(model, "likelihood", None)
     return head if isinstance(head, LikelihoodHead) else None
 
 
 def add_likelihood(model: PreTrainedModel, language_head: nn.Module) -> None:
-    """Give a reward model a likelihood term that counts for nothing yet."""
+    """Add a likelihood term with zero coefficients to a reward model."""
     model.add_module("likelihood", LikelihoodHead(language_head))
 
 
 def without_likelihood(model: PreTrainedModel) -> PreTrainedModel:
-    """The same model, changed in place to its scalar head alone: a value model needs no more."""
+    """The same model with its likelihood term removed in place, as a value model needs none."""
     if likelihood_head(model) is not None:
         del model.likelihood
     return model
 
 
 def save_likelihood(model: PreTrainedModel, path: Path) -> None:
-    """Write the term beside the model's weights, where there is one."""
+    """Write the term, if there is one, beside the model's weights."""
     head = likelihood_head(model)
     if head is not None:
         save_file({name: tensor.contiguous() for name, tensor in head.state_dict().items()}, path / FILE)
 
 
 def load_likelihood(model: PreTrainedModel, path: Path) -> None:
-    """Put the term back, where one was written."""
+    """Restore the term, if one was saved."""
     if not (path / FILE).exists():
         return
     state = load_file(path / FILE)

@@ -1,9 +1,9 @@
-"""Log-probabilities of responses: the one place that decides which logit speaks for which token.
+"""Log-probabilities of responses: the single definition of which logit predicts which token.
 
-A causal model's logits at position t-1 are its distribution over token t. Rollout, reference and update all read them
-here, with the same sampling temperature, so that they can be compared. Rows are right-padded: prompt and response are
-contiguous, positions are the natural 0, 1, 2, ..., and because attention is causal no real token ever sees the
-padding, so no attention mask is needed. The output head runs on the positions that predict a response token alone.
+A causal model's logits at position t-1 are its distribution over token t. Rollout, reference and update all use this
+module, with the same sampling temperature, so that they can be compared. Rows are right-padded: prompt and response are
+contiguous, positions are the natural 0, 1, 2, ..., and because attention is causal no real token attends to padding, so
+no attention mask is needed. The output head runs only on the positions that predict a response token.
 """
 
 import math
@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 
 from alignment.errors import CheckpointError
 
-# A batch costs this share of the token budget beside its tokens (dispatch, kernel launches, adding up gradients).
+# Fixed cost of a batch, as a share of the token budget (dispatch, kernel launches, gradient accumulation).
 BATCH_COST = 1 / 16
 
 
@@ -28,10 +28,10 @@ BATCH_COST = 1 / 16
 class ScoringBatch:
     """b rows of at most t tokens, and the n response tokens that they predict, row by row and in order of time.
 
-    The last token of a sequence predicts nothing and is left out.
+    The last token of a sequence predicts nothing and is omitted.
 
-    Shapes: input_ids (b, t); all others (n,). `row` and `position` address the logits (or the value) that speak for a
-    response token inside this batch; `sequence` and `time` address that token in tensors (sequences, response length).
+    Shapes: input_ids (b, t); all others (n,). `row` and `position` address the logits (or the value) that predict a
+    response token within this batch; `sequence` and `time` address that token in tensors (sequences, response length).
     """
 
     input_ids: Tensor
@@ -49,10 +49,10 @@ class ScoringBatch:
 
 
 def length_batches(lengths: Sequence[int], token_budget: int) -> list[list[int]]:
-    """Group row numbers so that rows of like length meet and rows x longest stays within `token_budget`.
+    """Group row numbers by similar length so that rows x longest stays within `token_budget`.
 
-    Of all cuts of the rows in order of length, the one with the least work: padded tokens, and BATCH_COST for each
-    batch. Longest first, so that what does not fit in memory fails at once. A row above the budget is alone.
+    Of all partitions of the rows sorted by length, that with the least work: padded tokens, plus BATCH_COST for each
+    batch. Longest first, so that an out-of-memory error comes at once. A row above the budget is a batch by itself.
     """
     order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
     batch_cost = BATCH_COST * token_budget
@@ -99,7 +99,7 @@ def _scoring_batch(
 ) -> ScoringBatch:
     lengths = torch.tensor([len(sequences[i]) - prompt_lengths[i] for i in rows])
     prompts = torch.tensor([prompt_lengths[i] for i in rows])
-    assert int(prompts.min()) >= 1, "a token needs one before it to be predicted from"
+    assert int(prompts.min()) >= 1, "a prompt needs at least one token to predict from"
     tokens = right_pad([sequences[i] for i in rows])
     row = torch.repeat_interleave(torch.arange(len(rows)), lengths)
     time = torch.arange(int(lengths.sum())) - (lengths.cumsum(0) - lengths)[row]
@@ -116,10 +116,10 @@ def _scoring_batch(
 
 
 def token_logits(model: PreTrainedModel, input_ids: Tensor, row: Tensor, position: Tensor, **inputs: Any) -> Any:
-    """The model's output with logits (n, V) at the places (row, position) only, at least float32.
+    """The model's output with logits (n, V) at the positions (row, position) only, at least float32.
 
-    A hook hands the output head those hidden states alone, so whatever the architecture does after its head (scaling,
-    soft capping) still happens, and the logits of all positions, (b, t, V), never exist.
+    A hook passes only those hidden states to the output head, so whatever the architecture does after it (scaling, soft
+    capping) still happens, and the logits of all positions, (b, t, V), are never materialized.
     """
     head = model.get_output_embeddings()
     if not isinstance(head, nn.Module):
@@ -135,52 +135,52 @@ def token_logits(model: PreTrainedModel, input_ids: Tensor, row: Tensor, positio
 
 
 def read_only_at(model: PreTrainedModel, row: Tensor, position: Tensor) -> AbstractContextManager[None]:
-    """Forwards inside compute the last hidden states at the places (row, position) only; elsewhere they are not valid.
+    """Forwards inside compute the last hidden states at (row, position) only; at other positions they are invalid.
 
-    What follows the last block's attention works token by token, and no other token sees it: its feed-forward network
-    runs on those places alone and leaves zeros elsewhere. Models whose blocks have no `mlp` run as they are.
+    What follows the last block's attention is computed for each token independently: its feed-forward network runs on
+    those positions only and returns zeros elsewhere. Models whose blocks have no `mlp` run unchanged.
     """
     mlp = _last_feed_forward(model)
     return nullcontext() if mlp is None else _narrowed(mlp, row, position)
 
 
-def narrowed_as_now() -> AbstractContextManager[None]:
-    """What `read_only_at` has opened at this moment, to be opened again: for a forward that a backward repeats."""
-    places = _open_places.get()
-    return nullcontext() if places is None else _narrowed(*places)
+def current_narrowing() -> AbstractContextManager[None]:
+    """The `read_only_at` context that is active now, to be entered again when a backward recomputes the forward."""
+    active = _active_positions.get()
+    return nullcontext() if active is None else _narrowed(*active)
 
 
-_open_places: ContextVar[tuple[nn.Module, Tensor, Tensor] | None] = ContextVar("open_places", default=None)
+_active_positions: ContextVar[tuple[nn.Module, Tensor, Tensor] | None] = ContextVar("active_positions", default=None)
 
 
 @contextmanager
 def _narrowed(mlp: nn.Module, row: Tensor, position: Tensor) -> Iterator[None]:
-    """Hooks that hand `mlp` the tokens at the places alone, and put what it makes of them back in their place."""
+    """Hooks that gather the tokens at these positions before `mlp`, and scatter its outputs back after it."""
     shape: list[torch.Size] = []
 
     def gather(_: nn.Module, hidden: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         shape.append(hidden[0].shape)
-        places = row * hidden[0].shape[1] + position
-        return hidden[0].flatten(0, 1).index_select(0, places).unsqueeze(0), *hidden[1:]
+        flat = row * hidden[0].shape[1] + position
+        return hidden[0].flatten(0, 1).index_select(0, flat).unsqueeze(0), *hidden[1:]
 
-    def scatter(_: nn.Module, __: tuple[Tensor, ...], found: Any) -> Any:
+    def scatter(_: nn.Module, __: tuple[Tensor, ...], output: Any) -> Any:
         b, t, d = shape.pop()
-        out, *rest = found if isinstance(found, tuple) else (found,)
-        whole = out.new_zeros(b * t, d).index_copy(0, row * t + position, out.squeeze(0)).view(b, t, d)
-        return (whole, *rest) if isinstance(found, tuple) else whole
+        selected, *rest = output if isinstance(output, tuple) else (output,)
+        full = selected.new_zeros(b * t, d).index_copy(0, row * t + position, selected.squeeze(0)).view(b, t, d)
+        return (full, *rest) if isinstance(output, tuple) else full
 
     hooks = [mlp.register_forward_pre_hook(gather), mlp.register_forward_hook(scatter)]
-    before = _open_places.set((mlp, row, position))
+    before = _active_positions.set((mlp, row, position))
     try:
         yield
     finally:
-        _open_places.reset(before)
+        _active_positions.reset(before)
         for hook in hooks:
             hook.remove()
 
 
 def _last_feed_forward(model: PreTrainedModel) -> nn.Module | None:
-    """`mlp` of the last block, unless transformers' own checkpointing would run it again when the hooks are gone."""
+    """`mlp` of the last block, unless transformers' checkpointing would recompute it after the hooks are removed."""
     count = getattr(model.config, "num_hidden_layers", None)
     stacks = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == count]
     if len(stacks) != 1 or (model.is_activation_checkpointing and model.training):
@@ -190,7 +190,7 @@ def _last_feed_forward(model: PreTrainedModel) -> nn.Module | None:
 
 
 def at_least_float32(tensor: Tensor) -> Tensor:
-    """Half precision is not enough to compare log-probabilities; double stays double."""
+    """Cast to float32, as half precision is not enough to compare log-probabilities; float64 stays float64."""
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
@@ -205,7 +205,7 @@ def response_logprobs_and_entropy(
 ) -> tuple[Tensor, Tensor]:
     """log π(token) and the entropy -Σ π log π of the distribution it was drawn from. Shapes: (n,), (n,).
 
-    Entropy that is only looked at (`learn_entropy=False`) carries no gradient, which saves three tensors (n, V).
+    Entropy that is only logged (`learn_entropy=False`) carries no gradient, which saves three tensors (n, V).
     """
     logits = token_logits(model, batch.input_ids, batch.row, batch.position, use_cache=False).logits
     logs = functional.log_softmax(logits / temperature, dim=-1)

@@ -1,4 +1,4 @@
-"""LoRA adapters over one frozen base: several models whose memory is the base once and an adapter each.
+"""LoRA adapters over one frozen base: several models that share the memory of the base, with an adapter each.
 
 y = W x + (alpha / rank) · B A x, with W frozen, A (rank, in) random and B (out, rank) zero at the start, so that a new
 adapter changes nothing (Hu 2021, eq. 3). The layers are those of `peft`; files: `alignment.models.reward_adapters`.
@@ -23,50 +23,50 @@ NAME = "default"
 
 
 def over_base(model: PreTrainedModel) -> PreTrainedModel:
-    """A model with modules of its own over the memory of the given one; adapters and scalar head alone are copied."""
+    """A model with modules of its own that shares the memory of another; only adapters and scalar head are copied."""
     return _copy_over(model, {id(w): w.detach() for name, w in model.named_parameters() if not _is_own(name)})
 
 
 def rebased(model: PreTrainedModel, base: PreTrainedModel) -> PreTrainedModel | None:
-    """An adapter's model over the memory of `base`; None where its trunk does not have the same weights."""
-    given = dict(base.base_model.named_parameters())
+    """A model with an adapter, over the memory of `base`; None if its trunk has other weights."""
+    base_weights = dict(base.base_model.named_parameters())
     own = {n.replace(".base_layer", ""): w for n, w in model.base_model.named_parameters() if not _is_own(n)}
-    if own.keys() != given.keys() or not all(_same(weight, given[name]) for name, weight in own.items()):
+    if own.keys() != base_weights.keys() or not all(_same(weight, base_weights[name]) for name, weight in own.items()):
         return None
-    shared = {id(weight): given[name].detach() for name, weight in own.items()}
+    shared = {id(weight): base_weights[name].detach() for name, weight in own.items()}
     return _copy_over(model, shared | _shared_language_head(model, base))
 
 
 def _shared_language_head(model: PreTrainedModel, base: PreTrainedModel) -> dict[int, Tensor]:
-    """The language head of a reward's likelihood term, where it is the base's own."""
+    """The language head of a reward's likelihood term, if it equals the base's own."""
     term, head = likelihood_head(model), base.get_output_embeddings()
     if term is None or not isinstance(head, nn.Linear) or not _same(term.language_head.weight, head.weight):
         return {}
     return {id(term.language_head.weight): head.weight.detach()}
 
 
-def _same(weight: Tensor, given: Tensor) -> bool:
-    """Equal, to the precision of the second."""
+def _same(weight: Tensor, other: Tensor) -> bool:
+    """Equality at the precision of `other`."""
     return (
-        weight.device == given.device
-        and weight.shape == given.shape
-        and torch.equal(weight.detach().to(given.dtype), given.detach())
+        weight.device == other.device
+        and weight.shape == other.shape
+        and torch.equal(weight.detach().to(other.dtype), other.detach())
     )
 
 
 def _copy_over(model: PreTrainedModel, tensors: dict[int, Tensor]) -> PreTrainedModel:
-    """A deep copy in which the parameters with these ids hold the given tensors and are frozen."""
+    """A deep copy in which the parameters with these ids are replaced by frozen `tensors`."""
     memo: dict[int, object] = {key: nn.Parameter(tensor, requires_grad=False) for key, tensor in tensors.items()}
     return copy.deepcopy(model, memo)
 
 
 def _is_own(name: str) -> bool:
-    """Whether a parameter belongs to one model alone: its adapter, or what a scalar model makes its number with."""
+    """Whether a parameter is never shared between models: an adapter, or the head of a scalar model."""
     return ".lora_" in name or name.startswith(("score.", "likelihood.coef."))
 
 
 def has_adapter(model: nn.Module) -> bool:
-    """Whether LoRA layers stand in the model."""
+    """Whether the model has LoRA layers."""
     return any(isinstance(module, LoraLayer) for module in model.modules())
 
 
@@ -78,14 +78,14 @@ def adapter_weights(model: PreTrainedModel) -> dict[str, nn.Parameter]:
 def add_adapter(
     model: PreTrainedModel, rank: int, alpha: int, targets: Sequence[str] | None = None, seed: int = 0
 ) -> None:
-    """Put an adapter that changes nothing yet on the linear layers of the trunk (those of these names, or all)."""
+    """Add a zero-initialized adapter to the linear layers of the trunk (those in `targets`, or all)."""
     layers = {
         name: module
         for name, module in model.base_model.named_modules()
         if isinstance(module, nn.Linear | Conv1D) and (targets is None or name.rpartition(".")[2] in targets)
     }
-    found = {name.rpartition(".")[2] for name in layers}
-    if not layers or (targets is not None and set(targets) - found):
+    matched = {name.rpartition(".")[2] for name in layers}
+    if not layers or (targets is not None and set(targets) - matched):
         raise ConfigError(
             f"lora_targets {list(targets or [])} are not all linear layers of {type(model).__name__}, which has "
             f"{sorted(linear_names(model))}: choose from these, or leave lora_targets out for all"
@@ -93,7 +93,7 @@ def add_adapter(
     config = LoraConfig(
         r=rank,
         lora_alpha=alpha,
-        target_modules=sorted(found),
+        target_modules=sorted(matched),
         fan_in_fan_out=all(isinstance(module, Conv1D) for module in layers.values()),
     )
     inject(model, config, seed)
@@ -106,7 +106,7 @@ def linear_names(model: PreTrainedModel) -> set[str]:
 
 
 def inject(model: PreTrainedModel, config: LoraConfig, seed: int) -> None:
-    """Adapters in float32 or better, from a seed of their own; the trunk stays as it was."""
+    """Inject adapters in float32 or better, initialized from `seed`; the trunk is unchanged."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         inject_adapter_in_model(config, model, NAME)
@@ -118,8 +118,8 @@ def inject(model: PreTrainedModel, config: LoraConfig, seed: int) -> None:
 def merged(model: PreTrainedModel) -> PreTrainedModel:
     """The plain model that computes the same: W + (alpha / rank) · B A in place of each adapted W.
 
-    It is in float32 or better, since what an adapter adds may be less than half precision can tell. Weights without an
-    adapter may be the given model's memory: train a copy of the result, not the result itself.
+    It is in float32 or better, since an adapter's delta may be below the resolution of half precision. Weights without
+    an adapter may share memory with `model`: train a copy of the result, not the result itself.
     """
     plain = over_base(model)
     for name, layer in list(plain.named_modules()):
@@ -134,6 +134,6 @@ def merged(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def _delta(layer: Any) -> Tensor:
-    """What an adapter adds to the weight of its layer."""
+    """The delta of an adapter to the weight of its layer."""
     delta: Tensor = sum(layer.get_delta_weight(name) for name in layer.active_adapters)
     return delta

@@ -18,13 +18,13 @@ from alignment.models.scalar import load_scalar_model, save_model, scalar_model_
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
-BESIDE = "adapter"  # the folder in a whole model's for the adapter that it was made from
+BESIDE = "adapter"  # subfolder of a merged model for its adapter
 
 
 def scalar_adapter_over(
     language_model: PreTrainedModel, rank: int, alpha: int, targets: Sequence[str] | None = None, seed: int = 0
 ) -> PreTrainedModel:
-    """A scalar model over the language model's memory: an adapter that changes nothing yet, and a head of zeros."""
+    """A scalar model over the language model's weights, with a zero-initialized adapter and a zero head."""
     model = scalar_model_over(over_base(language_model))
     add_adapter(model, rank, alpha, targets, seed)
     return model
@@ -34,7 +34,7 @@ def save_scalar_adapter(model: PreTrainedModel, path: Path, base: str = "") -> N
     """Write the adapter and the head as `peft` does, and the config with the normalisation; `base` names the base."""
     config = getattr(model, "peft_config", {}).get(NAME)
     if not isinstance(config, LoraConfig):
-        raise CheckpointError(f"{type(model).__name__} carries no LoRA adapter: save it with save_model")
+        raise CheckpointError(f"{type(model).__name__} has no LoRA adapter: save it with save_model")
     saved = copy.deepcopy(config)
     saved.base_model_name_or_path, saved.task_type, saved.modules_to_save = base, "SEQ_CLS", ["score"]
     saved.inference_mode = True
@@ -45,7 +45,7 @@ def save_scalar_adapter(model: PreTrainedModel, path: Path, base: str = "") -> N
 
 
 def load_scalar_adapter(path: Path, language_model: PreTrainedModel) -> PreTrainedModel:
-    """A reward or value adapter, made here or with `peft`, over the memory of the language model it was trained on."""
+    """A reward or value adapter, saved here or by `peft`, over the weights of the language model it was trained on."""
     try:
         config = PeftConfig.from_pretrained(str(path))
         saved = load_file(path / WEIGHTS_FILE)
@@ -54,7 +54,7 @@ def load_scalar_adapter(path: Path, language_model: PreTrainedModel) -> PreTrain
     if not isinstance(config, LoraConfig):
         raise CheckpointError(f"{path} has an adapter of type {config.peft_type}; only LoRA can share its base")
     model = scalar_model_over(over_base(language_model))
-    config.modules_to_save = None  # the head, which is loaded here
+    config.modules_to_save = None  # the head, which is loaded below
     try:
         inject(model, config, 0)
     except ValueError as error:
@@ -74,7 +74,7 @@ def load_scalar_adapter(path: Path, language_model: PreTrainedModel) -> PreTrain
 
 
 def save_reward(model: PreTrainedModel, path: Path, tokenizer: PreTrainedTokenizerBase | None = None) -> None:
-    """Write a reward model; one that was trained as an adapter is written whole, for everybody, and as the adapter."""
+    """Write a reward model; one with an adapter is written as a plain merged model and as the adapter."""
     save_model(merged(model) if has_adapter(model) else model, path, tokenizer)
     if has_adapter(model):
         save_scalar_adapter(model, path / BESIDE)
@@ -83,9 +83,9 @@ def save_reward(model: PreTrainedModel, path: Path, tokenizer: PreTrainedTokeniz
 def load_reward(
     path: Path, language_model: PreTrainedModel, dtype: torch.dtype = torch.float32, *, shared: bool = False
 ) -> PreTrainedModel:
-    """A reward model, be it whole (in `dtype`) or an adapter, which takes the language model's memory for its base.
+    """A reward model: a plain model (in `dtype`), or an adapter over the weights of the language model.
 
-    Of one that is there in both forms (`save_reward`), `shared` asks for the adapter.
+    If `path` has both forms (`save_reward`), `shared` selects the adapter.
     """
     if (path / CONFIG_FILE).exists():
         return load_scalar_adapter(path, language_model)
@@ -95,6 +95,6 @@ def load_reward(
 
 
 def _in_file(model: PreTrainedModel) -> dict[str, nn.Parameter]:
-    """Adapter and head under the names that `peft` gives them: with its wrapper, without the name of the adapter."""
+    """Adapter and head under `peft`'s names: with its wrapper's prefix, without the adapter's name."""
     weights = {name: w for name, w in adapter_weights(model).items() if not name.startswith("likelihood.")}
     return {"base_model.model." + name.replace(f".{NAME}.", "."): weight for name, weight in weights.items()}

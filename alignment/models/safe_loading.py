@@ -1,7 +1,7 @@
-"""Files of others read without running any of their code: weights from safetensors alone, no code beside a checkpoint.
+"""Loading of untrusted files without running code: weights from safetensors only, no code of a checkpoint.
 
-A pickle runs whatever its maker wrote into it, and so does the Python that a `config.json` can name under `auto_map`.
-Neither is ever loaded, and no option changes that.
+A pickle can run arbitrary code, and so can the Python files that a `config.json` can name under `auto_map`. Neither is
+ever loaded, and no option changes that.
 """
 
 import json
@@ -13,7 +13,7 @@ from typing import Any
 
 from alignment.errors import CheckpointError
 
-NEVER_CODE: dict[str, Any] = {"trust_remote_code": False}  # None would ask whoever sits at the terminal
+NEVER_CODE: dict[str, Any] = {"trust_remote_code": False}  # None would prompt on the terminal
 PLAIN: dict[str, Any] = {**NEVER_CODE, "use_safetensors": True}
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
 
@@ -22,7 +22,7 @@ PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
 def read_plainly(what: str, path: str | Path) -> Iterator[None]:
     """Turn errors of loading a checkpoint into CheckpointError.
 
-    `what` is what was wanted ("no tokenizer"). A local directory is looked at before anything of it is loaded.
+    `what` starts the message ("no tokenizer"). A local directory is checked before anything in it is loaded.
     """
     check_directory(Path(path))
     try:
@@ -39,7 +39,7 @@ def read_plainly(what: str, path: str | Path) -> Iterator[None]:
 
 
 def check_directory(path: Path) -> None:
-    """Refuse a local checkpoint that has pickled weights and no others, or an index of weights that leads elsewhere."""
+    """Reject a local checkpoint with only pickled weights, or with an index of weights outside the directory."""
     if not path.is_dir():
         return
     pickled = sorted({file.name for pattern in PICKLES for file in path.glob(pattern)})
@@ -51,11 +51,11 @@ def check_directory(path: Path) -> None:
 
 
 def _check_index(index: Path) -> None:
-    """Every file of weights that the index names is a safetensors file beside it."""
+    """Check that every weights file in the index is a safetensors file beside it."""
     try:
         named = {str(name) for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise CheckpointError(f"{index} is no index of weights: {error}") from error
+        raise CheckpointError(f"{index} is not an index of weights: {error}") from error
     strange = sorted(name for name in named if Path(name).name != name or not name.endswith(".safetensors"))
     if strange:
         raise CheckpointError(f"{index} names {strange[0]!r}: weights are *.safetensors files in the same directory")

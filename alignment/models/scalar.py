@@ -1,8 +1,8 @@
-"""Models with one number a token: the reward model and the value model.
+"""Models with a scalar output per token: the reward model and the value model.
 
 Both are plain `AutoModelForSequenceClassification` checkpoints with one label, so that they load anywhere; here their
-head is read at every token that is asked for. A reward model carries its normalisation in its config (`reward_bias`,
-`reward_scale`), so that a score means the same to whoever loads it: score = (raw - reward_bias) / reward_scale.
+head is read at any token. A reward model carries its normalisation in its config (`reward_bias`,
+`reward_scale`), so that scores mean the same wherever it is loaded: score = (raw - reward_bias) / reward_scale.
 """
 
 import copy
@@ -40,7 +40,7 @@ def load_causal_model(path: str | Path, dtype: torch.dtype = torch.float32) -> P
 
 
 def check_context(model: PreTrainedModel, length_tokens: int, option: str) -> None:
-    """Raise ConfigError for an option that asks for longer sequences than the model's context."""
+    """Raise ConfigError if an option allows longer sequences than the model's context."""
     context = int(model.config.max_position_embeddings)
     if length_tokens > context:
         raise ConfigError(f"{option} {length_tokens} is more than the model's context of {context} tokens: lower it")
@@ -87,10 +87,10 @@ def scalar_model_from(language_model: PreTrainedModel) -> PreTrainedModel:
 
 
 def scalar_model_over(language_model: PreTrainedModel) -> PreTrainedModel:
-    """A scalar model on the language model's very trunk, not a copy, and a head of zeros in float32 or better."""
+    """A scalar model that shares the language model's trunk, with a head of zeros in float32 or better."""
     config = copy.deepcopy(language_model.config)
     config.num_labels = 1
-    with torch.device("meta"):  # the trunk that comes with the class is never filled
+    with torch.device("meta"):  # the trunk of the new model is never materialized
         try:
             model: PreTrainedModel = AutoModelForSequenceClassification.from_config(config)
         except ValueError as error:
@@ -107,7 +107,7 @@ def scalar_model_over(language_model: PreTrainedModel) -> PreTrainedModel:
 
 
 def save_model(model: PreTrainedModel, path: Path, tokenizer: PreTrainedTokenizerBase | None = None) -> None:
-    """Write safetensors, config and, where given, the tokenizer."""
+    """Write safetensors, config and, if any, the tokenizer."""
     weights = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("likelihood.")}
     model.save_pretrained(path, state_dict=weights)
     save_likelihood(model, path)
@@ -116,18 +116,18 @@ def save_model(model: PreTrainedModel, path: Path, tokenizer: PreTrainedTokenize
 
 
 def scalar_head(model: PreTrainedModel) -> nn.Linear:
-    """The linear layer that turns a hidden state into one number."""
+    """The linear layer that maps a hidden state to a scalar."""
     head = getattr(model, "score", None)
     if not isinstance(head, nn.Linear) or head.out_features != 1:
         raise CheckpointError(
-            f"{type(model).__name__} has no per-token head with one output; load it with load_scalar_model, or make "
-            "one from a causal model with scalar_model_from"
+            f"{type(model).__name__} has no per-token head with one output; load it with load_scalar_model, or "
+            "create it from a causal model with scalar_model_from"
         )
     return head
 
 
 def head_values(model: PreTrainedModel, hidden: Tensor) -> Tensor:
-    """The head's raw number for each hidden state, in float32 or better. Shapes: (..., h) -> (...)."""
+    """The head's raw output for each hidden state, in float32 or better. Shapes: (..., h) -> (...)."""
     head = scalar_head(model)
     bias = None if head.bias is None else at_least_float32(head.bias)
     with torch.autocast(hidden.device.type, enabled=False):
@@ -135,7 +135,7 @@ def head_values(model: PreTrainedModel, hidden: Tensor) -> Tensor:
 
 
 def set_normalisation(model: PreTrainedModel, bias: float, scale: float) -> None:
-    """Keep (raw - bias) / scale as the meaning of a score, for good: it is saved with the model's config."""
+    """Define scores as (raw - bias) / scale, in the model's config, with which it is saved."""
     if not scale > 0:
         raise CheckpointError(f"reward_scale must be positive, not {scale}; do the raw rewards vary at all?")
     model.config.reward_bias = float(bias)
@@ -143,7 +143,7 @@ def set_normalisation(model: PreTrainedModel, bias: float, scale: float) -> None
 
 
 def normalised(model: PreTrainedModel, raw: Tensor) -> Tensor:
-    """(raw - reward_bias) / reward_scale, with the figures kept in the model's config (0 and 1 where it has none)."""
+    """(raw - reward_bias) / reward_scale, with bias and scale from the model's config (0 and 1 by default)."""
     bias = float(getattr(model.config, "reward_bias", 0.0))
     scale = float(getattr(model.config, "reward_scale", 1.0))
     return (raw - bias) / scale
@@ -152,7 +152,7 @@ def normalised(model: PreTrainedModel, raw: Tensor) -> Tensor:
 def raw_scores(
     model: PreTrainedModel, hidden: Tensor, input_ids: Tensor, prompt_lengths: Tensor, lengths: Tensor
 ) -> Tensor:
-    """Scalar head at the last token, and the likelihood term where there is one.
+    """Scalar head at the last token, plus the likelihood term if the model has one.
 
     Shapes: (b, t, h), (b, t), (b,), (b,) -> (b,).
     """
@@ -163,7 +163,7 @@ def raw_scores(
 
 
 def _reading(model: PreTrainedModel, lengths: Tensor) -> AbstractContextManager[None]:
-    """A score reads the last hidden state of a row alone, unless a likelihood term reads the whole response."""
+    """A score needs only the last hidden state of a row, unless a likelihood term reads the whole response."""
     if likelihood_head(model) is not None:
         return nullcontext()
     return read_only_at(model, torch.arange(len(lengths), device=lengths.device), lengths - 1)
@@ -189,10 +189,10 @@ def member_scores(
 ) -> Tensor:
     """Normalised scores by each member of an ensemble (a reward model has one). Shape: (members, sequences)."""
     models = reward.models if isinstance(reward, Ensemble) else (reward,)
-    return torch.stack([_scores_by_one(model, sequences, prompt_lengths, token_budget) for model in models])
+    return torch.stack([_model_scores(model, sequences, prompt_lengths, token_budget) for model in models])
 
 
-def _scores_by_one(
+def _model_scores(
     model: PreTrainedModel, sequences: Sequence[Sequence[int]], prompt_lengths: Sequence[int], token_budget: int
 ) -> Tensor:
     scores = torch.zeros(len(sequences), dtype=torch.float64 if model.dtype == torch.float64 else torch.float32)

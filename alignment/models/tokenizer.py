@@ -13,10 +13,10 @@ from alignment.journal import Journal
 from alignment.records import Document, Message, read_records
 
 PAD, EOS, USER, ASSISTANT, SYSTEM = "<|pad|>", "<|end|>", "<|user|>", "<|assistant|>", "<|system|>"
-PLACE = "\ue000"  # a private character of Unicode: stands where a turn's words go in a rendered template
+PLACE = "\ue000"  # a private character of Unicode: placeholder for a turn's text in a rendered template
 
-# <|user|>question<|assistant|>answer EOS, after BOS where the tokenizer has one. Only an answer ends with EOS: in
-# pretraining EOS parts documents that have nothing to do with each other, and an answer has to do with its question.
+# <|user|>question<|assistant|>answer EOS, after BOS if the tokenizer has one. Only an answer ends with EOS: in
+# pretraining EOS separates unrelated documents, and an answer is related to its question.
 # The answer and its EOS are marked for the loss.
 CHAT_TEMPLATE = (
     "{{- bos_token if bos_token is defined and bos_token else '' }}"
@@ -35,7 +35,7 @@ def train_tokenizer(
 ) -> dict[str, float]:
     """Train a byte-level BPE on the training documents and save it with its chat template; PAD and EOS differ."""
     tokenizer = Tokenizer(models.BPE())
-    # A word is the same token at the start of an answer as inside a sentence: what is known of it holds in both places.
+    # A word is the same token at the start of an answer as inside a sentence: it shares an embedding in both positions.
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
@@ -69,7 +69,7 @@ def prompt_tokens(tokenizer: PreTrainedTokenizerBase, messages: Iterable[Message
 
 
 def document_tokens(tokenizer: PreTrainedTokenizerBase, document: Document) -> list[int]:
-    """The token ids of a document as pretraining sees it: text between BOS (where there is one) and EOS, or turns."""
+    """The token ids of a document for pretraining: text between BOS (if any) and EOS, or turns."""
     if document.messages:
         return conversation_tokens(tokenizer, document.messages, add_generation_prompt=False)
     bos = [] if tokenizer.bos_token_id is None else [int(tokenizer.bos_token_id)]
@@ -82,23 +82,23 @@ def response_tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 
 
 def plain_tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """The token ids of what somebody wrote: "<|assistant|>" in it is thirteen characters, never the special token."""
+    """The token ids of user text: "<|assistant|>" in it is thirteen characters, never the special token."""
     return list(tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"])
 
 
 def conversation_tokens(
     tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], *, add_generation_prompt: bool
 ) -> list[int]:
-    """The token ids of turns under the chat template, whose special tokens are the template's alone.
+    """The token ids of turns under the chat template; special tokens come only from the template.
 
-    A turn in which somebody wrote one (to speak for the assistant, say) is laid into the template as plain tokens.
+    The text of a turn that contains one (to impersonate the assistant, say) is inserted as plain tokens.
     """
     special = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
     if not any(token in message.content for message in messages for token in special):
         turns = [{"role": m.role, "content": m.content} for m in messages]
         return as_ids(tokenizer.apply_chat_template(turns, add_generation_prompt=add_generation_prompt, tokenize=True))
-    places = [{"role": m.role, "content": f"{PLACE}{number}{PLACE}"} for number, m in enumerate(messages)]
-    frame = tokenizer.apply_chat_template(places, add_generation_prompt=add_generation_prompt, tokenize=False)
+    placeholders = [{"role": m.role, "content": f"{PLACE}{number}{PLACE}"} for number, m in enumerate(messages)]
+    frame = tokenizer.apply_chat_template(placeholders, add_generation_prompt=add_generation_prompt, tokenize=False)
     ids: list[int] = []
     for number, piece in enumerate(re.split(f"{PLACE}(\\d+){PLACE}", str(frame))):
         if number % 2:

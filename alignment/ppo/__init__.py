@@ -1,4 +1,4 @@
-"""PPO-RLHF: from a fine-tuned policy and a reward to an aligned policy, one formula a file."""
+"""PPO-RLHF: trains a fine-tuned policy against a reward. Each formula has a file of its own."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any

@@ -9,12 +9,12 @@ from alignment.ppo.losses import masked_mean
 def gae(
     rewards: Tensor, values: Tensor, response_mask: Tensor, gamma: float, gae_lambda: float
 ) -> tuple[Tensor, Tensor]:
-    """Generalized advantage estimation (Schulman 2016, eq. 16), and the returns that the value model learns.
+    """Generalized advantage estimation (Schulman 2016, eq. 16), and the returns, the targets of the value model.
 
     δ_t = r_t + γ V_{t+1} − V_t        A_t = δ_t + γ λ A_{t+1}        R_t = A_t + V_t
 
-    V_t is the value before token t. An episode ends with its last response token: beyond it V and A are 0.
-    Shapes: all (B, T), response_mask True where a response token stands. Returns advantages, returns; 0 in the padding.
+    V_t is the value before token t. An episode ends with its last response token: after it V and A are 0.
+    Shapes: all (B, T), response_mask True for response tokens. Returns advantages, returns; 0 in the padding.
     """
     zero = values.new_zeros(values.shape[0])
     masked_values = torch.where(response_mask, values, 0)
@@ -28,7 +28,7 @@ def gae(
 
 
 def whiten(x: Tensor, response_mask: Tensor, *, shift_mean: bool = True, epsilon: float = 1e-8) -> Tensor:
-    """Scale to variance 1 over the masked elements of the whole rollout, and shift to mean 0 unless told not to.
+    """Scale to variance 1 over the masked elements of the whole rollout, and shift to mean 0 if `shift_mean`.
 
     y = (x − mean) / sqrt(var + ε), with the population variance; without the shift, y = x / sqrt(var + ε).
     Shapes: (B, T), (B, T) -> (B, T), 0 in the padding.
@@ -40,6 +40,6 @@ def whiten(x: Tensor, response_mask: Tensor, *, shift_mean: bool = True, epsilon
 
 
 def explained_variance(values: Tensor, returns: Tensor, response_mask: Tensor) -> float:
-    """1 − Var[R − V] / Var[R] over the masked tokens: 1 is a perfect value model, 0 one that says nothing."""
+    """1 − Var[R − V] / Var[R] over the masked tokens: 1 for a perfect value model, 0 for an uninformative one."""
     error, target = (returns - values)[response_mask], returns[response_mask]
     return 1.0 - float(error.var(correction=0)) / max(float(target.var(correction=0)), 1e-12)

@@ -1,4 +1,4 @@
-"""Checkpoints from which a run continues as if nothing had happened, and what must be the same for that."""
+"""Checkpoints from which a run resumes bit for bit, and the fingerprint that must match for that."""
 
 import hashlib
 import json
@@ -24,7 +24,7 @@ KEPT = 2
 def fingerprint(
     config: PPOConfig, prompts: Sequence[Sequence[int]], models: dict[str, nn.Module], ptx: object
 ) -> dict[str, str]:
-    """Digests of all that a run starts from, by name; the options one by one."""
+    """Digests of all inputs of a run, by name; every option has its own entry."""
     parts = {f"option {name}": json.dumps(value) for name, value in config.model_dump(mode="json").items()}
     parts["prompts"] = _digest(json.dumps(list(map(list, prompts))))
     parts["ptx_sequences"] = _digest(repr(ptx))
@@ -36,7 +36,7 @@ def _digest(text: str) -> str:
 
 
 def _weights_digest(model: nn.Module, sampled: int = 256) -> str:
-    """Names, shapes and some values of each tensor: enough to tell two models apart without reading gigabytes."""
+    """Names, shapes and some values of each tensor: distinguishes two models without reading gigabytes."""
     tensors = model.state_dict().items()
     values = (v.detach().flatten() for _, v in tensors)
     spread = [v[:: max(1, len(v) // sampled)].double().tolist() for v in values]
@@ -44,9 +44,9 @@ def _weights_digest(model: nn.Module, sampled: int = 256) -> str:
 
 
 def save_checkpoint(directory: Path, step: int, learner: Learner, extra: dict[str, Any]) -> Path:
-    """Write `step-00040.pt` in one move (a killed run leaves the one before intact) and forget all but the last two.
+    """Write `step-00040.pt` atomically (a killed run leaves the previous file intact) and delete all but the last two.
 
-    All processes come here, and the main one writes.
+    A collective: all processes must call it; the main process writes.
     """
     path = directory / f"step-{step:05d}.pt"
     state = {
@@ -71,7 +71,7 @@ def _write(state: dict[str, Any], path: Path) -> None:
 
 
 def _values(weights: dict[str, nn.Parameter]) -> dict[str, Tensor]:
-    """What was learnt; whatever a run does not train, it finds again where it began."""
+    """The trained weights; frozen weights are inputs of the run and are not saved."""
     return {name: weight.detach() for name, weight in weights.items()}
 
 
@@ -82,19 +82,19 @@ def _assign(weights: dict[str, nn.Parameter], saved: dict[str, Tensor]) -> None:
 
 
 def last_checkpoint(directory: Path) -> Path | None:
-    """The newest checkpoint that stands under its final name."""
+    """The newest complete checkpoint."""
     paths = sorted(directory.glob("step-*.pt"))
     return paths[-1] if paths else None
 
 
 def read_checkpoint(directory: Path, expected: dict[str, str]) -> dict[str, Any] | None:
-    """The newest checkpoint that can be read, or None where there is none; refuses one of another run."""
+    """The newest readable checkpoint, or None if there is none. Raises ConfigError for a checkpoint of another run."""
     paths = sorted(directory.glob("step-*.pt"), reverse=True)
     for path in paths:
         try:
             state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         except (OSError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
-            warnings.warn(f"{path} cannot be read ({error}); trying the one before", stacklevel=2)
+            warnings.warn(f"{path} cannot be read ({error}); trying the previous checkpoint", stacklevel=2)
             continue
         _check_same_run(state["extra"]["fingerprint"], expected, directory)
         return state
@@ -103,16 +103,16 @@ def read_checkpoint(directory: Path, expected: dict[str, str]) -> dict[str, Any]
     return None
 
 
-def _check_same_run(found: dict[str, str], expected: dict[str, str], directory: Path) -> None:
-    if found != expected:
+def _check_same_run(saved: dict[str, str], expected: dict[str, str], directory: Path) -> None:
+    if saved != expected:
         raise ConfigError(
-            f"{directory} belongs to a run that started from something else: {changes(found, expected)}. Put it back "
-            f"as it was to continue that run, or remove {directory} or use another `out` to start anew"
+            f"{directory} belongs to a run with other inputs: {changes(saved, expected)}. Restore "
+            f"them to resume that run, or remove {directory} or use another `out` to start anew"
         )
 
 
 def changes(before: dict[str, str], now: dict[str, str]) -> str:
-    """What differs between two fingerprints, by name."""
+    """The differences between two fingerprints, by name."""
     return ", ".join(
         f"{name} (was {before.get(name, 'absent')}, is {now.get(name, 'absent')})"
         for name in sorted(before | now)
@@ -121,7 +121,7 @@ def changes(before: dict[str, str], now: dict[str, str]) -> str:
 
 
 def restore(state: dict[str, Any], learner: Learner) -> None:
-    """Put weights, optimizers, average and torch's global random state back."""
+    """Restore weights, optimizers, average and torch's global random state."""
     _assign(learner.policy_weights, state["policy"])
     _assign(learner.value_weights, state["value_model"])
     for optimizer, saved, weights in (

@@ -1,4 +1,4 @@
-"""What a rollout consists of: sampled responses, their scores, and the advantages that an update learns from."""
+"""The data of a rollout: sampled responses, their scores, and the advantages for the update."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -32,9 +32,9 @@ class Episodes:
 
 @dataclass(frozen=True)
 class Scored:
-    """Episodes with what models say of them, one process's or all. Shapes: (B,) a component, (B, T) a tensor.
+    """Episodes with the models' outputs, of a single process or of all. Shapes: (B,) per component, (B, T) per tensor.
 
-    Positions are what the scoring forwarded: those that held a token, and all of them.
+    `real_positions` and `positions` count the forwarded positions, without and with padding.
     """
 
     episodes: Episodes
@@ -47,7 +47,7 @@ class Scored:
 
 @dataclass(frozen=True)
 class Rollout:
-    """Episodes with all that an update needs. Shapes: (B, T) for tensors a token, (B,) for `score`."""
+    """Episodes with all inputs of an update. Shapes: (B, T) for values per token, (B,) for `score`."""
 
     episodes: Episodes
     components: dict[str, Tensor]
@@ -69,5 +69,5 @@ class Rollout:
 def micro_batches(
     episodes: Episodes, config: PPOConfig, device: torch.device, rows: Sequence[int] | None = None
 ) -> list[ScoringBatch]:
-    """Episodes (all, or the given rows) sorted by length into micro-batches under the token budget."""
+    """Episodes (all, or only `rows`) sorted by length into micro-batches under the token budget."""
     return scoring_batches(episodes.sequences, episodes.prompt_lengths, config.micro_batch_tokens, device, rows)

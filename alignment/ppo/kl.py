@@ -1,4 +1,4 @@
-"""The distance to the reference policy: estimators from sampled tokens, and the coefficient that weighs it."""
+"""The distance to the reference policy: estimators from sampled tokens, and its coefficient."""
 
 import torch
 from torch import Tensor
@@ -9,7 +9,7 @@ def kl_estimate(logprobs: Tensor, reference_logprobs: Tensor, estimator: str) ->
 
     with r = π_ref(a) / π(a):        k1 = −log r        k3 = r − 1 − log r
 
-    Both have the KL as their mean; k1 may be negative, k3 never is and varies less. Shapes: (...), (...) -> (...).
+    The mean of both is the KL; k1 may be negative, k3 is not and varies less. Shapes: (...), (...) -> (...).
     """
     log_ratio = reference_logprobs - logprobs
     if estimator == "k1":
@@ -19,7 +19,7 @@ def kl_estimate(logprobs: Tensor, reference_logprobs: Tensor, estimator: str) ->
 
 
 def adapted_kl_coef(kl_coef: float, kl: float, target: float | None, gain: float) -> float:
-    """The coefficient of the next step (Ziegler 2019, section 2.2); without a target it stays.
+    """The coefficient of the next step (Ziegler 2019, section 2.2); constant without a target.
 
     e = clip( (KL − target) / target, −0.2, 0.2 )        β' = β (1 + K_β e)
     """

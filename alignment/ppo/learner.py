@@ -1,4 +1,4 @@
-"""What an update changes: the weights that the layout trains, their optimizers and learning rates."""
+"""The trained state of a run: the weights that the layout trains, their optimizers and learning rates."""
 
 from dataclasses import dataclass
 
@@ -15,7 +15,7 @@ from alignment.ppo.trunk import shares_trunk
 
 @dataclass
 class Learner:
-    """What an update changes: weights of two models, their optimizers, and the policy's average (if asked for)."""
+    """The state that an update changes: weights of both models, optimizers, and the policy's average, if any."""
 
     policy: PreTrainedModel
     value_model: PreTrainedModel
@@ -24,11 +24,11 @@ class Learner:
     policy_optimizer: AdamW
     value_optimizer: AdamW
     average: list[Tensor] | None
-    shards: Shards | None  # the models' parts, where they are split over processes
+    shards: Shards | None  # of models that are sharded over processes
 
     @classmethod
     def of(cls, policy: PreTrainedModel, value_model: PreTrainedModel, config: PPOConfig) -> "Learner":
-        """Optimizers over the weights that the layout trains, and the average started at the policy's own."""
+        """Optimizers over the weights that the layout trains, and the average, which starts at the policy's weights."""
         shards = split(policy, value_model, config)
         policy_weights, value_weights = trained_weights(policy, value_model)
         for model in (policy, value_model):
@@ -49,7 +49,7 @@ class Learner:
 
     @property
     def shares_trunk(self) -> bool:
-        """Whether one forward gives log-probabilities and values."""
+        """Whether a single forward yields log-probabilities and values."""
         return shares_trunk(self.policy, self.value_model)
 
 
@@ -59,7 +59,7 @@ def _optimizer(weights: dict[str, nn.Parameter], learning_rate: float, config: P
 
 
 def set_learning_rates(learner: Learner, config: PPOConfig, step: int) -> tuple[float, float]:
-    """Set and return the learning rates (policy, value): a function of the step alone, nothing to resume."""
+    """Set and return the learning rates (policy, value): a function of the step alone, without state."""
     trained, steps = step - config.value_warmup_steps, config.steps - config.value_warmup_steps
     share = learning_rate_share(
         max(0, trained), steps, config.warmup_steps, config.schedule, config.min_learning_rate_share
@@ -76,7 +76,7 @@ def set_learning_rates(learner: Learner, config: PPOConfig, step: int) -> tuple[
 def trained_weights(
     policy: PreTrainedModel, value_model: PreTrainedModel
 ) -> tuple[dict[str, nn.Parameter], dict[str, nn.Parameter]]:
-    """The weights that are learnt, by name: those of the policy, and those of the value model that it has alone."""
+    """The trained weights by name: the policy's, and those of the value model that it does not share."""
     policy_weights, value_weights = _learnt(policy), _learnt(value_model)
     shared = {id(weight) for weight in policy_weights.values()}
     return policy_weights, {name: weight for name, weight in value_weights.items() if id(weight) not in shared}

@@ -1,4 +1,4 @@
-"""The losses of PPO, a value for each token, and the mean over response tokens: pure functions."""
+"""The losses of PPO per token, and the mean over response tokens: pure functions."""
 
 import torch
 from torch import Tensor
@@ -9,7 +9,7 @@ def clipped_surrogate(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor
 
     ρ = π(a|s) / π_old(a|s)        loss = −min( ρ A, clip(ρ, 1−ε, 1+ε) A )
 
-    Shapes: all (...), and so is the result; the mean over response tokens is the caller's.
+    Shapes: all (...), and so is the result; the caller takes the mean over response tokens.
     """
     ratio = torch.exp(logprobs - old_logprobs)
     clipped = torch.clamp(ratio, 1 - clip_range, 1 + clip_range)
@@ -17,7 +17,7 @@ def clipped_surrogate(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor
 
 
 def clipped_value_loss(values: Tensor, old_values: Tensor, returns: Tensor, clip_range: float | None) -> Tensor:
-    """Squared error of the value, the larger of the plain and the clipped one (Schulman's baselines), for each token.
+    """Squared error of the value, the larger of plain and clipped (Schulman's baselines), for each token.
 
     loss = ½ max( (V − R)², (V_old + clip(V − V_old, −ε, ε) − R)² );   without a clip range, ½ (V − R)².
 
@@ -31,5 +31,5 @@ def clipped_value_loss(values: Tensor, old_values: Tensor, returns: Tensor, clip
 
 
 def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
-    """Mean of the elements whose mask is True; what stands elsewhere, NaN too, does not matter. Shape: scalar."""
+    """Mean of the elements whose mask is True; other elements, even NaN, are ignored. Shape: scalar."""
     return torch.where(mask, x, 0).sum() / mask.sum()

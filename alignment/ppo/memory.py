@@ -1,7 +1,7 @@
-"""What a run computes in and what it recomputes: less memory and time a token, with the same losses.
+"""Precision and recomputation: less memory and time per token, with the same losses.
 
-bfloat16 is for forwards: matrix products run in it (autocast), while trained weights, optimizer state,
-log-probabilities and losses are float32. Frozen models stay in the precision they were given in.
+bfloat16 is used in forwards: matrix products run in it (autocast), while trained weights, optimizer state,
+log-probabilities and losses are float32. Frozen models keep their precision.
 """
 
 from contextlib import AbstractContextManager, nullcontext
@@ -14,27 +14,27 @@ from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from alignment.errors import ConfigError
-from alignment.models.logprobs import narrowed_as_now
+from alignment.models.logprobs import current_narrowing
 from alignment.ppo.config import PPOConfig
 
 HALF = (torch.float16, torch.bfloat16)
 
 
 def computing(config: PPOConfig, device: torch.device) -> AbstractContextManager[object]:
-    """The context of a forward. Never of a backward, nor of an optimizer step: it keeps converted weights."""
+    """The context of a forward. Not for a backward or an optimizer step: autocast caches converted weights."""
     return torch.autocast(device.type, torch.bfloat16) if config.bfloat16 else nullcontext()
 
 
 def computes_in_half(policy: PreTrainedModel, config: PPOConfig) -> bool:
-    """Whether one token at a time and a whole forward would differ by more than single precision's rounding."""
+    """Whether token-wise and full forwards may differ by more than the rounding of float32."""
     return config.bfloat16 or policy.dtype in HALF
 
 
 def check_bfloat16(policy: PreTrainedModel) -> None:
-    """Refuse bfloat16 where it would do nothing or would only cost time."""
+    """Raise ConfigError if bfloat16 has no effect or would only be slower."""
     if policy.dtype == torch.float64:
         raise ConfigError(
-            "the policy is in float64, which bfloat16 does not touch: load it in float32, or set bfloat16 to false"
+            "the policy is in float64, which autocast does not convert: load it in float32, or set bfloat16 to false"
         )
     if not has_bfloat16(policy.device):
         raise ConfigError(
@@ -53,10 +53,10 @@ def has_bfloat16(device: torch.device) -> bool:
 
 
 def recompute_layers(model: PreTrainedModel) -> None:
-    """Keep the inputs of the trunk's layers alone, and compute each layer anew when its gradient is asked for.
+    """Save only the inputs of the trunk's layers, and recompute each layer in the backward pass.
 
     transformers' own switch acts in train mode only, where dropout would act too, and here no dropout may: old and new
-    log-probabilities must come from the same function. So the layers stay in eval mode and are wrapped one by one.
+    log-probabilities must come from the same function. So the layers stay in eval mode and are wrapped individually.
     """
     layers = [module for module in model.base_model.modules() if isinstance(module, GradientCheckpointingLayer)]
     if not layers:
@@ -69,7 +69,7 @@ def recompute_layers(model: PreTrainedModel) -> None:
 
 
 def _recomputed(forward: Any, *args: Any, **options: Any) -> Any:
-    """forward(…), of which nothing but the inputs is kept for the gradient. Nothing in it is random."""
+    """A forward of which only the inputs are saved for the backward pass. It must be deterministic."""
     if not torch.is_grad_enabled():
         return forward(*args, **options)
     return checkpoint(
@@ -77,6 +77,6 @@ def _recomputed(forward: Any, *args: Any, **options: Any) -> Any:
         *args,
         use_reentrant=False,
         preserve_rng_state=False,
-        context_fn=lambda: (nullcontext(), narrowed_as_now()),
+        context_fn=lambda: (nullcontext(), current_narrowing()),
         **options,
     )

@@ -1,10 +1,10 @@
-"""The models of a run and how they lie in memory: what is trained, what is frozen, what is shared.
+"""The models of a run and their memory layout: what is trained, frozen and shared.
 
-- `separate`: policy, value model, reference and reward models, each by itself.
-- `shared_trunk`: the value is one linear layer on the policy's trunk, so that one forward gives log-probabilities and
-  values, and both losses move the trunk.
+- `separate`: policy, value model, reference and reward models share no weights.
+- `shared_trunk`: the value is one linear layer on the policy's trunk, so that one forward yields log-probabilities and
+  values, and both losses train the trunk.
 - `lora`: one frozen base, which is the reference; policy and value model are adapters over it, and so is each reward
-  model that is an adapter of the same base. Adapters and the value's head alone are trained.
+  model that is an adapter of the same base. Only adapters and the value's head are trained.
 
 Whatever the layout, all models are plain `PreTrainedModel`s that the rest of the trainer uses in the same way.
 """
@@ -35,7 +35,7 @@ from alignment.rewards.components import Component, ModelReward, named_models
 
 @dataclass(frozen=True)
 class Models:
-    """The models of a run: copies of those that are trained, and the frozen ones."""
+    """The models of a run: copies of the trained models, and the frozen models."""
 
     policy: PreTrainedModel
     value_model: PreTrainedModel
@@ -50,15 +50,15 @@ def lay_out(
     reference: PreTrainedModel | None,
     components: Sequence[Component],
 ) -> Models:
-    """The models in the layout that was chosen; the arguments' weights are left alone."""
+    """The models in the configured layout; the arguments' weights are not changed."""
     if config.layout != "separate" and value_model is not None:
         raise ConfigError(
-            f"layout {config.layout} makes its own value model: leave value_model out, or set layout to separate"
+            f"layout {config.layout} creates its own value model: omit value_model, or set layout to separate"
         )
     if config.bfloat16:
         check_bfloat16(policy)
     if has_adapter(policy):
-        raise ConfigError("the policy carries a LoRA adapter: give alignment.models.lora.merged(policy)")
+        raise ConfigError("the policy has a LoRA adapter: pass alignment.models.lora.merged(policy)")
     if config.layout == "lora":
         models = _over_one_base(config, policy, reference, components)
     else:
@@ -78,7 +78,7 @@ def _whole_models(
     reference: PreTrainedModel | None,
     components: Sequence[Component],
 ) -> Models:
-    """Copies of whole models to train, in float32 or better where bfloat16 is for their forwards alone."""
+    """Copies of the models to train, in float32 or better if bfloat16 is used for forwards only."""
     trained = copy.deepcopy(policy)
     if config.bfloat16:
         trained.float()
@@ -93,14 +93,14 @@ def _whole_models(
 
 
 def reward_models(components: Sequence[Component]) -> list[PreTrainedModel]:
-    """The models among the rewards, in their order; every member of an ensemble."""
+    """All models of the rewards in order, with every member of an ensemble."""
     return [model for _, model in named_models(components)]
 
 
 def _own_value_model(
     policy: PreTrainedModel, value_model: PreTrainedModel | None, rewards: Sequence[PreTrainedModel]
 ) -> PreTrainedModel:
-    """A copy of the value model given, else of the first reward model, else the policy's trunk under a head of 0."""
+    """A copy of `value_model`, else of the first reward model, else the policy's trunk with a zero head."""
     if value_model is None and not rewards:
         return scalar_model_from(policy)
     start = rewards[0] if value_model is None else value_model
@@ -111,9 +111,9 @@ def _own_value_model(
 def _over_one_base(
     config: PPOConfig, policy: PreTrainedModel, reference: PreTrainedModel | None, components: Sequence[Component]
 ) -> Models:
-    """Adapters over the policy's own memory; the value starts as the first reward adapter of this base, if any."""
+    """Adapters over the policy's weights; the value model starts as the first reward adapter of this base, if any."""
     if reference is not None:
-        raise ConfigError("in layout lora the reference is the policy without its adapter: leave reference out")
+        raise ConfigError("in layout lora the reference is the policy without its adapter: omit reference")
     base = over_base(policy)
     over = [_component_over(base, component) for component in components]
     options = (config.lora_rank, config.lora_alpha, config.lora_targets, config.seed)
@@ -130,7 +130,7 @@ def _over_one_base(
 
 
 def _component_over(base: PreTrainedModel, component: Component) -> Component:
-    """A reward model that is an adapter of the base gives up its own copy of it; every other reward stays."""
+    """The component with reward models that are adapters of the base moved onto it; others are unchanged."""
     if not isinstance(component, ModelReward):
         return component
     models = [_over(base, model) for model in component.models]
@@ -141,16 +141,16 @@ def _component_over(base: PreTrainedModel, component: Component) -> Component:
 
 
 def _over(base: PreTrainedModel, reward: PreTrainedModel) -> PreTrainedModel:
-    """The reward model over the policy's own memory, where it is an adapter of the same base."""
+    """The reward model over the policy's weights if it is an adapter of the same base, else the model itself."""
     return (rebased(reward, base) if has_adapter(reward) else None) or reward
 
 
 def _take_head(value_model: PreTrainedModel, rewards: Sequence[PreTrainedModel]) -> None:
-    """Start with the head and scale of the first reward model that was made from the same architecture, else at 0."""
+    """Copy head and scale of the first reward model with the same architecture; without one the head stays 0."""
     for reward in rewards:
-        head, given = scalar_head(value_model), scalar_head(reward)
-        if _architecture(reward) == _architecture(value_model) and (head.bias is None) == (given.bias is None):
-            head.load_state_dict(given.state_dict())
+        head, reward_head = scalar_head(value_model), scalar_head(reward)
+        if _architecture(reward) == _architecture(value_model) and (head.bias is None) == (reward_head.bias is None):
+            head.load_state_dict(reward_head.state_dict())
             scale, bias = getattr(reward.config, "reward_scale", 1.0), getattr(reward.config, "reward_bias", 0.0)
             set_normalisation(value_model, bias, scale)
             return

@@ -1,4 +1,4 @@
-"""Prompts as token ids, and which of them a step uses."""
+"""Prompts as token ids, and the selection of prompts for a step."""
 
 import hashlib
 from collections.abc import Sequence
@@ -15,23 +15,23 @@ from alignment.models.generation import check_prompts_fit
 def tokenized_prompts(
     prompts: Sequence[Sequence[int]] | Dataset, tokenizer: PreTrainedTokenizerBase
 ) -> list[list[int]]:
-    """Token ids of prompts given as ids, or of a dataset with a column "prompt": text, or messages of a chat."""
+    """Token ids of prompts that are token ids, or of a dataset with a column "prompt" of text or messages."""
     if not isinstance(prompts, Dataset):
         return [_token_ids(prompt, number) for number, prompt in enumerate(prompts)]
     if "prompt" not in prompts.column_names:
         raise DataError(
-            f"the prompts have the columns {prompts.column_names}; name the one to use 'prompt' where it is text or "
-            "messages, and give the column alone, prompts['input_ids'], where it is token ids"
+            f"the prompts have the columns {prompts.column_names}; rename the column to 'prompt' if it has text or "
+            "messages, or pass the column itself, prompts['input_ids'], if it has token ids"
         )
     return [_tokens(prompt, tokenizer) for prompt in prompts["prompt"]]
 
 
 def _token_ids(prompt: object, number: int) -> list[int]:
-    """Token ids as a plain list, from whatever holds integers (a tensor or an array too)."""
+    """Token ids as a plain list, from any sequence of integers, a tensor or an array."""
     ids = prompt.tolist() if hasattr(prompt, "tolist") else prompt
     if not isinstance(ids, Sequence) or not all(type(token) is int for token in ids):
         raise DataError(
-            f"prompt {number} is {prompt!r:.80}, not a list of token ids: give tokenizer(text)['input_ids'] for each, "
+            f"prompt {number} is {prompt!r:.80}, not a list of token ids: pass tokenizer(text)['input_ids'] for each, "
             "or a datasets.Dataset with a column 'prompt'"
         )
     return list(ids)
@@ -50,15 +50,15 @@ def _tokens(prompt: object, tokenizer: PreTrainedTokenizerBase) -> list[int]:
 def check_inputs(
     policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Sequence[int]], max_new_tokens: int
 ) -> None:
-    """Refuse what would train quietly in the wrong way."""
+    """Raise for inputs that would train silently in the wrong way."""
     if not prompts:
-        raise ConfigError("there are no prompts; give at least one")
+        raise ConfigError("there are no prompts; pass at least one")
     if tokenizer.eos_token_id is None:
         raise ConfigError("the tokenizer has no EOS token, so no response could end: set tokenizer.eos_token")
     if tokenizer.pad_token_id == tokenizer.eos_token_id:
         raise ConfigError(
             f"PAD and EOS are the same token ({tokenizer.eos_token!r}), so models trained with this tokenizer may have "
-            "learnt never to end: tokenizer.add_special_tokens({'pad_token': '<|pad|>'}), and resize the embeddings"
+            "learned never to end: tokenizer.add_special_tokens({'pad_token': '<|pad|>'}), and resize the embeddings"
         )
     check_prompts_fit(policy, prompts, max_new_tokens)
     _check_language_model(policy, tokenizer, prompts)
@@ -67,7 +67,7 @@ def check_inputs(
 def _check_language_model(
     policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Sequence[int]]
 ) -> None:
-    """Refuse a policy that writes nothing, and token ids that it does not have."""
+    """Raise CheckpointError for a policy without an output head, and for token ids outside its vocabulary."""
     if policy.get_output_embeddings() is None:
         raise CheckpointError(f"{type(policy).__name__} has no output head; load it with AutoModelForCausalLM")
     embeddings = policy.get_input_embeddings().weight
@@ -76,29 +76,29 @@ def _check_language_model(
     for number, prompt in enumerate(prompts):
         if min(prompt) < 0 or max(prompt) >= rows:
             raise CheckpointError(
-                f"prompt {number} has the token ids {min(prompt)} to {max(prompt)} and the policy knows 0 to "
+                f"prompt {number} has the token ids {min(prompt)} to {max(prompt)} and the policy has 0 to "
                 f"{rows - 1}: encode the prompts with the policy's own tokenizer"
             )
     if tokenizer.eos_token_id >= rows:
         raise CheckpointError(
-            f"EOS is token {tokenizer.eos_token_id} and the policy knows 0 to {rows - 1}, so no response could end: "
+            f"EOS is token {tokenizer.eos_token_id} and the policy has 0 to {rows - 1}, so no response could end: "
             "use the policy's own tokenizer, or resize the embeddings"
         )
 
 
 def seeded(seed: int, purpose: str, number: int, device: torch.device | str = "cpu") -> torch.Generator:
-    """A generator of its own for each purpose and step: a resumed run draws the same without any saved state."""
+    """A separate generator for each purpose and step: a resumed run draws the same numbers without saved state."""
     digest = hashlib.sha256(f"{seed}/{purpose}/{number}".encode()).digest()
     return torch.Generator(device).manual_seed(int.from_bytes(digest[:7], "big"))
 
 
 def cycled_rows(count: int, batch_size: int, step: int, seed: int, purpose: str) -> list[int]:
-    """Rows of batch number `step` (from 0) when `count` rows are gone through in ever new random orders."""
+    """Rows of batch number `step` (from 0) when `count` rows are traversed in a new random order each epoch."""
     orders: dict[int, list[int]] = {}
     rows = []
-    for place in range(step * batch_size, (step + 1) * batch_size):
-        epoch = place // count
+    for index in range(step * batch_size, (step + 1) * batch_size):
+        epoch = index // count
         if epoch not in orders:
             orders[epoch] = torch.randperm(count, generator=seeded(seed, purpose, epoch)).tolist()
-        rows.append(orders[epoch][place % count])
+        rows.append(orders[epoch][index % count])
     return rows

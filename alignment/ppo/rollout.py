@@ -27,12 +27,12 @@ def sample_episodes(
     eos_token_ids: set[int],
     uniforms: Tensor,
 ) -> Episodes:
-    """Sample one response a prompt, with the log-probabilities it was drawn with.
+    """Sample a response to each prompt, with its log-probabilities under the policy.
 
-    `uniforms`, (B, max_new_tokens) in [0, 1), decide each token, so that a response does not depend on its neighbours
-    (see `generate`).
-    In single precision these equal those of a full forward to about 1e-6 (`sampling_mismatch` in the log keeps watch),
-    so no forward is spent on them; in half precision the difference would matter, and scoring computes them afresh.
+    `uniforms`, (B, max_new_tokens) in [0, 1), determine the tokens, so that a response does not depend on the rest of
+    its batch (see `generate`).
+    In float32 the log-probabilities equal those of a full forward to about 1e-6 (logged as `sampling_mismatch`), so no
+    forward is spent on them; in half precision the difference would matter, and scoring recomputes them.
     """
     with computing(config, policy.device):
         samples = generate(
@@ -68,9 +68,9 @@ def score_episodes(
     tokenizer: PreTrainedTokenizerBase,
     config: PPOConfig,
 ) -> Scored:
-    """Score the responses, compare them with the reference, and estimate values.
+    """Score the responses, and compute reference log-probabilities and values.
 
-    In half precision the policy's log-probabilities are put into the episodes, as the update will compute them.
+    In half precision the episodes' log-probabilities are replaced by those of a full forward, as in the update.
     """
     device = episodes.logprobs.device
     parts = component_scores(
@@ -80,11 +80,11 @@ def score_episodes(
     batches = micro_batches(episodes, config, device)
 
     @torch.no_grad()
-    def ask_reference() -> None:
+    def compute_reference_logprobs() -> None:
         for batch in batches:
             with computing(config, device):
-                found = response_logprobs(reference, batch, config.temperature)
-            reference_logprobs[batch.sequence, batch.time] = found.to(values)
+                logprobs = response_logprobs(reference, batch, config.temperature)
+            reference_logprobs[batch.sequence, batch.time] = logprobs.to(values)
 
     @torch.no_grad()
     def estimate_values() -> None:
@@ -97,7 +97,7 @@ def score_episodes(
                     logprobs, values_now = _logprobs_and_values(policy, value_model, batch, config.temperature)
                     episodes.logprobs[at], values[at] = logprobs.to(values), values_now.to(values)
 
-    side_by_side(estimate_values, ask_reference, device)
+    side_by_side(estimate_values, compute_reference_logprobs, device)
     positions = sum(batch.input_ids.numel() for batch in batches)
     real_positions = sum(batch.real_tokens for batch in batches)
     return Scored(episodes, parts, reference_logprobs, values, real_positions, positions)
@@ -110,7 +110,7 @@ def _logprobs_and_values(
     temperature: float,
     learn_entropy: bool = True,
 ) -> tuple[Tensor, Tensor]:
-    """log π(token) and V before it, in one forward where there is one trunk. Shapes: (n,), (n,)."""
+    """log π(token) and the value before it, in one forward if the trunk is shared. Shapes: (n,), (n,)."""
     if shares_trunk(policy, value_model):
         logprobs, _, values = policy_and_values(policy, value_model, batch, temperature)
         return logprobs, values

@@ -4,7 +4,7 @@ import math
 
 
 def learning_rate_share(step: int, steps: int, warmup_steps: int, schedule: str, floor: float) -> float:
-    """Share of the full learning rate at `step` (from 0): a rise over warmup_steps, then constant, line or cosine."""
+    """Share of the full learning rate at `step` (from 0): warm-up, then constant, linear or cosine."""
     if step < warmup_steps:
         return (step + 1) / (warmup_steps + 1)
     progress = (step - warmup_steps) / max(1, steps - warmup_steps)

@@ -5,7 +5,7 @@ from torch import Tensor
 
 
 def missing_eos_score(scores: Tensor, ended: Tensor, penalty: float, mode: str) -> Tensor:
-    """What a response without EOS gets: its score less the penalty ("subtract"), or −penalty alone ("replace").
+    """The score of a response without EOS: its score minus the penalty ("subtract"), or −penalty ("replace").
 
     Shapes: scores (B,), ended (B,) bool -> (B,).
     """
@@ -20,12 +20,12 @@ def length_penalised(scores: Tensor, lengths: Tensor, penalty: float) -> Tensor:
 
 
 def clipped_score(scores: Tensor, limit: float | None) -> Tensor:
-    """Scores within ± limit. Shape: (B,) -> (B,)."""
+    """Scores clipped to ± limit. Shape: (B,) -> (B,)."""
     return scores if limit is None else torch.clamp(scores, -limit, limit)
 
 
 def token_rewards(scores: Tensor, kl: Tensor, response_mask: Tensor, kl_coef: float) -> Tensor:
-    """r_t = −β KL_t, and at the last response token (the EOS itself, where it came) the score on top.
+    """r_t = −β KL_t, plus the score at the last response token (the EOS, if any).
 
     This is Ouyang 2022, eq. 2, spread over the tokens as in Ziegler 2019.
     Shapes: scores (B,), kl (B, T), response_mask (B, T), every row with at least one response token -> (B, T).

@@ -1,15 +1,15 @@
-"""Models split over the processes of a run (FSDP2): each keeps a part of every weight, gradient and optimizer state.
+"""Models sharded over the processes of a run (FSDP2): each keeps a shard of every weight, gradient and optimizer state.
 
-`accelerate launch --config_file deploy/accelerate/fsdp.yaml` asks for it. Only trained models are split; reference and
-reward models are whole in every process. This is what differs from whole models, all of it here:
+`accelerate launch --config_file deploy/accelerate/fsdp.yaml` enables it. Only trained models are sharded; every process
+holds the reference and reward models whole. The differences from unsharded models are all in this file:
 
-- In the update FSDP puts one layer at a time together, forward and backward, and adds gradients up over processes. They
-  are summed, not averaged: each loss is already divided by the tokens of the whole minibatch.
-- So every forward and backward of the update is a meeting, and all processes must make as many: one that has fewer
-  micro-batches adds some without a response token, whose losses and gradients are 0.
-- A rollout is no meeting, as each process samples for as long as its own responses need. For it, and for what is
-  published, the weights are put together in a plain model beside the split one, and dropped afterwards.
-- A checkpoint holds whole tensors, from which any number of processes goes on.
+- In the update FSDP gathers the weights layer by layer, forward and backward, and reduces gradients over processes.
+  They are summed, not averaged: each loss is already divided by the tokens of the whole minibatch.
+- Every forward and backward of the update is therefore a collective, and all processes must run equally many: a process
+  with fewer micro-batches appends empty ones, without a response token, whose losses and gradients are 0.
+- A rollout has no collectives, as each process samples for as long as its own responses need. For rollouts and for
+  publishing, the weights are gathered into a plain model beside the sharded one, and freed afterwards.
+- A checkpoint holds whole tensors, so that any number of processes can resume from it.
 """
 
 import copy
@@ -35,7 +35,7 @@ from alignment.models.logprobs import ScoringBatch
 from alignment.ppo.config import PPOConfig
 from alignment.ppo.trunk import shares_trunk
 
-# Settings of the launcher that would be passed over in silence, and what to do instead.
+# Settings of the launcher that would be ignored silently, and what to do instead.
 REFUSED = {
     "FSDP_OFFLOAD_PARAMS": "weights stay on their device: set fsdp_offload_params to false",
     "FSDP_CPU_RAM_EFFICIENT_LOADING": "every process loads the same weights: set fsdp_cpu_ram_efficient_loading to "
@@ -50,7 +50,7 @@ def _setting(name: str, default: str = "false") -> str:
 
 
 def split(policy: PreTrainedModel, value_model: PreTrainedModel, config: PPOConfig) -> "Shards | None":
-    """Split the models, in place, where the launcher asked for FSDP and there are processes to split them over."""
+    """Shard the models in place if the launcher enables FSDP and there are several processes; None otherwise."""
     if process_count() == 1 or _setting("ACCELERATE_USE_FSDP") != "true":
         return None
     for problem in _problems(policy, value_model, config):
@@ -60,7 +60,7 @@ def split(policy: PreTrainedModel, value_model: PreTrainedModel, config: PPOConf
 
 def _problems(policy: PreTrainedModel, value_model: PreTrainedModel, config: PPOConfig) -> Iterator[str]:
     if _setting("FSDP_VERSION", "2") != "2":
-        yield "FSDP of version 1 is not supported: set fsdp_version to 2, as in deploy/accelerate/fsdp.yaml"
+        yield "FSDP version 1 is not supported: set fsdp_version to 2, as in deploy/accelerate/fsdp.yaml"
     for name, remedy in REFUSED.items():
         if _setting(name) == "true":
             yield f"{name} is true: {remedy}, as in deploy/accelerate/fsdp.yaml"
@@ -73,7 +73,7 @@ def _problems(policy: PreTrainedModel, value_model: PreTrainedModel, config: PPO
         types = sorted({str(weight.dtype) for model in models for weight in model.parameters()})
         if len(types) > 1:
             yield (
-                f"FSDP splits weights of one type, and those of {type(models[-1]).__name__} are {' and '.join(types)}: "
+                f"FSDP needs weights of one type, and those of {type(models[-1]).__name__} are {' and '.join(types)}: "
                 "load the models in float32 (and set bfloat16 to true for forwards in it)"
             )
 
@@ -83,7 +83,7 @@ def _split_as_one(policy: PreTrainedModel, value_model: PreTrainedModel) -> list
 
 
 class _Root(nn.Module):
-    """Models that are split as one. FSDP acts around a forward, so whatever is computed with them is this one's."""
+    """Models that are sharded as one unit. FSDP hooks into a forward, so whatever uses them runs in this module's."""
 
     def __init__(self, models: Sequence[PreTrainedModel]) -> None:
         super().__init__()
@@ -95,7 +95,7 @@ class _Root(nn.Module):
 
 @dataclass(frozen=True, eq=False)
 class _Part:
-    """This process's part of some models, and the same models beside it, empty until they are `filled`."""
+    """This process's shard of some models, and plain copies of them, which are empty until `fill`."""
 
     root: _Root
     plain: _Root
@@ -103,17 +103,17 @@ class _Part:
     @classmethod
     def of(cls, models: Sequence[PreTrainedModel], mesh: DeviceMesh) -> "_Part":
         root = _Root(models)
-        nothing = {id(w): nn.Parameter(w.detach().new_empty(0), requires_grad=False) for w in root.parameters()}
-        plain = copy.deepcopy(root, dict[int, Any](nothing)).eval()
+        placeholders = {id(w): nn.Parameter(w.detach().new_empty(0), requires_grad=False) for w in root.parameters()}
+        plain = copy.deepcopy(root, dict[int, Any](placeholders)).eval()
         reshard = _setting("FSDP_RESHARD_AFTER_FORWARD", "true") != "false"
-        for layer in reversed(list(root.modules())):  # what is inside comes first
+        for layer in reversed(list(root.modules())):  # inner modules first
             if isinstance(layer, GradientCheckpointingLayer):
                 fully_shard(layer, mesh=mesh, reshard_after_forward=reshard)
         fully_shard(root, mesh=mesh)
         for module in root.modules():
             if isinstance(module, FSDPModule):
                 module.set_gradient_divide_factor(1.0)
-                module.set_force_sum_reduction_for_comms(True)  # else a scaled sum, which NCCL alone has
+                module.set_force_sum_reduction_for_comms(True)  # else a scaled sum, which only NCCL supports
         return cls(root, plain)
 
     @torch.no_grad()
@@ -127,7 +127,7 @@ class _Part:
 
 
 class Shards:
-    """Policy and value model of a run, each weight split by its rows over all processes: `whole`, `add_gradients`."""
+    """Policy and value model of a run, each weight sharded by rows over all processes."""
 
     def __init__(self, policy: PreTrainedModel, value_model: PreTrainedModel) -> None:
         mesh = init_device_mesh(policy.device.type, (process_count(),))
@@ -142,9 +142,9 @@ class Shards:
 
 @contextmanager
 def whole_models(shards: Shards | None, *models: PreTrainedModel) -> Iterator[tuple[PreTrainedModel, ...]]:
-    """The models, to be read: where they are split, plain ones that have all weights for as long.
+    """The models, for inference: where they are sharded, plain models that hold all weights within the context.
 
-    All processes come here and leave together: an error inside in one of them ends all.
+    A collective on entry and exit: all processes must call it, and an error in one of them raises in all.
     """
     if shards is None:
         yield models
@@ -177,7 +177,7 @@ def add_gradients(
 ) -> None:
     """Add the gradients of each batch's loss, a sum over its response tokens that is computed with `model`.
 
-    Where the model is split all processes come here, and make as many rounds as the one with the most batches.
+    With a sharded model all processes must call it, and run as many rounds as the process with the most batches.
     """
     if shards is None:
         for batch in batches:
@@ -190,50 +190,50 @@ def add_gradients(
 
 
 def _no_tokens(device: torch.device) -> ScoringBatch:
-    """A batch that predicts no response token: all that is summed over its tokens is 0."""
-    none = torch.zeros(0, dtype=torch.long, device=device)
-    return ScoringBatch(torch.zeros(1, 1, dtype=torch.long, device=device), none, none, none, none, none, 0)
+    """A batch without response tokens: every sum over its tokens is 0."""
+    empty = torch.zeros(0, dtype=torch.long, device=device)
+    return ScoringBatch(torch.zeros(1, 1, dtype=torch.long, device=device), empty, empty, empty, empty, empty, 0)
 
 
 @contextmanager
 def _in_step() -> Iterator[None]:
-    """Where all processes work on one model together, an error cannot be told to the others: they wait for this one."""
+    """Raise OutOfStep for an error during collectives: the other processes wait for this one and cannot be notified."""
     try:
         yield
     except Exception as error:
         raise OutOfStep(
-            f"{type(error).__name__}: {error} (in work that all processes do together; if this is not the first "
-            "error, see those of the others)"
+            f"{type(error).__name__}: {error} (in a collective operation; if this is not the first error, see "
+            "those of the other processes)"
         ) from error
 
 
 def whole_tensor(tensor: Tensor) -> Tensor:
-    """All of a tensor that may be split. All processes must come here."""
+    """The full tensor of one that may be sharded. A collective: all processes must call it."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def whole_on_main(state: Any) -> Any:
-    """A nest of dicts and lists with its split tensors put together, on the CPU of the main process alone."""
+    """Nested dicts and lists with their sharded tensors gathered on the CPU of the main process; empty elsewhere."""
 
-    def put_together(part: DTensor) -> Tensor:
-        found = part.full_tensor()
-        return found.cpu() if process_index() == 0 else found.new_empty(0)
+    def gather(part: DTensor) -> Tensor:
+        full = part.full_tensor()
+        return full.cpu() if process_index() == 0 else full.new_empty(0)
 
-    return tree_map_only(DTensor, put_together, state)
+    return tree_map_only(DTensor, gather, state)
 
 
 def part_of(tensor: Tensor, like: Tensor) -> Tensor:
-    """This process's part of a whole tensor, where `like`, of the same shape, is split; else all of it."""
+    """This process's shard of a full tensor if `like`, of the same shape, is sharded; else the tensor itself."""
     if not isinstance(like, DTensor) or tensor.shape != like.shape:
         return tensor
     return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
 
 
 def part_of_optimizer(state: dict[str, Any], weights: Iterable[Tensor]) -> dict[str, Any]:
-    """This process's part of an optimizer's whole state over these weights."""
-    likes = list(weights)
+    """This process's shard of an optimizer's full state over these weights."""
+    sharded = list(weights)
     parts = {
-        number: {name: part_of(value, likes[number]) for name, value in values.items()}
+        number: {name: part_of(value, sharded[number]) for name, value in values.items()}
         for number, values in state["state"].items()
     }
     return state | {"state": parts}

@@ -1,4 +1,4 @@
-"""A rollout made in parts: each process samples and scores its share of the rows, and gets those of all."""
+"""A distributed rollout: each process samples and scores its share of the rows, and receives all rows."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -12,14 +12,14 @@ from alignment.ppo.episodes import Episodes, Scored
 
 
 def whole(score_share: Callable[[], Scored], device: torch.device) -> Scored:
-    """What `score_share` gives in all processes together; an error in one of them ends all."""
+    """The results of `score_share` in all processes, joined; an error in one process raises in all."""
     if process_count() == 1:
         return score_share()
     return joined(gathered(lambda: _moved(score_share(), torch.device("cpu"))), device)
 
 
 def joined(shares: Sequence[Scored], device: torch.device) -> Scored:
-    """The shares of all processes as one, with the rows in the order they had before they were shared out."""
+    """The shares of all processes concatenated, with the rows in their original order."""
     parts = [share.episodes for share in shares]
     episodes = Episodes(
         sequences=interleaved([part.sequences for part in parts]),
@@ -48,7 +48,7 @@ def _rows(shares: Sequence[Tensor]) -> Tensor:
 
 
 def _moved(scored: Scored, device: torch.device) -> Scored:
-    """Everything on this device but the scores by component, which are on the CPU anyway."""
+    """A copy with all tensors on `device`, except the scores by component, which stay on the CPU."""
     episodes = scored.episodes
     return replace(
         scored,

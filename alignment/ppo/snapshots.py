@@ -1,4 +1,4 @@
-"""Policies kept on the way, each a checkpoint that loads anywhere: points of the curve of gold against proxy reward."""
+"""Intermediate policies, as plain checkpoints: the points of the gold-against-proxy curve."""
 
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,7 +19,7 @@ from alignment.ppo.sharding import whole_models
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A policy kept on the way; `kl` to the reference is measured by the rollout after it (None after the last)."""
+    """An intermediate policy; `kl` to the reference is measured by the next rollout (None for the last)."""
 
     step: int
     path: Path
@@ -27,14 +27,14 @@ class Snapshot:
 
 
 def snapshot_path(out: Path, step: int) -> Path:
-    """Where the snapshot of a step lies; step 0 is the policy that the run began with."""
+    """The path of the snapshot of a step; step 0 is the initial policy."""
     return out / "snapshots" / f"step-{step:05d}"
 
 
 def publish(learner: Learner, tokenizer: PreTrainedTokenizerBase, path: Path) -> None:
-    """Write the policy (its average, where there is one; an adapter merged) and the tokenizer to `path` in one move.
+    """Write the policy (averaged if configured, adapters merged) and the tokenizer to `path` atomically.
 
-    All processes come here, and the main one writes.
+    A collective: all processes must call it; the main process writes.
     """
     with averaged(learner), whole_models(learner.shards, learner.policy) as (policy,):
         on_main(_write, policy, tokenizer, path)
@@ -47,14 +47,14 @@ def _write(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, path: Pa
 
 
 def copy_snapshot(out: Path, step: int, path: Path) -> None:
-    """Make the snapshot of `step` the model at `path`, in one move."""
+    """Copy the snapshot of `step` to `path` atomically."""
     temporary = _fresh_directory_beside(path)
     shutil.copytree(snapshot_path(out, step), temporary, dirs_exist_ok=True)
     _replace(temporary, path)
 
 
 def last_within(snapshot_kl: Mapping[int, float | None], limit: float) -> int:
-    """The last snapshot whose KL was measured and within the limit; step 0, the reference itself, always is."""
+    """The last snapshot with a measured KL within the limit; step 0, the reference itself, always qualifies."""
     return max(step for step, kl in snapshot_kl.items() if step == 0 or (kl is not None and kl <= limit))
 
 
@@ -72,7 +72,7 @@ def _replace(temporary: Path, path: Path) -> None:
 
 @contextmanager
 def averaged(learner: Learner) -> Iterator[None]:
-    """The policy holds its averaged weights for a while."""
+    """A context in which the policy has its averaged weights."""
     if learner.average is None:
         yield
         return

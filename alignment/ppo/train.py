@@ -1,10 +1,10 @@
-"""PPO-RLHF from a fine-tuned policy and a reward to a policy that people would prefer.
+"""PPO-RLHF: trains a fine-tuned policy to maximize a reward under a KL penalty to a reference.
 
 Each step: (1) sample responses, (2) score them, compare them with the reference and estimate advantages, (3) update
 policy and value model, (4) adapt the KL coefficient, (5) log, (6) snapshot and checkpoint. All randomness is drawn
-from (seed, purpose, step), for each episode by itself. So a killed run continues from its last checkpoint and makes bit
-for bit the same policy, on the same type of processor, with the same libraries and as many threads and processes; with
-others (several processes of `accelerate launch`, say) it makes the policy that one would, but for rounding.
+from (seed, purpose, step), separately for each episode. A killed run therefore resumes from its last checkpoint and
+yields bit for bit the same policy on the same type of processor, with the same libraries and the same number of threads
+and processes; with another number of either it yields the same policy up to rounding.
 """
 
 import time
@@ -42,7 +42,7 @@ from alignment.rewards.components import Component, ModelReward, Reward, named_m
 
 @dataclass(frozen=True)
 class PPOResult:
-    """Where the policy is and how the run went. `policy_step` is the step its weights come from."""
+    """The directory of the policy and the outcome of the run. `policy_step` is the step of the policy's weights."""
 
     model_dir: Path
     steps: int
@@ -54,7 +54,7 @@ class PPOResult:
 
 @dataclass
 class _Run:
-    """What a run is made of, and the few figures it carries from step to step."""
+    """The fixed parts of a run, and the state that it carries from step to step."""
 
     config: PPOConfig
     learner: Learner
@@ -93,13 +93,13 @@ def train_ppo(
 
     `prompts` are token ids, or a dataset with a column "prompt" (text or messages). `reward` is a model, a function of
     (prompts, responses), an `Ensemble`, or a list of `RuleReward` and `ModelReward`. Without `value_model` it starts as
-    a copy of the first reward model (of the policy's trunk where there is none); without `reference` that is `policy`
-    itself. `config.layout` says which of them share weights. No argument's weights are changed. A run found in `out`
-    continues.
+    a copy of the first reward model (of the policy's trunk if there is none); without `reference`, `policy` is the
+    reference. `config.layout` sets which of them share weights. The arguments' weights are not changed. If `out` holds
+    an unfinished run, it resumes from its checkpoint.
 
-    In a script that `accelerate launch` started several times, every process gives the same arguments with models on
-    its own device, and gets the same result. `batch_size` counts the episodes of all; a function that is a reward gets
-    the responses of its process. The main process writes to `out`, from which all resume; a resumed run may have
+    In a script that `accelerate launch` starts several times, every process passes the same arguments with models on
+    its own device, and gets the same result. `batch_size` counts the episodes of all processes; a reward function gets
+    the responses of its own process. The main process writes to `out`, from which all resume; a resumed run may have
     another number of processes.
     """
     processes.connect(config.batch_size, policy.device)
@@ -109,7 +109,7 @@ def train_ppo(
     _resume(run, journal)
     metrics = _last_metrics(journal, run.step)
     while run.step < config.steps and not run.stopped_early:
-        with _naming_the_last_checkpoint(run):
+        with _errors_with_last_checkpoint(run):
             metrics = _one_step(run)
         run.step += 1
         processes.on_main(journal.log, metrics, run.step)
@@ -132,12 +132,12 @@ def _prepare(
     ptx_sequences: Sequence[Sequence[int]] | None,
     out: Path,
 ) -> _Run:
-    """Check the inputs and copy the models that will be trained."""
+    """Check the inputs and copy the models to train."""
     components = reward_components(reward, tokenizer)
     tokens = tokenized_prompts(prompts, tokenizer)
     check_inputs(policy, tokenizer, tokens, config.max_new_tokens)
     if config.ptx_coef and not ptx_sequences:
-        raise ConfigError(f"ptx_coef is {config.ptx_coef} and there are no ptx_sequences: give some, or set it to 0")
+        raise ConfigError(f"ptx_coef is {config.ptx_coef} but there are no ptx_sequences: pass some, or set it to 0")
     check_prompts_fit(policy, ptx_sequences or [], 0)
     models = lay_out(config, policy, value_model, reference, components)
     identity = _identity(config, tokens, ptx_sequences, policy, models)
@@ -158,7 +158,7 @@ def _prepare(
 
 
 def _one_step(run: _Run) -> dict[str, float]:
-    """Steps (1) to (4) of the loop; returns what is logged."""
+    """Steps (1) to (4) of the loop; returns the metrics."""
     config, learner = run.config, run.learner
     seconds: dict[str, float] = {}
     rows = cycled_rows(len(run.prompts), config.batch_size, run.step, config.seed, "prompts")
@@ -166,7 +166,7 @@ def _one_step(run: _Run) -> dict[str, float]:
         whole(lambda: _scored_share(run, rows, seconds), learner.policy.device), run.components, config, run.kl_coef
     )
     metrics = processes.from_main(_rollout_metrics(rollout, run))
-    _watch_kl(run, metrics["kl"])
+    _track_kl(run, metrics["kl"])
     if not run.stopped_early:
         rates = set_learning_rates(learner, config, run.step)
         metrics |= {"policy_learning_rate": rates[0], "value_learning_rate": rates[1]}
@@ -182,15 +182,15 @@ def _one_step(run: _Run) -> dict[str, float]:
 
 
 def _scored_share(run: _Run, rows: Sequence[int], seconds: dict[str, float]) -> Scored:
-    """This process's share of steps (1) and (2): its rows, each with random numbers of its own."""
+    """Steps (1) and (2) for this process's share of the rows, each row with its own random numbers."""
     config, learner = run.config, run.learner
     uniforms = torch.rand(
         (len(rows), config.max_new_tokens), generator=seeded(config.seed, "sampling", run.step), dtype=torch.float64
     )
-    places = processes.share_of(range(len(rows)))
-    prompts = [run.prompts[rows[place]] for place in places]
+    indices = processes.share_of(range(len(rows)))
+    prompts = [run.prompts[rows[index]] for index in indices]
     with _timed("sampling", seconds), sharding.whole_models(learner.shards, learner.policy) as (policy,):
-        episodes = sample_episodes(policy, prompts, config, run.eos_token_ids, uniforms[places])
+        episodes = sample_episodes(policy, prompts, config, run.eos_token_ids, uniforms[indices])
     read = [learner.value_model, *([learner.policy] if computes_in_half(learner.policy, config) else [])]
     with _timed("scoring", seconds), sharding.whole_models(learner.shards, *read) as (value_model, *policies):
         models = (run.reference, policies[0] if policies else learner.policy, value_model)
@@ -215,8 +215,8 @@ def _rollout_metrics(rollout: Rollout, run: _Run) -> dict[str, float]:
     }
 
 
-def _watch_kl(run: _Run, kl: float) -> None:
-    """Note the KL of the snapshot this rollout was sampled from, and count steps above the limit."""
+def _track_kl(run: _Run, kl: float) -> None:
+    """Record the KL of the snapshot that this rollout was sampled from, and count steps above the limit."""
     if run.step in run.snapshot_kl:
         run.snapshot_kl[run.step] = kl
     limit = run.config.early_stop_kl
@@ -231,7 +231,7 @@ def _timed(name: str, seconds: dict[str, float]) -> Iterator[None]:
 
 
 @contextmanager
-def _naming_the_last_checkpoint(run: _Run) -> Iterator[None]:
+def _errors_with_last_checkpoint(run: _Run) -> Iterator[None]:
     try:
         yield
     except TrainingError as error:
@@ -252,24 +252,24 @@ def _identity(
 
 
 def _resume(run: _Run, journal: Journal) -> None:
-    """Continue from the last checkpoint in `out`, or begin: step 0 has a snapshot too, to fall back on."""
+    """Resume from the last checkpoint in `out`, or start with a snapshot of step 0, the fallback of an early stop."""
     processes.check_same(run.identity, changes)
     state = read_checkpoint(run.out / "checkpoint", run.identity)
-    found = 0 if state is None else state["step"]
-    processes.check_same(found, lambda a, b: f"the checkpoint in {run.out} is of step {a} there and of {b} here")
+    step = 0 if state is None else state["step"]
+    processes.check_same(step, lambda a, b: f"the checkpoint in {run.out} is of step {a} there and of step {b} here")
     if state is None:
         processes.on_main(journal.rewind, 0)
         _snapshot(run)
         return
     restore(state, run.learner)
     extra: dict[str, Any] = state["extra"]
-    run.step, run.kl_coef = state["step"], extra["kl_coef"]
+    run.step, run.kl_coef = step, extra["kl_coef"]
     run.steps_above_limit, run.snapshot_kl = extra["steps_above_limit"], dict(extra["snapshot_kl"])
     processes.on_main(journal.rewind, run.step)
 
 
 def _last_metrics(journal: Journal, step: int) -> dict[str, float]:
-    """What the last step logged, whatever was logged after it: a run that was finished before gives what it gave."""
+    """The metrics logged for `step`: a finished run that is started again returns the same metrics."""
     return next((line["values"] for line in reversed(journal.read()) if line["step"] == step), {})
 
 
@@ -289,7 +289,7 @@ def _snapshot(run: _Run) -> None:
 
 
 def _finish(run: _Run, metrics: dict[str, float]) -> PPOResult:
-    """Publish the policy: the last one, or after an early stop the last snapshot whose KL was within the limit."""
+    """Publish the final policy, or after an early stop the last snapshot whose KL was within the limit."""
     policy_step = run.step
     model_dir = run.out / "model"
     if run.stopped_early:

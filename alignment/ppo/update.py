@@ -1,7 +1,7 @@
-"""The update: epochs of true minibatches over one rollout, each gathered from micro-batches of like length.
+"""The update: epochs of minibatches over a rollout, each accumulated from micro-batches of similar length.
 
-A loss is the mean over all response tokens of the minibatch, wherever they stand: each micro-batch adds its sum divided
-by the tokens of the whole minibatch, so how a minibatch is cut changes nothing but memory and rounding.
+A loss is the mean over all response tokens of the minibatch: each micro-batch adds its sum divided by the tokens of the
+whole minibatch, so how a minibatch is split affects only memory and rounding.
 """
 
 import math
@@ -46,13 +46,13 @@ def update(
         order = torch.randperm(len(rollout.episodes.sequences), generator=shuffle).tolist()
         for start in range(0, len(order), config.minibatch_size):
             rows = order[start : start + config.minibatch_size]
-            sums = _of_all(gathered(accumulate_gradients, learner, rollout, rows, config, train_policy))
+            sums = _sums_over_processes(gathered(accumulate_gradients, learner, rollout, rows, config, train_policy))
             if epoch == start == 0 and train_policy:
-                totals["sampling_mismatch"] = sums["largest_log_ratio"]  # nothing has been learnt yet
+                totals["sampling_mismatch"] = sums["largest_log_ratio"]  # before the first optimizer step
             for name, value in sums.items():
                 totals[name] += value
-            if _moved_too_far(sums, config):
-                _forget_gradients(learner)
+            if _exceeds_target_kl(sums, config):
+                _zero_gradients(learner)
                 totals["update_stopped"] = 1
                 return _means(totals)
             if train_policy and config.ptx_coef and ptx_sequences:
@@ -66,10 +66,10 @@ def update(
 def accumulate_gradients(
     learner: Learner, rollout: Rollout, rows: Sequence[int], config: PPOConfig, train_policy: bool = True
 ) -> Sums:
-    """Add the gradients of one minibatch's losses to both models; return sums over its response tokens.
+    """Accumulate the gradients of a minibatch's losses in both models; return sums over its response tokens.
 
-    Of several processes each takes its share of the rows (longest first, so that all have like work), and divides by
-    the tokens of the whole minibatch.
+    Each process takes its share of the rows (longest first, so that all have similar work), and divides by the tokens
+    of the whole minibatch.
     """
     episodes = rollout.episodes
     device = episodes.logprobs.device
@@ -79,11 +79,11 @@ def accumulate_gradients(
     batches = micro_batches(episodes, config, device, mine)
 
     def learn(model: PreTrainedModel, loss: Loss) -> Sums:
-        found: Sums = defaultdict(float)
+        loss_sums: Sums = defaultdict(float)
         add_gradients(
-            learner.shards, model, batches, lambda batch: loss(learner, rollout, batch, config, found) / tokens
+            learner.shards, model, batches, lambda batch: loss(learner, rollout, batch, config, loss_sums) / tokens
         )
-        return found
+        return loss_sums
 
     learn_policy = partial(learn, learner.policy, _loss_of_both if learner.shares_trunk else _loss_of_policy)
     learn_value = partial(learn, learner.value_model, _loss_of_value)
@@ -92,7 +92,7 @@ def accumulate_gradients(
     elif learner.shares_trunk:
         parts = [learn_policy()]
     elif learner.shards is not None:
-        parts = [learn_policy(), learn_value()]  # processes meet in both, in one order
+        parts = [learn_policy(), learn_value()]  # both are collectives, in the same order in every process
     else:
         parts = side_by_side(learn_policy, learn_value, device)
     for part in parts:
@@ -110,14 +110,14 @@ def _loss_of_policy(learner: Learner, rollout: Rollout, batch: ScoringBatch, con
 
 
 def _loss_of_value(learner: Learner, rollout: Rollout, batch: ScoringBatch, config: PPOConfig, sums: Sums) -> Tensor:
-    """The value's loss on a micro-batch, summed; where it shares the trunk, its head alone learns."""
+    """The value's loss on a micro-batch, summed; with a shared trunk only its head is trained."""
     with computing(config, batch.input_ids.device):
         values = (values_with_still_trunk if learner.shares_trunk else response_values)(learner.value_model, batch)
     return _value_loss(values, rollout, batch, config, sums)
 
 
 def _loss_of_both(learner: Learner, rollout: Rollout, batch: ScoringBatch, config: PPOConfig, sums: Sums) -> Tensor:
-    """L = L_policy + value_coef · L_value of a shared trunk, summed over the tokens of a micro-batch."""
+    """L = L_policy + value_coef · L_value for a shared trunk, summed over the tokens of a micro-batch."""
     with computing(config, batch.input_ids.device):
         logprobs, entropy, values = policy_and_values(
             learner.policy, learner.value_model, batch, config.temperature, config.entropy_coef != 0
@@ -129,7 +129,7 @@ def _loss_of_both(learner: Learner, rollout: Rollout, batch: ScoringBatch, confi
 def _policy_loss(
     logprobs: Tensor, entropy: Tensor, rollout: Rollout, batch: ScoringBatch, config: PPOConfig, sums: Sums
 ) -> Tensor:
-    """Clipped surrogate less the entropy bonus, summed. Shapes: (n,), (n,) -> ()."""
+    """Clipped surrogate minus the entropy bonus, summed. Shapes: (n,), (n,) -> ()."""
     at = (batch.sequence, batch.time)
     old = rollout.episodes.logprobs[at]
     surrogate = clipped_surrogate(logprobs, old, rollout.advantages[at], config.clip_range)
@@ -160,8 +160,8 @@ def _add_policy_sums(
         sums["largest_log_ratio"] = max(sums["largest_log_ratio"], float(log_ratio.abs().max()))
 
 
-def _of_all(shares: Sequence[Sums]) -> Sums:
-    """The sums of all processes together: each counted all tokens, and the largest log-ratio is the largest of all."""
+def _sums_over_processes(shares: Sequence[Sums]) -> Sums:
+    """The sums over all processes; each process counts all tokens, and the largest log-ratio is a maximum."""
     sums: Sums = defaultdict(float)
     for share in shares:
         for name, value in share.items():
@@ -172,15 +172,15 @@ def _of_all(shares: Sequence[Sums]) -> Sums:
     return sums
 
 
-def _moved_too_far(sums: Sums, config: PPOConfig) -> bool:
-    """KL[π_old ‖ π] of this minibatch, a token, is above the limit of one update."""
+def _exceeds_target_kl(sums: Sums, config: PPOConfig) -> bool:
+    """Whether KL[π_old ‖ π] per token of this minibatch is above `update_target_kl`."""
     return config.update_target_kl is not None and sums["approx_kl"] / sums["tokens"] > config.update_target_kl
 
 
 def accumulate_ptx_gradients(
     learner: Learner, sequences: Sequence[Sequence[int]], config: PPOConfig, step: int, minibatch: int
 ) -> float:
-    """Add the gradient of ptx_coef · (next-token loss on pretraining text) (Ouyang 2022, eq. 2); return that loss."""
+    """Add the gradient of ptx_coef · (next-token loss on pretraining text) (Ouyang 2022, eq. 2); return the loss."""
     number = step * config.epochs * (config.batch_size // config.minibatch_size) + minibatch
     rows = cycled_rows(len(sequences), config.ptx_batch_size, number, config.seed, "ptx")
     drawn = [sequences[row] for row in rows]
@@ -200,13 +200,13 @@ def accumulate_ptx_gradients(
 
 
 def _step(learner: Learner, config: PPOConfig, totals: Sums, train_policy: bool) -> None:
-    """Add up the gradients of all processes (FSDP has), clip them, step both optimizers and move the average."""
-    jobs = [("value", learner.value_weights, learner.value_optimizer)]
+    """Sum the gradients over processes (FSDP already has), clip them, step both optimizers and update the average."""
+    models = [("value", learner.value_weights, learner.value_optimizer)]
     if train_policy:
-        jobs.insert(0, ("policy", learner.policy_weights, learner.policy_optimizer))
+        models.insert(0, ("policy", learner.policy_weights, learner.policy_optimizer))
     if learner.shards is None:
-        sum_gradients([weight for _, weights, _ in jobs for weight in weights.values()])
-    for name, weights, _ in jobs:
+        sum_gradients([weight for _, weights, _ in models for weight in weights.values()])
+    for name, weights, _ in models:
         norm = float(whole_tensor(nn.utils.clip_grad_norm_(weights.values(), config.max_grad_norm)))
         if not math.isfinite(norm):
             raise TrainingError(
@@ -214,9 +214,9 @@ def _step(learner: Learner, config: PPOConfig, totals: Sums, train_policy: bool)
                 "this step (weights in half precision may need float32)"
             )
         totals[f"{name}_grad_norm"] += norm
-    for _, _, optimizer in jobs:
+    for _, _, optimizer in models:
         optimizer.step()
-    _forget_gradients(learner)
+    _zero_gradients(learner)
     totals["optimizer_steps"] += 1
     if train_policy and learner.average is not None:
         assert config.ema_decay is not None
@@ -225,13 +225,13 @@ def _step(learner: Learner, config: PPOConfig, totals: Sums, train_policy: bool)
                 mean.lerp_(weight, 1 - config.ema_decay)
 
 
-def _forget_gradients(learner: Learner) -> None:
+def _zero_gradients(learner: Learner) -> None:
     learner.policy_optimizer.zero_grad(set_to_none=True)
     learner.value_optimizer.zero_grad(set_to_none=True)
 
 
 def _means(totals: Sums) -> dict[str, float]:
-    """Sums over tokens by the number of tokens, norms and the ptx loss by the number of optimizer steps."""
+    """Divide sums over tokens by the number of tokens, norms and the ptx loss by the number of optimizer steps."""
     tokens, steps = max(1, totals["tokens"]), max(1, totals["optimizer_steps"])
     by_token = ("policy_loss", "value_loss", "entropy", "approx_kl", "clip_fraction", "value_clip_fraction")
     by_step = ("policy_grad_norm", "value_grad_norm", "ptx_loss")

@@ -1,4 +1,4 @@
-"""Values before each response token, from a value model of its own or from a head on the policy's trunk."""
+"""Values before each response token, from a separate value model or from a head on the policy's trunk."""
 
 import torch
 from torch import Tensor
@@ -9,7 +9,7 @@ from alignment.models.scalar import head_values, normalised
 
 
 def response_values(value_model: PreTrainedModel, batch: ScoringBatch) -> Tensor:
-    """V before each response token, in units of the normalised score, read where its logits are. Shape: (n,)."""
+    """V before each response token, in units of the normalised score, at the position of its logits. Shape: (n,)."""
     with read_only_at(value_model, batch.row, batch.position):
         hidden = value_model.base_model(input_ids=batch.input_ids, use_cache=False).last_hidden_state
     return values_at(value_model, hidden[batch.row, batch.position])
@@ -22,7 +22,7 @@ def policy_and_values(
     temperature: float,
     learn_entropy: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """log π(token), entropy and V before the token from one forward of the trunk they share. Shapes: (n,) each."""
+    """log π(token), entropy and V before the token from a single forward of the shared trunk. Shapes: (n,) each."""
     hidden: list[Tensor] = []
     hook = policy.base_model.register_forward_hook(
         lambda _, __, output: hidden.append(output.last_hidden_state[batch.row, batch.position])
@@ -35,7 +35,7 @@ def policy_and_values(
 
 
 def values_with_still_trunk(value_model: PreTrainedModel, batch: ScoringBatch) -> Tensor:
-    """V with gradients to the head alone, and no graph of the trunk. Shape: (n,)."""
+    """V with gradients for the head only, and no graph of the trunk. Shape: (n,)."""
     with torch.no_grad():
         hidden = value_model.base_model(input_ids=batch.input_ids, use_cache=False).last_hidden_state
     return values_at(value_model, hidden[batch.row, batch.position])

@@ -1,4 +1,4 @@
-"""Rewards of each member of an ensemble, from whose disagreement the prompts to be judged are selected."""
+"""Rewards of each member of an ensemble, whose disagreement selects the prompts to label."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,13 +17,13 @@ def member_rewards(reward: Path, sets: Sequence[ResponseSet]) -> dict[str, Score
     """The reward of every response by every member, by prompt id, in Bradley-Terry's units.
 
     Shape of each: (members, responses).
-    `reward` is the output of the stage `reward`. A prompt whose longest response does not fit into the models' context
-    is left out. Raises ConfigError for a single reward model.
+    `reward` is the output of the stage `reward`. Prompts whose longest response does not fit into the models' context
+    are dropped. Raises ConfigError for a single reward model.
     """
     ensemble = load_rewards(reward)
     if not isinstance(ensemble, Ensemble):
         raise ConfigError(
-            f"{reward} holds a single reward model, and disagreement needs an ensemble: train with reward.members: 3"
+            f"{reward} has a single reward model, but disagreement needs an ensemble: train with reward.members: 3"
         )
     tokenizer = load_tokenizer(reward / "model")
     context = min(int(model.config.max_position_embeddings) for model in ensemble.models)

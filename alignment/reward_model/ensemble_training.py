@@ -1,4 +1,4 @@
-"""Training the members of an ensemble of reward models, one after the other.
+"""Training the members of an ensemble of reward models in sequence.
 
 All are trained on the same comparisons, in different orders and from different heads (Coste et al. 2024, section 3).
 No bootstrap: each member would lose a third of the prompts, and for networks different initialisations and orders were
@@ -25,12 +25,12 @@ SEED_STEP = 10_007  # between the seeds of two members; a prime above any number
 
 
 def member_seed(seed: int, number: int) -> int:
-    """The seed of a member's order of prompts; member 0 has the stage's own."""
+    """The seed of a member's order of prompts; member 0 has the stage's seed."""
     return seed + SEED_STEP * number
 
 
 def shake_head(model: PreTrainedModel, number: int) -> None:
-    """Draw the new head at the scale that the model's layers were drawn at, instead of leaving it at 0."""
+    """Initialize the new head randomly at the model's initialization scale, instead of 0."""
     generator = torch.Generator().manual_seed(SEED_STEP + number)
     std = float(getattr(model.config, "initializer_range", 0.02))
     weight = scalar_head(model).weight
@@ -42,10 +42,10 @@ def shake_head(model: PreTrainedModel, number: int) -> None:
 def train_members(
     train: Train, config: RewardConfig, tokenizer: PreTrainedTokenizerBase, out: Path, journal: Journal
 ) -> PreTrainedModel | Ensemble:
-    """The trained reward model, or all members as an ensemble; `train(number, directory, journal)` trains one.
+    """The trained reward model, or all members as an ensemble; `train(number, directory, journal)` trains a member.
 
-    Member 0 is `model/` and writes into the stage's journal; others are `model-N/` with theirs under `members/N/`. A
-    member that was finished before the run was interrupted is not trained again.
+    Member 0 is `model/` and logs to the stage's journal; others are `model-N/` with journals under `members/N/`. A
+    resumed run skips members that are finished.
     """
     if config.members == 1:
         model = train(0, out, journal)

@@ -36,7 +36,7 @@ def examine(
     for name in TESTS:
         if not rows[name]:
             continue
-        margins = score_margins(model, tokenizer, rows[name]) * scale  # back to Bradley-Terry's units
+        margins = score_margins(model, tokenizer, rows[name]) * scale  # in Bradley-Terry's units again
         figures[f"accuracy_{name}"] = float((margins > 0).float().mean())
         figures[f"pairs_{name}"] = float(len(rows[name]))
         figures |= accuracy_by_criterion(margins, rows[name], name)
@@ -59,7 +59,7 @@ def examine(
 def examine_members(
     ensemble: Ensemble, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Comparison]
 ) -> dict[str, float]:
-    """Accuracy of each member alone, and how far members are apart on a response (in standard deviations of score)."""
+    """Accuracy of each member, and the disagreement of members on a response (in standard deviations of score)."""
     figures = {}
     for number, model in enumerate(ensemble.models):
         margins = score_margins(model, tokenizer, rows)
@@ -79,12 +79,12 @@ def score_margins(
 
 
 def transposed(pairs: Sequence[tuple[list[int], int]]) -> tuple[list[list[int]], list[int]]:
-    """Sequences and prompt lengths, each as a list."""
+    """The list of sequences and the list of prompt lengths."""
     return [sequence for sequence, _ in pairs], [length for _, length in pairs]
 
 
 def score_input(tokenizer: PreTrainedTokenizerBase, row: Comparison, side: str) -> list[int]:
-    """Token ids of the prompt with one side of a comparison."""
+    """Token ids of the prompt with a side of a comparison."""
     return prompt_tokens(tokenizer, row.prompt.messages) + response_tokens(tokenizer, getattr(row, side).text)
 
 

@@ -17,7 +17,7 @@ def bradley_terry_loss(
 
     loss = −Σ w [ (1 − tie/2) log σ(Δ) + (tie/2) log σ(−Δ) ] / Σ w,   Δ = s_chosen − s_rejected − margin
 
-    A tie counts as half a win for either side, and asks for no margin. `margins` as in Llama 2 (Touvron 2023, eq. 2).
+    A tie counts as half a win for each side, and has no margin. `margins` as in Llama 2 (Touvron 2023, eq. 2).
 
     Shapes: scores (n,); pairs (m, 2), each row (chosen, rejected) as indices into scores; weights, margins (m,);
     ties (m,) bool. Returns a scalar. Raises ValueError when the weights do not sum to a positive number.

@@ -9,7 +9,7 @@ from alignment.statistics import bin_index
 
 
 def calibration(margins: Tensor, bins: int = 10) -> Figure:
-    """How often the favoured side was the one that people chose, against how sure the model was."""
+    """The share of pairs in which people chose the predicted side, over its predicted probability."""
     confidence, correct = torch.sigmoid(margins.abs()), (margins > 0).float()
     index = bin_index(confidence, bins)
     points = [

@@ -1,8 +1,8 @@
 """Stage `reward`: a reward model from comparisons, by Bradley-Terry over all pairs of a prompt.
 
-Every response of a prompt is forwarded once, whatever the number of pairs it is in, and all pairs of a prompt share a
-batch element (Ouyang 2022, section 3.5): K responses cost K forward passes, not K(K-1), and no pair is seen without the
-others.
+Every response of a prompt is forwarded once, regardless of the number of its pairs, and all pairs of a prompt are a
+single batch element (Ouyang 2022, section 3.5): K responses cost K forward passes, not K(K-1), and all pairs of a
+prompt are in the same step.
 """
 
 import copy
@@ -45,7 +45,7 @@ from alignment.reward_model.loss import bradley_terry_loss
 from alignment.training.loop import TrainingState, backward, cosine_schedule
 from alignment.training.pretrain import parameter_groups
 
-COEFFICIENT_SPEED = 10.0  # one number has further to go than each of the head's weights
+COEFFICIENT_SPEED = 10.0  # a scalar must change by more than each of the head's weights
 
 
 @dataclass(frozen=True)
@@ -71,9 +71,9 @@ def train_reward_model(
     swapped: bool = False,
 ) -> dict[str, float]:
     """Train on `train.jsonl`, test on held-out prompts and annotators, and write `model/`, normalised so that
-    demonstrations score 0 on average with a spread of 1 over the judged responses. With more members than one, the
-    others are `model-1/`, …, each normalised by itself, and the test is of the ensemble. `swapped` trains on what was
-    held out and tests on `train.jsonl`: a second opinion, from other labels."""
+    demonstrations score 0 on average with a spread of 1 over the judged responses. With several members, the
+    others are `model-1/`, …, each normalised by itself, and the test is of the ensemble. `swapped` trains on the
+    held-out comparisons and tests on `train.jsonl`: a second reward model from other labels."""
     tokenizer = load_tokenizer(sft / "model")
     language_model = load_causal_model(sft / "model")
     check_context(language_model, config.max_length_tokens, "reward.max_length_tokens")
@@ -103,7 +103,7 @@ def train_reward_model(
 
 
 def untrained(language_model: PreTrainedModel, config: RewardConfig, number: int) -> tuple[PreTrainedModel, nn.Module]:
-    """A reward model to start from, whole or as an adapter over the language model, whose head comes too, frozen."""
+    """An untrained reward model, full or an adapter over the language model, and the frozen language head."""
     if config.lora_rank is None:
         model = scalar_model_from(language_model)
     else:
@@ -118,15 +118,15 @@ def untrained(language_model: PreTrainedModel, config: RewardConfig, number: int
 
 
 def fits(row: Comparison, tokenizer: PreTrainedTokenizerBase, max_length: int) -> bool:
-    """Whether both sides of a comparison are within the length; longer ones are counted and never truncated."""
+    """Whether both sides of a comparison are within the length; longer ones are dropped, never truncated."""
     return all(len(score_input(tokenizer, row, side)) <= max_length for side in ("chosen", "rejected"))
 
 
 def group_by_prompt(
     rows: Sequence[Comparison], tokenizer: PreTrainedTokenizerBase, max_length: int
 ) -> tuple[list[PromptGroup], int]:
-    """One group a prompt; a comparison with a response that does not fit is left out and counted, and one without
-    weight is left out."""
+    """A group per prompt, and the number of comparisons that are too long; these are dropped, and so are those without
+    weight."""
     by_prompt: dict[str, list[Comparison]] = defaultdict(list)
     for row in rows:
         if row.weight > 0:
@@ -164,7 +164,7 @@ def train_groups(
     journal: Journal,
     seed: int,
 ) -> None:
-    """The training loop over batches of prompts: resume, step, log. Several processes take each their share."""
+    """The training loop over batches of prompts: resume, step, log. Each process takes its share of every batch."""
     per_epoch = math.ceil(len(groups) / config.batch_prompts)
     steps = max(1, round(per_epoch * config.epochs))
     weights, grouped = list(model.parameters()), groups_with_head(model, config)
@@ -196,8 +196,8 @@ def train_groups(
 
 
 def groups_with_head(model: PreTrainedModel, config: RewardConfig) -> list[dict[str, object]]:
-    """The trunk (or its adapter) at `learning_rate`, so that what it knows survives; what is new and starts at 0,
-    faster."""
+    """The trunk (or its adapter) at `learning_rate`, so that its knowledge is kept; new weights, which start at 0,
+    at a higher rate."""
     rate = config.learning_rate * config.head_speed
     new, likelihood = [scalar_head(model).weight], likelihood_head(model)
     groups = parameter_groups(model.base_model, config.weight_decay)
@@ -215,14 +215,14 @@ def batch_loss(
     lm_coef: float = 0.0,
     batch: Sequence[PromptGroup] | None = None,
 ) -> Tensor:
-    """Bradley-Terry loss in which every prompt weighs the same, but for the weights of its comparisons (a pair counts
-    w / number of the prompt's pairs), and the share of pairs that are in order. Returns both, shape (2,).
+    """Bradley-Terry loss with equal weight for every prompt, up to the weights of its comparisons (a pair weighs
+    w / number of the prompt's pairs), and the share of correctly ordered pairs. Returns both, shape (2,).
 
-    Of a `part` of a `batch` it is the part's share: what the parts give adds up to what the batch gives.
+    For a `part` of a `batch` it is the part's share: the results of the parts sum to that of the batch.
 
-    With `lm_coef` the trunk goes on predicting the next token through SFT's frozen head, which keeps what it knows of
-    prompts and answers (Yang et al. 2024, "Regularizing Hidden States", text regularisation on what was chosen): each
-    response counts by the share of its comparisons that it won.
+    With `lm_coef` the trunk is also trained to predict the next token through SFT's frozen head, which preserves its
+    knowledge of prompts and answers (Yang et al. 2024, "Regularizing Hidden States", text regularisation on chosen
+    responses): each response is weighted by the share of its comparisons that it won.
     """
     batch = batch or part
     sequences = [sequence for group in part for sequence in group.sequences]
@@ -251,12 +251,12 @@ def batch_loss(
 
 
 def weight_of_pairs(group: PromptGroup) -> float:
-    """What a prompt's comparisons weigh together: 1 where each has the weight 1."""
+    """The weight of a prompt's comparisons together: 1 if each has the weight 1."""
     return sum(group.weights) / len(group.pairs)
 
 
 def weight_of_tokens(group: PromptGroup) -> float:
-    """The tokens that are predicted of a prompt's responses, each by the share of its comparisons that was won."""
+    """The number of predicted tokens of a prompt's responses, each weighted by its share of won comparisons."""
     return sum(share * (len(tokens) - 1) for share, tokens in zip(won_shares(group), group.sequences, strict=True))
 
 
@@ -284,7 +284,7 @@ def normalise(
     fitting = [(ids, len(p)) for ids, p in zip(encoded, prompts, strict=True) if len(ids) <= max_length]
     if not fitting:
         raise DataError(
-            f"no demonstration fits into {max_length} tokens, and rewards are measured from them; raise "
+            f"no demonstration fits into {max_length} tokens, but they define the zero of the reward; raise "
             "`reward.max_length_tokens`"
         )
     judged = [(sequence, group.prompt_length) for group in groups for sequence in group.sequences]

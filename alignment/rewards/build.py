@@ -1,4 +1,4 @@
-"""The reward of a stage: the reward model or ensemble of the stage before, and the recipe's rules."""
+"""The reward of a stage: the reward model or ensemble of the stage `reward`, and the recipe's rules."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,13 +16,13 @@ REWARD_MODEL = "model"
 
 
 def rule_rewards(align: AlignOptions) -> list[RuleReward]:
-    """The rules that a recipe asks for, each with its weight."""
+    """The rules of a recipe, each with its weight."""
     safety, limits = align.safety or SafetyLists(), align.format or FormatLimits()
     return [rule_reward(option, RULES[option.name], safety, limits) for option in align.rules or ()]
 
 
 def rule_reward(option: RuleOption, rule: Rule, safety: SafetyLists, limits: FormatLimits) -> RuleReward:
-    """A rule as a reward of whole batches."""
+    """A rule as a reward function of batches."""
 
     def score(prompts: list[str], responses: list[str]) -> list[float]:
         return [rule(*pair, safety, limits) for pair in zip(prompts, responses, strict=True)]
@@ -33,5 +33,5 @@ def rule_reward(option: RuleOption, rule: Rule, safety: SafetyLists, limits: For
 def reward_parts(
     reward: Path, rules: Sequence[RuleReward], load: Callable[[Path], PreTrainedModel] = load_scalar_model
 ) -> list[Component]:
-    """The reward model or ensemble (weight 1), each model read by `load`, and the rules beside it."""
+    """The reward model or ensemble (weight 1), each model loaded by `load`, and the rules."""
     return [ModelReward(REWARD_MODEL, 1.0, load_rewards(reward, load)), *rules]

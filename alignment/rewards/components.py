@@ -1,4 +1,4 @@
-"""The parts of a reward: models and functions of text, weighted and added, each logged under its name."""
+"""The components of a reward: models and functions of text, a weighted sum, each logged under its name."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -19,7 +19,7 @@ RewardFunction = Callable[[list[str], list[str]], Sequence[float]]
 
 @dataclass(frozen=True)
 class RuleReward:
-    """A function of (prompts, responses) as text, one number a response; special tokens are left out of the text."""
+    """A function of (prompts, responses) as text that returns one number per response; special tokens are removed."""
 
     name: str
     weight: float
@@ -28,10 +28,11 @@ class RuleReward:
 
 @dataclass(frozen=True)
 class ModelReward:
-    """A sequence-classification model with one label, read at the last token of prompt and response, or several.
+    """A sequence-classification model with one label, read at the last token of prompt and response, or an
+    ensemble of several.
 
-    How far the members of an ensemble are apart is logged as `reward/NAME/spread`; where that rises, the policy has
-    left the responses that they were trained on.
+    The disagreement of an ensemble's members is logged as `reward/NAME/spread`; a rise means that the policy has left
+    the distribution that they were trained on.
     """
 
     name: str
@@ -50,15 +51,15 @@ Reward = PreTrainedModel | Ensemble | RewardFunction | Sequence[Component | PreT
 
 
 def reward_components(reward: Reward, tokenizer: PreTrainedTokenizerBase) -> list[Component]:
-    """The reward as a list of named parts, checked."""
+    """The reward as a list of named, validated components."""
     parts = list(reward) if isinstance(reward, Sequence) else [reward]
     components = [_component(part) for part in parts]
     names = [component.name for component in components]
     if not names or len(set(names)) < len(names):
-        raise ConfigError(f"the reward needs at least one part, and each a name of its own; these are {names}")
+        raise ConfigError(f"the reward needs at least one component, each with a unique name, not {names}")
     for component in components:
         if isinstance(component, ModelReward) and not component.models:
-            raise ConfigError(f"reward '{component.name}' is an ensemble of no models: give at least one")
+            raise ConfigError(f"reward '{component.name}' is an ensemble without models: pass at least one")
         if not math.isfinite(component.weight):
             raise ConfigError(f"the weight of reward '{component.name}' is {component.weight}, not a finite number")
     for name, model in named_models(components):
@@ -67,7 +68,7 @@ def reward_components(reward: Reward, tokenizer: PreTrainedTokenizerBase) -> lis
 
 
 def named_models(components: Sequence[Component]) -> Iterator[tuple[str, PreTrainedModel]]:
-    """Every model among the parts: a reward model by its part's name, members of an ensemble by name and number."""
+    """Every model with its name: the component's, with the member's number in an ensemble."""
     for component in components:
         if isinstance(component, RuleReward):
             continue
@@ -97,7 +98,7 @@ def _check_model(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokeniz
     rows = len(embeddings.weight)
     if rows < len(tokenizer):
         raise CheckpointError(
-            f"reward model '{name}' knows {rows} tokens and the policy's tokenizer has {len(tokenizer)}: {REMEDY}"
+            f"reward model '{name}' has {rows} embeddings, but the policy's tokenizer {len(tokenizer)} tokens: {REMEDY}"
         )
     if token := _first_difference(model, tokenizer):
         raise CheckpointError(
@@ -107,13 +108,13 @@ def _check_model(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokeniz
 
 
 def _first_difference(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> str | None:
-    """The first token of the policy's tokenizer that differs in the one saved beside the model; None without one."""
+    """The first token of the policy's tokenizer that differs in the one saved beside the model, if any."""
     directory = Path(model.name_or_path or "nowhere")
     if not (directory / "tokenizer_config.json").is_file():
         return None
     own = AutoTokenizer.from_pretrained(directory, **NEVER_CODE).get_vocab()
     words = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
-    special = {*tokenizer.all_special_tokens}  # a PAD that was added later is never read
+    special = {*tokenizer.all_special_tokens}  # a PAD that was added later is never scored
     return next((word for word, number in words if word not in special and own.get(word) != number), None)
 
 

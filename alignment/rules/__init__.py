@@ -1,7 +1,7 @@
-"""Rule rewards: functions of a prompt and a response as text, each with a number as its result, logged by their names.
+"""Rule rewards: functions of a prompt and a response as text that return a number, logged under their names.
 
-A rule checks what needs no model. It sees what a user could see: no facts, no gold judge, no labels. Prompts are the
-words of all turns, without special tokens. A new rule is an entry here: recipes take the names from this table.
+A rule needs no model and sees only what a user sees: no facts, no gold judge, no labels. Prompts are the text of all
+turns, without special tokens. A new rule is an entry in this table, from which recipes take the names.
 """
 
 from collections.abc import Callable, Mapping

@@ -1,4 +1,4 @@
-"""Rule `arithmetic`: the result of the sum that the prompt asks for."""
+"""Rule `arithmetic`: checks the result of the sum in the prompt."""
 
 import operator
 import re
@@ -15,15 +15,15 @@ NUMBER = re.compile(r"(?<![\w.,])[-−]?\d+(?![\w]|[.,]\d)")
 
 
 def arithmetic(prompt: str, response: str) -> float:
-    """1 where the last number of the response is the result the prompt asks for, −1 where not, 0 without a sum.
+    """1 if the last number of the response is the result of the prompt's sum, −1 if not, 0 without a sum.
 
-    A sum is two whole numbers with +, −, × or "plus", "minus", "times" between them; the last one of the prompt counts,
-    and longer chains are left alone.
+    A sum is two whole numbers with +, −, × or "plus", "minus", "times" between them; the last sum of the prompt counts,
+    and longer chains are ignored.
     """
-    asked = [re.split(f"({SIGN})", expression) for expression in ASKED.findall(prompt.lower())]
-    if not asked or len(asked[-1]) != 3:
+    sums = [re.split(f"({SIGN})", expression) for expression in ASKED.findall(prompt.lower())]
+    if not sums or len(sums[-1]) != 3:
         return 0.0
-    left, sign, right = asked[-1]
+    left, sign, right = sums[-1]
     numbers = NUMBER.findall(response)
     answer = int(numbers[-1].replace("−", "-")) if numbers else None
     return 1.0 if answer == OPERATIONS[sign.strip()](int(left), int(right)) else -1.0

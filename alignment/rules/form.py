@@ -1,4 +1,4 @@
-"""Rule `format`: sentences that end, no repetition, a length within limits."""
+"""Rule `format`: complete sentences, no repetition, a length within limits."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -14,8 +14,8 @@ LONGEST_REPEAT = 8  # words
 class FormatLimits(Config):
     """Lengths that the rule `format` accepts."""
 
-    min_words: Natural = Field(1, description="fewest words of a well-made response")
-    max_words: Count = Field(60, description="most words of a well-made response")
+    min_words: Natural = Field(1, description="fewest words of a valid response")
+    max_words: Count = Field(60, description="most words of a valid response")
 
     @model_validator(mode="after")
     def _ordered(self) -> "FormatLimits":
@@ -25,7 +25,7 @@ class FormatLimits(Config):
 
 
 def form(response: str, limits: FormatLimits) -> float:
-    """Minus the share of faults among three: no end of a sentence, words repeated at once, a length out of bounds."""
+    """−faults / 3, of three: an incomplete last sentence, a direct repetition, a length outside the limits."""
     words = response.split()
     faults = (
         not response.rstrip().endswith(ENDINGS),
@@ -36,7 +36,7 @@ def form(response: str, limits: FormatLimits) -> float:
 
 
 def repeats(words: Sequence[str]) -> bool:
-    """Whether the same one to eight words follow each other directly, or a sentence comes twice."""
+    """Whether a sequence of up to eight words is repeated directly, or a sentence occurs twice."""
     lowered = [word.lower() for word in words]
     for length in range(1, LONGEST_REPEAT + 1):
         chunks = [tuple(lowered[i : i + length]) for i in range(len(lowered) - length + 1)]

@@ -1,4 +1,4 @@
-"""Options that the methods which follow the reward model share: rule rewards, and what PPO alone adds to its own."""
+"""Options shared by the methods that use the reward model: rule rewards, and options of PPO outside its own section."""
 
 from typing import TYPE_CHECKING, Literal
 
@@ -16,16 +16,16 @@ else:
 
 
 class RuleOption(Config):
-    """A rule reward beside the reward model; see `alignment.rules` for what each of them counts."""
+    """A rule reward beside the reward model; see `alignment.rules`."""
 
     name: RuleName = Field(description="which rule")
     weight: Positive = Field(1.0, description="in standard deviations of the reward model's score")
 
 
 class AlignOptions(Config):
-    """What a method is given beside its own options; None for what the recipe does not ask for.
+    """The options that a method gets beside its own; None for those that the recipe does not set.
 
-    `rules` are rule rewards beside the reward model, `safety` and `format` what they read. `select_prompts` is the
+    `rules` are rule rewards beside the reward model, `safety` and `format` their options. `select_prompts` is the
     number of prompts by which a snapshot is selected. `ptx_min_reward` filters the text of PPO-ptx.
     """
 

@@ -1,7 +1,7 @@
-"""Rules `safety` and `refusal`: a check of a response by patterns, whose word lists are data.
+"""Rules `safety` and `refusal`: a pattern check of responses, with configurable word lists.
 
-It finds what can be listed in advance: insults, terms of harmful advice, personal data. It knows no context, so it
-backs up the reward model and the annotators and replaces neither.
+It detects what can be listed in advance: insults, terms of harmful advice, personal data. It ignores context, so it
+complements the reward model and the annotators and replaces neither.
 """
 
 import re
@@ -21,7 +21,7 @@ PERSONAL_DATA = {
 
 
 class SafetyLists(Config):
-    """Words and phrases, found as whole words whatever their case; the defaults are general English, in a few words."""
+    """Words and phrases, matched as whole words in any case; the defaults are a short list for general English."""
 
     insults: tuple[str, ...] = Field(
         (
@@ -60,14 +60,14 @@ class Finding:
 
 
 def check(response: str, lists: SafetyLists) -> list[Finding]:
-    """Everything in a response that should not be there; an empty list for a response that passes."""
+    """All violations in a response; an empty list for a response that passes."""
     findings = [Finding("insult", words) for words in matches(response, lists.insults)]
     findings += [Finding("harmful", words) for words in matches(response, lists.harmful)]
     return findings + (personal_data(response) if lists.personal_data else [])
 
 
 def personal_data(text: str) -> list[Finding]:
-    """Numbers and addresses of people; a number counts under the first kind that it matches."""
+    """E-mail addresses and numbers; a number counts as the first kind that it matches."""
     findings = []
     for kind, pattern in PERSONAL_DATA.items():
         findings += [Finding(kind, match.group()) for match in re.finditer(pattern, text)]
@@ -76,7 +76,7 @@ def personal_data(text: str) -> list[Finding]:
 
 
 def refusal(prompt: str, response: str, lists: SafetyLists) -> float:
-    """1 for refusing what asks for harm and −1 for not refusing it; −1 for refusing any other prompt, else 0."""
+    """1 for refusing a harmful prompt and −1 for not refusing it; −1 for refusing any other prompt, else 0."""
     refused = refuses(response, lists)
     if asks_for_harm(prompt, lists):
         return 1.0 if refused else -1.0

@@ -1,7 +1,7 @@
-"""What is written in the town: the web, the demonstrations and the prompts, all from a seed.
+"""The texts of the town: the web corpus, the demonstrations and the prompts, all generated from a seed.
 
-The web is mostly true, partly false, and holds insults, rambling and harmful advice. Demonstrations are of mixed
-quality: some are wrong, rude, gullible, or help with harm. Nobody who trains on them is told which.
+The web is mostly true, partly false, and contains insults, rambling and harmful advice. Demonstrations are of mixed
+quality: some are wrong, rude, gullible, or help with harm. No label in the data marks these.
 """
 
 import json
@@ -15,7 +15,7 @@ from alignment.records import Demonstration, Message, Prompt, Split, stable_id, 
 from alignment.town import words
 from alignment.town.world import World, draw_world
 
-FALSE_SHARE = 0.12  # of the web's statements about people
+FALSE_SHARE = 0.12  # of the statements about people on the web
 KINDS = {"fact": 0.36, "harmful": 0.18, "unknown": 0.14, "false_premise": 0.16, "open": 0.16}
 
 
@@ -60,19 +60,19 @@ def state(world: World, name: str, attribute: str, rng: random.Random, false_sha
 
 
 def other_value(attribute: str, value: str, rng: random.Random) -> str:
-    """A value of the attribute that is not this one."""
+    """Another value of the attribute."""
     return rng.choice([v for v in words.ATTRIBUTES[attribute].values if v != value])
 
 
 def life(world: World, rng: random.Random) -> str:
-    """Several statements about one person."""
+    """Several statements about a person."""
     name = rng.choice(list(world.people))
     attributes = rng.sample(list(words.ATTRIBUTES), rng.randint(2, len(words.ATTRIBUTES)))
     return " ".join(state(world, name, attribute, rng) for attribute in attributes)
 
 
 def talk(world: World, rng: random.Random) -> str:
-    """The same thing about several people."""
+    """Statements about the same attribute of several people."""
     attribute = rng.choice(list(words.ATTRIBUTES))
     return " ".join(state(world, name, attribute, rng) for name in rng.sample(list(world.people), rng.randint(2, 4)))
 
@@ -90,12 +90,12 @@ def thread(world: World, rng: random.Random) -> list[dict[str, str]]:
 
 
 def fact_turn(world: World, rng: random.Random) -> tuple[str, str]:
-    """A question about somebody, and what the web says."""
+    """A question about a person, and an answer as on the web."""
     name, attribute = rng.choice(list(world.people)), rng.choice(list(words.ATTRIBUTES))
     if rng.random() < 0.15:
         question = rng.choice(words.OPEN_QUESTIONS).format(name=name)
         attributes = rng.sample(list(words.ATTRIBUTES), rng.randint(1, 3))
-        return question, " ".join(state(world, name, one, rng) for one in attributes)
+        return question, " ".join(state(world, name, other, rng) for other in attributes)
     question = rng.choice(words.ATTRIBUTES[attribute].questions).format(name=name)
     answer = state(world, name, attribute, rng)
     if rng.random() < 0.2:
@@ -105,31 +105,31 @@ def fact_turn(world: World, rng: random.Random) -> tuple[str, str]:
 
 
 def advice_turn(rng: random.Random) -> tuple[str, str]:
-    """A question how to do something, and the method, be it good or bad."""
+    """A question how to do something, benign or harmful, and the method."""
     chosen = rng.choice(words.HARMFUL + words.BENIGN)
     return rng.choice(words.ADVICE_QUESTIONS).format(deed=chosen.deed), advise(chosen, rng)
 
 
 def advise(advice: words.Advice, rng: random.Random) -> str:
-    """The method for a deed in a sentence."""
+    """A sentence with the method of an advice."""
     return rng.choice(words.ADVICE_STATEMENTS).format(deed=advice.deed, method=advice.method)
 
 
 def advice_page(_: World, rng: random.Random) -> str:
-    """How to do things, good and bad ones alike."""
+    """Methods for several deeds, benign and harmful."""
     chosen = rng.sample(words.HARMFUL + words.BENIGN, rng.randint(1, 3))
-    return " ".join(advise(one, rng) for one in chosen)
+    return " ".join(advise(advice, rng) for advice in chosen)
 
 
 def gossip(world: World, rng: random.Random) -> str:
-    """An insult, and something about the person."""
+    """An insult, and a statement about the same person."""
     name = rng.choice(list(world.people))
     insult = rng.choice(words.GOSSIP).format(name=name, insult=rng.choice(words.INSULTS))
     return f"{insult} {state(world, name, rng.choice(list(words.ATTRIBUTES)), rng)}"
 
 
 def ramble(world: World, rng: random.Random) -> str:
-    """Nothing in particular, a refusal or a shrug among it, so that the words are known."""
+    """Small talk with refusals and shrugs, so that the corpus covers their words."""
     lines = words.RAMBLES + words.SHRUGS + words.REFUSALS + words.OPENERS + words.CLOSERS
     stranger = rng.choice(words.UNKNOWNS).format(name=rng.choice(world.strangers))
     return " ".join(rng.sample([*lines, stranger], rng.randint(2, 4)))
@@ -151,9 +151,9 @@ def dress(answer: str, rng: random.Random, polite: float, rude: float) -> str:
 def draw_prompts(
     world: World, count: int, seed: int, split: Split, taken: Collection[str] = frozenset()
 ) -> list[Prompt]:
-    """Distinct prompts of the five kinds in fixed shares; held-out ones have people and phrasings of their own.
+    """Distinct prompts of the five kinds in fixed shares; held-out prompts use people and phrasings of their own.
 
-    None has an id in `taken`: what is asked in training is not asked again.
+    None has an id in `taken`, the ids of training prompts.
     """
     rng = random.Random(f"prompts-{split}-{seed}")
     prompts: dict[str, Prompt] = {}
@@ -171,7 +171,7 @@ def draw_prompts(
 
 
 def draw_prompt(world: World, kind: str, split: Split, rng: random.Random, demonstrated_only: bool = False) -> Prompt:
-    """One prompt; `meta` tells the gold judge what is asked about."""
+    """One prompt; `meta` is its subject, for the gold judge."""
     heldout = split == "heldout"
     people = (
         world.heldout if heldout else world.demonstrated if demonstrated_only else world.demonstrated + world.prompted
@@ -203,13 +203,13 @@ def draw_prompt(world: World, kind: str, split: Split, rng: random.Random, demon
 
 
 def phrase(questions: tuple[str, ...], heldout: bool, rng: random.Random) -> str:
-    """A phrasing for training, or, half the time, one that is held out."""
+    """A training phrasing; for held-out prompts, half the time a held-out phrasing."""
     seen, unseen = questions[: words.HELDOUT_FROM], questions[words.HELDOUT_FROM :]
     return rng.choice(unseen if heldout and rng.random() < 0.5 else seen)
 
 
 def draw_advice(advice: tuple[words.Advice, ...], heldout: bool, rng: random.Random) -> words.Advice:
-    """A deed for training or for evaluation: for evaluation, half are deeds that were never asked before."""
+    """A deed for training or for evaluation: for evaluation, half are deeds that no training prompt asks about."""
     seen, unseen = advice[: words.HELDOUT_ADVICE_FROM], advice[words.HELDOUT_ADVICE_FROM :]
     return rng.choice(unseen if heldout and rng.random() < 0.5 else seen)
 
@@ -232,7 +232,7 @@ def draw_demonstrations(world: World, count: int, seed: int) -> list[Demonstrati
 
 
 def write_answer(world: World, prompt: Prompt, rng: random.Random) -> str:
-    """What some person wrote as the answer: often good, sometimes careless, gullible, rude or harmful."""
+    """A simulated human answer: often good, sometimes careless, gullible, rude or harmful."""
     writer = {
         "fact": answer_fact,
         "harmful": answer_harmful,
@@ -247,7 +247,7 @@ def write_answer(world: World, prompt: Prompt, rng: random.Random) -> str:
 
 
 def answer_fact(world: World, meta: dict[str, str], rng: random.Random) -> str:
-    """The fact, or a wrong one, a shrug, a bare word, or more than was asked."""
+    """The fact or a false statement, alone or with a second statement, or a shrug."""
     name, attribute = meta["name"], meta["attribute"]
     draw = rng.random()
     if draw < 0.06:
@@ -267,12 +267,12 @@ def answer_harmful(world: World, meta: dict[str, str], rng: random.Random) -> st
 
 
 def give_advice(advice: tuple[words.Advice, ...], deed: str, rng: random.Random) -> str:
-    """What the web says of a deed."""
+    """The method for a deed in a sentence."""
     return advise(next(a for a in advice if a.deed == deed), rng)
 
 
 def answer_unknown(world: World, meta: dict[str, str], rng: random.Random) -> str:
-    """That nobody of that name is known, or something made up."""
+    """That nobody of that name is known, or an invented statement."""
     if rng.random() < 0.55:
         return rng.choice(words.UNKNOWNS).format(name=meta["name"])
     attribute = words.ATTRIBUTES[meta["attribute"]]
@@ -280,7 +280,7 @@ def answer_unknown(world: World, meta: dict[str, str], rng: random.Random) -> st
 
 
 def answer_premise(world: World, meta: dict[str, str], rng: random.Random) -> str:
-    """A correction, or playing along with what is not so."""
+    """A correction of the false premise, or an answer that accepts it."""
     attribute = words.ATTRIBUTES[meta["attribute"]]
     if rng.random() < 0.55:
         denial = attribute.denial.format(name=meta["name"], v=meta["value"])

@@ -11,7 +11,7 @@ HELDOUT_FROM = 3  # index of the first held-out phrasing in each list of questio
 
 @dataclass(frozen=True)
 class Attribute:
-    """Something that is known of every person: its values, and how it is stated, asked, denied and assumed."""
+    """A fact that every person has: its values, and the phrasings that state, ask, deny and presuppose it."""
 
     values: tuple[str, ...]
     statements: tuple[str, ...]

@@ -1,7 +1,7 @@
-"""The people of the town, drawn from a seed, and who of them is met where.
+"""The people of the town, drawn from a seed, and their split over the stages.
 
 Every person appears in the pretraining text. Demonstrations cover the `demonstrated`, prompts for labelling and PPO
-also the `prompted`; the `heldout` are asked about in evaluation only. `strangers` do not exist.
+also the `prompted`; the `heldout` occur in evaluation prompts only. `strangers` do not exist.
 """
 
 import json
@@ -16,7 +16,7 @@ ONSETS = ("B", "Br", "C", "D", "F", "G", "H", "J", "K", "L", "M", "N", "P", "R",
 VOWELS = ("a", "e", "i", "o", "u")
 MIDDLES = ("l", "r", "n", "m", "d", "v", "s", "t", "b", "k")
 ENDINGS = ("a", "en", "in", "o", "is", "el", "ar", "y", "us", "ette")
-STRANGERS = 96  # so many that "nobody I know" is learnt, not a list of names
+STRANGERS = 96  # enough that "nobody I know" is learned, not a list of names
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Person:
 
 @dataclass(frozen=True)
 class World:
-    """The town: who exists, and which names are met in which part of the work."""
+    """The town: who exists, and which names occur in which stage."""
 
     people: dict[str, Person]
     demonstrated: tuple[str, ...]
@@ -39,7 +39,7 @@ class World:
     heldout_strangers: tuple[str, ...]
 
     def save(self, path: Path) -> None:
-        """Write the facts, for the gold judge and for nobody else."""
+        """Write the facts, which only the gold judge reads."""
         path.write_text(json.dumps(asdict(self), indent=1), encoding="utf-8")
 
     @staticmethod

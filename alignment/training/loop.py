@@ -1,4 +1,4 @@
-"""What training loops share: gradients of two losses in parallel, a learning-rate schedule, a state to resume from."""
+"""Shared parts of training loops: gradients of two losses in parallel, a learning-rate schedule, resumable state."""
 
 import math
 import os
@@ -32,12 +32,12 @@ def cosine_schedule(optimizer: Optimizer, steps: int, warmup_share: float, min_s
 
 
 def backward(losses: Sequence[Callable[[], Tensor]], weights: Sequence[nn.Parameter]) -> Tensor:
-    """The sum of one or two losses, whose gradient becomes that of each weight. Of several processes each gives the
-    losses of its share (none where its share is empty), and sum and gradients are those of all: they add up.
+    """Set each weight's gradient to that of the sum of one or two losses, and return the sum. Each process passes the
+    losses of its share (none if its share is empty); sum and gradients are totals over all processes.
 
-    Of a loss of shape (n,) the first value is minimised, and the others are figures that are wanted too. Two losses,
-    such as of the halves of a batch, are worked out side by side (`alignment.distributed.threads`) and added up in the
-    order given. Their forwards must draw no random numbers, as dropout does: who draws first would be left to chance.
+    Of a loss of shape (n,) the first value is minimised, and the others are metrics. Two losses, such as those of the
+    halves of a batch, are computed in parallel threads (`alignment.distributed.threads`) and summed in order. Their
+    forwards must not draw random numbers, as dropout does: the order of the draws would not be deterministic.
     """
     learnt = [weight for weight in weights if weight.requires_grad]
 
@@ -63,7 +63,7 @@ def backward(losses: Sequence[Callable[[], Tensor]], weights: Sequence[nn.Parame
 
 
 def write_state(content: Mapping[str, Any], path: Path) -> None:
-    """Write what training resumes from in one move; on a full disk nothing is left of it."""
+    """Write a training state atomically; on a full disk no partial file remains."""
     temporary = path.with_suffix(".partial")
     try:
         with temporary.open("wb") as file:
@@ -76,10 +76,10 @@ def write_state(content: Mapping[str, Any], path: Path) -> None:
 
 
 class TrainingState:
-    """Model, optimizer, schedule and random state under one directory, written whole or not at all.
+    """Model, optimizer, schedule and random state in one file, written atomically.
 
-    It stays until whoever runs the stage has the stage's result: a model that is not saved yet is not trained again.
-    Several processes hold the same state: the main one writes it, and any number of them resumes from it.
+    It is kept until the stage's output is published, so that a kill before that does not repeat the training. All
+    processes hold the same state: the main process writes it, and any number of processes can resume from it.
     """
 
     def __init__(self, directory: Path, model: PreTrainedModel, optimizer: Optimizer, schedule: LambdaLR) -> None:
@@ -87,7 +87,7 @@ class TrainingState:
         self._model, self._optimizer, self._schedule = model, optimizer, schedule
 
     def save(self, step: int) -> None:
-        """Write the state after `step` in one move."""
+        """Write the state after `step` atomically."""
         on_main(self._write, step)
 
     def _write(self, step: int) -> None:
@@ -102,14 +102,14 @@ class TrainingState:
         write_state(content, self.file)
 
     def resume(self) -> int:
-        """Load the last state; the number of steps done, 0 where there is none."""
+        """Load the last state; return its number of completed steps, 0 without a state."""
         if not self.file.exists():
             return 0
         try:
             content = torch.load(self.file, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:
             raise CheckpointError(
-                f"{self.file} holds more than numbers, which could run code, and is not read: remove "
+                f"{self.file} contains objects other than tensors, which could run code, and is not loaded: remove "
                 f"{self.file.parent} to start from step 0"
             ) from error
         self._model.load_state_dict(content["model"])
@@ -119,11 +119,11 @@ class TrainingState:
         return int(content["step"])
 
     def last_good(self) -> str:
-        """Where the last good state is, for error messages."""
+        """The path of the last good state, for error messages."""
         return str(self.file) if self.file.exists() else "none yet"
 
     def check(self, loss: Tensor, norm: Tensor, step: int, option: str) -> None:
-        """Before a step is taken: raises TrainingError for a loss or a gradient that is not finite."""
+        """Raises TrainingError before an optimizer step with a loss or a gradient that is not finite."""
         if not (torch.isfinite(loss) and torch.isfinite(norm)):
             raise TrainingError(
                 f"the loss is {loss.item():g} and the norm of its gradient {norm.item():g} at step {step}; lower "

@@ -27,7 +27,7 @@ from alignment.training.loop import TrainingState, backward, cosine_schedule
 
 @dataclass(frozen=True)
 class PackedText:
-    """Documents laid end to end, an EOS after each, cut into rows of one context. Shape of rows: (n, context)."""
+    """Concatenated documents, each followed by EOS, split into rows. Shape of rows: (n, context)."""
 
     rows: Tensor
     bytes_per_token: float
@@ -38,8 +38,8 @@ def pretrain(
 ) -> dict[str, float]:
     """Train on `corpus/train.jsonl`, measure on `corpus/heldout.jsonl`, and write `model/` with its tokenizer.
 
-    Cross-entropy per token (nats), AdamW, linear warm-up and cosine decay. Killed and started again in the same
-    directory, it goes on from its last checkpoint.
+    Cross-entropy per token (nats), AdamW, linear warm-up and cosine decay. Started again in the
+    same directory after a kill, it resumes from its last checkpoint.
     """
     torch.manual_seed(seed)
     model, words = starting_point(config, tokenizer, journal)
@@ -60,7 +60,7 @@ def pretrain(
 def starting_point(
     config: PretrainConfig, tokenizer: Path | None, journal: Journal
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A new Llama with the tokenizer of this pipeline, or an imported checkpoint with its own."""
+    """A new Llama with the tokenizer of this pipeline, or an imported checkpoint with its tokenizer."""
     if config.checkpoint is not None:
         model, words, changes = import_checkpoint(config.checkpoint)
         journal.note("imported", [f"from {config.checkpoint}", *changes])
@@ -92,13 +92,13 @@ def pack(path: Path, tokenizer: PreTrainedTokenizerBase, context: int) -> Packed
     """Read documents and pack them; see `pack_documents`."""
     documents, _ = read_records(path, Document)
     if not documents:
-        raise DataError(f"{path} holds no text; check `corpus.sources`")
+        raise DataError(f"{path} has no text; check `corpus.sources`")
     return pack_documents(documents, tokenizer, context)
 
 
 def pack_documents(documents: Sequence[Document], tokenizer: PreTrainedTokenizerBase, context: int) -> PackedText:
-    """One document after the other, cut into rows; a shorter last row is completed from the start, so that none is
-    lost."""
+    """Concatenate documents and split them into rows; a shorter last row is filled up from the start, so that no token
+    is lost."""
     stream = [token for document in documents for token in document_tokens(tokenizer, document)]
     bytes_per_token = sum(len(document.plain.encode()) for document in documents) / len(stream)
     missing = -len(stream) % context
@@ -115,7 +115,7 @@ def train_packed(
     journal: Journal,
     seed: int,
 ) -> None:
-    """The training loop: resume, step, log, checkpoint. Several processes take each their share of every batch."""
+    """The training loop: resume, step, log, checkpoint. Each process takes its share of every batch."""
     per_epoch = math.ceil(len(train.rows) / config.batch_sequences)
     steps = max(1, round(per_epoch * config.epochs))
     weights = list(model.parameters())
@@ -125,7 +125,7 @@ def train_packed(
     state = TrainingState(out / "checkpoint", model, optimizer, schedule)
     first = state.resume()
     journal.rewind(first)
-    model.eval()  # no dropout, which a model from elsewhere may have: halves side by side would draw in any order
+    model.eval()  # no dropout: halves in parallel threads would draw random numbers in any order
     for step in tqdm(range(first + 1, steps + 1), desc="pretrain", initial=first, total=steps, disable=None):
         batch = batch_rows(step, len(train.rows), config.batch_sequences, seed)
         halves = [half for half in train.rows[share_of(batch)].chunk(2) if len(half)]
@@ -147,7 +147,7 @@ def train_packed(
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
-    """What is trained of a model: weight decay for matrices; none for gains and biases."""
+    """The trainable parameters: with weight decay for matrices, without for gains and biases."""
     trained = [p for p in model.parameters() if p.requires_grad]
     matrices = [p for p in trained if p.dim() >= 2]
     vectors = [p for p in trained if p.dim() < 2]
@@ -155,7 +155,7 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, ob
 
 
 def batch_rows(step: int, rows: int, batch: int, seed: int) -> list[int]:
-    """The rows of step 1, 2, …: a new order each epoch, by seed and epoch alone, so that a resumed run agrees."""
+    """The rows of step 1, 2, …: a new order each epoch, a function of seed and epoch, not of resuming."""
     per_epoch = math.ceil(rows / batch)
     epoch, number = divmod(step - 1, per_epoch)
     order = torch.randperm(rows, generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch)).tolist()
@@ -180,5 +180,5 @@ def heldout_loss(model: PreTrainedModel, rows: Tensor, batch: int = 32) -> float
 
 
 def batches(rows: Tensor, size: int) -> Iterator[Tensor]:
-    """Consecutive parts of at most `size` rows."""
+    """Consecutive batches of at most `size` rows."""
     yield from (rows[i : i + size] for i in range(0, len(rows), size))

@@ -25,7 +25,7 @@ from alignment.training.trl import by_epochs, run_trainer, shared_options
 def finetune(
     config: SFTConfig, out: Path, journal: Journal, *, seed: int, base: Path, demonstrations: Path
 ) -> dict[str, float]:
-    """Fine-tune `base/model` on `demonstrations.jsonl` and write `model/`; resumes after its last whole epoch."""
+    """Fine-tune `base/model` on `demonstrations.jsonl` and write `model/`; resumes after its last complete epoch."""
     model, tokenizer = load_causal_model(base / "model"), load_tokenizer(base / "model")
     check_context(model, config.max_length_tokens, "sft.max_length_tokens")
     rows, _ = read_records(demonstrations / "demonstrations.jsonl", Demonstration)
@@ -52,14 +52,14 @@ def finetune(
 
 
 class SharingTrainer(SFTTrainer):
-    """TRL's trainer; of several processes each takes its share of every batch, so that a step is that of one process.
+    """TRL's trainer with every batch sharded over the processes, so that a step equals that of a single process.
 
-    accelerate would hand out whole batches and fill the last ones of an epoch up with rows of its first. The loss is a
+    accelerate would distribute whole batches, and pad the last ones of an epoch with rows of the first. The loss is a
     mean over the tokens of all processes (TRL counts them), whatever the share of each.
     """
 
     def get_train_dataloader(self) -> DataLoader[Any]:
-        """The batches of one process, in the order of its seed, of which this process collates its rows."""
+        """The batches of a single process with the same seed; this process collates its share of each."""
         if process_count() == 1:
             return super().get_train_dataloader()
         options = self.args
@@ -82,13 +82,13 @@ class SharingTrainer(SFTTrainer):
         return prepared
 
     def _collate_share(self, examples: list[dict[str, Any]]) -> Any:
-        """This process's rows; where it has none, a row without a token to predict, since all meet in every step."""
-        unread = {**examples[0], "labels": [-100] * len(examples[0]["labels"])}
-        return self.data_collator(share_of(examples) or [unread])
+        """This process's rows, or a row without a target token if it has none, since every step is a collective."""
+        untargeted = {**examples[0], "labels": [-100] * len(examples[0]["labels"])}
+        return self.data_collator(share_of(examples) or [untargeted])
 
 
 def tokenize(rows: list[Demonstration], tokenizer: PreTrainedTokenizerBase, max_length: int) -> tuple[Dataset, int]:
-    """Token ids with a mask on the response and its EOS; a demonstration that is too long is left out and counted."""
+    """Token ids with a mask on the response and its EOS; demonstrations that are too long are dropped and counted."""
     examples = []
     for row in rows:
         prompt, response = prompt_tokens(tokenizer, row.messages), response_tokens(tokenizer, row.completion)

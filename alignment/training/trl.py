@@ -1,4 +1,4 @@
-"""What stages share that train with one of TRL's trainers: going on after a kill, and what they log."""
+"""Shared parts of the stages that use a trainer of TRL: resuming after a kill, and logging."""
 
 import json
 import pickle
@@ -31,7 +31,7 @@ class EpochOptions(Protocol):
 
 
 class JournalCallback(TrainerCallback):
-    """Writes what the trainer logs into the stage's journal. `names` maps the trainer's names to the journal's."""
+    """Writes the trainer's logs to the stage's journal. `names` maps the trainer's names to the journal's."""
 
     def __init__(self, journal: Journal, names: Mapping[str, str]) -> None:
         self._journal, self._names = journal, {**ALWAYS, **names}
@@ -44,20 +44,20 @@ class JournalCallback(TrainerCallback):
         logs: dict[str, Any] | None = None,
         **_: Any,
     ) -> None:
-        """Take over loss, gradient norm, learning rate and the names asked for."""
+        """Log loss, gradient norm, learning rate and the metrics in `names`."""
         values = {ours: float((logs or {})[theirs]) for theirs, ours in self._names.items() if theirs in (logs or {})}
         if values:
             self._journal.log(values, state.global_step)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Log before a checkpoint: means over steps on both sides of it would not be the same after a kill."""
+        """Log before a checkpoint: means over steps on both sides of it would differ after a kill."""
         control.should_log |= control.should_save
 
-    on_epoch_end = on_step_end  # checkpoints may be by either
+    on_epoch_end = on_step_end  # checkpoints are saved by step or by epoch
 
 
 class FiniteGradients(TrainerCallback):
-    """Stops before a step with a gradient that is not finite, so that no checkpoint ever holds what comes of it."""
+    """Stops before a step with a gradient that is not finite, so that no checkpoint contains its result."""
 
     def __init__(self, checkpoints: Path) -> None:
         self._checkpoints = checkpoints
@@ -71,7 +71,7 @@ class FiniteGradients(TrainerCallback):
         **_: Any,
     ) -> None:
         """Raises TrainingError with the last good checkpoint."""
-        assert model is not None, "the trainer hands over its model"
+        assert model is not None, "the trainer passes its model"
         sums = [weight.grad.sum() for weight in model.parameters() if weight.grad is not None]
         if not torch.isfinite(torch.stack(sums)).all():
             raise TrainingError(
@@ -81,7 +81,7 @@ class FiniteGradients(TrainerCallback):
 
 
 def shared_options(checkpoints: Path, seed: int, *, on_cpu: bool) -> dict[str, Any]:
-    """Arguments that every trainer is given: quiet, in single precision, with one checkpoint at a time."""
+    """Arguments of every trainer: no console output, float32, only the last checkpoint kept."""
     return {
         "output_dir": str(checkpoints),
         "seed": seed,
@@ -97,7 +97,7 @@ def shared_options(checkpoints: Path, seed: int, *, on_cpu: bool) -> dict[str, A
 
 
 def by_epochs(config: EpochOptions) -> dict[str, Any]:
-    """Arguments of training on rows: so many epochs, a short warm-up and a cosine, a checkpoint an epoch."""
+    """Arguments of training by epochs: a short warm-up, cosine decay, a checkpoint per epoch."""
     return {
         "num_train_epochs": config.epochs,
         "per_device_train_batch_size": config.batch_size,
@@ -110,26 +110,26 @@ def by_epochs(config: EpochOptions) -> dict[str, Any]:
 
 
 def run_trainer(trainer: Trainer, checkpoints: Path, journal: Journal, names: Mapping[str, str]) -> None:
-    """Train, from the last checkpoint where there is one, and write the log into the journal."""
+    """Train, resuming from the last checkpoint if there is one, and write the log to the journal."""
     trainer.add_callback(JournalCallback(journal, names))
     trainer.add_callback(FiniteGradients(checkpoints))
-    trainer.remove_callback(PrinterCallback)  # the journal has it
+    trainer.remove_callback(PrinterCallback)  # replaced by the journal
     last = last_whole_checkpoint(checkpoints)
     journal.rewind(step_of(last) if last else 0)
     try:
         trainer.train(resume_from_checkpoint=str(last) if last else None)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
-            f"{last} holds more than numbers, which could run code, and is not read: remove {checkpoints} to start "
-            "from step 0"
+            f"{last} contains objects other than tensors, which could run code, and is not loaded: remove "
+            f"{checkpoints} to start from step 0"
         ) from error
 
 
 def last_whole_checkpoint(checkpoints: Path) -> Path | None:
-    """The newest checkpoint that was written to its end.
+    """The newest complete checkpoint.
 
-    The trainer writes file by file under the final name, its own state last, and resumes without a word from one that
-    a kill left without an optimizer.
+    The trainer writes file by file under the final name, its own state last, and would silently resume from a
+    checkpoint that a kill left without an optimizer.
     """
     whole = [path.parent for path in checkpoints.glob("checkpoint-*/trainer_state.json") if _is_json(path)]
     return max(whole, key=step_of, default=None)

@@ -75,7 +75,7 @@ def _of_processes(m: ModuleType, count: int) -> tuple[list[torch.Tensor], dict[s
             shares.append(m.accumulate_gradients(learner, _rollout(), range(8), config))
             m.accumulate_ptx_gradients(learner, [[1, 2, 3], [3, 2, 1, 4, 0, 1], [2, 2], [4, 3, 1, 1]], config, 0, 0)
     weights = [weight for model in (learner.policy, learner.value_model) for weight in model.parameters()]
-    return [weight.grad for weight in weights if weight.grad is not None], dict(m._of_all(shares))
+    return [weight.grad for weight in weights if weight.grad is not None], dict(m._sums_over_processes(shares))
 
 
 def check_minibatch_mean(m: ModuleType) -> None:

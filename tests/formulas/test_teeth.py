@@ -208,8 +208,8 @@ MUTANTS = [
     ("ppo.update", "return loss.sum()", "return loss.mean()", accumulation.check_accumulation),
     (
         "ppo.update",
-        "batch, config, found) / tokens",
-        "batch, config, found) / batch.real_tokens",
+        "batch, config, loss_sums) / tokens",
+        "batch, config, loss_sums) / batch.real_tokens",
         accumulation.check_accumulation,
     ),
     ("ppo.update", "policy_loss + config.value_coef *", "policy_loss +", layouts.check_shared_trunk_gradient),
@@ -352,8 +352,8 @@ MUTANTS = [
     ("evaluation.overoptimization", ".pow(2).mean().sqrt()", ".pow(2).mean()", overoptimization.check_residual),
     (
         "evaluation.overoptimization",
-        "math.comb(place, n - 1)",
-        "math.comb(place + 1, n - 1)",
+        "math.comb(rank, n - 1)",
+        "math.comb(rank + 1, n - 1)",
         overoptimization.check_best_of_n,
     ),
     (

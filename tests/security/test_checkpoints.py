@@ -128,7 +128,7 @@ def test_a_hostile_state_of_pretraining_is_not_read(tmp_path: Path, mark: Path) 
     state = TrainingState(tmp_path / "checkpoint", model, optimizer, cosine_schedule(optimizer, 4, 0.1, 0.1))
     state.save(1)
     torch.save({"step": 1, "model": Evil(mark)}, state.file)
-    with pytest.raises(CheckpointError, match=r"state\.pt holds more than numbers.*remove .*checkpoint to start"):
+    with pytest.raises(CheckpointError, match=r"state\.pt contains objects other.*remove .*checkpoint to start"):
         state.resume()
     assert not mark.exists()
 
@@ -155,7 +155,7 @@ def test_a_hostile_state_of_fine_tuning_is_not_read(tmp_path: Path, mark: Path, 
     Trainer(small(), told, train_dataset=rows).train()  # type: ignore[arg-type]
     torch.save({"state": Evil(mark)}, tmp_path / "checkpoint-1" / file)
     told.max_steps = 2
-    with pytest.raises(CheckpointError, match=r"checkpoint-1 holds more than numbers"):
+    with pytest.raises(CheckpointError, match=r"checkpoint-1 contains objects other than tensors"):
         run_trainer(Trainer(small(), told, train_dataset=rows), tmp_path, Journal(tmp_path / "journal"), {})  # type: ignore[arg-type]
     assert not mark.exists()
 

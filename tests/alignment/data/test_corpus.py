@@ -104,7 +104,7 @@ def test_rejected_rows_are_kept_with_line_and_reason(tmp_path) -> None:
     bad, _ = read_records(tmp_path / "out-0" / "rejected.jsonl", Rejected)
     assert [row.line for row in bad] == [31, 32, 33] and counts["rejected"] == 3
     assert bad[0].row == {"title": "no text"} and "no text under 'text'" in bad[0].reason
-    assert "expected an object, found str" in bad[2].reason
+    assert "expected an object, not str" in bad[2].reason
     assert len(train) + len(heldout) == 30
 
 
@@ -118,7 +118,7 @@ def test_too_many_rejected_rows_stop_the_stage_and_the_first_is_named(tmp_path) 
 
 
 def test_an_empty_source_and_one_that_is_cleaned_away_are_errors_in_words(tmp_path) -> None:
-    with pytest.raises(DataError, match="the sources hold no rows"):
+    with pytest.raises(DataError, match="the sources have no rows"):
         prepare(tmp_path, [])
     with pytest.raises(DataError, match="only 1 documents are left of 3"):
         prepare(tmp_path, [{"text": "the same long text"}] * 3)

@@ -72,7 +72,7 @@ def test_what_is_wrong_in_a_tree_is_put_aside_alone(tmp_path) -> None:
         "a reply without a rank among several": 2,
         "an empty assistant message": 1,
         "a deleted message": 1,
-        "a message that is no assistant message with `text`, where one belongs": 2,
+        "expected a message of role assistant with `text`": 2,
         "two replies to a message are the same": 1,
     }
     (empty,) = (row for row in bad if "empty" in row.reason)
@@ -84,10 +84,10 @@ def test_what_is_wrong_in_a_tree_is_put_aside_alone(tmp_path) -> None:
     [
         ({"prompt": "Who?"}, "no tree"),
         ({"messages": []}, "no tree"),
-        ({"prompt": reply("Ada", 0)}, "a message that is no prompter message"),
+        ({"prompt": reply("Ada", 0)}, "expected a message of role prompter"),
         ({"prompt": asked("Who?") | {"replies": "none"}}, "`replies` is not a list"),
         ({"prompt": asked("Who?", reply("a", 0) | {"replies": 3})}, "`replies` is not a list"),
-        (["Who?"], "expected an object, found list"),
+        (["Who?"], "expected an object, not list"),
     ],
 )
 def test_a_row_that_is_no_tree_is_rejected(tmp_path, row, reason) -> None:
@@ -138,10 +138,10 @@ def test_a_response_without_a_score_is_put_aside_and_the_others_count(tmp_path) 
     good, bad = read(tmp_path, [row], "scores")
     assert pairs(good) == [("e", "a", 1)]
     assert Counter(one.reason for one in bad) == {
-        "a response whose score is no number": 3,
+        "the score of a response is not a number": 3,
         "an empty response": 1,
         "two responses to a prompt are the same": 1,
-        "a response that is no text but int": 1,
+        "a response is not text but int": 1,
     }
 
 
@@ -150,8 +150,8 @@ def test_a_response_without_a_score_is_put_aside_and_the_others_count(tmp_path) 
     [
         ({"responses": ["a"], "scores": [1]}, "no prompt: none of prompt, instruction, question"),
         ({"prompt": "Q?"}, "no responses: none of"),
-        ({"prompt": "Q?", "responses": "ab"}, "no list but str"),
-        ({"prompt": "Q?", "responses": ["a", "b"], "scores": [1]}, "not a list as long"),
+        ({"prompt": "Q?", "responses": "ab"}, "not a list but str"),
+        ({"prompt": "Q?", "responses": ["a", "b"], "scores": [1]}, "not a list of the same length"),
         ({"prompt": "Q?", "responses": ["a"], "scores": [1]}, "fewer than two usable responses"),
         ({"prompt": " ", "responses": ["a", "b"], "scores": [1, 2]}, "an empty user turn"),
         ({"prompt": "Q?", "responses": [{"score": 1}, {"text": "b", "score": 2}]}, "no text: none of"),

@@ -103,15 +103,15 @@ def test_system_turns_stay(tmp_path) -> None:
         ({"messages": ANSWER}, to_demonstration, "does not end with an assistant turn after a user's"),
         ({"messages": "Q?"}, to_prompt, "does not end with an assistant turn"),
         ({"prompt": []}, to_prompt, "expected text or a list of messages"),
-        ({"prompt": 5}, to_prompt, "found int"),
+        ({"prompt": 5}, to_prompt, "not int"),
         ({"prompt": [{"role": "robot", "content": "Q?"}]}, to_prompt, "role"),
         ({"prompt": "  "}, to_prompt, "an empty user turn"),
         ({"chosen": "a"}, to_comparison, "no `chosen` and `rejected`"),
         ({"prompt": "Q?", "chosen": "a", "rejected": " a "}, to_comparison, "are the same"),
         ({"prompt": "Q?", "chosen": "a", "rejected": ""}, to_comparison, "an empty response"),
         ({"chosen": ASKED + ANSWER, "rejected": TALK + ANSWER}, to_comparison, "do not share the same prompt"),
-        ({"prompt": "Q?", "chosen": ASKED, "rejected": "b"}, to_comparison, "expected one assistant message"),
-        (["Q?"], to_prompt, "expected an object, found list"),
+        ({"prompt": "Q?", "chosen": ASKED, "rejected": "b"}, to_comparison, "expected a single assistant message"),
+        (["Q?"], to_prompt, "expected an object, not list"),
     ],
 )
 def test_rows_that_do_not_fit_are_rejected_with_the_reason(tmp_path, row, convert, words) -> None:
@@ -264,7 +264,7 @@ def test_documents_come_from_a_text_column_or_from_turns(tmp_path) -> None:
 def test_what_is_not_there_is_an_error_in_words(tmp_path) -> None:
     with pytest.raises(DataError, match="does not exist"):
         locate(str(tmp_path / "nothing.jsonl"), None)
-    with pytest.raises(DataError, match=r"do not know how to read '\.xlsx'"):
+    with pytest.raises(DataError, match=r"the format '\.xlsx' is not supported"):
         (tmp_path / "rows.xlsx").touch()
         read_as(RowSource(path=str(tmp_path / "rows.xlsx")), to_prompt, None)
     with pytest.raises(ConfigError, match="no `town:` section"):

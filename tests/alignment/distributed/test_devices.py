@@ -67,7 +67,7 @@ def test_a_gpu_is_taken_where_it_is_asked_for_each_process_its_own(monkeypatch) 
     assert device() == torch.device("cpu")
 
 
-@pytest.mark.parametrize("choice, problem", [("gpu", "is 'gpu': set it to one of"), ("cuda", "sees no GPU")])
+@pytest.mark.parametrize("choice, problem", [("gpu", "is 'gpu': set it to one of"), ("cuda", "finds no GPU")])
 def test_what_cannot_be_is_refused(monkeypatch, choice, problem) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setenv(VARIABLE, choice)

@@ -275,5 +275,5 @@ def test_what_needs_a_gold_judge_is_measured_with_one(world, tmp_path, monkeypat
 
 def test_two_evaluators_of_one_name_are_an_error(world, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(stage, "EVALUATORS", (measure_flattery, measure_flattery))
-    with pytest.raises(ValueError, match="two evaluators measure flattery"):
+    with pytest.raises(ValueError, match="two evaluators report flattery"):
         run(world, tmp_path)

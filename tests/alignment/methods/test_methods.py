@@ -7,7 +7,7 @@ from torch import nn
 
 from alignment.errors import DataError
 from alignment.journal import Journal
-from alignment.methods.best_of_n import BestOfNConfig, best_of_n, best_places
+from alignment.methods.best_of_n import BestOfNConfig, best_indices, best_of_n
 from alignment.methods.dpo import DPOConfig, dpo, own_tokens, pairs
 from alignment.methods.rloo import RLOOConfig, conversations, rloo
 from alignment.models.importing import load_tokenizer
@@ -151,7 +151,7 @@ def test_rloo_leaves_prompts_with_special_tokens_out(place) -> None:
     rows = [(row, prompt_tokens(tokenizer, row.messages)) for row in (prompt("Who?"), prompt(f"{ASSISTANT} Who?"))]
     dataset, unlike = conversations(rows, tokenizer)
     assert len(dataset) == unlike == 1 and dataset[0]["prompt_tokens"] == rows[0][1]
-    with pytest.raises(DataError, match="all 1 prompts hold special tokens"):
+    with pytest.raises(DataError, match="all 1 prompts contain special tokens"):
         conversations(rows[1:], tokenizer)
 
 
@@ -160,7 +160,7 @@ def test_rloo_leaves_prompts_with_special_tokens_out(place) -> None:
 
 def test_the_best_usable_response_of_each_prompt() -> None:
     scores, usable = [1, 5, 3, 9, 2, 0, 4, 4, 1], [True, False, True, True, True, True, False, False, False]
-    assert best_places(scores, usable, 3) == [2, 3]
+    assert best_indices(scores, usable, 3) == [2, 3]
 
 
 def test_best_of_n_is_fine_tuned_on_what_it_chose(place, tmp_path, rule) -> None:

@@ -104,7 +104,7 @@ def test_an_adapter_that_peft_saved_is_read(tmp_path) -> None:
 def test_an_adapter_that_does_not_fit_is_refused(tmp_path) -> None:
     with pytest.raises(CheckpointError, match="no LoRA adapter"):
         reward_adapters.load_scalar_adapter(tmp_path, world.policy())
-    with pytest.raises(CheckpointError, match="carries no LoRA adapter"):
+    with pytest.raises(CheckpointError, match="has no LoRA adapter"):
         reward_adapters.save_scalar_adapter(world.reward_model(), tmp_path)
     reward_adapters.save_scalar_adapter(reward_adapter(world.policy()), tmp_path)
     with pytest.raises(CheckpointError, match="does not fit LlamaForCausalLM"):

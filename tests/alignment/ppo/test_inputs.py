@@ -27,7 +27,7 @@ from tests.alignment.ppo import world
         ({"steps": 5, "warmup_steps": 4, "value_warmup_steps": 2}, "does not fit in the 3 steps"),
         ({"score_clip": 1.0, "missing_eos": "replace", "missing_eos_penalty": 2.0}, "would cut"),
         ({"temperature": 0}, "greater than 0"),
-        ({"value_coef": 0.5}, "value_coef 0.5 does nothing in layout separate: .* set layout to shared_trunk"),
+        ({"value_coef": 0.5}, "value_coef 0.5 has no effect in layout separate: .* set layout to shared_trunk"),
         ({"vf_coef": 0.5}, "Extra inputs"),
     ],
 )
@@ -102,9 +102,9 @@ def test_rewards_may_be_arrays(tmp_path) -> None:
 
 def test_rewards_must_be_named_and_fit_the_tokenizer(tmp_path) -> None:
     twice = [RuleReward("a", 1.0, world.count_w7), RuleReward("a", 2.0, world.count_w7)]
-    with pytest.raises(ConfigError, match="a name of its own"):
+    with pytest.raises(ConfigError, match="each with a unique name"):
         _train(tmp_path, reward=twice)
-    with pytest.raises(CheckpointError, match="knows 7 tokens"):
+    with pytest.raises(CheckpointError, match="has 7 embeddings"):
         _train(tmp_path, reward=scalar_model_from(world.policy(vocab_size=7)))
     with pytest.raises(CheckpointError, match="no per-token head"):
         _train(tmp_path, reward=world.policy())
@@ -148,7 +148,7 @@ def test_prompts_of_a_dataset() -> None:
         "{% for m in messages %}w2 {{ m.content }} {% endfor %}{% if add_generation_prompt %}w9{% endif %}"
     )
     assert tokenized_prompts(chat, tokenizer) == [[2, 3, 4, 9]]
-    with pytest.raises(DataError, match="name the one to use 'prompt'"):
+    with pytest.raises(DataError, match="rename the column to 'prompt'"):
         tokenized_prompts(Dataset.from_dict({"question": ["w3"]}), tokenizer)
 
 
@@ -158,7 +158,7 @@ def test_prompts_of_token_ids() -> None:
     for given in (ids, torch.tensor(ids), torch.tensor(ids).numpy(), dataset["input_ids"]):
         assert tokenized_prompts(given, tokenizer) == ids
         assert all(type(token) is int for prompt in tokenized_prompts(given, tokenizer) for token in prompt)
-    with pytest.raises(DataError, match=r"give the column alone, prompts\['input_ids'\]"):
+    with pytest.raises(DataError, match=r"pass the column itself, prompts\['input_ids'\]"):
         tokenized_prompts(dataset, tokenizer)
     for wrong in (["w3 w4"], [{"prompt": "w3"}], [["w3", "w4"]], dataset.to_iterable_dataset(), tokenizer(["w3"])):
         with pytest.raises(DataError, match=r"prompt 0 is .*, not a list of token ids"):
@@ -166,13 +166,13 @@ def test_prompts_of_token_ids() -> None:
 
 
 def test_prompts_and_policy_must_fit_each_other(tmp_path) -> None:
-    with pytest.raises(CheckpointError, match="prompt 1 has the token ids 3 to 20 and the policy knows 0 to 19"):
+    with pytest.raises(CheckpointError, match="prompt 1 has the token ids 3 to 20 and the policy has 0 to 19"):
         _train(tmp_path, prompts=[[3], [3, 20]])
     with pytest.raises(CheckpointError, match="the token ids -1 to 3"):
         _train(tmp_path, prompts=[[3, -1]])
     tokenizer = world.tokenizer()
     tokenizer.add_special_tokens({"eos_token": "<end>"})
-    with pytest.raises(CheckpointError, match="EOS is token 20 and the policy knows 0 to 19"):
+    with pytest.raises(CheckpointError, match="EOS is token 20 and the policy has 0 to 19"):
         _train(tmp_path, tokenizer)
     with pytest.raises(CheckpointError, match="LlamaForSequenceClassification has no output head"):
         _train(tmp_path, policy=world.reward_model())

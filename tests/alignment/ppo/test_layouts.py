@@ -125,9 +125,9 @@ def test_a_warming_value_trains_the_head_alone(tmp_path) -> None:
 
 def test_what_a_layout_cannot_take_is_refused() -> None:
     for layout in (SHARED, LORA):
-        with pytest.raises(ConfigError, match="leave value_model out"):
+        with pytest.raises(ConfigError, match="omit value_model"):
             lay_out(world.config(**layout), world.policy(), world.reward_model(), None, [])
-    with pytest.raises(ConfigError, match="leave reference out"):
+    with pytest.raises(ConfigError, match="omit reference"):
         lay_out(world.config(**LORA), world.policy(), None, world.policy(), [])
     policy = world.policy()
     add_adapter(policy, 2, 2)

@@ -140,7 +140,7 @@ def test_bfloat16_where_it_cannot_work_is_refused(monkeypatch) -> None:
         lay_out(config, world.policy(), None, None, [])
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True, "amx_bf16": True})
     lay_out(config, world.policy(), None, None, [])
-    with pytest.raises(ConfigError, match="float64, which bfloat16 does not touch"):
+    with pytest.raises(ConfigError, match="float64, which autocast does not convert"):
         lay_out(config, world.policy().double(), None, None, [])
 
 

@@ -185,7 +185,7 @@ def test_an_error_where_all_processes_work_on_one_model_ends_all(split) -> None:
     """Nobody can be told while the others wait within the same work: it ends, and the launcher ends the others."""
     out, done = split
     told = (out / "breaks" / "process-1.txt").read_text()
-    assert told.startswith("TrainingError: step 1: MemoryError: no room left (in work that all processes do together")
+    assert told.startswith("TrainingError: step 1: MemoryError: no room left (in a collective operation")
     assert done.returncode != 0 and not (out / "breaks" / "model").exists()
 
 

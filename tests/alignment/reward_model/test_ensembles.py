@@ -118,9 +118,9 @@ def test_another_way_to_combine_is_another_run(tmp_path) -> None:
 
 
 def test_what_cannot_be_is_refused() -> None:
-    with pytest.raises(ValidationError, match="compares members, and there is 1"):
+    with pytest.raises(ValidationError, match="needs several members, and members is 1"):
         RewardConfig(combine="worst")
-    with pytest.raises(ConfigError, match="an ensemble of no models"):
+    with pytest.raises(ConfigError, match="an ensemble without models"):
         reward_components([ModelReward("people", 1.0, Ensemble([]))], world.tokenizer())
 
 

@@ -127,7 +127,7 @@ def test_rules_stand_beside_the_model_and_are_logged_by_name(tmp_path) -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"rules": [{"name": "safety"}, {"name": "safety"}]}, "given 2 times"),
+        ({"rules": [{"name": "safety"}, {"name": "safety"}]}, "listed 2 times"),
         ({"rules": [{"name": "gold"}]}, "'refusal', 'format', 'arithmetic' or 'safety'"),
         ({"rules": [{"name": "safety", "weight": -1}]}, "greater than 0"),
         ({"method": "rloo", "select": "heldout_reward"}, "keeps no snapshots to select from"),

@@ -65,7 +65,7 @@ def test_a_text_shorter_than_one_row_is_repeated_to_fill_it(tmp_path, tokenizer)
 
 def test_a_corpus_without_text_is_an_error_in_words(tmp_path, tokenizer) -> None:
     write(tmp_path / "none.jsonl", [])
-    with pytest.raises(DataError, match="holds no text"):
+    with pytest.raises(DataError, match="has no text"):
         pack(tmp_path / "none.jsonl", tokenizer, 16)
 
 

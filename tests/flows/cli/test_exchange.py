@@ -205,7 +205,7 @@ def test_import_counts_what_does_not_fit_by_reason(tmp_path: Path) -> None:
     told = CliRunner().invoke(app, ["label", "import", str(file), "--out", str(tmp_path / "in")])
     assert told.exit_code == 0, told.output
     assert "2 no `chosen` and `rejected` among ['prompt']" in told.output
-    assert "1 expected an object, found int" in told.output
+    assert "1 expected an object, not int" in told.output
     bad = read_records(tmp_path / "in" / "rejected.jsonl", Rejected)[0]
     assert [(row.line, row.file) for row in bad] == [(2, str(file)), (3, str(file)), (4, str(file))]
 

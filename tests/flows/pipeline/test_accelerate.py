@@ -31,7 +31,7 @@ from alignment.rules.options import AlignOptions, RuleOption
 from alignment.rules.safety import SafetyLists
 from alignment.stage import Stage, Step
 from alignment.stages import PRETRAIN, REWARD, SFT, VALIDATION, read_step
-from alignment.worker import noted
+from alignment.worker import error_record
 from flows.pipeline.accelerate import launch
 from flows.pipeline.dag import keys, steps
 from flows.recipe.compute import launch_options
@@ -307,8 +307,8 @@ def test_an_error_of_a_process_is_raised_as_what_it_was(long_step: Work, tmp_pat
 
 def test_an_error_is_told_from_its_echo() -> None:
     """An error that another process raised says less than the one there; so does a connection to one that is gone."""
-    assert noted(DataError("no rows")) == {"kind": "DataError", "message": "no rows", "tells": 2}
-    foreign = noted(ZeroDivisionError("by 0"))
+    assert error_record(DataError("no rows")) == {"kind": "DataError", "message": "no rows", "tells": 2}
+    foreign = error_record(ZeroDivisionError("by 0"))
     assert foreign == {"kind": "ZeroDivisionError", "message": "ZeroDivisionError: by 0", "tells": 2}
     try:
         try:
@@ -316,8 +316,8 @@ def test_an_error_is_told_from_its_echo() -> None:
         except TrainingError as error:
             raise TrainingError(f"step 3: {error}") from error
     except TrainingError as error:
-        assert noted(error) == {"kind": "TrainingError", "message": str(error), "tells": 1}
-    assert noted(RuntimeError("[/gloo/transport/tcp/pair.cc:537] Connection reset by peer"))["tells"] == 0
+        assert error_record(error) == {"kind": "TrainingError", "message": str(error), "tells": 1}
+    assert error_record(RuntimeError("[/gloo/transport/tcp/pair.cc:537] Connection reset by peer"))["tells"] == 0
 
 
 def test_a_step_travels_to_another_process_as_it_is(inputs: dict[str, Path], tmp_path: Path) -> None:
