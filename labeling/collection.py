@@ -81,10 +81,10 @@ class Progress(Record):
 
 
 class Pulled(Assessment):
-    """The assessed judgements of a collection. `said` has every judgement, also of gold tasks and by seniors."""
+    """The assessed judgements of a collection. `all_judgements` includes those of gold tasks and of senior annotators."""
 
     quarantined: list[Rejected]
-    said: list[Judged]
+    all_judgements: list[Judged]
     judgements: int
     skips: int
 
@@ -108,7 +108,7 @@ def open_planned(client: LabelStudio, config: LabelingConfig, planned: Planned, 
         if tasks
     ]
     collection = Collection(batches=tuple(batches), rejected=tuple(planned.rejected), answers=planned.answers)
-    return _written(collection, out)
+    return _write_collection(collection, out)
 
 
 def open_adjudication(
@@ -120,7 +120,7 @@ def open_adjudication(
     for dispute in disputed:
         kinds.setdefault(dispute.kind, []).append(tasks[dispute.task_uid])
     batches = tuple(_open_batch(client, kind, f"{title} {FINAL}", 1, of_kind) for kind, of_kind in kinds.items())
-    return _written(Collection(batches=batches), out)
+    return _write_collection(Collection(batches=batches), out)
 
 
 def _open_batch(client: LabelStudio, kind: Kind, title: str, overlap: int, tasks: Sequence[Task]) -> Batch:
@@ -128,7 +128,7 @@ def _open_batch(client: LabelStudio, kind: Kind, title: str, overlap: int, tasks
     return Batch(project=project, tasks=tuple(tasks), task_ids=dict(push(client, project, tasks)))
 
 
-def _written(collection: Collection, out: Path) -> Collection:
+def _write_collection(collection: Collection, out: Path) -> Collection:
     out.mkdir(parents=True, exist_ok=True)
     temporary = out / (COLLECTION_FILE + ".partial")
     temporary.write_text(collection.model_dump_json(), encoding="utf-8")
@@ -210,7 +210,7 @@ def pull_collection(
     return Pulled(
         **dict(assessed),
         quarantined=quarantined + strange,
-        said=judgements + settled,
+        all_judgements=judgements + settled,
         judgements=len(judgements) + len(settled),
         skips=sum(skips.values()),
     )

@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 @contextmanager
-def exclusively(name: str) -> Iterator[None]:
+def exclusive_lock(name: str) -> Iterator[None]:
     """Hold the lock called `name` against other processes and threads of this user on this machine."""
     folder = Path(tempfile.gettempdir()) / f"rlhf-flows-locks-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)

@@ -159,7 +159,7 @@ def write_output(
     and the screens."""
     quarantined = [*unread, *collection.rejected, *pulled.quarantined]
     write_records(out / "comparisons.jsonl", [*pulled.comparisons, *pulled.ties])
-    write_records(out / "judgements.jsonl", pulled.said)
+    write_records(out / "judgements.jsonl", pulled.all_judgements)
     write_records(out / "quarantine.jsonl", quarantined)
     write_records(out / "gold.jsonl", pulled.gold)
     write_records(out / "set_aside.jsonl", pulled.set_aside)

@@ -8,7 +8,7 @@ from labeling.judgements.comparisons import comparisons
 from labeling.judgements.judgement import Judged
 from labeling.quality.agreement import agreement
 from labeling.quality.annotators import quality
-from labeling.quality.known_answers import graded
+from labeling.quality.known_answers import gold_accuracy
 from labeling.quality.reliability import reliabilities, weights
 from labeling.quality.results import Agreement, AnnotatorQuality
 from labeling.quality.screening import SENIOR, Dispute, SetAside, concerns, disputes, set_aside
@@ -50,11 +50,11 @@ def assess(
     gold = _all([one for one in judgements if one.task_uid in answers], tasks)
     all_rows = _all(ordinary, tasks)
     agreed, eta = agreement(all_rows), reliabilities(all_rows)
-    crew = quality(ordinary, tasks, all_rows, skips, graded(gold, answers))
+    crew = quality(ordinary, tasks, all_rows, skips, gold_accuracy(gold, answers))
     reasons = concerns(crew, agreed, options.screening)
     aside = set_aside(reasons, [one.annotator_id for one in crew], options.screening)
     settled = {one.task_uid for one in senior}
-    handed_on, put_aside = _sorted_out(all_rows, aside, settled)
+    handed_on, put_aside = _split_excluded(all_rows, aside, settled)
     if aside or senior:
         handed_on += _all(senior, tasks)
         agreed = agreement(handed_on)
@@ -80,7 +80,7 @@ def _all(judgements: Sequence[Judged], tasks: Mapping[str, Task]) -> list[Compar
     return rows + ties
 
 
-def _sorted_out(
+def _split_excluded(
     rows: Sequence[Comparison], aside: Mapping[str, tuple[str, ...]], settled: set[str]
 ) -> tuple[list[Comparison], list[SetAside]]:
     """The comparisons that are kept, and the others with the reasons."""

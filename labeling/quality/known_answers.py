@@ -10,7 +10,7 @@ from labeling.quality.results import Rate
 from labeling.tasks.gold import Answers
 
 
-def graded(rows: Sequence[Comparison], answers: Answers) -> dict[str, Rate]:
+def gold_accuracy(rows: Sequence[Comparison], answers: Answers) -> dict[str, Rate]:
     """Each annotator's accuracy on the known pairs; a tie counts as wrong. `rows` are of gold tasks only."""
     known = {pair for pairs in answers.values() for pair in pairs}
     by_annotator: dict[str, list[tuple[str, bool]]] = defaultdict(list)

@@ -33,7 +33,7 @@ PRIOR = (4.0, 2.0)  # Beta: an annotator of whom little is known counts as a lit
 SPREAD = (np.log(2.0), 1.0)  # mean and deviation of log τ before anything is seen
 START = 1.5  # log-odds of η: on the right side of 1/2, where everything could be turned round
 Floats = NDArray[np.float64]
-Places = NDArray[np.int64]
+Indices = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -45,9 +45,9 @@ class Choices:
     """
 
     annotators: tuple[str, ...]
-    who: Places
+    who: Indices
     side: Floats
-    begins: Places
+    begins: Indices
     times: Floats
 
     @classmethod

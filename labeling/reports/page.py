@@ -64,20 +64,20 @@ def _project(report: ProjectReport) -> str:
         f"<section><h2>{escape(row.title)}</h2><p>{'deleted on the server' if row.deleted else link}</p>",
         _tiles(report),
         *(f'<p class="note">{escape(note)}</p>' for note in _notes(report)),
-        drawn(
+        svg_figure(
             progress_chart(report.times, row.done, row.needed, row.last_sync, row.expected_end), "judgements over time"
         ),
     ]
     judged = [person for person in report.crew if person.agreement.share is not None]
     if judged:
-        parts.append(drawn(answers_chart(judged, report.names), "agreement, reliability and speed by annotator"))
-        parts.append(drawn(habits_chart(judged, report.names), "habits by annotator"))
+        parts.append(svg_figure(answers_chart(judged, report.names), "agreement, reliability and speed by annotator"))
+        parts.append(svg_figure(habits_chart(judged, report.names), "habits by annotator"))
     if report.crew:
         parts.append(_people(report))
     return "\n".join([*parts, "</section>\n"])
 
 
-def drawn(figure: Figure, title: str) -> str:
+def svg_figure(figure: Figure, title: str) -> str:
     """A figure as inline SVG in the page's text colour."""
     file = io.StringIO()
     with matplotlib.rc_context({"svg.fonttype": "none"}), warnings.catch_warnings():

@@ -22,7 +22,7 @@ from labeling.server.transport import RetryingTransport, raise_for_refusal, show
 PAGE_SIZE = 1000
 FULL_PAGE_SIZE = 500
 IMPORT_BATCH = 250
-DEAR = (  # what the data manager works out for its columns; without it a list of tasks takes half the time
+EXPENSIVE_COLUMNS = (  # what the data manager works out for its columns; without it a list of tasks takes half the time
     *("annotations_results", "predictions_results", "annotations_ids", "drafts", "predictions", "avg_lead_time"),
     *("annotators", "storage_filename", "file_upload", "comment_authors", "predictions_model_versions", "created_ago"),
     *("predictions_score", "draft_exists", "completed_at", "inner_id", "total_predictions", "state", "is_labeled"),
@@ -142,7 +142,7 @@ class LabelStudio:
         With `changed_after` only of those that were changed later than that, themselves or in an annotation that was
         made, edited, skipped or deleted. A task that was deleted is simply not there.
         """
-        omit = ",".join(DEAR)
+        omit = ",".join(EXPENSIVE_COLUMNS)
         return self._walk(project_id, FULL_PAGE_SIZE, changed_after, fields="all", omit=omit, resolve_uri="false")
 
     def _walk(

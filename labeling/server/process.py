@@ -24,7 +24,7 @@ from labeling.errors import BadCredentials, ServerStartFailed, ServerUnavailable
 POLL_SECONDS = 0.2
 STOP_SECONDS = 10.0
 LOG_TAIL_CHARACTERS = 2000
-LEAKY = ("PYTHON", "LABEL_STUDIO_", "DJANGO_", "POSTGRE_", "VIRTUAL_ENV", "SENTRY_", "PG")
+EXCLUDED_PREFIXES = ("PYTHON", "LABEL_STUDIO_", "DJANGO_", "POSTGRE_", "VIRTUAL_ENV", "SENTRY_", "PG")
 
 
 class ServerSettings(BaseModel):
@@ -92,7 +92,9 @@ def environment(settings: ServerSettings) -> dict[str, str]:
 
     Sign-up needs an invitation, and nothing outside is contacted: no analytics, version check or error reports.
     """
-    return {name: value for name, value in os.environ.items() if not name.startswith(LEAKY)} | switches(settings)
+    return {name: value for name, value in os.environ.items() if not name.startswith(EXCLUDED_PREFIXES)} | switches(
+        settings
+    )
 
 
 def switches(settings: ServerSettings) -> dict[str, str]:

@@ -62,7 +62,7 @@ class Receiver(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def receiving(port: int, wake: threading.Event) -> Iterator[str]:
+def webhook_receiver(port: int, wake: threading.Event) -> Iterator[str]:
     """Receive on loopback while the block runs; yields the address. Port 0 takes a free one.
 
     Raises ListenFailed when the port is taken.

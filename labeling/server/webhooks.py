@@ -6,7 +6,7 @@ from labeling.server.client import LabelStudio, expect
 ACTIONS = ("ANNOTATION_CREATED", "ANNOTATIONS_CREATED", "ANNOTATION_UPDATED", "ANNOTATIONS_DELETED", "TASKS_DELETED")
 
 
-def webhook_is_there(client: LabelStudio, project: int, url: str) -> bool:
+def has_webhook(client: LabelStudio, project: int, url: str) -> bool:
     """Whether the project tells this address."""
     hooks = expect(client.call(client.sdk.webhooks.list, project=project), list, "the list of webhooks")
     return any(hook.url == url and hook.is_active and {*ACTIONS} <= {*hook.actions} for hook in hooks)
@@ -17,7 +17,7 @@ def ensure_webhook(client: LabelStudio, project: int, url: str) -> bool:
 
     Raises WebhookRefused for an address that the server does not call, as it does with all on its own machine.
     """
-    if webhook_is_there(client, project, url):
+    if has_webhook(client, project, url):
         return False
     try:
         client.call(

@@ -82,10 +82,10 @@ def make_crew(config: CrewConfig) -> list[Annotator]:
                 careless_rate=config.careless_rate,
             )
         )
-    return _of_one_mind(crew)
+    return _share_preferences(crew)
 
 
-def _of_one_mind(crew: Sequence[Annotator]) -> list[Annotator]:
+def _share_preferences(crew: Sequence[Annotator]) -> list[Annotator]:
     """The crew, in which the colluding have the taste of the first of them: one makes the answer for all."""
     leader = next((annotator for annotator in crew if annotator.habit == "colluding"), None)
     own = {"email", "name", "words_per_second"}

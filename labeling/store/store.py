@@ -119,7 +119,7 @@ class Store:
         """(Tasks, annotations with skips) that the server had at the last sync."""
         with self._engine.connect() as connection:
             task_count, annotation_count = (
-                connection.execute(_here(table, project)).scalar_one() for table in (tasks, annotations)
+                connection.execute(_count_query(table, project)).scalar_one() for table in (tasks, annotations)
             )
         return task_count, annotation_count
 
@@ -176,8 +176,8 @@ class Store:
             }
             _add(connection, tasks, task_rows, known_tasks)
             added, changed = _add(connection, annotations, annotation_rows, known)
-            _bury(connection, tasks, known_tasks, task_rows, seen_at, lambda _: GONE_TASK)
-            deleted = _bury(
+            _add_tombstones(connection, tasks, known_tasks, task_rows, seen_at, lambda _: GONE_TASK)
+            deleted = _add_tombstones(
                 connection,
                 annotations,
                 known,
@@ -196,7 +196,7 @@ class Store:
             deleted = 0
             for table in (tasks, annotations):
                 known = newest(connection, table, project.project)
-                deleted = _bury(connection, table, known, {}, when, lambda _: GONE_PROJECT)
+                deleted = _add_tombstones(connection, table, known, {}, when, lambda _: GONE_PROJECT)
         return Changes(deleted=deleted)
 
 
@@ -218,7 +218,7 @@ def _sync_values(sync: Sync) -> dict[str, Any]:
     return sync.model_dump() | times
 
 
-def _here(table: Table, project: str) -> Any:
+def _count_query(table: Table, project: str) -> Any:
     """The query that counts the rows of a project that are not deleted."""
     column = table.c.task if table is tasks else table.c.annotation
     latest = select(func.max(table.c.seq)).where(table.c.project == project).group_by(column)
@@ -248,7 +248,7 @@ def _add(
     return len(new), len(other)
 
 
-def _bury(
+def _add_tombstones(
     connection: Connection,
     table: Table,
     known: Mapping[int, Row[Any]],

@@ -22,7 +22,7 @@ from typing import Any
 
 from alignment.records import Record
 from labeling.errors import RequestRefused, UnexpectedAnswer
-from labeling.locks import exclusively
+from labeling.locks import exclusive_lock
 from labeling.names import SIGNATURE, config_hash
 from labeling.server.client import LabelStudio
 from labeling.store.store import Store
@@ -75,8 +75,8 @@ def sync_project(
     Two syncs at once wait for each other. What is read is stored in one transaction, so a sync that is killed has
     done nothing. Raises ServerUnavailable and BadCredentials with the store as it was.
     """
-    with exclusively(f"sync {store.path or id(store)} {client.url} {number}"):
-        raw = shown or _ask(client, number)
+    with exclusive_lock(f"sync {store.path or id(store)} {client.url} {number}"):
+        raw = shown or _fetch_project(client, number)
         before = store.project(number, client.url)
         if before is not None and not before.deleted and (raw is None or _key(raw) != before.project):
             gone = store.record_deleted(before, _server_time(client))
@@ -84,10 +84,10 @@ def sync_project(
                 return Synced(project=before.model_copy(update={"deleted": True}), changes=gone)
         if raw is None:
             return None if before is None else Synced(project=before)
-        return _read(client, store, raw, whole)
+        return _read_project(client, store, raw, whole)
 
 
-def _ask(client: LabelStudio, number: int) -> dict[str, Any] | None:
+def _fetch_project(client: LabelStudio, number: int) -> dict[str, Any] | None:
     """The project, None when the server has none of this number."""
     try:
         return client.project(number)
@@ -101,7 +101,7 @@ def _key(raw: dict[str, Any]) -> str:
     return f"{raw['id']}@{raw['created_at']}"
 
 
-def _seen(client: LabelStudio, raw: dict[str, Any]) -> SeenProject:
+def _seen_project(client: LabelStudio, raw: dict[str, Any]) -> SeenProject:
     config = str(raw["label_config"])
     return SeenProject(
         project=_key(raw),
@@ -125,14 +125,14 @@ def _counts(raw: dict[str, Any]) -> Counts:
     return int(raw["task_number"]), int(raw["total_annotations_number"]) + int(raw["skipped_annotations_number"])
 
 
-def _read(client: LabelStudio, store: Store, raw: dict[str, Any], whole: bool) -> Synced:
-    project, date = _seen(client, raw), _server_time(client)
+def _read_project(client: LabelStudio, store: Store, raw: dict[str, Any], whole: bool) -> Synced:
+    project, date = _seen_project(client, raw), _server_time(client)
     configs = [one.config_hash for one in store.projects() if one.project == project.project]
     config_changed = bool(configs) and configs[0] != project.config_hash
     past = store.syncs(project.project)
     why = _reason_for_whole(past, date, asked=whole)
     tasks_read, changes = _store_reading(client, store, project, past, date, bool(why))
-    if not why and not _agrees(client, store.counts(project.project), project.number, _counts(raw)):
+    if not why and not _counts_agree(client, store.counts(project.project), project.number, _counts(raw)):
         why, past = "the server has fewer tasks or annotations than the store", store.syncs(project.project)
         more_read, more = _store_reading(client, store, project, past, _server_time(client), True)
         tasks_read += more_read
@@ -161,7 +161,7 @@ def _store_reading(
 ) -> tuple[int, Changes]:
     """Read, store, and set the cursor for the next time; return the number of tasks read and what had changed."""
     after = None if whole else past[-1].cursor
-    rows = [_checked(row) for row in client.tasks_with_annotations(project.number, after)]
+    rows = [_validated(row) for row in client.tasks_with_annotations(project.number, after)]
     changed = max((moment(row["updated_at"]) for row in rows), default=EPOCH)
     newest = min(max(changed, EPOCH if whole or not past else past[-1].newest), date + DATE_STEP)
     done = Sync(
@@ -177,13 +177,13 @@ def _cursor(past: list[Sync], newest: datetime, date: datetime, whole: bool) -> 
     return max([newest - OVERLAP, *before, *settled])
 
 
-def _agrees(client: LabelStudio, ours: Counts, number: int, earlier: Counts) -> bool:
+def _counts_agree(client: LabelStudio, ours: Counts, number: int, earlier: Counts) -> bool:
     """Whether the store has as many as the server, which may have changed while it was read."""
     later = earlier if ours == earlier else _counts(client.project(number))
     return all(min(a, b) <= n <= max(a, b) for n, a, b in zip(ours, earlier, later, strict=True))
 
 
-def _checked(row: dict[str, Any]) -> dict[str, Any]:
+def _validated(row: dict[str, Any]) -> dict[str, Any]:
     """The row, if it has what the store needs. Raises UnexpectedAnswer."""
     try:
         parts: Iterator[Any] = iter([row, *row["annotations"]])

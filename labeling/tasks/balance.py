@@ -43,22 +43,22 @@ def _balance(tasks: Sequence[Task], size: int, origins: Mapping[str, str]) -> Ba
     names = sorted({name for row in shown for name in row})
     numbers = np.array([[names.index(name) for name in row] for row in shown])
     longer = [bool(a > b) for a, b in lengths if a != b] if size == 2 else []
-    counts = place_counts(numbers, len(names))
+    counts = position_counts(numbers, len(names))
     return Balance(
         tasks=len(tasks),
         places={name: tuple(map(int, row)) for name, row in zip(names, counts, strict=True)},
-        p_value=fairness(numbers),
+        p_value=order_p_value(numbers),
         lengths=tuple(map(float, lengths.mean(0))),
         longer_first=fmean(longer) if longer else None,
     )
 
 
-def place_counts(shown: Numbers, origins: int) -> Numbers:
+def position_counts(shown: Numbers, origins: int) -> Numbers:
     """How often each origin is in each place. Shapes: (tasks, places) → (origins, places)."""
     return np.stack([np.bincount(column, minlength=origins) for column in shown.T], axis=1)
 
 
-def fairness(shown: Numbers) -> float | None:
+def order_p_value(shown: Numbers) -> float | None:
     """The p-value of the places of origins against orders drawn anew for every task; None for one origin.
 
     The statistic is Pearson's Σ (O − E)² / E over origins and places. Which responses a task has stays as it is, so the
@@ -68,10 +68,10 @@ def fairness(shown: Numbers) -> float | None:
     origins = int(shown.max()) + 1
     if origins < 2:
         return None
-    expected = np.repeat(place_counts(shown, origins).sum(1, keepdims=True) / shown.shape[1], shown.shape[1], axis=1)
+    expected = np.repeat(position_counts(shown, origins).sum(1, keepdims=True) / shown.shape[1], shown.shape[1], axis=1)
 
     def statistic(numbers: Numbers) -> float:
-        return float(((place_counts(numbers, origins) - expected) ** 2 / expected).sum())
+        return float(((position_counts(numbers, origins) - expected) ** 2 / expected).sum())
 
     seen, rng = statistic(shown), np.random.default_rng(0)
     drawn = [statistic(rng.permuted(shown, axis=1)) for _ in range(DRAWS)]

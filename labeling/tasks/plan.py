@@ -38,14 +38,14 @@ def plan_tasks(
     first, second = config.rankings.prompts, config.pairwise.prompts
     shares: dict[Kind, Sequence[ResponseSet]] = {
         "ranking": sets[:first],
-        "pairwise": [narrowed(row, pairs or {}) for row in sets[first : first + second]],
+        "pairwise": [keep_pair(row, pairs or {}) for row in sets[first : first + second]],
     }
     built = {kind: build_tasks(kind, of_kind, config.seed) for kind, of_kind in shares.items()}
     uids = {task.uid for tasks, _ in built.values() for task in tasks}
     sampled = {row.prompt.id: row.responses for row in sets}
     gold = gold_tasks(known, config.gold_tasks, uids, config.seed, sampled)
     return Planned(
-        tasks={kind: mixed(tasks, gold.tasks[kind], config.seed) for kind, (tasks, _) in built.items()},
+        tasks={kind: shuffle_in_gold(tasks, gold.tasks[kind], config.seed) for kind, (tasks, _) in built.items()},
         rejected=[row for _, unfit in built.values() for row in unfit] + gold.rejected,
         answers=gold.answers,
         collapsed=sum(len(row.responses) - len(distinct(row.responses)) for row in sets[: first + second]),
@@ -61,7 +61,7 @@ def plan_writing(config: LabelingConfig, prompts: Sequence[Prompt], sets: Sequen
     return build_writing_tasks(prompts[: config.demonstrations.prompts], drafts)
 
 
-def narrowed(row: ResponseSet, pairs: Mapping[str, tuple[str, str]]) -> ResponseSet:
+def keep_pair(row: ResponseSet, pairs: Mapping[str, tuple[str, str]]) -> ResponseSet:
     """The set reduced to the two responses that `pairs` names; unchanged without a pair, or for near-duplicates."""
     chosen = [response for response in row.responses if response.id in pairs.get(row.prompt.id, ())]
     if len(chosen) != 2 or nearly_same(chosen[0].text, chosen[1].text):
@@ -69,7 +69,7 @@ def narrowed(row: ResponseSet, pairs: Mapping[str, tuple[str, str]]) -> Response
     return row.model_copy(update={"responses": tuple(chosen)})
 
 
-def mixed(tasks: Sequence[Task], gold: Sequence[Task], seed: int) -> list[Task]:
+def shuffle_in_gold(tasks: Sequence[Task], gold: Sequence[Task], seed: int) -> list[Task]:
     """The tasks with gold tasks shuffled in, so that the position does not reveal them."""
     together = [*tasks, *gold]
     if gold:

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict
 from alignment.records import Record
 from labeling.config import Kind
 from labeling.errors import UnexpectedAnswer
-from labeling.locks import exclusively
+from labeling.locks import exclusive_lock
 from labeling.names import HASH_CHARACTERS, SIGNATURE, config_hash, title_of
 from labeling.screens.render import instruction, screen
 from labeling.server.client import LabelStudio, expect
@@ -69,7 +69,7 @@ def open_project(client: LabelStudio, kind: Kind, title: str, overlap: int) -> P
     Repeatable; two callers on one machine get the same project.
     """
     digest, whole = screen_hash(kind), full_title(kind, title)
-    with exclusively(f"{client.url} projects"):
+    with exclusive_lock(f"{client.url} projects"):
         found = [p for p in client.projects() if p["title"] == whole]
         if len(found) > 1:
             raise UnexpectedAnswer(f"{len(found)} projects are called {whole!r}: delete all but one")

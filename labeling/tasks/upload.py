@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from labeling.errors import TaskError
-from labeling.locks import exclusively
+from labeling.locks import exclusive_lock
 from labeling.names import uid_of
 from labeling.server.client import LabelStudio
 from labeling.tasks.projects import Project
@@ -19,7 +19,7 @@ def push(client: LabelStudio, project: Project, tasks: Sequence[Task]) -> Mappin
     """
     if any(task.kind != project.kind for task in tasks):
         raise TaskError(f"a {project.kind} project takes only {project.kind} tasks")
-    with exclusively(f"{client.url} project {project.id}"):
+    with exclusive_lock(f"{client.url} project {project.id}"):
         known = stored(client, project)
         missing = [task for task in tasks if task.uid not in known]
         ids = client.import_tasks(project.id, [{"data": task.data} for task in missing])

@@ -29,7 +29,7 @@ from flows.cli.main import app
 from labeling.config import Choice, LabelingConfig, PairwiseTasks, RankingTasks
 from labeling.server.client import LabelStudio
 from labeling.server.users import ensure_account
-from labeling.server.webhooks import webhook_is_there
+from labeling.server.webhooks import has_webhook
 from labeling.simulation.crew import ranking_result
 from labeling.store.sync import sync
 from labeling.tasks import projects
@@ -135,7 +135,7 @@ def test_more_tasks_another_overlap_and_demonstrations_are_added(on_server: Path
         "pairwise": (3, 1),
         "demonstration": (3, 2),
     }
-    assert all(webhook_is_there(owner, p["id"], "http://127.0.0.1:9/") for p in found.values())
+    assert all(has_webhook(owner, p["id"], "http://127.0.0.1:9/") for p in found.values())
     (row, *_) = owner.tasks(found["demonstration"]["id"], "id", "data", "total_predictions", "predictions")
     assert row["data"]["draft"] in {response.text for response in response_set(0).responses}
     assert "nothing to do" in open_(recipe, *more).output

@@ -6,7 +6,7 @@ import pytest
 
 from labeling.judgements.comparisons import comparisons, demonstrations
 from labeling.judgements.judgement import PairwiseJudgement, RankingJudgement, WrittenAnswer
-from labeling.judgements.parse import Strange, parse, parse_annotation
+from labeling.judgements.parse import InvalidAnnotation, parse, parse_annotation
 from labeling.tasks.tasks import Task, make_task
 from tests.labeling.helpers import response_set
 
@@ -199,7 +199,7 @@ def test_clicking_a_side_agrees_with_the_choice_or_with_a_tie() -> None:
 
 
 def test_an_annotation_of_nobody_is_strange() -> None:
-    with pytest.raises(Strange, match="no annotator"):
+    with pytest.raises(InvalidAnnotation, match="no annotator"):
         parse_annotation(annotation([preference("a_1")], by=None), PAIRWISE)
 
 

@@ -14,7 +14,7 @@ from labeling.judgements.judgement import Judged, PairwiseJudgement, RankingJudg
 from labeling.judgements.parse import parse_annotation
 from labeling.names import HASH_CHARACTERS
 from labeling.quality.assess import Assessment, assess
-from labeling.quality.known_answers import graded
+from labeling.quality.known_answers import gold_accuracy
 from labeling.quality.screening import SENIOR, disputes, distance
 from labeling.reports.figures import crew_figures
 from labeling.simulation.crew import deal, make_crew, utilities, work_on
@@ -139,7 +139,7 @@ def test_gold_answers_by_hand() -> None:
     order = [place[row.responses[i].text] for i in (0, 2, 3, 1)]
     said = RankingJudgement(annotation_id="1", annotator_id="5", task_uid=task.uid, created_at="", ranking=tuple(order))
     got, _ = comparisons([said], {task.uid: task})
-    graded_five = graded(got, gold.answers)["5"]
+    graded_five = gold_accuracy(got, gold.answers)["5"]
     assert graded_five.count == 2 and graded_five.share == 0.5
     # Wilson with one trial, none right: high = z² / (1 + z²) = 3.8415 / 4.8415; one wrong answer alone dooms nobody
     assert (graded_five.low, graded_five.high) == pytest.approx((0.0, 0.79346), abs=1e-5)
