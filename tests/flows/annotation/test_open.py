@@ -305,8 +305,8 @@ def test_what_cannot_be_opened_says_what_to_do(home: Path, monkeypatch: pytest.M
     missing = open_(recipe, "--plan")
     assert missing.exit_code == 1 and "name a file of response sets" in str(missing.exception)
     for told, words in (
-        (["labeling.people=[nobody]"], "'nobody' is no e-mail address"),
-        (["labeling.webhook=here"], "is no address"),
+        (["labeling.people=[nobody]"], "'nobody' is not an e-mail address"),
+        (["labeling.webhook=here"], "is not a URL"),
         (["labeling=null", "comparisons.sources=[{path: x.jsonl}]"], "x.jsonl"),
     ):
         refused = open_(recipe, "--plan", *(word for one in told for word in ("--set", one)))

@@ -219,7 +219,7 @@ def test_of_one_person_the_newest_counts_and_of_too_many_people_the_first() -> N
     parsed = parse(exported(PAIRWISE, *rows), [PAIRWISE], 2, "place")
     assert sorted(j.annotation_id for j in parsed.judgements) == ["3", "4"]
     reasons = {row.line: row.reason for row in parsed.quarantined}
-    assert "again later" in reasons[1] and "more than the 2" in reasons[2]
+    assert "superseded by a later" in reasons[1] and "exceeds the overlap of 2" in reasons[2]
 
 
 def test_judgements_of_a_task_go_by_annotator_and_not_by_who_was_faster() -> None:
@@ -234,7 +234,7 @@ def test_a_task_that_was_changed_on_the_server_is_not_believed() -> None:
     rows = exported(PAIRWISE, annotation([preference("a_1")]))
     rows[0]["data"] = PAIRWISE.data | {"response_a": "something else"}
     parsed = parse(rows, [PAIRWISE], 2, "place")
-    assert "does not show what was sent" in parsed.quarantined[0].reason
+    assert "differ from what was uploaded" in parsed.quarantined[0].reason
 
 
 def test_tasks_of_others_in_the_project_are_left_alone() -> None:

@@ -103,7 +103,7 @@ def test_setting_aside_loses_nothing_and_can_be_taken_back(
     assert {one.annotator_id for one in changed.quality if one.set_aside} == {"1", "7", "9"}
     (first,) = [one for one in changed.quality if one.annotator_id == "1"]
     assert first.concerns == ("excluded in labeling.quality.screening.exclude",) and first.weight == 0.0
-    with pytest.raises(ValidationError, match="take it out of one"):
+    with pytest.raises(ValidationError, match="remove it from one"):
         Screening(keep=("1",), exclude=("1",))
 
 

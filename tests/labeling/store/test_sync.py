@@ -196,7 +196,7 @@ def test_after_any_sequence_of_deeds_the_store_equals_the_server(
     assert gone | {number for numbers in deeds.here.values() for number in numbers} <= deeds.ever
     assert why(owner, store, deeds.project) == ""  # nothing is left to be found by reading everything
     before = in_the_store(store, deeds.project)
-    assert why(owner, store, deeds.project, whole=True) == "asked for"
+    assert why(owner, store, deeds.project, whole=True) == "requested"
     assert in_the_store(store, deeds.project) == before
 
 
@@ -332,14 +332,14 @@ def test_a_clock_that_was_put_back_makes_the_next_reading_a_whole_one(
     (impatient, faults), (project, tasks, ids) = faulty, opened(owner, "clock", 2)
     with patiently(impatient) as client:
         faults.clock = timedelta(hours=2)
-        assert why(client, store, project) == "it was never read before"
+        assert why(client, store, project) == "first sync"
         assert why(client, store, project) == ""
         faults.clock = timedelta()
         owner.annotate(ids[0], ranking_result(tasks[0].shown), 1.0)
-        assert why(client, store, project).startswith("the server's clock was put back")
+        assert why(client, store, project).startswith("the server's clock was set back")
         assert why(client, store, project) == ""
         faults.clock = timedelta(hours=25)
-        assert why(client, store, project) == "the last whole reading is a day old"
+        assert why(client, store, project) == "the last full read is a day old"
         assert in_the_store(store, project) == on_the_server(owner, project)
     assert why(owner, store, project) != ""  # at another address: not as if it were another project
     assert len(store.projects()) == 1
@@ -377,7 +377,7 @@ def test_a_server_that_fails_or_hangs_leaves_the_store_as_it_was(
     assert not store.projects()
     faults.failing = 1
     with patiently(impatient) as client:
-        assert why(client, store, project) == "it was never read before"
+        assert why(client, store, project) == "first sync"
     assert in_the_store(store, project) == on_the_server(owner, project)
 
 
