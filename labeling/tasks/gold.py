@@ -1,7 +1,8 @@
 """Gold tasks: tasks with a known answer, which look like ordinary ones.
 
 Known answers are comparisons ("this response is better than that one"). A prompt with three or more responses can be a
-ranking task, of which only the known pairs are graded; any known pair can be a pairwise task. The answer is never sent to the server.
+ranking task, of which only the known pairs are graded; any known pair can be a pairwise task. The answer is never
+sent to the server.
 """
 
 from collections import defaultdict

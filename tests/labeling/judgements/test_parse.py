@@ -157,7 +157,7 @@ STRANGE: list[tuple[Task, Any, str]] = [
     (RANKING, ["text"], "without a control name"),
     (RANKING, [RANKED], "'ranking' holds None"),
     (RANKING, [ranker(list(RANKING.shown))], "'confirm' is missing"),
-    (RANKING, [ranker(list(RANKING.shown)), ranker(list(RANKING.shown)), RANKED], "there twice"),
+    (RANKING, [ranker(list(RANKING.shown)), ranker(list(RANKING.shown)), RANKED], "duplicate control"),
     (RANKING, [ranker(list(RANKING.shown[:3])), RANKED], "not an order"),
     (RANKING, [ranker([*RANKING.shown[:3], RANKING.shown[0]]), RANKED], "not an order"),
     (RANKING, [ranker([*RANKING.shown[:3], "r_elsewhere"]), RANKED], "not an order"),

@@ -111,7 +111,7 @@ def test_the_colluding_give_themselves_away() -> None:
     said, tasks, answers = work(CrewConfig(annotators=6, colluding=2, careless_rate=0.5))
     found = assess(said, tasks, {}, QualityOptions(), answers)
     reasons = {one.annotator_id: " ".join(one.concerns) for one in found.quality}
-    assert "says the same as 6" in reasons["5"] and "says the same as 5" in reasons["6"]
+    assert "agrees with 6 on" in reasons["5"] and "agrees with 5 on" in reasons["6"]
 
 
 def test_gold_tasks_look_like_all_others_and_stay_out_of_training(
