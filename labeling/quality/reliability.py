@@ -7,9 +7,9 @@ Chen, Bennett, Collins-Thompson & Horvitz 2013, "Pairwise ranking aggregation in
 Responses have latent scores s, as in a reward model; annotator k follows the scores with probability η_k and reverses
 them otherwise: η = 1 errs only between responses of similar score, η = 1/2 is uninformative, η < 1/2 is reversed.
 
-Most responses have only two or three judgements, and scores fitted to them overfit the errors: everyone looks
-reliable. So the difference Δ of each pair is integrated out, Δ ~ N(0, τ²), and only η and τ are fitted, as the posterior
-mode of the product over pairs (a composite likelihood, Lindsay 1988: consistent although the pairs of a prompt are dependent).
+Most responses have only two or three judgements, and scores fitted to them overfit the errors: everyone looks reliable.
+So the difference Δ of each pair is integrated out, Δ ~ N(0, τ²), and only η and τ are fitted, as the posterior mode of
+the product over pairs (a composite likelihood, Lindsay 1988: consistent although the pairs of a prompt are dependent).
 
 All comparisons are used, including those held out later to test a reward model: the labels of held-out prompts and
 annotators inform the reliability of the others. Reward-model scores are never used.

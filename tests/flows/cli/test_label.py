@@ -65,5 +65,5 @@ def test_sync_and_status(home: Path, owner: LabelStudio, monkeypatch: pytest.Mon
     row = reports(annotation_store())[0].status
     assert row.deleted and row.done == row.lost == 2
     assert "gone from the server and kept here" in rlhf("status", *mine).output
-    with pytest.raises(CollectionLost, match=r"2 annotations of it are kept in .*annotations\.db\. Run the same"):
+    with pytest.raises(CollectionLost, match=r"its 2 annotations are kept in .*annotations\.db\. Run the same"):
         sync_annotations(owner, collection, annotation_store())

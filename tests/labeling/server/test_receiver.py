@@ -63,7 +63,7 @@ def test_only_a_message_wakes_and_the_rest_is_logged(
         assert announced(url, b"Transfer-Encoding: chunked").startswith(b"HTTP/1.0 411")
         assert announced(url, b"Content-Length: %d" % (LONGEST + 1)).startswith(b"HTTP/1.0 413")
         assert not wake.is_set()
-        assert len(caplog.messages) == 3 and all("ignored a message" in text for text in caplog.messages)
+        assert len(caplog.messages) == 3 and all("ignored a webhook" in text for text in caplog.messages)
         assert http.post(url, content=GOOD).status_code == 204
     assert wake.is_set()
 
@@ -78,7 +78,7 @@ def announced(url: str, length: bytes) -> bytes:
 def test_it_is_bound_to_loopback_and_a_taken_port_is_told(receiver: tuple[str, threading.Event]) -> None:
     port = int(receiver[0].rstrip("/").rpartition(":")[2])
     assert receiver[0].startswith("http://127.0.0.1:")
-    with pytest.raises(ListenFailed, match="name another with --port"), webhook_receiver(port, threading.Event()):
+    with pytest.raises(ListenFailed, match="choose another with --port"), webhook_receiver(port, threading.Event()):
         pass
     with socket.socket() as other, pytest.raises(ConnectionRefusedError):
         other.connect(("127.0.0.2", port))
