@@ -1,4 +1,4 @@
-"""A real server: accounts, projects, tasks, the crew, and back as comparisons."""
+"""Round trip through a real server: accounts, projects, tasks, simulated annotators, comparisons."""
 
 from collections import Counter
 from collections.abc import Mapping

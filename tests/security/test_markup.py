@@ -1,4 +1,4 @@
-"""What models and people wrote is text wherever it is shown: no HTML, no link, no picture, no new cell, no formula."""
+"""Text by models and people stays text wherever it is shown: no HTML, links, images, table cells or formulas."""
 
 from html.parser import HTMLParser
 

@@ -1,4 +1,4 @@
-"""Nothing listens beyond this machine unless it is told to."""
+"""Servers listen on loopback only unless configured otherwise."""
 
 import socket
 import threading

@@ -1,4 +1,4 @@
-"""The labelling stage against a real server: a crew with bad annotators, gold tasks, and people with a senior."""
+"""The labelling stage against a real server: simulated annotators with bad habits, gold tasks, and adjudication."""
 
 import json
 import random

@@ -1,4 +1,4 @@
-"""`rlhf label open` against a real server: plan, open, open again, a changed screen, accounts, budgets, choices."""
+"""`rlhf label open` against a real server: plan, open, reopen, changed label config, accounts, budgets, selection."""
 
 import json
 import re

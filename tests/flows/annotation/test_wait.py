@@ -1,4 +1,4 @@
-"""Runs that wait for people and runs that die, on a Prefect and an MLflow server of their own, with a real worker."""
+"""Waiting and dying runs, with their own Prefect and MLflow servers and a real worker."""
 
 import os
 import shlex

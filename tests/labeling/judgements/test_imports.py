@@ -1,4 +1,4 @@
-"""Exports of Label Studio's own pages as judgements and comparisons."""
+"""JSON exports of Label Studio as judgements and comparisons."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Strict parsing: what our screens make is understood, everything else is put aside with a reason."""
+"""Strict parsing: results of our label configs are parsed, anything else is quarantined with a reason."""
 
 from typing import Any
 

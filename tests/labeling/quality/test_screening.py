@@ -1,4 +1,4 @@
-"""Gold tasks, screening, seniors and weights, on a crew with bad annotators and without a server."""
+"""Gold tasks, screening, adjudication and weights, with bad simulated annotators and without a server."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The card of a data set: counts by hand."""
+"""The data card: hand-computed counts."""
 
 import pytest
 

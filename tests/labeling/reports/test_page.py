@@ -1,4 +1,4 @@
-"""The status page: what it says, that every text stays text, and how it looks in Chromium, light and dark."""
+"""The status page: content, escaping, and rendering in Chromium, light and dark."""
 
 import random
 from datetime import UTC, datetime, timedelta

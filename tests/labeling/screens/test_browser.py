@@ -1,4 +1,4 @@
-"""A person at work in a real browser: log in, read, rank, compare, flag, correct, write, skip."""
+"""An annotator in a real browser: log in, read, rank, compare, flag, correct, write, skip."""
 
 import re
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""The screens as label-studio-sdk reads them, and its verdict on annotations beside ours."""
+"""Label configs as label-studio-sdk reads them, and its validation of annotations compared with ours."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""The client against a server that misbehaves on purpose."""
+"""The client against a misbehaving server."""
 
 import json
 import threading

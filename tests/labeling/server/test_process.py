@@ -1,4 +1,4 @@
-"""Starting and stopping, with small programs in the server's place."""
+"""Starting and stopping a server, with small programs in its place."""
 
 import os
 import socket

@@ -1,4 +1,4 @@
-"""Webhooks wake a sync: through a real server, and whatever else arrives does no harm."""
+"""Webhooks trigger a sync, with a real server; any other request is harmless."""
 
 import logging
 import socket

@@ -1,4 +1,4 @@
-"""The store only adds, whatever is asked of it, and the status that is worked out from it."""
+"""The store is append-only, and the status computed from it."""
 
 import sqlite3
 from contextlib import closing

@@ -1,4 +1,4 @@
-"""The store against a real server: what it has after a sync is what the server has, whatever happened in between."""
+"""The store against a real server: after a sync it equals the server, whatever happened in between."""
 
 import multiprocessing
 import random

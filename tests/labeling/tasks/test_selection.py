@@ -1,4 +1,4 @@
-"""What to label, by hand arithmetic: near-duplicates, disagreement, policies, budgets, and the order on the screen."""
+"""Selection by hand-computed values: near-duplicates, disagreement, policies, budgets, and the order of responses."""
 
 import math
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Tasks are blind, repeatable, and do not favour a position."""
+"""Tasks are blind, deterministic, and favour no position."""
 
 import json
 from collections import Counter
