@@ -3,7 +3,7 @@
 set -eu
 for name in $(env | sed -n 's/^\([A-Z_]*\)_FILE=\/run\/secrets\/.*/\1/p'); do
     eval "file=\$${name}_FILE"
-    [ -r "$file" ] || { echo "secrets.sh: $file (${name}_FILE) cannot be read: mount the secret there" >&2; exit 1; }
+    [ -r "$file" ] || { echo "secrets.sh: $file of ${name}_FILE cannot be read: mount the secret there" >&2; exit 1; }
     export "$name=$(cat "$file")"
     unset "${name}_FILE"
 done
