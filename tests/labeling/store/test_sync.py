@@ -250,7 +250,7 @@ def test_a_deleted_project_is_marked_and_what_was_judged_still_counts(
     assert pull_collection(owner, collection, store) == before
     (synced,) = sync_collection(owner, collection, store)
     assert synced.project.deleted and len(store.lost(synced.project.project)) == 2
-    with pytest.raises(UnexpectedAnswer, match=r"has no project .* Run the same command again"):
+    with pytest.raises(UnexpectedAnswer, match=r"has no project .* run the same command again"):
         pull_collection(owner, collection)
     again = open_sets(owner, config, sets, tmp_path)
     assert again.batches[0].project.id != batch.project.id
