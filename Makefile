@@ -1,13 +1,13 @@
-# Everything sets itself up: Python 3.11 or newer and make are all that is needed beforehand.
+# Requirements: Python 3.11 or newer, and make. Every target installs what it needs.
 #
 #   make demo    install, start the servers, run the recipe `town`, print the report and the addresses
-#   make test    tests              make check   ruff, mypy --strict, the architecture test, docs, known faults of packages
-#   make test-fast   what needs no server and no browser and takes seconds: under two minutes in all
-#   make test-long   the production profile, deployments in a browser, waiting runs, several processes: minutes each
-#   make chaos   kills a pipeline, its worker and its servers at random moments, for minutes
+#   make test    tests              make check   ruff, mypy --strict, the architecture test, docs, audit of dependencies
+#   make test-fast   tests without server, browser or training: under two minutes
+#   make test-long   slow tests, minutes each: production profile, deployments in a browser, waiting runs, processes
+#   make chaos   chaos tests: kill a pipeline, its worker and its servers at random moments; takes minutes
 #   make docs    the documentation site, into site/
-#   make audit   known faults of the packages that are installed, where PyPI's service for them can be reached
-#   make up      start the servers  make down    stop them          make clean   remove what can be made again
+#   make audit   check the pinned packages for known vulnerabilities; skipped if PyPI cannot be reached
+#   make up      start the servers  make down    stop them          make clean   remove build and cache files
 
 SHELL := /bin/bash
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3.13 || command -v python3)
@@ -48,13 +48,13 @@ check: $(READY)
 	@$(MAKE) --no-print-directory docs
 	@$(MAKE) --no-print-directory audit
 
-# `pip-audit` counts a package that its service does not know as well, so the service is asked for one with a known fault
-# first. Without a network this says that nothing was looked at, and fails nothing.
+# pip-audit does not fail if its service is unusable, so audit.py first queries a release with a known vulnerability.
+# Without a network the audit is skipped, with a message and exit code 0.
 audit: $(READY)
 	@$(BIN)/python deploy/audit.py requirements.lock requirements-label-studio.lock
 
-# Material for MkDocs prints a notice about its own end of life on every build unless this variable is set.
-# Not --quiet: it would keep warnings from --strict as well.
+# The variable suppresses a notice that Material for MkDocs prints on every build.
+# --quiet would also suppress the warnings that --strict turns into errors.
 docs: $(READY)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
@@ -75,13 +75,13 @@ setup: $(READY) $(LABEL_STUDIO_READY)
 
 $(READY): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
-		|| { echo "Python 3.11 or newer is needed; say which with: make PYTHON=/path/to/python3.11"; exit 1; }
+		|| { echo "Python 3.11 or newer is required; choose it with: make PYTHON=/path/to/python3.11"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install $(PIP_FLAGS) -r requirements.lock
 	$(BIN)/python -m pip install $(PIP_FLAGS) --no-deps -e .
 	touch $@
 
-# Label Studio pins versions that Prefect cannot live with, so it has an environment of its own.
+# Label Studio's pinned dependencies conflict with Prefect's, so it has its own environment.
 $(LABEL_STUDIO_READY): requirements-label-studio.lock
 	test -x $(LABEL_STUDIO)/bin/python || $(PYTHON) -m venv $(LABEL_STUDIO)
 	$(LABEL_STUDIO)/bin/python -m pip install $(PIP_FLAGS) -r requirements-label-studio.lock
@@ -89,8 +89,8 @@ $(LABEL_STUDIO_READY): requirements-label-studio.lock
 
 browser:
 	@if [ -z "$(BROWSER)" ]; then \
-		echo "The browser tests need Chromium or Chrome: 'apt-get install chromium' on Debian,"; \
-		echo "'brew install --cask chromium' on a Mac; without one they are skipped."; \
+		echo "The browser tests need Chromium or Chrome and are skipped without it:"; \
+		echo "'apt-get install chromium' on Debian, 'brew install --cask chromium' on macOS."; \
 	fi
 
 clean:

@@ -1,4 +1,4 @@
-"""Make MLflow's bucket in the S3-compatible store where it is missing; boto3's variables say where that is."""
+"""Create MLflow's bucket in the S3-compatible store if it is missing; configured by boto3's environment variables."""
 
 import os
 
@@ -14,4 +14,4 @@ except ClientError as error:
     if error.response["Error"]["Code"] != "404":
         raise
     store.create_bucket(Bucket=NAME)
-print(f"bucket {NAME} is there")
+print(f"bucket {NAME} exists")

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Runs a command with secrets from files: NAME_FILE=/run/secrets/name becomes NAME with what the file holds.
+# Runs a command with secrets from files: NAME_FILE=/run/secrets/name becomes NAME with the content of the file.
 set -eu
 for name in $(env | sed -n 's/^\([A-Z_]*\)_FILE=\/run\/secrets\/.*/\1/p'); do
     eval "file=\$${name}_FILE"

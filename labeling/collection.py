@@ -1,4 +1,4 @@
-"""The public interface of the package: open a collection of judgements, measure its progress, simulate it, pull it."""
+"""The public interface of the package: open a collection, measure its progress, simulate it, pull judgements."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -44,13 +44,13 @@ class Batch(Record):
 
     @property
     def needed(self) -> int:
-        """How many judgements are asked for."""
+        """Number of judgements required: tasks × overlap."""
         return len(self.tasks) * self.project.overlap
 
 
 class Collection(Record):
-    """All tasks that annotators were given. `rejected` are response sets of which no task could be built, `answers`
-    the known answers of gold tasks."""
+    """All tasks of a collection. `rejected` are response sets that no task could be built from, `answers` the known
+    answers of gold tasks."""
 
     batches: tuple[Batch, ...]
     rejected: tuple[Rejected, ...] = ()
@@ -81,10 +81,10 @@ class Progress(Record):
 
 
 class Pulled(Assessment):
-    """The assessed judgements of a collection. `said` has every judgement, also of gold tasks and by seniors."""
+    """The assessed judgements of a collection. `all_judgements` includes gold tasks and senior annotators."""
 
     quarantined: list[Rejected]
-    said: list[Judged]
+    all_judgements: list[Judged]
     judgements: int
     skips: int
 
@@ -100,7 +100,7 @@ class CrewReport(Record):
 def open_planned(client: LabelStudio, config: LabelingConfig, planned: Planned, out: Path) -> Collection:
     """Store the planned tasks on the server, each kind in a project of its own, and write `out/collection.json`.
 
-    Idempotent: projects and tasks that are there already are used again.
+    Idempotent: existing projects and tasks are reused.
     """
     batches = [
         _open_batch(client, kind, config.title, config.overlaps[kind], tasks)
@@ -108,7 +108,7 @@ def open_planned(client: LabelStudio, config: LabelingConfig, planned: Planned, 
         if tasks
     ]
     collection = Collection(batches=tuple(batches), rejected=tuple(planned.rejected), answers=planned.answers)
-    return _written(collection, out)
+    return _write_collection(collection, out)
 
 
 def open_adjudication(
@@ -120,7 +120,7 @@ def open_adjudication(
     for dispute in disputed:
         kinds.setdefault(dispute.kind, []).append(tasks[dispute.task_uid])
     batches = tuple(_open_batch(client, kind, f"{title} {FINAL}", 1, of_kind) for kind, of_kind in kinds.items())
-    return _written(Collection(batches=batches), out)
+    return _write_collection(Collection(batches=batches), out)
 
 
 def _open_batch(client: LabelStudio, kind: Kind, title: str, overlap: int, tasks: Sequence[Task]) -> Batch:
@@ -128,7 +128,7 @@ def _open_batch(client: LabelStudio, kind: Kind, title: str, overlap: int, tasks
     return Batch(project=project, tasks=tuple(tasks), task_ids=dict(push(client, project, tasks)))
 
 
-def _written(collection: Collection, out: Path) -> Collection:
+def _write_collection(collection: Collection, out: Path) -> Collection:
     out.mkdir(parents=True, exist_ok=True)
     temporary = out / (COLLECTION_FILE + ".partial")
     temporary.write_text(collection.model_dump_json(), encoding="utf-8")
@@ -150,8 +150,8 @@ def sync_collection(client: LabelStudio, collection: Collection, store: Store) -
     for batch, result in zip(collection.batches, synced, strict=True):
         if result is None or result.project.title != batch.project.title:
             raise UnexpectedAnswer(
-                f"{client.url} has no project {batch.project.id} called {batch.project.title!r}: was the server "
-                "set up again? Run the same command again to open the project"
+                f"{client.url} has no project {batch.project.id} titled {batch.project.title!r}. If the server was "
+                "set up anew, run the same command again to create the project"
             )
     return [result for result in synced if result is not None]
 
@@ -164,11 +164,11 @@ def progress(collection: Collection, store: Store, synced: Sequence[Synced]) -> 
     """
     by_kind: dict[str, tuple[int, int]] = {}
     for batch, result in zip(collection.batches, synced, strict=True):
-        ours = set(batch.task_ids.values())
+        task_ids = set(batch.task_ids.values())
         judged = [
             sum(not annotation["was_cancelled"] for annotation in row["annotations"])
             for row in store.current(result.project.project)
-            if row["id"] in ours
+            if row["id"] in task_ids
         ]
         by_kind[batch.project.kind] = (sum(min(count, batch.project.overlap) for count in judged), batch.needed)
     done, needed = (sum(counts[i] for counts in by_kind.values()) for i in (0, 1))
@@ -205,13 +205,15 @@ def pull_collection(
     kept. Judgements in the collection `senior` replace those of other annotators on the same tasks.
     """
     judgements, quarantined, skips = _pull_all(client, collection, store)
-    settled, strange, _ = _pull_all(client, senior, store) if senior else ([], [], {})
-    assessed = assess(judgements, collection.tasks, skips, options or QualityOptions(), collection.answers, settled)
+    senior_judgements, senior_quarantined, _ = _pull_all(client, senior, store) if senior else ([], [], {})
+    assessed = assess(
+        judgements, collection.tasks, skips, options or QualityOptions(), collection.answers, senior_judgements
+    )
     return Pulled(
         **dict(assessed),
-        quarantined=quarantined + strange,
-        said=judgements + settled,
-        judgements=len(judgements) + len(settled),
+        quarantined=quarantined + senior_quarantined,
+        all_judgements=judgements + senior_judgements,
+        judgements=len(judgements) + len(senior_judgements),
         skips=sum(skips.values()),
     )
 
@@ -222,16 +224,16 @@ def crew_temperature(crew: Sequence[Annotator], collection: Collection, judge: J
         return config.temperature
     tasks = collection.tasks.values()
     careful = [annotator for annotator in crew if annotator.habit == "careful"]
-    crew = careful if len(careful) > 1 else crew  # the agreement asked for is that of careful annotators
+    crew = careful if len(careful) > 1 else crew  # `agreement` is defined over careful annotators
     scored = [[utilities(annotator, task.data, task.prompt.id, judge) for annotator in crew] for task in tasks]
     return fitting_temperature(crew, scored, config.agreement)
 
 
 def simulate_collection(owner: LabelStudio, collection: Collection, config: CrewConfig, judge: Judge) -> CrewReport:
-    """Let the simulated crew complete the collection through the API, each with an account and a token.
+    """Have simulated annotators complete the collection through the API, each with an account and a token.
 
-    `judge(prompt id, response text)` gives a score in 0..1 by criterion. `owner` must be allowed to
-    invite. Idempotent: finished judgements are not repeated.
+    `judge(prompt id, response text)` returns a score in 0..1 by criterion. `owner` must be allowed to invite users.
+    Idempotent: finished judgements are not repeated.
     """
     crew = make_crew(config)
     accounts = crew_accounts(owner, crew)

@@ -1,15 +1,15 @@
 """Errors of the labeling package.
 
 LabelingError
-├── ServerUnavailable      no answer, or 5xx answers through all retries
-├── ServerStartFailed      a server that we started did not become ready
-├── BadCredentials         the token or the password is not accepted
+├── ServerUnavailable      no response, or 5xx responses through all retries
+├── ServerStartFailed      a server that was started did not become ready
+├── BadCredentials         the token or the password was refused
 ├── RequestRefused         the server refused a request (4xx)
-├── UnexpectedAnswer       an answer that does not have the shape that the API documents
-├── TaskError              response sets of which no task can be built
+├── UnexpectedAnswer       a response that does not have the documented format
+├── TaskError              input that no task can be built from
 ├── WebhookRefused         the server does not call the address of a webhook
 ├── ListenFailed           webhooks cannot be received
-├── StoreError             the annotation store's file is not one, or has another format
+├── StoreError             the file is not an annotation store, or has another format
 ├── CollectionLost         a project was deleted in Label Studio while people worked in it
 └── CollectionIncomplete   the deadline passed with too few judgements
 """
@@ -20,18 +20,18 @@ class LabelingError(Exception):
 
 
 class ServerUnavailable(LabelingError):
-    """Label Studio cannot be reached, or keeps failing."""
+    """Label Studio cannot be reached, or all retries failed."""
 
     def __init__(self, url: str, cause: object) -> None:
         super().__init__(
             f"Label Studio at {url} does not answer ({cause}). `rlhf up` starts the local server; "
-            "for a server of your own check the labeling.url of the recipe."
+            "for another server check labeling.url in the recipe."
         )
         self.url = url
 
 
 class ServerStartFailed(LabelingError):
-    """The server process ended, or its port was taken, before it was ready."""
+    """The server process exited, or its port was in use, before it was ready."""
 
 
 class BadCredentials(LabelingError):
@@ -39,8 +39,8 @@ class BadCredentials(LabelingError):
 
     def __init__(self, url: str, who: str) -> None:
         super().__init__(
-            f"Label Studio at {url} refused the credentials of {who}. Tokens and passwords count only when an account "
-            "is first created: use those of that time, or read the token on the server's Account page."
+            f"Label Studio at {url} refused the credentials of {who}. Tokens and passwords are set when an account "
+            "is first created: use the original ones, or read the token on the server's Account page."
         )
 
 
@@ -53,11 +53,11 @@ class RequestRefused(LabelingError):
 
 
 class UnexpectedAnswer(LabelingError):
-    """The server's answer does not have the documented shape."""
+    """The server's response does not have the documented format."""
 
 
 class TaskError(LabelingError):
-    """Response sets of which no task can be built."""
+    """No task can be built from the input."""
 
 
 class WebhookRefused(LabelingError):
@@ -75,10 +75,10 @@ class StoreError(LabelingError):
 class CollectionLost(LabelingError):
     """A project of the collection was deleted on the server."""
 
-    def __init__(self, title: str, kept: int, place: object) -> None:
+    def __init__(self, title: str, kept: int, path: object) -> None:
         super().__init__(
-            f"the project {title!r} was deleted in Label Studio; {kept} annotations of it are kept in {place}. "
-            "Run the same command again: it opens the project anew"
+            f"the project {title!r} was deleted in Label Studio; its {kept} annotations are kept in {path}. "
+            "Run the same command again to create the project anew"
         )
 
 

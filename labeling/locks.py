@@ -10,11 +10,11 @@ from pathlib import Path
 
 
 @contextmanager
-def exclusively(name: str) -> Iterator[None]:
-    """Hold the lock called `name` against other processes and threads of this user on this machine."""
-    folder = Path(tempfile.gettempdir()) / f"rlhf-flows-locks-{os.getuid()}"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    path = folder / f"{hashlib.sha256(name.encode()).hexdigest()[:16]}.lock"
+def exclusive_lock(name: str) -> Iterator[None]:
+    """Hold the lock `name`, exclusive among all processes and threads of this user on this machine."""
+    directory = Path(tempfile.gettempdir()) / f"rlhf-flows-locks-{os.getuid()}"
+    directory.mkdir(mode=0o700, exist_ok=True)
+    path = directory / f"{hashlib.sha256(name.encode()).hexdigest()[:16]}.lock"
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

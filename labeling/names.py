@@ -1,4 +1,4 @@
-"""Identifiers by which our projects and tasks are recognised on a server: titles, label config hashes, task uids."""
+"""Identifiers that mark our projects and tasks on a server: titles, label config hashes, task uids."""
 
 import hashlib
 import re
@@ -14,7 +14,7 @@ TITLE = re.compile(rf"(?P<name>.*) (?P<kind>{'|'.join(get_args(Kind))}) \[(?P<sc
 
 
 class Title(Record):
-    """The parts of a project title of ours; `screen_hash` is the hash of the label config it was created with."""
+    """The parts of a project title; `screen_hash` is the hash of the label config that the project was created with."""
 
     name: str
     kind: Kind

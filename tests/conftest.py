@@ -1,4 +1,4 @@
-"""What several folders of tests share: one real Label Studio server for all of them, and a place to run pipelines."""
+"""Shared fixtures: one real Label Studio server for all tests, and a home for pipeline runs."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Equality but for rounding: sums in another order, by other kernels, processors or threads, differ a little."""
+"""Equality up to rounding: the order of sums, kernels, processors and threads change results slightly."""
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager

@@ -1,4 +1,4 @@
-"""The import rules and the limits on size that keep the tree readable, checked on the syntax of every file."""
+"""Import rules and size limits, checked on the syntax tree of every file."""
 
 import ast
 from collections.abc import Iterator

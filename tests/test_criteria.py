@@ -1,4 +1,4 @@
-"""The criteria are one table: a row more is seen, parsed, scored, counted and drawn, and nothing else is touched."""
+"""The criteria are one table: an added row is shown, parsed, scored, counted and plotted without other changes."""
 
 import json
 import re

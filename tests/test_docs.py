@@ -1,4 +1,4 @@
-"""The pages are true: commands and options exist, examples run, recipes validate, defaults and values are listed."""
+"""Documentation checks: commands and options exist, examples run, recipes validate, defaults and values are listed."""
 
 import ast
 import json

@@ -1,4 +1,4 @@
-"""The recipe `hh`, cut down, on data and a model of others; skipped where the data is not at hand."""
+"""The recipe `hh`, reduced, on external data and an external model; skipped without the data."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The recipe `oasst`, cut down: rankings made elsewhere train a reward model; skipped where the data is not at hand."""
+"""The recipe `oasst`, reduced: external rankings train a reward model; skipped without the data."""
 
 import json
 from pathlib import Path

@@ -12,7 +12,7 @@ from alignment.errors import ArtifactError
 from alignment.records import Record
 from flows.home import home_directory
 from labeling.errors import BadCredentials
-from labeling.locks import exclusively
+from labeling.locks import exclusive_lock
 from labeling.server.client import LabelStudio
 from labeling.server.users import ensure_account, members
 
@@ -64,7 +64,7 @@ def ensure_people(owner: LabelStudio, emails: Iterable[str]) -> dict[str, State]
 
     Each account is written to the file before the next is created.
     """
-    with exclusively(f"accounts {home_directory()}"):
+    with exclusive_lock(f"accounts {home_directory()}"):
         before = states(owner, emails)
         for email, state in before.items():
             if state not in ("new", "token changed"):

@@ -161,7 +161,7 @@ def write_output(
     `quarantine.jsonl`), all judgements (`judgements.jsonl`), `disputed.jsonl`, statistics with plots, and screens."""
     quarantined = [*unread, *collection.rejected, *pulled.quarantined]
     write_records(out / "comparisons.jsonl", [*pulled.comparisons, *pulled.ties])
-    write_records(out / "judgements.jsonl", pulled.said)
+    write_records(out / "judgements.jsonl", pulled.all_judgements)
     write_records(out / "quarantine.jsonl", quarantined)
     write_records(out / "gold.jsonl", pulled.gold)
     write_records(out / "set_aside.jsonl", pulled.set_aside)

@@ -19,7 +19,7 @@ from labeling.config import Kind, LabelingConfig
 from labeling.reports.effort import Pace, hours
 from labeling.server.client import LabelStudio
 from labeling.server.users import invite_link
-from labeling.server.webhooks import ensure_webhook, webhook_is_there
+from labeling.server.webhooks import ensure_webhook, has_webhook
 from labeling.tasks.balance import Balance, balance
 from labeling.tasks.plan import Planned, plan_tasks, plan_writing
 from labeling.tasks.projects import full_title, project_versions
@@ -118,7 +118,7 @@ def _project(owner: LabelStudio, planning: Planning, kind: Kind) -> ProjectState
         len(uids - existing),
         None if overlap == config.overlaps[kind] else overlap,
         older,
-        config.webhook is not None and not webhook_is_there(owner, number, config.webhook),
+        config.webhook is not None and not has_webhook(owner, number, config.webhook),
     )
 
 

@@ -122,11 +122,11 @@ def listen(
 ) -> None:
     """Keep the local store synchronised until Ctrl-C: on each webhook of Label Studio, and periodically."""
     from flows.annotation.label_studio import annotation_store
-    from labeling.server.receiver import receiving, sync_when_woken
+    from labeling.server.receiver import sync_when_woken, webhook_receiver
     from labeling.store import sync as syncing
 
     store, wake = annotation_store(), Event()
-    with _label_studio() as client, receiving(port, wake) as url:
+    with _label_studio() as client, webhook_receiver(port, wake) as url:
         typer.echo(f"listening for Label Studio's webhooks at {url} (labeling.webhook); Ctrl-C stops")
 
         def once() -> None:

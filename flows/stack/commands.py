@@ -143,7 +143,9 @@ def label_studio_launch(site: Site, settings: label_studio.ServerSettings, confi
         password = site.credentials.secrets.label_studio_database_password
         command = gunicorn.command(settings, configuration)
         switches |= gunicorn.switches(settings, host, port, postgres.DATABASES["label-studio"], password)
-    return Launch(command=tuple(command), switches=switches, directory=settings.working_dir, leaky=label_studio.LEAKY)
+    return Launch(
+        command=tuple(command), switches=switches, directory=settings.working_dir, leaky=label_studio.EXCLUDED_PREFIXES
+    )
 
 
 def _label_studio(site: Site) -> Launch:

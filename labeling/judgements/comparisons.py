@@ -14,7 +14,7 @@ STRONGEST = 3
 def from_ranking(judgement: RankingJudgement, task: Task) -> list[Comparison]:
     """All C(K,2) pairs of a ranking; the strength is the distance in ranks, at most 3, and 0 within a tie.
 
-    No order: all pairs are ties. Could not be judged: no pairs.
+    Without an order all pairs are ties; with `cannot_judge` there are no pairs.
     """
     if judgement.cannot_judge:
         return []
@@ -28,7 +28,7 @@ def from_ranking(judgement: RankingJudgement, task: Task) -> list[Comparison]:
 
 
 def from_pairwise(judgement: PairwiseJudgement, task: Task) -> Comparison:
-    """The pair, its strength, and for each criterion that was rated on both sides the difference in stars."""
+    """The pair, its strength, and the difference in stars for each criterion rated on both sides."""
     a, b = task.shown
     sides = ("a", "b") if judgement.preference >= 0 else ("b", "a")
     chosen, rejected = (a, b) if judgement.preference >= 0 else (b, a)
@@ -44,12 +44,12 @@ def from_pairwise(judgement: PairwiseJudgement, task: Task) -> Comparison:
 def _comparison(
     judgement: Judgement, task: Task, chosen: str, rejected: str, strength: int, criteria: dict[str, int] | None = None
 ) -> Comparison:
-    good, bad = task.responses[chosen], task.responses[rejected]
+    better, worse = task.responses[chosen], task.responses[rejected]
     return Comparison(
-        id=stable_id("cmp", judgement.task_uid, judgement.annotation_id, *sorted((good.id, bad.id))),
+        id=stable_id("cmp", judgement.task_uid, judgement.annotation_id, *sorted((better.id, worse.id))),
         prompt=task.prompt,
-        chosen=good,
-        rejected=bad,
+        chosen=better,
+        rejected=worse,
         strength=strength,
         criteria=criteria or {},
         annotation_id=judgement.annotation_id,
@@ -62,7 +62,7 @@ def _comparison(
 def comparisons(
     judgements: Iterable[Judgement], tasks: Mapping[str, Task]
 ) -> tuple[list[Comparison], list[Comparison]]:
-    """All comparisons of rankings and pairwise judgements: (those with a winner, ties of strength 0)."""
+    """(Comparisons with a winner, ties of strength 0) of all ranking and pairwise judgements."""
     rows: list[Comparison] = []
     for judgement in judgements:
         task = tasks[judgement.task_uid]

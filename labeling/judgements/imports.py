@@ -1,9 +1,9 @@
 """Import of a project's JSON export from Label Studio as judgements and comparisons.
 
-Such a file is what people download by hand, or what is left of a server that is gone. The task as it was shown stands
-in it, so it is enough by itself; the ids of responses are the opaque ones of the task. Screens other than ours, and
-annotations that our screens do not make, are put aside with file, line and reason. The line is the number of the task
-in the file, or the id of the annotation.
+Such a file is downloaded by hand, or is the only copy left of a server. It contains the tasks as shown, so no other
+input is needed; the ids of responses are the opaque ones of the task. Tasks and annotations that our label
+configs cannot have produced are quarantined with file, line and reason. The line is the position of the task in the
+file, or the id of the annotation.
 """
 
 import json
@@ -33,7 +33,7 @@ from labeling.names import title_of
 from labeling.tasks.tasks import SPEAKERS, Task, completed
 
 ROLES = {name: role for role, name in SPEAKERS.items()}
-NO_LIMIT = 1_000_000  # an export does not say how many judgements a task was meant to have
+NO_LIMIT = 1_000_000  # an export does not contain the overlap
 
 
 class Imported(Record):
@@ -48,7 +48,7 @@ class Imported(Record):
 
 
 def import_export(path: Path) -> Imported:
-    """Read a project's JSON export. Raises TaskError for a file that is none."""
+    """Read a project's JSON export. Raises TaskError for any other file."""
     tasks: dict[str, Task] = {}
     rows: list[Mapping[str, Any]] = []
     rejected: list[Rejected] = []
@@ -56,7 +56,7 @@ def import_export(path: Path) -> Imported:
         try:
             task = task_of(row)
             if task.uid in tasks:
-                raise TaskError("the same task came before in this file")
+                raise TaskError("duplicate of an earlier task in this file")
         except ValidationError as error:
             rejected.append(Rejected(file=str(path), line=number, reason=first_problem(error), row=row))
         except TaskError as error:
@@ -80,28 +80,28 @@ def _read(path: Path) -> list[Any]:
     try:
         rows = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise TaskError(f"{path} is no JSON that can be read ({error}); export the project as JSON") from error
+        raise TaskError(f"{path} is not valid JSON ({error}); export the project as JSON") from error
     if not isinstance(rows, list):
-        raise TaskError(f"{path} holds no list of tasks; export the project as JSON, not JSON-MIN or CSV")
+        raise TaskError(f"{path} is not a list of tasks; export the project as JSON, not JSON-MIN or CSV")
     return rows
 
 
 def task_of(row: Any) -> Task:
-    """The task of a row of an export. Raises TaskError for what no screen of ours shows."""
+    """The task in a row of an export. Raises TaskError if it is not a task of ours."""
     data = row.get("data") if isinstance(row, Mapping) else None
     if not isinstance(data, Mapping) or not isinstance(row.get("annotations"), list):
-        raise TaskError("no task with `data` and `annotations`; export the project as JSON, not JSON-MIN or CSV")
+        raise TaskError("not a task with `data` and `annotations`; export the project as JSON, not JSON-MIN or CSV")
     if not all(isinstance(raw, Mapping) for raw in row["annotations"]):
-        raise TaskError("an annotation that is no object")
+        raise TaskError("an annotation is not an object")
     kind, responses = _shown(data)
     messages = _messages(data)
     prompt = Prompt(id=stable_id("p", *(f"{m.role}:{m.content}" for m in messages)), messages=messages)
     if not isinstance(data.get("uid"), str) or not data["uid"]:
-        raise TaskError("a task without our `uid`: it was not made by this program")
+        raise TaskError("the task has no `uid`: it was not created by rlhf-flows")
     draft = data.get("draft", "") if kind == "demonstration" else ""
     task = Task(uid=data["uid"], kind=kind, prompt=prompt, responses=responses, draft=draft)
     if task.data != completed(data):
-        raise TaskError("the task holds more, or other, than our screens show")
+        raise TaskError("the task's data differ from what rlhf-flows uploads")
     return task
 
 
@@ -113,14 +113,14 @@ def _shown(data: Mapping[str, Any]) -> tuple[Kind, dict[str, Response]]:
     if "responses" in data:
         listed = data["responses"]
         if not isinstance(listed, list) or not all(isinstance(item, Mapping) for item in listed):
-            raise TaskError("`responses` is no list of objects")
+            raise TaskError("`responses` is not a list of objects")
         return "ranking", _responses([(item.get("id"), item.get("body")) for item in listed])
     return "demonstration", {}
 
 
 def _responses(pairs: list[tuple[Any, Any]]) -> dict[str, Response]:
     if len({identity for identity, _ in pairs if isinstance(identity, str)}) < len(pairs) or not 2 <= len(pairs) <= 9:
-        raise TaskError("a task shows 2 to 9 responses, each under an id of its own")
+        raise TaskError("a task needs 2 to 9 responses with unique ids")
     return {identity: Response(id=identity, text=text) for identity, text in pairs}
 
 
@@ -128,17 +128,17 @@ def _messages(data: Mapping[str, Any]) -> tuple[Message, ...]:
     """The conversation that was shown."""
     before = data.get("before", [])
     if not isinstance(before, list) or not all(isinstance(turn, Mapping) for turn in before):
-        raise TaskError("`before` is no list of turns")
+        raise TaskError("`before` is not a list of turns")
     turns = [{"role": ROLES.get(str(turn.get("who"))), "content": turn.get("text")} for turn in before]
     turns.append({"role": "user", "content": data.get("prompt")})
     return tuple(Message.model_validate(turn) for turn in turns)
 
 
 def tasks_of(title: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, Task]:
-    """Tasks rebuilt from the server's data, by uid, with which annotations can be parsed and compared.
+    """Tasks rebuilt from the server's data, by uid, for parsing and comparing annotations.
 
-    `title` is the project's title; without our format there are no tasks. A task's opaque response ids are the same for
-    all its annotators, so agreement is exact; the models behind the responses are not known.
+    `title` is the project's title; if it does not have our format the result is empty. A task's opaque response ids are
+    the same for all annotators, so agreement is exact; the models behind the responses are unknown.
     """
     tasks = {}
     for row in rows if title_of(title) else ():

@@ -26,20 +26,20 @@ class Parsed(Record):
     skips: dict[str, int]
 
 
-class Strange(Exception):
+class InvalidAnnotation(Exception):
     """An annotation that our labeling interface cannot have produced."""
 
 
 def parse(exported: Sequence[Mapping[str, Any]], tasks: Iterable[Task], overlap: int, source: str) -> Parsed:
-    """Sort exported annotations into judgements, skips and the quarantine.
+    """Sort exported annotations into judgements, skips and quarantined rows.
 
-    `exported` has the shape of an export and of `Store.current`; rows of other tasks than `tasks` are ignored. An
-    annotator's newest annotation of a task counts; with more than `overlap` annotators the earliest ones count.
+    `exported` has the shape of an export and of `Store.current`; rows of tasks not in `tasks` are ignored. An
+    annotator's newest annotation of a task counts; with more than `overlap` annotators, the earliest ones count.
     `source` names the project in quarantined rows.
     """
     by_uid = {task.uid: task for task in tasks}
     skips: dict[str, int] = defaultdict(int)
-    strange: list[tuple[Mapping[str, Any], str]] = []
+    invalid: list[tuple[Mapping[str, Any], str]] = []
     originals: dict[str, Mapping[str, Any]] = {}
     by_task: dict[str, list[Judged]] = defaultdict(list)
     for row, raw in ((task_row, raw) for task_row in exported for raw in task_row["annotations"]):
@@ -52,19 +52,21 @@ def parse(exported: Sequence[Mapping[str, Any]], tasks: Iterable[Task], overlap:
         originals[str(raw.get("id"))] = raw
         try:
             if completed(row["data"]) != task.data:
-                raise Strange("the task on the server does not show what was sent")
+                raise InvalidAnnotation("the task's data on the server differ from what was uploaded")
             by_task[task.uid].append(parse_annotation(raw, task))
-        except Strange as reason:
-            strange.append((raw, str(reason)))
+        except InvalidAnnotation as reason:
+            invalid.append((raw, str(reason)))
     judgements: list[Judged] = []
     for of_task in by_task.values():
         kept, surplus = _within_overlap(of_task, overlap)
         judgements += kept
-        strange += [(originals[judgement.annotation_id], reason) for judgement, reason in surplus]
-    return Parsed(judgements=judgements, quarantined=[_put_aside(source, *pair) for pair in strange], skips=dict(skips))
+        invalid += [(originals[judgement.annotation_id], reason) for judgement, reason in surplus]
+    return Parsed(
+        judgements=judgements, quarantined=[_rejected_row(source, *pair) for pair in invalid], skips=dict(skips)
+    )
 
 
-def _put_aside(source: str, raw: Mapping[str, Any], reason: str) -> Rejected:
+def _rejected_row(source: str, raw: Mapping[str, Any], reason: str) -> Rejected:
     """The quarantined row; its line is the annotation's id."""
     number = raw.get("id")
     line = number if isinstance(number, int) else 0
@@ -72,15 +74,15 @@ def _put_aside(source: str, raw: Mapping[str, Any], reason: str) -> Rejected:
 
 
 def _within_overlap(judgements: Sequence[Judged], overlap: int) -> tuple[list[Judged], list[tuple[Judged, str]]]:
-    """(Judgements that count, ordered by annotator id and not by speed; the others with the reason)."""
+    """(Judgements that count, by annotator id so that speed does not matter; the others, each with the reason)."""
     newest: dict[str, Judged] = {}
     surplus: list[tuple[Judged, str]] = []
     for judgement in sorted(judgements, key=_age):
         if judgement.annotator_id in newest:
-            surplus.append((newest[judgement.annotator_id], "the same person judged this task again later"))
+            surplus.append((newest[judgement.annotator_id], "superseded by a later judgement of the same annotator"))
         newest[judgement.annotator_id] = judgement
     in_order = sorted(newest.values(), key=_age)
-    surplus += [(late, f"more than the {overlap} judgements asked for") for late in in_order[overlap:]]
+    surplus += [(late, f"exceeds the overlap of {overlap}") for late in in_order[overlap:]]
     return sorted(in_order[:overlap], key=lambda judgement: int(judgement.annotator_id)), surplus
 
 
@@ -89,12 +91,12 @@ def _age(judgement: Judgement) -> tuple[str, int]:
 
 
 def parse_annotation(raw: Mapping[str, Any], task: Task) -> Judged:
-    """One annotation as a judgement. Raises Strange for one that our labeling interface cannot have produced."""
+    """One annotation as a judgement. Raises InvalidAnnotation if our labeling interface cannot have produced it."""
     annotator, number, result = raw.get("completed_by"), raw.get("id"), raw.get("result")
     if not isinstance(annotator, int) or not isinstance(number, int):
-        raise Strange("no annotator or no annotation id")
+        raise InvalidAnnotation("no annotator or no annotation id")
     if not isinstance(result, list) or not result:
-        raise Strange("the result is empty")
+        raise InvalidAnnotation("the result is empty")
     lead_time = raw.get("lead_time")
     common = {
         "annotation_id": str(number),
@@ -103,7 +105,7 @@ def parse_annotation(raw: Mapping[str, Any], task: Task) -> Judged:
         "created_at": str(raw.get("created_at")),
         "lead_time": float(lead_time) if isinstance(lead_time, int | float) else 0.0,
     }
-    # Not LabelInterface.validate_annotation: it takes controls that are missing or twice, and refuses a clicked answer.
+    # LabelInterface.validate_annotation accepts missing and duplicate controls, and rejects a clicked answer.
     return PARSERS[task.kind](_controls(result, SHAPES[task.kind]), task, common)
 
 
@@ -112,17 +114,17 @@ def _controls(result: Sequence[Any], shapes: Mapping[str, tuple[str, str, str]])
     values: dict[str, Any] = {}
     for item in result:
         if not isinstance(item, Mapping) or not isinstance(item.get("from_name"), str):
-            raise Strange(f"an item without a control name: {str(item)[:100]}")
+            raise InvalidAnnotation(f"an item without a control name: {str(item)[:100]}")
         name = item["from_name"]
         if name not in shapes:
-            raise Strange(f"unknown control {name!r}")
+            raise InvalidAnnotation(f"unknown control {name!r}")
         if name in values:
-            raise Strange(f"control {name!r} is there twice")
+            raise InvalidAnnotation(f"duplicate control {name!r}")
         to_name, kind, key = shapes[name]
         value = item.get("value")
-        right_place = str(item.get("to_name")).split(",")[0] == to_name
-        if item.get("type") != kind or not right_place or not isinstance(value, Mapping) or key not in value:
-            raise Strange(f"control {name!r} holds {str(item)[:200]}")
+        target_matches = str(item.get("to_name")).split(",")[0] == to_name
+        if item.get("type") != kind or not target_matches or not isinstance(value, Mapping) or key not in value:
+            raise InvalidAnnotation(f"control {name!r} holds {str(item)[:200]}")
         values[name] = value[key]
     return values
 
@@ -130,43 +132,45 @@ def _controls(result: Sequence[Any], shapes: Mapping[str, tuple[str, str, str]])
 def _one_choice(values: Mapping[str, Any], name: str, allowed: Iterable[str]) -> str:
     """The single choice of a required control."""
     if name not in values:
-        raise Strange(f"{name!r} is missing")
+        raise InvalidAnnotation(f"{name!r} is missing")
     match values[name]:
         case [str(choice)] if choice in allowed:
             return choice
-    raise Strange(f"{name!r} holds {values[name]!r}")
+    raise InvalidAnnotation(f"{name!r} holds {values[name]!r}")
 
 
 def _some_choices(values: Mapping[str, Any], name: str, allowed: Sequence[str]) -> tuple[str, ...]:
-    """The choices of an optional control with several, in the order of `allowed`."""
+    """The choices of an optional multiple-choice control, in the order of `allowed`."""
     chosen = values.get(name, [])
     known = isinstance(chosen, list) and all(isinstance(choice, str) and choice in allowed for choice in chosen)
     if not known or len(set(chosen)) < len(chosen):
-        raise Strange(f"{name!r} holds {str(chosen)[:100]}")
+        raise InvalidAnnotation(f"{name!r} holds {str(chosen)[:100]}")
     return tuple(choice for choice in allowed if choice in chosen)
 
 
 def _one_text(values: Mapping[str, Any], name: str) -> str:
-    """The text of a control, "" when it was left alone."""
+    """The text of a control, "" if it was left empty."""
     match values.get(name):
         case None | []:
             return ""
         case str(text) | [str(text)]:
             return text
-    raise Strange(f"{name!r} holds {str(values[name])[:100]}")
+    raise InvalidAnnotation(f"{name!r} holds {str(values[name])[:100]}")
 
 
 def _ranking(values: dict[str, Any], task: Task, common: dict[str, Any]) -> RankingJudgement:
     confirm = _one_choice(values, "confirm", ("ranked", "unrankable", "cannot_judge"))
-    ties = _some_choices(values, "ties", [str(place) for place in range(1, len(task.responses))])
+    ties = _some_choices(values, "ties", [str(position) for position in range(1, len(task.responses))])
     if confirm != "ranked":
         return RankingJudgement(**common, ranking=(), cannot_judge=confirm == "cannot_judge")
     order = values.get("ranking")
     if not isinstance(order, Mapping) or set(order) != {"ranking"} or not isinstance(order["ranking"], list):
-        raise Strange(f"'ranking' holds {str(order)[:100]}")
+        raise InvalidAnnotation(f"'ranking' holds {str(order)[:100]}")
     ids = order["ranking"]
     if not all(isinstance(i, str) for i in ids) or sorted(ids) != sorted(task.responses):
-        raise Strange(f"the ranking {str(ids)[:200]} is not an order of the task's {len(task.responses)} responses")
+        raise InvalidAnnotation(
+            f"the ranking {str(ids)[:200]} is not an order of the task's {len(task.responses)} responses"
+        )
     return RankingJudgement(**common, ranking=tuple(ids), ties=tuple(map(int, ties)))
 
 
@@ -175,22 +179,22 @@ def _pairwise(values: dict[str, Any], task: Task, common: dict[str, Any]) -> Pai
     ratings = {name: values[name] for name in RATINGS if name in values}
     for name, stars in ratings.items():
         if type(stars) is not int or not 1 <= stars <= 5:
-            raise Strange(f"{name!r} holds {stars!r}")
+            raise InvalidAnnotation(f"{name!r} holds {stars!r}")
     side = values.get("pairwise")
     if side not in (None, "left", "right"):
-        raise Strange(f"'pairwise' holds {side!r}")
+        raise InvalidAnnotation(f"'pairwise' holds {side!r}")
     if (side, preference > 0) in (("left", False), ("right", True)) and preference != 0:
-        raise Strange(f"the {side} answer was clicked, and the preference says the other ({preference:+d})")
+        raise InvalidAnnotation(f"the {side} answer was clicked, but the preference is for the other ({preference:+d})")
     flags = {name: _some_choices(values, name, FLAGS) for name in ("a_flags", "b_flags") if name in values}
     return PairwiseJudgement(
         **common, preference=preference, ratings=ratings, flags=flags, rationale=_one_text(values, "rationale")
     )
 
 
-def _written(values: dict[str, Any], task: Task, common: dict[str, Any]) -> WrittenAnswer:
+def _demonstration(values: dict[str, Any], task: Task, common: dict[str, Any]) -> WrittenAnswer:
     answer = _one_text(values, "answer")
     if not answer.strip():
-        raise Strange("'answer' is missing or empty")
+        raise InvalidAnnotation("'answer' is missing or empty")
     quality = ""
     if "prompt_quality" in values:
         quality = _one_choice(values, "prompt_quality", ("good", "ambiguous", "unsafe"))
@@ -218,5 +222,5 @@ SHAPES: dict[str, dict[str, tuple[str, str, str]]] = {
 PARSERS: dict[str, Callable[[dict[str, Any], Task, dict[str, Any]], Judged]] = {
     "ranking": _ranking,
     "pairwise": _pairwise,
-    "demonstration": _written,
+    "demonstration": _demonstration,
 }

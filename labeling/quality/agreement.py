@@ -1,8 +1,8 @@
 """Inter-annotator agreement on pairs of responses.
 
-Two measures: the share of double judgements that name the same winner (InstructGPT reports 72.6 % for its labelers);
-and Krippendorff's alpha (nominal, ties are a value of their own), which is 0 at chance and 1 at full agreement. Both
-with a bootstrap interval over prompts, since the pairs of one ranking are not independent.
+Two measures: the share of double judgements that name the same winner (InstructGPT reports 72.6 % for its labelers),
+and Krippendorff's alpha (nominal, ties are a value), which is 0 at chance and 1 at full agreement. Both have a
+bootstrap interval over prompts, since the pairs of one ranking are not independent.
 """
 
 from collections import defaultdict
@@ -36,7 +36,7 @@ def votes(comparisons: Iterable[Comparison], criterion: str | None = None) -> Vo
 
 
 def double_judgements(pair_votes: Votes) -> list[tuple[str, str, str, bool]]:
-    """(prompt, annotator, annotator, same winner?) wherever two annotators named a winner of the same pair."""
+    """(prompt, annotator, annotator, same winner?) for every two annotators who named a winner of the same pair."""
     return [
         (prompt, first, second, values[first] == values[second])
         for (prompt, _, _), values in pair_votes.items()
@@ -46,27 +46,27 @@ def double_judgements(pair_votes: Votes) -> list[tuple[str, str, str, bool]]:
 
 
 def rate(doubles: Sequence[tuple[str, str, str, bool]]) -> Rate:
-    """The share of agreement, and an interval from resampling prompts."""
+    """The share of agreement, with a bootstrap interval over prompts."""
     if not doubles:
         return Rate(count=0)
     prompts = sorted({prompt for prompt, *_ in doubles})
     index = {prompt: i for i, prompt in enumerate(prompts)}
     same, total = np.zeros(len(prompts)), np.zeros(len(prompts))
-    for prompt, _, _, agreed in doubles:
+    for prompt, _, _, same_winner in doubles:
         total[index[prompt]] += 1
-        same[index[prompt]] += agreed
-    drawn = np.random.default_rng(0).integers(len(prompts), size=(BOOTSTRAP_DRAWS, len(prompts)))
-    low, high = _interval(same[drawn].sum(1) / total[drawn].sum(1))
+        same[index[prompt]] += same_winner
+    samples = np.random.default_rng(0).integers(len(prompts), size=(BOOTSTRAP_DRAWS, len(prompts)))
+    low, high = _interval(same[samples].sum(1) / total[samples].sum(1))
     return Rate(count=len(doubles), share=float(same.sum() / total.sum()), low=low, high=high)
 
 
-def _interval(drawn: Matrix) -> tuple[float, float]:
-    low, high = np.quantile(drawn, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+def _interval(values: Matrix) -> tuple[float, float]:
+    low, high = np.quantile(values, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     return float(low), float(high)
 
 
 def coincidences(pair_votes: Votes) -> Matrix:
-    """The coincidence matrix of each prompt, by name of prompt. Shape: (prompts, values, values).
+    """The coincidence matrix of each prompt, in the order of prompt ids. Shape: (prompts, values, values).
 
     o_ck = Σ_u n_uc (n_uk − [c = k]) / (m_u − 1) over the prompt's units u with m_u ≥ 2 values, n_uc of which are c
     (Krippendorff 2011, "Computing Krippendorff's Alpha-Reliability", step 2 of C).
@@ -96,7 +96,7 @@ def alpha_of(matrices: Matrix) -> Matrix:
 
 
 def alpha(pair_votes: Votes) -> float | None:
-    """Krippendorff's alpha for nominal data; None when no pair has two judgements or all are alike."""
+    """Krippendorff's alpha for nominal data; None when no pair has two judgements, or only one value is used."""
     return _number(alpha_of(coincidences(pair_votes).sum(0)))
 
 
@@ -105,7 +105,7 @@ def _number(value: Matrix) -> float | None:
 
 
 def alphas_of_two(pair_votes: Votes) -> dict[str, float | None]:
-    """Alpha of each two annotators ("3 and 7"), from the contingency table of their votes.
+    """Alpha of every two annotators ("3 and 7"), from the contingency table of their votes.
 
     A unit with the two values c and k adds one to o_ck and one to o_kc: the table and its transpose.
     """
@@ -117,18 +117,18 @@ def alphas_of_two(pair_votes: Votes) -> dict[str, float | None]:
 
 
 def alpha_interval(pair_votes: Votes) -> tuple[float | None, float | None]:
-    """The 95 % interval of alpha from resampling prompts; (None, None) where there is no alpha."""
+    """The 95 % bootstrap interval of alpha over prompts; (None, None) where alpha is undefined."""
     matrices = coincidences(pair_votes)
     if np.isnan(alpha_of(matrices.sum(0))):
         return None, None
     count = len(matrices)
-    drawn = np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), size=BOOTSTRAP_DRAWS)
-    values = alpha_of(np.einsum("dp,pij->dij", drawn.astype(float), matrices))
+    samples = np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), size=BOOTSTRAP_DRAWS)
+    values = alpha_of(np.einsum("dp,pij->dij", samples.astype(float), matrices))
     return _interval(values[~np.isnan(values)])
 
 
 def agreement(comparisons: Sequence[Comparison]) -> Agreement:
-    """All figures for comparisons (pass the ties too: they count in alpha)."""
+    """All agreement figures of comparisons. Pass ties too: they count in alpha."""
     overall = votes(comparisons)
     by_criterion = {name: votes(comparisons, name) for name in CRITERION_NAMES}
     doubles = double_judgements(overall)

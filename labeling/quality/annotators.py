@@ -19,31 +19,36 @@ def quality(
     skips: Mapping[str, int],
     gold: Mapping[str, Rate] | None = None,
 ) -> list[AnnotatorQuality]:
-    """The figures of everyone who judged or skipped, by annotator id. `comparisons` are the judgements' (ties too)."""
-    everything = list(judgements)
+    """The figures of everyone who judged or skipped, by annotator id.
+
+    `comparisons` are those of `judgements`, including ties.
+    """
+    every = list(judgements)
     by_annotator: dict[str, list[Judgement]] = {annotator: [] for annotator in skips}
-    for judgement in everything:
+    for judgement in every:
         by_annotator.setdefault(judgement.annotator_id, []).append(judgement)
-    pair_votes, too_fast = votes(comparisons), hasty(everything, tasks)
-    agreed, over_chance = with_others(pair_votes), kappas(pair_votes)
+    pair_votes, too_fast = votes(comparisons), hasty(every, tasks)
+    agreement, kappa = with_others(pair_votes), kappas(pair_votes)
     return [
         AnnotatorQuality(
             annotator_id=annotator,
             skips=skips.get(annotator, 0),
-            agreement=agreed.get(annotator, NOTHING),
-            agreement_with_others=agreed.get(annotator, NOTHING).share,
-            kappa=over_chance.get(annotator),
+            agreement=agreement.get(annotator, NOTHING),
+            agreement_with_others=agreement.get(annotator, NOTHING).share,
+            kappa=kappa.get(annotator),
             gold=(gold or {}).get(annotator, NOTHING),
-            **_alone(own, tasks, too_fast),
+            **_own_figures(own, tasks, too_fast),
             **dict(zip(("intransitive_share", "triples"), intransitive(pair_votes, annotator), strict=True)),
         )
         for annotator, own in sorted(by_annotator.items())
     ]
 
 
-def _alone(own: Sequence[Judgement], tasks: Mapping[str, Task], too_fast: Mapping[str, bool]) -> dict[str, object]:
+def _own_figures(
+    own: Sequence[Judgement], tasks: Mapping[str, Task], too_fast: Mapping[str, bool]
+) -> dict[str, object]:
     """The figures that depend on the annotator's own judgements alone."""
-    left, position, as_shown, against = (
+    left, position, unchanged, contradiction = (
         left_share(own),
         position_correlation(own, tasks),
         untouched(own, tasks),
@@ -58,17 +63,17 @@ def _alone(own: Sequence[Judgement], tasks: Mapping[str, Task], too_fast: Mappin
         "left_p_value": left[1],
         "position_correlation": position[0],
         "position_p_value": position[1],
-        "untouched_share": as_shown[0],
-        "untouched_p_value": as_shown[1],
-        "contradiction_share": against[0],
-        "contradictable": against[1],
+        "untouched_share": unchanged[0],
+        "untouched_p_value": unchanged[1],
+        "contradiction_share": contradiction[0],
+        "contradictable": contradiction[1],
         "median_lead_time_seconds": median(times) if times else None,
         "hasty_share": sum(timed) / len(timed) if timed else None,
     }
 
 
 def with_others(pair_votes: Votes) -> dict[str, Rate]:
-    """For each annotator, how often the others named the same winner, with the interval over prompts."""
+    """How often the others named the same winner, by annotator, with a bootstrap interval over prompts."""
     by_annotator: dict[str, list[tuple[str, str, str, bool]]] = defaultdict(list)
     for double in double_judgements(pair_votes):
         by_annotator[double[1]].append(double)
@@ -77,10 +82,10 @@ def with_others(pair_votes: Votes) -> dict[str, Rate]:
 
 
 def kappas(pair_votes: Votes) -> dict[str, float | None]:
-    """Cohen's kappa of each annotator with the others taken together, over the pairs judged by both, ties a value.
+    """Cohen's kappa of each annotator with all others, over the pairs that both judged; ties are a value.
 
-    κ = (p_o − p_e) / (1 − p_e), where p_o is the share of double judgements that are the same and p_e = Σ_v p(v) q(v)
-    what the two marginals would give by chance (Cohen 1960, eq. 1). None where chance alone gives full agreement.
+    κ = (p_o − p_e) / (1 − p_e), where p_o is the share of equal double judgements and p_e = Σ_v p(v) q(v) the
+    agreement expected from the two marginals (Cohen 1960, eq. 1). None where p_e is 1.
     """
     both: dict[str, Counter[tuple[int, int]]] = defaultdict(Counter)
     for values in pair_votes.values():
@@ -93,10 +98,10 @@ def _kappa(counts: Counter[tuple[int, int]]) -> float | None:
     total = sum(counts.values())
     if not total:
         return None
-    same = sum(counts[value, value] for value in VALUES) / total
+    observed = sum(counts[value, value] for value in VALUES) / total
     rows, columns = ([sum(n for pair, n in counts.items() if pair[i] == value) for value in VALUES] for i in (0, 1))
-    chance = sum(a * b for a, b in zip(rows, columns, strict=True)) / total**2
-    return (same - chance) / (1 - chance) if chance < 1 else None
+    expected = sum(a * b for a, b in zip(rows, columns, strict=True)) / total**2
+    return (observed - expected) / (1 - expected) if expected < 1 else None
 
 
 def _first_position(judgements: Sequence[Judgement], tasks: Mapping[str, Task]) -> float | None:

@@ -8,7 +8,7 @@ from labeling.judgements.comparisons import comparisons
 from labeling.judgements.judgement import Judged
 from labeling.quality.agreement import agreement
 from labeling.quality.annotators import quality
-from labeling.quality.known_answers import graded
+from labeling.quality.known_answers import gold_accuracy
 from labeling.quality.reliability import reliabilities, weights
 from labeling.quality.results import Agreement, AnnotatorQuality
 from labeling.quality.screening import SENIOR, Dispute, SetAside, concerns, disputes, set_aside
@@ -17,10 +17,10 @@ from labeling.tasks.tasks import Task
 
 
 class Assessment(Record):
-    """Weighted comparisons, those that were excluded, agreement, and the figures of annotators.
+    """Weighted comparisons, excluded comparisons, agreement, and the figures of annotators.
 
-    `ties` have strength 0. `gold` are comparisons of gold tasks: never for training. `agreement` is over the
-    comparisons that are kept, `quality` covers every annotator.
+    `ties` have strength 0. `gold` are comparisons of gold tasks, which are never trained on. `agreement` is over the
+    comparisons that are kept, `quality` covers all annotators.
     """
 
     comparisons: list[Comparison]
@@ -42,59 +42,61 @@ def assess(
 ) -> Assessment:
     """Assess judgements. With the default options every comparison is kept.
 
-    `answers` are those of gold tasks. Judgements of `senior`, from the second project, replace all others of their
-    task and are not screened.
+    `answers` are the known answers of gold tasks. `senior` judgements, from the adjudication project, replace all
+    others of their task and are not screened.
     """
     answers = answers or {}
-    ordinary = [one for one in judgements if one.task_uid not in answers]
-    gold = _all([one for one in judgements if one.task_uid in answers], tasks)
-    all_rows = _all(ordinary, tasks)
+    ordinary = [judgement for judgement in judgements if judgement.task_uid not in answers]
+    gold = _with_ties([judgement for judgement in judgements if judgement.task_uid in answers], tasks)
+    all_rows = _with_ties(ordinary, tasks)
     agreed, eta = agreement(all_rows), reliabilities(all_rows)
-    crew = quality(ordinary, tasks, all_rows, skips, graded(gold, answers))
-    reasons = concerns(crew, agreed, options.screening)
-    aside = set_aside(reasons, [one.annotator_id for one in crew], options.screening)
-    settled = {one.task_uid for one in senior}
-    handed_on, put_aside = _sorted_out(all_rows, aside, settled)
-    if aside or senior:
-        handed_on += _all(senior, tasks)
-        agreed = agreement(handed_on)
-        eta |= reliabilities(handed_on)
-    rows = [row for row in handed_on if row.strength]
+    annotators = quality(ordinary, tasks, all_rows, skips, gold_accuracy(gold, answers))
+    reasons = concerns(annotators, agreed, options.screening)
+    excluded = set_aside(reasons, [annotator.annotator_id for annotator in annotators], options.screening)
+    adjudicated = {judgement.task_uid for judgement in senior}
+    kept, excluded_rows = _split_excluded(all_rows, excluded, adjudicated)
+    if excluded or senior:
+        kept += _with_ties(senior, tasks)
+        agreed = agreement(kept)
+        eta |= reliabilities(kept)
+    rows = [row for row in kept if row.strength]
     weight = weights(rows, eta)
-    crew = [_with_verdict(one, eta, weight, reasons, aside) for one in crew]
+    disputable = [
+        judgement
+        for judgement in ordinary
+        if judgement.annotator_id not in excluded and judgement.task_uid not in adjudicated
+    ]
     return Assessment(
         comparisons=[row.model_copy(update={"weight": weight[row.annotator_id]}) for row in rows],
-        ties=[row for row in handed_on if not row.strength],
+        ties=[row for row in kept if not row.strength],
         gold=gold,
-        set_aside=put_aside,
-        disputes=disputes(
-            [one for one in ordinary if one.annotator_id not in aside and one.task_uid not in settled], tasks, options
-        ),
+        set_aside=excluded_rows,
+        disputes=disputes(disputable, tasks, options),
         agreement=agreed,
-        quality=crew,
+        quality=[_with_verdict(annotator, eta, weight, reasons, excluded) for annotator in annotators],
     )
 
 
-def _all(judgements: Sequence[Judged], tasks: Mapping[str, Task]) -> list[Comparison]:
+def _with_ties(judgements: Sequence[Judged], tasks: Mapping[str, Task]) -> list[Comparison]:
     rows, ties = comparisons(judgements, tasks)
     return rows + ties
 
 
-def _sorted_out(
-    rows: Sequence[Comparison], aside: Mapping[str, tuple[str, ...]], settled: set[str]
+def _split_excluded(
+    rows: Sequence[Comparison], excluded: Mapping[str, tuple[str, ...]], adjudicated: set[str]
 ) -> tuple[list[Comparison], list[SetAside]]:
-    """The comparisons that are kept, and the others with the reasons."""
+    """(Kept comparisons, excluded ones with the reasons)."""
     kept: list[Comparison] = []
-    out: list[SetAside] = []
+    excluded_rows: list[SetAside] = []
     for row in rows:
-        reasons = aside.get(row.annotator_id, ())
-        if row.task_uid in settled:
+        reasons = excluded.get(row.annotator_id, ())
+        if row.task_uid in adjudicated:
             reasons = (*reasons, SENIOR)
         if reasons:
-            out.append(SetAside(reasons=reasons, comparison=row))
+            excluded_rows.append(SetAside(reasons=reasons, comparison=row))
         else:
             kept.append(row)
-    return kept, out
+    return kept, excluded_rows
 
 
 def _with_verdict(
@@ -102,14 +104,14 @@ def _with_verdict(
     eta: Mapping[str, float],
     weight: Mapping[str, float],
     reasons: Mapping[str, tuple[str, ...]],
-    aside: Mapping[str, tuple[str, ...]],
+    excluded: Mapping[str, tuple[str, ...]],
 ) -> AnnotatorQuality:
     name = annotator.annotator_id
     return annotator.model_copy(
         update={
             "reliability": eta.get(name),
-            "weight": 0.0 if name in aside else weight.get(name),
-            "concerns": tuple(dict.fromkeys((*reasons.get(name, ()), *aside.get(name, ())))),
-            "set_aside": name in aside,
+            "weight": 0.0 if name in excluded else weight.get(name),
+            "concerns": tuple(dict.fromkeys((*reasons.get(name, ()), *excluded.get(name, ())))),
+            "set_aside": name in excluded,
         }
     )

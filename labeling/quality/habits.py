@@ -18,13 +18,13 @@ from labeling.judgements.judgement import Judgement, PairwiseJudgement, RankingJ
 from labeling.quality.agreement import Votes
 from labeling.tasks.tasks import Task
 
-FITTED = 400  # sample size of the Theil-Sen fit of time over words, which is quadratic in it
+FITTED = 400  # sample size of the Theil-Sen fit, whose cost is quadratic
 HASTY = 0.25
 Tested = tuple[float | None, float | None]
 
 
 def rankings(judgements: Iterable[Judgement]) -> list[RankingJudgement]:
-    """The judgements that are an order."""
+    """The ranking judgements with an order."""
     return [j for j in judgements if isinstance(j, RankingJudgement) and j.ranking]
 
 
@@ -42,10 +42,10 @@ def left_share(judgements: Iterable[Judgement]) -> Tested:
 
 
 def position_correlation(judgements: Iterable[Judgement], tasks: Mapping[str, Task]) -> Tested:
-    """Mean Kendall's tau of the order given with the order shown, and its two-sided p-value.
+    """Mean Kendall's tau between the ranking and the order shown, and its two-sided p-value.
 
-    Without a habit tau of K things has mean 0 and variance 2(2K+5) / 9K(K−1) (Kendall 1938); the sum over rankings is
-    taken as normal. A tied pair counts 0, which makes the variance smaller: the p-value is then on the safe side.
+    Under the null hypothesis tau of K items has mean 0 and variance 2(2K+5) / 9K(K−1) (Kendall 1938); the sum over
+    rankings is approximated as normal. A tied pair counts 0, which reduces the variance: the p-value is conservative.
     """
     taus, variance = [], 0.0
     for judgement in rankings(judgements):
@@ -60,9 +60,9 @@ def position_correlation(judgements: Iterable[Judgement], tasks: Mapping[str, Ta
 
 
 def untouched(judgements: Iterable[Judgement], tasks: Mapping[str, Task]) -> Tested:
-    """The share of rankings left in the order shown, and the chance of so many or more when each has chance 1/K!.
+    """The share of rankings left in the order shown, and the binomial p-value for at least as many with chance 1/K!.
 
-    For rankings of different lengths the mean chance is used. A ranking with a marked tie counts as touched.
+    For rankings of different lengths the mean chance is used. A ranking with a marked tie counts as changed.
     """
     orders = rankings(judgements)
     if not orders:
@@ -73,21 +73,21 @@ def untouched(judgements: Iterable[Judgement], tasks: Mapping[str, Task]) -> Tes
 
 
 def contradictions(judgements: Iterable[Judgement]) -> tuple[float | None, int]:
-    """Of pairwise judgements whose stars favour one side in sum, the share that prefer the other; and how many."""
-    against = []
+    """(Share of pairwise judgements that prefer the side with fewer stars in total, number with unequal totals)."""
+    contradictory = []
     for judgement in decided(judgements):
         rated = judgement.ratings
         both = [name for name in CRITERION_NAMES if f"a_{name}" in rated and f"b_{name}" in rated]
         stars = sum(rated[f"a_{name}"] - rated[f"b_{name}"] for name in both)
         if stars:
-            against.append((stars > 0) != (judgement.preference > 0))
-    return (sum(against) / len(against) if against else None), len(against)
+            contradictory.append((stars > 0) != (judgement.preference > 0))
+    return (sum(contradictory) / len(contradictory) if contradictory else None), len(contradictory)
 
 
 def intransitive(pair_votes: Votes, annotator: str) -> tuple[float | None, int]:
-    """Of the triples of a prompt that an annotator decided in all three pairs, the share that go round; and how many.
+    """(Share of cyclic triples, number of triples) among those whose three pairs the annotator decided.
 
-    One ranking never does; several judgements of the same responses may.
+    A single ranking has no cycles; several judgements of the same responses may.
     """
     beats: dict[str, dict[frozenset[str], str]] = defaultdict(dict)
     for (prompt, first, second), values in pair_votes.items():
@@ -96,10 +96,10 @@ def intransitive(pair_votes: Votes, annotator: str) -> tuple[float | None, int]:
     cycles = triples = 0
     for winners in beats.values():
         for triple in combinations(sorted(set().union(*winners)), 3):
-            won = [winners.get(frozenset(pair)) for pair in combinations(triple, 2)]
-            if None not in won:
+            triple_winners = [winners.get(frozenset(pair)) for pair in combinations(triple, 2)]
+            if None not in triple_winners:
                 triples += 1
-                cycles += len(set(won)) == 3
+                cycles += len(set(triple_winners)) == 3
     return (cycles / triples if triples else None), triples
 
 
@@ -109,10 +109,10 @@ def words(task: Task) -> int:
 
 
 def hasty(judgements: Sequence[Judgement], tasks: Mapping[str, Task]) -> dict[str, bool]:
-    """For each timed annotation id, whether it took less than a quarter of what the crowd takes for so many words.
+    """For each timed annotation id, whether it took less than a quarter of the usual time for its number of words.
 
-    The crowd's time is a line over words (Theil 1950, Sen 1968: the median of slopes, which bears a quarter of wild
-    values), for each kind of task; kinds with fewer than ten judgements are left out.
+    The usual time is a robust linear fit over words (Theil 1950, Sen 1968: the median of slopes, which tolerates over a
+    quarter of outliers), for each kind of task; kinds with fewer than ten judgements are left out.
     """
     by_kind: dict[str, list[tuple[int, float, str]]] = defaultdict(list)
     for judgement in judgements:

@@ -10,21 +10,23 @@ from labeling.quality.results import Rate
 from labeling.tasks.gold import Answers
 
 
-def graded(rows: Sequence[Comparison], answers: Answers) -> dict[str, Rate]:
-    """Each annotator's accuracy on the known pairs; a tie counts as wrong. `rows` are of gold tasks only."""
+def gold_accuracy(rows: Sequence[Comparison], answers: Answers) -> dict[str, Rate]:
+    """Each annotator's accuracy on the known pairs; a tie counts as wrong. `rows` are those of gold tasks only."""
     known = {pair for pairs in answers.values() for pair in pairs}
     by_annotator: dict[str, list[tuple[str, bool]]] = defaultdict(list)
     for row in rows:
         pair = (row.chosen.id, row.rejected.id)
         if pair in known or pair[::-1] in known:
             by_annotator[row.annotator_id].append((row.prompt.id, row.strength > 0 and pair in known))
-    return {annotator: _share_right(answered) for annotator, answered in by_annotator.items()}
+    return {annotator: _accuracy(outcomes) for annotator, outcomes in by_annotator.items()}
 
 
-def _share_right(answered: Sequence[tuple[str, bool]]) -> Rate:
-    """The share and Wilson's interval (1927, eq. 4) with prompts as trials: pairs of a prompt are dependent, and
-    with one or two prompts a bootstrap has no spread."""
-    share = sum(right for _, right in answered) / len(answered)
-    prompts = len({prompt for prompt, _ in answered})
+def _accuracy(outcomes: Sequence[tuple[str, bool]]) -> Rate:
+    """The accuracy with Wilson's interval (1927, eq. 4), with prompts as trials.
+
+    The pairs of one prompt are dependent, and with one or two prompts a bootstrap interval would have no width.
+    """
+    share = sum(correct for _, correct in outcomes) / len(outcomes)
+    prompts = len({prompt for prompt, _ in outcomes})
     interval = binomtest(round(share * prompts), prompts).proportion_ci(method="wilson")
-    return Rate(count=len(answered), share=share, low=float(interval.low), high=float(interval.high))
+    return Rate(count=len(outcomes), share=share, low=float(interval.low), high=float(interval.high))

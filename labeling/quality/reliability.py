@@ -4,16 +4,15 @@ Chen, Bennett, Collins-Thompson & Horvitz 2013, "Pairwise ranking aggregation in
 
     P(k says i beats j) = η_k σ(s_i − s_j) + (1 − η_k) σ(s_j − s_i)
 
-Responses have scores s, as in a reward model, and annotator k says what the scores say with probability η_k, else the
-opposite: 1 is a judge who errs only where responses are near, 1/2 says nothing, less than 1/2 has it upside down.
+Responses have latent scores s, as in a reward model; annotator k follows the scores with probability η_k and reverses
+them otherwise: η = 1 errs only between responses of similar score, η = 1/2 is uninformative, η < 1/2 is reversed.
 
-There are more scores than anybody has judgements of them, and scores fitted to two or three judgements take the errors
-for truth: everyone looks reliable. So the difference Δ of each pair is integrated out, Δ ~ N(0, τ²), and η and τ alone
-are fitted, at the highest posterior of the product over pairs (a composite likelihood, Lindsay 1988: pairs of one
-prompt hang together, which leaves the estimate consistent).
+Most responses have only two or three judgements, and scores fitted to them overfit the errors: everyone looks reliable.
+So the difference Δ of each pair is integrated out, Δ ~ N(0, τ²), and only η and τ are fitted, as the posterior mode of
+the product over pairs (a composite likelihood, Lindsay 1988: consistent although the pairs of a prompt are dependent).
 
-All comparisons take part, also what is held out later to test a reward model: the labels of held-out prompts
-and annotators say how reliable the others are. No score of a reward model ever does.
+All comparisons are used, including those held out later to test a reward model: the labels of held-out prompts and
+annotators inform the reliability of the others. Reward-model scores are never used.
 """
 
 from collections import Counter
@@ -29,25 +28,25 @@ from alignment.records import Comparison
 from labeling.quality.agreement import votes
 
 NODES = 31  # of the Gauss-Hermite quadrature over Δ
-PRIOR = (4.0, 2.0)  # Beta: an annotator of whom little is known counts as a little better than half right
-SPREAD = (np.log(2.0), 1.0)  # mean and deviation of log τ before anything is seen
-START = 1.5  # log-odds of η: on the right side of 1/2, where everything could be turned round
+PRIOR = (4.0, 2.0)  # Beta: an annotator with little data is assumed to be slightly better than chance
+SPREAD = (np.log(2.0), 1.0)  # prior mean and standard deviation of log τ
+START = 1.5  # initial log-odds of η: above 1/2, since reversing all η is an equivalent optimum
 Floats = NDArray[np.float64]
-Places = NDArray[np.int64]
+Indices = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class Choices:
-    """Votes, those of one pair together: who said it and which side (±1), of shape (n,), and where each pair begins.
+    """Votes grouped by pair: annotator and side (±1), both of shape (n,), and the start index of each pair.
 
-    Pairs of which the same people say the same are there once, and `times` counts them: a few hundred instead of ten
-    thousand. As Δ is as likely as −Δ, to say the same of a pair turned round is the same.
+    Pairs with identical votes of the same annotators are stored once, with their count in `times`: a few hundred
+    instead of ten thousand. Since Δ and −Δ are equally likely, votes on a pair and on the swapped pair are identical.
     """
 
     annotators: tuple[str, ...]
-    who: Places
+    who: Indices
     side: Floats
-    begins: Places
+    begins: Indices
     times: Floats
 
     @classmethod
@@ -68,14 +67,14 @@ class Choices:
 
 
 def _upright(pair: Sequence[tuple[str, int]]) -> tuple[tuple[str, int], ...]:
-    """The votes of a pair, turned so that the first of the annotators prefers the first response."""
+    """The votes of a pair, swapped if necessary so that the first annotator prefers the first response."""
     return tuple((name, side * pair[0][1]) for name, side in pair)
 
 
 def minus_log_posterior(parameters: Floats, choices: Choices) -> tuple[float, Floats]:
     """−log p(choices | η, τ) − log p(η) − log p(τ) up to a constant, and its gradient.
 
-    log p = Σ_pairs log ∫ N(Δ; 0, τ²) Π_k [η_k σ(y_k Δ) + (1 − η_k) σ(−y_k Δ)] dΔ, where y_k = ±1 is what k says of the
+    log p = Σ_pairs log ∫ N(Δ; 0, τ²) Π_k [η_k σ(y_k Δ) + (1 − η_k) σ(−y_k Δ)] dΔ, where y_k = ±1 is k's vote on the
     pair. `parameters` are the log-odds of each η, and log τ last.
     """
     odds, log_tau = parameters[:-1], parameters[-1]
@@ -104,7 +103,7 @@ def minus_log_posterior(parameters: Floats, choices: Choices) -> tuple[float, Fl
 
 
 def reliabilities(comparisons: Sequence[Comparison]) -> dict[str, float]:
-    """η of each annotator. Comparisons need a winner; rows without an annotator count as one person."""
+    """η by annotator. Only comparisons with a winner count; rows without an annotator count as one person."""
     rows = [row for row in comparisons if row.strength]
     if not rows:
         return {}
@@ -115,10 +114,10 @@ def reliabilities(comparisons: Sequence[Comparison]) -> dict[str, float]:
 
 
 def weights(comparisons: Sequence[Comparison], eta: Mapping[str, float]) -> dict[str, float]:
-    """What a comparison of each annotator counts: max(0, 2η − 1), scaled so that comparisons weigh 1 on average.
+    """The weight of a comparison, by annotator: max(0, 2η − 1), scaled so that the mean weight of comparisons is 1.
 
-    2η − 1 is how much of a true preference is left in what the annotator says: E[said] = (2η − 1) E[true] for a
-    preference of ±1 that is turned round with probability 1 − η.
+    2η − 1 is the attenuation of a true preference in the annotator's votes: E[vote] = (2η − 1) E[true] for a
+    preference of ±1 that is reversed with probability 1 − η.
     """
     raw = {annotator: max(0.0, 2 * value - 1) for annotator, value in eta.items()}
     unscaled = [raw[row.annotator_id] for row in comparisons if row.strength]

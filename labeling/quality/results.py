@@ -6,7 +6,7 @@ from alignment.records import Record
 
 
 class Rate(Record):
-    """A share of `count` double judgements with its 95 % interval; None where nothing could be compared."""
+    """A share of `count` double judgements with its 95 % interval; None without double judgements."""
 
     count: int
     share: float | None = None
@@ -18,7 +18,7 @@ NOTHING = Rate(count=0)
 
 
 class Agreement(Record):
-    """Agreement overall, by criterion (of those rated), and between each two annotators ("3 and 7")."""
+    """Agreement overall, by criterion (of those rated), and between every two annotators ("3 and 7")."""
 
     overall: Rate
     alpha: float | None
@@ -31,13 +31,13 @@ class Agreement(Record):
 
 
 class AnnotatorQuality(Record):
-    """One annotator's figures; None where there is nothing to count.
+    """One annotator's figures; None where not measured.
 
-    `agreement` is with everybody else (its count is of double judgements), `kappa` the same over chance (Cohen's, ties
-    are a value), `gold` with known answers. `first_position_share` is how often what was shown first (on top, or left)
-    won, divided by how often that would be by chance: 1 is no habit. `labeling.quality.habits` says what the tests of
-    habits are, `labeling.quality.reliability` what `reliability` (η) and `weight` are. `concerns` are the reasons to
-    doubt the annotator; `set_aside` says whether the judgements were.
+    `agreement` is with all other annotators (its count is of double judgements), `kappa` is Cohen's (ties are a value),
+    `gold` the accuracy on gold tasks. `first_position_share` is how often the response shown first (top or left) won,
+    divided by the rate expected by chance: 1 is unbiased. `labeling.quality.habits` defines the tests of habits,
+    `labeling.quality.reliability` defines `reliability` (η) and `weight`. `concerns` are the open concerns about the
+    annotator; `set_aside` is true if their judgements are excluded.
     """
 
     annotator_id: str

@@ -1,7 +1,7 @@
 """Screening: which annotators are excluded and why, and which tasks are disputed.
 
-Label Studio Community cannot take a person off a project, so screening works on judgements: nothing is deleted on
-the server, and excluded judgements return when the options change.
+Label Studio Community cannot remove a person from a project, so screening works on judgements: nothing is deleted on
+the server, and excluded judgements are included again when the options change.
 """
 
 from collections import defaultdict
@@ -17,8 +17,9 @@ from labeling.judgements.judgement import Judged, Judgement, PairwiseJudgement, 
 from labeling.quality.results import Agreement, AnnotatorQuality
 from labeling.tasks.tasks import Task
 
-CHANCE = 0.5  # of two who name a winner at random agreeing
-SENIOR = "a senior's judgement stands instead"
+MINIMUM_PAIRS = 20  # for a concern about the agreement of two annotators
+CHANCE = 0.5  # agreement of two annotators who name winners at random
+SENIOR = "replaced by a senior annotator's judgement"
 
 
 class SetAside(Record):
@@ -40,13 +41,13 @@ class Dispute(Record):
 
 
 def concerns(crew: Sequence[AnnotatorQuality], agreed: Agreement, options: Screening) -> dict[str, tuple[str, ...]]:
-    """Open concerns by annotator id, in words; annotators without concerns are left out."""
-    known = [
+    """Open concerns by annotator id, as sentences; annotators without concerns are left out."""
+    measured = [
         annotator
         for annotator in crew
         if annotator.agreement.share is not None and annotator.judgements >= options.minimum_judgements
     ]
-    usual = median(annotator.agreement.share or 0.0 for annotator in known) if known else CHANCE
+    usual = median(annotator.agreement.share or 0.0 for annotator in measured) if measured else CHANCE
     least = CHANCE + options.minimum_agreement * max(0.0, usual - CHANCE)
     reasons_by_annotator = {
         annotator.annotator_id: [*_about_answers(annotator, least, options), *_about_habits(annotator, options)]
@@ -54,18 +55,14 @@ def concerns(crew: Sequence[AnnotatorQuality], agreed: Agreement, options: Scree
         if annotator.judgements >= options.minimum_judgements
     }
     for pair, rated in agreed.annotators.items():
-        if rated.low is not None and rated.low > options.maximum_pair_agreement and _often(rated.count):
+        if rated.low is not None and rated.low > options.maximum_pair_agreement and rated.count >= MINIMUM_PAIRS:
             annotator, partner = pair.split(" and ")
             for first, second in ((annotator, partner), (partner, annotator)):
                 if first in reasons_by_annotator:
                     reasons_by_annotator[first].append(
-                        f"says the same as {second} in {rated.share:.0%} of {rated.count} pairs"
+                        f"agrees with {second} on {rated.share:.0%} of {rated.count} pairs"
                     )
     return {annotator: tuple(reasons) for annotator, reasons in reasons_by_annotator.items() if reasons}
-
-
-def _often(pairs: int) -> bool:
-    return pairs >= 20
 
 
 def _about_answers(annotator: AnnotatorQuality, least: float, options: Screening) -> list[str]:
@@ -73,16 +70,16 @@ def _about_answers(annotator: AnnotatorQuality, least: float, options: Screening
     reasons = []
     if annotator.agreement.high is not None and annotator.agreement.high < least:
         reasons.append(
-            f"agrees with the others in {annotator.agreement.share:.0%} of pairs, at most "
-            f"{annotator.agreement.high:.0%}; {least:.0%} are asked for"
+            f"agrees with the others on {annotator.agreement.share:.0%} of pairs (at most "
+            f"{annotator.agreement.high:.0%}); the minimum is {least:.0%}"
         )
     if annotator.gold.high is not None and annotator.gold.high < options.minimum_gold:
         reasons.append(
-            f"has {annotator.gold.share:.0%} of {annotator.gold.count} known answers right; "
-            f"{options.minimum_gold:.0%} are asked for"
+            f"answers {annotator.gold.share:.0%} of {annotator.gold.count} gold pairs correctly; "
+            f"the minimum is {options.minimum_gold:.0%}"
         )
     if (annotator.contradiction_share or 0.0) > options.maximum_contradictions and annotator.contradictable >= 10:
-        reasons.append(f"prefers in {annotator.contradiction_share:.0%} of pairs what got the fewer stars")
+        reasons.append(f"prefers the response with fewer stars in {annotator.contradiction_share:.0%} of pairs")
     return reasons
 
 
@@ -95,15 +92,15 @@ def _about_habits(annotator: AnnotatorQuality, options: Screening) -> list[str]:
         and _significant(annotator.left_p_value, level)
         and abs(annotator.left_share - 0.5) > limit
     ):
-        reasons.append(f"prefers the left one in {annotator.left_share:.0%} of pairs")
+        reasons.append(f"prefers the left response in {annotator.left_share:.0%} of pairs")
     tau = annotator.position_correlation
     if tau is not None and _significant(annotator.position_p_value, level) and abs(tau) > limit:
-        reasons.append(f"ranks as shown (correlation {tau:+.2f} with the order on the screen)")
+        reasons.append(f"rankings correlate with the order shown (tau {tau:+.2f})")
     share = annotator.untouched_share
     if share is not None and _significant(annotator.untouched_p_value, level) and share > options.maximum_untouched:
-        reasons.append(f"leaves {share:.0%} of rankings as they were shown")
+        reasons.append(f"leaves {share:.0%} of rankings as shown")
     if (annotator.hasty_share or 0.0) > options.maximum_hasty:
-        reasons.append(f"took in {annotator.hasty_share:.0%} of tasks less than a quarter of the usual time")
+        reasons.append(f"took less than a quarter of the usual time for {annotator.hasty_share:.0%} of tasks")
     return reasons
 
 
@@ -114,19 +111,20 @@ def _significant(p_value: float | None, level: float) -> bool:
 def set_aside(
     concerns_by_annotator: Mapping[str, tuple[str, ...]], annotators: Sequence[str], options: Screening
 ) -> dict[str, tuple[str, ...]]:
-    """Excluded annotators with the reasons: concerns, if `options.apply`, and being in `options.exclude`."""
-    chosen = {
+    """Excluded annotators with the reasons: concerns, if `options.apply`, and membership in `options.exclude`."""
+    screened = {
         annotator: reasons
         for annotator, reasons in concerns_by_annotator.items()
         if options.apply and annotator not in options.keep
     }
-    named = {
+    listed = {
         annotator: ("excluded in labeling.quality.screening.exclude",)
         for annotator in options.exclude
         if annotator in annotators
     }
     return {
-        annotator: (*named.get(annotator, ()), *chosen.get(annotator, ())) for annotator in sorted({*chosen, *named})
+        annotator: (*listed.get(annotator, ()), *screened.get(annotator, ()))
+        for annotator in sorted({*screened, *listed})
     }
 
 
@@ -139,13 +137,13 @@ def disputes(judgements: Sequence[Judged], tasks: Mapping[str, Task], options: Q
     for uid, of_task in by_task.items():
         kind = tasks[uid].kind
         limit = options.dispute_ranking if kind == "ranking" else options.dispute_steps
-        apart = distance(of_task)
-        if apart is not None and apart >= limit:
+        disagreement = distance(of_task)
+        if disagreement is not None and disagreement >= limit:
             disputed.append(
                 Dispute(
                     task_uid=uid,
                     kind=kind,
-                    distance=apart,
+                    distance=disagreement,
                     prompt=tasks[uid].prompt.text,
                     annotation_ids=tuple(judgement.annotation_id for judgement in of_task),
                     annotator_ids=tuple(judgement.annotator_id for judgement in of_task),
@@ -155,11 +153,11 @@ def disputes(judgements: Sequence[Judged], tasks: Mapping[str, Task], options: Q
 
 
 def distance(judgements: Sequence[Judgement]) -> float | None:
-    """How far apart the judgements of one task are; None for fewer than two.
+    """The distance between the judgements of one task; None for fewer than two.
 
-    For rankings the mean over two people of the share of pairs that they order the other way round (Kendall's distance,
-    of 1; a pair that one of them ties is none);
-    for pairwise judgements the greatest distance of two preferences (of 6).
+    For rankings: the mean over pairs of annotators of the normalised Kendall distance, the share of pairs that they
+    order oppositely (0 to 1; a pair tied by either does not count as opposite). For pairwise judgements: the greatest
+    difference of two preferences (0 to 6).
     """
     orders = [
         judgement.ranks for judgement in judgements if isinstance(judgement, RankingJudgement) and judgement.ranking

@@ -29,9 +29,9 @@ class Lengths(Record):
 class Card(Record):
     """Content and origin of a set of comparisons.
 
-    `first_chosen` is how often the response that was shown first won: 0.5 but for chance where order does not matter.
-    `guidelines` maps each kind of task to the hash of the screen and guidelines that people saw; `quarantined` counts
-    the rows that could not be read, and `set_aside` the comparisons that screening or a senior took out, by reason.
+    `first_chosen` is how often the response shown first won: near 0.5 without position bias. `guidelines` maps each
+    kind of task to the hash of its label config, which contains the guidelines; `quarantined` counts rows that could
+    not be parsed, and `set_aside` comparisons excluded by screening or adjudication, by reason.
     """
 
     name: str
@@ -65,7 +65,7 @@ def make_card(
     sources: Mapping[str, str],
     aside: Sequence[SetAside] = (),
 ) -> Card:
-    """The card of `rows` (ties among them). `sources` maps files that were read to their digests."""
+    """The card of `rows`, including ties. `sources` maps input files to their digests."""
     decided = [row for row in rows if row.strength]
     agreed = agreement(rows)
     seen = {(row.prompt.id, side.id) for row in rows for side in (row.chosen, row.rejected)}
@@ -130,8 +130,8 @@ def as_markdown(card: Card) -> str:
         ("Screens and guidelines", "kind", card.guidelines),
         ("Projects", "kind", card.projects),
         ("Sources", "file", card.sources),
-        ("Put aside, by reason", "reason", card.quarantined),
-        ("Set aside by screening or a senior, by reason", "reason", card.set_aside),
+        ("Quarantined rows, by reason", "reason", card.quarantined),
+        ("Comparisons excluded by screening or adjudication, by reason", "reason", card.set_aside),
     ):
         if values:
             heading = {"Screens and guidelines": "version", "Projects": "address", "Sources": "SHA-256"}
@@ -143,17 +143,20 @@ def as_markdown(card: Card) -> str:
 def _counts(card: Card) -> list[tuple[str, str]]:
     return [
         ("comparisons with a winner", str(card.comparisons)),
-        ("ties, kept apart", str(card.ties)),
+        ("ties (not counted above)", str(card.ties)),
         ("prompts", str(card.prompts)),
         ("responses", str(card.responses)),
         ("annotations", str(card.annotations)),
-        ("annotators", str(len(card.annotators)) if card.annotators else "not known"),
+        ("annotators", str(len(card.annotators)) if card.annotators else "unknown"),
     ]
 
 
 def _rates(card: Card) -> list[tuple[str, ...]]:
-    rows = [("two annotators name the same winner", card.agreement), ("shown first, chosen", card.first_chosen)]
-    rows += [("longer, chosen", card.lengths.longer_chosen)] if card.lengths else []
+    rows = [
+        ("two annotators name the same winner", card.agreement),
+        ("first response shown is chosen", card.first_chosen),
+    ]
+    rows += [("longer response is chosen", card.lengths.longer_chosen)] if card.lengths else []
     shares = [(name, *_rate(rate)) for name, rate in rows]
     alpha = "not measured" if card.alpha is None else f"{card.alpha:.3f}"
     return [*shares, ("Krippendorff's alpha (nominal)", alpha, "", "")]

@@ -16,7 +16,7 @@ CREW = "@crew.rlhf.local"
 
 
 class Pace(Record):
-    """Seconds per judgement, from `measured` judgements; 0 of them means that the pace is assumed."""
+    """Seconds per judgement, from `measured` judgements; with 0 the pace is an assumption."""
 
     seconds: float
     measured: int = 0
@@ -25,8 +25,8 @@ class Pace(Record):
 def measured_paces(store: Store) -> dict[Kind, Pace]:
     """The pace of each kind of task, over all projects in the store.
 
-    The mean and not the median, since hours are a sum; a page that stays open counts as half an hour at most. The
-    simulated crew is left out. With fewer than 20 judgements the pace is assumed.
+    The mean rather than the median, since hours are a sum; a page left open counts as at most half an hour. Simulated
+    annotators are left out. With fewer than 20 judgements the pace is an assumption.
     """
     times: dict[Kind, list[float]] = {kind: [] for kind in get_args(Kind)}
     for project in store.projects():
@@ -47,7 +47,7 @@ def lead_times(rows: Sequence[Mapping[str, Any]]) -> list[float]:
 
 
 def pace(kind: Kind, times: Sequence[float]) -> Pace:
-    """The mean of the times, each at most half an hour; an assumed one where there are fewer than 20."""
+    """The mean of the times, each at most half an hour; an assumption if there are fewer than 20."""
     if len(times) < ENOUGH:
         return Pace(seconds=ASSUMED[kind])
     return Pace(seconds=fmean(min(time, LONGEST) for time in times), measured=len(times))

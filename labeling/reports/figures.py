@@ -14,7 +14,7 @@ HABITS = {
     "position_correlation": "correlation with the order shown (tau)",
     "untouched_share": "rankings left as shown",
     "contradiction_share": "preference contradicts own ratings",
-    "hasty_share": "done in a quarter of the usual time",
+    "hasty_share": "done in under a quarter of the usual time",
 }
 
 
@@ -42,8 +42,8 @@ def progress_chart(
     if not times:
         axes.set_xticks([])
         return figure
-    ended = [*times, *([now] if now is not None and now > times[-1] else [])]
-    axes.step(ended, [*range(1, len(times) + 1), len(times)][: len(ended)], where="post", color=GOOD)  # type: ignore[arg-type]
+    ends = [*times, *([now] if now is not None and now > times[-1] else [])]
+    axes.step(ends, [*range(1, len(times) + 1), len(times)][: len(ends)], where="post", color=GOOD)  # type: ignore[arg-type]
     if now is not None and end is not None and end > now:
         axes.plot([now, end], [done, needed], color=GOOD, linestyle=":")  # type: ignore[arg-type]
     figure.autofmt_xdate(rotation=0, ha="center")
@@ -51,7 +51,7 @@ def progress_chart(
 
 
 def answers_chart(crew: Sequence[AnnotatorQuality], names: Mapping[str, str] | None = None) -> Figure:
-    """Agreement with the others and with known answers, with 95 % intervals, reliability, and seconds per judgement.
+    """Agreement with other annotators and with gold answers, with 95 % intervals; reliability; seconds per judgement.
 
     One row per annotator, labelled by `names`.
     """
@@ -106,8 +106,8 @@ def _rows(
     figure = Figure(figsize=(width * columns, 1.4 + 0.32 * len(crew)), layout="constrained")
     panels = figure.subplots(1, columns, sharey=True)
     figure.suptitle(title, fontsize=11)
-    called = [_shortened(names.get(annotator.annotator_id, annotator.annotator_id)) for annotator in crew]
-    labels = [f"{name} ({annotator.judgements})" for name, annotator in zip(called, crew, strict=True)]
+    displayed = [_shortened(names.get(annotator.annotator_id, annotator.annotator_id)) for annotator in crew]
+    labels = [f"{name} ({annotator.judgements})" for name, annotator in zip(displayed, crew, strict=True)]
     panels[0].set_yticks(range(len(crew)), labels, parse_math=False)
     panels[0].set_ylabel("annotator (judgements)")
     panels[0].invert_yaxis()

@@ -64,24 +64,24 @@ def _project(report: ProjectReport) -> str:
         f"<section><h2>{escape(row.title)}</h2><p>{'deleted on the server' if row.deleted else link}</p>",
         _tiles(report),
         *(f'<p class="note">{escape(note)}</p>' for note in _notes(report)),
-        drawn(
+        svg_figure(
             progress_chart(report.times, row.done, row.needed, row.last_sync, row.expected_end), "judgements over time"
         ),
     ]
     judged = [person for person in report.crew if person.agreement.share is not None]
     if judged:
-        parts.append(drawn(answers_chart(judged, report.names), "agreement, reliability and speed by annotator"))
-        parts.append(drawn(habits_chart(judged, report.names), "habits by annotator"))
+        parts.append(svg_figure(answers_chart(judged, report.names), "agreement, reliability and speed by annotator"))
+        parts.append(svg_figure(habits_chart(judged, report.names), "habits by annotator"))
     if report.crew:
         parts.append(_people(report))
     return "\n".join([*parts, "</section>\n"])
 
 
-def drawn(figure: Figure, title: str) -> str:
+def svg_figure(figure: Figure, title: str) -> str:
     """A figure as inline SVG in the page's text colour."""
     file = io.StringIO()
     with matplotlib.rc_context({"svg.fonttype": "none"}), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing")  # the browser has the glyph; only its width is guessed
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # the browser has the glyph; only its width is estimated
         figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
     svg = file.getvalue()
     svg = svg[svg.index("<svg") :].replace(INK, "currentColor")
@@ -126,8 +126,8 @@ def _alpha(report: ProjectReport) -> str:
 def _notes(report: ProjectReport) -> list[str]:
     row = report.status
     notes = [f"{row.quarantined} annotations are quarantined: they could not be parsed"] if row.quarantined else []
-    notes += [f"{row.lost} annotations were deleted on the server and are kept in the store"] if row.lost else []
-    notes += ["the label config was edited on the server"] if row.screen_changed else []
+    notes += [f"{row.lost} annotations were deleted on the server; the store keeps them"] if row.lost else []
+    notes += ["the label config was edited on the server after the project was created"] if row.screen_changed else []
     rated = [f"{name} {_rate(rate)}" for name, rate in report.agreement.criteria.items() if rate.share is not None]
     return notes + ([f"agreement by criterion: {', '.join(rated)}"] if rated else [])
 
@@ -145,7 +145,7 @@ def _person(person: AnnotatorQuality, name: str) -> str:
         ("" if value is None else f"{value:{form}}")
         for value, form in ((person.reliability, ".2f"), (person.median_lead_time_seconds, ".0f"))
     ]
-    concerns = "<br>".join(map(escape, person.concerns)) + (" (set aside)" if person.set_aside else "")
+    concerns = "<br>".join(map(escape, person.concerns)) + (" (judgements excluded)" if person.set_aside else "")
     return (
         f"<tr><td>{escape(name or f'account {person.annotator_id}')}</td><td class=number>{person.judgements}</td>"
         f"<td class=number>{person.skips}</td><td>{_rate(person.agreement)}</td><td class=number>{figures[0]}</td>"

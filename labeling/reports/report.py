@@ -1,4 +1,4 @@
-"""The report on a project: status, times of judgements, agreement and annotators; all views are made from it."""
+"""The report on a project: status, times of judgements, agreement and annotators; the input of all views."""
 
 from collections.abc import Collection
 from datetime import datetime
@@ -32,8 +32,8 @@ def reports(
 
     `options` sets the limits for concerns. Without `answers`, gold tasks count as ordinary ones.
     """
-    chosen = [project for project in store.projects() if not only or project.number in only]
-    return [project_report(store, project, options or QualityOptions(), answers) for project in reversed(chosen)]
+    selected = [project for project in store.projects() if not only or project.number in only]
+    return [project_report(store, project, options or QualityOptions(), answers) for project in reversed(selected)]
 
 
 def project_report(

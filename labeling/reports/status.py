@@ -18,7 +18,7 @@ SHORTEST_WINDOW = timedelta(minutes=1)
 class AnnotatorStatus(Record):
     """One annotator's work: judgements (valid or not), skips, and median seconds per judgement.
 
-    `name` is the server's: first and last name, and the e-mail address.
+    `name` is as on the server: first and last name, and the e-mail address.
     """
 
     annotator: int | None
@@ -32,8 +32,8 @@ class ProjectStatus(Record):
     """One project. `done` counts at most the overlap per task; `lost` counts annotations deleted on the server.
 
     `per_hour` is over the 24 hours before the last sync, or since the first judgement if that is later; `expected_end`
-    is when the rest would be done at that pace, None without recent judgements. `quarantined` counts annotations that
-    could not be parsed. `screen_changed`: the label config was edited on the server.
+    is when all would be done at that pace, None without recent judgements. `quarantined` counts annotations that could
+    not be parsed. `screen_changed`: the label config was edited on the server.
     """
 
     title: str
@@ -70,7 +70,7 @@ def project_status(
     done, needed = sum(min(n, project.overlap) for n in by_task.values()), len(rows) * project.overlap
     now = syncs[-1].seen_at if syncs else None
     per_hour = pace([moment(raw["created_at"]) for raw in judged], now) if now else 0.0
-    left = timedelta(hours=(needed - done) / per_hour) if per_hour else None
+    remaining = timedelta(hours=(needed - done) / per_hour) if per_hour else None
     title = title_of(project.title)
     return ProjectStatus(
         title=project.title,
@@ -81,7 +81,7 @@ def project_status(
         done=done,
         needed=needed,
         per_hour=per_hour,
-        expected_end=now + left if now and left is not None and not project.deleted else None,
+        expected_end=now + remaining if now and remaining is not None and not project.deleted else None,
         agreement=agreement.overall,
         alpha=agreement.alpha,
         annotators=annotator_statuses(annotations),
@@ -97,8 +97,8 @@ def pace(times: Sequence[datetime], now: datetime) -> float:
     recent = [time for time in times if time > now - PACE_WINDOW]
     if not recent:
         return 0.0
-    begun = max(min(times), now - PACE_WINDOW)
-    return len(recent) / (max(now - begun, SHORTEST_WINDOW) / timedelta(hours=1))
+    start = max(min(times), now - PACE_WINDOW)
+    return len(recent) / (max(now - start, SHORTEST_WINDOW) / timedelta(hours=1))
 
 
 def annotator_statuses(annotations: Sequence[Mapping[str, Any]]) -> tuple[AnnotatorStatus, ...]:

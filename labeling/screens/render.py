@@ -1,6 +1,6 @@
-"""Label configs and guidelines, rendered from the layouts in this folder and the table of criteria.
+"""Label configs and guidelines, rendered from the templates in this directory and the table of criteria.
 
-The layouts are written by hand; a word in braces, such as {guidelines}, is filled in here.
+Names in braces, such as {guidelines}, are filled in here.
 """
 
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from markdown_it import MarkdownIt
 from alignment.criteria import CRITERIA, Criterion
 from labeling.config import Kind
 
-RATINGS_INDENT = "\n" + 6 * " "  # of {ratings_a} and {ratings_b} in pairwise.xml
+RATINGS_INDENT = "\n" + 6 * " "  # indentation of {ratings_a} and {ratings_b} in pairwise.xml
 NUMBERS = {2: "Two", 3: "Three", 4: "Four", 5: "Five", 6: "Six"}
 DIALOG_MARKUP = {
     "<h1>": "<p><b>",
@@ -41,7 +41,7 @@ def _fill(layout: str, values: Mapping[str, str]) -> str:
 
 
 def _keys() -> dict[str, str]:
-    """The keys that give stars to A and to B, as they are printed on keyboards."""
+    """The hotkeys that rate A and B, in upper case as on a keyboard."""
     return {
         f"keys_{side}": " ".join(criterion.hotkeys[index].upper() for criterion in CRITERIA)
         for index, side in enumerate("ab")
@@ -69,7 +69,7 @@ def instruction() -> str:
 
 @cache
 def screen(kind: Kind) -> str:
-    """The label config of a kind of task, with style, guidelines and, for pairs, the ratings of every criterion."""
+    """The label config of a kind of task, with style, guidelines and, for pairs, a rating for each criterion."""
     ratings = {
         f"ratings_{side}": RATINGS_INDENT.join(_rating(criterion, side, index) for criterion in CRITERIA)
         for index, side in enumerate("ab")
@@ -86,7 +86,7 @@ def screen(kind: Kind) -> str:
 
 
 def _rating(criterion: Criterion, side: str, index: int) -> str:
-    """The stars for one criterion of response A (index 0) or B (index 1)."""
+    """The rating control for one criterion of response A (index 0) or B (index 1)."""
     key = criterion.hotkeys[index]
     values = {
         "title": escape(criterion.title, quote=True),

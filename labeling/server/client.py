@@ -1,7 +1,7 @@
-"""The client of the Label Studio API: label-studio-sdk, with a transport of ours underneath.
+"""The client of the Label Studio API: label-studio-sdk over a retrying transport.
 
-What is changed on the server is changed by the SDK's methods. Projects, tasks and annotations are read as raw JSON, by
-requests of the SDK too: its models make objects of the times, and the store of annotations keeps what the server sent.
+Writes use the SDK's methods. Projects, tasks and annotations are read as raw JSON, through the SDK's HTTP client: its
+models parse times into objects, but the annotation store keeps the server's JSON unchanged.
 """
 
 import json as jsonlib
@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Any, ParamSpec, TypeVar
 
 import httpx
-import label_studio_sdk  # its names are loaded when they are used: a second, at the first client
+import label_studio_sdk  # loads its names lazily: about a second, at the first client
 from label_studio_sdk.core.api_error import ApiError
 from label_studio_sdk.core.parse_error import ParsingError
 
@@ -22,7 +22,7 @@ from labeling.server.transport import RetryingTransport, raise_for_refusal, show
 PAGE_SIZE = 1000
 FULL_PAGE_SIZE = 500
 IMPORT_BATCH = 250
-DEAR = (  # what the data manager works out for its columns; without it a list of tasks takes half the time
+EXPENSIVE_COLUMNS = (  # computed by the data manager; omitting them halves the time of listing tasks
     *("annotations_results", "predictions_results", "annotations_ids", "drafts", "predictions", "avg_lead_time"),
     *("annotators", "storage_filename", "file_upload", "comment_authors", "predictions_model_versions", "created_ago"),
     *("predictions_score", "draft_exists", "completed_at", "inner_id", "total_predictions", "state", "is_labeled"),
@@ -34,12 +34,12 @@ T = TypeVar("T")
 class LabelStudio:
     """One account's access to a server.
 
-    Connections are not kept alive: the server writes an answer in two pieces, and on a kept connection the second waits
-    40 ms for a delayed acknowledgement, which doubles the price of a small request.
+    Connections are not kept alive: the server writes a response in two segments, and on a persistent connection the
+    second waits 40 ms for a delayed acknowledgement, which doubles the latency of a small request.
 
-    `server_time` is the server's clock at its latest answer (its `Date`, in whole seconds); None before the first.
+    `server_time` is the server's clock at its latest response (`Date` header, whole seconds); None before the first.
 
-    Requests are repeated by `RetryingTransport` and never by the SDK, which would send a POST twice.
+    Retries are left to `RetryingTransport`; the SDK's own would send a POST twice.
     """
 
     def __init__(
@@ -68,16 +68,18 @@ class LabelStudio:
         self._http.close()
 
     def call(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
-        """What a method of the SDK returns. Its errors become ours here, and lose its frames, which hold the token."""
+        """Call a method of the SDK. Its errors are raised as ours, without its frames, which hold the token."""
         failure: LabelingError
         try:
             return function(*args, **kwargs)
-        except LabelingError as error:  # of the transport: a refusal, or a server that stays away
+        except LabelingError as error:  # raised by the transport: request refused, or server unavailable
             failure = error.with_traceback(None)
-        except ApiError as error:  # no refusal, those are raised by the transport
-            failure = UnexpectedAnswer(f"{self.url} did not answer with JSON: {str(error.body)[:200]}")
-        except (ParsingError, TypeError) as error:  # JSON of another kind than the SDK's model
-            failure = UnexpectedAnswer(f"{self.url} did not answer what label-studio-sdk expects: {str(error)[:200]}")
+        except ApiError as error:  # not a 4xx response: those are raised by the transport
+            failure = UnexpectedAnswer(f"{self.url} did not respond with JSON: {str(error.body)[:200]}")
+        except (ParsingError, TypeError) as error:  # JSON that does not match the SDK's model
+            failure = UnexpectedAnswer(
+                f"{self.url} sent a response that label-studio-sdk cannot parse: {str(error)[:200]}"
+            )
         raise failure
 
     def get(self, path: str, **params: Any) -> Any:
@@ -93,23 +95,23 @@ class LabelStudio:
         return self._request("PATCH", path, **_json_body(json))
 
     def delete(self, path: str) -> None:
-        """DELETE; an answer without content is right."""
+        """DELETE; the response may be empty."""
         self._request("DELETE", path)
 
     def _request(self, method: str, path: str, **arguments: Any) -> Any:
-        """The JSON of an answer as the server sent it, None for an empty one."""
+        """The response body as parsed JSON, None if it is empty."""
         response = self.call(self.sdk._client_wrapper.httpx_client.request, path, method=method, **arguments)
         try:
             return response.json() if response.content else None
         except ValueError as error:
             request = f"{method} {shown_url(response.request.url)}"
-            raise UnexpectedAnswer(f"{request} did not answer with JSON: {error}") from error
+            raise UnexpectedAnswer(f"{request} did not respond with JSON: {error}") from error
 
-    def _read_clock(self, answer: httpx.Response) -> None:
+    def _read_clock(self, response: httpx.Response) -> None:
         try:
-            self.server_time = parsedate_to_datetime(answer.headers["Date"])
+            self.server_time = parsedate_to_datetime(response.headers["Date"])
         except (KeyError, ValueError):
-            return  # an answer without a date tells nothing
+            return  # no Date header: keep the previous time
 
     def whoami(self) -> dict[str, Any]:
         """The account of the token."""
@@ -119,38 +121,38 @@ class LabelStudio:
         """All projects, with all their fields."""
         page = 1
         while True:
-            answer = expect(self.get("/api/projects", page=page, page_size=100), dict, "the list of projects")
-            yield from answer["results"]
-            if not answer.get("next"):
+            listing = expect(self.get("/api/projects", page=page, page_size=100), dict, "the list of projects")
+            yield from listing["results"]
+            if not listing.get("next"):
                 return
             page += 1
 
     def project(self, project_id: int) -> dict[str, Any]:
-        """A project with its settings and the present numbers of its tasks and annotations."""
+        """A project with its settings and the current numbers of tasks and annotations."""
         return expect(self.get(f"/api/projects/{project_id}/"), dict, "a project")
 
     def tasks(self, project_id: int, *fields: str) -> list[dict[str, Any]]:
-        """All tasks of a project by id, with the given `fields` of each and without annotations."""
-        wanted = ",".join({"id": None} | dict.fromkeys(fields))
-        return list(self._walk(project_id, PAGE_SIZE, None, fields="task_only", include=wanted))
+        """All tasks of a project by id, with these `fields` of each and without annotations."""
+        include = ",".join({"id": None} | dict.fromkeys(fields))
+        return list(self._walk(project_id, PAGE_SIZE, None, fields="task_only", include=include))
 
     def tasks_with_annotations(
         self, project_id: int, changed_after: datetime | None = None
     ) -> Iterator[dict[str, Any]]:
         """`id`, `data`, `updated_at` and all `annotations` (skips too) of the tasks, by id.
 
-        With `changed_after` only of those that were changed later than that, themselves or in an annotation that was
-        made, edited, skipped or deleted. A task that was deleted is simply not there.
+        With `changed_after`, only tasks changed later than that, including by an annotation that was created, edited,
+        skipped or deleted. Deleted tasks are missing.
         """
-        omit = ",".join(DEAR)
+        omit = ",".join(EXPENSIVE_COLUMNS)
         return self._walk(project_id, FULL_PAGE_SIZE, changed_after, fields="all", omit=omit, resolve_uri="false")
 
     def _walk(
         self, project_id: int, page_size: int, changed_after: datetime | None, **params: str
     ) -> Iterator[dict[str, Any]]:
-        """Tasks by id, a page at a time, each page asked for by the id before it.
+        """Tasks by id, by keyset pagination: each page starts after the last id of the previous one.
 
-        Numbered pages would move when a task is deleted or changed between two requests, and pass over others.
+        Numbered pages would shift when a task is deleted or changed between two requests, and skip others.
         """
         last = 0
         while True:
@@ -158,29 +160,29 @@ class LabelStudio:
             if changed_after is not None:
                 filters.append(_filter("updated_at", "Datetime", f"{changed_after:%Y-%m-%dT%H:%M:%S.%fZ}"))
             query = jsonlib.dumps({"filters": {"conjunction": "and", "items": filters}})
-            answer = self.get("/api/tasks", project=project_id, page_size=page_size, query=query, **params)
-            found = expect(answer, dict, "the list of tasks")
-            rows = expect(found.get("tasks"), list, "the list of tasks")
+            response = self.get("/api/tasks", project=project_id, page_size=page_size, query=query, **params)
+            page = expect(response, dict, "the list of tasks")
+            rows = expect(page.get("tasks"), list, "the list of tasks")
             yield from rows
-            if len(rows) >= int(found["total"]):
+            if len(rows) >= int(page["total"]):
                 return
             if max((row["id"] for row in rows), default=last) <= last:
-                raise UnexpectedAnswer(f"{self.url} ignores the filter in a list of tasks: is it Label Studio 1.23?")
+                raise UnexpectedAnswer(f"{self.url} ignores the filter of a task list; Label Studio 1.23 is required")
             last = rows[-1]["id"]
 
     def import_tasks(self, project_id: int, tasks: list[dict[str, Any]]) -> list[int]:
-        """Add tasks (`{"data": …}`) in batches; return their ids in the order given. Does not look for duplicates."""
+        """Add tasks (`{"data": …}`) in batches; return their ids in the same order. Does not detect duplicates."""
         ids: list[int] = []
         for first in range(0, len(tasks), IMPORT_BATCH):
             batch = tasks[first : first + IMPORT_BATCH]
-            answer = self.post(f"/api/projects/{project_id}/import", batch, return_task_ids="true")
-            ids += expect(answer, dict, "the answer to an import")["task_ids"]
+            response = self.post(f"/api/projects/{project_id}/import", batch, return_task_ids="true")
+            ids += expect(response, dict, "the response to an import")["task_ids"]
         if len(ids) != len(tasks):
             raise UnexpectedAnswer(f"{len(tasks)} tasks were sent to project {project_id}, {len(ids)} were stored")
         return ids
 
     def delete_tasks(self, project_id: int, task_ids: list[int]) -> None:
-        """Delete tasks with all their annotations; ids that are not there do not matter."""
+        """Delete tasks with all their annotations; unknown ids are ignored."""
         self.call(
             self.sdk.actions.create,
             id="delete_tasks",
@@ -202,16 +204,16 @@ class LabelStudio:
 
 
 def _sdk(url: str, token: str, http: httpx.Client) -> "label_studio_sdk.LabelStudio":
-    """The SDK's client. Raises BadCredentials for a personal access token that has expired or names no end."""
+    """The SDK's client. Raises BadCredentials for a personal access token that has expired or has no expiry date."""
     try:
         return label_studio_sdk.LabelStudio(base_url=url, api_key=token, httpx_client=http, max_retries=0)
     except ApiError:
         pass  # raised below, without the frames of the SDK, whose variables hold the token
-    raise BadCredentials(url, "the given token, which has expired or names no end")
+    raise BadCredentials(url, "the given token, which has expired or has no expiry date")
 
 
 def _json_body(value: Any) -> dict[str, Any]:
-    """A body that is JSON already: the SDK's encoder looks at every value in Python, an eighth of a large import."""
+    """A body encoded as JSON here: the SDK's encoder, in pure Python, takes an eighth of the time of a large import."""
     body = jsonlib.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     return {"content": body.encode(), "headers": {"Content-Type": "application/json"}}
 

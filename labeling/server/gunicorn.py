@@ -1,4 +1,4 @@
-"""Label Studio as it is run for many: under gunicorn, on PostgreSQL, with its content security policy enforced."""
+"""Label Studio for production: under gunicorn, on PostgreSQL, with its content security policy enforced."""
 
 import shlex
 from pathlib import Path
@@ -9,7 +9,7 @@ CONFIGURATION = Path(__file__).with_name("gunicorn_settings.py")
 
 
 def command(settings: ServerSettings, configuration: Path = CONFIGURATION) -> list[str]:
-    """Bring the database up to date, make the first account where there is none, then serve."""
+    """Migrate the database, create the first account if there is none, then serve."""
     program = settings.executable
     init = [str(program), "init", "--quiet", "--log-level", "WARNING", "--enable-legacy-api-token"]
     serve = [
@@ -24,7 +24,7 @@ def command(settings: ServerSettings, configuration: Path = CONFIGURATION) -> li
 
 
 def switches(settings: ServerSettings, host: str, port: str, role: str, password: str) -> dict[str, str]:
-    """The variables beside `server.switches`: PostgreSQL, and what is stricter before many people."""
+    """The variables in addition to `process.switches`: PostgreSQL, and stricter security."""
     return {
         "DJANGO_DB": "default",
         "POSTGRE_HOST": host,

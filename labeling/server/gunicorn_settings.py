@@ -2,10 +2,10 @@
 
 import importlib.util
 
-_found = importlib.util.find_spec("label_studio")
-assert _found is not None and _found.submodule_search_locations, "Label Studio is not installed beside gunicorn"
+_spec = importlib.util.find_spec("label_studio")
+assert _spec is not None and _spec.submodule_search_locations, "Label Studio is not installed beside gunicorn"
 
-chdir = _found.submodule_search_locations[0]  # its modules import each other as if this were the root
+chdir = _spec.submodule_search_locations[0]  # its modules use absolute imports relative to this directory
 raw_env = ["DJANGO_SETTINGS_MODULE=core.settings.label_studio"]
 workers = 2
 worker_class = "gthread"

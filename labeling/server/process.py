@@ -1,7 +1,7 @@
-"""Starting, awaiting and stopping a Label Studio server that lives in an environment of its own.
+"""Start, await and stop a Label Studio server, which has its own Python environment.
 
-`command` and `environment` say how to run it, for whoever supervises processes; `running_server` does it for the
-length of a `with` block.
+`command` and `environment` define how to run it, for a process supervisor; `running_server` runs it for the duration of
+a `with` block.
 """
 
 import os
@@ -24,11 +24,11 @@ from labeling.errors import BadCredentials, ServerStartFailed, ServerUnavailable
 POLL_SECONDS = 0.2
 STOP_SECONDS = 10.0
 LOG_TAIL_CHARACTERS = 2000
-LEAKY = ("PYTHON", "LABEL_STUDIO_", "DJANGO_", "POSTGRE_", "VIRTUAL_ENV", "SENTRY_", "PG")
+EXCLUDED_PREFIXES = ("PYTHON", "LABEL_STUDIO_", "DJANGO_", "POSTGRE_", "VIRTUAL_ENV", "SENTRY_", "PG")
 
 
 class ServerSettings(BaseModel):
-    """Where the server's program and data are, and the first account, which is made on the first start only."""
+    """Paths of the server's executable and data, and the first account, which is created on the first start only."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
@@ -36,13 +36,13 @@ class ServerSettings(BaseModel):
     data_dir: Path
     port: int = Field(ge=1, le=65535)
     host: str = "127.0.0.1"
-    public_url: str = Field(default="", description="the address for people; else host and port")
+    public_url: str = Field(default="", description="public URL; host and port if empty")
     username: str = "owner@rlhf.local"
     password: SecretStr = Field(min_length=8)
     token: SecretStr
     secret_key: SecretStr | None = None
     task_lock_seconds: int = Field(default=1800, ge=1)
-    local_webhooks: bool = Field(default=False, description="may the server call addresses of its own machine?")
+    local_webhooks: bool = Field(default=False, description="allow webhooks to addresses of the server's own machine")
 
     @field_validator("token")
     @classmethod
@@ -69,8 +69,10 @@ class ServerSettings(BaseModel):
 
 
 def command(settings: ServerSettings) -> list[str]:
-    """The command line that starts the server in the foreground; secrets are in `environment`, where others on this
-    machine cannot read them."""
+    """The command line that starts the server in the foreground.
+
+    Secrets are passed in `environment`, which other users of this machine cannot read.
+    """
     return [
         str(settings.executable),
         "start",
@@ -88,11 +90,13 @@ def command(settings: ServerSettings) -> list[str]:
 
 
 def environment(settings: ServerSettings) -> dict[str, str]:
-    """The whole environment of the server: ours, less what would leak into it, plus its switches.
+    """The server's environment: this process's without `EXCLUDED_PREFIXES`, plus `switches`.
 
-    Sign-up needs an invitation, and nothing outside is contacted: no analytics, version check or error reports.
+    Sign-up needs an invitation, and no other host is contacted: no analytics, version checks or error reports.
     """
-    return {name: value for name, value in os.environ.items() if not name.startswith(LEAKY)} | switches(settings)
+    return {name: value for name, value in os.environ.items() if not name.startswith(EXCLUDED_PREFIXES)} | switches(
+        settings
+    )
 
 
 def switches(settings: ServerSettings) -> dict[str, str]:
@@ -118,9 +122,9 @@ def switches(settings: ServerSettings) -> dict[str, str]:
 
 
 def prepare(settings: ServerSettings, *, sqlite: bool = True) -> None:
-    """Make the directories, and a database in a file if it is `sqlite`; check what would fail late or in silence.
+    """Create the directories and, with `sqlite`, the database file; check what would fail late or silently.
 
-    Label Studio takes the next port when its own is busy, so a busy port is an error here.
+    Label Studio would take the next free port, so a port in use is an error here.
     """
     if not settings.executable.is_file():
         raise ServerStartFailed(f"no Label Studio at {settings.executable}: install it in an environment of its own")
@@ -135,17 +139,17 @@ def prepare(settings: ServerSettings, *, sqlite: bool = True) -> None:
         try:
             probe.bind((settings.host, settings.port))
         except OSError as error:
-            raise ServerStartFailed(f"port {settings.port} of {settings.host} is taken ({error})") from error
+            raise ServerStartFailed(f"port {settings.port} of {settings.host} is in use ({error})") from error
 
 
 def _use_write_ahead_log(database: Path) -> None:
-    """Put the server's SQLite database in WAL mode, which lasts: readers do not wait and a submit is a third faster."""
+    """Set the SQLite database to WAL mode (persistent): readers do not block, and a submit is a third faster."""
     with closing(sqlite3.connect(database)) as connection:
         connection.execute("PRAGMA journal_mode=WAL")
 
 
 def start(settings: ServerSettings) -> subprocess.Popen[bytes]:
-    """Start the server in a process group of its own, its output in `settings.log_path`; return without waiting."""
+    """Start the server in its own process group, with output to `settings.log_path`; return without waiting."""
     prepare(settings)
     with settings.log_path.open("ab") as log:
         return subprocess.Popen(
@@ -160,7 +164,7 @@ def start(settings: ServerSettings) -> subprocess.Popen[bytes]:
 
 
 def stop(process: subprocess.Popen[bytes], seconds: float = STOP_SECONDS) -> None:
-    """End the server and all its children: politely, and after `seconds` for good."""
+    """Stop the server and all its children: SIGTERM, and after `seconds` SIGKILL."""
     for sign in (signal.SIGTERM, signal.SIGKILL):
         try:
             os.killpg(process.pid, sign)
@@ -175,15 +179,14 @@ def stop(process: subprocess.Popen[bytes], seconds: float = STOP_SECONDS) -> Non
 
 @cache
 def authorities() -> ssl.SSLContext:
-    """Who is trusted to vouch for servers: read once, for it takes 30 ms and a starting server is asked again and
-    again."""
+    """The TLS context of trusted certificate authorities, cached: loading takes 30 ms, and readiness is polled."""
     return httpx.create_ssl_context(trust_env=False)
 
 
 def is_ready(url: str, token: str, timeout_seconds: float = 5.0) -> tuple[bool, str]:
-    """Ask once: (True, "") when the server runs and knows the token, else (False, what was seen).
+    """Check once: (True, "") if the server runs and accepts the token, else (False, the problem).
 
-    `/health` is a static answer, so the account is asked for as well. Raises BadCredentials for a refused token.
+    `/health` is static, so the account is requested as well. Raises BadCredentials for a refused token.
     """
     try:
         with httpx.Client(base_url=url, timeout=timeout_seconds, trust_env=False, verify=authorities()) as http:
@@ -201,26 +204,26 @@ def is_ready(url: str, token: str, timeout_seconds: float = 5.0) -> tuple[bool, 
 def wait_until_ready(
     url: str, token: str, timeout_seconds: float, process: subprocess.Popen[bytes] | None = None
 ) -> None:
-    """Wait until the server answers with the account of `token`.
+    """Wait until the server responds with the account of `token`.
 
     Raises ServerUnavailable after `timeout_seconds`, ServerStartFailed as soon as `process` has ended, and
-    BadCredentials when the server is up and refuses the token.
+    BadCredentials if the server refuses the token.
     """
     deadline = time.monotonic() + timeout_seconds
     while True:
-        ready, seen = is_ready(url, token)
+        ready, problem = is_ready(url, token)
         if ready:
             return
         if process is not None and process.poll() is not None:
-            raise ServerStartFailed(f"the server ended with code {process.returncode} before it was ready")
+            raise ServerStartFailed(f"the server exited with code {process.returncode} before it was ready")
         if time.monotonic() > deadline:
-            raise ServerUnavailable(url, f"not ready after {timeout_seconds:.0f} s: {seen}")
+            raise ServerUnavailable(url, f"not ready after {timeout_seconds:.0f} s: {problem}")
         time.sleep(POLL_SECONDS)
 
 
 @contextmanager
 def running_server(settings: ServerSettings, timeout_seconds: float = 180.0) -> Iterator[str]:
-    """Run a server for the length of the block; yields its URL. A failed start shows the end of its log."""
+    """Run a server for the duration of the block; yields its URL. A start error includes the end of the log."""
     process = start(settings)
     try:
         try:

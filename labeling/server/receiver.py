@@ -1,6 +1,6 @@
-"""A receiver of webhooks: whatever Label Studio says wakes a sync, and nothing that it says is believed.
+"""A webhook receiver: a webhook triggers a sync; its content is not used.
 
-Webhooks are never repeated, and one that is lost would be missed for ever; so a sync also runs after a while by itself.
+Label Studio never resends a webhook, so a sync also runs periodically.
 """
 
 import json
@@ -18,37 +18,37 @@ log = logging.getLogger(__name__)
 HOST = "127.0.0.1"
 LONGEST = 1_000_000  # bytes of a message
 READ_SECONDS = 5.0
-SETTLE_SECONDS = 1.0  # a submit comes with several messages
+SETTLE_SECONDS = 1.0  # a submit sends several webhooks
 
 
 def action_of(body: bytes) -> str:
-    """The action that a webhook names, "" for what is no message of Label Studio's."""
+    """The action named in a webhook, "" if the body is not a Label Studio webhook."""
     try:
-        told: Any = json.loads(body)
+        payload: Any = json.loads(body)
     except (ValueError, RecursionError):
         return ""
-    action = told.get("action") if isinstance(told, dict) else None
+    action = payload.get("action") if isinstance(payload, dict) else None
     return action if isinstance(action, str) and action.isascii() and action.replace("_", "").isalpha() else ""
 
 
 class Receiver(BaseHTTPRequestHandler):
-    """Answers at once, since the annotator's submit waits for the answer; `wake` is what a good message sets."""
+    """Responds at once, since the annotator's submit waits for it; a valid webhook sets `wake`."""
 
     wake: threading.Event
     timeout = READ_SECONDS
 
     def do_POST(self) -> None:
-        """Take a message."""
+        """Receive a webhook."""
         length = self.headers.get("Content-Length", "")
         if not length.isdecimal() or int(length) > LONGEST:
-            log.warning("ignored a message of %s bytes from %s", length or "unknown many", self.client_address[0])
+            log.warning("ignored a webhook of %s bytes from %s", length or "unknown", self.client_address[0])
             self._answer(413 if length.isdecimal() else 411)
             return
         action = action_of(self.rfile.read(int(length)))
         if action:
             self.wake.set()
         else:
-            log.warning("ignored a message that names no action, from %s", self.client_address[0])
+            log.warning("ignored a webhook without an action, from %s", self.client_address[0])
         self._answer(204 if action else 400)
 
     def _answer(self, status: int) -> None:
@@ -57,21 +57,21 @@ class Receiver(BaseHTTPRequestHandler):
         self.end_headers()
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Every request at the level of debugging, and not on the terminal."""
+        """Log requests at debug level instead of to stderr."""
         log.debug(format, *args)
 
 
 @contextmanager
-def receiving(port: int, wake: threading.Event) -> Iterator[str]:
-    """Receive on loopback while the block runs; yields the address. Port 0 takes a free one.
+def webhook_receiver(port: int, wake: threading.Event) -> Iterator[str]:
+    """Receive on loopback for the duration of the block; yields the URL. Port 0 selects a free port.
 
-    Raises ListenFailed when the port is taken.
+    Raises ListenFailed if the port is in use.
     """
     handler = type("WakingReceiver", (Receiver,), {"wake": wake})
     try:
         server = ThreadingHTTPServer((HOST, port), handler)
     except (OSError, OverflowError) as error:
-        raise ListenFailed(f"port {port} of {HOST} is not to be had ({error}): name another with --port") from error
+        raise ListenFailed(f"cannot listen on port {port} of {HOST} ({error}): choose another with --port") from error
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.1}, daemon=True)
     thread.start()
     try:
@@ -85,9 +85,9 @@ def receiving(port: int, wake: threading.Event) -> Iterator[str]:
 def sync_when_woken(
     sync: Callable[[], None], wake: threading.Event, every_seconds: float, stop: threading.Event | None = None
 ) -> None:
-    """Sync now, whenever woken, and at the latest after `every_seconds`; until `stop`, else for ever.
+    """Sync now, whenever `wake` is set, and at least every `every_seconds`, until `stop` is set.
 
-    Messages that come within a second are one; those that come while a sync runs bring another one.
+    Webhooks within a second trigger one sync; webhooks during a sync trigger another.
     """
     while True:
         wake.clear()

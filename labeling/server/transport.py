@@ -1,4 +1,4 @@
-"""The HTTP transport under the SDK: it repeats what may be repeated and names what was refused."""
+"""The HTTP transport under the SDK: retries safe requests and maps refusals to errors."""
 
 import time
 
@@ -10,10 +10,10 @@ NEVER_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
 
 
 class RetryingTransport(httpx.BaseTransport):
-    """Sends a request up to `attempts` times and returns only answers with a status under 500, read to the end.
+    """Sends a request up to `attempts` times; returns only responses with a status below 500, fully read.
 
-    A request that may have done its work before it failed is repeated only where repeating is harmless: a POST only
-    when it never reached the server or found it busy (503), all others after any network fault and any 5xx.
+    A request that may have taken effect is retried only if that is harmless: a POST only if it never reached the server
+    or got a 503, all others after any network error or 5xx.
 
     `url` is the server's address for error messages. Raises ServerUnavailable when no attempt succeeds.
     """
@@ -25,7 +25,7 @@ class RetryingTransport(httpx.BaseTransport):
         self._backoff_seconds = backoff_seconds
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
-        """The server's answer to `request`."""
+        """The server's response to `request`."""
         cause = "no attempt"
         for attempt in range(self._attempts):
             if attempt:
@@ -40,7 +40,7 @@ class RetryingTransport(httpx.BaseTransport):
                 continue
             if response.status_code < 500:
                 return response
-            cause = f"{request.method} {request.url.path} answers {response.status_code}"
+            cause = f"{request.method} {request.url.path} returned {response.status_code}"
             if request.method == "POST" and response.status_code != 503:
                 break
         raise ServerUnavailable(self._url, cause)
@@ -51,7 +51,7 @@ class RetryingTransport(httpx.BaseTransport):
 
 
 def raise_for_refusal(url: str, response: httpx.Response) -> None:
-    """Raise what the answer of the server at `url` means when it is none of success.
+    """Raise the error of a response of the server at `url`, if its status is not 2xx.
 
     Raises BadCredentials (401) and RequestRefused (any other status from 300).
     """

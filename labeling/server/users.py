@@ -1,6 +1,6 @@
-"""Annotator accounts, made the way a person makes one: by invitation and the sign-up form.
+"""Annotator accounts, created through an invitation and the sign-up form, as a person would.
 
-The API, and so the SDK, makes accounts without a password and without an organisation, which cannot log in.
+Accounts created by the API, and so by the SDK, have no password and no organisation and cannot log in.
 """
 
 import hashlib
@@ -31,24 +31,24 @@ class Account(BaseModel):
 
 
 def members(owner: LabelStudio) -> dict[str, int]:
-    """The ids of all accounts by e-mail address, in small letters."""
+    """The ids of all accounts by lower-case e-mail address."""
     users = expect(owner.call(owner.sdk.users.list), list, "the list of users")
     return {str(user.email).lower(): int(user.id) for user in users}
 
 
 def invite_link(owner: LabelStudio) -> str:
-    """The address at which people sign up by themselves; whoever has it can."""
+    """The URL at which anyone who has it can sign up."""
     invitation = expect(owner.get("/api/invite"), dict, "an invitation")
     return urljoin(f"{owner.url}/", str(invitation["invite_url"]))
 
 
 def derived_password(secret: str, email: str) -> str:
-    """A password that only the holder of `secret` can work out again, so that none has to be stored."""
+    """A password derived from `secret`, so that it does not have to be stored."""
     return hmac.new(secret.encode(), email.encode(), hashlib.sha256).hexdigest()[:24]
 
 
 def ensure_account(owner: LabelStudio, email: str, password: str, first_name: str = "") -> Account:
-    """The account of `email`: logged in if it exists, else signed up through an invitation of `owner`.
+    """Log in to the account of `email`, or create it through an invitation of `owner`.
 
     Raises BadCredentials when the account exists with another password.
     """
@@ -67,18 +67,18 @@ def _form_token(page: httpx.Response) -> str:
     """The CSRF token of the page's form."""
     match = re.search(r'name="csrfmiddlewaretoken"\s+value="([^"]+)"', page.text)
     if page.status_code != 200 or match is None:
-        raise UnexpectedAnswer(f"{shown_url(page.request.url)} shows no form (status {page.status_code})")
+        raise UnexpectedAnswer(f"{shown_url(page.request.url)} has no form (status {page.status_code})")
     return match.group(1)
 
 
 def _submit(http: httpx.Client, path: str, fields: dict[str, str]) -> bool:
-    """Fill in the form at `path`; True when it was accepted (a redirect), False when it is shown again."""
+    """Submit the form at `path`; True if it was accepted (a redirect), False if it is shown again."""
     page = http.get(path)
     form = fields | {"csrfmiddlewaretoken": _form_token(page)}
-    answer = http.post(path, data=form, headers={"Referer": str(page.request.url)})
-    if answer.status_code >= 400:
-        raise RequestRefused("POST", shown_url(page.request.url), answer.status_code, answer.text)
-    return answer.status_code == 302
+    response = http.post(path, data=form, headers={"Referer": str(page.request.url)})
+    if response.status_code >= 400:
+        raise RequestRefused("POST", shown_url(page.request.url), response.status_code, response.text)
+    return response.status_code == 302
 
 
 def _log_in(http: httpx.Client, email: str, password: str) -> bool:
@@ -90,14 +90,15 @@ def _sign_up(owner: LabelStudio, http: httpx.Client, email: str, password: str) 
     fields = {"email": email, "password": password, "how_find_us": "", "elaborate": "", "allow_newsletters": "false"}
     http.cookies.clear()
     if not _submit(http, invite_link(owner), fields):
-        raise BadCredentials(owner.url, f"{email} (the account exists with another password, or the form refused it)")
+        raise BadCredentials(owner.url, f"{email} (the account exists with another password, or the form rejected it)")
 
 
 def _read_account(owner: LabelStudio, http: httpx.Client, email: str, password: str, first_name: str) -> Account:
-    answer = http.get("/api/current-user/token")
-    if answer.status_code != 200:
-        raise UnexpectedAnswer(f"{shown_url(answer.request.url)} answers {answer.status_code}: {answer.text[:200]}")
-    token = str(answer.json()["token"])
+    response = http.get("/api/current-user/token")
+    if response.status_code != 200:
+        url = shown_url(response.request.url)
+        raise UnexpectedAnswer(f"{url} returned {response.status_code}: {response.text[:200]}")
+    token = str(response.json()["token"])
     with LabelStudio(owner.url, token) as client:
         who = client.whoami()
         if first_name and who.get("first_name") != first_name:

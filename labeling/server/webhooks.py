@@ -1,4 +1,4 @@
-"""Webhooks: Label Studio tells an address of ours that something changed. Never repeated, so only a reason to look."""
+"""Webhooks, by which Label Studio signals changes. They are never resent, so they only trigger a sync."""
 
 from labeling.errors import RequestRefused, WebhookRefused
 from labeling.server.client import LabelStudio, expect
@@ -6,18 +6,18 @@ from labeling.server.client import LabelStudio, expect
 ACTIONS = ("ANNOTATION_CREATED", "ANNOTATIONS_CREATED", "ANNOTATION_UPDATED", "ANNOTATIONS_DELETED", "TASKS_DELETED")
 
 
-def webhook_is_there(client: LabelStudio, project: int, url: str) -> bool:
-    """Whether the project tells this address."""
+def has_webhook(client: LabelStudio, project: int, url: str) -> bool:
+    """Whether the project has an active webhook to `url`."""
     hooks = expect(client.call(client.sdk.webhooks.list, project=project), list, "the list of webhooks")
     return any(hook.url == url and hook.is_active and {*ACTIONS} <= {*hook.actions} for hook in hooks)
 
 
 def ensure_webhook(client: LabelStudio, project: int, url: str) -> bool:
-    """Have the project tell `url` of changes, without saying what changed; False when it does so already.
+    """Add a webhook to `url` without payload; False if the project has it already.
 
-    Raises WebhookRefused for an address that the server does not call, as it does with all on its own machine.
+    Raises WebhookRefused for a URL that the server does not call; by default it calls none on its own machine.
     """
-    if webhook_is_there(client, project, url):
+    if has_webhook(client, project, url):
         return False
     try:
         client.call(
@@ -31,8 +31,8 @@ def ensure_webhook(client: LabelStudio, project: int, url: str) -> bool:
         )
     except RequestRefused as error:
         raise WebhookRefused(
-            f"Label Studio does not call {url} ({error}). It calls addresses on its own machine or network only when "
-            "it was started with RLHF_LABEL_STUDIO_LOCAL_WEBHOOKS=1, which lets everybody with an account reach them: "
-            "`rlhf down`, then RLHF_LABEL_STUDIO_LOCAL_WEBHOOKS=1 `rlhf up`; or leave labeling.webhook out"
+            f"Label Studio refuses the webhook {url} ({error}). It calls addresses on its own machine or network only "
+            "if started with RLHF_LABEL_STUDIO_LOCAL_WEBHOOKS=1, which lets everybody with an account reach them: "
+            "`rlhf down`, then `RLHF_LABEL_STUDIO_LOCAL_WEBHOOKS=1 rlhf up`; or remove labeling.webhook"
         ) from error
     return True

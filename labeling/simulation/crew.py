@@ -1,15 +1,15 @@
-"""Simulated annotators who work through the server's API like people.
+"""Simulated annotators, who work through the server's API like people.
 
-Each has an account, a token and a taste. An annotator reads a task as the server shows it, scores each response by
+Each has an account, a token and preferences. An annotator reads a task from the server, scores each response by
 
     u = w · (score by criterion) + b_length · length + b_polite · politeness,
 
-adds Gumbel noise of scale T and puts the responses in the order of the sums. That is the Plackett-Luce model, and for
-two responses Bradley-Terry: P(a over b) = sigmoid((u_a - u_b) / T). Near-equal responses are decided almost at random.
+adds Gumbel noise of scale T and sorts the responses by the sums. This is the Plackett-Luce model, and for two responses
+Bradley-Terry: P(a over b) = sigmoid((u_a - u_b) / T). Near-equal responses are decided almost at random.
 
-What an annotator says about a task depends on the seed, the annotator and the task's uid alone. Some may have habits
-that a collection has to be guarded against (`CrewConfig`): the careless judge at random, the side-biased prefer what
-stands first, the spamming submit what is there within seconds, and the colluding hand on one answer among themselves.
+An annotator's judgement of a task depends only on the seed, the annotator and the task's uid. Some annotators may have
+bad habits (`CrewConfig`), to test screening: careless ones judge at random, side-biased ones prefer the first response
+shown, spamming ones submit the task unchanged within seconds, and colluding ones all submit one shared answer.
 """
 
 import math
@@ -31,14 +31,14 @@ NAMES = ("Ada", "Ben", "Cleo", "Dan", "Eve", "Finn", "Gita", "Hugo", "Iris", "Jo
 POLITE_WORDS = ("please", "thank", "sorry", "glad", "happy to", "welcome", "of course", "i'm afraid", "kind")
 EULER_GAMMA = 0.5772156649
 TIE_BETTER_MUCH = (0.25, 1.2, 2.6)
-SIDE_PULL = 4.0  # of a side-biased annotator towards the first place, in units of noise
-RING = "ring"  # what the colluding draw their one answer by
+SIDE_PULL = 4.0  # of a side-biased annotator towards the first position, in units of noise
+RING = "ring"  # seeds the shared answer of colluding annotators
 
 
 class Annotator(Record):
     """One simulated annotator: preferences, noise relative to the crew, reading speed, and habit.
 
-    A careless or colluding one judges at random in a share `careless_rate` of the tasks.
+    A careless or colluding annotator judges at random in a share `careless_rate` of the tasks.
     """
 
     email: str
@@ -61,12 +61,12 @@ class Annotator(Record):
 
 
 def make_crew(config: CrewConfig) -> list[Annotator]:
-    """The annotators of a seed. `config.bias` scales how far their tastes differ; those with bad habits come last."""
+    """The annotators of a seed. `config.bias` scales the spread of their preferences; bad habits come last."""
     crew = []
     habits = _habits(config)
     for index in range(config.annotators):
         rng = random.Random(f"crew:{config.seed}:{index}")
-        raw = [math.exp(0.35 * config.bias * rng.gauss(0, 1)) * one.annotator_weight for one in CRITERIA]
+        raw = [math.exp(0.35 * config.bias * rng.gauss(0, 1)) * criterion.annotator_weight for criterion in CRITERIA]
         name = NAMES[index % len(NAMES)] + (str(index // len(NAMES) + 1) if index >= len(NAMES) else "")
         crew.append(
             Annotator(
@@ -82,11 +82,11 @@ def make_crew(config: CrewConfig) -> list[Annotator]:
                 careless_rate=config.careless_rate,
             )
         )
-    return _of_one_mind(crew)
+    return _share_preferences(crew)
 
 
-def _of_one_mind(crew: Sequence[Annotator]) -> list[Annotator]:
-    """The crew, in which the colluding have the taste of the first of them: one makes the answer for all."""
+def _share_preferences(crew: Sequence[Annotator]) -> list[Annotator]:
+    """The crew, with all colluding annotators sharing the preferences of the first of them."""
     leader = next((annotator for annotator in crew if annotator.habit == "colluding"), None)
     own = {"email", "name", "words_per_second"}
     shared = {} if leader is None else {key: value for key, value in leader if key not in own}
@@ -94,7 +94,7 @@ def _of_one_mind(crew: Sequence[Annotator]) -> list[Annotator]:
 
 
 def _habits(config: CrewConfig) -> list[Habit]:
-    """The habit of each of the crew."""
+    """The habit of each annotator."""
     counts: dict[Habit, int] = {
         "careless": config.careless,
         "side_biased": config.side_biased,
@@ -121,18 +121,18 @@ def utilities(annotator: Annotator, data: Mapping[str, Any], prompt_id: str, jud
 
 
 def gumbel(rng: random.Random) -> float:
-    """A standard Gumbel draw, less its mean."""
+    """A sample of the standard Gumbel distribution, less its mean."""
     return -math.log(-math.log(rng.random() or 1e-300)) - EULER_GAMMA
 
 
 def work_on(
     annotator: Annotator, data: Mapping[str, Any], prompt_id: str, judge: Judge, temperature: float, seed: int
 ) -> tuple[list[dict[str, Any]], float]:
-    """The annotator's result for a task, in the shape that the browser makes, and the lead time in seconds."""
+    """(Result in the format that the browser submits, lead time in seconds) of the annotator for a task."""
     if annotator.habit == "spamming":
         return _spam(annotator, data, seed)
-    drawn_by = RING if annotator.habit == "colluding" else annotator.email
-    rng = random.Random(f"{seed}:{drawn_by}:{data['uid']}")
+    seed_name = RING if annotator.habit == "colluding" else annotator.email
+    rng = random.Random(f"{seed}:{seed_name}:{data['uid']}")
     shown = responses_of(data)
     scale = temperature * annotator.noisiness
     careless = annotator.habit in ("careless", "colluding") and rng.random() < annotator.careless_rate
@@ -162,7 +162,7 @@ def _spam(annotator: Annotator, data: Mapping[str, Any], seed: int) -> tuple[lis
 
 
 def _stars(score: float, rng: random.Random) -> int:
-    """1 to 5 stars for a score of 0..1, one off now and then."""
+    """1 to 5 stars for a score in 0..1, with noise."""
     return max(1, min(5, round(1 + 4 * score + rng.gauss(0, 0.4))))
 
 
@@ -188,8 +188,8 @@ def pairwise_result(difference: float, stars: Sequence[Sequence[int]]) -> list[d
     ]
     if size:
         side = "left" if difference > 0 else "right"
-        clicked = {"type": "pairwise", "from_name": "pairwise", "to_name": "pairwise", "value": {"selected": side}}
-        result.insert(0, clicked)
+        click = {"type": "pairwise", "from_name": "pairwise", "to_name": "pairwise", "value": {"selected": side}}
+        result.insert(0, click)
     for letter, ratings in zip("ab", stars, strict=True):
         for name, value in zip(CRITERION_NAMES, ratings, strict=True):
             control = {"type": "rating", "from_name": f"{letter}_{name}", "to_name": f"response_{letter}"}
@@ -198,20 +198,20 @@ def pairwise_result(difference: float, stars: Sequence[Sequence[int]]) -> list[d
 
 
 def deal(uids: Sequence[str], crew: Sequence[Annotator], overlap: int, seed: int) -> dict[str, list[str]]:
-    """Who does which task: `overlap` different people each, equal loads, e-mails by uid."""
+    """The e-mail addresses of the annotators of each task, by uid: `overlap` different ones each, with equal loads."""
     load = {annotator.email: 0 for annotator in crew}
-    dealt: dict[str, list[str]] = {}
+    assigned: dict[str, list[str]] = {}
     for uid in sorted(uids):
         rng = random.Random(f"deal:{seed}:{uid}")
-        chosen = sorted(load, key=lambda email: (load[email], rng.random()))[:overlap]
-        for email in chosen:
+        emails = sorted(load, key=lambda email: (load[email], rng.random()))[:overlap]
+        for email in emails:
             load[email] += 1
-        dealt[uid] = chosen
-    return dealt
+        assigned[uid] = emails
+    return assigned
 
 
 def crew_accounts(owner: LabelStudio, crew: Sequence[Annotator]) -> dict[str, Account]:
-    """An account for each annotator, by e-mail; made on the first call and logged in to on the later ones."""
+    """An account for each annotator, by e-mail; created on the first call, logged in to on later ones."""
     return {
         annotator.email: ensure_account(
             owner, annotator.email, derived_password(owner.token, annotator.email), annotator.name
@@ -228,17 +228,17 @@ def _work_left(
     accounts: Mapping[str, Account],
     seed: int,
 ) -> dict[str, list[dict[str, Any]]]:
-    """The tasks (id and data) that each annotator still has to do, by e-mail."""
+    """The remaining tasks (id and data) of each annotator, by e-mail."""
     rows = {row["data"].get("uid"): row for row in owner.tasks_with_annotations(project.id)}
-    seen = {
+    judged_by = {
         uid: {annotation["completed_by"] for annotation in row["annotations"] if not annotation["was_cancelled"]}
         for uid, row in rows.items()
     }
     work: dict[str, list[dict[str, Any]]] = {annotator.email: [] for annotator in crew}
     for uid, emails in deal(sorted(uids & set(rows)), crew, project.overlap, seed).items():
-        already = seen[uid]
-        left = [email for email in emails if accounts[email].id not in already]
-        for email in left[: max(project.overlap - len(already), 0)]:
+        already = judged_by[uid]
+        remaining = [email for email in emails if accounts[email].id not in already]
+        for email in remaining[: max(project.overlap - len(already), 0)]:
             work[email].append(rows[uid])
     return work
 
@@ -253,14 +253,14 @@ def annotate_project(
     temperature: float,
     config: CrewConfig,
 ) -> int:
-    """Let the crew do what is left of the tasks in `prompt_ids` (uid → prompt id); return how many were submitted.
+    """Have the crew judge the remaining tasks in `prompt_ids` (uid → prompt id); return the number submitted.
 
-    A task gets as many judgements as the project's overlap, those of people outside the crew counted; nobody judges a
-    task twice, also over several calls.
+    A task gets as many judgements as the project's overlap, including those of people outside the crew. Nobody judges a
+    task twice, even over several calls.
     """
     work = _work_left(owner, project, set(prompt_ids), crew, accounts, config.seed)
 
-    def shift(annotator: Annotator) -> int:
+    def submit_all(annotator: Annotator) -> int:
         with LabelStudio(owner.url, accounts[annotator.email].token.get_secret_value()) as client:
             for row in work[annotator.email]:
                 prompt_id = prompt_ids[row["data"]["uid"]]
@@ -269,4 +269,4 @@ def annotate_project(
         return len(work[annotator.email])
 
     with ThreadPoolExecutor(config.threads) as pool:
-        return sum(pool.map(shift, crew))
+        return sum(pool.map(submit_all, crew))

@@ -1,8 +1,8 @@
-"""The noise of a crew: at which temperature simulated annotators agree as often as people do.
+"""Fitting the noise temperature of simulated annotators to a target agreement.
 
 An annotator of noisiness s prefers the first of two responses with probability p = sigmoid((u_1 - u_2) / (s T)), where
-u are the annotator's utilities and T is the temperature of the whole crew (`labeling.simulation.crew`). T is found by
-bisection, since agreement falls as T grows.
+u are the annotator's utilities and T is the temperature of the whole crew (`labeling.simulation.crew`). Agreement falls
+as T grows, so T is found by bisection.
 """
 
 import math
@@ -20,7 +20,7 @@ BISECTIONS = 40
 
 
 def fitting_temperature(crew: Sequence[Annotator], scored: Sequence[Sequence[Sequence[float]]], target: float) -> float:
-    """The noise at which the crew agrees as often as `target`, by bisection; the nearest end if none does."""
+    """The temperature at which the crew's agreement is `target`, by bisection; clipped to `TEMPERATURES`."""
     differences = _differences(crew, scored)
     low, high = (math.log(value) for value in TEMPERATURES)
     for _ in range(BISECTIONS):
@@ -33,7 +33,7 @@ def fitting_temperature(crew: Sequence[Annotator], scored: Sequence[Sequence[Seq
 
 
 def _differences(crew: Sequence[Annotator], scored: Sequence[Sequence[Sequence[float]]]) -> Floats:
-    """What each annotator finds between the responses of each pair, over the annotator's noisiness: [pairs, crew]."""
+    """Utility differences of each pair divided by the annotator's noisiness. Shape: (pairs, crew)."""
     noisiness = np.array([annotator.noisiness for annotator in crew])
     tables = [np.array(by_annotator) for by_annotator in scored]
     pairs = [table[:, i] - table[:, j] for table in tables for i, j in combinations(range(table.shape[1]), 2)]
@@ -42,9 +42,10 @@ def _differences(crew: Sequence[Annotator], scored: Sequence[Sequence[Sequence[f
 
 
 def _agreement(differences: Floats, temperature: float) -> float:
-    """The mean over pairs of the chance that two of the n annotators, drawn without replacement, say the same.
+    """The mean over pairs of the probability that two of the n annotators agree.
 
-    With p_k the chance that annotator k prefers the first, that is 1 - 2 mean(p) + 2 (sum(p)^2 - sum(p^2)) / (n (n-1)).
+    With p_k the probability that annotator k prefers the first response, it is
+    1 - 2 mean(p) + 2 (sum(p)^2 - sum(p^2)) / (n (n-1)).
     """
     if not len(differences):
         return 1.0

@@ -101,10 +101,10 @@ def rules() -> Iterator[str]:
             f"(SELECT MAX(seq) FROM {table.name} GROUP BY project, {column.name})"
         )
     for table in metadata.sorted_tables:
-        for deed in ("UPDATE", "DELETE"):
+        for statement in ("UPDATE", "DELETE"):
             yield (
-                f"CREATE TRIGGER no_{deed.lower()}_of_{table.name} BEFORE {deed} ON {table.name} "
-                f"BEGIN SELECT RAISE(ABORT, 'the store only adds: {deed} is refused'); END"
+                f"CREATE TRIGGER no_{statement.lower()}_of_{table.name} BEFORE {statement} ON {table.name} "
+                f"BEGIN SELECT RAISE(ABORT, 'the store only adds: {statement} is refused'); END"
             )
 
 
@@ -132,7 +132,7 @@ def newest(
     parts = [None] if task_ids is None else [task_ids[i : i + CHUNK] for i in range(0, len(task_ids), CHUNK)]
     rows_by_id: dict[int, Row[Any]] = {}
     for part in parts:
-        asked = latest if part is None else latest.where(table.c.task.in_(part))
-        rows = connection.execute(select(table).where(table.c.seq.in_(asked)).order_by(column))
+        selected = latest if part is None else latest.where(table.c.task.in_(part))
+        rows = connection.execute(select(table).where(table.c.seq.in_(selected)).order_by(column))
         rows_by_id |= {getattr(row, column.name): row for row in rows}
     return rows_by_id

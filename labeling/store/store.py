@@ -1,15 +1,15 @@
 """An append-only store of annotations: every version of each one, kept outside Label Studio.
 
-Label Studio overwrites edited annotations, drops deleted ones, and lets every account delete a project. Here nothing
-is overwritten: an edit adds a version, a deletion adds a tombstone that says what was
-deleted (the annotation, its task, or the project), and triggers in the database refuse to change or delete a row.
+Label Studio overwrites edited annotations, drops deleted ones, and lets every account delete a project. This store
+overwrites nothing: an edit adds a version, a deletion adds a tombstone that records what was deleted (the annotation,
+its task, or the project), and database triggers refuse to change or delete a row.
 
-    projects      settings and label config as they were seen       current_tasks        views: the newest version
-    tasks         what was shown to people                           current_annotations  of what the server still has
-    annotations   raw JSON, who, when, under which label config      syncs                what was read, and when
+    projects      settings and label config at each sync         current_tasks        views: newest versions,
+    tasks         data shown to annotators                       current_annotations  without deleted rows
+    annotations   raw JSON, annotator, time, label config hash   syncs                what was read, and when
 
-A project is known by its id together with the time of its creation, so that a server that was begun anew, or that
-answers at another address, is told apart or known again. Times are UTC, by the server's clock.
+The key of a project is its id with its creation time: projects of a server that was set up anew get other keys, and
+a server that moved to another address keeps its keys. Times are UTC, by the server's clock.
 """
 
 import json
@@ -25,10 +25,10 @@ from sqlalchemy.exc import DatabaseError
 from labeling.errors import StoreError
 from labeling.store.schema import annotations, engine, metadata, newest, projects, rules, syncs, tasks
 from labeling.store.versions import (
-    GONE_ANNOTATION,
-    GONE_PROJECT,
-    GONE_TASK,
-    HERE,
+    ANNOTATION_DELETED,
+    PRESENT,
+    PROJECT_DELETED,
+    TASK_DELETED,
     Changes,
     SeenProject,
     Sync,
@@ -43,10 +43,10 @@ FORMAT = 1
 
 
 class Store:
-    """The store in the file `path`, created on first use; without a path it is in memory only.
+    """The store in the file `path`, created on first use; in memory without a path.
 
-    Several processes may read and write at once: writers wait for each other. Raises StoreError for a file that is
-    no store of ours.
+    Several processes may read and write concurrently; writers wait for each other. Raises StoreError for a file that is
+    not an annotation store.
     """
 
     def __init__(self, path: Path | None = None) -> None:
@@ -57,13 +57,13 @@ class Store:
         try:
             self._prepare()
         except DatabaseError as error:
-            raise StoreError(f"{path} is no store of annotations ({error.orig}): name another file") from error
+            raise StoreError(f"{path} is not an annotation store ({error.orig}): choose another file") from error
 
     def _prepare(self) -> None:
         with self._writing() as connection:
             version = connection.exec_driver_sql("PRAGMA user_version").scalar()
             if version not in (0, FORMAT):
-                raise StoreError(f"{self.path} has format {version} and this program knows {FORMAT}: update rlhf-flows")
+                raise StoreError(f"{self.path} has format {version}, this version supports {FORMAT}: update rlhf-flows")
             if version == 0:
                 metadata.create_all(connection)
                 for statement in rules():
@@ -76,7 +76,7 @@ class Store:
 
     @contextmanager
     def _writing(self) -> Iterator[Connection]:
-        """An exclusive write transaction: all of it is stored, or nothing."""
+        """An exclusive write transaction."""
         with self._engine.connect() as connection:
             connection.exec_driver_sql("BEGIN IMMEDIATE")
             try:
@@ -95,14 +95,14 @@ class Store:
 
     def project(self, number: int, url: str) -> SeenProject | None:
         """The project that was last seen under this number at this address."""
-        asked = select(projects).where(projects.c.number == number, projects.c.url == url)
+        query = select(projects).where(projects.c.number == number, projects.c.url == url)
         with self._engine.connect() as connection:
-            row = connection.execute(asked.order_by(projects.c.seq.desc()).limit(1)).first()
+            row = connection.execute(query.order_by(projects.c.seq.desc()).limit(1)).first()
             return None if row is None else _project(row)
 
     def syncs(self, project: str) -> list[Sync]:
         """All syncs of a project, the oldest first."""
-        asked = select(syncs).where(syncs.c.project == project).order_by(syncs.c.seq)
+        query = select(syncs).where(syncs.c.project == project).order_by(syncs.c.seq)
         with self._engine.connect() as connection:
             return [
                 Sync(
@@ -112,22 +112,22 @@ class Store:
                     cursor=moment(row.cursor),
                     tasks_read=row.tasks_read,
                 )
-                for row in connection.execute(asked)
+                for row in connection.execute(query)
             ]
 
     def counts(self, project: str) -> tuple[int, int]:
         """(Tasks, annotations with skips) that the server had at the last sync."""
         with self._engine.connect() as connection:
             task_count, annotation_count = (
-                connection.execute(_here(table, project)).scalar_one() for table in (tasks, annotations)
+                connection.execute(_count_query(table, project)).scalar_one() for table in (tasks, annotations)
             )
         return task_count, annotation_count
 
     def current(self, project: str) -> list[dict[str, Any]]:
         """The tasks (`id`, `data`) with their `annotations`, newest versions, in the shape of an export.
 
-        For a deleted project these are all that it had: its judgements were not withdrawn. An
-        annotator who was deleted on the server is still named in `completed_by`.
+        A deleted project keeps its last rows: its judgements were not withdrawn. `completed_by` also names annotators
+        whose accounts were deleted on the server.
         """
         with self._engine.connect() as connection:
             task_rows = newest(connection, tasks, project).values()
@@ -135,31 +135,31 @@ class Store:
         rows = {
             row.task: {"id": row.task, "data": json.loads(row.data), "annotations": []}
             for row in task_rows
-            if row.deleted in (HERE, GONE_PROJECT)
+            if row.deleted in (PRESENT, PROJECT_DELETED)
         }
         for row in annotation_rows:
-            if row.deleted in (HERE, GONE_PROJECT) and row.task in rows:
+            if row.deleted in (PRESENT, PROJECT_DELETED) and row.task in rows:
                 rows[row.task]["annotations"].append(json.loads(row.raw) | {"completed_by": row.annotator})
         return list(rows.values())
 
     def history(self, project: str, annotation: int) -> list[Version]:
         """All versions of an annotation, the oldest first."""
-        mine = (annotations.c.project == project) & (annotations.c.annotation == annotation)
+        matches = (annotations.c.project == project) & (annotations.c.annotation == annotation)
         with self._engine.connect() as connection:
-            rows = connection.execute(select(annotations).where(mine).order_by(annotations.c.seq))
+            rows = connection.execute(select(annotations).where(matches).order_by(annotations.c.seq))
             return [_version(row) for row in rows]
 
     def lost(self, project: str) -> list[Version]:
         """The newest versions of annotations that were deleted on the server."""
         with self._engine.connect() as connection:
             rows = newest(connection, annotations, project).values()
-        return [_version(row) for row in rows if row.deleted != HERE]
+        return [_version(row) for row in rows if row.deleted != PRESENT]
 
     def record(self, project: SeenProject, rows: Sequence[Mapping[str, Any]], sync: Sync) -> Changes:
-        """Add what a sync read: `rows` are tasks with all their annotations, of a whole sync all that there are.
+        """Store what a sync read, in one transaction. `rows` are tasks with all their annotations; all tasks, if whole.
 
-        What is as it was last seen is not stored again. What is missing gets a tombstone: annotations that a row does
-        not have any more and, in a whole sync, tasks that are not among the rows. One transaction.
+        Unchanged rows are not stored again. Missing rows get a tombstone: annotations that a task no longer has and, in
+        a whole sync, tasks that are not among the rows.
         """
         seen_at = stamp(sync.seen_at)
         ids = None if sync.whole else [int(row["id"]) for row in rows]
@@ -176,27 +176,27 @@ class Store:
             }
             _add(connection, tasks, task_rows, known_tasks)
             added, changed = _add(connection, annotations, annotation_rows, known)
-            _bury(connection, tasks, known_tasks, task_rows, seen_at, lambda _: GONE_TASK)
-            deleted = _bury(
+            _add_tombstones(connection, tasks, known_tasks, task_rows, seen_at, lambda _: TASK_DELETED)
+            deleted = _add_tombstones(
                 connection,
                 annotations,
                 known,
                 annotation_rows,
                 seen_at,
-                lambda row: GONE_ANNOTATION if row.task in task_rows else GONE_TASK,
+                lambda row: ANNOTATION_DELETED if row.task in task_rows else TASK_DELETED,
             )
             connection.execute(insert(syncs).values(project=project.project, **_sync_values(sync)))
         return Changes(added=added, changed=changed, deleted=deleted)
 
     def record_deleted(self, project: SeenProject, seen_at: datetime) -> Changes:
-        """Mark a project, and all that it had, as deleted on the server. Its annotations are kept."""
-        when = stamp(seen_at)
+        """Mark a project with its tasks and annotations as deleted on the server. Its annotations are kept."""
+        time = stamp(seen_at)
         with self._writing() as connection:
-            _record_project(connection, project.model_copy(update={"deleted": True}), when)
+            _record_project(connection, project.model_copy(update={"deleted": True}), time)
             deleted = 0
             for table in (tasks, annotations):
                 known = newest(connection, table, project.project)
-                deleted = _bury(connection, table, known, {}, when, lambda _: GONE_PROJECT)
+                deleted = _add_tombstones(connection, table, known, {}, time, lambda _: PROJECT_DELETED)
         return Changes(deleted=deleted)
 
 
@@ -218,18 +218,18 @@ def _sync_values(sync: Sync) -> dict[str, Any]:
     return sync.model_dump() | times
 
 
-def _here(table: Table, project: str) -> Any:
+def _count_query(table: Table, project: str) -> Any:
     """The query that counts the rows of a project that are not deleted."""
     column = table.c.task if table is tasks else table.c.annotation
     latest = select(func.max(table.c.seq)).where(table.c.project == project).group_by(column)
-    return select(func.count()).where(table.c.seq.in_(latest), table.c.deleted == HERE)
+    return select(func.count()).where(table.c.seq.in_(latest), table.c.deleted == PRESENT)
 
 
 def _record_project(connection: Connection, project: SeenProject, seen_at: str) -> None:
     """Add a version of the project if it differs from the last one."""
-    asked = select(projects).where(projects.c.project == project.project).order_by(projects.c.seq.desc()).limit(1)
-    before = connection.execute(asked).first()
-    if before is None or _project(before) != project:
+    query = select(projects).where(projects.c.project == project.project).order_by(projects.c.seq.desc()).limit(1)
+    previous = connection.execute(query).first()
+    if previous is None or _project(previous) != project:
         connection.execute(insert(projects).values(seen_at=seen_at, **project.model_dump()))
 
 
@@ -238,32 +238,32 @@ def _add(
 ) -> tuple[int, int]:
     """Add new and changed rows; return the number of each."""
     new = [values for number, values in read.items() if number not in known or known[number].deleted]
-    other = [
+    changed = [
         values
         for number, values in read.items()
         if number in known and not known[number].deleted and values["hash"] != known[number].hash
     ]
-    if new or other:
-        connection.execute(insert(table), new + other)
-    return len(new), len(other)
+    if new or changed:
+        connection.execute(insert(table), new + changed)
+    return len(new), len(changed)
 
 
-def _bury(
+def _add_tombstones(
     connection: Connection,
     table: Table,
     known: Mapping[int, Row[Any]],
     read: Mapping[int, Any],
     seen_at: str,
-    what: Callable[[Row[Any]], str],
+    reason: Callable[[Row[Any]], str],
 ) -> int:
     """Add tombstones, copies of the last version, for rows that are no longer on the server."""
-    gone = [
-        {**row._mapping, "seen_at": seen_at, "deleted": what(row)}
+    tombstones = [
+        {**row._mapping, "seen_at": seen_at, "deleted": reason(row)}
         for number, row in known.items()
         if number not in read and not row.deleted
     ]
-    for values in gone:
+    for values in tombstones:
         del values["seq"]
-    if gone:
-        connection.execute(insert(table), gone)
-    return len(gone)
+    if tombstones:
+        connection.execute(insert(table), tombstones)
+    return len(tombstones)

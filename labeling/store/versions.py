@@ -1,4 +1,4 @@
-"""Versions of projects, tasks and annotations: the store's rows, built from the server's answers."""
+"""Versions of projects, tasks and annotations: the store's rows, built from the server's responses."""
 
 import hashlib
 import json
@@ -10,11 +10,11 @@ from alignment.records import Record
 from labeling.names import uid_of
 
 VOLATILE = ("created_ago", "created_username")
-HERE, GONE_ANNOTATION, GONE_TASK, GONE_PROJECT = "", "annotation", "task", "project"
+PRESENT, ANNOTATION_DELETED, TASK_DELETED, PROJECT_DELETED = "", "annotation", "task", "project"
 
 
 class SeenProject(Record):
-    """A project as the server showed it. `project` is its key; `deleted`: it is no longer on the server."""
+    """A project as last read from the server. `project` is its key; `deleted`: it is no longer on the server."""
 
     project: str
     number: int
@@ -27,7 +27,7 @@ class SeenProject(Record):
 
 
 class Sync(Record):
-    """One reading of a project: when (by the server's clock), the newest change seen, and where the next one begins."""
+    """One sync of a project: its time (server's clock), the newest change seen, and the cursor of the next sync."""
 
     seen_at: datetime
     whole: bool
@@ -45,7 +45,7 @@ class Changes(Record):
 
 
 class Version(Record):
-    """One version of an annotation. `deleted` is empty, or says what was deleted: annotation, task or project."""
+    """One version of an annotation. `deleted` is empty, or names what was deleted: annotation, task or project."""
 
     annotation: int
     task: int
@@ -61,29 +61,29 @@ class Version(Record):
 
 
 def moment(text: str) -> datetime:
-    """A time of the server or of the store, in UTC."""
+    """A timestamp of the server or the store as a datetime in UTC."""
     time = datetime.fromisoformat(text)
     return time.astimezone(UTC) if time.tzinfo else time.replace(tzinfo=UTC)
 
 
 def stamp(time: datetime) -> str:
-    """A time as text whose order is that of time."""
+    """A time as text that sorts chronologically."""
     return f"{time.astimezone(UTC):%Y-%m-%dT%H:%M:%S.%fZ}"
 
 
 def canonical(value: Any) -> str:
-    """Canonical JSON, in ASCII since an answer may contain a lone surrogate."""
+    """Canonical JSON, in ASCII since a response may contain a lone surrogate."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"))
 
 
 def content_hash(value: Mapping[str, Any]) -> str:
     """A hash of an annotation or of a task's data, without volatile fields (ages, account names)."""
-    lasting = {name: part for name, part in value.items() if name not in VOLATILE}
-    return hashlib.sha256(canonical(lasting).encode()).hexdigest()[:16]
+    stable = {name: part for name, part in value.items() if name not in VOLATILE}
+    return hashlib.sha256(canonical(stable).encode()).hexdigest()[:16]
 
 
 def task_values(project: SeenProject, row: Mapping[str, Any], seen_at: str) -> dict[str, Any]:
-    """A row for the table of tasks."""
+    """A row of the table `tasks`."""
     return {
         "project": project.project,
         "task": int(row["id"]),
@@ -92,14 +92,14 @@ def task_values(project: SeenProject, row: Mapping[str, Any], seen_at: str) -> d
         "hash": content_hash(row["data"]),
         "updated_at": stamp(moment(row["updated_at"])),
         "seen_at": seen_at,
-        "deleted": HERE,
+        "deleted": PRESENT,
     }
 
 
 def annotation_values(
     project: SeenProject, row: Mapping[str, Any], raw: Mapping[str, Any], seen_at: str, known_annotator: int | None
 ) -> dict[str, Any]:
-    """A row for the table of annotations. The annotator is kept when the server drops it with the account."""
+    """A row of the table `annotations`. The annotator is kept when the server drops it with a deleted account."""
     annotator = raw.get("completed_by")
     return {
         "project": project.project,
@@ -113,5 +113,5 @@ def annotation_values(
         "config_hash": project.config_hash,
         "updated_at": stamp(moment(raw["updated_at"])),
         "seen_at": seen_at,
-        "deleted": HERE,
+        "deleted": PRESENT,
     }

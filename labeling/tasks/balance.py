@@ -1,4 +1,4 @@
-"""Check, before labeling starts, that the order in which responses are shown favours none of them."""
+"""Check, before labeling starts, that the order in which responses are shown favours no origin."""
 
 from collections.abc import Mapping, Sequence
 from statistics import fmean
@@ -16,10 +16,10 @@ Numbers = NDArray[np.int64]
 class Balance(Record):
     """Positions of responses in tasks of one kind and size.
 
-    `places` counts, for each origin of responses (a policy, or a place among the samples), how often it is in each
-    place on the screen. `p_value` is the chance of at least this much imbalance in a fair order; None where there is
-    one origin. `lengths` are mean characters by place. `longer_first` is the share of pairwise tasks with the longer
-    one first.
+    `places` counts, for each origin of responses (a policy, or an index among the samples), how often it is shown in
+    each position. `p_value` is the probability of at least this much imbalance under random order; None for a single
+    origin. `lengths` are mean characters by position. `longer_first` is the share of pairwise tasks that show the
+    longer response first.
     """
 
     tasks: int
@@ -30,7 +30,7 @@ class Balance(Record):
 
 
 def balance(tasks: Sequence[Task], origins: Mapping[str, str]) -> list[Balance]:
-    """The balance of tasks by number of responses, the smallest first. `origins` are by our response ids."""
+    """The balance of tasks by number of responses, ascending. `origins` are by our response ids."""
     by_size: dict[int, list[Task]] = {}
     for task in tasks:
         by_size.setdefault(len(task.responses), []).append(task)
@@ -43,36 +43,37 @@ def _balance(tasks: Sequence[Task], size: int, origins: Mapping[str, str]) -> Ba
     names = sorted({name for row in shown for name in row})
     numbers = np.array([[names.index(name) for name in row] for row in shown])
     longer = [bool(a > b) for a, b in lengths if a != b] if size == 2 else []
-    counts = place_counts(numbers, len(names))
+    counts = position_counts(numbers, len(names))
     return Balance(
         tasks=len(tasks),
         places={name: tuple(map(int, row)) for name, row in zip(names, counts, strict=True)},
-        p_value=fairness(numbers),
+        p_value=order_p_value(numbers),
         lengths=tuple(map(float, lengths.mean(0))),
         longer_first=fmean(longer) if longer else None,
     )
 
 
-def place_counts(shown: Numbers, origins: int) -> Numbers:
-    """How often each origin is in each place. Shapes: (tasks, places) → (origins, places)."""
+def position_counts(shown: Numbers, origins: int) -> Numbers:
+    """How often each origin is shown in each position. Shapes: (tasks, positions) → (origins, positions)."""
     return np.stack([np.bincount(column, minlength=origins) for column in shown.T], axis=1)
 
 
-def fairness(shown: Numbers) -> float | None:
-    """The p-value of the places of origins against orders drawn anew for every task; None for one origin.
+def order_p_value(shown: Numbers) -> float | None:
+    """The p-value of a permutation test of the positions of origins within tasks; None for a single origin.
 
-    The statistic is Pearson's Σ (O − E)² / E over origins and places. Which responses a task has stays as it is, so the
-    test holds also where a task does not have one of each origin: p = (1 + #{drawn ≥ seen}) / (1 + draws) (Phipson and
-    Smyth 2010, "Permutation P-values should never be zero", section 3). Shape: (tasks, places), numbers of origins.
+    The statistic is Pearson's Σ (O − E)² / E over origins and positions. Each task keeps its responses, so the test is
+    valid even if tasks do not have one response of each origin: p = (1 + #{permuted ≥ observed}) / (1 + permutations)
+    (Phipson and Smyth 2010, "Permutation P-values should never be zero", section 3). Shape: (tasks, positions), with
+    indices of origins.
     """
     origins = int(shown.max()) + 1
     if origins < 2:
         return None
-    expected = np.repeat(place_counts(shown, origins).sum(1, keepdims=True) / shown.shape[1], shown.shape[1], axis=1)
+    expected = np.repeat(position_counts(shown, origins).sum(1, keepdims=True) / shown.shape[1], shown.shape[1], axis=1)
 
     def statistic(numbers: Numbers) -> float:
-        return float(((place_counts(numbers, origins) - expected) ** 2 / expected).sum())
+        return float(((position_counts(numbers, origins) - expected) ** 2 / expected).sum())
 
-    seen, rng = statistic(shown), np.random.default_rng(0)
-    drawn = [statistic(rng.permuted(shown, axis=1)) for _ in range(DRAWS)]
-    return (1 + sum(value >= seen - 1e-9 for value in drawn)) / (1 + DRAWS)
+    observed, rng = statistic(shown), np.random.default_rng(0)
+    permuted = [statistic(rng.permuted(shown, axis=1)) for _ in range(DRAWS)]
+    return (1 + sum(value >= observed - 1e-9 for value in permuted)) / (1 + DRAWS)

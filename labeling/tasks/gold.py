@@ -1,8 +1,8 @@
 """Gold tasks: tasks with a known answer, which look like ordinary ones.
 
-What is known are comparisons ("this response is better than that"). A prompt with three or more responses can be a
-ranking task, of which only the known pairs are looked at; any known pair can be a pairwise task. The answer is
-never sent to the server.
+Known answers are comparisons ("this response is better than that one"). A prompt with three or more responses can be a
+ranking task, of which only the known pairs are graded; any known pair can be a pairwise task. The answer is never
+sent to the server.
 """
 
 from collections import defaultdict
@@ -19,7 +19,7 @@ Answers = dict[str, tuple[tuple[str, str], ...]]  # by task uid, pairs of respon
 
 @dataclass(frozen=True)
 class GoldSet:
-    """The gold tasks of a collection by kind, their answers, and rows of which no task could be built."""
+    """The gold tasks of a collection by kind, their answers, and rows that no task could be built from."""
 
     tasks: dict[Kind, list[Task]]
     answers: Answers
@@ -33,11 +33,11 @@ def gold_tasks(
     seed: int,
     sampled: Mapping[str, Sequence[Response]] | None = None,
 ) -> GoldSet:
-    """At most `counts` tasks of each kind, each of a prompt of its own; `others` are the uids of the ordinary tasks.
+    """At most `counts` tasks of each kind, at most one per prompt; `others` are the uids of the ordinary tasks.
 
-    Rankings come first, as not every prompt has responses enough for one; of a pairwise task the pair with the greatest
-    strength is taken. A ranking also shows what else was `sampled` for its prompt (by prompt id), so that it is as long
-    as the others.
+    Rankings come first, since not every prompt has enough responses for one; a pairwise task takes the pair with the
+    greatest strength. A ranking also shows the other responses `sampled` for its prompt (by prompt id), so that it is
+    as long as ordinary ones.
     """
     gold = GoldSet({kind: [] for kind in counts}, {}, [])
     by_prompt: dict[str, list[Comparison]] = defaultdict(list)
@@ -85,5 +85,5 @@ def _task(kind: Kind, rows: Sequence[Comparison], responses: Sequence[Response],
         raise TaskError("the known answers contradict each other")
     task = make_task(kind, rows[0].prompt, responses, seed)
     if task.uid in others:
-        raise TaskError("the same task is there as an ordinary one")
+        raise TaskError("the same task exists as an ordinary task")
     return task

@@ -15,8 +15,8 @@ from labeling.tasks.tasks import Task, build_tasks, build_writing_tasks, distinc
 class Planned:
     """Tasks by kind, gold ones among them, in the order in which they are stored.
 
-    `rejected` are response sets that make no task, `answers` what is known of gold tasks, `collapsed` counts responses
-    that nearly repeat another one of their prompt.
+    `rejected` are response sets that no task could be built from, `answers` the known answers of gold tasks;
+    `collapsed` counts near-duplicates of other responses to the same prompt.
     """
 
     tasks: dict[Kind, list[Task]]
@@ -31,21 +31,22 @@ def plan_tasks(
     known: Sequence[Comparison] = (),
     pairs: Mapping[str, tuple[str, str]] | None = None,
 ) -> Planned:
-    """The first `rankings.prompts` sets are to be ranked, of the next `pairwise.prompts` two responses are compared.
+    """Ranking tasks for the first `rankings.prompts` sets, pairwise tasks for the next `pairwise.prompts`.
 
-    `known` are comparisons for gold tasks. `pairs` names the two responses to compare by prompt id; else two are drawn.
+    `known` are comparisons for gold tasks. `pairs` names the two responses to compare, by prompt id; without it they
+    are drawn at random.
     """
     first, second = config.rankings.prompts, config.pairwise.prompts
-    shares: dict[Kind, Sequence[ResponseSet]] = {
+    sets_by_kind: dict[Kind, Sequence[ResponseSet]] = {
         "ranking": sets[:first],
-        "pairwise": [narrowed(row, pairs or {}) for row in sets[first : first + second]],
+        "pairwise": [keep_pair(row, pairs or {}) for row in sets[first : first + second]],
     }
-    built = {kind: build_tasks(kind, of_kind, config.seed) for kind, of_kind in shares.items()}
+    built = {kind: build_tasks(kind, of_kind, config.seed) for kind, of_kind in sets_by_kind.items()}
     uids = {task.uid for tasks, _ in built.values() for task in tasks}
     sampled = {row.prompt.id: row.responses for row in sets}
     gold = gold_tasks(known, config.gold_tasks, uids, config.seed, sampled)
     return Planned(
-        tasks={kind: mixed(tasks, gold.tasks[kind], config.seed) for kind, (tasks, _) in built.items()},
+        tasks={kind: shuffle_in_gold(tasks, gold.tasks[kind], config.seed) for kind, (tasks, _) in built.items()},
         rejected=[row for _, unfit in built.values() for row in unfit] + gold.rejected,
         answers=gold.answers,
         collapsed=sum(len(row.responses) - len(distinct(row.responses)) for row in sets[: first + second]),
@@ -53,15 +54,15 @@ def plan_tasks(
 
 
 def plan_writing(config: LabelingConfig, prompts: Sequence[Prompt], sets: Sequence[ResponseSet]) -> list[Task]:
-    """Tasks for the first `demonstrations.prompts` prompts; a draft is the first response of the prompt, if it has any.
+    """Tasks for the first `demonstrations.prompts` prompts; the draft is the prompt's first response, if any.
 
-    Responses come in an order that says nothing of how good they are, so the first is as good as any.
+    The order of responses is unrelated to their quality.
     """
     drafts = {row.prompt.id: row.responses[0].text for row in sets} if config.demonstrations.draft else {}
     return build_writing_tasks(prompts[: config.demonstrations.prompts], drafts)
 
 
-def narrowed(row: ResponseSet, pairs: Mapping[str, tuple[str, str]]) -> ResponseSet:
+def keep_pair(row: ResponseSet, pairs: Mapping[str, tuple[str, str]]) -> ResponseSet:
     """The set reduced to the two responses that `pairs` names; unchanged without a pair, or for near-duplicates."""
     chosen = [response for response in row.responses if response.id in pairs.get(row.prompt.id, ())]
     if len(chosen) != 2 or nearly_same(chosen[0].text, chosen[1].text):
@@ -69,9 +70,9 @@ def narrowed(row: ResponseSet, pairs: Mapping[str, tuple[str, str]]) -> Response
     return row.model_copy(update={"responses": tuple(chosen)})
 
 
-def mixed(tasks: Sequence[Task], gold: Sequence[Task], seed: int) -> list[Task]:
+def shuffle_in_gold(tasks: Sequence[Task], gold: Sequence[Task], seed: int) -> list[Task]:
     """The tasks with gold tasks shuffled in, so that the position does not reveal them."""
-    together = [*tasks, *gold]
+    every = [*tasks, *gold]
     if gold:
-        random.Random(f"mixed:{seed}").shuffle(together)
-    return together
+        random.Random(f"mixed:{seed}").shuffle(every)
+    return every

@@ -1,7 +1,7 @@
-"""Projects: one per kind of task, title and screen. A changed screen opens a new project.
+"""Projects: one per kind of task, title and label config. A changed label config opens a new project.
 
-Label Studio lets a screen be edited under annotations that were made with the old one. So the project's title carries a
-hash of its screen, and a project is only used again if that is still the same.
+Label Studio allows a label config to be edited after annotations were made with it. So the project's title contains a
+hash of its label config, and a project is reused only if the hash still matches.
 """
 
 from typing import Any
@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict
 from alignment.records import Record
 from labeling.config import Kind
 from labeling.errors import UnexpectedAnswer
-from labeling.locks import exclusively
+from labeling.locks import exclusive_lock
 from labeling.names import HASH_CHARACTERS, SIGNATURE, config_hash, title_of
 from labeling.screens.render import instruction, screen
 from labeling.server.client import LabelStudio, expect
@@ -36,17 +36,17 @@ class Project(Record):
 
 
 def screen_hash(kind: Kind) -> str:
-    """A short hash of all that an annotator is shown around a task."""
+    """A short hash of the label config of a kind of task."""
     return config_hash(screen(kind))
 
 
 def full_title(kind: Kind, title: str) -> str:
-    """The title on the server: it names the kind of task and the screen."""
+    """The title on the server, with the kind of task and the hash of the label config."""
     return f"{title} {kind}"[: TITLE_CHARACTERS - HASH_CHARACTERS - 3] + f" [{screen_hash(kind)}]"
 
 
 class Versions(BaseModel):
-    """The projects of one kind and title: the one with the screen of today, and those with screens of before."""
+    """The projects of one kind and title: the one with the current label config, and those with older ones."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -55,28 +55,28 @@ class Versions(BaseModel):
 
 
 def project_versions(client: LabelStudio, kind: Kind, title: str) -> Versions:
-    """What the server has of a kind and title; nothing is changed."""
-    named = [(raw, title_of(str(raw["title"]))) for raw in client.projects()]
-    ours = [raw for raw, parts in named if parts is not None and (parts.name, parts.kind) == (title, kind)]
-    now = full_title(kind, title)
-    current = next((raw for raw in ours if raw["title"] == now), None)
-    return Versions(current=current, older=tuple(raw for raw in ours if raw["title"] != now))
+    """The server's projects of a kind and title; read-only."""
+    titled = [(raw, title_of(str(raw["title"]))) for raw in client.projects()]
+    ours = [raw for raw, parts in titled if parts is not None and (parts.name, parts.kind) == (title, kind)]
+    current_title = full_title(kind, title)
+    current = next((raw for raw in ours if raw["title"] == current_title), None)
+    return Versions(current=current, older=tuple(raw for raw in ours if raw["title"] != current_title))
 
 
 def open_project(client: LabelStudio, kind: Kind, title: str, overlap: int) -> Project:
-    """The project of this kind, title and screen: found, or made. Its overlap is set to `overlap`.
+    """Get or create the project of this kind, title and label config, and set its overlap.
 
-    Repeatable; two callers on one machine get the same project.
+    Idempotent; concurrent callers on one machine get the same project.
     """
-    digest, whole = screen_hash(kind), full_title(kind, title)
-    with exclusively(f"{client.url} projects"):
-        found = [p for p in client.projects() if p["title"] == whole]
-        if len(found) > 1:
-            raise UnexpectedAnswer(f"{len(found)} projects are called {whole!r}: delete all but one")
-        project_id = int(found[0]["id"]) if found else _create(client, kind, whole, overlap)
-        if found and found[0]["maximum_annotations"] != overlap:
+    digest, titled = screen_hash(kind), full_title(kind, title)
+    with exclusive_lock(f"{client.url} projects"):
+        existing = [project for project in client.projects() if project["title"] == titled]
+        if len(existing) > 1:
+            raise UnexpectedAnswer(f"{len(existing)} projects have the title {titled!r}: delete all but one")
+        project_id = int(existing[0]["id"]) if existing else _create(client, kind, titled, overlap)
+        if existing and existing[0]["maximum_annotations"] != overlap:
             client.call(client.sdk.projects.update, project_id, maximum_annotations=overlap)
-    return Project(id=project_id, kind=kind, title=whole, overlap=overlap, screen_hash=digest, url=client.url)
+    return Project(id=project_id, kind=kind, title=titled, overlap=overlap, screen_hash=digest, url=client.url)
 
 
 def _create(client: LabelStudio, kind: Kind, title: str, overlap: int) -> int:

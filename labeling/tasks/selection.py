@@ -1,7 +1,7 @@
-"""Selection of prompts for labeling: pure functions that put the most informative ones first.
+"""Selection of prompts for labeling: pure functions that put the most informative prompts first.
 
-A comparison on which all annotators and models agree teaches little. The most informative are prompts on which
-reward models that saw the same data disagree, or to which two policies answer differently.
+A comparison on which all annotators and models agree teaches little. The most informative prompts are those on which
+reward models trained on the same data disagree, or that two policies answer differently.
 """
 
 import random
@@ -20,15 +20,15 @@ def preference_variance(scores: Matrix) -> Matrix:
     """How far k reward models disagree about each pair of n responses. Shapes: (k, n) → (n, n).
 
     V_ij = Var_m σ(r_mi − r_mj), the variance over members of the probability that i is preferred (Christiano et al.
-    2017, "Deep Reinforcement Learning from Human Preferences", section 2.2.4). `scores` are in Bradley-Terry's units;
-    what a member adds to all responses of a prompt does not matter.
+    2017, "Deep Reinforcement Learning from Human Preferences", section 2.2.4). `scores` are Bradley-Terry
+    utilities; an offset of a member common to all responses of a prompt cancels.
     """
     margins = scores[:, :, None] - scores[:, None, :]
     return np.asarray((1 / (1 + np.exp(-margins))).var(axis=0))
 
 
 def disagreement(scores: Matrix) -> float:
-    """The mean of V_ij over the pairs i < j: how much a ranking of all responses would tell. Shape: (k, n)."""
+    """The mean of V_ij over the pairs i < j: how informative a ranking of all responses is. Shape: (k, n)."""
     upper = np.triu_indices(scores.shape[1], k=1)
     return float(preference_variance(scores)[upper].mean())
 
@@ -36,19 +36,19 @@ def disagreement(scores: Matrix) -> float:
 def most_disputed_pair(scores: Matrix) -> tuple[int, int]:
     """The pair i < j with the greatest V_ij, the first of several. Shape: (k, n)."""
     variance = np.triu(preference_variance(scores), k=1)
-    one, other = np.unravel_index(int(variance.argmax()), variance.shape)
-    return int(one), int(other)
+    row, column = np.unravel_index(int(variance.argmax()), variance.shape)
+    return int(row), int(column)
 
 
 def in_random_order(items: Mapping[str, Item], seed: int) -> list[Item]:
-    """The items in an order that is drawn from their names and the seed, whatever order they come in."""
+    """The items in a random order that depends only on their names and the seed."""
     names = sorted(items)
     random.Random(f"choice:{seed}").shuffle(names)
     return [items[name] for name in names]
 
 
 def by_worth(items: Mapping[str, Item], worth: Mapping[str, float], seed: int) -> list[Item]:
-    """The items of the greatest worth first, those without one last; those of equal worth at random."""
+    """The items by falling worth, those without one last; ties in random order."""
     names = {name: name for name in items}
     return [
         items[name]
@@ -57,9 +57,9 @@ def by_worth(items: Mapping[str, Item], worth: Mapping[str, float], seed: int) -
 
 
 def affordable(wanted: Mapping[Name, int], costs: Mapping[Name, float], budget: float) -> dict[Name, int]:
-    """How many of the tasks wanted a budget pays for, each kind cut by the same share; `costs` are for one task.
+    """How many of the requested tasks a budget covers, every kind reduced by the same factor; `costs` are per task.
 
-    f = min(1, budget / Σ n·c); floor(f·n) of each kind, so that the whole never costs more than the budget.
+    f = min(1, budget / Σ n·c); floor(f·n) of each kind, so that the total never exceeds the budget.
     """
     total = sum(count * costs[kind] for kind, count in wanted.items())
     share = min(1.0, budget / total) if total else 1.0
@@ -69,4 +69,4 @@ def affordable(wanted: Mapping[Name, int], costs: Mapping[Name, float], budget: 
 def interleaved(lists: Sequence[Sequence[Item]]) -> list[Item]:
     """The first of each list, then the second of each, and so on."""
     longest = max(map(len, lists), default=0)
-    return [one[place] for place in range(longest) for one in lists if place < len(one)]
+    return [items[index] for index in range(longest) for items in lists if index < len(items)]

@@ -19,7 +19,7 @@ Shingles = frozenset[tuple[str, ...]]
 
 
 def plain(text: str) -> str:
-    """The text without what nobody judges: case, spaces inside and after lines, empty lines, a full stop at the end.
+    """The text normalised: without case, repeated and trailing spaces, empty lines, and a final full stop.
 
     Indentation stays, since it carries meaning in code.
     """
@@ -29,42 +29,42 @@ def plain(text: str) -> str:
 
 
 def shingles(text: str, width: int = WIDTH) -> Shingles:
-    """All runs of `width` tokens (words, marks, line breaks with the indentation after them); a shorter text is one."""
+    """All runs of `width` tokens (words, marks, line breaks with the indentation after them), or the whole text."""
     tokens = TOKEN.findall(text)
     if len(tokens) <= width:
         return frozenset({tuple(tokens)})
     return frozenset(tuple(tokens[i : i + width]) for i in range(len(tokens) - width + 1))
 
 
-def resemblance(one: Shingles, other: Shingles) -> float:
+def resemblance(left: Shingles, right: Shingles) -> float:
     """r(A, B), from 0 (nothing in common) to 1 (the same runs)."""
-    return len(one & other) / len(one | other)
+    return len(left & right) / len(left | right)
 
 
-def nearly_same(one: str, other: str) -> bool:
-    """Whether two texts are near-duplicates, which nobody is asked to compare.
+def nearly_same(left: str, right: str) -> bool:
+    """Whether two texts are near-duplicates, which annotators are not asked to compare.
 
-    They differ in what `plain` takes away, or their resemblance is at least 0.95 and all numbers are the same. Another
+    They are equal after `plain`, or their resemblance is at least 0.95 and all numbers are the same. Another
     word touches five runs on each side, so two texts that differ in one word are nearly the same from 199 words on:
     (199 − 9) / (199 + 1) = 0.95.
     """
-    one, other = plain(one), plain(other)
-    if one == other:
+    left, right = plain(left), plain(right)
+    if left == right:
         return True
-    if sorted(NUMBER.findall(one)) != sorted(NUMBER.findall(other)):
+    if sorted(NUMBER.findall(left)) != sorted(NUMBER.findall(right)):
         return False
-    return resemblance(shingles(one), shingles(other)) >= NEAR
+    return resemblance(shingles(left), shingles(right)) >= NEAR
 
 
-def policy_difference(one: Sequence[str], other: Sequence[str]) -> float:
-    """How differently two policies answer a prompt, beyond how each varies by itself: 0 when both say the same things.
+def policy_difference(left_texts: Sequence[str], right_texts: Sequence[str]) -> float:
+    """How differently two policies answer a prompt, beyond the variation within each: 0 for identical responses.
 
     MMD² = mean k(x, x') + mean k(y, y') − 2 mean k(x, y) over all pairs (Gretton et al. 2012, "A Kernel Two-Sample
     Test", equation 5), with k the resemblance of the sets of words, which is a kernel. At most 2.
     """
-    mine, theirs = ([shingles(plain(text), 1) for text in texts] for texts in (one, other))
+    left, right = ([shingles(plain(text), 1) for text in texts] for texts in (left_texts, right_texts))
 
-    def mean(left: Sequence[Shingles], right: Sequence[Shingles]) -> float:
-        return fmean(resemblance(a, b) for a, b in product(left, right))
+    def mean(xs: Sequence[Shingles], ys: Sequence[Shingles]) -> float:
+        return fmean(resemblance(x, y) for x, y in product(xs, ys))
 
-    return max(0.0, mean(mine, mine) + mean(theirs, theirs) - 2 * mean(mine, theirs))
+    return max(0.0, mean(left, left) + mean(right, right) - 2 * mean(left, right))

@@ -1,7 +1,7 @@
 """Blind tasks: the data shown to annotators, and the mapping back to responses.
 
-Responses are in a seeded random order under ids that are unique to the task. All that an annotator can see is in
-`Task.data`, which has no model name, no score and no response id of ours.
+Responses are in a seeded random order, under ids that are unique to the task. `Task.data` is everything that an
+annotator can see; it contains no model name, score or response id of ours.
 """
 
 import random
@@ -19,7 +19,7 @@ SPEAKERS = {"system": "Told to the assistant", "user": "Person", "assistant": "A
 class Task(Record):
     """One task. `responses` maps the task's opaque ids to ours, in the order shown.
 
-    `draft` is the text that the answer of a demonstration task starts from, "" for none.
+    `draft` is the initial text of the answer of a demonstration task, "" for none.
     """
 
     uid: str
@@ -58,7 +58,7 @@ class Task(Record):
 
 
 def completed(data: Mapping[str, Any]) -> dict[str, Any]:
-    """A task's data with defaults for fields that older screens did not have: earlier turns, and the draft."""
+    """A task's data with defaults for fields that older label configs lack: earlier turns, and the draft."""
     writing = not {"responses", "response_a"} & {*data}
     return {"before": [], **({"draft": ""} if writing else {}), **data}
 
@@ -75,8 +75,8 @@ def distinct(responses: Sequence[Response]) -> list[Response]:
 def make_task(kind: Kind, prompt: Prompt, responses: Sequence[Response], seed: int) -> Task:
     """One task, in an order drawn from the content and the seed; its uid is a hash of what is shown.
 
-    For a pairwise task with more than two responses, two are drawn. Raises TaskError for fewer than two distinct
-    responses, more than nine, and a text that is empty.
+    For a pairwise task with more than two responses, two are drawn. Raises TaskError for fewer than two or more than
+    nine distinct responses, and for an empty text.
     """
     choices = distinct(responses)
     _check(kind, prompt, choices)
@@ -98,18 +98,18 @@ def _check(kind: Kind, prompt: Prompt, choices: Sequence[Response]) -> None:
     if len({response.id for response in choices}) < len(choices):
         raise TaskError("two responses share an id")
     if not 2 <= len(choices) <= 9:
-        raise TaskError(f"{len(choices)} distinct responses; 2 to 9 can be judged against each other")
+        raise TaskError(f"{len(choices)} distinct responses; a task needs 2 to 9")
 
 
 def build_tasks(kind: Kind, sets: Sequence[ResponseSet], seed: int) -> tuple[list[Task], list[Rejected]]:
-    """Tasks for response sets; duplicates and sets that cannot be judged are in the second list."""
+    """(Tasks, rejected sets) for response sets; duplicates and sets that cannot be judged are rejected."""
     tasks: dict[str, Task] = {}
     rejected: list[Rejected] = []
     for number, row in enumerate(sets, start=1):
         try:
             task = make_task(kind, row.prompt, row.responses, seed)
             if task.uid in tasks:
-                raise TaskError("the same prompt with the same responses came before")
+                raise TaskError("duplicate of an earlier response set")
         except TaskError as error:
             rejected.append(Rejected(file="response sets", line=number, reason=str(error), row=row.model_dump()))
         else:
@@ -118,9 +118,9 @@ def build_tasks(kind: Kind, sets: Sequence[ResponseSet], seed: int) -> tuple[lis
 
 
 def build_writing_tasks(prompts: Sequence[Prompt], drafts: Mapping[str, str] | None = None) -> list[Task]:
-    """Tasks that ask for an answer to be written; a prompt that is there twice makes one task.
+    """Writing tasks, one per distinct prompt.
 
-    `drafts` are texts to start from, by prompt id; prompts without one start from nothing.
+    `drafts` are initial texts of the answer, by prompt id.
     """
     tasks = [make_task("demonstration", prompt, (), seed=0) for prompt in prompts]
     drafted = ((task, (drafts or {}).get(task.prompt.id, "").strip()) for task in tasks)

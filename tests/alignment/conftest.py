@@ -1,4 +1,4 @@
-"""Tiny tensors: threads cost more than they give."""
+"""Tiny tensors: one thread is faster than several."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""Keys say what went in, digests what came out, and outputs appear whole."""
+"""Keys identify inputs, digests identify outputs, and outputs appear atomically."""
 
 import hashlib
 import subprocess

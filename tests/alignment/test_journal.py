@@ -1,4 +1,4 @@
-"""What a stage writes down: on disk first, rewound when it is resumed, readable after a kill."""
+"""The metrics journal of a stage: written to disk first, rewound on resume, readable after a kill."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Rows in files: strict on the way in, whole on the way out, and nothing dropped in silence."""
+"""Record files: strict validation on reading, complete on writing, no row dropped silently."""
 
 import pytest
 from pydantic import ValidationError

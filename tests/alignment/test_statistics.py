@@ -1,4 +1,4 @@
-"""Intervals, calibration and correlation against figures worked out elsewhere."""
+"""Intervals, calibration and correlation against independently computed values."""
 
 import math
 

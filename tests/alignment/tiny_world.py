@@ -1,4 +1,4 @@
-"""A town of twelve people, and a base model of a few thousand weights that knows nothing: enough for every stage."""
+"""A town of twelve people and an untrained base model of a few thousand weights: enough for every stage."""
 
 import json
 from collections.abc import Iterable

@@ -1,4 +1,4 @@
-"""The benchmark's arithmetic: work by hand, medians of ratios, and rows whose rivals exist."""
+"""The benchmark's arithmetic: hand-computed values, medians of ratios, and rows whose baselines exist."""
 
 import dataclasses
 from types import SimpleNamespace

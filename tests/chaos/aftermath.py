@@ -1,4 +1,4 @@
-"""What must hold after a storm, asked of the servers and of the disk."""
+"""Invariants after a series of kills, checked on the servers and on disk."""
 
 from collections import Counter
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""How far a pipeline is, read from the disk while it runs: what the moments of kills are chosen by."""
+"""The progress of a running pipeline, read from disk, to time kills."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A storm of SIGKILLs over a pipeline and its servers: planned by a seed, aimed at moments, and survived."""
+"""A seeded series of SIGKILLs to a pipeline and its servers, timed by progress."""
 
 import os
 import random

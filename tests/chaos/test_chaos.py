@@ -1,4 +1,4 @@
-"""The pipeline under SIGKILL at moments of every kind: it ends as if nothing had happened."""
+"""The pipeline under SIGKILL at all kinds of moments: it ends as if never interrupted."""
 
 import json
 import os

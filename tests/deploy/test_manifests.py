@@ -1,4 +1,4 @@
-"""deploy/: files that fit their schemas, are locked down, and run what `rlhf up --profile production` runs."""
+"""deploy/: manifests that match their schemas, are hardened, and run what `rlhf up --profile production` runs."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""A flow that a test kills."""
+"""A flow for tests to kill."""
 
 import time
 

@@ -1,4 +1,4 @@
-"""Servers that can be killed, frozen and started again, and a wire before a server that can be cut."""
+"""Servers that can be killed, frozen and restarted, and a proxy whose connections can be cut."""
 
 import signal
 import socket

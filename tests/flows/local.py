@@ -1,4 +1,4 @@
-"""Servers of a test's own, started as the local stack starts them."""
+"""Servers for tests, started as the local stack starts them."""
 
 from pathlib import Path
 

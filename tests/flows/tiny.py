@@ -1,4 +1,4 @@
-"""Stages small enough for tests: they write a little text, or a model of a few thousand numbers."""
+"""Minimal stages for tests: they write a short text, or a model of a few thousand numbers."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path

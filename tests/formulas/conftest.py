@@ -1,4 +1,4 @@
-"""Tiny tensors: threads cost more than they give. Models in double precision are so in all their parts."""
+"""Tiny tensors: one thread is faster than several. All model parts are in double precision."""
 
 from collections.abc import Iterator
 

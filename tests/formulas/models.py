@@ -1,4 +1,4 @@
-"""Tiny models in double precision, and mutants of modules."""
+"""Tiny models in double precision, and mutated modules."""
 
 import importlib
 import sys

@@ -1,4 +1,4 @@
-"""How a minibatch is cut into micro-batches and processes does not matter: the mean is over all its response tokens."""
+"""Micro-batches and processes do not change the result: the mean is over all response tokens of a minibatch."""
 
 from types import ModuleType
 from unittest import mock

@@ -1,4 +1,4 @@
-"""Generalized advantage estimation, whitening and explained variance against hand-made and NumPy figures."""
+"""Generalized advantage estimation, whitening and explained variance against hand-computed and NumPy values."""
 
 from types import ModuleType
 

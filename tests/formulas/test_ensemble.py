@@ -1,4 +1,4 @@
-"""How the scores of an ensemble are put together, by hand."""
+"""Aggregation of ensemble scores, by hand."""
 
 from types import ModuleType
 

@@ -1,4 +1,4 @@
-"""Which logit speaks for which token: scoring, sampling and values, on every sequence of a small world."""
+"""Alignment of logits and tokens: scoring, sampling and values, on every sequence of a small vocabulary."""
 
 import itertools
 import math

@@ -1,4 +1,4 @@
-"""Models that share weights learn what separate ones would, put together by hand: float64, one minibatch."""
+"""Models with shared weights learn what separate ones would: float64, one minibatch, computed by hand."""
 
 import copy
 from types import ModuleType

@@ -1,4 +1,4 @@
-"""The law of RL is found again where it holds, and best-of-n is what all ways to choose say."""
+"""The over-optimization law of RL is recovered from data, and best-of-n equals the exact expectation."""
 
 import itertools
 import math

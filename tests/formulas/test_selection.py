@@ -1,4 +1,4 @@
-"""The snapshot that is chosen: the earliest that cannot be told from the best one, by paired differences."""
+"""Snapshot selection: the earliest that is not significantly worse than the best, by paired differences."""
 
 import math
 from types import ModuleType

@@ -1,4 +1,4 @@
-"""From a score to rewards of tokens."""
+"""From sequence scores to token rewards."""
 
 from types import ModuleType
 

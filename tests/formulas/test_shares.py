@@ -1,4 +1,4 @@
-"""Processes sample and score shares of a rollout: whitening and advantages are those of the whole, in its order."""
+"""Processes sample and score shares of a rollout: whitening and advantages equal those of the whole, in order."""
 
 from types import ModuleType
 

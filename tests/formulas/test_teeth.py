@@ -1,4 +1,4 @@
-"""Teeth: with a sign, an index, a clip side or a mask changed in the source, the check of that formula must fail."""
+"""Mutation tests: a changed sign, index, clip side or mask in the source must fail the check of that formula."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""A real browser, and one that is logged in to Label Studio."""
+"""A real browser, and one logged in to Label Studio."""
 
 import os
 from collections.abc import Iterator

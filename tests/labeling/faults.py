@@ -1,4 +1,4 @@
-"""A proxy before the real server that fails on purpose: 500, silence, and a clock that is off."""
+"""A proxy in front of the real server that injects faults: 500, no response, and a wrong clock."""
 
 import threading
 import time

@@ -1,4 +1,4 @@
-"""A little town to judge, and the settings of a server for tests."""
+"""A small town with responses to judge, and server settings for tests."""
 
 import os
 import secrets

@@ -1,4 +1,4 @@
-"""A real server: accounts, projects, tasks, the crew, and back as comparisons."""
+"""Round trip through a real server: accounts, projects, tasks, simulated annotators, comparisons."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -223,7 +223,7 @@ def test_gold_tasks_and_a_senior_through_the_server(owner: LabelStudio, tmp_path
     for task in batch.tasks:
         owner.annotate(batch.task_ids[task.uid], ranking_result(task.shown), 9.0)
     settled = pull_collection(owner, opened, store, quality, second)
-    assert len(settled.said) == settled.judgements == pulled.judgements + len(batch.tasks)
+    assert len(settled.all_judgements) == settled.judgements == pulled.judgements + len(batch.tasks)
     assert {one.number for one in store.projects()} == {one.project.id for one in (*opened.batches, *second.batches)}
     ruled = {task.prompt.id for task in batch.tasks}
     assert {row.annotator_id for row in settled.comparisons if row.prompt.id in ruled} == {str(owner.whoami()["id"])}

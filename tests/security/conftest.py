@@ -1,4 +1,4 @@
-"""A real MLflow store, as the tests of flows have it."""
+"""A real MLflow store, as in the tests of flows."""
 
 from tests.flows.conftest import home
 

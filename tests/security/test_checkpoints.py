@@ -1,4 +1,4 @@
-"""A hostile checkpoint: nothing of it is run, and what is wrong with it is said in words."""
+"""Hostile checkpoints: no code in them is executed, and messages name the problem."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""What no file of ours may do, looked for in the syntax of every file: run what it reads, or start a shell."""
+"""Forbidden in source code, checked on the syntax tree: executing input, and starting a shell."""
 
 import ast
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What models and people wrote is text wherever it is shown: no HTML, no link, no picture, no new cell, no formula."""
+"""Text by models and people stays text wherever it is shown: no HTML, links, images, table cells or formulas."""
 
 from html.parser import HTMLParser
 
@@ -10,7 +10,7 @@ from alignment.evaluation.samples import cell
 from flows.annotation.publish import _text
 from labeling.reports.card import _table
 from labeling.reports.figures import answers_chart
-from labeling.reports.page import drawn
+from labeling.reports.page import svg_figure
 
 HOSTILE = (
     "<script>alert(1)</script>",
@@ -74,6 +74,6 @@ def test_a_name_in_a_picture_of_a_page_is_text(text: str) -> None:
             "median_lead_time_seconds": None,
         }
     )
-    page = drawn(answers_chart([person], {"1": text}), text)
+    page = svg_figure(answers_chart([person], {"1": text}), text)
     assert not Tags(page).seen & {"script", "img", "a", "iframe"}
-    assert drawn(Figure(), text).count("<figure") == 1
+    assert svg_figure(Figure(), text).count("<figure") == 1

@@ -1,4 +1,4 @@
-"""Nothing listens beyond this machine unless it is told to."""
+"""Servers listen on loopback only unless configured otherwise."""
 
 import socket
 import threading
@@ -39,7 +39,7 @@ def test_label_studio_is_on_loopback_unless_told_otherwise(tmp_path: Path) -> No
 
 
 def test_the_receiver_of_webhooks_listens_on_loopback_alone() -> None:
-    with listen.receiving(0, threading.Event()) as url:
+    with listen.webhook_receiver(0, threading.Event()) as url:
         port = int(url.rstrip("/").rsplit(":", 1)[1])
         hosts = {
             one.laddr.ip

@@ -1,4 +1,4 @@
-"""No name in a recipe, a tag, a listing or a release leads out of its root; what is too large is refused."""
+"""No name in a recipe, tag, listing or release escapes its root; oversized files are refused."""
 
 import http.server
 import json

@@ -1,4 +1,4 @@
-"""Secrets: 0600 whatever the umask, and in no log, parameter, tag, traceback or message."""
+"""Secrets: mode 0600 whatever the umask, and never in logs, parameters, tags, tracebacks or messages."""
 
 import json
 import logging

@@ -1,4 +1,4 @@
-"""Judgements split by prompt and by annotator; nothing is lost, and nothing is in two places."""
+"""Judgements split by prompt and by annotator: every row in exactly one split."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The corpus: clean, without copies, split, and loud about what it could not read."""
+"""The corpus: cleaned, deduplicated, split, with every unreadable row reported."""
 
 import json
 

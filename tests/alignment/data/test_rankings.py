@@ -1,4 +1,4 @@
-"""Rankings and scores made elsewhere become all pairs; what does not fit is named by line and reason."""
+"""External rankings and scores become all pairs; invalid rows are reported with line and reason."""
 
 from collections import Counter
 

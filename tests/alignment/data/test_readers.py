@@ -1,4 +1,4 @@
-"""Data that others made, in the shapes they are found in; what does not fit is named by its line and the reason."""
+"""External data in common formats; invalid rows are reported with line and reason."""
 
 import csv
 import gzip

@@ -1,4 +1,4 @@
-"""Responses to be judged: distinct, blind, from training prompts alone."""
+"""Responses to be judged: distinct, blind, from training prompts only."""
 
 import pytest
 

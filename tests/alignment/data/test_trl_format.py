@@ -1,4 +1,4 @@
-"""Comparisons out as preference data of TRL, and back as they were."""
+"""Comparisons exported as TRL preference data, and imported back unchanged."""
 
 import datasets
 import pyarrow.parquet

@@ -1,4 +1,4 @@
-"""The device of a process, and that nothing of a model's work stays behind on the CPU."""
+"""The device of a process, and that no tensor of a model stays on the CPU."""
 
 from pathlib import Path
 

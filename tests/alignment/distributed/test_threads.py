@@ -1,4 +1,4 @@
-"""Two jobs side by side: what they return, how they fail, and that who is first changes nothing."""
+"""Two concurrent jobs: results, failures, and independence of their order."""
 
 import threading
 from collections.abc import Iterator

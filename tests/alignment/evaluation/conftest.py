@@ -1,4 +1,4 @@
-"""One world for all tests of the evaluation: nothing in it is written to again."""
+"""One set of models shared by all evaluation tests; read-only."""
 
 import pytest
 

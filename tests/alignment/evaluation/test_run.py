@@ -1,4 +1,4 @@
-"""Evaluation: who wins and by how surely, the distance to SFT, the curve, and a table that no answer can break."""
+"""Evaluation: win rate with its interval, KL to SFT, the curve, and tables that no response can corrupt."""
 
 import html
 import json

@@ -1,4 +1,4 @@
-"""What the evaluation's tests measure: base, SFT, a policy with snapshots, a reward model and held-out prompts."""
+"""Fixtures of the evaluation tests: base, SFT, a policy with snapshots, a reward model and held-out prompts."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""KTO: good and bad answers, each with its weight, and z0 from answers to other prompts."""
+"""KTO: desirable and undesirable responses with their weights, and z0 from mismatched pairs."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""DPO, RLOO and best-of-n on a model of a few thousand weights: each learns what the judges or the reward ask for."""
+"""DPO, RLOO and best-of-n on a model of a few thousand weights: each learns what its signal rewards."""
 
 import pytest
 import torch

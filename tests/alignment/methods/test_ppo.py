@@ -1,4 +1,4 @@
-"""The stage ppo in each layout, with a whole reward model, an adapter of the policy's base, and one that is both."""
+"""The stage ppo in each layout, with a full reward model, an adapter of the policy's base, and both."""
 
 import pytest
 import torch

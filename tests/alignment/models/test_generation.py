@@ -1,4 +1,4 @@
-"""Generation: greedy, seeded, limited to a nucleus, and the same for every architecture."""
+"""Generation: greedy, seeded, nucleus sampling, and identical for every architecture."""
 
 import pytest
 import torch

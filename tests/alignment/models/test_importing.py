@@ -1,4 +1,4 @@
-"""Checkpoints of others made fit for conversation, or refused."""
+"""Third-party checkpoints, adapted for conversations or refused."""
 
 import pytest
 import torch

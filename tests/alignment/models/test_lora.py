@@ -1,4 +1,4 @@
-"""Adapters over one base: what they compute, that the base is one, and that peft reads what is written."""
+"""Adapters over one base: their outputs, the shared base, and files that peft can read."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Reward and value models: one head, read at every token, kept in a format that loads anywhere."""
+"""Reward and value models: one head, evaluated at every token, saved in a format that loads anywhere."""
 
 import pytest
 import torch

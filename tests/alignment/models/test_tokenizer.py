@@ -1,4 +1,4 @@
-"""The tokenizer: its special tokens, its chat template, and that nobody can write a special token in a turn."""
+"""The tokenizer: special tokens, chat template, and no special tokens from message text."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""What cannot train well is refused, and the message says what to do."""
+"""Invalid inputs are refused, with a message that says what to do."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Layouts of the models: each learns, publishes a plain policy, and keeps in memory what it says."""
+"""Layouts of the models: each learns, publishes a plain policy, and keeps the documented models in memory."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Half precision and recomputed layers: what they save is saved, and what must stay exact is exact."""
+"""Half precision and gradient checkpointing: memory is saved, and exact quantities stay exact."""
 
 import pytest
 import torch

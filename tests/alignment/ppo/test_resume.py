@@ -1,4 +1,4 @@
-"""A run that was cut off continues bit for bit: same weights, same log."""
+"""An interrupted run resumes bit for bit: same weights, same log."""
 
 import shutil
 import subprocess

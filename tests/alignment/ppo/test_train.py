@@ -1,4 +1,4 @@
-"""The trainer as a whole: it learns, ends where theory says, stops, and leaves its arguments alone."""
+"""The trainer end to end: it learns, reaches the theoretical optimum, stops, and does not modify its arguments."""
 
 import copy
 import itertools

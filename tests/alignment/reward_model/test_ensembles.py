@@ -1,4 +1,4 @@
-"""Ensembles of reward models: trained apart, asked together, in PPO, evaluation and examination."""
+"""Ensembles of reward models: trained separately, scored together in PPO, evaluation and validation."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""The reward model: one forward a response, its normalisation, what it recovers and how it is examined."""
+"""The reward model: one forward per response, normalisation, recovered preferences, and validation."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Rule rewards and the safety layer: what each of them counts, told by examples."""
+"""Rule rewards and the safety layer: what each of them counts, by examples."""
 
 import subprocess
 import sys

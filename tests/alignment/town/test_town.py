@@ -1,4 +1,4 @@
-"""The town: the same for a seed, with people kept apart, and a judge whose verdicts are worked out by hand."""
+"""The town: deterministic for a seed, with disjoint splits of people, and a judge with hand-computed verdicts."""
 
 import json
 from pathlib import Path

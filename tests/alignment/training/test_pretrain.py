@@ -1,4 +1,4 @@
-"""Pretraining: nothing lost in packing, a loss that is what it says, and a resume that changes no bit."""
+"""Pretraining: packing keeps every token, the loss is exact, and resuming is bit-identical."""
 
 import math
 

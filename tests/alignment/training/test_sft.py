@@ -1,4 +1,4 @@
-"""Fine-tuning: the loss is on the response and its EOS alone, and what comes out loads anywhere."""
+"""Fine-tuning: loss on the response and its EOS only, and a checkpoint that loads anywhere."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The labelling stage against a real server: a crew with bad annotators, gold tasks, and people with a senior."""
+"""The labelling stage against a real server: simulated annotators with bad habits, gold tasks, and adjudication."""
 
 import json
 import random
@@ -93,7 +93,7 @@ def test_a_crew_with_bad_annotators_from_tasks_to_files(owner: LabelStudio, town
     *good, biased, spammer = sorted((one["annotator_id"] for one in crew), key=int)
     assert {one["annotator_id"] for one in crew if one["set_aside"]} == {biased, spammer}
     reasons = {one["annotator_id"]: " ".join(one["concerns"]) for one in crew}
-    assert "ranks as shown" in reasons[biased] and "as they were shown" in reasons[spammer]
+    assert "with the order shown" in reasons[biased] and "of rankings as shown" in reasons[spammer]
     assert not any(reasons[one] for one in good)
     assert all(one["weight"] == 0.0 if one["set_aside"] else one["weight"] > 0.5 for one in crew)
 

@@ -1,4 +1,4 @@
-"""`rlhf label open` against a real server: plan, open, open again, a changed screen, accounts, budgets, choices."""
+"""`rlhf label open` against a real server: plan, open, reopen, changed label config, accounts, budgets, selection."""
 
 import json
 import re
@@ -29,7 +29,7 @@ from flows.cli.main import app
 from labeling.config import Choice, LabelingConfig, PairwiseTasks, RankingTasks
 from labeling.server.client import LabelStudio
 from labeling.server.users import ensure_account
-from labeling.server.webhooks import webhook_is_there
+from labeling.server.webhooks import has_webhook
 from labeling.simulation.crew import ranking_result
 from labeling.store.sync import sync
 from labeling.tasks import projects
@@ -135,7 +135,7 @@ def test_more_tasks_another_overlap_and_demonstrations_are_added(on_server: Path
         "pairwise": (3, 1),
         "demonstration": (3, 2),
     }
-    assert all(webhook_is_there(owner, p["id"], "http://127.0.0.1:9/") for p in found.values())
+    assert all(has_webhook(owner, p["id"], "http://127.0.0.1:9/") for p in found.values())
     (row, *_) = owner.tasks(found["demonstration"]["id"], "id", "data", "total_predictions", "predictions")
     assert row["data"]["draft"] in {response.text for response in response_set(0).responses}
     assert "nothing to do" in open_(recipe, *more).output
@@ -305,8 +305,8 @@ def test_what_cannot_be_opened_says_what_to_do(home: Path, monkeypatch: pytest.M
     missing = open_(recipe, "--plan")
     assert missing.exit_code == 1 and "name a file of response sets" in str(missing.exception)
     for told, words in (
-        (["labeling.people=[nobody]"], "'nobody' is no e-mail address"),
-        (["labeling.webhook=here"], "is no address"),
+        (["labeling.people=[nobody]"], "'nobody' is not an e-mail address"),
+        (["labeling.webhook=here"], "is not a URL"),
         (["labeling=null", "comparisons.sources=[{path: x.jsonl}]"], "x.jsonl"),
     ):
         refused = open_(recipe, "--plan", *(word for one in told for word in ("--set", one)))

@@ -1,4 +1,4 @@
-"""The status of a collection in a real MLflow store and on a run of a real Prefect server."""
+"""The status of a collection, published to a real MLflow store and to a run of a real Prefect server."""
 
 import asyncio
 import logging

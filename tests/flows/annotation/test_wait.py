@@ -1,4 +1,4 @@
-"""Runs that wait for people and runs that die, on a Prefect and an MLflow server of their own, with a real worker."""
+"""Waiting and dying runs, with their own Prefect and MLflow servers and a real worker."""
 
 import os
 import shlex
@@ -453,7 +453,7 @@ def test_nothing_judged_at_the_deadline_is_an_error(owner: LabelStudio, tmp_path
 
 
 def test_agreement_needs_two_and_unset_it_is_in_no_key() -> None:
-    with pytest.raises(ValueError, match="minimum_agreement needs two people"):
+    with pytest.raises(ValueError, match="minimum_agreement needs an overlap of at least 2"):
         LabelingConfig(minimum_agreement=0.7, rankings=RankingTasks(overlap=1), pairwise=PairwiseTasks(overlap=1))
     assert "minimum_agreement" not in LabelingConfig().model_dump()
     assert LabelingConfig(minimum_agreement=0.7).model_dump()["minimum_agreement"] == 0.7

@@ -1,4 +1,4 @@
-"""Errors raised on purpose are words on the terminal; all others keep their traceback, and records stay whole."""
+"""Expected errors print a message without traceback; all others keep their traceback; log records stay complete."""
 
 import io
 import logging

@@ -1,4 +1,4 @@
-"""Comparisons in, out and back to where they came from, on a real MLflow store."""
+"""Import, export and tracing of comparisons, on a real MLflow store."""
 
 import json
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""Ctrl-C of a command, in a process of its own: it ends tidily, and soon when something hangs."""
+"""Ctrl-C of a command, in its own process: a clean exit, and a quick one when something hangs."""
 
 import os
 import signal

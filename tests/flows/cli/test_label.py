@@ -50,10 +50,10 @@ def test_sync_and_status(home: Path, owner: LabelStudio, monkeypatch: pytest.Mon
     mine = ("--project", str(batch.project.id))
     first, again = rlhf("sync", *mine), rlhf("sync", *mine)
     assert first.exit_code == 0, first.output
-    assert "at the terminal ranking" in first.output and "it was never read before" in first.output
+    assert "at the terminal ranking" in first.output and "first sync" in first.output
     assert "changes" in again.output and str(home / "annotations.db") in again.output
     (whole,) = json.loads(rlhf("sync", "--whole", "--json", *mine).output)
-    assert whole["why"] == "asked for" and whole["tasks_read"] == 2
+    assert whole["why"] == "requested" and whole["tasks_read"] == 2
     shown = rlhf("status", *mine)  # which syncs first
     assert "2 of 4 (50%)" in shown.output and "owner@rlhf.local" in shown.output and "12" in shown.output
     assert f"{owner.url}/projects/{batch.project.id}/data?labeling=1" in shown.output
@@ -65,5 +65,5 @@ def test_sync_and_status(home: Path, owner: LabelStudio, monkeypatch: pytest.Mon
     row = reports(annotation_store())[0].status
     assert row.deleted and row.done == row.lost == 2
     assert "deleted on the server and are kept in the store" in rlhf("status", *mine).output
-    with pytest.raises(CollectionLost, match=r"2 annotations of it are kept in .*annotations\.db\. Run the same"):
+    with pytest.raises(CollectionLost, match=r"its 2 annotations are kept in .*annotations\.db\. Run the same"):
         sync_annotations(owner, collection, annotation_store())

@@ -1,4 +1,4 @@
-"""What the commands print: plan, report and lineage, on a real MLflow store."""
+"""Output of the commands plan, report and lineage, on a real MLflow store."""
 
 import json
 import subprocess

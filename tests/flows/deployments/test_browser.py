@@ -1,4 +1,4 @@
-"""Prefect's pages in a real browser: a run started through the form, a value refused, and the links that lead on."""
+"""Prefect's pages in a real browser: starting a run by the form, a refused value, and the links."""
 
 import os
 import subprocess

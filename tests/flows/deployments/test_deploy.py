@@ -1,4 +1,4 @@
-"""`rlhf deploy` on a real Prefect server: what it sets up, that it says so once, and what its deployments refuse."""
+"""`rlhf deploy` on a real Prefect server: what it creates, idempotence, and what its deployments refuse."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""`rlhf doctor`: each check on something that is well and on something that is not, and what it says to do."""
+"""`rlhf doctor`: each check on a healthy and on a broken subject, with its advice."""
 
 import http.server
 import json

@@ -1,4 +1,4 @@
-"""What `rlhf gc` takes and what it never takes, on a real MLflow store."""
+"""What `rlhf gc` removes and what it never removes, on a real MLflow store."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Training stages in two processes: they make what one makes, and nothing of them is left behind, however it ends."""
+"""Training stages in two processes: same results as in one, and no process left behind, however they end."""
 
 import json
 import os

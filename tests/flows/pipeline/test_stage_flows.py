@@ -1,4 +1,4 @@
-"""Stages as flows of their own, and the writing of demonstrations, on a real Label Studio and Prefect."""
+"""Stages as separate flows, and collection of demonstrations, on a real Label Studio and Prefect."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Steps as Prefect tasks: what a flow gets from one, made or found, and what it hears of one that fails."""
+"""Steps as Prefect tasks: results, new or cached, and errors as the flow sees them."""
 
 from pathlib import Path
 

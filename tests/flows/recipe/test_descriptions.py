@@ -1,4 +1,4 @@
-"""Every option is described, since a form in Prefect's pages shows nothing else about it."""
+"""Every option has a description: Prefect's forms show nothing else about it."""
 
 from collections.abc import Iterator
 from typing import Any

@@ -1,4 +1,4 @@
-"""Every method that makes a policy stands in the same place of the pipeline: run through the graph, without servers."""
+"""Every alignment method takes the same place in the pipeline: run through the graph, without servers."""
 
 import json
 from pathlib import Path

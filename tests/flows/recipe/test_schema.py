@@ -1,4 +1,4 @@
-"""Recipes: what is refused, and that the message has the key, the value and what is allowed."""
+"""Recipe validation: messages name the key, the value and what is allowed."""
 
 from pathlib import Path
 

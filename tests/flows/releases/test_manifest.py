@@ -1,4 +1,4 @@
-"""The gates: each figure that misses says which and by how much, and what was not measured does not pass."""
+"""The gates: each missed figure is reported with its margin; a figure that was not measured fails."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Promotion of registered versions: the gate of their release holds, unless somebody says why not."""
+"""Promotion of registered versions: the release gate is enforced unless a reason is given."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""Servers that go away while a stage works, begins or ends: all is there afterwards, and once."""
+"""Servers that fail while a stage starts, runs or ends: afterwards everything is stored, exactly once."""
 
 import os
 import subprocess

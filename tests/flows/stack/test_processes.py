@@ -1,4 +1,4 @@
-"""Processes that were started are found again and stopped with all their children; strangers are left alone."""
+"""Started processes are found again and stopped with all children; other processes are left alone."""
 
 import os
 import signal

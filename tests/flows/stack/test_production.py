@@ -1,4 +1,4 @@
-"""`rlhf up --profile production`: the pipeline on PostgreSQL, who is refused, mending, backup and restore, nginx."""
+"""`rlhf up --profile production`: the pipeline on PostgreSQL, authentication, repair, backup and restore, nginx."""
 
 import json
 import os

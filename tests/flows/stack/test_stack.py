@@ -1,4 +1,4 @@
-"""The local stack: what can be seen without servers, and one real round of up, mend, use and down."""
+"""The local stack: checks without servers, and one full cycle of up, repair, use and down."""
 
 import json
 import os

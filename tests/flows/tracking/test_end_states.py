@@ -1,4 +1,4 @@
-"""How a stage ends that cannot go on: FAILED or KILLED in MLflow with the reason, resumable, and in words."""
+"""End states of failing stages: FAILED or KILLED in MLflow with the reason, resumable, with a clear message."""
 
 import logging
 import multiprocessing

@@ -1,4 +1,4 @@
-"""What runs said: one file a run, lines that name the run and the stage, no secrets, and a command that prints them."""
+"""Run logs: one file per run, lines that name run and stage, no secrets, and a command that prints them."""
 
 import json
 import logging

@@ -1,4 +1,4 @@
-"""The stage runner on a real MLflow store: cached, resumed, restored, registered, and never half done."""
+"""The stage runner on a real MLflow store: cached, resumed, restored, registered, always atomic."""
 
 import json
 import multiprocessing

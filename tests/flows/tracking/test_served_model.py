@@ -1,4 +1,4 @@
-"""What MLflow serves says what this project's own code says: all terms, ensembles, words that look like tokens."""
+"""The model served by MLflow returns what this project's code returns: all terms, ensembles, special-token text."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Exports of Label Studio's own pages as judgements and comparisons."""
+"""JSON exports of Label Studio as judgements and comparisons."""
 
 import json
 from pathlib import Path
@@ -88,17 +88,17 @@ def changed(task: Task, **data: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("row", "reason"),
     [
-        ({"foo": "bar"}, "no task with `data` and `annotations`"),
-        ("text", "no task with `data`"),
+        ({"foo": "bar"}, "not a task with `data` and `annotations`"),
+        ("text", "not a task with `data`"),
         ({"data": {"text": "x"}, "annotations": []}, "content: Input should be a valid string"),
-        ({"data": {"prompt": "x"}, "annotations": []}, "a task without our `uid`"),
-        ({"data": {"prompt": "x", "uid": "u"}, "annotations": ["x"]}, "an annotation that is no object"),
-        (changed(PAIRWISE, score=3), "the task holds more, or other"),
-        (changed(PAIRWISE, b_id=PAIRWISE.shown[0]), "under an id of its own"),
+        ({"data": {"prompt": "x"}, "annotations": []}, "the task has no `uid`"),
+        ({"data": {"prompt": "x", "uid": "u"}, "annotations": ["x"]}, "an annotation is not an object"),
+        (changed(PAIRWISE, score=3), "differ from what rlhf-flows uploads"),
+        (changed(PAIRWISE, b_id=PAIRWISE.shown[0]), "with unique ids"),
         (changed(PAIRWISE, response_b=7), "text: Input should be a valid string"),
-        (changed(RANKING, responses="abc"), "no list of objects"),
+        (changed(RANKING, responses="abc"), "not a list of objects"),
         (changed(RANKING, responses=[{"id": "r", "body": "x"}]), "2 to 9 responses"),
-        (changed(PAIRWISE, before="x"), "no list of turns"),
+        (changed(PAIRWISE, before="x"), "not a list of turns"),
         (changed(PAIRWISE, before=[{"who": "Robot", "text": "x"}]), "role"),
     ],
 )
@@ -114,7 +114,7 @@ def test_a_task_that_is_there_twice_counts_once_and_is_not_lost(tmp_path: Path) 
     first, second = (annotation([preference(choice)], number) for number, choice in enumerate(("a_1", "a_2"), start=1))
     rows = exported(PAIRWISE, first) + exported(PAIRWISE, second)
     found = import_export(write(tmp_path / "export.json", rows))
-    assert len(found.comparisons) == 1 and "came before" in found.quarantined[0].reason
+    assert len(found.comparisons) == 1 and "duplicate of an earlier task" in found.quarantined[0].reason
 
 
 def test_strange_annotations_are_put_aside_with_their_id(tmp_path: Path) -> None:

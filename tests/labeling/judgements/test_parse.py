@@ -1,4 +1,4 @@
-"""Strict parsing: what our screens make is understood, everything else is put aside with a reason."""
+"""Strict parsing: results of our label configs are parsed, anything else is quarantined with a reason."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ import pytest
 
 from labeling.judgements.comparisons import comparisons, demonstrations
 from labeling.judgements.judgement import PairwiseJudgement, RankingJudgement, WrittenAnswer
-from labeling.judgements.parse import Strange, parse, parse_annotation
+from labeling.judgements.parse import InvalidAnnotation, parse, parse_annotation
 from labeling.tasks.tasks import Task, make_task
 from tests.labeling.helpers import response_set
 
@@ -157,7 +157,7 @@ STRANGE: list[tuple[Task, Any, str]] = [
     (RANKING, ["text"], "without a control name"),
     (RANKING, [RANKED], "'ranking' holds None"),
     (RANKING, [ranker(list(RANKING.shown))], "'confirm' is missing"),
-    (RANKING, [ranker(list(RANKING.shown)), ranker(list(RANKING.shown)), RANKED], "there twice"),
+    (RANKING, [ranker(list(RANKING.shown)), ranker(list(RANKING.shown)), RANKED], "duplicate control"),
     (RANKING, [ranker(list(RANKING.shown[:3])), RANKED], "not an order"),
     (RANKING, [ranker([*RANKING.shown[:3], RANKING.shown[0]]), RANKED], "not an order"),
     (RANKING, [ranker([*RANKING.shown[:3], "r_elsewhere"]), RANKED], "not an order"),
@@ -177,8 +177,8 @@ STRANGE: list[tuple[Task, Any, str]] = [
     (PAIRWISE, [preference("a_1"), rating("a_helpful", True)], "'a_helpful' holds True"),
     (PAIRWISE, [preference("a_1"), rating("a_funny", 3)], "unknown control 'a_funny'"),
     (PAIRWISE, [preference("a_1"), rating("a_helpful", 3) | {"to_name": "response_b"}], "'a_helpful' holds"),
-    (PAIRWISE, [preference("a_1"), clicked("right")], "the preference says the other"),
-    (PAIRWISE, [preference("b_2"), clicked("left")], "the preference says the other"),
+    (PAIRWISE, [preference("a_1"), clicked("right")], "but the preference is for the other"),
+    (PAIRWISE, [preference("b_2"), clicked("left")], "but the preference is for the other"),
     (PAIRWISE, [preference("b_2"), clicked("middle")], "'pairwise' holds"),
     (WRITING, [answer("  ")], "'answer' is missing or empty"),
     (WRITING, [answer("x") | {"value": {"text": ["a", "b"]}}], "'answer' holds"),
@@ -199,7 +199,7 @@ def test_clicking_a_side_agrees_with_the_choice_or_with_a_tie() -> None:
 
 
 def test_an_annotation_of_nobody_is_strange() -> None:
-    with pytest.raises(Strange, match="no annotator"):
+    with pytest.raises(InvalidAnnotation, match="no annotator"):
         parse_annotation(annotation([preference("a_1")], by=None), PAIRWISE)
 
 
@@ -219,7 +219,7 @@ def test_of_one_person_the_newest_counts_and_of_too_many_people_the_first() -> N
     parsed = parse(exported(PAIRWISE, *rows), [PAIRWISE], 2, "place")
     assert sorted(j.annotation_id for j in parsed.judgements) == ["3", "4"]
     reasons = {row.line: row.reason for row in parsed.quarantined}
-    assert "again later" in reasons[1] and "more than the 2" in reasons[2]
+    assert "superseded by a later" in reasons[1] and "exceeds the overlap of 2" in reasons[2]
 
 
 def test_judgements_of_a_task_go_by_annotator_and_not_by_who_was_faster() -> None:
@@ -234,7 +234,7 @@ def test_a_task_that_was_changed_on_the_server_is_not_believed() -> None:
     rows = exported(PAIRWISE, annotation([preference("a_1")]))
     rows[0]["data"] = PAIRWISE.data | {"response_a": "something else"}
     parsed = parse(rows, [PAIRWISE], 2, "place")
-    assert "does not show what was sent" in parsed.quarantined[0].reason
+    assert "differ from what was uploaded" in parsed.quarantined[0].reason
 
 
 def test_tasks_of_others_in_the_project_are_left_alone() -> None:

@@ -1,4 +1,4 @@
-"""Agreement and quality against figures worked out by hand."""
+"""Agreement and annotator quality against hand-computed values."""
 
 import krippendorff
 import numpy as np

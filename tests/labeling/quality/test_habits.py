@@ -1,4 +1,4 @@
-"""Habits by hand arithmetic, and that whoever has none is not blamed."""
+"""Habit statistics against hand-computed values, without false positives."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Crowd-BT: the formula by hand, its gradient, planted reliabilities, weights."""
+"""Crowd-BT: the formula by hand, its gradient, recovery of planted reliabilities, weights."""
 
 from dataclasses import replace
 

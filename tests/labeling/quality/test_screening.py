@@ -1,4 +1,4 @@
-"""Gold tasks, screening, seniors and weights, on a crew with bad annotators and without a server."""
+"""Gold tasks, screening, adjudication and weights, with bad simulated annotators and without a server."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from labeling.judgements.judgement import Judged, PairwiseJudgement, RankingJudg
 from labeling.judgements.parse import parse_annotation
 from labeling.names import HASH_CHARACTERS
 from labeling.quality.assess import Assessment, assess
-from labeling.quality.known_answers import graded
+from labeling.quality.known_answers import gold_accuracy
 from labeling.quality.screening import SENIOR, disputes, distance
 from labeling.reports.figures import crew_figures
 from labeling.simulation.crew import deal, make_crew, utilities, work_on
@@ -103,7 +103,7 @@ def test_setting_aside_loses_nothing_and_can_be_taken_back(
     assert {one.annotator_id for one in changed.quality if one.set_aside} == {"1", "7", "9"}
     (first,) = [one for one in changed.quality if one.annotator_id == "1"]
     assert first.concerns == ("excluded in labeling.quality.screening.exclude",) and first.weight == 0.0
-    with pytest.raises(ValidationError, match="take it out of one"):
+    with pytest.raises(ValidationError, match="remove it from one"):
         Screening(keep=("1",), exclude=("1",))
 
 
@@ -111,7 +111,7 @@ def test_the_colluding_give_themselves_away() -> None:
     said, tasks, answers = work(CrewConfig(annotators=6, colluding=2, careless_rate=0.5))
     found = assess(said, tasks, {}, QualityOptions(), answers)
     reasons = {one.annotator_id: " ".join(one.concerns) for one in found.quality}
-    assert "says the same as 6" in reasons["5"] and "says the same as 5" in reasons["6"]
+    assert "agrees with 6 on" in reasons["5"] and "agrees with 5 on" in reasons["6"]
 
 
 def test_gold_tasks_look_like_all_others_and_stay_out_of_training(
@@ -139,7 +139,7 @@ def test_gold_answers_by_hand() -> None:
     order = [place[row.responses[i].text] for i in (0, 2, 3, 1)]
     said = RankingJudgement(annotation_id="1", annotator_id="5", task_uid=task.uid, created_at="", ranking=tuple(order))
     got, _ = comparisons([said], {task.uid: task})
-    graded_five = graded(got, gold.answers)["5"]
+    graded_five = gold_accuracy(got, gold.answers)["5"]
     assert graded_five.count == 2 and graded_five.share == 0.5
     # Wilson with one trial, none right: high = z² / (1 + z²) = 3.8415 / 4.8415; one wrong answer alone dooms nobody
     assert (graded_five.low, graded_five.high) == pytest.approx((0.0, 0.79346), abs=1e-5)

@@ -1,4 +1,4 @@
-"""The card of a data set: counts by hand."""
+"""The data card: hand-computed counts."""
 
 import pytest
 
@@ -74,9 +74,9 @@ def test_the_card_reads_as_tables() -> None:
     for said in (
         "# Comparisons comparisons-1",
         "| comparisons with a winner | 5 |",
-        "| ties, kept apart | 1 |",
+        "| ties (not counted above) | 1 |",
         "| two annotators name the same winner | 0.500 |",
-        "| shown first, chosen | 0.750 | 0.301 to 0.954 | 4 |",
+        "| first response shown is chosen | 0.750 | 0.301 to 0.954 | 4 |",
         "| pairwise | 1a2b3c4d |",
         "| b\\|ad | 2 |",
         "| train | 4 |",
@@ -92,6 +92,6 @@ def test_a_data_set_of_others_says_what_is_not_known() -> None:
     found = make_card("x", [one], [], splits={}, guidelines={}, projects={}, sources={})
     text = as_markdown(found)
     assert found.lengths is not None and found.lengths.longer_chosen.share is None
-    assert "| annotators | not known |" in text and "not measured" in text and "## Annotators" not in text
+    assert "| annotators | unknown |" in text and "not measured" in text and "## Annotators" not in text
     nothing = make_card("x", [], [], splits={}, guidelines={}, projects={}, sources={})
-    assert "| ties, kept apart | 0 |" in as_markdown(nothing)
+    assert "| ties (not counted above) | 0 |" in as_markdown(nothing)

@@ -1,4 +1,4 @@
-"""The status page: what it says, that every text stays text, and how it looks in Chromium, light and dark."""
+"""The status page: content, escaping, and rendering in Chromium, light and dark."""
 
 import random
 from datetime import UTC, datetime, timedelta
@@ -92,7 +92,7 @@ def test_the_page_says_how_it_goes_and_who_is_a_concern(page: str) -> None:
     assert done == 87 and ranking.status.needed == 120  # 90 annotations, 3 of them skips
     assert f"{done} of 120" in page and "Krippendorff" in page and "1 of 9" in page
     (doubted,) = [one for one in ranking.crew if one.concerns]
-    assert doubted.annotator_id == "3" and "leaves 100% of rankings as they were shown" in page
+    assert doubted.annotator_id == "3" and "leaves 100% of rankings as shown" in page
     rate = ranking.agreement.overall
     assert f"{rate.share:.0%} ({rate.low:.0%} to {rate.high:.0%})" in page
     assert 'href="http://127.0.0.1:8080/projects/1/data?labeling=1"' in page

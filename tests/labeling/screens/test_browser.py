@@ -1,4 +1,4 @@
-"""A person at work in a real browser: log in, read, rank, compare, flag, correct, write, skip."""
+"""An annotator in a real browser: log in, read, rank, compare, flag, correct, write, skip."""
 
 import re
 from collections.abc import Iterator
@@ -153,7 +153,7 @@ def test_a_person_compares_two_and_text_stays_text(owner: LabelStudio, page: Pag
     page.keyboard.press("Tab")
     submit(page)
     pulled = pull_collection(owner, opened)
-    (row,), (said,) = pulled.comparisons, pulled.said
+    (row,), (said,) = pulled.comparisons, pulled.all_judgements
     assert isinstance(said, PairwiseJudgement)
     assert said.rationale == "Tom does not bake."
     assert said.flags == {f"{'b' if side == 'a' else 'a'}_flags": ("made_up_fact", "unsafe")}
@@ -182,7 +182,7 @@ def test_a_person_writes_an_answer(owner: LabelStudio, page: Page, tmp_path: Pat
     submit(page)
     pulled = pull_collection(owner, opened)
     assert not pulled.quarantined
-    assert [row.completion for row in demonstrations(pulled.said, opened.tasks)] == [
+    assert [row.completion for row in demonstrations(pulled.all_judgements, opened.tasks)] == [
         "Mara Lind is the baker.\nShe lives on Mill Lane."
     ]
 
@@ -199,7 +199,9 @@ def test_a_person_corrects_a_draft(owner: LabelStudio, page: Page, tmp_path: Pat
     submit(page)
     pulled = pull_collection(owner, opened)
     assert not pulled.quarantined
-    assert [row.completion for row in demonstrations(pulled.said, opened.tasks)] == [draft.replace("bakr", "baker")]
+    assert [row.completion for row in demonstrations(pulled.all_judgements, opened.tasks)] == [
+        draft.replace("bakr", "baker")
+    ]
 
 
 def test_any_text_is_shown_faithfully_in_the_dark_at_1280_and_loads_nothing(
@@ -247,7 +249,7 @@ def test_any_text_is_shown_faithfully_in_the_dark_at_1280_and_loads_nothing(
     assert [url for url in requested if not url.startswith((owner.url, "data:", "blob:"))] == []
     pulled = pull_collection(owner, opened)
     assert not pulled.quarantined
-    ranked = next(said for said in pulled.said if isinstance(said, RankingJudgement))
+    ranked = next(said for said in pulled.all_judgements if isinstance(said, RankingJudgement))
     assert ranked.ties == (2,) and len(pulled.comparisons) == 14 and len(pulled.ties) == 2
 
 

@@ -1,11 +1,11 @@
-"""The screens as label-studio-sdk reads them, and its verdict on annotations beside ours."""
+"""Label configs as label-studio-sdk reads them, and its validation of annotations compared with ours."""
 
 from typing import Any
 
 import pytest
 from label_studio_sdk.label_interface import LabelInterface
 
-from labeling.judgements.parse import FLAGS, PREFERENCES, SHAPES, Strange, parse_annotation
+from labeling.judgements.parse import FLAGS, PREFERENCES, SHAPES, InvalidAnnotation, parse_annotation
 from labeling.tasks.projects import screen
 from labeling.tasks.tasks import Task
 from tests.labeling.judgements.test_parse import (
@@ -88,7 +88,7 @@ def test_what_the_screens_make_is_good_for_both(task: Task, result: list[Any]) -
 @pytest.mark.parametrize(("task", "result", "reason"), STRANGE)
 def test_whatever_the_sdk_lets_through_is_still_put_aside(task: Task, result: Any, reason: str) -> None:
     """`validate_annotation` looks at one item at a time, so parse.py does not rely on it."""
-    with pytest.raises(Strange):
+    with pytest.raises(InvalidAnnotation):
         parse_annotation(annotation(result), task)
     if SCREENS[task.kind].validate_annotation(annotation(result)):
         assert reason in LET_THROUGH_BY_THE_SDK

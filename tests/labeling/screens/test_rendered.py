@@ -1,4 +1,4 @@
-"""The label configs as they are sent to Label Studio: a project is recognised by the hash of its label config."""
+"""Label configs as sent to Label Studio: a project is identified by the hash of its label config."""
 
 import hashlib
 

@@ -1,4 +1,4 @@
-"""The client against a server that misbehaves on purpose."""
+"""The client against a misbehaving server."""
 
 import json
 import threading
@@ -128,7 +128,7 @@ def personal_token(seconds: float, kind: str = "refresh") -> str:
 def test_a_failing_server_is_asked_again_and_then_named(fake: tuple[str, Script]) -> None:
     url, script = fake
     script.answers = [(500, "oh no")]
-    with client(url) as api, pytest.raises(ServerUnavailable, match=r"answers 500.*`rlhf up`"):
+    with client(url) as api, pytest.raises(ServerUnavailable, match=r"returned 500.*`rlhf up`"):
         api.whoami()
     assert len(script.asked) == 4
 
@@ -173,18 +173,18 @@ def test_a_refusal_is_not_repeated(fake: tuple[str, Script]) -> None:
 def test_answers_of_another_shape_are_errors(fake: tuple[str, Script]) -> None:
     url, script = fake
     script.answers = [(200, "<html>a proxy's page</html>")]
-    with client(url) as api, pytest.raises(UnexpectedAnswer, match="did not answer with JSON"):
+    with client(url) as api, pytest.raises(UnexpectedAnswer, match="did not respond with JSON"):
         api.whoami()
     script.answers = [(200, '{"id": 1')]
-    with client(url) as api, pytest.raises(UnexpectedAnswer, match="did not answer with JSON"):
+    with client(url) as api, pytest.raises(UnexpectedAnswer, match="did not respond with JSON"):
         api.whoami()
-    with client(url) as api, pytest.raises(UnexpectedAnswer, match="did not answer with JSON"):
+    with client(url) as api, pytest.raises(UnexpectedAnswer, match="did not respond with JSON"):
         api.annotate(1, [], 1.0)
     script.answers = [(200, "[]")]
     with client(url) as api, pytest.raises(UnexpectedAnswer, match="whoami is list, not dict"):
         api.whoami()
     for body, message in (
-        ("[]", "did not answer what label-studio-sdk expects"),
+        ("[]", "sent a response that label-studio-sdk cannot parse"),
         ("{}", "annotation is NoneType, not int"),
     ):
         script.answers = [(201, body)]

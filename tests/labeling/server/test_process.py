@@ -1,4 +1,4 @@
-"""Starting and stopping, with small programs in the server's place."""
+"""Starting and stopping a server, with small programs in its place."""
 
 import os
 import socket
@@ -31,7 +31,7 @@ def pretend(tmp_path: Path, script: str, port: int = 0) -> ServerSettings:
 
 def test_a_server_that_ends_at_once_shows_its_log(tmp_path: Path) -> None:
     settings = pretend(tmp_path, "echo 'no module named foo'; exit 3\n")
-    seen = r"(?s)ended with code 3.*no module named foo"
+    seen = r"(?s)exited with code 3.*no module named foo"
     with pytest.raises(ServerStartFailed, match=seen), running_server(settings):
         pass
 
@@ -40,7 +40,7 @@ def test_a_busy_port_is_an_error_and_not_another_port(tmp_path: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        with pytest.raises(ServerStartFailed, match="is taken"):
+        with pytest.raises(ServerStartFailed, match="is in use"):
             start(pretend(tmp_path, "sleep 60\n", taken.getsockname()[1]))
 
 

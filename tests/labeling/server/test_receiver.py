@@ -1,4 +1,4 @@
-"""Webhooks wake a sync: through a real server, and whatever else arrives does no harm."""
+"""Webhooks trigger a sync, with a real server; any other request is harmless."""
 
 import logging
 import socket
@@ -14,8 +14,8 @@ from labeling.errors import ListenFailed, WebhookRefused
 from labeling.server import receiver as listen
 from labeling.server.client import LabelStudio
 from labeling.server.process import ServerSettings, environment
-from labeling.server.receiver import LONGEST, action_of, receiving, sync_when_woken
-from labeling.server.webhooks import ensure_webhook, webhook_is_there
+from labeling.server.receiver import LONGEST, action_of, sync_when_woken, webhook_receiver
+from labeling.server.webhooks import ensure_webhook, has_webhook
 from labeling.simulation.crew import ranking_result
 from labeling.store.store import Store
 from labeling.store.sync import sync_project
@@ -49,7 +49,7 @@ def test_what_a_message_names(body: bytes, action: str) -> None:
 @pytest.fixture
 def receiver() -> Iterator[tuple[str, threading.Event]]:
     wake = threading.Event()
-    with receiving(0, wake) as url:
+    with webhook_receiver(0, wake) as url:
         yield url, wake
 
 
@@ -63,7 +63,7 @@ def test_only_a_message_wakes_and_the_rest_is_logged(
         assert announced(url, b"Transfer-Encoding: chunked").startswith(b"HTTP/1.0 411")
         assert announced(url, b"Content-Length: %d" % (LONGEST + 1)).startswith(b"HTTP/1.0 413")
         assert not wake.is_set()
-        assert len(caplog.messages) == 3 and all("ignored a message" in text for text in caplog.messages)
+        assert len(caplog.messages) == 3 and all("ignored a webhook" in text for text in caplog.messages)
         assert http.post(url, content=GOOD).status_code == 204
     assert wake.is_set()
 
@@ -78,7 +78,7 @@ def announced(url: str, length: bytes) -> bytes:
 def test_it_is_bound_to_loopback_and_a_taken_port_is_told(receiver: tuple[str, threading.Event]) -> None:
     port = int(receiver[0].rstrip("/").rpartition(":")[2])
     assert receiver[0].startswith("http://127.0.0.1:")
-    with pytest.raises(ListenFailed, match="name another with --port"), receiving(port, threading.Event()):
+    with pytest.raises(ListenFailed, match="choose another with --port"), webhook_receiver(port, threading.Event()):
         pass
     with socket.socket() as other, pytest.raises(ConnectionRefusedError):
         other.connect(("127.0.0.2", port))
@@ -102,13 +102,13 @@ def test_it_syncs_at_once_when_woken_and_when_nothing_is_said(monkeypatch: pytes
 @pytest.mark.server
 def test_an_annotation_wakes_a_sync_through_a_server_that_may_call_us(owner: LabelStudio) -> None:
     wake, store = threading.Event(), Store()
-    with receiving(0, wake) as url:
+    with webhook_receiver(0, wake) as url:
         project = open_project(owner, "ranking", "hooked", 1)
         (task,), _ = build_tasks("ranking", [response_set(1)], 0)
         ids = push(owner, project, [task])
         sync_project(owner, store, project.id)
         assert ensure_webhook(owner, project.id, url) and not ensure_webhook(owner, project.id, url)
-        assert webhook_is_there(owner, project.id, url) and not webhook_is_there(owner, project.id, url + "x")
+        assert has_webhook(owner, project.id, url) and not has_webhook(owner, project.id, url + "x")
         owner.annotate(ids[task.uid], ranking_result(task.shown), 1.0)
         assert wake.wait(60)
         synced = sync_project(owner, store, project.id)

@@ -1,4 +1,4 @@
-"""The crew: deterministic, noisy as asked, fair in its dealing, and in the browser's shape."""
+"""Simulated annotators: deterministic, with the requested noise, equal loads and browser-like results."""
 
 import math
 import random

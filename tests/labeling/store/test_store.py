@@ -1,4 +1,4 @@
-"""The store only adds, whatever is asked of it, and the status that is worked out from it."""
+"""The store is append-only, and the status computed from it."""
 
 import sqlite3
 from contextlib import closing
@@ -132,12 +132,12 @@ def test_a_reading_that_breaks_off_stores_nothing(tmp_path: Path) -> None:
 
 def test_files_that_are_no_store_are_named(tmp_path: Path) -> None:
     (tmp_path / "letter.txt").write_text("Dear all, " * 500)
-    with pytest.raises(StoreError, match=r"letter\.txt is no store of annotations"):
+    with pytest.raises(StoreError, match=r"letter\.txt is not an annotation store"):
         Store(tmp_path / "letter.txt")
     Store(tmp_path / "a.db").close()
     with closing(sqlite3.connect(tmp_path / "a.db")) as connection:
         connection.execute("PRAGMA user_version=9")
-    with pytest.raises(StoreError, match="has format 9 and this program knows 1: update"):
+    with pytest.raises(StoreError, match="has format 9, this version supports 1: update"):
         Store(tmp_path / "a.db")
 
 

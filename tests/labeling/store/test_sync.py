@@ -1,4 +1,4 @@
-"""The store against a real server: what it has after a sync is what the server has, whatever happened in between."""
+"""The store against a real server: after a sync it equals the server, whatever happened in between."""
 
 import multiprocessing
 import random
@@ -196,7 +196,7 @@ def test_after_any_sequence_of_deeds_the_store_equals_the_server(
     assert gone | {number for numbers in deeds.here.values() for number in numbers} <= deeds.ever
     assert why(owner, store, deeds.project) == ""  # nothing is left to be found by reading everything
     before = in_the_store(store, deeds.project)
-    assert why(owner, store, deeds.project, whole=True) == "asked for"
+    assert why(owner, store, deeds.project, whole=True) == "requested"
     assert in_the_store(store, deeds.project) == before
 
 
@@ -250,7 +250,7 @@ def test_a_deleted_project_is_marked_and_what_was_judged_still_counts(
     assert pull_collection(owner, collection, store) == before
     (synced,) = sync_collection(owner, collection, store)
     assert synced.project.deleted and len(store.lost(synced.project.project)) == 2
-    with pytest.raises(UnexpectedAnswer, match=r"has no project .* Run the same command again"):
+    with pytest.raises(UnexpectedAnswer, match=r"has no project .* run the same command again"):
         pull_collection(owner, collection)
     again = open_sets(owner, config, sets, tmp_path)
     assert again.batches[0].project.id != batch.project.id
@@ -332,14 +332,14 @@ def test_a_clock_that_was_put_back_makes_the_next_reading_a_whole_one(
     (impatient, faults), (project, tasks, ids) = faulty, opened(owner, "clock", 2)
     with patiently(impatient) as client:
         faults.clock = timedelta(hours=2)
-        assert why(client, store, project) == "it was never read before"
+        assert why(client, store, project) == "first sync"
         assert why(client, store, project) == ""
         faults.clock = timedelta()
         owner.annotate(ids[0], ranking_result(tasks[0].shown), 1.0)
-        assert why(client, store, project).startswith("the server's clock was put back")
+        assert why(client, store, project).startswith("the server's clock was set back")
         assert why(client, store, project) == ""
         faults.clock = timedelta(hours=25)
-        assert why(client, store, project) == "the last whole reading is a day old"
+        assert why(client, store, project) == "the last full read is a day old"
         assert in_the_store(store, project) == on_the_server(owner, project)
     assert why(owner, store, project) != ""  # at another address: not as if it were another project
     assert len(store.projects()) == 1
@@ -368,7 +368,7 @@ def test_a_server_that_fails_or_hangs_leaves_the_store_as_it_was(
         faults.let_through, faults.failing = through, 2
         with (
             LabelStudio(impatient.url, TOKEN, attempts=2, backoff_seconds=0.01) as client,
-            pytest.raises(ServerUnavailable, match=r"answers 500.*`rlhf up`"),
+            pytest.raises(ServerUnavailable, match=r"returned 500.*`rlhf up`"),
         ):
             sync_project(client, store, project.id)
     faults.let_through, faults.silent = 0, 2
@@ -377,7 +377,7 @@ def test_a_server_that_fails_or_hangs_leaves_the_store_as_it_was(
     assert not store.projects()
     faults.failing = 1
     with patiently(impatient) as client:
-        assert why(client, store, project) == "it was never read before"
+        assert why(client, store, project) == "first sync"
     assert in_the_store(store, project) == on_the_server(owner, project)
 
 

@@ -1,4 +1,4 @@
-"""What to label, by hand arithmetic: near-duplicates, disagreement, policies, budgets, and the order on the screen."""
+"""Selection by hand-computed values: near-duplicates, disagreement, policies, budgets, and the order of responses."""
 
 import math
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ import pytest
 
 from alignment.records import Response, ResponseSet
 from labeling.reports.effort import ASSUMED, hours, lead_times, pace
-from labeling.tasks.balance import balance, fairness, place_counts
+from labeling.tasks.balance import balance, order_p_value, position_counts
 from labeling.tasks.selection import (
     affordable,
     by_worth,
@@ -165,9 +165,9 @@ def by_id(item: tuple[str, Response]) -> str:
 
 def test_fairness_equals_counting_all_orders() -> None:
     shown = np.array([[0, 1], [0, 1], [0, 1]])  # 8 orders, of which 000 and 111 are as one-sided as this
-    assert place_counts(shown, 2).tolist() == [[3, 0], [0, 3]]
-    assert fairness(shown) == pytest.approx(2 / 8, abs=4 * math.sqrt(0.25 * 0.75 / 499))
-    assert fairness(np.zeros((5, 2), dtype=np.int64)) is None
+    assert position_counts(shown, 2).tolist() == [[3, 0], [0, 3]]
+    assert order_p_value(shown) == pytest.approx(2 / 8, abs=4 * math.sqrt(0.25 * 0.75 / 499))
+    assert order_p_value(np.zeros((5, 2), dtype=np.int64)) is None
 
 
 def test_sizes_are_told_apart(texts: Sequence[str] = ("One.", "Two.", "Three.")) -> None:

@@ -1,4 +1,4 @@
-"""Tasks are blind, repeatable, and do not favour a position."""
+"""Tasks are blind, deterministic, and favour no position."""
 
 import json
 from collections import Counter
@@ -67,7 +67,7 @@ def test_duplicates_collapse_and_what_cannot_be_judged_is_handed_back() -> None:
     assert [(row.line, row.reason.split(";")[0]) for row in rejected] == [
         (2, "1 distinct responses"),
         (3, "a response is empty"),
-        (4, "the same prompt with the same responses came before"),
+        (4, "duplicate of an earlier response set"),
     ]
 
 
@@ -84,9 +84,9 @@ def test_a_prompt_to_write_for_is_there_once() -> None:
 
 
 def test_options_that_cannot_work_are_refused() -> None:
-    with pytest.raises(ValueError, match="nothing would be asked"):
+    with pytest.raises(ValueError, match="set at least one"):
         LabelingConfig.model_validate({"rankings": {"prompts": 0}, "pairwise": {"prompts": 0}})
-    with pytest.raises(ValueError, match=r"needs as many crew\.annotators"):
+    with pytest.raises(ValueError, match=r"needs at least as many crew\.annotators"):
         LabelingConfig.model_validate({"rankings": {"overlap": 4}, "crew": {"annotators": 3}})
     with pytest.raises(ValueError, match="extra"):
         LabelingConfig.model_validate({"rankings": {"promts": 4}})
