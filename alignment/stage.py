@@ -28,7 +28,7 @@ C = TypeVar("C", bound=BaseModel)
 class Sizes:
     """The sizes of the models and the data of a recipe before it runs; None if not known yet.
 
-    Lengths are in tokens. `prompt_tokens` is the room for a prompt beside a response.
+    Lengths are in tokens; the others count rows.
     """
 
     conversation_tokens: int
@@ -60,7 +60,7 @@ class Stage(Generic[C]):
     """The definition of a stage.
 
     `run(config, out, journal, *, seed, **inputs)` writes into the directory `out` and returns metrics; `inputs` are the
-    directories of the stages that it reads, by the names in `inputs`. `section` is where a recipe has its options.
+    directories of the stages that it reads. `inputs` names those that it always has. `section` is where a recipe has its options.
     `version` is raised when the code changes the result: it is part of the cache key. `model` is the name under which
     `out/model` is registered. `cost` estimates the tokens; None if no model runs or the corpus is not known yet.
     """

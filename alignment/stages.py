@@ -160,7 +160,7 @@ def _evaluate_cost(config: EvaluationConfig, sizes: Sizes) -> Tokens:
     return Tokens(read=4 * answers * sizes.episode_tokens(config.max_new_tokens))
 
 
-LABELLED = ("sft", "comparisons", "demonstrations")
+PREFERENCES = ("sft", "comparisons", "demonstrations")
 
 TOWN = Stage("town", run=_town, config=TownConfig, section="town", version=2)
 CORPUS = Stage("corpus", run=_corpus, config=CorpusConfig, section="corpus")
@@ -207,7 +207,7 @@ REWARD = Stage(
     run=_reward,
     config=RewardConfig,
     section="reward",
-    inputs=LABELLED,
+    inputs=PREFERENCES,
     version=3,
     model="reward",
     cost=_reward_cost,
@@ -220,7 +220,7 @@ VALIDATION = Stage(
     run=_validation,
     config=RewardConfig,
     section="reward",
-    inputs=LABELLED,
+    inputs=PREFERENCES,
     version=2,
     cost=_validation_cost,
     batch_option="batch_prompts",

@@ -25,8 +25,8 @@ from alignment.records import Comparison, read_records
 from alignment.stage import Step
 from alignment.stages import CORPUS
 from flows.cli.main import main
-from flows.pipeline.dag import keys, steps
-from flows.pipeline.flow import needed, rlhf, run_stage_alone
+from flows.pipeline.dag import keys, needed, steps
+from flows.pipeline.flow import rlhf, run_stage_alone
 from flows.pipeline.plan import finished
 from flows.recipe.schema import Recipe, load_recipe
 from flows.releases.lineage import lineage

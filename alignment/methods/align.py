@@ -54,6 +54,10 @@ class AlignSection(Config):
         text = ["ptx_min_reward"] if self.ptx_min_reward is not None and not self.chosen.reads_corpus else []
         return (*rules, *text)
 
+    def warnings(self) -> list[str]:
+        """A sentence for each option that is set and ignored."""
+        return [f"align.{option} is ignored: align.method is {self.method}" for option in self.ignored]
+
     def options(self) -> AlignOptions | None:
         """The options that the chosen method gets beside its own; None if it uses no reward."""
         if not self.chosen.follows_reward:
@@ -66,6 +70,12 @@ class AlignSection(Config):
             select_prompts=self.select_prompts if self.select == "heldout_reward" else None,
         )
 
+
+for _method in METHODS:
+    _names = [method.name for method in METHODS]
+    assert _names.count(_method.name) == 1, f"two methods are called {_method.name}"
+    assert _method.name not in AlignSection.model_fields, f"align.{_method.name} is an option of all methods"
+    assert _method.section in (_method.name, f"{SECTION}{_method.name}"), f"{_method.section}: name it align.NAME"
 
 if TYPE_CHECKING:
 

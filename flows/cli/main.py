@@ -61,13 +61,17 @@ def run(
     """Run a recipe, from corpus to a registered policy. Finished stages are cached by a hash of their inputs."""
     config = load_recipe(recipe, overrides or [])
     check_files(config)
-    if stage in ("", "labeling"):
+    from flows.pipeline.dag import needed, steps
+
+    if "labeling" in needed(steps(config), stage or "evaluate"):
         check_judged(config)
     if plan:
         from flows.pipeline.plan import plan as planned
         from flows.pipeline.plan import plan_table
 
-        Console().print(plan_table(config, planned(config)))
+        for line in config.align.warnings():
+            typer.echo(line, err=True)
+        Console().print(plan_table(config, planned(config, stage or "evaluate")))
         return
     use_stack()
     from flows.failures import friendly_errors

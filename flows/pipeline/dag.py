@@ -10,6 +10,7 @@ from pathlib import Path
 
 from alignment.artifacts import content_digest
 from alignment.config.stages import ComputeConfig, RowSource, TextSource
+from alignment.errors import ConfigError
 from alignment.stage import Step
 from alignment.stages import (
     CORPUS,
@@ -32,10 +33,14 @@ from flows.recipe.schema import TOWN_SCHEME, Recipe
 def steps(recipe: Recipe) -> dict[str, Step]:
     """The steps of a recipe by their names, in the order in which they run."""
     alone = ComputeConfig()
-    return {
+    chain = {
         step.name: replace(step, seed=recipe.seed, compute=recipe.compute if step.stage.distributed else alone)
         for step in _steps(recipe)
     }
+    for name, step in chain.items():
+        missing = set(step.stage.inputs) - step.inputs.keys()
+        assert not missing, f"nothing feeds {sorted(missing)} of stage {name}"
+    return chain
 
 
 def _steps(recipe: Recipe) -> Iterator[Step]:
@@ -113,3 +118,14 @@ def keys(chain: Mapping[str, Step]) -> dict[str, str]:
         inputs = {input_name: keys_by_stage[source] for input_name, source in step.inputs.items()}
         keys_by_stage[name] = step.key(inputs, [content_digest(path) for path in step.files])
     return keys_by_stage
+
+
+def needed(chain: Mapping[str, Step], stage: str) -> list[str]:
+    """A stage and, transitively, its inputs, in the order in which they run."""
+    if stage not in chain:
+        raise ConfigError(f"the recipe has no stage '{stage}'; it has {', '.join(chain)}")
+    names = {stage}
+    for name in reversed(list(chain)):
+        if name in names:
+            names |= set(chain[name].inputs.values())
+    return [name for name in chain if name in names]

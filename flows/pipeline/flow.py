@@ -10,11 +10,11 @@ from prefect.artifacts import create_table_artifact
 from prefect.runtime import deployment, flow_run
 
 from alignment.artifacts import Artifact
-from alignment.errors import ConfigError
 from alignment.stage import Step
 from alignment.stages import EVALUATE, REWARD
+from flows.annotation.stages import LABELING
 from flows.annotation.suspend import suspended_while_people_label
-from flows.pipeline.dag import steps
+from flows.pipeline.dag import needed, steps
 from flows.pipeline.tasks import run_task
 from flows.recipe.schema import Recipe, check_files, check_judged
 from flows.releases.manifest import check_reward_gate, missed_gates, release_manifest
@@ -29,8 +29,8 @@ def rlhf(recipe: Recipe) -> dict[str, Any]:
     """One round of alignment. Running it again skips what is unchanged; returns the release's manifest."""
     check_files(recipe)
     check_judged(recipe)
-    for option in recipe.align.ignored:
-        get_run_logger().warning("align.%s is ignored: align.method is %s", option, recipe.align.method)
+    for line in recipe.align.warnings():
+        get_run_logger().warning(line)
     alone = deployment.id is None
     parent = runs.pipeline_run(recipe.name, recipe=recipe, flow_run_id=str(flow_run.id or ""), alone=alone)
     with suspended_while_people_label(), parent as run_id:
@@ -42,14 +42,14 @@ def rlhf(recipe: Recipe) -> dict[str, Any]:
 def run_steps(recipe: Recipe, chain: Mapping[str, Step], last: str = EVALUATE.name) -> dict[str, Artifact]:
     """Run `last` and the steps that it needs in order, each on the outputs of its inputs; returns artifacts by stage.
 
-    Raises GateError when the reward model misses its gate.
+    Raises GateError when the reward model misses its gate and the policy would be optimized against it.
     """
     artifacts: dict[str, Artifact] = {}
     for name in needed(chain, last):
         step = chain[name]
         inputs = {input_name: artifacts[source] for input_name, source in step.inputs.items()}
         artifacts[name] = run_task(step, inputs)
-        if step.stage is REWARD and name != last:
+        if step.stage is REWARD and name != last and recipe.align.chosen.follows_reward:
             check_reward_gate(artifacts[name], recipe.reward_gate)
     return artifacts
 
@@ -58,23 +58,15 @@ def run_steps(recipe: Recipe, chain: Mapping[str, Step], last: str = EVALUATE.na
 def run_stage_alone(recipe: Recipe, stage: str) -> Artifact:
     """Run a single stage of a recipe. Its inputs come from the cache, or run first."""
     check_files(recipe)
+    chain = steps(recipe)
+    if LABELING.name in needed(chain, stage):
+        check_judged(recipe)
     flow_run_id = str(flow_run.id or "")
     with logs.log_to_file(f"{stage}-{flow_run_id}", flow_run_id=flow_run_id), suspended_while_people_label():
-        artifact = run_steps(recipe, steps(recipe), stage)[stage]
+        artifact = run_steps(recipe, chain, stage)[stage]
     if artifact.cached:
         links.link_stage(artifact.run_id, stage)
     return artifact
-
-
-def needed(chain: Mapping[str, Step], stage: str) -> list[str]:
-    """A stage and, transitively, its inputs, in the order in which they run."""
-    if stage not in chain:
-        raise ConfigError(f"the recipe has no stage '{stage}'; it has {', '.join(chain)}")
-    names = {stage}
-    for name in reversed(list(chain)):
-        if name in names:
-            names |= set(chain[name].inputs.values())
-    return [name for name in chain if name in names]
 
 
 def register(recipe: Recipe, artifacts: Mapping[str, Artifact], run_id: str) -> dict[str, Any]:

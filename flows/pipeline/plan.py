@@ -6,8 +6,9 @@ from pathlib import Path
 
 from rich.table import Table
 
+from alignment.stages import EVALUATE
 from flows.pipeline.cost import Cost, costs, format_count
-from flows.pipeline.dag import keys, steps
+from flows.pipeline.dag import keys, needed, steps
 from flows.recipe.schema import Recipe
 from flows.stack.processes import StackError
 from flows.stack.stack import connect
@@ -23,8 +24,8 @@ class PlannedStage:
     cost: Cost
 
 
-def plan(recipe: Recipe, home: Path | None = None) -> list[PlannedStage]:
-    """The stages of a recipe in order."""
+def plan(recipe: Recipe, last: str = EVALUATE.name, home: Path | None = None) -> list[PlannedStage]:
+    """The stages that run for `last`, and `last` itself, in order. Raises ConfigError for an unknown stage."""
     chain = steps(recipe)
     keys_by_stage, cost_by_stage = keys(chain), costs(recipe, chain)
     cached = finished(keys_by_stage, home)
@@ -35,7 +36,7 @@ def plan(recipe: Recipe, home: Path | None = None) -> list[PlannedStage]:
             "?" if cached is None else "cached" if stage in cached else "to run",
             cost_by_stage.get(stage, Cost()),
         )
-        for stage in chain
+        for stage in needed(chain, last)
     ]
 
 

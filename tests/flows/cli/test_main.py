@@ -88,7 +88,7 @@ def test_a_plan_says_what_is_cached(home: Path, monkeypatch: pytest.MonkeyPatch)
 
 def test_a_plan_without_servers_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    rows = plan(TOWN, tmp_path)
+    rows = plan(TOWN, home=tmp_path)
     assert {row.state for row in rows} == {"?"}
     assert "cached stages are not known" in words(plan_table(TOWN, rows))
 

@@ -19,6 +19,7 @@ CASES: dict[str, tuple[str, list[str]]] = {
     "town": ("town", []),
     "town, seed 3": ("town", ["seed=3"]),
     "town, dpo": ("town", ["align.method=dpo"]),
+    "town, kto": ("town", ["align.method=kto"]),
     "town, rloo": ("town", ["align.method=rloo"]),
     "town, best of n": ("town", ["align.method=best_of_n"]),
     "town, chosen by held-out labels": ("town", ["align.select=heldout_reward"]),
