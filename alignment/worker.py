@@ -51,9 +51,9 @@ def main(directory: Path) -> None:
 
 def perform(directory: Path) -> None:
     """Perform the step in `directory`. An error is written to `error-N.json` and raised again."""
-    step, inputs = read_step((directory / STEP).read_text(encoding="utf-8"))
     out = directory.parent
     try:
+        step, inputs = read_step((directory / STEP).read_text(encoding="utf-8"))
         if process_count() != step.compute.processes:
             raise ConfigError(
                 f"the launcher started {process_count()} connected processes, but the recipe asks for "

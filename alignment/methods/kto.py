@@ -1,7 +1,8 @@
 """Method `kto`: Kahneman-Tversky optimization with TRL's KTOTrainer: desirable and undesirable answers, no pairs.
 
 Ethayarajh et al. 2024, eq. 7 and 8. With r(x, y) = log π(y|x)/π_ref(y|x), π_ref is SFT, and z0 the KL divergence of π
-from π_ref, estimated on prompts with the answers to other prompts of the batch, and clipped at 0:
+from π_ref, estimated on prompts with the answers of other rows of the batch (shuffled, so mostly of other prompts), and
+clipped at 0:
 
     loss = mean of  λ_D (1 − σ(β (r − z0)))  over desirable  and  λ_U (1 − σ(β (z0 − r)))  over undesirable answers.
 
@@ -10,7 +11,7 @@ Every training comparison yields both: its chosen response is desirable, its rej
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
@@ -36,7 +37,9 @@ class KTOConfig(Config):
     """Kahneman-Tversky optimization on the training comparisons (Ethayarajh et al. 2024)."""
 
     epochs: Positive = Field(1, description="passes over the answers")
-    batch_size: Count = Field(32, ge=2, description="answers per optimizer step; z0 is estimated within it")
+    batch_size: Annotated[int, Field(ge=2)] = Field(
+        32, description="answers per optimizer step; z0 is estimated within it"
+    )
     learning_rate: Positive = Field(1e-4, description="peak, after warm-up")
     beta: Positive = Field(0.1, description="β, the weight of the log-ratio to SFT")
     desirable_weight: Positive = Field(1.0, description="λ_D, weight of chosen responses")
@@ -74,7 +77,7 @@ def kto(config: KTOConfig, out: Path, journal: Journal, *, seed: int, sft: Path,
         model=model,
         ref_model=load_causal_model(sft / "model"),
         args=options,
-        train_dataset=dataset.shuffle(seed=seed),  # the trainer reads rows in order
+        train_dataset=in_whole_batches(dataset.shuffle(seed=seed), config.batch_size),  # read in this order
         processing_class=tokenizer,
         data_collator=with_other_answers(int(tokenizer.pad_token_id), config.max_length_tokens),
     )
@@ -82,9 +85,16 @@ def kto(config: KTOConfig, out: Path, journal: Journal, *, seed: int, sft: Path,
     save_model(model, out / "model", tokenizer)
     lines = journal.read()
     journal.figure("kto", panels(lines, ["loss", *LOGGED.values()], "KTO"))
-    last: dict[str, float] = next((line["values"] for line in reversed(lines) if "loss" in line["values"]), {})
+    last = {name: value for line in lines for name, value in line["values"].items()}  # a batch may have one label only
     counts = {"answers": float(len(dataset)), "too_long": float(too_long)}
     return {name: last[name] for name in ("loss", "kl", "margin") if name in last} | counts
+
+
+def in_whole_batches(dataset: "Dataset", batch_size: int) -> "Dataset":
+    """The rows without a last batch of one, which has no other row to estimate z0 with. Raises DataError for a row."""
+    if len(dataset) == 1:
+        raise DataError("align.method kto needs two answers at least, and 1 fits: raise `align.kto.max_length_tokens`")
+    return dataset.select(range(len(dataset) - 1)) if len(dataset) % batch_size == 1 else dataset
 
 
 def with_other_answers(pad_token_id: int, max_length: int) -> Callable[[Sequence[Mapping[str, Any]]], dict[str, Any]]:

@@ -157,6 +157,10 @@ def lineage(
 
 def main() -> None:
     """Run the command. Our own errors are printed without a traceback: exit code 2 for options, 1 for others."""
+    if "--home" in sys.argv[2:] and sys.argv[1] != "--home":
+        home = sys.argv.index("--home")
+        moved = ["--home", *sys.argv[home + 1 : home + 2], *sys.argv[1:home], *sys.argv[home + 2 :]]
+        _fail(ConfigError(f"--home is an option of rlhf itself: rlhf {' '.join(moved)}"), 2)
     try:
         app()
     except ConfigError as error:

@@ -27,6 +27,7 @@ EXPENSIVE_COLUMNS = (  # computed by the data manager; omitting them halves the 
     *("annotators", "storage_filename", "file_upload", "comment_authors", "predictions_model_versions", "created_ago"),
     *("predictions_score", "draft_exists", "completed_at", "inner_id", "total_predictions", "state", "is_labeled"),
 )
+MALFORMED = (ParsingError, AttributeError, KeyError, TypeError, ValueError)  # what reading a wrong response raises
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -48,12 +49,16 @@ class LabelStudio:
         self.url = url.rstrip("/")
         self.token = token
         self.server_time: datetime | None = None
+        self._request_sent = f"a request to {self.url}"
         transport = httpx.HTTPTransport(trust_env=False, limits=httpx.Limits(max_keepalive_connections=0))
         self._http = httpx.Client(
             transport=RetryingTransport(self.url, transport, attempts, backoff_seconds),
             timeout=timeout_seconds,
             trust_env=False,
-            event_hooks={"response": [self._read_clock, lambda response: raise_for_refusal(self.url, response)]},
+            event_hooks={
+                "request": [self._note_request],
+                "response": [self._read_clock, lambda response: raise_for_refusal(self.url, response)],
+            },
         )
         self.sdk = _sdk(self.url, token, self._http)
 
@@ -68,17 +73,21 @@ class LabelStudio:
         self._http.close()
 
     def call(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
-        """Call a method of the SDK. Its errors are raised as ours, without its frames, which hold the token."""
+        """What a method of the SDK returns, or a function that reads its result.
+
+        Errors of the SDK are raised as ours, without its frames, whose variables hold the token. Raises
+        UnexpectedAnswer for a response that is no JSON, or JSON of another shape than the SDK expects.
+        """
         failure: LabelingError
         try:
             return function(*args, **kwargs)
-        except LabelingError as error:  # raised by the transport: request refused, or server unavailable
+        except LabelingError as error:  # from the transport: a refusal, or an unreachable server
             failure = error.with_traceback(None)
-        except ApiError as error:  # not a 4xx response: those are raised by the transport
-            failure = UnexpectedAnswer(f"{self.url} did not respond with JSON: {str(error.body)[:200]}")
-        except (ParsingError, TypeError) as error:  # JSON that does not match the SDK's model
+        except ApiError as error:  # no refusal: the transport raises those
+            failure = UnexpectedAnswer(f"{self._request_sent} did not respond with JSON: {str(error.body)[:200]}")
+        except MALFORMED as error:
             failure = UnexpectedAnswer(
-                f"{self.url} sent a response that label-studio-sdk cannot parse: {str(error)[:200]}"
+                f"{self._request_sent} sent a response that label-studio-sdk cannot parse: {str(error)[:200]}"
             )
         raise failure
 
@@ -106,6 +115,9 @@ class LabelStudio:
         except ValueError as error:
             request = f"{method} {shown_url(response.request.url)}"
             raise UnexpectedAnswer(f"{request} did not respond with JSON: {error}") from error
+
+    def _note_request(self, request: httpx.Request) -> None:
+        self._request_sent = f"{request.method} {shown_url(request.url)}"
 
     def _read_clock(self, response: httpx.Response) -> None:
         try:
@@ -183,24 +195,16 @@ class LabelStudio:
 
     def delete_tasks(self, project_id: int, task_ids: list[int]) -> None:
         """Delete tasks with all their annotations; unknown ids are ignored."""
-        self.call(
-            self.sdk.actions.create,
-            id="delete_tasks",
-            project=project_id,
-            selected_items={"all": False, "included": task_ids},
-        )
+        selected = {"all": False, "included": task_ids}
+        self.post("/api/dm/actions", {"selectedItems": selected}, id="delete_tasks", project=project_id)
 
     def annotate(self, task_id: int, result: list[dict[str, Any]], lead_time: float, *, skip: bool = False) -> int:
         """Submit (or skip) a task as the account of this client; return the annotation's id."""
-        annotation = self.call(
-            self.sdk.annotations.create,
-            task_id,
-            result=result,
-            lead_time=lead_time,
-            was_cancelled=skip,
-            ground_truth=False,
+        create = self.sdk.annotations.create
+        annotation_id = self.call(
+            lambda: create(task_id, result=result, lead_time=lead_time, was_cancelled=skip, ground_truth=False).id
         )
-        return expect(annotation.id, int, "the id of an annotation")
+        return expect(annotation_id, int, "the id of an annotation")
 
 
 def _sdk(url: str, token: str, http: httpx.Client) -> "label_studio_sdk.LabelStudio":

@@ -1,15 +1,20 @@
 """Webhooks, by which Label Studio signals changes. They are never resent, so they only trigger a sync."""
 
 from labeling.errors import RequestRefused, WebhookRefused
-from labeling.server.client import LabelStudio, expect
+from labeling.server.client import LabelStudio
 
 ACTIONS = ("ANNOTATION_CREATED", "ANNOTATIONS_CREATED", "ANNOTATION_UPDATED", "ANNOTATIONS_DELETED", "TASKS_DELETED")
 
 
 def has_webhook(client: LabelStudio, project: int, url: str) -> bool:
     """Whether the project has an active webhook to `url`."""
-    hooks = expect(client.call(client.sdk.webhooks.list, project=project), list, "the list of webhooks")
-    return any(hook.url == url and hook.is_active and {*ACTIONS} <= {*hook.actions} for hook in hooks)
+    list_webhooks = client.sdk.webhooks.list
+    return client.call(
+        lambda: any(
+            hook.url == url and hook.is_active and {*ACTIONS} <= {*hook.actions}
+            for hook in list_webhooks(project=project)
+        )
+    )
 
 
 def ensure_webhook(client: LabelStudio, project: int, url: str) -> bool:

@@ -80,8 +80,8 @@ def open_project(client: LabelStudio, kind: Kind, title: str, overlap: int) -> P
 
 
 def _create(client: LabelStudio, kind: Kind, title: str, overlap: int) -> int:
-    project = client.call(
-        client.sdk.projects.create,
+    project_id = client.call(
+        lambda **options: client.sdk.projects.create(**options).id,
         title=title,
         description=f"{SIGNATURE}; screen {screen_hash(kind)}. Do not edit the labeling interface.",
         label_config=screen(kind),
@@ -93,4 +93,4 @@ def _create(client: LabelStudio, kind: Kind, title: str, overlap: int) -> int:
         show_collab_predictions=False,
         enable_empty_annotation=True,
     )
-    return expect(project.id, int, "the id of a new project")
+    return expect(project_id, int, "the id of a new project")

@@ -2,10 +2,12 @@
 
 import pytest
 import torch
+from datasets import Dataset
+from pydantic import ValidationError
 
 from alignment.errors import DataError
 from alignment.journal import Journal
-from alignment.methods.kto import KTOConfig, kto, labelled_answers, with_other_answers
+from alignment.methods.kto import KTOConfig, in_whole_batches, kto, labelled_answers, with_other_answers
 from alignment.models.importing import load_tokenizer
 from alignment.models.logprobs import response_logprobs, scoring_batches
 from alignment.models.scalar import load_causal_model
@@ -80,3 +82,22 @@ def test_answers_are_read_as_every_other_stage_reads_them(sft) -> None:
     assert dataset[1]["answer_tokens"] == response_tokens(tokenizer, BAD)
     with pytest.raises(DataError, match="no answer of 1 comparisons fits into 8 tokens"):
         labelled_answers(rows[:1], tokenizer, 8)
+
+
+def test_a_last_batch_of_one_answer_is_left_out() -> None:
+    rows = Dataset.from_list([{"label": True}] * 9)
+    assert [len(in_whole_batches(rows, size)) for size in (2, 4, 5, 8, 9)] == [8, 8, 9, 8, 9]
+    with pytest.raises(DataError, match="two answers at least"):
+        in_whole_batches(rows.select([0]), 8)
+
+
+def test_a_batch_of_one_is_refused_with_the_recipe() -> None:
+    with pytest.raises(ValidationError, match="greater than or equal to 2"):
+        KTOConfig(batch_size=1)
+
+
+def test_figures_are_kept_where_the_last_batch_has_one_label(sft, tmp_path) -> None:
+    figures = train(sft, tmp_path, epochs=1, batch_size=31)
+    assert figures["margin"] == next(
+        line["values"]["margin"] for line in reversed(Journal(tmp_path).read()) if "margin" in line["values"]
+    )

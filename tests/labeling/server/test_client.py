@@ -15,6 +15,7 @@ import pytest
 from labeling.errors import BadCredentials, RequestRefused, ServerUnavailable, UnexpectedAnswer
 from labeling.server.client import LabelStudio
 from labeling.server.process import wait_until_ready
+from labeling.server.users import members
 from tests.labeling.helpers import free_port
 
 
@@ -186,10 +187,18 @@ def test_answers_of_another_shape_are_errors(fake: tuple[str, Script]) -> None:
     for body, message in (
         ("[]", "sent a response that label-studio-sdk cannot parse"),
         ("{}", "annotation is NoneType, not int"),
+        ("null", r"POST http://.*/api/tasks/1/annotations/ sent a response that label-studio-sdk cannot parse"),
     ):
         script.answers = [(201, body)]
         with client(url) as api, pytest.raises(UnexpectedAnswer, match=message):
             api.annotate(1, [], 1.0)
+    script.answers = [(200, "<html>a page to log in</html>")]
+    with client(url) as api, pytest.raises(UnexpectedAnswer, match="did not respond with JSON"):
+        api.delete_tasks(1, [1])
+    for body in ('[{"id": 1}]', "[null]", "[{}]"):
+        script.answers = [(200, body)]
+        with client(url) as api, pytest.raises(UnexpectedAnswer, match=r"GET http://.*/api/users sent a response"):
+            members(api)
     script.answers = [(201, '{"task_ids": [1]}')]
     with client(url) as api, pytest.raises(UnexpectedAnswer, match="2 tasks were sent to project 3, 1 were stored"):
         api.import_tasks(3, [{"data": {}}, {"data": {}}])
