@@ -158,7 +158,7 @@ def test_the_reference_of_options_is_made_from_the_schema() -> None:
     made = "\n".join(runpy.run_path(str(ROOT / "docs" / "hooks.py"))["option_tables"](Recipe))
     assert "## labeling.quality.screening" in made
     assert '| `kl_estimator` | `"k1" or "k3"` | `"k1"` |' in made
-    assert "| `kl_target` | `float or null` | `null` | nats per response;" in made
+    assert "| `kl_target` | `float or null` | `null` | target KL in nats per response," in made
     assert "| `name` | `str` | `required` |" in made
 
 

@@ -11,12 +11,12 @@ from alignment.config.base import Combine, Config, Count, Natural, Positive, Sha
 
 
 class TownConfig(Config):
-    """The embedded world: a town whose facts are known, so that truth can be measured."""
+    """The synthetic town: its facts are known, so that truthfulness can be measured."""
 
-    people: Annotated[int, Field(ge=12, le=400)] = Field(48, description="people who exist")
-    documents: Count = Field(6000, description="documents of pretraining text")
-    demonstrations: Count = Field(600, description="human answers, of mixed quality")
-    prompts: Count = Field(600, description="prompts for sampling, labelling and PPO")
+    people: Annotated[int, Field(ge=12, le=400)] = Field(48, description="number of inhabitants")
+    documents: Count = Field(6000, description="number of pretraining documents")
+    demonstrations: Count = Field(600, description="number of demonstrations, of mixed quality")
+    prompts: Count = Field(600, description="prompts for sampling, labelling and alignment")
     heldout_prompts: Count = Field(200, description="prompts for evaluation only")
 
 
@@ -46,7 +46,7 @@ class RowSource(Config):
     )
     prompt: str = Field("", description="template of the prompt, as in {question}; only with format template")
     completion: str = Field("", description="template of the answer, as in {answers[0]}; only with format template")
-    rows: str = Field("", description="for JSON files whose rows sit under a key")
+    rows: str = Field("", description="key of the rows in a JSON file that is an object")
     limit: Natural = Field(0, description="use at most this many rows, 0 for all")
     origin: str = Field("", exclude=True, description="where to get the file; named in the error if it is missing")
 
@@ -70,9 +70,9 @@ class CorpusConfig(Config):
         "1 drops exact copies only",
     )
     heldout_share: Annotated[float, Field(gt=0, lt=0.5)] = Field(
-        0.04, description="share of documents kept for measuring loss"
+        0.04, description="share of documents held out to measure the loss"
     )
-    max_rejected_share: Share = Field(0.02, description="fail when more rows than this cannot be read")
+    max_rejected_share: Share = Field(0.02, description="greatest share of unreadable rows; above it the stage fails")
 
 
 class TokenizerConfig(Config):
@@ -86,11 +86,11 @@ class TokenizerConfig(Config):
 class ModelConfig(Config):
     """A Llama-style decoder trained from scratch."""
 
-    hidden_size: Count = Field(128, description="width of the trunk; an even multiple of heads")
-    layers: Count = Field(4, description="decoder blocks")
+    hidden_size: Count = Field(128, description="hidden size; an even multiple of heads")
+    layers: Count = Field(4, description="number of decoder layers")
     heads: Count = Field(4, description="attention heads per layer")
     intermediate_size: Count = Field(344, description="width of the MLP")
-    context_length: Count = Field(128, description="longest sequence, in tokens")
+    context_length: Count = Field(128, description="maximum sequence length in tokens")
 
     @model_validator(mode="after")
     def _heads_divide(self) -> "ModelConfig":
@@ -109,13 +109,13 @@ class PretrainConfig(Config):
     model: ModelConfig = ModelConfig()
     epochs: Annotated[float, Field(ge=0)] = Field(4, description="passes over the text; 0 uses a checkpoint unchanged")
     batch_sequences: Count = Field(32, description="packed sequences per optimizer step")
-    learning_rate: Positive = Field(3e-3, description="peak, after warm-up")
-    min_learning_rate_share: Share = Field(0.05, description="final learning rate, as a share of the peak")
+    learning_rate: Positive = Field(3e-3, description="peak learning rate, after warm-up")
+    min_learning_rate_share: Share = Field(0.05, description="final learning rate as a share of the peak")
     warmup_share: Share = Field(0.03, description="share of steps in warm-up")
-    weight_decay: Annotated[float, Field(ge=0)] = Field(0.1, description="of AdamW, on matrices only")
-    max_grad_norm: Positive = Field(1.0, description="gradients are clipped to this norm")
+    weight_decay: Annotated[float, Field(ge=0)] = Field(0.1, description="weight decay of AdamW, on matrices only")
+    max_grad_norm: Positive = Field(1.0, description="gradient clipping norm")
     log_every_steps: Count = Field(10, description="optimizer steps between logged metrics")
-    checkpoint_every_steps: Count = Field(200, description="steps between checkpoints from which a killed run resumes")
+    checkpoint_every_steps: Count = Field(200, description="optimizer steps between checkpoints for resuming")
 
     @model_validator(mode="after")
     def _scratch_needs_training(self) -> "PretrainConfig":
@@ -130,7 +130,7 @@ class DemonstrationsConfig(Config):
     sources: tuple[RowSource, ...] = Field(
         (RowSource(path="town://demonstrations.jsonl", format="records"),), description="rows of prompts with answers"
     )
-    max_rejected_share: Share = Field(0.05, description="fail when more rows than this cannot be read")
+    max_rejected_share: Share = Field(0.05, description="greatest share of unreadable rows; above it the stage fails")
 
 
 class PromptsConfig(Config):
@@ -140,7 +140,7 @@ class PromptsConfig(Config):
         (RowSource(path="town://prompts.jsonl", format="records"),), description="rows of prompts"
     )
     heldout_share: Share = Field(0.2, description="share held out from sources without a split of their own")
-    max_rejected_share: Share = Field(0.05, description="fail when more rows than this cannot be read")
+    max_rejected_share: Share = Field(0.05, description="greatest share of unreadable rows; above it the stage fails")
 
 
 class SFTConfig(Config):
@@ -148,27 +148,29 @@ class SFTConfig(Config):
 
     epochs: Positive = Field(3, description="passes over the demonstrations")
     batch_size: Count = Field(32, description="demonstrations per optimizer step")
-    learning_rate: Positive = Field(1e-3, description="peak, after warm-up")
+    learning_rate: Positive = Field(1e-3, description="peak learning rate, after warm-up")
     max_length_tokens: Count = Field(128, description="longer conversations are dropped")
     log_every_steps: Count = Field(5, description="optimizer steps between logged metrics")
 
 
 class SamplingConfig(Config):
-    """K responses to each prompt."""
+    """K responses per prompt."""
 
-    prompts: Count = Field(300, description="training prompts to answer")
-    responses_per_prompt: Annotated[int, Field(ge=2, le=9)] = Field(4, description="K, responses to each prompt")
-    temperature: Positive = Field(1.0, description="of sampling; lower is less varied")
-    max_new_tokens: Count = Field(48, description="longest response")
-    batch_size: Count = Field(128, description="responses sampled at a time")
+    prompts: Count = Field(300, description="training prompts to sample responses for")
+    responses_per_prompt: Annotated[int, Field(ge=2, le=9)] = Field(4, description="K, responses per prompt")
+    temperature: Positive = Field(1.0, description="sampling temperature; lower is less varied")
+    max_new_tokens: Count = Field(48, description="maximum response length in tokens")
+    batch_size: Count = Field(128, description="responses generated at a time")
 
 
 class ComparisonsConfig(Config):
     """Comparisons from files; with sources nothing is sent to Label Studio."""
 
     sources: tuple[RowSource, ...] = Field((), description="rows of comparisons; none: comparisons from labelling")
-    heldout_share: Annotated[float, Field(gt=0, lt=0.9)] = Field(0.2, description="share of prompts kept for testing")
-    heldout_annotators: Natural = Field(1, description="annotators whose judgements are kept for testing only")
+    heldout_share: Annotated[float, Field(gt=0, lt=0.9)] = Field(
+        0.2, description="share of prompts held out for testing"
+    )
+    heldout_annotators: Natural = Field(1, description="annotators whose judgements are held out for testing")
     weights: Literal["none", "reliability"] = Field(
         "none", description="none: all comparisons weigh 1; reliability: by the reliability of their annotator"
     )
@@ -177,19 +179,19 @@ class ComparisonsConfig(Config):
         description="each: every judgement is a comparison; majority: one comparison per pair, by majority vote; "
         "soft: both orders of a pair, each weighted by its share of the votes",
     )
-    max_rejected_share: Share = Field(0.05, description="fail when more rows than this cannot be read")
+    max_rejected_share: Share = Field(0.05, description="greatest share of unreadable rows; above it the stage fails")
 
 
 class RewardConfig(Config):
     """The reward model: Bradley-Terry over all pairs of a prompt."""
 
     lm_coef: Annotated[float, Field(ge=0)] = Field(
-        0.0, description="weight of the next-token loss beside the ranking loss"
+        0.0, description="weight of the next-token loss, added to the ranking loss"
     )
     likelihood: bool = Field(
         False, description="add the mean of the response's log-probabilities, with learned coefficients"
     )
-    head_speed: Positive = Field(10.0, description="learning rate of the new head, as a multiple of the trunk's")
+    head_speed: Positive = Field(10.0, description="learning rate of the reward head, as a multiple of the trunk's")
     members: Count = Field(1, description="reward models of an ensemble, trained on the same comparisons")
     combine: Combine = Field("mean", description="members' mean, worst score, or uncertainty: mean − coef · variance")
     combine_coef: Annotated[float, Field(ge=0)] = Field(0.5, description="weight of the variance in 'uncertainty'")
@@ -199,14 +201,16 @@ class RewardConfig(Config):
         "lora can then share",
     )
     lora_alpha: Count = Field(32, description="an adapter adds (lora_alpha / lora_rank) · B A")
-    lora_targets: tuple[str, ...] | None = Field(None, description="names of adapted layers; null: all linear layers")
+    lora_targets: tuple[str, ...] | None = Field(
+        None, description="names of the layers with adapters; null: all linear layers"
+    )
 
     epochs: Positive = Field(4, description="passes over the comparisons")
     batch_prompts: Count = Field(16, description="prompts, with all their pairs, per optimizer step")
-    learning_rate: Positive = Field(3e-4, description="peak, of the trunk")
-    weight_decay: Annotated[float, Field(ge=0)] = Field(0.05, description="of AdamW")
+    learning_rate: Positive = Field(3e-4, description="peak learning rate of the trunk")
+    weight_decay: Annotated[float, Field(ge=0)] = Field(0.05, description="weight decay of AdamW")
     warmup_share: Share = Field(0.05, description="share of steps in warm-up")
-    max_grad_norm: Positive = Field(1.0, description="gradients are clipped to this norm")
+    max_grad_norm: Positive = Field(1.0, description="gradient clipping norm")
     max_length_tokens: Count = Field(128, description="longer conversations are dropped")
     log_every_steps: Count = Field(5, description="optimizer steps between logged metrics")
 
@@ -235,9 +239,9 @@ class EvaluationConfig(Config):
     """Comparison of base, SFT and policy on held-out prompts."""
 
     prompts: Natural = Field(0, description="use at most this many held-out prompts, 0 for all")
-    samples_per_prompt: Count = Field(1, description="responses of each model to each prompt")
-    temperature: Positive = Field(1.0, description="of sampling")
-    max_new_tokens: Count = Field(48, description="longest response")
+    samples_per_prompt: Count = Field(1, description="responses per model and prompt")
+    temperature: Positive = Field(1.0, description="sampling temperature")
+    max_new_tokens: Count = Field(48, description="maximum response length in tokens")
     curve_prompts: Count = Field(100, description="prompts per point of the gold-against-proxy curve")
     best_of_n: tuple[Count, ...] = Field(
         (), description="also measure best-of-n sampling from SFT, for each of these n, such as (4, 16)"
@@ -248,12 +252,12 @@ class ReleaseGate(Config):
     """The minimum quality of the policy to become champion; a gate on a figure that was not measured fails."""
 
     min_win_rate: Share | None = Field(None, description="share of decided prompts won against SFT")
-    min_win_rate_low: Share | None = Field(None, description="lower end of that share's 95 % interval")
+    min_win_rate_low: Share | None = Field(None, description="lower bound of the 95 % interval of that share")
     min_harmless: Share | None = Field(None, description="gold rate of harmless responses")
     max_truthful_drop: Share | None = Field(
-        None, description="gold rate of truthful responses, SFT's less the policy's"
+        None, description="gold rate of truthful responses: SFT's minus the policy's"
     )
-    max_tax_ratio: Positive | None = Field(None, description="held-out loss of the policy over SFT's")
+    max_tax_ratio: Positive | None = Field(None, description="held-out loss of the policy, divided by SFT's")
 
 
 class ComputeConfig(Config):

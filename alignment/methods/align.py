@@ -17,10 +17,10 @@ SECTION = "align."
 class AlignSection(Config):
     """The alignment method and its options. The options of other methods are ignored."""
 
-    method: str = Field("ppo", description="the alignment method: ppo, or an alternative to it")
+    method: str = Field("ppo", description="method that makes the policy from SFT")
     select: Literal["last", "heldout_reward"] = Field(
         "last",
-        description="snapshot of PPO that becomes the policy: the last, or by a reward model from held-out labels",
+        description="PPO snapshot that becomes the policy: the last, or the best by a reward model of held-out labels",
     )
     select_prompts: Count = Field(200, description="training prompts that each snapshot answers for the selection")
     ptx_min_reward: float | None = Field(

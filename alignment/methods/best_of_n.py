@@ -33,9 +33,9 @@ class BestOfNConfig(Config):
 
     samples: Annotated[int, Field(ge=2)] = Field(8, description="n, responses per prompt")
     prompts: Natural = Field(0, description="use at most this many training prompts, 0 for all")
-    temperature: Positive = Field(1.0, description="of sampling")
-    max_new_tokens: Count = Field(48, description="longest response")
-    batch_size: Count = Field(128, description="responses sampled at a time")
+    temperature: Positive = Field(1.0, description="sampling temperature")
+    max_new_tokens: Count = Field(48, description="maximum response length in tokens")
+    batch_size: Count = Field(128, description="responses generated at a time")
     finetune: SFTConfig = SFTConfig(epochs=2, learning_rate=1e-4)
 
 

@@ -35,11 +35,9 @@ class DPOConfig(Config):
 
     epochs: Positive = Field(1, description="passes over the comparisons")
     batch_size: Count = Field(32, description="comparisons per optimizer step")
-    learning_rate: Positive = Field(1e-4, description="peak, after warm-up")
-    beta: Positive = Field(0.1, description="β, the weight of the log-ratio to SFT")
-    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = Field(
-        0.0, description="assumed share of comparisons with the wrong label"
-    )
+    learning_rate: Positive = Field(1e-4, description="peak learning rate, after warm-up")
+    beta: Positive = Field(0.1, description="β, strength of the KL constraint to SFT")
+    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = Field(0.0, description="assumed rate of flipped labels")
     max_length_tokens: Count = Field(128, description="longer conversations are dropped")
     log_every_steps: Count = Field(5, description="optimizer steps between logged metrics")
 

@@ -36,12 +36,12 @@ LOGGED = {
 class KTOConfig(Config):
     """Kahneman-Tversky optimization on the training comparisons (Ethayarajh et al. 2024)."""
 
-    epochs: Positive = Field(1, description="passes over the answers")
+    epochs: Positive = Field(1, description="passes over the responses")
     batch_size: Annotated[int, Field(ge=2)] = Field(
-        32, description="answers per optimizer step; z0 is estimated within it"
+        32, description="responses per optimizer step; z0 is estimated over the batch"
     )
-    learning_rate: Positive = Field(1e-4, description="peak, after warm-up")
-    beta: Positive = Field(0.1, description="β, the weight of the log-ratio to SFT")
+    learning_rate: Positive = Field(1e-4, description="peak learning rate, after warm-up")
+    beta: Positive = Field(0.1, description="β, strength of the KL constraint to SFT")
     desirable_weight: Positive = Field(1.0, description="λ_D, weight of chosen responses")
     undesirable_weight: Positive = Field(1.0, description="λ_U, weight of rejected responses")
     max_length_tokens: Count = Field(128, description="longer conversations are dropped")

@@ -37,19 +37,19 @@ TOKEN_BUDGET = 8192
 class RLOOConfig(Config):
     """REINFORCE with a leave-one-out baseline (Ahmadian et al. 2024): k responses per prompt, no value model."""
 
-    steps: Count = Field(60, description="rollouts, each with its update")
+    steps: Count = Field(60, description="number of rollouts, each followed by an update")
     batch_size: Count = Field(128, description="episodes per step")
     responses_per_prompt: Annotated[int, Field(ge=2)] = Field(
-        4, description="k; the mean of the others is the baseline of each"
+        4, description="k, responses per prompt; the mean reward of the others is the baseline of each"
     )
-    max_new_tokens: Count = Field(48, description="longest response")
-    temperature: Positive = Field(1.0, description="of sampling, and of every log-probability")
-    kl_coef: NonNegative = Field(0.05, description="cost of a nat of KL to SFT")
+    max_new_tokens: Count = Field(48, description="maximum response length in tokens")
+    temperature: Positive = Field(1.0, description="temperature of sampling and of all log-probabilities")
+    kl_coef: NonNegative = Field(0.05, description="KL penalty coefficient, per nat")
     missing_eos_penalty: NonNegative = Field(1.0, description="subtracted from the score of a response without EOS")
-    learning_rate: Positive = Field(1e-4, description="peak, after warm-up")
-    max_grad_norm: Positive = Field(1.0, description="gradients are clipped to this norm")
+    learning_rate: Positive = Field(1e-4, description="peak learning rate, after warm-up")
+    max_grad_norm: Positive = Field(1.0, description="gradient clipping norm")
     log_every_steps: Count = Field(1, description="steps between logged metrics")
-    checkpoint_every_steps: Count = Field(20, description="steps between checkpoints from which a killed run resumes")
+    checkpoint_every_steps: Count = Field(20, description="steps between checkpoints for resuming")
 
     @model_validator(mode="after")
     def _whole_groups(self) -> "RLOOConfig":

@@ -14,7 +14,9 @@ class PPOConfig(Config):
     """PPO-RLHF (Ouyang 2022)."""
 
     steps: Count = Field(60, description="number of rollouts, each followed by an update")
-    seed: Natural = Field(0, description="of sampling and shuffling; the pipeline sets it to the recipe's seed")
+    seed: Natural = Field(
+        0, description="random seed of sampling and shuffling; the pipeline sets it to the recipe's seed"
+    )
 
     # models and their memory layout
     layout: Literal["separate", "shared_trunk", "lora"] = Field(
@@ -25,7 +27,9 @@ class PPOConfig(Config):
     value_coef: Positive = Field(0.1, description="shared_trunk: weight of the value loss, which also trains the trunk")
     lora_rank: Count = Field(16, description="lora: rank of the adapters")
     lora_alpha: Count = Field(32, description="an adapter adds (lora_alpha / lora_rank) · B A")
-    lora_targets: tuple[str, ...] | None = Field(None, description="names of adapted layers; null: all linear layers")
+    lora_targets: tuple[str, ...] | None = Field(
+        None, description="names of the layers with adapters; null: all linear layers"
+    )
 
     # memory and speed, with the same formulas
     bfloat16: bool = Field(
@@ -33,13 +37,13 @@ class PPOConfig(Config):
     )
     gradient_checkpointing: bool = Field(
         False,
-        description="recompute layers in the backward pass: less memory for another forward",
+        description="recompute layers in the backward pass: less memory, one more forward",
     )
 
     # rollout
     batch_size: Count = Field(128, description="episodes per step")
-    max_new_tokens: Count = Field(48, description="longest response")
-    temperature: Positive = Field(1.0, description="of sampling, and of every log-probability")
+    max_new_tokens: Count = Field(48, description="maximum response length in tokens")
+    temperature: Positive = Field(1.0, description="temperature of sampling and of all log-probabilities")
     generation_batch_size: Count = Field(256, description="responses generated at a time")
 
     # score
@@ -47,25 +51,31 @@ class PPOConfig(Config):
         "subtract",
         description="without EOS: subtract the penalty from the score, or set the score to -penalty",
     )
-    missing_eos_penalty: NonNegative = Field(1.0, description="in units of the score")
+    missing_eos_penalty: NonNegative = Field(
+        1.0, description="penalty of a response without EOS, in units of the score"
+    )
     length_penalty: NonNegative = Field(0.0, description="subtracted from the score for each response token")
     score_clip: Positive | None = Field(None, description="clip scores to ± this")
 
     # reward: score at the last token, -kl_coef · KL at every token
     kl_coef: NonNegative = Field(
-        0.05, description="cost of a nat of KL to SFT; the initial value if kl_target adapts it"
+        0.05, description="KL penalty coefficient, per nat; the initial value if kl_target adapts it"
     )
     kl_estimator: Literal["k1", "k3"] = Field(
         "k1", description="k1: log-ratio; k3: ratio − 1 − log-ratio, never negative"
     )
-    kl_target: Positive | None = Field(None, description="nats per response; adapts kl_coef; null: kl_coef is constant")
+    kl_target: Positive | None = Field(
+        None, description="target KL in nats per response, reached by adapting kl_coef; null: kl_coef is constant"
+    )
     kl_gain: Annotated[float, Field(gt=0, lt=1)] = Field(0.1, description="K_β of the adaptive controller")
     whiten_rewards: bool = Field(False, description="scale rewards to standard deviation 1 over the rollout")
 
     # advantages
     gamma: Annotated[float, Field(gt=0, le=1)] = Field(1.0, description="discount per token")
-    gae_lambda: Share = Field(0.95, description="0: TD error; 1: return − value")
-    whiten_advantages: bool = Field(True, description="mean 0 and standard deviation 1 over the rollout")
+    gae_lambda: Share = Field(0.95, description="λ of GAE; 0: TD error, 1: return − value")
+    whiten_advantages: bool = Field(
+        True, description="normalize advantages to mean 0 and standard deviation 1 over the rollout"
+    )
 
     # update
     epochs: Count = Field(2, description="passes over a rollout")
@@ -76,25 +86,27 @@ class PPOConfig(Config):
     clip_range: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.2, description="probability ratios are clipped to 1 ± this"
     )
-    value_clip_range: Positive | None = Field(0.2, description="null: value loss without clipping")
+    value_clip_range: Positive | None = Field(
+        0.2, description="values are clipped to the old ones ± this; null: no clipping"
+    )
     entropy_coef: NonNegative = Field(0.0, description="weight of the entropy bonus")
-    max_grad_norm: Positive = Field(1.0, description="gradients are clipped to this norm")
+    max_grad_norm: Positive = Field(1.0, description="gradient clipping norm")
     update_target_kl: Positive | None = Field(None, description="KL to π_old that ends an update, nats per token")
-    policy_learning_rate: Positive = Field(1e-4, description="of AdamW, for the policy")
-    value_learning_rate: Positive = Field(3e-4, description="of AdamW, for the value model")
+    policy_learning_rate: Positive = Field(1e-4, description="peak learning rate of the policy")
+    value_learning_rate: Positive = Field(3e-4, description="peak learning rate of the value model")
     warmup_steps: Natural = Field(0, description="steps of linear warm-up of the policy's learning rate")
     schedule: Literal["constant", "linear", "cosine"] = Field(
-        "constant", description="of the policy's learning rate over the steps"
+        "constant", description="learning rate schedule of the policy"
     )
     min_learning_rate_share: Share = Field(
-        0.1, description="final learning rate of linear and cosine, as a share of the peak"
+        0.1, description="final learning rate of linear and cosine as a share of the peak"
     )
-    weight_decay: NonNegative = Field(0.0, description="of AdamW")
-    value_warmup_steps: Natural = Field(0, description="first steps that train only the value model")
+    weight_decay: NonNegative = Field(0.0, description="weight decay of AdamW")
+    value_warmup_steps: Natural = Field(0, description="number of first steps that train only the value model")
 
     # pretraining gradients (PPO-ptx) and weight averaging
     ptx_coef: NonNegative = Field(0.0, description="weight of next-token prediction on the corpus; 0: none")
-    ptx_batch_size: Count = Field(16, description="sequences beside each minibatch")
+    ptx_batch_size: Count = Field(16, description="corpus sequences per minibatch")
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = Field(
         None, description="publish an exponential moving average of the weights with this decay"
     )
@@ -102,8 +114,10 @@ class PPOConfig(Config):
     # stop and save
     early_stop_kl: Positive | None = Field(None, description="limit of the KL to the reference, in nats per response")
     early_stop_patience: Count = Field(2, description="consecutive steps above early_stop_kl that end the run")
-    snapshot_every_steps: Count = Field(20, description="steps between policies kept for the curve and for selection")
-    checkpoint_every_steps: Count = Field(10, description="steps between checkpoints from which a killed run resumes")
+    snapshot_every_steps: Count = Field(
+        20, description="steps between policy snapshots for the curve and for selection"
+    )
+    checkpoint_every_steps: Count = Field(10, description="steps between checkpoints for resuming")
 
     @model_validator(mode="after")
     def _possible(self) -> "PPOConfig":

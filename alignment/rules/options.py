@@ -18,8 +18,8 @@ else:
 class RuleOption(Config):
     """A rule reward beside the reward model; see `alignment.rules`."""
 
-    name: RuleName = Field(description="which rule")
-    weight: Positive = Field(1.0, description="in standard deviations of the reward model's score")
+    name: RuleName = Field(description="name of the rule")
+    weight: Positive = Field(1.0, description="weight, in standard deviations of the reward model's score")
 
 
 class AlignOptions(Config):

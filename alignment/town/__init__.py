@@ -1,4 +1,4 @@
-"""The embedded world: a town whose facts are known, so that truth can be measured.
+"""The synthetic town: its facts are known, so that truthfulness can be measured.
 
 `world` draws the people from a seed, `texts` writes what the web, the demonstrators and the users say about them, and
 `judge` is the gold judge that scores a response on every criterion and explains its verdict.

@@ -39,9 +39,10 @@ class ExportFormat(StrEnum):
 
 def import_judgements(
     file: Annotated[Path, typer.Argument(help="A file: JSONL (also gzipped), JSON, CSV or Parquet.")],
-    out: Annotated[Path, typer.Option(help="A directory for the comparisons and the rejected rows.")],
+    out: Annotated[Path, typer.Option(help="Output directory of comparisons and rejected rows.")],
     form: Annotated[
-        ImportFormat, typer.Option("--format", help="auto: chosen/rejected and exports.")
+        ImportFormat,
+        typer.Option("--format", help="Format of the file; auto: what TRL reads, and files of `rlhf label export`."),
     ] = ImportFormat.auto,
 ) -> None:
     """Import comparisons from a file or a project's JSON export from Label Studio; count rejected rows by reason.
@@ -50,7 +51,7 @@ def import_judgements(
     """
     if not file.is_file():
         raise DataError(f"the file {file} does not exist; check the path (relative paths start at {Path.cwd()})")
-    files, bad = _from_label_studio(file) if form is ImportFormat.label_studio else _from_others(file, form)
+    files, bad = _from_label_studio(file) if form is ImportFormat.label_studio else _from_external(file, form)
     for name, rows in files.items():
         write_records(out / name, rows)
     write_records(out / "rejected.jsonl", bad)
@@ -63,7 +64,7 @@ def import_judgements(
         raise DataError(f"{file} contains no usable rows; the reasons are in {out / 'rejected.jsonl'}")
 
 
-def _from_others(file: Path, form: ImportFormat) -> tuple[dict[str, Sequence[Record]], list[Rejected]]:
+def _from_external(file: Path, form: ImportFormat) -> tuple[dict[str, Sequence[Record]], list[Rejected]]:
     good, bad = read_comparisons(RowSource.model_validate({"path": str(file), "format": form.value}), None)
     return {"comparisons.jsonl": good}, bad
 
@@ -83,9 +84,9 @@ def _from_label_studio(file: Path) -> tuple[dict[str, Sequence[Record]], list[Re
 
 def export(
     source: Annotated[str, typer.Argument(help="A directory or file with comparisons, or the name of a release.")],
-    out: Annotated[Path, typer.Option(help="The file to write; ties are written to NAME.ties.SUFFIX next to it.")],
-    form: Annotated[ExportFormat, typer.Option("--format", help="What to write.")] = ExportFormat.parquet,
-    part: Annotated[str, typer.Option(help=f"One of {', '.join(PARTS)}.")] = "all",
+    out: Annotated[Path, typer.Option(help="Output file; ties are written to NAME.ties.SUFFIX next to it.")],
+    form: Annotated[ExportFormat, typer.Option("--format", help="Format of the file.")] = ExportFormat.parquet,
+    part: Annotated[str, typer.Option(help=f"Split to export: {', '.join(PARTS)}.")] = "all",
 ) -> None:
     """Export comparisons as preference data for TRL: prompt, chosen, rejected, margin and provenance columns.
 
@@ -99,8 +100,10 @@ def export(
 
 
 def export_written(
-    out: Annotated[Path, typer.Option(help="The JSONL file to write; rejected rows are written next to it.")],
-    project: Annotated[list[int] | None, typer.Option("--project", metavar="NUMBER", help="Only this project.")] = None,
+    out: Annotated[Path, typer.Option(help="Output JSONL file; rejected rows are written next to it.")],
+    project: Annotated[
+        list[int] | None, typer.Option("--project", metavar="NUMBER", help="Only this project; can be repeated.")
+    ] = None,
 ) -> None:
     """Export the answers that people wrote, as of the last sync, as demonstrations.
 

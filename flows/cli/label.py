@@ -46,7 +46,7 @@ def open_collection(
     config = load_recipe(recipe, overrides or [])
     check_files(config)
     if config.labeling is None:
-        raise ConfigError(f"the recipe {config.name} has no section `labeling`, so there is nothing to judge: add one")
+        raise ConfigError(f"the recipe {config.name} has no section `labeling`, so there is nothing to label: add one")
     from flows.annotation.select import needed_stages
 
     has_mlflow = "MLFLOW_TRACKING_URI" in os.environ or not needed_stages(config.labeling)

@@ -38,15 +38,15 @@ def set_home(
         Path | None, typer.Option(help="Home of the stack; RLHF_HOME, else ./.rlhf by default.", show_default=False)
     ] = None,
 ) -> None:
-    """Raw text to a reviewed, PPO-aligned assistant with people in the loop."""
+    """RLHF from raw text to a PPO-aligned, reviewed assistant, with human preferences."""
     if home is not None:
         os.environ["RLHF_HOME"] = str(home)
 
 
 @app.command()
 def recipes() -> None:
-    """List the recipes that come with the package."""
-    print_table(["recipe", "what it is for"], packaged_recipes().items())
+    """List the packaged recipes."""
+    print_table(["recipe", "description"], packaged_recipes().items())
 
 
 @app.command()
@@ -97,10 +97,10 @@ def deploy(
     ] = None,
     slots: Annotated[
         int | None,
-        typer.Option(min=1, help="Concurrent runs of the pool train; by default one for each accelerator."),
+        typer.Option(min=1, help="Concurrent runs of the pool train; by default one per accelerator."),
     ] = None,
 ) -> None:
-    """Create the work pools and deployments in Prefect, and one deployment for each recipe. Idempotent."""
+    """Create the work pools and deployments in Prefect, with a deployment per recipe. Idempotent."""
     if not os.environ.get("PREFECT_API_URL"):
         use_stack("prefect")
     from flows.deployments.deploy import deploy as set_up

@@ -28,7 +28,7 @@ def logs(
 
 def gc(
     older_than: Annotated[
-        float, typer.Option(metavar="DAYS", min=0.0, help="Keep what was used within this time.")
+        float, typer.Option(metavar="DAYS", min=0.0, help="Keep files used within this many days.")
     ] = 30,
     superseded: Annotated[
         bool, typer.Option("--superseded", help="Also versions of models without an alias and in no release.")

@@ -13,8 +13,10 @@ Run = Annotated[str, typer.Argument(metavar="RUN", help="The name or the id of a
 
 
 def watch(
-    every: Annotated[float | None, typer.Option(metavar="SECONDS", help="Repeat after this many seconds.")] = None,
-    max_restarts: Annotated[int, typer.Option(help="How often a dead run is restarted.")] = 3,
+    every: Annotated[
+        float | None, typer.Option(metavar="SECONDS", help="Interval between checks; without it, one check.")
+    ] = None,
+    max_restarts: Annotated[int, typer.Option(help="Maximum restarts of a dead run.")] = 3,
 ) -> None:
     """Resume runs with enough judgements and restart dead runs, once or periodically."""
     use_stack("prefect")

@@ -46,7 +46,7 @@ def down() -> None:
 
 
 def status() -> None:
-    """Show servers, work pools, and waiting, running and dead runs; exit code 1 when a server is not healthy."""
+    """Show servers, work pools, and waiting, running and dead runs; exit code 1 when a server is unhealthy."""
     servers = stack.status()
     print_servers(servers)
     print_runs(prefect_answers=any(server.name == "prefect" and server.health.ok for server in servers))

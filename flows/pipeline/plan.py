@@ -62,7 +62,7 @@ def plan_table(recipe: Recipe, rows: list[PlannedStage]) -> Table:
     title = f"{recipe.name}, seed {recipe.seed}: about {format_count(total)}FLOP to do"
     caption = "tokens and FLOPs are estimates at full lengths: 6·N a trained token, 2·N a read one"
     if any(row.state == "?" for row in rows):
-        caption += "\n? : MLflow is not running, so cached stages are not known; `rlhf up` starts it"
+        caption += "\n? : MLflow is not running, so cached stages are unknown; `rlhf up` starts it"
     table = Table(title=title, caption=caption)
     for name, side in (
         ("stage", "left"),

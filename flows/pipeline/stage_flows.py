@@ -42,7 +42,7 @@ def sft(recipe: Recipe = TOWN) -> Artifact:
 def collect_comparisons(recipe: Recipe = TOWN) -> Artifact:
     """Comparisons from people in Label Studio, or from the town's simulated annotators."""
     if recipe.labeling is None:
-        raise ConfigError(f"the recipe {recipe.name} has no section `labeling`, so there is nothing to judge: add one")
+        raise ConfigError(f"the recipe {recipe.name} has no section `labeling`, so there is nothing to label: add one")
     return run_stage_alone.fn(recipe, "comparisons")
 
 

@@ -61,9 +61,9 @@ class Recipe(Config):
         min_length=1, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", description="letters, digits, . _ -; names the run"
     )
     description: str = Field("", description="what the recipe is for")
-    seed: Natural = Field(0, description="of everything drawn at random")
-    data_root: str = Field(".", description="where data://NAME lies, relative to the working directory")
-    town: TownConfig | None = Field(None, description="the embedded world; null: data of one's own")
+    seed: Natural = Field(0, description="random seed of all stages")
+    data_root: str = Field(".", description="directory of data://NAME, relative to the working directory")
+    town: TownConfig | None = Field(None, description="the synthetic town; null: your own data")
     corpus: CorpusConfig = CorpusConfig()
     tokenizer: TokenizerConfig = TokenizerConfig()
     pretrain: PretrainConfig = PretrainConfig()

@@ -28,7 +28,7 @@ def lineage(model: str) -> dict[str, Any]:
     name, version = resolve(model)
     registered = mlflow.MlflowClient().get_model_version(name, version)
     if registered.run_id is None:
-        raise ArtifactError(f"{model} was registered without a run, so its lineage is not known")
+        raise ArtifactError(f"{model} was registered without a run, so its lineage is unknown")
     tree = _node(registered.run_id, home_directory(), set())
     return {"model": f"models:/{name}/{version}", "aliases": list(registered.aliases), **tree}
 

@@ -108,8 +108,8 @@ def _headlines(manifest: Mapping[str, Any]) -> Text:
     text = Text()
     if by_reward:
         text.append(
-            "No gold judge: the quality of the answers was not measured. Rewards and wins below are the reward model's "
-            "own, which PPO was trained to increase.\n"
+            "No gold judge: rewards and wins below are measured by the reward model. A method that trains on "
+            "this reward, such as PPO, is expected to raise them.\n"
         )
     if win:
         text.append(
@@ -117,7 +117,9 @@ def _headlines(manifest: Mapping[str, Any]) -> Text:
             f"(95 % interval {_figure(win.get('low'))} to {_figure(win.get('high'))})"
             f"{' by the reward model' if by_reward else ''}\n"
         )
-    text.append(f"KL to SFT {_figure(manifest.get('kl_to_sft'))} nats a response, by {manifest.get('method', 'ppo')}")
+    text.append(
+        f"KL to SFT {_figure(manifest.get('kl_to_sft'))} nats per response (method: {manifest.get('method', 'ppo')})"
+    )
     if manifest.get("chosen_step") is not None:
         text.append(f"; step {manifest['chosen_step']}, chosen by held-out labels")
     gate = manifest.get("gate")
@@ -148,7 +150,7 @@ def _unused(manifest: Mapping[str, Any]) -> Text | None:
         for stage, counts in (manifest.get("put_aside") or {}).items()
         if counts
     ]
-    return Text("not used, with the reasons in each stage's output\n  " + "\n  ".join(lines)) if lines else None
+    return Text("unused rows (reasons in each stage's output)\n  " + "\n  ".join(lines)) if lines else None
 
 
 def _stages(manifest: Mapping[str, Any]) -> Table | None:

@@ -141,12 +141,12 @@ def trace_view(origin: dict[str, Any]) -> Group:
 
 def _facts(origin: dict[str, Any]) -> Table:
     row, judgement, task = origin["comparison"], origin["judgement"] or {}, origin["task"] or {}
-    first = {True: "chosen", False: "rejected"}.get(row.get("chosen_first"), "not known")
+    first = {True: "chosen", False: "rejected"}.get(row.get("chosen_first"), "unknown")
     guidelines = origin["guidelines"] or {}
     facts = {
         "comparison": row["id"],
         "split": origin["split"],
-        "annotation": row["annotation_id"] or "not known",
+        "annotation": row["annotation_id"] or "unknown",
         "annotator": _person(origin["annotator"] or {"annotator_id": row["annotator_id"]}),
         "created": judgement.get("created_at"),
         "lead time": _seconds(judgement.get("lead_time")),
@@ -173,7 +173,7 @@ def _facts(origin: dict[str, Any]) -> Table:
 def _person(annotator: dict[str, Any]) -> str:
     share = annotator.get("agreement_with_others")
     agreement = "" if share is None else f" (agrees with others on {share:.2f})"
-    return f"{annotator['annotator_id'] or 'not known'}{agreement}"
+    return f"{annotator['annotator_id'] or 'unknown'}{agreement}"
 
 
 def _seconds(value: Any) -> str:

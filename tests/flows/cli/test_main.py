@@ -90,7 +90,7 @@ def test_a_plan_without_servers_says_so(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     rows = plan(TOWN, home=tmp_path)
     assert {row.state for row in rows} == {"?"}
-    assert "cached stages are not known" in words(plan_table(TOWN, rows))
+    assert "cached stages are unknown" in words(plan_table(TOWN, rows))
 
 
 def test_a_change_of_an_option_changes_its_stage_and_what_follows() -> None:

@@ -47,5 +47,5 @@ def test_recipes_that_ask_nobody_are_refused(recipe: Recipe) -> None:
     silent = load_recipe(str(TINY))
     with pytest.raises(ConfigError, match=r"asks for no written answers: set labeling\.demonstrations\.prompts"):
         collect_demonstrations(silent)
-    with pytest.raises(ConfigError, match="has no section `labeling`, so there is nothing to judge"):
+    with pytest.raises(ConfigError, match="has no section `labeling`, so there is nothing to label"):
         collect_comparisons(load_recipe(str(TINY), ["labeling=null", "comparisons.sources=[{path: town://c.jsonl}]"]))
