@@ -60,9 +60,10 @@ class Stage(Generic[C]):
     """The definition of a stage.
 
     `run(config, out, journal, *, seed, **inputs)` writes into the directory `out` and returns metrics; `inputs` are the
-    directories of the stages that it reads. `inputs` names those that it always has. `section` is where a recipe has its options.
-    `version` is raised when the code changes the result: it is part of the cache key. `model` is the name under which
-    `out/model` is registered. `cost` estimates the tokens; None if no model runs or the corpus is not known yet.
+    directories of the stages that it reads. `inputs` names those that it always has. `section` is where a recipe has
+    its options. `version` is raised when the code changes the result: it is part of the cache key. `model` is the name
+    under which `out/model` is registered. `cost` estimates the tokens; None if no model runs or the corpus is not
+    known yet.
     """
 
     name: str
