@@ -1,7 +1,8 @@
 """The evaluators, in the order in which they run.
 
-A new benchmark is a function `(Bench, Models) -> Figures` in a file of its own and a line here. What it measures is
-then in `evaluation.json`, among the stage's metrics (in MLflow too) and, if it draws something, among the figures.
+A new evaluator is a function `(Bench, Models) -> Figures` in a file of its own, one import and one entry here. What it
+measures is then in `evaluation.json`, among the stage's metrics (in MLflow too) and, if it draws something, among the
+figures.
 """
 
 from alignment.evaluation.alignment_tax import measure_alignment_tax

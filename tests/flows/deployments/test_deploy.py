@@ -15,6 +15,7 @@ from prefect.client.schemas.actions import DeploymentUpdate
 from prefect.exceptions import PrefectHTTPStatusError
 
 from alignment.errors import ConfigError
+from alignment.methods import METHODS
 from flows.deployments import deploy as deploying
 from flows.deployments.deploy import deploy, read_file, recipe_specs
 from flows.pipeline.stage_flows import TOWN
@@ -160,7 +161,7 @@ def test_two_deployments_of_one_name_are_refused(tmp_path: Path) -> None:
         ({"ppo": {"kl_target": -1}}, "'recipe.ppo.kl_target'. Failure reason: -1 is less than or equal to the minimum"),
         ({"ppo": {"kl_coeff": 1}}, "'recipe.ppo'. Failure reason: Additional properties are not allowed ('kl_coeff'"),
         ({"ppo": {"steps": "many"}}, "'recipe.ppo.steps'. Failure reason: 'many' is not of type 'integer'"),
-        ({"align": {"method": "x"}}, "'x' is not one of ['ppo', 'dpo', 'kto', 'rloo', 'best_of_n']"),
+        ({"align": {"method": "x"}}, f"'x' is not one of {[method.name for method in METHODS]}"),
         ({"labeling": {"crew": {"annotators": 99}}}, "'recipe.labeling.crew.annotators'. Failure reason: 99 is"),
         ({"corpus": {"sources": [{}]}}, "'recipe.corpus.sources[0]'. Failure reason: 'path' is a required property"),
     ],
