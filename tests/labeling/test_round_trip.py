@@ -150,8 +150,8 @@ def test_strange_annotations_land_in_quarantine(owner: LabelStudio, tmp_path: Pa
     assert pulled.comparisons[0].chosen == some[3][0].responses[some[3][0].shown[-1]]
     reasons = sorted(row.reason for row in pulled.quarantined)
     assert len(reasons) == 3
-    assert reasons[0].startswith("an item without a control name") and reasons[1].startswith("the ranking")
-    assert reasons[2].startswith("the same person")
+    assert reasons[0].startswith("an item without a control name") and reasons[1].startswith("superseded")
+    assert reasons[2].startswith("the ranking")
 
 
 def test_an_edit_and_a_deletion_are_followed(owner: LabelStudio, tmp_path: Path) -> None:

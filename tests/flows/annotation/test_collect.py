@@ -248,5 +248,5 @@ def test_people_gold_answers_from_a_file_and_a_senior(owner: LabelStudio, home: 
 def test_a_file_without_any_answer_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "answers.jsonl"
     path.write_text('{"question": "?"}\n[1]\n')
-    with pytest.raises(DataError, match=r"no comparison; of the 2 rows the first has: id: Field required"):
+    with pytest.raises(DataError, match=r"no comparisons; of the 2 rows the first has: id: Field required"):
         known_answers(people_config(path), [], None)

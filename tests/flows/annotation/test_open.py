@@ -251,7 +251,7 @@ def test_prompts_that_policies_answer_differently_come_first(tmp_path: Path) -> 
     texts = {row.prompt.id: [response.text for response in row.responses] for row in found.sets}
     assert texts["p1"] == ["Mara.", "Tom."] and texts["p2"] == ["Mara.", "Ada.", "Tom.", "Bo."]
     assert found.origins["one2.0"] == "file 1" and found.origins["other2.0"] == "file 2"
-    with pytest.raises(ValueError, match=r"compares two files of `responses`; there are 1"):
+    with pytest.raises(ValueError, match=r"compares two files in `responses`; got 1"):
         LabelingConfig.model_validate({"annotators": "people", "responses": (one,), "choose": {"by": "policies"}})
 
 
@@ -295,7 +295,7 @@ def test_prompts_on_which_an_ensemble_disagrees_come_first(tmp_path: Path, monke
     small, large = ((sigmoid - 0.5) / 2) ** 2, ((sigmoid - (1 - sigmoid)) / 2) ** 2
     assert found.worth == pytest.approx({"prompt_0": 0.0, "prompt_2": (2 * small + large) / 3})
     assert found.pairs["prompt_2"] == (sets[2].responses[0].id, sets[2].responses[2].id)
-    with pytest.raises(ValueError, match="go together: give both"):
+    with pytest.raises(ValueError, match="requires `reward`"):
         Choice(by="disagreement")
 
 

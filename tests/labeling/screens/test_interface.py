@@ -47,7 +47,7 @@ LET_THROUGH_BY_THE_SDK = {  # what the SDK would let through, by the reason for 
         "empty",
         "'ranking' holds None",
         "'confirm' is missing",
-        "there twice",
+        "duplicate control",
         "not an order",
         "'confirm'",
         "'ties' holds",
