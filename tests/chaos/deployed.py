@@ -19,6 +19,7 @@ import psutil
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.objects import FlowRun
 from prefect.exceptions import PrefectHTTPStatusError
+from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Crashed
 
 from flows import flow_runs
@@ -68,7 +69,8 @@ class Deployed:
         set_up_pool(client, TRAIN, pools[TRAIN], 1)
         told = {"name": "storm", "parameters": {"recipe": self._recipe.model_dump(mode="json")}}
         spec = next(one for one in specs if one.name == PIPELINE).model_copy(update=told)
-        set_up_deployment(spec)
+        with temporary_settings({PREFECT_API_URL: self._told["PREFECT_API_URL"]}):
+            set_up_deployment(spec)
         deployment = client.read_deployment_by_name(f"{rlhf.name}/storm")
         return client.create_flow_run_from_deployment(deployment.id).id
 
