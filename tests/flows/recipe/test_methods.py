@@ -126,7 +126,7 @@ def test_each_method_stands_in_the_same_place(place: Path) -> None:
         assert list(made)[-2:] == [name, "evaluate"] and manifest["method"] == name
         assert manifest["models"]["policy"] == f"models:/policy/{number}" and manifest["curve"] == []
         assert manifest["release"].endswith(made[name].key[:8]) and manifest["kl_to_sft"] != 0
-        assert {"reward", "loss"} & made[name].result().keys()
+        assert ("reward" if name == "rloo" else "loss") in made[name].result()
         assert not (made[name].path / "checkpoint").exists() and list((made[name].path / "figures").glob("*.png"))
     ignored = ("align.rloo.steps=3", "ppo.steps=9", "align.rules=[{name: safety}]", "align.ptx_min_reward=0")
     changed = keys(steps(recipe(place, "align.method=dpo", *small_options(dpo.METHOD), *ignored)))
