@@ -1,5 +1,6 @@
 """Shared fixtures: one real Label Studio server for all tests, and a home for pipeline runs."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -28,6 +29,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("server")
         if STORES & fixtures:
             item.add_marker("slow")
+
+
+@pytest.fixture(autouse=True)
+def restored_environment() -> Iterator[None]:
+    """Environment variables as before each test: commands and MLflow set some, and no test may lean on another's."""
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
 
 
 @pytest.fixture(scope="session")

@@ -59,6 +59,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def on_server(home: Path, owner: LabelStudio, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("LABEL_STUDIO_URL", owner.url)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{home / 'mlflow.db'}")  # nothing is read from it
     return home
 
 
