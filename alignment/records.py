@@ -85,10 +85,14 @@ class Demonstration(Record):
 
 
 class Response(Record):
-    """One sampled answer. `id` is opaque: it reveals neither the model nor the order nor the score."""
+    """One sampled answer. `id` is opaque: it reveals neither the model nor the order nor the score.
+
+    `ended` is False for an answer that was cut off at the limit of tokens, and None where nobody knows (imported data).
+    """
 
     id: str = Field(min_length=1)
     text: str
+    ended: bool | None = None
 
 
 class ResponseSet(Record):
