@@ -3,6 +3,7 @@
 RLHFError
 ├── ConfigError       an option that is unknown, of the wrong type, or impossible together with another
 ├── DataError         input rows or files that cannot be used
+│   └── UnfitRowError one row that a model cannot read; stages put it aside and go on
 ├── CheckpointError   a model or tokenizer that cannot be loaded or does not fit its use
 ├── ArtifactError     a stage output that is missing, incomplete or was changed
 ├── TrainingError     a run that cannot continue (a loss that is not finite, a policy that diverged)
@@ -20,6 +21,14 @@ class ConfigError(RLHFError):
 
 class DataError(RLHFError):
     """Input rows or files that cannot be used."""
+
+
+class UnfitRowError(DataError):
+    """A row that a model cannot read: refused by the chat template or the tokenizer, or too long."""
+
+
+class TooLongError(UnfitRowError):
+    """A row with more tokens than an option or the context allows."""
 
 
 class CheckpointError(RLHFError):

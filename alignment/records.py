@@ -157,14 +157,20 @@ def read_lines(path: Path) -> Iterator[tuple[int, Any | None, str]]:
 
 def read_records(path: Path, kind: type[RecordT]) -> tuple[list[RecordT], list[Rejected]]:
     """Read a JSONL file of `kind`; invalid rows are returned in the second list."""
-    good: list[RecordT] = []
+    numbered, bad = read_numbered(path, kind)
+    return [record for _, record in numbered], bad
+
+
+def read_numbered(path: Path, kind: type[RecordT]) -> tuple[list[tuple[int, RecordT]], list[Rejected]]:
+    """Like `read_records`, each record with its line."""
+    good: list[tuple[int, RecordT]] = []
     bad: list[Rejected] = []
     for number, row, reason in read_lines(path):
         if reason:
             bad.append(Rejected(file=str(path), line=number, reason=reason))
             continue
         try:
-            good.append(kind.model_validate(row))
+            good.append((number, kind.model_validate(row)))
         except ValidationError as error:
             bad.append(Rejected(file=str(path), line=number, reason=first_problem(error), row=row))
     return good, bad

@@ -8,6 +8,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
 from alignment.config.base import Config, Count
 from alignment.config.stages import (
     ComparisonsConfig,
@@ -160,12 +162,21 @@ def _evaluate_cost(config: EvaluationConfig, sizes: Sizes) -> Tokens:
     return Tokens(read=4 * answers * sizes.episode_tokens(config.max_new_tokens))
 
 
+class PretrainStage(Stage[PretrainConfig]):
+    """The stage `pretrain`, whose key also has the version of the import where a checkpoint is imported."""
+
+    def key_options(self, config: PretrainConfig, align: AlignOptions | None) -> BaseModel | dict[str, Any]:
+        """The options, and the version of the import."""
+        return config if config.checkpoint is None else {**config.model_dump(), "import_version": IMPORT_VERSION}
+
+
 PREFERENCES = ("sft", "comparisons", "demonstrations")
+IMPORT_VERSION = 2  # raised when an imported checkpoint changes
 
 TOWN = Stage("town", run=_town, config=TownConfig, section="town", version=2)
 CORPUS = Stage("corpus", run=_corpus, config=CorpusConfig, section="corpus")
 TOKENIZER = Stage("tokenizer", run=_tokenizer, config=TokenizerOptions, section="tokenizer", inputs=("corpus",))
-PRETRAIN = Stage(
+PRETRAIN = PretrainStage(
     "pretrain",
     run=_pretrain,
     config=PretrainConfig,

@@ -26,7 +26,8 @@ from tqdm import tqdm
 
 from alignment.data.comparisons import aggregated
 from alignment.journal import Journal
-from alignment.models.importing import load_tokenizer
+from alignment.models.chat import load_chat
+from alignment.models.encoding import encode_comparison
 from alignment.models.scalar import load_causal_model, reward_scores
 from alignment.records import Comparison, ResponseSet, read_records
 from alignment.reward_model.train import group_by_prompt, train_groups, untrained
@@ -164,8 +165,11 @@ def reward_accuracy(
 ) -> float:
     """The share of `test` that the town's reward model has in order after training on `train`."""
     config = load_recipe("town", [f"reward.epochs={epochs}"]).reward
-    tokenizer, language_model = load_tokenizer(paths["sft"] / "model"), load_causal_model(paths["sft"] / "model")
-    groups, tested = (group_by_prompt(rows, tokenizer, config.max_length_tokens)[0] for rows in (train, test))
+    chat, language_model = load_chat(paths["sft"] / "model"), load_causal_model(paths["sft"] / "model")
+    groups, tested = (
+        group_by_prompt([(row, encode_comparison(chat, row, config.max_length_tokens)) for row in rows])
+        for rows in (train, test)
+    )
     torch.manual_seed(seed)
     model, language_head = untrained(language_model, config, 0)
     with tempfile.TemporaryDirectory() as directory:

@@ -107,7 +107,7 @@ def test_broken_rows_are_named_and_long_ones_counted(release: dict[str, Any], wo
 
 
 def test_the_imported_model_can_talk(release: dict[str, Any], workplace: Path) -> None:
-    from alignment.models.importing import load_tokenizer
+    from alignment.models.tokenizer import load_tokenizer
 
     (place,) = workplace.glob("artifacts/pretrain-*")
     tokenizer = load_tokenizer(place / "model")

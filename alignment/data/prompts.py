@@ -2,15 +2,14 @@
 
 from pathlib import Path
 
-from transformers import PreTrainedTokenizerBase
-
 from alignment.config.stages import PromptsConfig
 from alignment.data.readers import read_as, to_prompt
 from alignment.data.rejected import write_rejected
 from alignment.errors import DataError
 from alignment.journal import Journal
-from alignment.models.tokenizer import prompt_tokens
-from alignment.records import Prompt, Rejected, Split, read_records, stable_id, write_records
+from alignment.models.chat import ChatFormat
+from alignment.models.encoding import Encoded, check_length, encode_file
+from alignment.records import Prompt, Rejected, Split, stable_id, write_records
 
 
 def collect_prompts(
@@ -49,18 +48,24 @@ def hashed_split(identity: str, heldout_share: float, seed: int) -> Split:
     return "heldout" if draw < heldout_share else "train"
 
 
-def training_prompts(
-    prompts: Path, tokenizer: PreTrainedTokenizerBase, context: int, max_new_tokens: int, option: str
-) -> tuple[list[tuple[Prompt, list[int]]], int]:
-    """Prompts of the training split with their token ids, and the number of those that leave no room for a response.
+def encode_prompts(
+    prompts: Path, split: Split, chat: ChatFormat, context: int, max_new_tokens: int, option: str
+) -> Encoded[Prompt, list[int]]:
+    """Prompts of a split with their token ids; those that leave no room for a response are put aside.
 
-    Raises DataError, which names `option`, if none leaves room.
+    Raises DataError, which names `option`, if none is left.
     """
-    rows, _ = read_records(prompts / "prompts.jsonl", Prompt)
-    encoded = [(row, prompt_tokens(tokenizer, row.messages)) for row in rows if row.split == "train"]
-    fitting = [(row, tokens) for row, tokens in encoded if len(tokens) + max_new_tokens <= context]
-    if not fitting:
+
+    def encode(prompt: Prompt) -> list[int]:
+        tokens = chat.prompt(prompt.messages)
+        check_length(len(tokens), context - max_new_tokens)
+        return tokens
+
+    encoded = encode_file(prompts / "prompts.jsonl", Prompt, encode, lambda prompt: prompt.split == split)
+    if not encoded.rows:
+        name = "held-out" if split == "heldout" else "training"
         raise DataError(
-            f"no prompt leaves room for {max_new_tokens} tokens in a context of {context}; lower `{option}`"
+            f"no {name} prompt leaves room for {max_new_tokens} tokens in a context of {context}; lower `{option}`. "
+            f"{encoded.first_reason}"
         )
-    return fitting, len(encoded) - len(fitting)
+    return encoded

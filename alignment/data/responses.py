@@ -1,21 +1,21 @@
 """Stage `responses`: K sampled responses to each prompt, anonymized for labelling."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from alignment.config.stages import SamplingConfig
-from alignment.data.prompts import training_prompts
+from alignment.data.prompts import encode_prompts
 from alignment.errors import DataError
 from alignment.journal import Journal
+from alignment.models.chat import ChatFormat, load_chat
+from alignment.models.encoding import put_aside
 from alignment.models.generation import Sample, generate
-from alignment.models.importing import load_tokenizer
 from alignment.models.scalar import load_causal_model
-from alignment.models.tokenizer import decode_response
 from alignment.records import Prompt, Response, ResponseSet, stable_id, write_records
 
 
@@ -38,18 +38,16 @@ def sample_responses(
     Duplicate responses to a prompt are dropped, and so is a prompt with fewer than two distinct responses. Ids are
     opaque and the order is shuffled.
     """
-    policy, tokenizer = load_causal_model(model / "model"), load_tokenizer(model / "model")
+    policy, chat = load_causal_model(model / "model"), load_chat(model / "model")
     context = int(policy.config.max_position_embeddings)
-    fitting, too_long = training_prompts(prompts, tokenizer, context, config.max_new_tokens, "sampling.max_new_tokens")
-    chosen = fitting[: config.prompts]
-    samples = sample(
-        config, policy, tokenizer, [ids for _, ids in chosen for _ in range(config.responses_per_prompt)], seed
-    )
-    texts = [decode_response(tokenizer, sample.tokens) for sample in samples]
+    encoded = encode_prompts(prompts, "train", chat, context, config.max_new_tokens, "sampling.max_new_tokens")
+    put_aside(out, encoded)
+    chosen = encoded.rows[: config.prompts]
+    samples = sample(config, policy, chat, [ids for _, ids in chosen for _ in range(config.responses_per_prompt)], seed)
     sets = []
     for number, (prompt, _) in enumerate(chosen):
         start = number * config.responses_per_prompt
-        distinct = [text for text in dict.fromkeys(texts[start : start + config.responses_per_prompt]) if text]
+        distinct = distinct_texts(chat, samples[start : start + config.responses_per_prompt])
         if len(distinct) >= 2:
             sets.append(ResponseSet(prompt=prompt, responses=blind(prompt, distinct, seed)))
     if not sets:
@@ -60,7 +58,8 @@ def sample_responses(
         "responses": float(sum(len(s.responses) for s in sets)),
         "ended_share": sum(s.ended for s in samples) / len(samples),
         "mean_length_tokens": sum(len(s.tokens) for s in samples) / len(samples),
-        "prompts_too_long": float(too_long),
+        "prompts_too_long": float(encoded.too_long),
+        "prompts_rejected": encoded.counts["rejected"],
         "prompts_without_choice": float(len(chosen) - len(sets)),
     }
     journal.log(counts, step=0)
@@ -70,7 +69,7 @@ def sample_responses(
 def sample(
     config: SamplingOptions,
     model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
+    chat: ChatFormat,
     prompts: Sequence[list[int]],
     seed: int,
 ) -> list[Sample]:
@@ -81,14 +80,23 @@ def sample(
         max_new_tokens=config.max_new_tokens,
         temperature=config.temperature,
         batch_size=config.batch_size,
-        eos_token_ids=[int(tokenizer.eos_token_id)],
-        pad_token_id=int(tokenizer.pad_token_id),
+        eos_token_ids=chat.end_ids,
+        pad_token_id=chat.pad_token_id,
         generator=torch.Generator(device=model.device).manual_seed(seed),
     )
 
 
-def blind(prompt: Prompt, texts: list[str], seed: int) -> tuple[Response, ...]:
-    """Responses under opaque ids, in a seeded random order."""
-    responses = [Response(id=stable_id("r", prompt.id, text), text=text) for text in texts]
+def distinct_texts(chat: ChatFormat, samples: Iterable[Sample]) -> dict[str, bool]:
+    """The different texts in their order, without empty ones, and whether each ended (in any of its samples)."""
+    ended: dict[str, bool] = {}
+    for one in samples:
+        text = chat.decode(one.tokens)
+        ended[text] = ended.get(text, False) or one.ended
+    return {text: value for text, value in ended.items() if text}
+
+
+def blind(prompt: Prompt, texts: Mapping[str, bool], seed: int) -> tuple[Response, ...]:
+    """Responses, each text with whether it ended, under opaque ids and in a seeded random order."""
+    responses = [Response(id=stable_id("r", prompt.id, text), text=text, ended=ended) for text, ended in texts.items()]
     random.Random(f"{seed}-{prompt.id}").shuffle(responses)
     return tuple(responses)

@@ -7,15 +7,14 @@ from typing import Any
 
 import torch
 from matplotlib.figure import Figure
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from alignment.config.stages import EvaluationConfig
-from alignment.errors import DataError
 from alignment.evaluation.judged_responses import Judge, JudgedResponse, sequence_kl, verdict
+from alignment.models.chat import ChatFormat
 from alignment.models.ensembles import Ensemble
 from alignment.models.generation import generate
 from alignment.models.scalar import reward_scores
-from alignment.models.tokenizer import decode_response, prompt_tokens
 from alignment.records import Prompt
 
 Report = Mapping[str, Any]  # evaluation.json
@@ -44,7 +43,7 @@ class Bench:
     """
 
     config: EvaluationConfig
-    tokenizer: PreTrainedTokenizerBase
+    chat: ChatFormat
     reference: PreTrainedModel
     reward: PreTrainedModel | Ensemble
     judge: Judge | None
@@ -68,22 +67,22 @@ class Bench:
 
     def sample(self, model: PreTrainedModel, prompts: Sequence[Prompt], count: int) -> list[JudgedResponse]:
         """Sample, score and judge `count` responses to each prompt. Deterministic by the bench's seed."""
-        tokenizer, temperature = self.tokenizer, self.config.temperature
+        chat, temperature = self.chat, self.config.temperature
         repeated = [prompt for prompt in prompts for _ in range(count)]
-        prompt_ids = [prompt_tokens(tokenizer, prompt.messages) for prompt in repeated]
+        prompt_ids = [chat.prompt(prompt.messages) for prompt in repeated]
         samples = generate(
             model,
             prompt_ids,
             max_new_tokens=self.config.max_new_tokens,
             temperature=temperature,
-            eos_token_ids=[int(tokenizer.eos_token_id)],
-            pad_token_id=int(tokenizer.pad_token_id),
+            eos_token_ids=chat.end_ids,
+            pad_token_id=chat.pad_token_id,
             generator=torch.Generator(device=model.device).manual_seed(self.seed),
         )
         sequences = [ids + sample.tokens for ids, sample in zip(prompt_ids, samples, strict=True)]
         rewards = reward_scores(self.reward, sequences, [len(ids) for ids in prompt_ids]).tolist()
         kls = sequence_kl(self.reference, prompt_ids, samples, temperature)
-        texts = [decode_response(tokenizer, sample.tokens) for sample in samples]
+        texts = [chat.decode(sample.tokens) for sample in samples]
         return [
             JudgedResponse(
                 prompt_id=prompt.id,
@@ -121,17 +120,3 @@ Evaluator = Callable[[Bench, Models], Figures]
 def not_measured(*names: str) -> Figures:
     """The results of an evaluator that needs a gold judge, without one: null in the report, no metrics."""
     return Figures(dict.fromkeys(names))
-
-
-def prompts_that_fit(
-    prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase, context: int, max_new_tokens: int
-) -> list[Prompt]:
-    """The prompts that leave room for a response in the context (in tokens). Raises DataError if there is none."""
-    longest = context - max_new_tokens
-    fitting = [prompt for prompt in prompts if len(prompt_tokens(tokenizer, prompt.messages)) <= longest]
-    if not fitting:
-        raise DataError(
-            f"none of {len(prompts)} held-out prompts leaves room for {max_new_tokens} tokens; "
-            "lower `evaluation.max_new_tokens` or raise `prompts.heldout_share`"
-        )
-    return fitting

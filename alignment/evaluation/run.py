@@ -10,14 +10,15 @@ from typing import Any
 
 from alignment.artifacts import write_json
 from alignment.config.stages import EvaluationConfig
+from alignment.data.prompts import encode_prompts
 from alignment.evaluation import EVALUATORS
-from alignment.evaluation.bench import Bench, Models, Plot, prompts_that_fit
+from alignment.evaluation.bench import Bench, Models, Plot
 from alignment.evaluation.judged_responses import Judge
 from alignment.evaluation.samples import write_samples
 from alignment.journal import Journal
-from alignment.models.importing import load_tokenizer
+from alignment.models.chat import load_chat
+from alignment.models.encoding import put_aside
 from alignment.models.scalar import load_causal_model, load_rewards
-from alignment.records import Prompt, read_records
 
 
 def evaluate(
@@ -36,13 +37,13 @@ def evaluate(
 ) -> dict[str, float]:
     """Run all evaluators. Writes `evaluation.json`, `samples.jsonl`, `samples.md` and the figures; returns metrics."""
     models = Models(*(load_causal_model(stage / "model") for stage in (base, sft, policy)))
-    tokenizer = load_tokenizer(policy / "model")
-    rows = [row for row in read_records(prompts / "prompts.jsonl", Prompt)[0] if row.split == "heldout"]
+    chat = load_chat(policy / "model")
     context = int(models.sft.config.max_position_embeddings)
-    fitting = prompts_that_fit(rows, tokenizer, context, config.max_new_tokens)
-    selected = fitting[: config.prompts or None]
-    bench = Bench(config, tokenizer, models.sft, load_rewards(reward), judge, seed, selected, policy, corpus, out)
-    counts = {"prompts": {"asked": len(selected), "too_long": len(rows) - len(fitting)}}
+    encoded = encode_prompts(prompts, "heldout", chat, context, config.max_new_tokens, "evaluation.max_new_tokens")
+    put_aside(out, encoded)
+    selected = [prompt for prompt, _ in encoded.rows][: config.prompts or None]
+    bench = Bench(config, chat, models.sft, load_rewards(reward), judge, seed, selected, policy, corpus, out)
+    counts = {"prompts": {"asked": len(selected), "too_long": encoded.too_long}}
     report: dict[str, Any] = {"judge": "gold" if judge else "reward model", **counts}
     metrics, plots = flatten(counts), dict[str, Plot]()
     for evaluator in EVALUATORS:

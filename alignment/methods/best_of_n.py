@@ -69,26 +69,24 @@ def choose(
     align: AlignOptions,
 ) -> dict[str, float]:
     """Sample, score and keep the best finished response to each prompt; prompts without one are counted."""
-    from alignment.data.prompts import training_prompts
+    from alignment.data.prompts import encode_prompts
     from alignment.data.responses import sample
-    from alignment.models.importing import load_tokenizer
+    from alignment.models.chat import load_chat
+    from alignment.models.encoding import put_aside
     from alignment.models.scalar import load_causal_model
-    from alignment.models.tokenizer import decode_response
     from alignment.rewards.build import reward_parts, rule_rewards
     from alignment.rewards.components import reward_components
 
-    model, tokenizer = load_causal_model(sft / "model"), load_tokenizer(sft / "model")
+    model, chat = load_causal_model(sft / "model"), load_chat(sft / "model")
     context = int(model.config.max_position_embeddings)
-    fitting, too_long = training_prompts(
-        prompts, tokenizer, context, config.max_new_tokens, "align.best_of_n.max_new_tokens"
-    )
-    selected = fitting[: config.prompts or None]
+    encoded = encode_prompts(prompts, "train", chat, context, config.max_new_tokens, "align.best_of_n.max_new_tokens")
+    put_aside(out, encoded)
+    selected = encoded.rows[: config.prompts or None]
     repeated = [tokens for _, tokens in selected for _ in range(config.samples)]
-    samples = sample(config, model, tokenizer, repeated, seed)
-    scores = score_samples(
-        reward_components(reward_parts(reward, rule_rewards(align)), tokenizer), tokenizer, repeated, samples
-    )
-    texts = [decode_response(tokenizer, drawn.tokens) for drawn in samples]
+    samples = sample(config, model, chat, repeated, seed)
+    components = reward_components(reward_parts(reward, rule_rewards(align)), chat.tokenizer)
+    scores = score_samples(components, chat.tokenizer, repeated, samples)
+    texts = [chat.decode(drawn.tokens) for drawn in samples]
     usable = [drawn.ended and bool(text) for drawn, text in zip(samples, texts, strict=True)]
     best = best_indices(scores, usable, config.samples)
     rows = [demonstration(selected[index // config.samples][0], texts[index]) for index in best]
@@ -97,7 +95,8 @@ def choose(
     write_records(out / CHOSEN, rows)
     return {
         "prompts": float(len(selected)),
-        "prompts_too_long": float(too_long),
+        "prompts_too_long": float(encoded.too_long),
+        "prompts_rejected": encoded.counts["rejected"],
         "prompts_without_answer": float(len(selected) - len(rows)),
         "reward_of_all": sum(scores) / len(scores),
         "reward_of_best": sum(scores[index] for index in best) / len(best),

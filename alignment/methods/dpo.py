@@ -5,6 +5,7 @@ training comparisons are those of the reward model, a pair per example.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,12 +14,13 @@ from pydantic import Field
 from alignment.config.base import Config, Count, Positive
 from alignment.errors import DataError
 from alignment.journal import Journal
-from alignment.records import Comparison, read_records
+from alignment.records import Comparison
 from alignment.stage import Method, Sizes, Tokens
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from transformers import PreTrainedTokenizerBase
+
+    from alignment.models.encoding import Pair
 
 LOGGED = {
     "rewards/accuracies": "accuracy",
@@ -47,15 +49,23 @@ def dpo(config: DPOConfig, out: Path, journal: Journal, *, seed: int, sft: Path,
     from trl import DPOConfig as TrainerOptions
     from trl import DPOTrainer
 
-    from alignment.models.importing import load_tokenizer
+    from alignment.models.chat import load_chat
+    from alignment.models.encoding import encode_comparison, encode_file, put_aside
     from alignment.models.scalar import check_context, load_causal_model, save_model
     from alignment.plots import panels
     from alignment.training.trl import by_epochs, run_trainer, shared_options
 
-    model, tokenizer = load_causal_model(sft / "model"), load_tokenizer(sft / "model")
+    model, chat = load_causal_model(sft / "model"), load_chat(sft / "model")
     check_context(model, config.max_length_tokens, "align.dpo.max_length_tokens")
-    rows, _ = read_records(comparisons / "train.jsonl", Comparison)
-    dataset, too_long = pairs(rows, tokenizer, config.max_length_tokens)
+    encode = partial(encode_comparison, chat, max_length=config.max_length_tokens)
+    encoded = encode_file(comparisons / "train.jsonl", Comparison, encode)
+    if not encoded.rows:
+        raise DataError(
+            f"no comparison fits into {config.max_length_tokens} tokens; raise `align.dpo.max_length_tokens`. "
+            f"{encoded.first_reason}"
+        )
+    put_aside(out, encoded)
+    dataset = pairs(encoded.rows)
     checkpoints = out / "checkpoint"
     options = TrainerOptions(
         beta=config.beta,
@@ -71,15 +81,15 @@ def dpo(config: DPOConfig, out: Path, journal: Journal, *, seed: int, sft: Path,
         ref_model=load_causal_model(sft / "model"),
         args=options,
         train_dataset=dataset,
-        processing_class=tokenizer,
-        data_collator=own_tokens(int(tokenizer.pad_token_id)),
+        processing_class=chat.tokenizer,
+        data_collator=own_tokens(chat.pad_token_id),
     )
     run_trainer(trainer, checkpoints, journal, LOGGED)
-    save_model(model, out / "model", tokenizer)
+    save_model(model, out / "model", chat.tokenizer)
     lines = journal.read()
     journal.figure("dpo", panels(lines, ["loss", *LOGGED.values()], "DPO"))
     last: dict[str, float] = next((line["values"] for line in reversed(lines) if "loss" in line["values"]), {})
-    counts = {"comparisons": float(len(dataset)), "too_long": float(too_long)}
+    counts = {"comparisons": float(len(dataset)), **encoded.counts}
     return {name: last[name] for name in ("loss", "accuracy", "margin") if name in last} | counts
 
 
@@ -102,24 +112,17 @@ def own_tokens(pad_token_id: int) -> Callable[[Sequence[Mapping[str, Any]]], dic
     return collate_own
 
 
-def pairs(rows: Sequence[Comparison], tokenizer: "PreTrainedTokenizerBase", max_length: int) -> tuple["Dataset", int]:
-    """Comparisons as text and as token ids; those with a side that is too long are dropped and counted."""
+def pairs(rows: Sequence[tuple[Comparison, "Pair"]]) -> "Dataset":
+    """Comparisons as text, which the trainer asks for, and as token ids."""
     from datasets import Dataset
 
-    from alignment.models.tokenizer import prompt_tokens, response_tokens
-
-    examples = []
-    for row in rows:
-        prompt = prompt_tokens(tokenizer, row.prompt.messages)
-        chosen, rejected = (response_tokens(tokenizer, side.text) for side in (row.chosen, row.rejected))
-        if len(prompt) + max(len(chosen), len(rejected)) <= max_length:
-            text = {"prompt": row.prompt.text, "chosen": row.chosen.text, "rejected": row.rejected.text}
-            examples.append(text | dict(zip(TOKENS.values(), (prompt, chosen, rejected), strict=True)))
-    if not examples:
-        raise DataError(
-            f"no comparison of {len(rows)} fits into {max_length} tokens; raise `align.dpo.max_length_tokens`"
-        )
-    return Dataset.from_list(examples), len(rows) - len(examples)
+    return Dataset.from_list(
+        [
+            {"prompt": row.prompt.text, "chosen": row.chosen.text, "rejected": row.rejected.text}
+            | dict(zip(TOKENS.values(), (pair.prompt, pair.chosen, pair.rejected), strict=True))
+            for row, pair in rows
+        ]
+    )
 
 
 def cost(config: DPOConfig, sizes: Sizes) -> Tokens:

@@ -10,6 +10,7 @@ Every training comparison yields both: its chosen response is desirable, its rej
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,12 +19,13 @@ from pydantic import Field
 from alignment.config.base import Config, Count, Positive
 from alignment.errors import DataError
 from alignment.journal import Journal
-from alignment.records import Comparison, read_records
+from alignment.records import Comparison
 from alignment.stage import Method, Sizes, Tokens
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from transformers import PreTrainedTokenizerBase
+
+    from alignment.models.encoding import Pair
 
 LOGGED = {
     "kl": "kl",
@@ -53,15 +55,23 @@ def kto(config: KTOConfig, out: Path, journal: Journal, *, seed: int, sft: Path,
     from trl import KTOConfig as TrainerOptions
     from trl import KTOTrainer
 
-    from alignment.models.importing import load_tokenizer
+    from alignment.models.chat import load_chat
+    from alignment.models.encoding import encode_comparison, encode_file, put_aside
     from alignment.models.scalar import check_context, load_causal_model, save_model
     from alignment.plots import panels
     from alignment.training.trl import by_epochs, run_trainer, shared_options
 
-    model, tokenizer = load_causal_model(sft / "model"), load_tokenizer(sft / "model")
+    model, chat = load_causal_model(sft / "model"), load_chat(sft / "model")
     check_context(model, config.max_length_tokens, "align.kto.max_length_tokens")
-    rows, _ = read_records(comparisons / "train.jsonl", Comparison)
-    dataset, too_long = labelled_answers(rows, tokenizer, config.max_length_tokens)
+    encode = partial(encode_comparison, chat, max_length=config.max_length_tokens)
+    encoded = encode_file(comparisons / "train.jsonl", Comparison, encode)
+    if not encoded.rows:
+        raise DataError(
+            f"no comparison fits into {config.max_length_tokens} tokens; raise `align.kto.max_length_tokens`. "
+            f"{encoded.first_reason}"
+        )
+    put_aside(out, encoded)
+    dataset = labelled_answers(encoded.rows)
     checkpoints = out / "checkpoint"
     options = TrainerOptions(
         beta=config.beta,
@@ -78,15 +88,15 @@ def kto(config: KTOConfig, out: Path, journal: Journal, *, seed: int, sft: Path,
         ref_model=load_causal_model(sft / "model"),
         args=options,
         train_dataset=in_whole_batches(dataset.shuffle(seed=seed), config.batch_size),  # read in this order
-        processing_class=tokenizer,
-        data_collator=with_other_answers(int(tokenizer.pad_token_id), config.max_length_tokens),
+        processing_class=chat.tokenizer,
+        data_collator=with_other_answers(chat.pad_token_id, config.max_length_tokens),
     )
     run_trainer(trainer, checkpoints, journal, LOGGED)
-    save_model(model, out / "model", tokenizer)
+    save_model(model, out / "model", chat.tokenizer)
     lines = journal.read()
     journal.figure("kto", panels(lines, ["loss", *LOGGED.values()], "KTO"))
     last = {name: value for line in lines for name, value in line["values"].items()}  # a batch may have one label only
-    counts = {"answers": float(len(dataset)), "too_long": float(too_long)}
+    counts = {"answers": float(len(dataset)), **encoded.counts}
     return {name: last[name] for name in ("loss", "kl", "margin") if name in last} | counts
 
 
@@ -121,29 +131,23 @@ def with_other_answers(pad_token_id: int, max_length: int) -> Callable[[Sequence
     return collate_batch
 
 
-def labelled_answers(
-    rows: Sequence[Comparison], tokenizer: "PreTrainedTokenizerBase", max_length: int
-) -> tuple["Dataset", int]:
-    """Both answers of each comparison, label True for chosen; answers that are too long are dropped and counted."""
+def labelled_answers(rows: Sequence[tuple[Comparison, "Pair"]]) -> "Dataset":
+    """Both answers of each comparison, label True for chosen."""
     from datasets import Dataset
 
-    from alignment.models.tokenizer import prompt_tokens, response_tokens
-
-    examples, too_long = [], 0
-    for row in rows:
-        prompt = prompt_tokens(tokenizer, row.prompt.messages)
-        for side, label in ((row.chosen, True), (row.rejected, False)):
-            answer = response_tokens(tokenizer, side.text)
-            if len(prompt) + len(answer) > max_length:
-                too_long += 1
-                continue
-            text = {"prompt": row.prompt.text, "completion": side.text, "label": label}
-            examples.append(text | {"prompt_tokens": prompt, "answer_tokens": answer})
-    if not examples:
-        raise DataError(
-            f"no answer of {len(rows)} comparisons fits into {max_length} tokens; raise `align.kto.max_length_tokens`"
-        )
-    return Dataset.from_list(examples), too_long
+    return Dataset.from_list(
+        [
+            {
+                "prompt": row.prompt.text,
+                "completion": response.text,
+                "label": label,
+                "prompt_tokens": pair.prompt,
+                "answer_tokens": tokens,
+            }
+            for row, pair in rows
+            for response, tokens, label in ((row.chosen, pair.chosen, True), (row.rejected, pair.rejected, False))
+        ]
+    )
 
 
 def cost(config: KTOConfig, sizes: Sizes) -> Tokens:

@@ -1,19 +1,21 @@
 """Method `ppo`: PPO from the fine-tuned policy, with the reward model and the prompts, by `alignment.ppo`."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from alignment.errors import DataError
+from alignment.errors import DataError, UnfitRowError
 from alignment.journal import Journal
 from alignment.ppo.config import PPOConfig
-from alignment.records import Document, read_records
+from alignment.records import Document
 from alignment.rules.options import AlignOptions
 from alignment.stage import Method, Sizes, Tokens
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
+    from alignment.models.chat import ChatFormat
     from alignment.models.ensembles import Ensemble
 
 CURVES = (
@@ -33,6 +35,7 @@ CURVES = (
     "policy_grad_norm",
     "value_grad_norm",
 )
+FIGURES = ("reward", "objective", "kl", "entropy", "length", "missing_eos", "explained_variance")
 
 
 def ppo(
@@ -63,10 +66,11 @@ def ppo(
     import torch
 
     from alignment.artifacts import write_json
-    from alignment.data.prompts import training_prompts
+    from alignment.data.prompts import encode_prompts
     from alignment.distributed.collectives import on_main
     from alignment.methods.selection import select_snapshot
-    from alignment.models.importing import load_tokenizer
+    from alignment.models.chat import load_chat
+    from alignment.models.encoding import encode_file, put_aside
     from alignment.models.reward_adapters import load_reward
     from alignment.models.scalar import load_causal_model, load_rewards
     from alignment.plots import panels
@@ -75,71 +79,70 @@ def ppo(
     from alignment.training.pretrain import pack_documents
 
     config = config.model_copy(update={"seed": seed})
-    tokenizer = load_tokenizer(sft / "model")
+    chat = load_chat(sft / "model")
     frozen = torch.bfloat16 if config.bfloat16 else torch.float32
     lora = config.layout == "lora"
     policy = load_causal_model(sft / "model", frozen if lora else torch.float32)
     context = int(policy.config.max_position_embeddings)
-    fitting, too_long = training_prompts(prompts, tokenizer, context, config.max_new_tokens, "ppo.max_new_tokens")
+    encoded = encode_prompts(prompts, "train", chat, context, config.max_new_tokens, "ppo.max_new_tokens")
+    put_aside(out, encoded)
+    prompt_ids = [tokens for _, tokens in encoded.rows]
     load = partial(load_reward, language_model=policy, dtype=frozen, shared=lora)
-    documents = read_records(corpus / "train.jsonl", Document)[0] if config.ptx_coef else []
+    documents = encode_file(corpus / "train.jsonl", Document, chat.document).rows if config.ptx_coef else []
     if documents and align.ptx_min_reward is not None:
         model = load_rewards(reward, load)
-        documents = drop_low_reward_conversations(documents, tokenizer, context, model, align.ptx_min_reward)
+        documents = drop_low_reward_conversations(documents, chat, context, model, align.ptx_min_reward)
     result = train_ppo(
         policy,
-        tokenizer,
-        [tokens for _, tokens in fitting],
+        chat.tokenizer,
+        prompt_ids,
         reward_parts(reward, rule_rewards(align), load),
         config,
-        ptx_sequences=pack_documents(documents, tokenizer, context).rows.tolist() if documents else None,
+        ptx_sequences=pack_documents(documents, context).rows.tolist() if documents else None,
         out=out,
         journal=journal,
     )
     steps = [snapshot.step for snapshot in result.snapshots if snapshot.step <= result.policy_step]
     policy_step = result.policy_step
     if validation is not None:
-        selection_prompts = [tokens for _, tokens in fitting[: align.select_prompts]]
+        selected = prompt_ids[: align.select_prompts]
         policy_step = select_snapshot(
-            config, out, journal, steps=steps, validation=validation, prompts=selection_prompts, tokenizer=tokenizer
+            config, out, journal, steps=steps, validation=validation, prompts=selected, chat=chat
         )
     on_main(write_json, out / "snapshots.json", steps)
     journal.figure("ppo", panels(journal.read(), CURVES, "PPO"))
-    kept = ("reward", "objective", "kl", "entropy", "length", "missing_eos", "explained_variance")
-    return {name: result.metrics[name] for name in kept if name in result.metrics} | {
-        "prompts": float(len(fitting)),
-        "prompts_too_long": float(too_long),
-        "ptx_documents": float(len(documents)),
-        "steps": float(result.steps),
-        "policy_step": float(policy_step),
-        "stopped_early": float(result.stopped_early),
-    }
+    counts = {"prompts": len(prompt_ids), "ptx_documents": len(documents), "steps": result.steps}
+    counts |= {"policy_step": policy_step, "stopped_early": result.stopped_early}
+    figures = {name: result.metrics[name] for name in FIGURES if name in result.metrics}
+    figures |= {f"prompts_{name}": count for name, count in encoded.counts.items()}
+    return figures | {name: float(count) for name, count in counts.items()}
 
 
 def drop_low_reward_conversations(
-    documents: Sequence[Document],
-    tokenizer: "PreTrainedTokenizerBase",
+    documents: "Sequence[tuple[Document, list[int]]]",
+    chat: "ChatFormat",
     context: int,
     reward: "PreTrainedModel | Ensemble",
     minimum: float,
-) -> list[Document]:
-    """The documents without the conversations in which an answer scores below `minimum`. Plain text is kept,
-    and so are answers that are too long to be scored. Raises DataError if nothing is left."""
+) -> list[tuple[Document, list[int]]]:
+    """The documents, each with its tokens, without the conversations in which an answer scores below `minimum`.
+
+    Plain text is kept, and so are answers that cannot be scored. Raises DataError if nothing is left."""
     from alignment.distributed.collectives import from_main
+    from alignment.models.encoding import check_length
     from alignment.models.scalar import reward_scores
-    from alignment.models.tokenizer import prompt_tokens, response_tokens
     from alignment.reward_model.evaluate import transposed
 
     indices: list[int] = []
     answers: list[tuple[list[int], int]] = []
-    for index, document in enumerate(documents):
+    for index, (document, _) in enumerate(documents):
         for turn, message in enumerate(document.messages):
             if message.role == "assistant" and turn > 0:
-                prompt = prompt_tokens(tokenizer, document.messages[:turn])
-                answer = response_tokens(tokenizer, message.content)
-                if len(prompt) + len(answer) <= context:
+                with suppress(UnfitRowError):
+                    encoded = chat.turn(document.messages[:turn], message.content)
+                    check_length(len(encoded.ids), context)
                     indices.append(index)
-                    answers.append((prompt + answer, len(prompt)))
+                    answers.append((encoded.ids, len(encoded.prompt)))
     if not answers:
         return list(documents)
     scores = reward_scores(reward, *transposed(answers)).tolist()

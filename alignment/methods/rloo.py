@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field, model_validator
 
 from alignment.config.base import Config, Count, NonNegative, Positive
-from alignment.errors import DataError
 from alignment.journal import Journal
-from alignment.records import Prompt
+from alignment.records import Message, Prompt
 from alignment.rules.options import AlignOptions
 from alignment.stage import Method, Sizes, Tokens
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from transformers import PreTrainedTokenizerBase
+    from transformers import Trainer
 
+    from alignment.models.chat import ChatFormat
     from alignment.rewards.components import Component
 
 LOGGED = {
@@ -74,22 +74,21 @@ def rloo(
 ) -> dict[str, float]:
     """Train `sft/model` against the reward and write `model/`; resumes from its last checkpoint."""
     from trl import RLOOConfig as TrainerOptions
-    from trl import RLOOTrainer
 
-    from alignment.data.prompts import training_prompts
-    from alignment.models.importing import load_tokenizer
+    from alignment.data.prompts import encode_prompts
+    from alignment.models.chat import load_chat
+    from alignment.models.encoding import put_aside
     from alignment.models.scalar import load_causal_model, save_model
     from alignment.rewards.build import reward_parts, rule_rewards
     from alignment.rewards.components import reward_components
     from alignment.training.trl import run_trainer, shared_options
 
-    model, tokenizer = load_causal_model(sft / "model"), load_tokenizer(sft / "model")
+    model, chat = load_causal_model(sft / "model"), load_chat(sft / "model")
     context = int(model.config.max_position_embeddings)
-    fitting, too_long = training_prompts(
-        prompts, tokenizer, context, config.max_new_tokens, "align.rloo.max_new_tokens"
-    )
-    dataset, unlike = conversations(fitting, tokenizer)
-    components = reward_components(reward_parts(reward, rule_rewards(align)), tokenizer)
+    encoded = encode_prompts(prompts, "train", chat, context, config.max_new_tokens, "align.rloo.max_new_tokens")
+    put_aside(out, encoded)
+    dataset = conversations(encoded.rows)
+    components = reward_components(reward_parts(reward, rule_rewards(align)), chat.tokenizer)
     checkpoints = out / "checkpoint"
     options = TrainerOptions(
         max_steps=config.steps,
@@ -107,48 +106,55 @@ def rloo(
         save_steps=config.checkpoint_every_steps,
         **shared_options(checkpoints, seed, on_cpu=model.device.type == "cpu"),
     )
-    trainer = RLOOTrainer(
+    trainer = trainer_on_own_tokens(
+        chat,
         model=model,
-        reward_funcs=reward_function(components, tokenizer, config.missing_eos_penalty),
+        reward_funcs=reward_function(components, chat, config.missing_eos_penalty),
         args=options,
         train_dataset=dataset,
-        processing_class=tokenizer,
+        processing_class=chat.tokenizer,
     )
     names = LOGGED | {f"reward/{component.name}": f"reward/{component.name}" for component in components}
     run_trainer(trainer, checkpoints, journal, names)
-    save_model(model, out / "model", tokenizer)
+    save_model(model, out / "model", chat.tokenizer)
     return figures_of(journal) | {
         "prompts": float(len(dataset)),
-        "prompts_too_long": float(too_long),
-        "prompts_with_special_tokens": float(unlike),
+        "prompts_too_long": float(encoded.too_long),
+        "prompts_rejected": encoded.counts["rejected"],
         "steps": float(config.steps),
     }
 
 
-def conversations(
-    rows: Sequence[tuple[Prompt, list[int]]], tokenizer: "PreTrainedTokenizerBase"
-) -> tuple["Dataset", int]:
-    """Prompts in the trainer's format, with their token ids.
-
-    The trainer applies the chat template itself. It would tokenize a prompt whose text contains a special token
-    differently from all other stages: such a prompt is dropped and counted.
-    """
+def conversations(rows: Sequence[tuple[Prompt, list[int]]]) -> "Dataset":
+    """Prompts in the trainer's format, with their token ids."""
     from datasets import Dataset
 
-    from alignment.models.tokenizer import as_ids
+    return Dataset.from_list(
+        [
+            {"prompt": [message.model_dump() for message in row.messages], "prompt_tokens": tokens}
+            for row, tokens in rows
+        ]
+    )
 
-    examples = []
-    for row, tokens in rows:
-        turns = [{"role": message.role, "content": message.content} for message in row.messages]
-        if as_ids(tokenizer.apply_chat_template(turns, add_generation_prompt=True)) == tokens:
-            examples.append({"prompt": turns, "prompt_tokens": tokens})
-    if not examples:
-        raise DataError(f"all {len(rows)} prompts contain special tokens of the tokenizer; use prompts without them")
-    return Dataset.from_list(examples), len(rows) - len(examples)
+
+def trainer_on_own_tokens(chat: "ChatFormat", **options: Any) -> "Trainer":
+    """TRL's trainer with prompts tokenized as in all other stages.
+
+    The trainer's own rendering would let the text of a prompt become special tokens, and ends with whatever the
+    generation prompt opens, such as a thought.
+    """
+    from trl import RLOOTrainer
+
+    class OwnTokens(RLOOTrainer):
+        def _tokenize_prompts(self, prompts: Sequence[Any]) -> tuple[list[list[int]], None, dict[str, Any]]:
+            turns = [[Message.model_validate(message) for message in prompt] for prompt in prompts]
+            return [chat.prompt(messages) for messages in turns], None, {}
+
+    return OwnTokens(**options)
 
 
 def reward_function(
-    components: Sequence["Component"], tokenizer: "PreTrainedTokenizerBase", missing_eos_penalty: float
+    components: Sequence["Component"], chat: "ChatFormat", missing_eos_penalty: float
 ) -> Callable[..., list[float | None]]:
     """The trainer's reward function: the total score minus the penalty without EOS; each component is logged."""
     import torch
@@ -160,10 +166,10 @@ def reward_function(
         completion_ids: list[list[int]], prompt_tokens: list[list[int]], log_metric: Any, **_: Any
     ) -> list[float | None]:
         sequences = [prompt + response for prompt, response in zip(prompt_tokens, completion_ids, strict=True)]
-        parts = component_scores(components, tokenizer, sequences, [len(p) for p in prompt_tokens], TOKEN_BUDGET)
+        parts = component_scores(components, chat.tokenizer, sequences, [len(p) for p in prompt_tokens], TOKEN_BUDGET)
         for component in components:
             log_metric(f"reward/{component.name}", float(parts[component.name].mean()))
-        ended = torch.tensor([response[-1:] == [tokenizer.eos_token_id] for response in completion_ids])
+        ended = torch.tensor([bool(ids) and ids[-1] in chat.end_ids for ids in completion_ids])
         total = missing_eos_score(total_score(components, parts), ended, missing_eos_penalty, "subtract")
         return list(total.tolist())
 

@@ -17,11 +17,12 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from alignment.artifacts import write_json
 from alignment.distributed.collectives import from_main, on_main
 from alignment.journal import Journal
+from alignment.models.chat import ChatFormat
 from alignment.models.generation import generate
 from alignment.models.scalar import load_causal_model, load_scalar_model, reward_scores
 from alignment.plots import curve
@@ -50,15 +51,12 @@ def select_snapshot(
     steps: Sequence[int],
     validation: Path,
     prompts: Sequence[Sequence[int]],
-    tokenizer: PreTrainedTokenizerBase,
+    chat: ChatFormat,
 ) -> int:
     """Copy the chosen snapshot to `out/model`; write `selection.json` and a figure; return its step."""
     judge = load_scalar_model(validation / "model")
     rewards = torch.stack(
-        [
-            snapshot_rewards(load_causal_model(snapshot_path(out, step)), judge, prompts, tokenizer, config)
-            for step in steps
-        ]
+        [snapshot_rewards(load_causal_model(snapshot_path(out, step)), judge, prompts, chat, config) for step in steps]
     )
     chosen = from_main(earliest_as_good(steps, rewards))
     on_main(copy_snapshot, out, chosen.step, out / "model")
@@ -76,7 +74,7 @@ def snapshot_rewards(
     policy: PreTrainedModel,
     judge: PreTrainedModel,
     prompts: Sequence[Sequence[int]],
-    tokenizer: PreTrainedTokenizerBase,
+    chat: ChatFormat,
     config: PPOConfig,
 ) -> Tensor:
     """The judge's score of one answer to each prompt, with PPO's penalty for a missing EOS. Shape: (prompts,)."""
@@ -87,8 +85,8 @@ def snapshot_rewards(
         policy,
         prompts,
         max_new_tokens=config.max_new_tokens,
-        eos_token_ids=[int(tokenizer.eos_token_id)],
-        pad_token_id=int(tokenizer.pad_token_id),
+        eos_token_ids=chat.end_ids,
+        pad_token_id=chat.pad_token_id,
         temperature=config.temperature,
         uniforms=uniforms,
         batch_size=config.generation_batch_size,

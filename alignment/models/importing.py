@@ -1,4 +1,4 @@
-"""Importing checkpoints for chat: a PAD token that is not EOS, and a chat template.
+"""Importing checkpoints for chat: a PAD token that is not EOS, a chat template, and every token that ends an answer.
 
 Weights are read from safetensors by `transformers`; remote code is never run.
 """
@@ -7,46 +7,59 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from alignment.errors import CheckpointError
-from alignment.models.safe_loading import NEVER_CODE, read_plainly
+from alignment.models.chat import ChatFormat, configured_eos_ids
 from alignment.models.scalar import load_causal_model
-from alignment.models.tokenizer import ASSISTANT, CHAT_TEMPLATE, PAD, SYSTEM, USER
-
-
-def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
-    """A tokenizer from a directory or the hub."""
-    with read_plainly("no tokenizer", path):
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path, **NEVER_CODE)
-    return tokenizer
+from alignment.models.tokenizer import ASSISTANT, CHAT_TEMPLATE, PAD, SYSTEM, USER, load_tokenizer
 
 
 def import_checkpoint(path: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, list[str]]:
-    """An imported model and tokenizer, ready for chat, and a description of each change to them.
+    """An imported model and tokenizer, ready for chat, a description of each change to them, and what of the chat
+    template cannot be honoured.
 
-    Raises CheckpointError if there is no EOS (a response could never end) or the vocabularies do not fit.
+    Raises CheckpointError if nothing could end a response, if the vocabularies do not fit, and for a chat template
+    that cannot render a question with its answer.
     """
     model, tokenizer = load_causal_model(path), load_tokenizer(path)
-    if tokenizer.eos_token_id is None:
-        raise CheckpointError(
-            f"the tokenizer of {path} has no EOS token, so a response could never end; set `eos_token` in it"
-        )
     rows = len(weight_of(model.get_input_embeddings()))
     if len(tokenizer) > rows:
         raise CheckpointError(f"the tokenizer of {path} has {len(tokenizer)} tokens but the model embeds only {rows}")
     changes = []
-    if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
-        was = "missing" if tokenizer.pad_token_id is None else "the same as EOS"
-        tokenizer.add_special_tokens({"pad_token": PAD})
-        changes.append(f"PAD was {was}; {PAD} added")
     if not tokenizer.chat_template:
         tokenizer.add_special_tokens({"additional_special_tokens": [USER, ASSISTANT, SYSTEM]})
         tokenizer.chat_template = CHAT_TEMPLATE
         changes.append(f"no chat template; turns are marked with {USER}, {ASSISTANT} and {SYSTEM}")
+    changes += ensure_eos(tokenizer, model, path)
+    chat = ChatFormat.of(tokenizer, model.generation_config)
+    changes += ensure_pad(tokenizer, chat)
     grow_embeddings(model, len(tokenizer))
-    align_special_tokens(model, tokenizer)
-    return model, tokenizer, changes
+    changes += align_special_tokens(model, chat)
+    return model, tokenizer, [*changes, *chat.notes()]
+
+
+def ensure_eos(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, path: str | Path) -> list[str]:
+    """Give a tokenizer without EOS the one that the checkpoint names. Raises CheckpointError if it names none."""
+    if tokenizer.eos_token_id is not None:
+        return []
+    named = configured_eos_ids(model.generation_config)
+    if not named:
+        raise CheckpointError(
+            f"the tokenizer of {path} has no EOS token, so a response could never end; set `eos_token` in it"
+        )
+    tokenizer.eos_token = tokenizer.convert_ids_to_tokens(named[0])
+    return [f"the tokenizer had no EOS; it is {tokenizer.eos_token}, as the checkpoint says"]
+
+
+def ensure_pad(tokenizer: PreTrainedTokenizerBase, chat: ChatFormat) -> list[str]:
+    """Add a PAD to a tokenizer without one, or whose PAD ends answers."""
+    pad = tokenizer.pad_token_id
+    if pad is not None and pad not in (tokenizer.eos_token_id, chat.end_of_turn):
+        return []
+    reason = "missing" if pad is None else "the same as EOS" if pad == tokenizer.eos_token_id else "the end of a turn"
+    tokenizer.add_special_tokens({"pad_token": PAD})
+    return [f"PAD was {reason}; {PAD} added"]
 
 
 def grow_embeddings(model: PreTrainedModel, size: int) -> None:
@@ -69,10 +82,14 @@ def weight_of(layer: nn.Module) -> Tensor:
     return weight
 
 
-def align_special_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Set the tokenizer's special tokens in the model's configs."""
-    for config in (model.config, model.generation_config):
+def align_special_tokens(model: PreTrainedModel, chat: ChatFormat) -> list[str]:
+    """Set PAD and the ids that end an answer in the model's configs; describes a change of the latter."""
+    ends, before = sorted(chat.end_ids), configured_eos_ids(model.generation_config)
+    for config in (model.config.get_text_config(), model.generation_config):
         if config is not None:
-            config.pad_token_id = tokenizer.pad_token_id
-            config.eos_token_id = tokenizer.eos_token_id
-            config.bos_token_id = tokenizer.bos_token_id
+            config.pad_token_id = chat.tokenizer.pad_token_id
+            config.eos_token_id = ends if len(ends) > 1 else ends[0]
+    if before == ends:
+        return []
+    names = " or ".join(map(str, chat.tokenizer.convert_ids_to_tokens(ends)))
+    return [f"an answer ends at {names}, as chat template, generation config and tokenizer together say"]

@@ -1,19 +1,17 @@
 """Stage `tokenizer`: a byte-level BPE with the special tokens and the chat template that every later stage uses."""
 
-import re
-from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from alignment.config.stages import TokenizerConfig
+from alignment.errors import UnfitRowError
 from alignment.journal import Journal
-from alignment.records import Document, Message, read_records
+from alignment.models.safe_loading import NEVER_CODE, read_plainly
+from alignment.records import Document, read_records
 
 PAD, EOS, USER, ASSISTANT, SYSTEM = "<|pad|>", "<|end|>", "<|user|>", "<|assistant|>", "<|system|>"
-PLACE = "\ue000"  # a private character of Unicode: placeholder for a turn's text in a rendered template
 
 # <|user|>question<|assistant|>answer EOS, after BOS if the tokenizer has one. Only an answer ends with EOS: in
 # pretraining EOS separates unrelated documents, and an answer is related to its question.
@@ -63,56 +61,27 @@ def train_tokenizer(
     return figures
 
 
-def prompt_tokens(tokenizer: PreTrainedTokenizerBase, messages: Iterable[Message]) -> list[int]:
-    """The token ids of a conversation, ready for the assistant's answer."""
-    return conversation_tokens(tokenizer, tuple(messages), add_generation_prompt=True)
-
-
-def document_tokens(tokenizer: PreTrainedTokenizerBase, document: Document) -> list[int]:
-    """The token ids of a document for pretraining: text between BOS (if any) and EOS, or turns."""
-    if document.messages:
-        return conversation_tokens(tokenizer, document.messages, add_generation_prompt=False)
-    bos = [] if tokenizer.bos_token_id is None else [int(tokenizer.bos_token_id)]
-    return [*bos, *plain_tokens(tokenizer, document.text), int(tokenizer.eos_token_id)]
-
-
-def response_tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """The token ids of an answer, with EOS."""
-    return [*plain_tokens(tokenizer, text), int(tokenizer.eos_token_id)]
+def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
+    """A tokenizer from a directory or the hub."""
+    with read_plainly("no tokenizer", path):
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path, **NEVER_CODE)
+    return tokenizer
 
 
 def plain_tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """The token ids of user text: "<|assistant|>" in it is thirteen characters, never the special token."""
+    """The token ids of user text: "<|assistant|>" in it is thirteen characters, never the special token.
+
+    Raises UnfitRowError for text that is not Unicode.
+    """
+    check_unicode(text)
     return list(tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"])
 
 
-def conversation_tokens(
-    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], *, add_generation_prompt: bool
-) -> list[int]:
-    """The token ids of turns under the chat template; special tokens come only from the template.
-
-    The text of a turn that contains one (to impersonate the assistant, say) is inserted as plain tokens.
-    """
-    special = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
-    if not any(token in message.content for message in messages for token in special):
-        turns = [{"role": m.role, "content": m.content} for m in messages]
-        return as_ids(tokenizer.apply_chat_template(turns, add_generation_prompt=add_generation_prompt, tokenize=True))
-    placeholders = [{"role": m.role, "content": f"{PLACE}{number}{PLACE}"} for number, m in enumerate(messages)]
-    frame = tokenizer.apply_chat_template(placeholders, add_generation_prompt=add_generation_prompt, tokenize=False)
-    ids: list[int] = []
-    for number, piece in enumerate(re.split(f"{PLACE}(\\d+){PLACE}", str(frame))):
-        if number % 2:
-            ids += plain_tokens(tokenizer, messages[int(piece)].content)
-        else:
-            ids += tokenizer(piece, add_special_tokens=False)["input_ids"]
-    return ids
-
-
-def decode_response(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int]) -> str:
-    """The text of an answer without EOS."""
-    return str(tokenizer.decode(list(tokens), skip_special_tokens=True)).strip()
-
-
-def as_ids(encoded: Any) -> list[int]:
-    """Token ids from what `apply_chat_template` returns (a list, or a mapping in newer releases)."""
-    return list(encoded["input_ids"] if hasattr(encoded, "keys") else encoded)
+def check_unicode(text: str) -> None:
+    """Raise UnfitRowError for a lone surrogate, half of a character, which no tokenizer can encode."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UnfitRowError(
+            f"a lone surrogate, {text[error.start]!r}, is half of a character: repair the text"
+        ) from error

@@ -1,6 +1,6 @@
 """A rollout: responses sampled from the policy, scored, and turned into advantages."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 from torch import Tensor
@@ -24,7 +24,7 @@ def sample_episodes(
     policy: PreTrainedModel,
     prompts: Sequence[Sequence[int]],
     config: PPOConfig,
-    eos_token_ids: set[int],
+    eos_token_ids: Collection[int],
     uniforms: Tensor,
 ) -> Episodes:
     """Sample a response to each prompt, with its log-probabilities under the policy.

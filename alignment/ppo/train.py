@@ -21,6 +21,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from alignment.distributed import collectives as processes
 from alignment.errors import ConfigError, TrainingError
 from alignment.journal import Journal
+from alignment.models.chat import eos_token_ids
 from alignment.models.ensembles import Ensemble
 from alignment.models.generation import check_prompts_fit
 from alignment.ppo import sharding
@@ -63,7 +64,7 @@ class _Run:
     tokenizer: PreTrainedTokenizerBase
     prompts: list[list[int]]
     ptx_sequences: Sequence[Sequence[int]] | None
-    eos_token_ids: set[int]
+    eos_token_ids: frozenset[int]
     out: Path
     identity: dict[str, str]
     kl_coef: float
@@ -141,7 +142,6 @@ def _prepare(
     check_prompts_fit(policy, ptx_sequences or [], 0)
     models = lay_out(config, policy, value_model, reference, components)
     identity = _identity(config, tokens, ptx_sequences, policy, models)
-    eos = policy.generation_config.eos_token_id if policy.generation_config is not None else None
     return _Run(
         config=config,
         learner=Learner.of(models.policy, models.value_model, config),
@@ -150,7 +150,7 @@ def _prepare(
         tokenizer=tokenizer,
         prompts=tokens,
         ptx_sequences=ptx_sequences,
-        eos_token_ids={tokenizer.eos_token_id, *([] if eos is None else [eos] if isinstance(eos, int) else eos)},
+        eos_token_ids=eos_token_ids(tokenizer, policy.generation_config),
         out=out,
         identity=identity,
         kl_coef=config.kl_coef,

@@ -4,27 +4,27 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from alignment.criteria import CRITERION_NAMES
 from alignment.distributed.collectives import on_main
 from alignment.errors import DataError
 from alignment.journal import Journal
+from alignment.models.encoding import Pair
 from alignment.models.ensembles import Ensemble, spread
 from alignment.models.likelihood import likelihood_head
 from alignment.models.scalar import member_scores, reward_scores
-from alignment.models.tokenizer import prompt_tokens, response_tokens
 from alignment.records import Comparison, write_records
 from alignment.reward_model.plots import calibration
 from alignment.statistics import bag_of_words_accuracy, expected_calibration_error, pearson
 
+Encoding = tuple[Comparison, Pair]
 TESTS = ("heldout_prompts", "heldout_annotators")
 
 
 def examine(
     model: PreTrainedModel | Ensemble,
-    tokenizer: PreTrainedTokenizerBase,
-    rows: dict[str, list[Comparison]],
+    rows: dict[str, list[Encoding]],
     out: Path,
     journal: Journal,
 ) -> dict[str, float]:
@@ -36,56 +36,48 @@ def examine(
     for name in TESTS:
         if not rows[name]:
             continue
-        margins = score_margins(model, tokenizer, rows[name]) * scale  # in Bradley-Terry's units again
+        margins = score_margins(model, rows[name]) * scale  # in Bradley-Terry's units again
         figures[f"accuracy_{name}"] = float((margins > 0).float().mean())
         figures[f"pairs_{name}"] = float(len(rows[name]))
-        figures |= accuracy_by_criterion(margins, rows[name], name)
+        figures |= accuracy_by_criterion(margins, [row for row, _ in rows[name]], name)
     tested = rows["heldout_prompts"]
     if not tested:
         raise DataError("no held-out comparison fits; raise `reward.max_length_tokens` or `comparisons.heldout_share`")
-    margins = score_margins(model, tokenizer, tested) * scale
+    comparisons = [row for row, _ in tested]
+    margins = score_margins(model, tested) * scale
     figures["ece"] = expected_calibration_error(margins)
-    figures["length_correlation"] = length_correlation(model, tokenizer, tested)
-    figures["longer_wins"] = sum(len(c.chosen.text) > len(c.rejected.text) for c in tested) / len(tested)
-    figures["bag_of_words_accuracy"] = bag_of_words_accuracy(rows["train"], tested)
+    figures["length_correlation"] = length_correlation(model, tested)
+    figures["longer_wins"] = sum(len(c.chosen.text) > len(c.rejected.text) for c in comparisons) / len(tested)
+    figures["bag_of_words_accuracy"] = bag_of_words_accuracy([row for row, _ in rows["train"]], comparisons)
     if isinstance(model, Ensemble):
-        figures |= examine_members(model, tokenizer, tested)
+        figures |= examine_members(model, tested)
     journal.figure("calibration", calibration(margins))
     journal.log({name: value for name, value in figures.items() if not name.startswith("pairs_")}, step=0)
-    on_main(write_records, out / "tested.jsonl", tested)
+    on_main(write_records, out / "tested.jsonl", comparisons)
     return figures
 
 
-def examine_members(
-    ensemble: Ensemble, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Comparison]
-) -> dict[str, float]:
+def examine_members(ensemble: Ensemble, rows: Sequence[Encoding]) -> dict[str, float]:
     """Accuracy of each member, and the disagreement of members on a response (in standard deviations of score)."""
     figures = {}
     for number, model in enumerate(ensemble.models):
-        margins = score_margins(model, tokenizer, rows)
+        margins = score_margins(model, rows)
         figures[f"member_{number}_accuracy"] = float((margins > 0).float().mean())
-    prompts = [len(prompt_tokens(tokenizer, row.prompt.messages)) for row in rows]
-    chosen = member_scores(ensemble, [score_input(tokenizer, row, "chosen") for row in rows], prompts)
+    prompts = [len(pair.prompt) for _, pair in rows]
+    chosen = member_scores(ensemble, [pair.prompt + pair.chosen for _, pair in rows], prompts)
     return figures | {"member_spread": float(spread(chosen).mean())}
 
 
-def score_margins(
-    model: PreTrainedModel | Ensemble, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Comparison]
-) -> Tensor:
+def score_margins(model: PreTrainedModel | Ensemble, rows: Sequence[Encoding]) -> Tensor:
     """Normalised score of chosen minus that of rejected. Shape: (rows,)."""
-    prompts = [len(prompt_tokens(tokenizer, row.prompt.messages)) for row in rows]
-    sides = [[score_input(tokenizer, row, side) for row in rows] for side in ("chosen", "rejected")]
-    return reward_scores(model, sides[0], prompts) - reward_scores(model, sides[1], prompts)
+    prompts = [len(pair.prompt) for _, pair in rows]
+    chosen, rejected = zip(*((pair.prompt + pair.chosen, pair.prompt + pair.rejected) for _, pair in rows), strict=True)
+    return reward_scores(model, chosen, prompts) - reward_scores(model, rejected, prompts)
 
 
 def transposed(pairs: Sequence[tuple[list[int], int]]) -> tuple[list[list[int]], list[int]]:
     """The list of sequences and the list of prompt lengths."""
     return [sequence for sequence, _ in pairs], [length for _, length in pairs]
-
-
-def score_input(tokenizer: PreTrainedTokenizerBase, row: Comparison, side: str) -> list[int]:
-    """Token ids of the prompt with a side of a comparison."""
-    return prompt_tokens(tokenizer, row.prompt.messages) + response_tokens(tokenizer, getattr(row, side).text)
 
 
 def accuracy_by_criterion(margins: Tensor, rows: Sequence[Comparison], name: str) -> dict[str, float]:
@@ -99,14 +91,12 @@ def accuracy_by_criterion(margins: Tensor, rows: Sequence[Comparison], name: str
     return figures
 
 
-def length_correlation(
-    model: PreTrainedModel | Ensemble, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Comparison]
-) -> float:
+def length_correlation(model: PreTrainedModel | Ensemble, rows: Sequence[Encoding]) -> float:
     """Pearson correlation of score and response length in tokens, over the distinct responses of the test."""
     distinct = {
-        (r.prompt.id, side.id): (score_input(tokenizer, r, name), len(prompt_tokens(tokenizer, r.prompt.messages)))
-        for r in rows
-        for name, side in (("chosen", r.chosen), ("rejected", r.rejected))
+        (row.prompt.id, side.id): (pair.prompt + tokens, len(pair.prompt))
+        for row, pair in rows
+        for side, tokens in ((row.chosen, pair.chosen), (row.rejected, pair.rejected))
     }
     sequences, prompts = transposed(list(distinct.values()))
     lengths = [len(sequence) - prompt for sequence, prompt in zip(sequences, prompts, strict=True)]

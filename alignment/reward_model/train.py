@@ -17,13 +17,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from tqdm import tqdm
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from alignment.config.stages import RewardConfig
 from alignment.distributed.collectives import share_of
 from alignment.errors import DataError
 from alignment.journal import Journal
-from alignment.models.importing import load_tokenizer
+from alignment.models.chat import Turn, load_chat
+from alignment.models.encoding import Pair, encode_comparison, encode_demonstrations, encode_file, put_aside
 from alignment.models.likelihood import add_likelihood, likelihood_head
 from alignment.models.logprobs import right_pad
 from alignment.models.reward_adapters import scalar_adapter_over
@@ -36,11 +37,10 @@ from alignment.models.scalar import (
     scalar_model_from,
     set_normalisation,
 )
-from alignment.models.tokenizer import prompt_tokens, response_tokens
 from alignment.plots import curve
-from alignment.records import Comparison, Demonstration, read_records
+from alignment.records import Comparison
 from alignment.reward_model.ensemble_training import member_seed, shake_head, train_members
-from alignment.reward_model.evaluate import TESTS, examine, score_input, transposed
+from alignment.reward_model.evaluate import TESTS, examine, transposed
 from alignment.reward_model.loss import bradley_terry_loss
 from alignment.training.loop import TrainingState, backward, cosine_schedule
 from alignment.training.pretrain import parameter_groups
@@ -74,32 +74,38 @@ def train_reward_model(
     demonstrations score 0 on average with a spread of 1 over the judged responses. With several members, the
     others are `model-1/`, …, each normalised by itself, and the test is of the ensemble. `swapped` trains on the
     held-out comparisons and tests on `train.jsonl`: a second reward model from other labels."""
-    tokenizer = load_tokenizer(sft / "model")
+    chat = load_chat(sft / "model")
     language_model = load_causal_model(sft / "model")
     check_context(language_model, config.max_length_tokens, "reward.max_length_tokens")
-    rows = {name: read_records(comparisons / f"{name}.jsonl", Comparison)[0] for name in ("train", *TESTS)}
+    encode = partial(encode_comparison, chat, max_length=config.max_length_tokens)
+    encoded = {name: encode_file(comparisons / f"{name}.jsonl", Comparison, encode) for name in ("train", *TESTS)}
+    put_aside(out, *encoded.values())
+    rows = {name: part.rows for name, part in encoded.items()}
     if swapped:
         rows = {"train": rows[TESTS[0]] + rows[TESTS[1]], TESTS[0]: rows["train"], TESTS[1]: []}
-    groups, too_long = group_by_prompt(rows["train"], tokenizer, config.max_length_tokens)
+    groups = group_by_prompt(rows["train"])
+    if not groups:
+        raise DataError(
+            f"no comparison fits into {config.max_length_tokens} tokens; raise `reward.max_length_tokens`. "
+            f"{encoded['train'].first_reason}"
+        )
+    zero = encode_demonstrations(demonstrations, chat, config.max_length_tokens, "reward.max_length_tokens")
 
     def member(number: int, directory: Path, member_journal: Journal) -> PreTrainedModel:
         model, language_head = untrained(language_model, config, number)
         train_groups(model, language_head, groups, config, directory, member_journal, member_seed(seed, number))
-        normalise(model, groups, demonstrations, tokenizer, config.max_length_tokens)
+        normalise(model, groups, [turn for _, turn in zero.rows])
         return model
 
     torch.manual_seed(seed)
-    model = train_members(member, config, tokenizer, out, journal)
+    model = train_members(member, config, chat.tokenizer, out, journal)
     figures = {
         "train_pairs": float(sum(len(g.pairs) for g in groups)),
         "train_prompts": float(len(groups)),
-        "too_long": float(too_long),
+        **encoded["train"].counts,
+        **{f"too_long_{name}": float(encoded[name].too_long) for name in TESTS},
     }
-    for name in TESTS:
-        fitting = [row for row in rows[name] if fits(row, tokenizer, config.max_length_tokens)]
-        figures[f"too_long_{name}"] = float(len(rows[name]) - len(fitting))
-        rows[name] = fitting
-    return figures | examine(model, tokenizer, rows, out, journal)
+    return figures | examine(model, rows, out, journal)
 
 
 def untrained(language_model: PreTrainedModel, config: RewardConfig, number: int) -> tuple[PreTrainedModel, nn.Module]:
@@ -117,42 +123,25 @@ def untrained(language_model: PreTrainedModel, config: RewardConfig, number: int
     return model, language_head
 
 
-def fits(row: Comparison, tokenizer: PreTrainedTokenizerBase, max_length: int) -> bool:
-    """Whether both sides of a comparison are within the length; longer ones are dropped, never truncated."""
-    return all(len(score_input(tokenizer, row, side)) <= max_length for side in ("chosen", "rejected"))
-
-
-def group_by_prompt(
-    rows: Sequence[Comparison], tokenizer: PreTrainedTokenizerBase, max_length: int
-) -> tuple[list[PromptGroup], int]:
-    """A group per prompt, and the number of comparisons that are too long; these are dropped, and so are those without
-    weight."""
-    by_prompt: dict[str, list[Comparison]] = defaultdict(list)
-    for row in rows:
+def group_by_prompt(rows: Sequence[tuple[Comparison, Pair]]) -> list[PromptGroup]:
+    """A group per prompt; comparisons without weight are dropped."""
+    by_prompt: dict[str, list[tuple[Comparison, Pair]]] = defaultdict(list)
+    for row, pair in rows:
         if row.weight > 0:
-            by_prompt[row.prompt.id].append(row)
-    groups, too_long = [], 0
+            by_prompt[row.prompt.id].append((row, pair))
+    groups = []
     for same_prompt in by_prompt.values():
-        prompt = prompt_tokens(tokenizer, same_prompt[0].prompt.messages)
+        prompt = same_prompt[0][1].prompt
         indices: dict[str, int] = {}
         sequences: list[list[int]] = []
-        pairs, weights = [], []
-        for row in same_prompt:
-            encoded = {r.id: prompt + response_tokens(tokenizer, r.text) for r in (row.chosen, row.rejected)}
-            if max(map(len, encoded.values())) > max_length:
-                too_long += 1
-                continue
-            for identity, sequence in encoded.items():
-                if identity not in indices:
-                    indices[identity] = len(sequences)
-                    sequences.append(sequence)
-            pairs.append((indices[row.chosen.id], indices[row.rejected.id]))
-            weights.append(row.weight)
-        if pairs:
-            groups.append(PromptGroup(sequences, pairs, len(prompt), weights))
-    if not groups:
-        raise DataError(f"no comparison fits into {max_length} tokens; raise `reward.max_length_tokens`")
-    return groups, too_long
+        for row, pair in same_prompt:
+            for response, tokens in ((row.chosen, pair.chosen), (row.rejected, pair.rejected)):
+                if response.id not in indices:
+                    indices[response.id] = len(sequences)
+                    sequences.append(prompt + tokens)
+        pairs = [(indices[row.chosen.id], indices[row.rejected.id]) for row, _ in same_prompt]
+        groups.append(PromptGroup(sequences, pairs, len(prompt), [row.weight for row, _ in same_prompt]))
+    return groups
 
 
 def train_groups(
@@ -270,24 +259,10 @@ def won_shares(group: PromptGroup) -> list[float]:
     return [wins / count if count else 0.0 for wins, count in zip(won, judged, strict=True)]
 
 
-def normalise(
-    model: PreTrainedModel,
-    groups: list[PromptGroup],
-    demonstrations: Path,
-    tokenizer: PreTrainedTokenizerBase,
-    max_length: int,
-) -> None:
+def normalise(model: PreTrainedModel, groups: Sequence[PromptGroup], demonstrations: Sequence[Turn]) -> None:
     """Shift so that demonstrations score 0 on average (Ouyang 2022); scale so that judged responses spread by 1."""
-    rows, _ = read_records(demonstrations / "demonstrations.jsonl", Demonstration)
-    prompts = [prompt_tokens(tokenizer, row.messages) for row in rows]
-    encoded = [p + response_tokens(tokenizer, row.completion) for p, row in zip(prompts, rows, strict=True)]
-    fitting = [(ids, len(p)) for ids, p in zip(encoded, prompts, strict=True) if len(ids) <= max_length]
-    if not fitting:
-        raise DataError(
-            f"no demonstration fits into {max_length} tokens, but they define the zero of the reward; raise "
-            "`reward.max_length_tokens`"
-        )
     judged = [(sequence, group.prompt_length) for group in groups for sequence in group.sequences]
     raw = reward_scores(model, *transposed(judged))
-    bias = float(reward_scores(model, *transposed(fitting)).mean())
+    zero = [(turn.ids, len(turn.prompt)) for turn in demonstrations]
+    bias = float(reward_scores(model, *transposed(zero)).mean())
     set_normalisation(model, bias=bias, scale=max(float(raw.std()), 1e-6))

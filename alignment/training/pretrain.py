@@ -17,20 +17,23 @@ from alignment.distributed.collectives import on_main, share_of
 from alignment.distributed.devices import to_device
 from alignment.errors import DataError
 from alignment.journal import Journal
-from alignment.models.importing import align_special_tokens, import_checkpoint, load_tokenizer
+from alignment.models.chat import ChatFormat
+from alignment.models.encoding import encode_file
+from alignment.models.importing import import_checkpoint
 from alignment.models.scalar import save_model
-from alignment.models.tokenizer import document_tokens
+from alignment.models.tokenizer import load_tokenizer
 from alignment.plots import curve
-from alignment.records import Document, read_records
+from alignment.records import Document, Rejected, write_records
 from alignment.training.loop import TrainingState, backward, cosine_schedule
 
 
 @dataclass(frozen=True)
 class PackedText:
-    """Concatenated documents, each followed by EOS, split into rows. Shape of rows: (n, context)."""
+    """Concatenated documents, each followed by EOS, split into rows, shape (n, context), and those put aside."""
 
     rows: Tensor
     bytes_per_token: float
+    rejected: Sequence[Rejected] = ()
 
 
 def pretrain(
@@ -43,8 +46,10 @@ def pretrain(
     """
     torch.manual_seed(seed)
     model, words = starting_point(config, tokenizer, journal)
+    chat = ChatFormat.of(words, model.generation_config)
     context = int(model.config.max_position_embeddings)
-    train, heldout = (pack(corpus / f"{name}.jsonl", words, context) for name in ("train", "heldout"))
+    train, heldout = (pack(corpus / f"{name}.jsonl", chat, context) for name in ("train", "heldout"))
+    on_main(write_records, out / "rejected.jsonl", [*train.rejected, *heldout.rejected])
     if config.epochs:
         train_packed(model, train, heldout, config, out, journal, seed)
     loss = heldout_loss(model, heldout.rows)
@@ -54,6 +59,7 @@ def pretrain(
         "bits_per_byte": loss / math.log(2) / heldout.bytes_per_token,
         "parameters": float(sum(p.numel() for p in model.parameters())),
         "tokens_per_epoch": float(train.rows.numel()),
+        "rejected": float(len(train.rejected) + len(heldout.rejected)),
     }
 
 
@@ -72,7 +78,7 @@ def starting_point(
 
 def build_model(config: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> LlamaForCausalLM:
     """A Llama-style decoder with tied embeddings and random weights."""
-    model = LlamaForCausalLM(
+    return LlamaForCausalLM(
         LlamaConfig(
             vocab_size=len(tokenizer),
             hidden_size=config.hidden_size,
@@ -82,28 +88,31 @@ def build_model(config: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> Llam
             num_key_value_heads=config.heads,
             max_position_embeddings=config.context_length,
             tie_word_embeddings=True,
+            pad_token_id=tokenizer.pad_token_id,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
         )
     )
-    align_special_tokens(model, tokenizer)
-    return model
 
 
-def pack(path: Path, tokenizer: PreTrainedTokenizerBase, context: int) -> PackedText:
-    """Read documents and pack them; see `pack_documents`."""
-    documents, _ = read_records(path, Document)
-    if not documents:
-        raise DataError(f"{path} has no text; check `corpus.sources`")
-    return pack_documents(documents, tokenizer, context)
+def pack(path: Path, chat: ChatFormat, context: int) -> PackedText:
+    """Read documents and pack them, without conversations that the chat template refuses; see `pack_documents`."""
+    encoded = encode_file(path, Document, chat.document)
+    if not encoded.rows:
+        raise DataError(f"{path} has no text; check `corpus.sources`. {encoded.first_reason}")
+    return pack_documents(encoded.rows, context, encoded.rejected)
 
 
-def pack_documents(documents: Sequence[Document], tokenizer: PreTrainedTokenizerBase, context: int) -> PackedText:
+def pack_documents(
+    rows: Sequence[tuple[Document, list[int]]], context: int, rejected: Sequence[Rejected] = ()
+) -> PackedText:
     """Concatenate documents and split them into rows; a shorter last row is filled up from the start, so that no token
     is lost."""
-    stream = [token for document in documents for token in document_tokens(tokenizer, document)]
-    bytes_per_token = sum(len(document.plain.encode()) for document in documents) / len(stream)
+    stream = [token for _, tokens in rows for token in tokens]
+    bytes_per_token = sum(len(document.plain.encode()) for document, _ in rows) / len(stream)
     missing = -len(stream) % context
     stream += (stream * (missing // len(stream) + 1))[:missing]
-    return PackedText(torch.tensor(stream).view(-1, context), bytes_per_token)
+    return PackedText(torch.tensor(stream).view(-1, context), bytes_per_token, rejected)
 
 
 def train_packed(

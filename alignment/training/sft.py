@@ -1,24 +1,22 @@
 """Stage `sft`: supervised fine-tuning on demonstrations with TRL's SFTTrainer, loss on the response only."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from accelerate.data_loader import prepare_data_loader
 from datasets import Dataset
 from torch.utils.data import DataLoader, RandomSampler
-from transformers import PreTrainedTokenizerBase
 from trl import SFTConfig as TrainerOptions
 from trl import SFTTrainer
 
 from alignment.config.stages import SFTConfig
 from alignment.distributed.collectives import on_main, process_count, share_of
-from alignment.errors import DataError
 from alignment.journal import Journal
-from alignment.models.importing import load_tokenizer
+from alignment.models.chat import Turn, load_chat
+from alignment.models.encoding import encode_demonstrations, put_aside
 from alignment.models.scalar import check_context, load_causal_model, save_model
-from alignment.models.tokenizer import prompt_tokens, response_tokens
 from alignment.plots import curve
-from alignment.records import Demonstration, read_records
 from alignment.training.trl import by_epochs, run_trainer, shared_options
 
 
@@ -26,10 +24,11 @@ def finetune(
     config: SFTConfig, out: Path, journal: Journal, *, seed: int, base: Path, demonstrations: Path
 ) -> dict[str, float]:
     """Fine-tune `base/model` on `demonstrations.jsonl` and write `model/`; resumes after its last complete epoch."""
-    model, tokenizer = load_causal_model(base / "model"), load_tokenizer(base / "model")
+    model, chat = load_causal_model(base / "model"), load_chat(base / "model")
     check_context(model, config.max_length_tokens, "sft.max_length_tokens")
-    rows, _ = read_records(demonstrations / "demonstrations.jsonl", Demonstration)
-    dataset, too_long = tokenize(rows, tokenizer, config.max_length_tokens)
+    encoded = encode_demonstrations(demonstrations, chat, config.max_length_tokens, "sft.max_length_tokens")
+    put_aside(out, encoded)
+    dataset = masked([turn for _, turn in encoded.rows])
     checkpoints = out / "checkpoint"
     options = TrainerOptions(
         weight_decay=0.01,
@@ -38,16 +37,16 @@ def finetune(
         **by_epochs(config),
         **shared_options(checkpoints, seed, on_cpu=model.device.type == "cpu"),
     )
-    trainer = SharingTrainer(model=model, args=options, train_dataset=dataset, processing_class=tokenizer)
+    trainer = SharingTrainer(model=model, args=options, train_dataset=dataset, processing_class=chat.tokenizer)
     run_trainer(trainer, checkpoints, journal, {"mean_token_accuracy": "mean_token_accuracy"})
     model.eval()
-    on_main(save_model, model, out / "model", tokenizer)
+    on_main(save_model, model, out / "model", chat.tokenizer)
     journal.figure("loss", curve(journal.read(), ["loss"], "SFT loss (nats per response token)"))
     losses = [line["values"]["loss"] for line in journal.read() if "loss" in line["values"]]
     return {
         "loss": losses[-1] if losses else float("nan"),
         "demonstrations": float(len(dataset)),
-        "too_long": float(too_long),
+        **encoded.counts,
     }
 
 
@@ -87,15 +86,14 @@ class SharingTrainer(SFTTrainer):
         return self.data_collator(share_of(examples) or [untargeted])
 
 
-def tokenize(rows: list[Demonstration], tokenizer: PreTrainedTokenizerBase, max_length: int) -> tuple[Dataset, int]:
-    """Token ids with a mask on the response and its EOS; demonstrations that are too long are dropped and counted."""
-    examples = []
-    for row in rows:
-        prompt, response = prompt_tokens(tokenizer, row.messages), response_tokens(tokenizer, row.completion)
-        if len(prompt) + len(response) <= max_length:
-            examples.append(
-                {"input_ids": prompt + response, "completion_mask": [0] * len(prompt) + [1] * len(response)}
-            )
-    if not examples:
-        raise DataError(f"no demonstration of {len(rows)} fits into {max_length} tokens; raise `sft.max_length_tokens`")
-    return Dataset.from_list(examples), len(rows) - len(examples)
+def masked(turns: Sequence[Turn]) -> Dataset:
+    """Token ids of whole conversations, with a mask on the answer and the token that ends it."""
+    return Dataset.from_list(
+        [
+            {
+                "input_ids": turn.ids + turn.rest,
+                "completion_mask": [0] * len(turn.prompt) + [1] * len(turn.response) + [0] * len(turn.rest),
+            }
+            for turn in turns
+        ]
+    )

@@ -17,6 +17,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema, TensorSpec
 
+import alignment
 from alignment.artifacts import Artifact
 from alignment.errors import ArtifactError
 from flows.tracking.layout import SERVED
@@ -24,8 +25,20 @@ from flows.tracking.provenance import git_commit
 from flows.tracking.runs import TAG_KEY, TAG_STAGE, input_tags
 
 SERVED_MODEL = Path(__file__).with_name("served_model.py")
+ALIGNMENT = Path(alignment.__file__).parent  # logged with the model, which computes as training does
 PLAIN = {".safetensors", ".json", ".jinja", ".txt", ".model", ".spm", ".md"}  # files that are data and never code
-REQUIREMENTS = ("mlflow", "torch", "transformers", "tokenizers", "safetensors", "pandas")
+ALIGNMENT_NEEDS = ("torch", "transformers", "accelerate", "tokenizers", "safetensors", "pydantic", "jinja2")
+REQUIREMENTS = (
+    "mlflow",
+    "torch",
+    "transformers",
+    "accelerate",
+    "tokenizers",
+    "safetensors",
+    "pydantic",
+    "jinja2",
+    "pandas",
+)
 
 
 def register(name: str, directory: Path, *, stage: str, key: str, run_id: str, inputs: Mapping[str, Artifact]) -> str:
@@ -49,6 +62,7 @@ def register(name: str, directory: Path, *, stage: str, key: str, run_id: str, i
             python_model=str(SERVED_MODEL),
             artifacts={"hf": str(directory)} | ensemble,
             signature=_signature(directory),
+            code_paths=[str(ALIGNMENT)],
             pip_requirements=[f"{library}=={version(library).split('+')[0]}" for library in REQUIREMENTS],
         )
         client.log_artifacts(run_id, f"{temporary}/{SERVED}", SERVED)

@@ -1,7 +1,7 @@
 """A town of twelve people and an untrained base model of a few thousand weights: enough for every stage."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -9,9 +9,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from alignment.config.stages import ModelConfig, TokenizerConfig, TownConfig
 from alignment.journal import Journal
-from alignment.models.importing import load_tokenizer
+from alignment.models.chat import ChatFormat
+from alignment.models.encoding import Pair, encode_comparison
 from alignment.models.scalar import save_model
-from alignment.models.tokenizer import train_tokenizer
+from alignment.models.tokenizer import load_tokenizer, train_tokenizer
 from alignment.records import Comparison, Demonstration, Document, Message, Prompt, Record, Response, write_records
 from alignment.training.pretrain import build_model
 
@@ -81,3 +82,31 @@ def write_lines(path: Path, rows: Iterable[object]) -> Path:
     """JSON, one value a line."""
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path
+
+
+def prompt_tokens(tokenizer: PreTrainedTokenizerBase, messages: Iterable[Message]) -> list[int]:
+    """A prompt under the tokenizer's own chat format."""
+    return ChatFormat.of(tokenizer).prompt(messages)
+
+
+def response_tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """An answer to some question, with the token that ends it."""
+    return ChatFormat.of(tokenizer).turn(user("Q?"), text).response
+
+
+def document_tokens(tokenizer: PreTrainedTokenizerBase, document: Document) -> list[int]:
+    """A document for pretraining."""
+    return ChatFormat.of(tokenizer).document(document)
+
+
+def decode_response(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int]) -> str:
+    """The text of an answer."""
+    return ChatFormat.of(tokenizer).decode(tokens)
+
+
+def encoded(
+    tokenizer: PreTrainedTokenizerBase, rows: Iterable[Comparison], max_length: int = 64
+) -> list[tuple[Comparison, Pair]]:
+    """Comparisons as the stages encode them."""
+    chat = ChatFormat.of(tokenizer)
+    return [(row, encode_comparison(chat, row, max_length)) for row in rows]

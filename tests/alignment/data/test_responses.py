@@ -8,10 +8,9 @@ from alignment.data.responses import blind, sample_responses
 from alignment.errors import DataError
 from alignment.journal import Journal
 from alignment.models.generation import Sample
-from alignment.models.importing import load_tokenizer
-from alignment.models.tokenizer import response_tokens
+from alignment.models.tokenizer import load_tokenizer
 from alignment.records import ResponseSet, read_records
-from tests.alignment.tiny_world import make_base, prompt, write
+from tests.alignment.tiny_world import make_base, prompt, response_tokens, write
 
 ASKED = [prompt("What does Ada play?"), prompt("Who keeps a cat?"), prompt("Held out?", split="heldout")]
 
@@ -74,9 +73,9 @@ def test_nothing_to_compare_is_an_error_in_words(place, tmp_path, monkeypatch) -
 
 
 def test_order_and_ids_say_nothing_of_where_an_answer_came_from() -> None:
-    texts = [f"answer {i}" for i in range(4)]
+    texts = {f"answer {i}": True for i in range(4)}
     orders = {tuple(r.text for r in blind(prompt(f"q{n}"), texts, seed=0)) for n in range(40)}
     assert len(orders) > 12 and {order[0] for order in orders} == set(texts)  # of 24 orders
-    one, other = blind(ASKED[0], texts, seed=0), blind(ASKED[0], texts[::-1], seed=1)
+    one, other = blind(ASKED[0], texts, seed=0), blind(ASKED[0], dict(reversed(texts.items())), seed=1)
     assert {r.id: r.text for r in one} == {r.id: r.text for r in other}  # an id is the text's under its prompt
     assert not {r.id for r in one} & {r.id for r in blind(ASKED[1], texts, seed=0)}

@@ -11,12 +11,13 @@ from alignment.distributed.devices import VARIABLE, device, release_memory, to_d
 from alignment.errors import ConfigError
 from alignment.evaluation.bench import Bench
 from alignment.journal import Journal
+from alignment.models.chat import ChatFormat
 from alignment.models.ensembles import Ensemble
 from alignment.models.generation import generate
-from alignment.models.importing import load_tokenizer
 from alignment.models.likelihood import add_likelihood
 from alignment.models.reward_adapters import load_scalar_adapter, save_scalar_adapter, scalar_adapter_over
 from alignment.models.scalar import load_causal_model, load_scalar_model, member_scores, save_model
+from alignment.models.tokenizer import load_tokenizer
 from alignment.ppo import train
 from alignment.records import Document
 from alignment.reward_model.ensemble_training import shake_head
@@ -25,7 +26,7 @@ from alignment.training.pretrain import heldout_loss, pack_documents, starting_p
 from tests.alignment.distributed.pretended_gpu import OnGPU, pretended_gpu
 from tests.alignment.ppo import world
 from tests.alignment.ppo.world import PROMPTS
-from tests.alignment.tiny_world import LINES, SIZES, comparison, make_base, prompt
+from tests.alignment.tiny_world import LINES, SIZES, comparison, encoded, make_base, prompt
 
 TEXT = [Document(text=line) for line in LINES * 4]
 pytestmark = pytest.mark.filterwarnings("ignore:for .*copying from a non-meta parameter:UserWarning")  # it is copied
@@ -134,7 +135,7 @@ def test_scores(base) -> None:
 def pretrained(base: Path, out: Path) -> list[float]:
     """Losses of a few steps, and at their end."""
     model, tokenizer = load_causal_model(base / "model"), load_tokenizer(base / "model")
-    text = pack_documents(TEXT, tokenizer, 32)
+    text = pack_documents([(text, ChatFormat.of(tokenizer).document(text)) for text in TEXT], 32)
     config = PretrainConfig(epochs=1, batch_sequences=4, log_every_steps=1, checkpoint_every_steps=1000)
     train_packed(model, text, text, config, out, Journal(out), 0)
     losses = [line["values"]["loss"] for line in Journal(out).read()]
@@ -152,7 +153,7 @@ def reward_losses(base: Path, out: Path, config: RewardConfig) -> list[float]:
     """Losses of a few steps of a second member, which starts from a head of random numbers."""
     language_model, tokenizer = load_causal_model(base / "model"), load_tokenizer(base / "model")
     rows = [comparison(f"Who {n}?", LINES[n % 4], LINES[4]) for n in range(6)]
-    groups, _ = group_by_prompt(rows, tokenizer, 64)
+    groups = group_by_prompt(encoded(tokenizer, rows))
     model, head = untrained(language_model, config, 1)
     train_groups(model, head, groups, config, out, Journal(out), 0)
     return [line["values"]["loss"] for line in Journal(out).read()]
@@ -210,7 +211,7 @@ def test_evaluation(base) -> None:
         model, tokenizer = load_causal_model(base / "model"), load_tokenizer(base / "model")
         bench = Bench(
             config=EvaluationConfig(max_new_tokens=4),
-            tokenizer=tokenizer,
+            chat=ChatFormat.of(tokenizer),
             reference=model,
             reward=load_scalar_model(base / "reward"),
             judge=None,

@@ -14,8 +14,8 @@ import pytest
 import torch
 from torch import nn
 
-from alignment.models.importing import load_tokenizer
 from alignment.models.scalar import load_causal_model, save_model
+from alignment.models.tokenizer import load_tokenizer
 from tests.alignment.evaluation.world import judge, make_world, run
 
 FILE = Path(__file__).parent.parent.parent / "golden" / "evaluation.json"

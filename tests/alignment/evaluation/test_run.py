@@ -21,9 +21,10 @@ from alignment.evaluation.run import flatten
 from alignment.evaluation.samples import cell, write_samples
 from alignment.evaluation.win_rate import win_rate
 from alignment.journal import Journal
+from alignment.models.chat import load_chat
 from alignment.models.generation import Sample
-from alignment.models.importing import load_tokenizer
 from alignment.models.scalar import load_causal_model, load_rewards
+from alignment.models.tokenizer import load_tokenizer
 from alignment.plots import new_figure
 from tests.alignment.evaluation.world import judge, run
 from tests.alignment.tiny_world import make_model, prompt
@@ -169,16 +170,16 @@ def test_with_a_gold_judge_every_answer_has_its_verdict(world, tmp_path) -> None
 
 
 def test_no_prompt_that_fits_is_an_error_in_words(world, tmp_path) -> None:
-    with pytest.raises(DataError, match="none of 3 held-out prompts leaves room for 63 tokens"):
+    with pytest.raises(DataError, match="no held-out prompt leaves room for 63 tokens"):
         run(world, tmp_path, max_new_tokens=63)
 
 
 def make_bench(world, **options) -> Bench:
     """The bench that the stage makes, without a judge and with prompts of its own."""
     config = EvaluationConfig(**{"max_new_tokens": 8, **options})
-    tokenizer, sft = load_tokenizer(world / "model"), load_causal_model(world / "sft" / "model")
+    chat, sft = load_chat(world / "model"), load_causal_model(world / "sft" / "model")
     rows = [prompt("What does Ada play?"), prompt("Who?")]
-    return Bench(config, tokenizer, sft, load_rewards(world / "reward"), None, 0, rows, world / "policy", world, world)
+    return Bench(config, chat, sft, load_rewards(world / "reward"), None, 0, rows, world / "policy", world, world)
 
 
 def test_a_policy_without_snapshots_has_no_curve(world, tmp_path) -> None:

@@ -8,11 +8,10 @@ from pydantic import ValidationError
 from alignment.errors import DataError
 from alignment.journal import Journal
 from alignment.methods.kto import KTOConfig, in_whole_batches, kto, labelled_answers, with_other_answers
-from alignment.models.importing import load_tokenizer
 from alignment.models.logprobs import response_logprobs, scoring_batches
 from alignment.models.scalar import load_causal_model
-from alignment.models.tokenizer import ASSISTANT, prompt_tokens, response_tokens
-from tests.alignment.tiny_world import comparison, make_base, user, write
+from alignment.models.tokenizer import ASSISTANT, load_tokenizer
+from tests.alignment.tiny_world import comparison, encoded, make_base, prompt_tokens, response_tokens, user, write
 
 GOOD, BAD = "Ada plays the violin.", "Nobody knows why the river is so cold."
 
@@ -75,13 +74,10 @@ def test_each_answer_is_read_beside_the_one_before_it_in_the_batch() -> None:
 
 def test_answers_are_read_as_every_other_stage_reads_them(sft) -> None:
     tokenizer = load_tokenizer(sft / "model")
-    rows = [comparison(f"Say {ASSISTANT} aloud", GOOD, BAD), comparison("Q?", "word " * 60, BAD)]
-    dataset, too_long = labelled_answers(rows, tokenizer, 64)
-    assert too_long == 1 and dataset["label"] == [True, False, False]
+    dataset = labelled_answers(encoded(tokenizer, [comparison(f"Say {ASSISTANT} aloud", GOOD, BAD)]))
+    assert dataset["label"] == [True, False]
     assert dataset[0]["prompt_tokens"] == prompt_tokens(tokenizer, user(f"Say {ASSISTANT} aloud"))
     assert dataset[1]["answer_tokens"] == response_tokens(tokenizer, BAD)
-    with pytest.raises(DataError, match="no answer of 1 comparisons fits into 8 tokens"):
-        labelled_answers(rows[:1], tokenizer, 8)
 
 
 def test_a_last_batch_of_one_answer_is_left_out() -> None:

@@ -4,20 +4,29 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import nn
+from trl import RLOOConfig as RLOOTrainerOptions
 
-from alignment.errors import DataError
 from alignment.journal import Journal
 from alignment.methods.best_of_n import BestOfNConfig, best_indices, best_of_n
 from alignment.methods.dpo import DPOConfig, dpo, own_tokens, pairs
-from alignment.methods.rloo import RLOOConfig, conversations, rloo
-from alignment.models.importing import load_tokenizer
+from alignment.methods.rloo import RLOOConfig, conversations, rloo, trainer_on_own_tokens
+from alignment.models.chat import ChatFormat
 from alignment.models.logprobs import response_logprobs, scoring_batches
 from alignment.models.scalar import load_causal_model, save_model, scalar_head, scalar_model_from
-from alignment.models.tokenizer import ASSISTANT, prompt_tokens, response_tokens
+from alignment.models.tokenizer import ASSISTANT, load_tokenizer
 from alignment.records import Demonstration, read_records
 from alignment.rewards.components import RuleReward
 from alignment.rules.options import AlignOptions
-from tests.alignment.tiny_world import comparison, make_base, prompt, user, write
+from tests.alignment.tiny_world import (
+    comparison,
+    encoded,
+    make_base,
+    prompt,
+    prompt_tokens,
+    response_tokens,
+    user,
+    write,
+)
 
 GOOD, BAD = "Ada plays the violin.", "Nobody knows why the river is so cold."
 
@@ -84,17 +93,15 @@ def test_dpo_moves_towards_what_was_chosen(place, tmp_path) -> None:
 
 def test_dpo_reads_a_comparison_as_every_other_stage_does(place) -> None:
     tokenizer = load_tokenizer(place / "model")
-    rows = [comparison(f"Say {ASSISTANT} aloud", GOOD, BAD), comparison("Q?", "word " * 60, BAD)]
-    dataset, too_long = pairs(rows, tokenizer, 64)
+    rows = [comparison(f"Say {ASSISTANT} aloud", GOOD, BAD)]
+    dataset = pairs(encoded(tokenizer, rows))
     head = prompt_tokens(tokenizer, user(f"Say {ASSISTANT} aloud"))
     batch = own_tokens(0)(list(dataset))
-    assert too_long == 1 and len(batch["input_ids"]) == 2
+    assert len(batch["input_ids"]) == 2
     tokens, masks = batch["input_ids"].tolist(), batch["completion_mask"].tolist()
     for row, mask, text in zip(tokens, masks, (GOOD, BAD), strict=True):
         tail = response_tokens(tokenizer, text)
         assert row[: len(head) + len(tail)] == head + tail and sum(mask) == len(tail)
-    with pytest.raises(DataError, match="no comparison of 1 fits into 8 tokens"):
-        pairs(rows[:1], tokenizer, 8)
 
 
 # --- RLOO ------------------------------------------------------------------------------------------------------------
@@ -146,13 +153,19 @@ def test_rloo_takes_its_penalty_where_no_end_came(place, tmp_path, rule) -> None
     assert line["kl_per_token"] == pytest.approx(0, abs=1e-4)
 
 
-def test_rloo_leaves_prompts_with_special_tokens_out(place) -> None:
+def test_rloo_samples_for_the_tokens_of_every_other_stage(place, tmp_path) -> None:
     tokenizer = load_tokenizer(place / "model")
     rows = [(row, prompt_tokens(tokenizer, row.messages)) for row in (prompt("Who?"), prompt(f"{ASSISTANT} Who?"))]
-    dataset, unlike = conversations(rows, tokenizer)
-    assert len(dataset) == unlike == 1 and dataset[0]["prompt_tokens"] == rows[0][1]
-    with pytest.raises(DataError, match="all 1 prompts contain special tokens"):
-        conversations(rows[1:], tokenizer)
+    dataset = conversations(rows)
+    trainer = trainer_on_own_tokens(
+        ChatFormat.of(tokenizer),
+        model=load_causal_model(place / "model"),
+        reward_funcs=lambda completion_ids, **_: [0.0 for _ in completion_ids],
+        args=RLOOTrainerOptions(output_dir=str(tmp_path), use_cpu=True, bf16=False, report_to="none"),
+        train_dataset=dataset,
+        processing_class=tokenizer,
+    )
+    assert trainer._tokenize_prompts(dataset["prompt"])[0] == dataset["prompt_tokens"] == [ids for _, ids in rows]
 
 
 # --- best of n -------------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ from torch import nn
 from alignment.errors import DataError
 from alignment.journal import Journal
 from alignment.methods.ppo import drop_low_reward_conversations, ppo
+from alignment.models.chat import ChatFormat
 from alignment.models.lora import adapter_weights, has_adapter
 from alignment.models.reward_adapters import save_reward, save_scalar_adapter, scalar_adapter_over
 from alignment.models.scalar import load_causal_model, save_model, scalar_model_from
@@ -95,10 +96,12 @@ def test_conversations_with_a_poor_answer_are_not_repeated(tmp_path, monkeypatch
     monkeypatch.setattr("alignment.models.scalar.reward_scores", scores)
     good, poor, late = talk("Who?", "Ada."), talk("Who?", "A cat."), talk("What cat?", "Bo.", "Who?", "A cat.")
     plain, long = Document(text="Ada plays a cat."), talk("Who?", "A cat. " * 40)
+    chat = ChatFormat.of(tokenizer)
+    good, poor, late, plain, long = ((each, chat.document(each)) for each in (good, poor, late, plain, long))
     documents = [good, poor, plain, late, long]
-    assert drop_low_reward_conversations(documents, tokenizer, 64, model, 0.0) == [good, plain, long]
+    assert drop_low_reward_conversations(documents, chat, 64, model, 0.0) == [good, plain, long]
     assert asked == [[0, 0, 1, 1]]  # each answer after all that was said before it
-    assert drop_low_reward_conversations(documents, tokenizer, 64, model, -1.0) == documents
-    assert drop_low_reward_conversations([plain], tokenizer, 64, model, 9.0) == [plain]
+    assert drop_low_reward_conversations(documents, chat, 64, model, -1.0) == documents
+    assert drop_low_reward_conversations([plain], chat, 64, model, 9.0) == [plain]
     with pytest.raises(DataError, match="lower `align"):
-        drop_low_reward_conversations([good, poor], tokenizer, 64, model, 9.0)
+        drop_low_reward_conversations([good, poor], chat, 64, model, 9.0)

@@ -1,16 +1,18 @@
 """Third-party checkpoints, adapted for conversations or refused."""
 
+import json
+
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from alignment.errors import CheckpointError
-from alignment.models.importing import grow_embeddings, import_checkpoint, load_tokenizer
-from alignment.models.tokenizer import ASSISTANT, CHAT_TEMPLATE, PAD, SYSTEM, USER, prompt_tokens
-from tests.alignment.tiny_world import make_base, user
+from alignment.models.importing import grow_embeddings, import_checkpoint
+from alignment.models.tokenizer import ASSISTANT, CHAT_TEMPLATE, PAD, SYSTEM, USER, load_tokenizer
+from tests.alignment.tiny_world import make_base, prompt_tokens, user
 
-OTHERS = "{% for m in messages %}{{ m.content }}{% endfor %}"
+OTHERS = "{% for m in messages %}{{ m.content }}{{ eos_token }}{% endfor %}"
 
 
 def foreign(directory, *, rows=8, tied=True, template=None, **special):
@@ -42,8 +44,9 @@ def foreign(directory, *, rows=8, tied=True, template=None, **special):
 def test_pad_and_turns_are_added_and_new_rows_are_the_mean_of_the_old(tmp_path, tied) -> None:
     before = foreign(tmp_path, tied=tied, eos_token="<end>")
     model, tokenizer, changes = import_checkpoint(tmp_path)
-    assert len(changes) == 2 and "PAD was missing" in changes[0] and "no chat template" in changes[1]
-    assert tokenizer.convert_tokens_to_ids([PAD, USER, ASSISTANT, SYSTEM]) == [8, 9, 10, 11]
+    assert [line.split(";")[0] for line in changes[:2]] == ["no chat template", "PAD was missing"]
+    assert changes[2].startswith("an answer ends at w1 or <end>,") and len(changes) == 3
+    assert tokenizer.convert_tokens_to_ids([USER, ASSISTANT, SYSTEM, PAD]) == [8, 9, 10, 11]
     for old, new in (
         (before.get_input_embeddings(), model.get_input_embeddings()),
         (before.get_output_embeddings(), model.get_output_embeddings()),
@@ -51,14 +54,14 @@ def test_pad_and_turns_are_added_and_new_rows_are_the_mean_of_the_old(tmp_path, 
         assert new.weight.shape == (12, 8) and torch.equal(new.weight[:8], old.weight)
         assert torch.allclose(new.weight[8:], old.weight.mean(0).expand(4, 8), atol=1e-7)
     assert (model.get_input_embeddings().weight is model.get_output_embeddings().weight) is tied
-    assert (model.config.pad_token_id, model.config.eos_token_id, model.config.vocab_size) == (8, 7, 12)
-    assert prompt_tokens(tokenizer, user("w3 w4")) == [9, 3, 4, 10]
+    assert (model.config.pad_token_id, model.config.eos_token_id, model.config.vocab_size) == (11, [1, 7], 12)
+    assert prompt_tokens(tokenizer, user("w3 w4")) == [8, 3, 4, 9]
 
 
 def test_a_pad_that_is_eos_gets_a_token_of_its_own(tmp_path) -> None:
     foreign(tmp_path, eos_token="<end>", pad_token="<end>", template=OTHERS)
     model, tokenizer, changes = import_checkpoint(tmp_path)
-    assert changes == [f"PAD was the same as EOS; {PAD} added"]
+    assert changes[0] == f"PAD was the same as EOS; {PAD} added" and len(changes) == 2
     assert (tokenizer.eos_token_id, tokenizer.pad_token_id) == (7, 8) and tokenizer.chat_template == OTHERS
     assert model.generation_config.pad_token_id == 8
 
@@ -66,7 +69,8 @@ def test_a_pad_that_is_eos_gets_a_token_of_its_own(tmp_path) -> None:
 def test_an_own_template_and_pad_stay_and_nothing_grows(tmp_path) -> None:
     foreign(tmp_path, rows=10, eos_token="<end>", pad_token="w0", template=OTHERS)
     model, tokenizer, changes = import_checkpoint(tmp_path)
-    assert changes == [] and tokenizer.chat_template == OTHERS and len(model.get_input_embeddings().weight) == 10
+    assert [change.split(",")[0] for change in changes] == ["an answer ends at w1 or <end>"]
+    assert tokenizer.chat_template == OTHERS and len(model.get_input_embeddings().weight) == 10
 
 
 def test_spare_rows_are_used_before_new_ones_are_made(tmp_path) -> None:
@@ -77,6 +81,9 @@ def test_spare_rows_are_used_before_new_ones_are_made(tmp_path) -> None:
 
 def test_a_checkpoint_that_can_never_end_is_refused(tmp_path) -> None:
     foreign(tmp_path)
+    for name in ("config.json", "generation_config.json"):
+        values = json.loads((tmp_path / name).read_text())
+        (tmp_path / name).write_text(json.dumps(values | {"eos_token_id": None}))
     with pytest.raises(CheckpointError, match="no EOS token"):
         import_checkpoint(tmp_path)
 

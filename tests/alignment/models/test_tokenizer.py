@@ -3,22 +3,19 @@
 import pytest
 
 from alignment.errors import CheckpointError
-from alignment.models.importing import import_checkpoint, load_tokenizer
+from alignment.models.importing import import_checkpoint
 from alignment.models.scalar import save_model
-from alignment.models.tokenizer import (
-    ASSISTANT,
-    CHAT_TEMPLATE,
-    EOS,
-    PAD,
-    SYSTEM,
-    USER,
+from alignment.models.tokenizer import ASSISTANT, CHAT_TEMPLATE, EOS, PAD, SYSTEM, USER, load_tokenizer
+from alignment.records import Document, Message
+from tests.alignment.tiny_world import (
     decode_response,
     document_tokens,
+    make_model,
+    make_tokenizer,
     prompt_tokens,
     response_tokens,
+    user,
 )
-from alignment.records import Document, Message
-from tests.alignment.tiny_world import make_model, make_tokenizer, user
 
 TALK = (
     Message(role="system", content="Be brief."),

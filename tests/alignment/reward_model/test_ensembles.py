@@ -11,17 +11,25 @@ from alignment.config.stages import EvaluationConfig, RewardConfig
 from alignment.errors import ConfigError
 from alignment.evaluation.bench import Bench
 from alignment.journal import Journal
+from alignment.models.chat import ChatFormat
 from alignment.models.ensembles import Ensemble
-from alignment.models.importing import load_tokenizer
 from alignment.models.scalar import load_causal_model, load_rewards, load_scalar_model, member_scores, reward_scores
-from alignment.models.tokenizer import prompt_tokens, response_tokens
+from alignment.models.tokenizer import load_tokenizer
 from alignment.ppo.train import train_ppo
 from alignment.records import Response, ResponseSet
 from alignment.reward_model.disagreement import member_rewards
 from alignment.reward_model.train import train_reward_model
 from alignment.rewards.components import ModelReward, reward_components
 from tests.alignment.ppo import world
-from tests.alignment.tiny_world import comparison, demonstration, make_base, prompt, write
+from tests.alignment.tiny_world import (
+    comparison,
+    demonstration,
+    make_base,
+    prompt,
+    prompt_tokens,
+    response_tokens,
+    write,
+)
 
 SEQUENCES, STARTS = [[3, 4, 5, 7], [6, 7, 7, 7, 1], [9, 8, 1]], [1, 2, 1]
 
@@ -89,7 +97,7 @@ def test_evaluation_scores_by_the_ensemble(place, made) -> None:
     config = EvaluationConfig(max_new_tokens=6)
     rows, tokenizer = [prompt("Who?"), prompt("What does Ada play?")], load_tokenizer(place / "model")
     responses = [
-        Bench(config, tokenizer, sft, reward, None, 0, rows, place, place, place).responses(sft)
+        Bench(config, ChatFormat.of(tokenizer), sft, reward, None, 0, rows, place, place, place).responses(sft)
         for reward in (ensemble, *ensemble.models)
     ]
     for together, *members in zip(*responses, strict=True):

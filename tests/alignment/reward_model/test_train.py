@@ -1,14 +1,16 @@
 """The reward model: one forward per response, normalisation, recovered preferences, and validation."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
 from torch import nn
 
 from alignment.config.stages import RewardConfig
-from alignment.errors import DataError
 from alignment.journal import Journal
+from alignment.models.chat import ChatFormat
+from alignment.models.encoding import encode_comparison, encode_file
 from alignment.models.likelihood import add_likelihood, likelihood_head, without_likelihood
 from alignment.models.lora import has_adapter
 from alignment.models.reward_adapters import load_reward
@@ -20,7 +22,6 @@ from alignment.models.scalar import (
     scalar_head,
     scalar_model_from,
 )
-from alignment.models.tokenizer import prompt_tokens, response_tokens
 from alignment.records import Comparison, read_records
 from alignment.reward_model import evaluate as examination
 from alignment.reward_model.evaluate import accuracy_by_criterion, length_correlation, score_margins
@@ -33,7 +34,17 @@ from alignment.reward_model.train import (
     train_reward_model,
     won_shares,
 )
-from tests.alignment.tiny_world import comparison, demonstration, make_base, make_model, user, write
+from tests.alignment.tiny_world import (
+    comparison,
+    demonstration,
+    encoded,
+    make_base,
+    make_model,
+    prompt_tokens,
+    response_tokens,
+    user,
+    write,
+)
 
 ANSWERS = ("Ada plays the violin.", "Ada plays a cat.", "Bo.", "Nobody knows why the river is so cold.")
 
@@ -68,15 +79,14 @@ def raw_scores(model, tokenizer, question, answers) -> list[float]:
 
 def test_a_prompts_pairs_share_one_element_and_each_response_is_there_once(base) -> None:
     rows = all_pairs("Who?") + all_pairs("What?", ANSWERS[:2]) + [comparison("Who?", ANSWERS[3], ANSWERS[0])]
-    (first, second), too_long = group_by_prompt(rows, base[2], 64)
-    assert too_long == 0
+    first, second = group_by_prompt(encoded(base[2], rows))
     assert first.pairs == [(0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3), (3, 0)] and second.pairs == [(0, 1)]
     head = prompt_tokens(base[2], user("Who?"))
     assert first.sequences == [head + response_tokens(base[2], answer) for answer in ANSWERS]
 
 
 def test_each_response_is_forwarded_once_whatever_the_number_of_pairs(base, model) -> None:
-    groups, _ = group_by_prompt(all_pairs("Who?") + all_pairs("What?"), base[2], 64)
+    groups = group_by_prompt(encoded(base[2], all_pairs("Who?") + all_pairs("What?")))
     seen = []
     hook = model.base_model.register_forward_pre_hook(
         lambda _, args, kwargs: seen.append(len(kwargs["input_ids"])), with_kwargs=True
@@ -87,7 +97,7 @@ def test_each_response_is_forwarded_once_whatever_the_number_of_pairs(base, mode
 
 
 def test_loss_and_accuracy_of_a_batch_by_hand(base, model) -> None:
-    groups, _ = group_by_prompt(all_pairs("Who?", ANSWERS[:3]) + all_pairs("What?", ANSWERS[:2]), base[2], 64)
+    groups = group_by_prompt(encoded(base[2], all_pairs("Who?", ANSWERS[:3]) + all_pairs("What?", ANSWERS[:2])))
     a, b = raw_scores(model, base[2], "Who?", ANSWERS[:3]), raw_scores(model, base[2], "What?", ANSWERS[:2])
     who = [a[0] - a[1], a[0] - a[2], a[1] - a[2]]
     what = [b[0] - b[1]]
@@ -102,7 +112,7 @@ def test_weights_in_the_loss_by_hand(base, model) -> None:
         row.model_copy(update={"weight": weight})
         for row, weight in zip(all_pairs("Who?", ANSWERS[:3]), (2.0, 0.0, 0.5), strict=True)
     ] + all_pairs("What?", ANSWERS[:2])
-    groups, _ = group_by_prompt(rows, base[2], 64)
+    groups = group_by_prompt(encoded(base[2], rows))
     assert [group.weights for group in groups] == [[2.0, 0.5], [1.0]]  # without weight, nothing is said
     a, b = raw_scores(model, base[2], "Who?", ANSWERS[:3]), raw_scores(model, base[2], "What?", ANSWERS[:2])
     losses = [math.log1p(math.exp(-d)) for d in (a[0] - a[1], a[1] - a[2], b[0] - b[1])]
@@ -113,26 +123,28 @@ def test_weights_in_the_loss_by_hand(base, model) -> None:
 
 def test_parts_of_a_batch_add_up_to_it(base, model) -> None:
     rows = all_pairs("Who?") + [row.model_copy(update={"weight": 0.25}) for row in all_pairs("What?", ANSWERS[:2])]
-    groups, _ = group_by_prompt(rows + all_pairs("Why?", ANSWERS[1:]), base[2], 64)
+    groups = group_by_prompt(encoded(base[2], rows + all_pairs("Why?", ANSWERS[1:])))
     head = base[1].get_output_embeddings()
     parts = [batch_loss(model, part, head, 0.7, groups) for part in (groups[:1], groups[1:])]
     torch.testing.assert_close(parts[0] + parts[1], batch_loss(model, groups, head, 0.7))
 
 
-def test_what_is_too_long_is_counted(base) -> None:
+def test_what_is_too_long_is_put_aside(base, tmp_path) -> None:
     rows = [comparison("Who?", "Ada.", "word " * 70), comparison("Who?", "Ada.", "Bo.")]
-    (group,), too_long = group_by_prompt(rows, base[2], 64)
-    assert too_long == 1 and len(group.sequences) == 2
-    with pytest.raises(DataError, match="fits into 2 tokens"):
-        group_by_prompt(rows, base[2], 2)
+    write(tmp_path / "train.jsonl", rows)
+    encode = partial(encode_comparison, ChatFormat.of(base[2]), max_length=64)
+    part = encode_file(tmp_path / "train.jsonl", Comparison, encode)
+    assert part.too_long == 1 and part.rejected[0].line == 1 and "tokens, more than 64" in part.rejected[0].reason
+    (group,) = group_by_prompt(part.rows)
+    assert len(group.sequences) == 2
 
 
 def test_demonstrations_score_nil_on_average_and_judged_responses_spread_by_one(base, model, tmp_path) -> None:
     _, _, tokenizer = base
     rows = [demonstration(f"Who plays {i}?", answer) for i, answer in enumerate(ANSWERS)]
-    write(tmp_path / "demonstrations.jsonl", [*rows, demonstration("Q?", "word " * 80)])
-    groups, _ = group_by_prompt(all_pairs("Who?"), tokenizer, 64)
-    normalise(model, groups, tmp_path, tokenizer, 64)
+    turns = [ChatFormat.of(tokenizer).turn(row.messages, row.completion) for row in rows]
+    groups = group_by_prompt(encoded(tokenizer, all_pairs("Who?")))
+    normalise(model, groups, turns)
     demos = [prompt_tokens(tokenizer, r.messages) + response_tokens(tokenizer, r.completion) for r in rows]
     starts = [len(prompt_tokens(tokenizer, r.messages)) for r in rows]
     assert float(reward_scores(model, demos, starts).mean()) == pytest.approx(0, abs=1e-5)
@@ -170,12 +182,13 @@ def test_margins_and_length_correlation_by_hand(base, monkeypatch) -> None:
     _, _, tokenizer = base
     scored(monkeypatch, tokenizer)
     rows = [comparison("a", "3", "1"), comparison("a", "1", "22"), comparison("b", "22", "3")]
-    assert score_margins(None, tokenizer, rows).tolist() == [2, -21, 19]
+    rows = encoded(tokenizer, rows)
+    assert score_margins(None, rows).tolist() == [2, -21, 19]
     lengths = {text: len(response_tokens(tokenizer, text)) for text in ("3", "1", "22")}
     assert lengths["3"] == lengths["1"] < lengths["22"]
     # distinct responses: a3, a1, a22, b22, b3; scores 3 1 22 22 3 against lengths short short long long short
     # deviations −7.2 −9.2 11.8 11.8 −7.2 and −.4 −.4 .6 .6 −.4: 23.6 / √(466.8 · 1.2)
-    assert length_correlation(None, tokenizer, rows) == pytest.approx(23.6 / math.sqrt(466.8 * 1.2), abs=1e-5)
+    assert length_correlation(None, rows) == pytest.approx(23.6 / math.sqrt(466.8 * 1.2), abs=1e-5)
 
 
 # --- the stage -------------------------------------------------------------------------------------------------------
@@ -264,18 +277,18 @@ def test_an_adapter_is_trained_over_frozen_weights_and_written_in_both_forms(bas
 
 def test_a_reward_model_starts_without_a_preference(base) -> None:
     made = scalar_model_from(base[1])
-    groups, _ = group_by_prompt(all_pairs("Who?"), base[2], 64)
+    groups = group_by_prompt(encoded(base[2], all_pairs("Who?")))
     loss, _ = batch_loss(made, groups)
     assert loss.item() == pytest.approx(math.log(2), abs=1e-6)
 
 
 def test_the_score_means_the_same_after_loading(base, model, tmp_path) -> None:
     rows = [comparison("Who?", *ANSWERS[:2])]
-    write(tmp_path / "demonstrations.jsonl", [demonstration("Who?", ANSWERS[2])])
-    normalise(model, group_by_prompt(rows, base[2], 64)[0], tmp_path, base[2], 64)
+    rows = encoded(base[2], rows)
+    normalise(model, group_by_prompt(rows), [ChatFormat.of(base[2]).turn(user("Who?"), ANSWERS[2])])
     save_model(model, tmp_path / "model")
     loaded = load_scalar_model(tmp_path / "model")
-    before, after = (score_margins(one, base[2], rows).tolist() for one in (model, loaded))
+    before, after = (score_margins(one, rows).tolist() for one in (model, loaded))
     assert after == pytest.approx(before, abs=1e-5)
 
 
@@ -322,7 +335,7 @@ def test_what_a_tokens_likelihood_is_worth_is_read_from_its_own_hidden_state(bas
 
 def test_people_who_like_likely_answers_teach_a_positive_coefficient(base, tmp_path) -> None:
     made, language_model = with_likelihood(base, 0.0)
-    groups, _ = group_by_prompt(all_pairs("Who?"), base[2], 64)
+    groups = group_by_prompt(encoded(base[2], all_pairs("Who?")))
     (group,) = groups
     values = [by_hand(language_model, s, group.prompt_length) for s in group.sequences]
     pairs = [(i, j) for i in range(len(values)) for j in range(len(values)) if values[i] > values[j]]

@@ -9,12 +9,12 @@ from safetensors.torch import load_file
 from alignment.config.stages import PretrainConfig
 from alignment.errors import DataError, TrainingError
 from alignment.journal import Journal
-from alignment.models.importing import load_tokenizer
-from alignment.models.tokenizer import document_tokens
+from alignment.models.chat import ChatFormat
+from alignment.models.tokenizer import load_tokenizer
 from alignment.records import Document, Message
 from alignment.training.loop import TrainingState
 from alignment.training.pretrain import batch_rows, heldout_loss, next_token_loss, pack, parameter_groups, pretrain
-from tests.alignment.tiny_world import LINES, SIZES, make_base, make_model, make_tokenizer, user, write
+from tests.alignment.tiny_world import LINES, SIZES, document_tokens, make_base, make_model, make_tokenizer, user, write
 
 TALK = Document(messages=(*user("What does Ada play?"), Message(role="assistant", content="Ada plays the violin.")))
 DOCUMENTS = [*(Document(text=line) for line in LINES * 12), TALK]
@@ -47,7 +47,7 @@ def run(place, out, **options):
 
 
 def test_packing_lays_every_document_end_to_end_and_loses_none(place, tokenizer) -> None:
-    packed = pack(place / "corpus" / "train.jsonl", tokenizer, 16)
+    packed = pack(place / "corpus" / "train.jsonl", ChatFormat.of(tokenizer), 16)
     stream = [token for document in DOCUMENTS for token in document_tokens(tokenizer, document)]
     flat = packed.rows.flatten().tolist()
     assert packed.rows.shape == (math.ceil(len(stream) / 16), 16)
@@ -59,19 +59,19 @@ def test_packing_lays_every_document_end_to_end_and_loses_none(place, tokenizer)
 def test_a_text_shorter_than_one_row_is_repeated_to_fill_it(tmp_path, tokenizer) -> None:
     write(tmp_path / "one.jsonl", [Document(text="Ada.")])
     stream = document_tokens(tokenizer, Document(text="Ada."))
-    packed = pack(tmp_path / "one.jsonl", tokenizer, 4 * len(stream) + 1)
+    packed = pack(tmp_path / "one.jsonl", ChatFormat.of(tokenizer), 4 * len(stream) + 1)
     assert packed.rows.tolist() == [stream * 4 + stream[:1]]
 
 
 def test_a_corpus_without_text_is_an_error_in_words(tmp_path, tokenizer) -> None:
     write(tmp_path / "none.jsonl", [])
     with pytest.raises(DataError, match="has no text"):
-        pack(tmp_path / "none.jsonl", tokenizer, 16)
+        pack(tmp_path / "none.jsonl", ChatFormat.of(tokenizer), 16)
 
 
 def test_heldout_loss_is_the_mean_of_minus_log_p(place, tokenizer) -> None:
     model = make_model(tokenizer)
-    rows = pack(place / "corpus" / "train.jsonl", tokenizer, 16).rows[:5]
+    rows = pack(place / "corpus" / "train.jsonl", ChatFormat.of(tokenizer), 16).rows[:5]
     total = 0.0
     with torch.no_grad():
         for row in rows:

@@ -8,11 +8,12 @@ from transformers import AutoModelForCausalLM
 from alignment.config.stages import SFTConfig
 from alignment.errors import DataError, TrainingError
 from alignment.journal import Journal
-from alignment.models.importing import load_tokenizer
-from alignment.models.tokenizer import prompt_tokens, response_tokens
-from alignment.training.sft import finetune, tokenize
+from alignment.models.chat import ChatFormat
+from alignment.models.encoding import encode_demonstrations
+from alignment.models.tokenizer import load_tokenizer
+from alignment.training.sft import finetune, masked
 from alignment.training.trl import JournalCallback
-from tests.alignment.tiny_world import demonstration, make_base, user, write
+from tests.alignment.tiny_world import demonstration, make_base, prompt_tokens, response_tokens, user, write
 
 ANSWERS = [demonstration(f"What does Ada play {i}?", "Ada plays the violin.") for i in range(12)]
 
@@ -36,24 +37,25 @@ def run(place, out, rows, **options):
 
 
 def test_the_mask_covers_the_response_and_its_eos(tokenizer) -> None:
-    dataset, too_long = tokenize(ANSWERS[:1], tokenizer, 64)
-    (row,) = dataset
+    (row,) = masked([ChatFormat.of(tokenizer).turn(ANSWERS[0].messages, ANSWERS[0].completion)])
     prompt, response = (
         prompt_tokens(tokenizer, user(ANSWERS[0].messages[0].content)),
         response_tokens(tokenizer, "Ada plays the violin."),
     )
-    assert row["input_ids"] == prompt + response and too_long == 0
+    assert row["input_ids"] == prompt + response
     marked = [token for token, kept in zip(row["input_ids"], row["completion_mask"], strict=True) if kept]
     assert marked == response and marked[-1] == tokenizer.eos_token_id
 
 
-def test_what_is_too_long_is_left_out_and_counted(tokenizer) -> None:
-    length = len(tokenize(ANSWERS[:1], tokenizer, 64)[0][0]["input_ids"])
-    long = demonstration("Q?", "word " * 80)
-    assert [len(d) for d in (tokenize([ANSWERS[0], long], tokenizer, length)[0],)] == [1]
-    assert tokenize([ANSWERS[0], long], tokenizer, length)[1] == 1
-    with pytest.raises(DataError, match=f"fits into {length - 1} tokens"):
-        tokenize([ANSWERS[0], long], tokenizer, length - 1)
+def test_what_is_too_long_is_put_aside(tokenizer, tmp_path) -> None:
+    chat = ChatFormat.of(tokenizer)
+    length = len(chat.turn(ANSWERS[0].messages, ANSWERS[0].completion).ids)
+    write(tmp_path / "demonstrations.jsonl", [demonstration("Q?", "word " * 80), ANSWERS[0]])
+    part = encode_demonstrations(tmp_path, chat, length, "sft.max_length_tokens")
+    assert [row for row, _ in part.rows] == ANSWERS[:1] and part.counts == {"too_long": 1, "rejected": 0}
+    assert part.rejected[0].line == 1 and f"tokens, more than {length}" in part.rejected[0].reason
+    with pytest.raises(DataError, match=f"fits into {length - 1} tokens; raise `sft.max_length_tokens`"):
+        encode_demonstrations(tmp_path, chat, length - 1, "sft.max_length_tokens")
 
 
 def test_the_first_loss_is_that_of_the_response_alone(place, tokenizer, tmp_path) -> None:

@@ -14,8 +14,9 @@ from alignment.config.stages import SFTConfig
 from alignment.journal import Journal
 from alignment.models.likelihood import add_likelihood, likelihood_head
 from alignment.models.scalar import ENSEMBLE_FILE, load_rewards, load_scalar_model, reward_scores, save_model
-from alignment.models.tokenizer import EOS, prompt_tokens, response_tokens
+from alignment.models.tokenizer import EOS
 from alignment.records import Message
+from tests.alignment.tiny_world import prompt_tokens, response_tokens
 from tests.flows.tiny import run_stage, write_model
 
 ROWS = [

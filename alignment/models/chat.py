@@ -1,0 +1,257 @@
+"""The chat format of a checkpoint: how its template opens and closes turns, and which tokens end an answer.
+
+Sampling, training rows, evaluation and imports all read it here. An answer ends at what the chat template writes after
+it (`<|im_end|>`, `<end_of_turn>`, …), at every id under `eos_token_id` of the generation config, and at the EOS of the
+tokenizer: published checkpoints often name only one of them in each file.
+
+Rows for training equal the template's own rendering of the whole conversation, token for token. Text of a turn never
+becomes a special token, whatever it contains.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from os.path import commonprefix
+from pathlib import Path
+
+from jinja2 import TemplateError
+from transformers import AutoConfig, GenerationConfig, PreTrainedTokenizerBase
+
+from alignment.errors import CheckpointError, UnfitRowError
+from alignment.models.safe_loading import NEVER_CODE, read_plainly
+from alignment.models.tokenizer import check_unicode, load_tokenizer, plain_tokens
+from alignment.records import Document, Message
+
+QUESTION, ANSWER, THOUGHT = "Which one?", "Answer7x1", "Thought7x2"  # texts of the conversations that are probed
+PRIVATE_USE = range(0xE000, 0xF900)  # characters of Unicode without a meaning
+
+
+@dataclass(frozen=True)
+class Turn:
+    """Token ids of a conversation's last answer after its prompt.
+
+    `response` includes the token that ends it, unless the answer was cut off. `rest` is what the template writes after
+    that token, such as a line break; no model has to predict it.
+    """
+
+    prompt: list[int]
+    response: list[int]
+    rest: list[int]
+
+    @property
+    def ids(self) -> list[int]:
+        """The prompt and the answer: what a model reads when the answer has just ended."""
+        return self.prompt + self.response
+
+
+@dataclass(frozen=True)
+class ChatFormat:
+    """A tokenizer, its chat template, and the ids that end an answer.
+
+    closing:     the text that the template writes after an answer, as in "<|im_end|>\\n"
+    end_of_turn: the special token in it; None if there is none
+    dropped:     the end of the generation prompt that a whole conversation lacks, as in "<think>\\n"; prompts leave it
+                 out, for an answer would land inside a thought
+    header:      the start of an answer that a whole conversation has and the generation prompt lacks, as in
+                 "<|im_start|>assistant\\n", or the end of an empty thought; prompts add it
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    end_ids: frozenset[int]
+    closing: str
+    end_of_turn: int | None
+    dropped: str
+    header: str
+
+    @classmethod
+    def of(cls, tokenizer: PreTrainedTokenizerBase, generation_config: GenerationConfig | None = None) -> "ChatFormat":
+        """The format of a tokenizer and of its model's generation config.
+
+        Raises CheckpointError for a template that cannot render a question with its answer.
+        """
+        turns = _turns((Message(role="user", content=QUESTION), Message(role="assistant", content=ANSWER)))
+        try:
+            whole, prompt = _render(tokenizer, turns), _render(tokenizer, turns[:1], add_generation_prompt=True)
+        except UnfitRowError as error:
+            raise CheckpointError(f"the tokenizer cannot render a question and an answer: {error}") from error
+        before, answer, closing = whole.rpartition(ANSWER)
+        if not answer:
+            raise CheckpointError("the chat template leaves answers out: set another `chat_template` in the tokenizer")
+        special = {int(i): token.content for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+        end_of_turn = next((i for i in _tokens(tokenizer, closing) if i in special), None)
+        shared = len(commonprefix([prompt, before]))  # noqa: RUF071 - of characters is right: these are not paths
+        ends = (*configured_eos_ids(generation_config), tokenizer.eos_token_id, end_of_turn)
+        header, in_thought = before[shared:], prompt.count("<think>") > prompt.count("</think>")
+        return cls(
+            tokenizer=tokenizer,
+            end_ids=frozenset(int(i) for i in ends if i is not None),
+            closing=closing,
+            end_of_turn=end_of_turn,
+            dropped=prompt[shared:],
+            header=header if in_thought or any(token in header for token in special.values()) else "",
+        )
+
+    @cached_property
+    def pad_token_id(self) -> int:
+        """The id of PAD."""
+        return int(self.tokenizer.pad_token_id)
+
+    @cached_property
+    def special_ids(self) -> dict[str, int]:
+        """The id of each special token."""
+        return {token.content: int(i) for i, token in self.tokenizer.added_tokens_decoder.items() if token.special}
+
+    @cached_property
+    def special(self) -> re.Pattern[str]:
+        """Matches the special tokens in a text, the longest first."""
+        longest_first = sorted(self.special_ids, key=len, reverse=True)
+        return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+
+    def prompt(self, messages: Iterable[Message]) -> list[int]:
+        """The token ids of a conversation, ready for the assistant's answer. Raises UnfitRowError."""
+        text = _Guarded(self, messages)
+        return text.encode(self._prompt_text(text.turns))
+
+    def turn(self, messages: Iterable[Message], answer: str, *, ended: bool = True) -> Turn:
+        """The token ids of a conversation and its answer; an answer that was cut off (not `ended`) has no end.
+
+        Raises UnfitRowError for a conversation that the template refuses, or renders in another way with the answer.
+        """
+        text = _Guarded(self, (*messages, Message(role="assistant", content=answer)))
+        prompt_text, whole_text = self._prompt_text(text.turns[:-1]), _render(self.tokenizer, text.turns)
+        if not whole_text.startswith(prompt_text) or not whole_text.endswith(self.closing):
+            raise UnfitRowError("the chat template renders this conversation in another way once there is an answer")
+        if not ended:
+            whole_text = whole_text.removesuffix(self.closing)
+        prompt, whole = text.encode(prompt_text), text.encode(whole_text)
+        if whole[: len(prompt)] != prompt:  # a token reaches from the prompt into the answer
+            whole = prompt + text.encode(whole_text[len(prompt_text) :])
+        if not ended:
+            return Turn(prompt, whole[len(prompt) :], [])
+        if self.end_of_turn is None:
+            return Turn(prompt, [*whole[len(prompt) :], int(self.tokenizer.eos_token_id)], [])
+        end = len(whole) - whole[::-1].index(self.end_of_turn)
+        return Turn(prompt, whole[len(prompt) : end], whole[end:])
+
+    def document(self, document: Document) -> list[int]:
+        """The token ids of a document for pretraining: text between BOS (if any) and EOS, or turns."""
+        tokenizer = self.tokenizer
+        if document.messages:
+            text = _Guarded(self, document.messages)
+            return text.encode(_render(tokenizer, text.turns))
+        bos = [] if tokenizer.bos_token_id is None else [int(tokenizer.bos_token_id)]
+        return [*bos, *plain_tokens(tokenizer, document.text), int(tokenizer.eos_token_id)]
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """The text of an answer, without the token that ended it."""
+        return str(self.tokenizer.decode(list(tokens), skip_special_tokens=True)).strip()
+
+    def notes(self) -> list[str]:
+        """What of the template cannot be honoured, or may surprise, and what is done about it."""
+        notes = []
+        if self.end_of_turn is None:
+            notes.append(
+                f"the chat template writes no special token after an answer; {self.tokenizer.eos_token} is added there"
+            )
+        if self.dropped:
+            notes.append(
+                f"the generation prompt ends with {self.dropped!r}, which the template leaves out of a finished "
+                "answer; prompts leave it out too, or answers would land inside it"
+            )
+        if self.header:
+            notes.append(
+                f"the generation prompt lacks {self.header!r}, which the template writes before an answer; "
+                "prompts add it"
+            )
+        if self._leaves_out_thoughts():
+            notes.append("the chat template leaves out what an answer has before </think>, and so do training rows")
+        return notes
+
+    def _prompt_text(self, turns: list[dict[str, str]]) -> str:
+        return _render(self.tokenizer, turns, add_generation_prompt=True).removesuffix(self.dropped) + self.header
+
+    def _leaves_out_thoughts(self) -> bool:
+        answer = f"<think>\n{THOUGHT}\n</think>\n\n{ANSWER}"
+        turns = _turns((Message(role="user", content=QUESTION), Message(role="assistant", content=answer)))
+        return THOUGHT not in _render(self.tokenizer, turns)
+
+
+def load_chat(directory: str | Path) -> ChatFormat:
+    """The chat format of a checkpoint in a directory or on the hub."""
+    with read_plainly("no generation config", directory):
+        try:
+            generation_config = GenerationConfig.from_pretrained(directory)
+        except OSError:  # there is none: what `config.json` says is what generation would use
+            model_config = AutoConfig.from_pretrained(directory, **NEVER_CODE)
+            generation_config = GenerationConfig.from_model_config(model_config)
+    return ChatFormat.of(load_tokenizer(directory), generation_config)
+
+
+def eos_token_ids(tokenizer: PreTrainedTokenizerBase, generation_config: GenerationConfig | None) -> frozenset[int]:
+    """All ids that end an answer of a model, for a tokenizer with or without a chat template."""
+    if tokenizer.chat_template:
+        return ChatFormat.of(tokenizer, generation_config).end_ids
+    eos = tokenizer.eos_token_id
+    return frozenset([*configured_eos_ids(generation_config), *([] if eos is None else [int(eos)])])
+
+
+def configured_eos_ids(generation_config: GenerationConfig | None) -> list[int]:
+    """The ids under `eos_token_id`, which is a number, a list or null, in rising order."""
+    ids: int | list[int] | None = getattr(generation_config, "eos_token_id", None)
+    if ids is None:
+        return []
+    return sorted(set(ids)) if isinstance(ids, list) else [ids]
+
+
+class _Guarded:
+    """Turns whose text cannot become a special token, and the encoding of what a template makes of them.
+
+    A character without a meaning is put inside every special token that a text contains. The template reads the text
+    almost as it is (it may look for "</think>", or strip blanks); the encoding takes the character out again.
+    """
+
+    def __init__(self, chat: ChatFormat, messages: Iterable[Message]) -> None:
+        messages = tuple(messages)
+        self._chat, self._mark = chat, ""
+        texts = "".join(message.content for message in messages)
+        if chat.special.search(texts):
+            self._mark = next(chr(code) for code in PRIVATE_USE if chr(code) not in texts)
+            messages = tuple(
+                m.model_copy(update={"content": chat.special.sub(self._marked, m.content)}) for m in messages
+            )
+        self.turns = _turns(messages)
+
+    def _marked(self, token: re.Match[str]) -> str:
+        return token[0][0] + self._mark + token[0][1:]
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of rendered text. Raises UnfitRowError for a lone surrogate."""
+        tokenizer = self._chat.tokenizer
+        if not self._mark:
+            return _tokens(tokenizer, text)
+        ids, start = [], 0
+        for token in self._chat.special.finditer(text):
+            ids += plain_tokens(tokenizer, text[start : token.start()].replace(self._mark, ""))
+            ids.append(self._chat.special_ids[token[0]])
+            start = token.end()
+        return [*ids, *plain_tokens(tokenizer, text[start:].replace(self._mark, ""))]
+
+
+def _tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    check_unicode(text)
+    return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+
+def _turns(messages: Iterable[Message]) -> list[dict[str, str]]:
+    return [{"role": message.role, "content": message.content} for message in messages]
+
+
+def _render(
+    tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]], *, add_generation_prompt: bool = False
+) -> str:
+    """The text of turns under the chat template. Raises UnfitRowError with the template's own words if it refuses."""
+    try:
+        return str(tokenizer.apply_chat_template(turns, add_generation_prompt=add_generation_prompt, tokenize=False))
+    except (TemplateError, TypeError, ValueError, LookupError) as error:
+        raise UnfitRowError(f"the chat template does not take this conversation: {error}") from error

@@ -1,0 +1,106 @@
+"""Rows of a file as token ids for a model. A row that a model cannot read is put aside with its line and the reason."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Generic, TypeVar
+
+from alignment.distributed.collectives import on_main
+from alignment.errors import DataError, TooLongError, UnfitRowError
+from alignment.models.chat import ChatFormat, Turn
+from alignment.records import Comparison, Demonstration, Record, Rejected, ResponseSet, read_numbered, write_records
+
+RecordT = TypeVar("RecordT", bound=Record)
+EncodedT = TypeVar("EncodedT")
+
+
+@dataclass(frozen=True)
+class Encoded(Generic[RecordT, EncodedT]):
+    """The rows of a file that fit, each with its encoding, and the others. `too_long` of these have too many tokens."""
+
+    rows: list[tuple[RecordT, EncodedT]]
+    rejected: list[Rejected]
+    too_long: int
+
+    @property
+    def counts(self) -> dict[str, float]:
+        """The rows that were put aside, as metrics of a stage."""
+        return {"too_long": float(self.too_long), "rejected": float(len(self.rejected) - self.too_long)}
+
+    @property
+    def first_reason(self) -> str:
+        """Why the first row was put aside, for an error message."""
+        return f"First: line {self.rejected[0].line}: {self.rejected[0].reason}" if self.rejected else "There is no row"
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A comparison as token ids: the prompt, and each response with the token that ends it, if it ended."""
+
+    prompt: list[int]
+    chosen: list[int]
+    rejected: list[int]
+
+
+def encode_file(
+    path: Path,
+    kind: type[RecordT],
+    encode: Callable[[RecordT], EncodedT],
+    where: Callable[[RecordT], bool] = lambda _: True,
+) -> Encoded[RecordT, EncodedT]:
+    """Read records of `kind`, those that fulfil `where`, and encode each. `encode` raises UnfitRowError."""
+    numbered, rejected = read_numbered(path, kind)
+    rows, too_long = [], 0
+    for line, record in numbered:
+        if not where(record):
+            continue
+        try:
+            rows.append((record, encode(record)))
+        except UnfitRowError as error:
+            too_long += isinstance(error, TooLongError)
+            rejected.append(Rejected(file=str(path), line=line, reason=str(error), row=record.model_dump(mode="json")))
+    return Encoded(rows, rejected, too_long)
+
+
+def put_aside(out: Path, *encoded: Encoded[RecordT, EncodedT]) -> None:
+    """Write the rows that do not fit to `rejected.jsonl` of a stage's output; only the main process does."""
+    on_main(write_records, out / "rejected.jsonl", [row for part in encoded for row in part.rejected])
+
+
+def encode_demonstrations(
+    demonstrations: Path, chat: ChatFormat, max_length: int, option: str
+) -> Encoded[Demonstration, Turn]:
+    """The demonstrations of a stage's output that fit into `max_length` tokens. Raises DataError, which names `option`,
+    if none does."""
+
+    def encode(row: Demonstration) -> Turn:
+        turn = chat.turn(row.messages, row.completion)
+        check_length(len(turn.ids), max_length)
+        return turn
+
+    encoded = encode_file(demonstrations / "demonstrations.jsonl", Demonstration, encode)
+    if not encoded.rows:
+        raise DataError(f"no demonstration fits into {max_length} tokens; raise `{option}`. {encoded.first_reason}")
+    return encoded
+
+
+def encode_comparison(chat: ChatFormat, row: Comparison, max_length: int) -> Pair:
+    """Both sides of a comparison; raises TooLongError if either is longer than `max_length` with its prompt."""
+    chosen, rejected = (
+        chat.turn(row.prompt.messages, side.text, ended=side.ended is not False) for side in (row.chosen, row.rejected)
+    )
+    check_length(max(len(chosen.ids), len(rejected.ids)), max_length)
+    return Pair(chosen.prompt, chosen.response, rejected.response)
+
+
+def encode_responses(chat: ChatFormat, responses: ResponseSet) -> tuple[list[list[int]], int]:
+    """Each response after its prompt, and the length of the prompt."""
+    messages = responses.prompt.messages
+    turns = [chat.turn(messages, r.text, ended=r.ended is not False) for r in responses.responses]
+    return [turn.ids for turn in turns], len(turns[0].prompt)
+
+
+def check_length(length: int, longest: int) -> None:
+    """Raise TooLongError for more tokens than allowed."""
+    if length > longest:
+        raise TooLongError(f"{length} tokens, more than {longest}")
