@@ -50,7 +50,7 @@ def hashed_split(identity: str, heldout_share: float, seed: int) -> Split:
 
 
 def training_prompts(
-    prompts: Path, tokenizer: PreTrainedTokenizerBase, context: int, max_new_tokens: int, option: str
+    prompts: Path, tokenizer: PreTrainedTokenizerBase, context: float, max_new_tokens: int, option: str
 ) -> tuple[list[tuple[Prompt, list[int]]], int]:
     """Prompts of the training split with their token ids, and the number of those that leave no room for a response.
 

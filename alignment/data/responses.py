@@ -12,6 +12,7 @@ from alignment.config.stages import SamplingConfig
 from alignment.data.prompts import training_prompts
 from alignment.errors import DataError
 from alignment.journal import Journal
+from alignment.models.architecture import longest_sequence
 from alignment.models.generation import Sample, generate
 from alignment.models.importing import load_tokenizer
 from alignment.models.scalar import load_causal_model
@@ -39,7 +40,7 @@ def sample_responses(
     opaque and the order is shuffled.
     """
     policy, tokenizer = load_causal_model(model / "model"), load_tokenizer(model / "model")
-    context = int(policy.config.max_position_embeddings)
+    context = longest_sequence(policy)
     fitting, too_long = training_prompts(prompts, tokenizer, context, config.max_new_tokens, "sampling.max_new_tokens")
     chosen = fitting[: config.prompts]
     samples = sample(

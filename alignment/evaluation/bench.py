@@ -124,7 +124,7 @@ def not_measured(*names: str) -> Figures:
 
 
 def prompts_that_fit(
-    prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase, context: int, max_new_tokens: int
+    prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase, context: float, max_new_tokens: int
 ) -> list[Prompt]:
     """The prompts that leave room for a response in the context (in tokens). Raises DataError if there is none."""
     longest = context - max_new_tokens

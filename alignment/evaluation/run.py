@@ -15,6 +15,7 @@ from alignment.evaluation.bench import Bench, Models, Plot, prompts_that_fit
 from alignment.evaluation.judged_responses import Judge
 from alignment.evaluation.samples import write_samples
 from alignment.journal import Journal
+from alignment.models.architecture import longest_sequence
 from alignment.models.importing import load_tokenizer
 from alignment.models.scalar import load_causal_model, load_rewards
 from alignment.records import Prompt, read_records
@@ -38,8 +39,7 @@ def evaluate(
     models = Models(*(load_causal_model(stage / "model") for stage in (base, sft, policy)))
     tokenizer = load_tokenizer(policy / "model")
     rows = [row for row in read_records(prompts / "prompts.jsonl", Prompt)[0] if row.split == "heldout"]
-    context = int(models.sft.config.max_position_embeddings)
-    fitting = prompts_that_fit(rows, tokenizer, context, config.max_new_tokens)
+    fitting = prompts_that_fit(rows, tokenizer, longest_sequence(models.sft), config.max_new_tokens)
     selected = fitting[: config.prompts or None]
     bench = Bench(config, tokenizer, models.sft, load_rewards(reward), judge, seed, selected, policy, corpus, out)
     counts = {"prompts": {"asked": len(selected), "too_long": len(rows) - len(fitting)}}

@@ -71,6 +71,7 @@ def choose(
     """Sample, score and keep the best finished response to each prompt; prompts without one are counted."""
     from alignment.data.prompts import training_prompts
     from alignment.data.responses import sample
+    from alignment.models.architecture import longest_sequence
     from alignment.models.importing import load_tokenizer
     from alignment.models.scalar import load_causal_model
     from alignment.models.tokenizer import decode_response
@@ -78,9 +79,8 @@ def choose(
     from alignment.rewards.components import reward_components
 
     model, tokenizer = load_causal_model(sft / "model"), load_tokenizer(sft / "model")
-    context = int(model.config.max_position_embeddings)
     fitting, too_long = training_prompts(
-        prompts, tokenizer, context, config.max_new_tokens, "align.best_of_n.max_new_tokens"
+        prompts, tokenizer, longest_sequence(model), config.max_new_tokens, "align.best_of_n.max_new_tokens"
     )
     selected = fitting[: config.prompts or None]
     repeated = [tokens for _, tokens in selected for _ in range(config.samples)]

@@ -66,6 +66,7 @@ def ppo(
     from alignment.data.prompts import training_prompts
     from alignment.distributed.collectives import on_main
     from alignment.methods.selection import select_snapshot
+    from alignment.models.architecture import longest_sequence, row_length
     from alignment.models.importing import load_tokenizer
     from alignment.models.reward_adapters import load_reward
     from alignment.models.scalar import load_causal_model, load_rewards
@@ -79,7 +80,7 @@ def ppo(
     frozen = torch.bfloat16 if config.bfloat16 else torch.float32
     lora = config.layout == "lora"
     policy = load_causal_model(sft / "model", frozen if lora else torch.float32)
-    context = int(policy.config.max_position_embeddings)
+    context = longest_sequence(policy)
     fitting, too_long = training_prompts(prompts, tokenizer, context, config.max_new_tokens, "ppo.max_new_tokens")
     load = partial(load_reward, language_model=policy, dtype=frozen, shared=lora)
     documents = read_records(corpus / "train.jsonl", Document)[0] if config.ptx_coef else []
@@ -92,7 +93,7 @@ def ppo(
         [tokens for _, tokens in fitting],
         reward_parts(reward, rule_rewards(align), load),
         config,
-        ptx_sequences=pack_documents(documents, tokenizer, context).rows.tolist() if documents else None,
+        ptx_sequences=pack_documents(documents, tokenizer, row_length(policy)).rows.tolist() if documents else None,
         out=out,
         journal=journal,
     )
@@ -119,7 +120,7 @@ def ppo(
 def drop_low_reward_conversations(
     documents: Sequence[Document],
     tokenizer: "PreTrainedTokenizerBase",
-    context: int,
+    context: float,
     reward: "PreTrainedModel | Ensemble",
     minimum: float,
 ) -> list[Document]:

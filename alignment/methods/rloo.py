@@ -77,6 +77,7 @@ def rloo(
     from trl import RLOOTrainer
 
     from alignment.data.prompts import training_prompts
+    from alignment.models.architecture import longest_sequence
     from alignment.models.importing import load_tokenizer
     from alignment.models.scalar import load_causal_model, save_model
     from alignment.rewards.build import reward_parts, rule_rewards
@@ -84,9 +85,8 @@ def rloo(
     from alignment.training.trl import run_trainer, shared_options
 
     model, tokenizer = load_causal_model(sft / "model"), load_tokenizer(sft / "model")
-    context = int(model.config.max_position_embeddings)
     fitting, too_long = training_prompts(
-        prompts, tokenizer, context, config.max_new_tokens, "align.rloo.max_new_tokens"
+        prompts, tokenizer, longest_sequence(model), config.max_new_tokens, "align.rloo.max_new_tokens"
     )
     dataset, unlike = conversations(fitting, tokenizer)
     components = reward_components(reward_parts(reward, rule_rewards(align)), tokenizer)

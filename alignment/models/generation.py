@@ -10,6 +10,7 @@ from torch.nn import functional
 from transformers import DynamicCache, PreTrainedModel
 
 from alignment.errors import ConfigError
+from alignment.models.architecture import context_length
 from alignment.models.logprobs import at_least_float32, token_logits
 
 # Ended rows are removed once they are this share of the batch: selecting rows copies the cache.
@@ -182,7 +183,7 @@ def _check(
 
 def check_prompts_fit(model: PreTrainedModel, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
     """Raise ConfigError for an empty prompt, and for one without room for `max_new_tokens` in the context."""
-    context = getattr(model.config, "max_position_embeddings", None)
+    context = context_length(model)
     for number, prompt in enumerate(prompts):
         if not prompt:
             raise ConfigError(f"prompt {number} has no tokens; start it with a BOS token or remove it")

@@ -23,6 +23,7 @@ from transformers import (
 
 from alignment.distributed.devices import to_device
 from alignment.errors import CheckpointError, ConfigError
+from alignment.models.architecture import context_length
 from alignment.models.ensembles import Ensemble, combined
 from alignment.models.likelihood import likelihood_head, load_likelihood, save_likelihood
 from alignment.models.logprobs import at_least_float32, length_batches, read_only_at, right_pad
@@ -41,8 +42,8 @@ def load_causal_model(path: str | Path, dtype: torch.dtype = torch.float32) -> P
 
 def check_context(model: PreTrainedModel, length_tokens: int, option: str) -> None:
     """Raise ConfigError if an option allows longer sequences than the model's context."""
-    context = int(model.config.max_position_embeddings)
-    if length_tokens > context:
+    context = context_length(model)
+    if context is not None and length_tokens > context:
         raise ConfigError(f"{option} {length_tokens} is more than the model's context of {context} tokens: lower it")
 
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from alignment.errors import ConfigError
+from alignment.models.architecture import longest_sequence
 from alignment.models.ensembles import Ensemble
 from alignment.models.importing import load_tokenizer
 from alignment.models.scalar import load_rewards, member_scores
@@ -26,7 +27,7 @@ def member_rewards(reward: Path, sets: Sequence[ResponseSet]) -> dict[str, Score
             f"{reward} has a single reward model, but disagreement needs an ensemble: train with reward.members: 3"
         )
     tokenizer = load_tokenizer(reward / "model")
-    context = min(int(model.config.max_position_embeddings) for model in ensemble.models)
+    context = longest_sequence(*ensemble.models)
     rewards: dict[str, Scores] = {}
     for responses in sets:
         prompt = prompt_tokens(tokenizer, responses.prompt.messages)

@@ -17,12 +17,15 @@ from alignment.distributed.collectives import on_main, share_of
 from alignment.distributed.devices import to_device
 from alignment.errors import DataError
 from alignment.journal import Journal
+from alignment.models.architecture import context_length, row_length
 from alignment.models.importing import align_special_tokens, import_checkpoint, load_tokenizer
 from alignment.models.scalar import save_model
 from alignment.models.tokenizer import document_tokens
 from alignment.plots import curve
 from alignment.records import Document, read_records
 from alignment.training.loop import TrainingState, backward, cosine_schedule
+
+HELDOUT_TOKENS = 8192  # in one forward: its logits are 5 GB at a vocabulary of 150 thousand
 
 
 @dataclass(frozen=True)
@@ -43,8 +46,8 @@ def pretrain(
     """
     torch.manual_seed(seed)
     model, words = starting_point(config, tokenizer, journal)
-    context = int(model.config.max_position_embeddings)
-    train, heldout = (pack(corpus / f"{name}.jsonl", words, context) for name in ("train", "heldout"))
+    length = row_length(model) if config.checkpoint else config.model.context_length
+    train, heldout = (pack(corpus / f"{name}.jsonl", words, length) for name in ("train", "heldout"))
     if config.epochs:
         train_packed(model, train, heldout, config, out, journal, seed)
     loss = heldout_loss(model, heldout.rows)
@@ -63,11 +66,20 @@ def starting_point(
     """A new Llama with the tokenizer of this pipeline, or an imported checkpoint with its tokenizer."""
     if config.checkpoint is not None:
         model, words, changes = import_checkpoint(config.checkpoint)
-        journal.note("imported", [f"from {config.checkpoint}", *changes])
+        journal.note("imported", [f"from {config.checkpoint}", *changes, *rows_note(model)])
         return model, words
     assert tokenizer is not None, "a model from scratch needs the tokenizer stage"
     words = load_tokenizer(tokenizer)
     return to_device(build_model(config.model, words)), words
+
+
+def rows_note(model: PreTrainedModel) -> list[str]:
+    """A sentence if text is packed into shorter rows than the model could read."""
+    context, length = context_length(model), row_length(model)
+    if context == length:
+        return []
+    limit = "has no limit" if context is None else f"is {context}"
+    return [f"the model's context {limit}; text is packed into rows of {length} tokens"]
 
 
 def build_model(config: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> LlamaForCausalLM:
@@ -172,6 +184,7 @@ def next_token_loss(model: PreTrainedModel, batch: Tensor, share: float = 1.0) -
 @torch.no_grad()
 def heldout_loss(model: PreTrainedModel, rows: Tensor, batch: int = 32) -> float:
     """Mean negative log-likelihood per token in nats, over all rows."""
+    batch = max(1, min(batch, HELDOUT_TOKENS // rows.shape[1]))
     was_training = model.training
     model.eval()
     total = sum(float(next_token_loss(model, part)) * len(part) for part in batches(rows, batch))

@@ -20,6 +20,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 
 DEFAULTS: dict[str, Any] = {"max_new_tokens": 128, "temperature": 1.0, "seed": 0}
 PLAIN: dict[str, Any] = {"use_safetensors": True, "trust_remote_code": False}
+CONTEXT_NAMES = ("max_position_embeddings", "max_seq_len", "max_sequence_length")  # none: no limit
 PROMPT_MARK = "\ue000"  # a private-use character of Unicode: the placeholder of the prompt in the chat template
 
 
@@ -100,7 +101,8 @@ class ServedModel(PythonModel):
 
     def _answer(self, prompt: str, options: dict[str, Any]) -> str:
         ids = torch.tensor([self._prompt_ids(prompt)])
-        context = int(getattr(self.model.config, "max_position_embeddings", 1 << 30))
+        text = self.model.config.get_text_config(decoder=True)
+        context = next((n for name in CONTEXT_NAMES if (n := getattr(text, name, None))), 1 << 30)
         room = context - ids.shape[1]
         if room < 1:
             raise ValueError(f"the prompt has {ids.shape[1]} tokens, but the model's context is {context}: shorten it")
