@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from alignment.errors import CheckpointError, ConfigError, DataError
+from alignment.models.architecture import cache_argument, check_causal
 from alignment.models.generation import check_prompts_fit
 
 
@@ -70,6 +71,8 @@ def _check_language_model(
     """Raise CheckpointError for a policy without an output head, and for token ids outside its vocabulary."""
     if policy.get_output_embeddings() is None:
         raise CheckpointError(f"{type(policy).__name__} has no output head; load it with AutoModelForCausalLM")
+    cache_argument(policy)
+    check_causal(policy)
     embeddings = policy.get_input_embeddings().weight
     assert isinstance(embeddings, Tensor)
     rows = len(embeddings)

@@ -17,9 +17,9 @@ from alignment.distributed.collectives import on_main, share_of
 from alignment.distributed.devices import to_device
 from alignment.errors import DataError
 from alignment.journal import Journal
-from alignment.models.architecture import context_length, row_length
+from alignment.models.architecture import cache_argument, check_causal, context_length, row_length
 from alignment.models.importing import align_special_tokens, import_checkpoint, load_tokenizer
-from alignment.models.scalar import save_model
+from alignment.models.scalar import save_model, scalar_config
 from alignment.models.tokenizer import document_tokens
 from alignment.plots import curve
 from alignment.records import Document, read_records
@@ -66,11 +66,19 @@ def starting_point(
     """A new Llama with the tokenizer of this pipeline, or an imported checkpoint with its tokenizer."""
     if config.checkpoint is not None:
         model, words, changes = import_checkpoint(config.checkpoint)
+        check_pipeline(model)
         journal.note("imported", [f"from {config.checkpoint}", *changes, *rows_note(model)])
         return model, words
     assert tokenizer is not None, "a model from scratch needs the tokenizer stage"
     words = load_tokenizer(tokenizer)
     return to_device(build_model(config.model, words)), words
+
+
+def check_pipeline(model: PreTrainedModel) -> None:
+    """Raise CheckpointError for an architecture that a later stage cannot use."""
+    check_causal(model)
+    cache_argument(model)
+    scalar_config(model)
 
 
 def rows_note(model: PreTrainedModel) -> list[str]:
