@@ -24,8 +24,8 @@ from alignment.models.scalar import (
 )
 from alignment.ppo.train import train_ppo
 from alignment.reward_model.train import PromptGroup, train_groups, untrained
+from alignment.training import sft
 from alignment.training.pretrain import starting_point
-from alignment.training.sft import finetune
 from flows.tracking.served_model import Scorer
 from tests.alignment.models.zoo import SIZES, tiny
 from tests.alignment.ppo import world
@@ -137,14 +137,20 @@ def logprobs(model: PreTrainedModel, prompt: list[int], response: list[int]) -> 
 
 
 def fine_tunes(path: Path, out: Path) -> None:
+    """The first loss is the mean over the response tokens of a forward of transformers."""
     model, tokenizer = load_causal_model(path), world.tokenizer()
     tokenizer.chat_template = "{% for m in messages %}w2 {{ m.content }} {% endfor %}"
-    save_model(model, out / "base" / "model", tokenizer)
+    save_model(model, out / "base" / "model")
     rows = [demonstration(f"w{i} w4", "w5 w6") for i in range(3, 7)]
     config = SFTConfig(epochs=2, batch_size=4, max_length_tokens=16, log_every_steps=1)
-    data = write(out / "in" / "demonstrations.jsonl", rows)
-    figures = finetune(config, out / "out", Journal(out / "out"), seed=0, base=out / "base", demonstrations=data)
-    assert figures["loss"] > 0
+    data, journal = write(out / "in" / "demonstrations.jsonl", rows), Journal(out / "out")
+    with pytest.MonkeyPatch.context() as patch:  # transformers reads no tokenizer of words beside a Qwen 2
+        patch.setattr(sft, "load_tokenizer", lambda _: tokenizer)
+        sft.finetune(config, out / "out", journal, seed=0, base=out / "base", demonstrations=data)
+    expected = [p for i in range(3, 7) for p in logprobs(model, [2, i, 4], [5, 6, 1])]
+    balancing = 0.03 if hasattr(model.config, "router_aux_loss_coef") else 0  # of experts, which TRL adds to the loss
+    loss = journal.read()[0]["values"]["loss"]
+    assert loss == pytest.approx(-sum(expected) / len(expected), abs=1e-4 + balancing)
     assert changed(model, load_causal_model(out / "out" / "model"))
 
 

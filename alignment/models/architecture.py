@@ -31,11 +31,9 @@ def check_causal(model: PreTrainedModel) -> None:
     Two sequences are read that are the same in their first half: so must be the logits there.
     """
     half = min(8, context_length(model) or 8) // 2
+    vocabulary = model.config.get_text_config(decoder=True).vocab_size
     first = torch.arange(half, device=model.device)
-    tokens = (
-        torch.stack([torch.cat([first, first + half]), torch.cat([first, first])])
-        % model.config.get_text_config(decoder=True).vocab_size
-    )
+    tokens = torch.stack([torch.cat([first, first + half]), torch.cat([first, first])]) % vocabulary
     training = model.training
     logits = model.eval()(input_ids=tokens, use_cache=False).logits[:, :half].float()
     model.train(training)

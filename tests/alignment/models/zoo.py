@@ -23,6 +23,7 @@ LINEAR = {
     "layer_types": ["linear_attention", "full_attention"],
 }
 WINDOW = {"sliding_window": 4, "layer_types": ["sliding_attention", "full_attention"]}
+STILL = {"attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0}
 MLA = {
     "num_key_value_heads": 2,
     "q_lora_rank": 8,
@@ -73,9 +74,9 @@ SIZES: dict[str, dict[str, object]] = {
         "topk_group": 1,
         "first_k_dense_replace": 1,
     },
-    "gpt2": {"n_positions": 64, "n_embd": 16, "n_layer": 2, "n_head": 2},
+    "gpt2": {"n_positions": 64, "n_embd": 16, "n_layer": 2, "n_head": 2, **STILL},
     "gpt_neox": {**LLAMA},
-    "gptj": {"n_positions": 64, "n_embd": 16, "n_layer": 2, "n_head": 2, "rotary_dim": 4},
+    "gptj": {"n_positions": 64, "n_embd": 16, "n_layer": 2, "n_head": 2, "rotary_dim": 4, **STILL},
     "opt": {
         "hidden_size": 16,
         "ffn_dim": 24,
