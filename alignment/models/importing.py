@@ -35,7 +35,7 @@ def import_checkpoint(path: str | Path) -> tuple[PreTrainedModel, PreTrainedToke
     rows = len(weight_of(model.get_input_embeddings()))
     if len(tokenizer) > rows:
         raise CheckpointError(f"the tokenizer of {path} has {len(tokenizer)} tokens but the model embeds only {rows}")
-    changes = []
+    changes, known = [], len(tokenizer)
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
         was = "missing" if tokenizer.pad_token_id is None else "the same as EOS"
         tokenizer.add_special_tokens({"pad_token": PAD})
@@ -44,22 +44,25 @@ def import_checkpoint(path: str | Path) -> tuple[PreTrainedModel, PreTrainedToke
         tokenizer.add_special_tokens({"additional_special_tokens": [USER, ASSISTANT, SYSTEM]})
         tokenizer.chat_template = CHAT_TEMPLATE
         changes.append(f"no chat template; turns are marked with {USER}, {ASSISTANT} and {SYSTEM}")
-    grow_embeddings(model, len(tokenizer))
+    grow_embeddings(model, known, len(tokenizer))
     align_special_tokens(model, tokenizer)
     return model, tokenizer, changes
 
 
-def grow_embeddings(model: PreTrainedModel, size: int) -> None:
-    """Add embeddings for new tokens; each new row is initialized with the mean of the old rows."""
-    old = len(weight_of(model.get_input_embeddings()))
-    if size <= old:
-        return
-    model.resize_token_embeddings(size, mean_resizing=False)
-    with torch.no_grad():
-        for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
-            if layer is not None:
-                weight = weight_of(layer)
-                weight[old:] = weight[:old].mean(dim=0)
+@torch.no_grad()
+def grow_embeddings(model: PreTrainedModel, known: int, size: int) -> None:
+    """Give each new token, `known` to `size`, the mean of the known tokens' rows, and of their output biases.
+
+    Its logit is then the mean of the known ones. Many checkpoints have spare rows above their vocabulary, which were
+    never trained: a new token that falls on one is initialized as well.
+    """
+    if size > len(weight_of(model.get_input_embeddings())):
+        model.resize_token_embeddings(size, mean_resizing=False)
+    for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
+        if layer is not None:
+            for weights in (weight_of(layer), getattr(layer, "bias", None)):
+                if isinstance(weights, Tensor) and size > known:
+                    weights[known:size] = weights[:known].mean(dim=0)
 
 
 def weight_of(layer: nn.Module) -> Tensor:

@@ -40,12 +40,24 @@ def _token_ids(prompt: object, number: int) -> list[int]:
 
 def _tokens(prompt: object, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     if isinstance(prompt, str):
-        return list(tokenizer(prompt)["input_ids"])
+        return _text_tokens(prompt, tokenizer)
     if not isinstance(prompt, list):
         raise DataError(f"a prompt is text or a list of messages, not {type(prompt).__name__}: {prompt!r}")
     if tokenizer.chat_template is None:
         raise ConfigError("the prompts are messages and the tokenizer has no chat template: set chat_template")
     return list(tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=False))
+
+
+def _text_tokens(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The text with the special tokens that the tokenizer puts before it: one BOS, also for rendered text that has it.
+
+    What the tokenizer puts after it (an EOS, say) is left out: the response is to follow.
+    """
+    plain = list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    whole = list(tokenizer(text)["input_ids"])
+    added = len(whole) - len(plain)
+    before = next((count for count in range(added, 0, -1) if whole[count : count + len(plain)] == plain), 0)
+    return plain if plain[:before] == whole[:before] else whole[:before] + plain
 
 
 def check_inputs(
