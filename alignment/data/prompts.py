@@ -49,7 +49,7 @@ def hashed_split(identity: str, heldout_share: float, seed: int) -> Split:
 
 
 def encode_prompts(
-    prompts: Path, split: Split, chat: ChatFormat, context: int, max_new_tokens: int, option: str
+    prompts: Path, split: Split, chat: ChatFormat, context: float, max_new_tokens: int, option: str
 ) -> Encoded[Prompt, list[int]]:
     """Prompts of a split with their token ids; those that leave no room for a response are put aside.
 

@@ -12,6 +12,7 @@ from alignment.config.stages import SamplingConfig
 from alignment.data.prompts import encode_prompts
 from alignment.errors import DataError
 from alignment.journal import Journal
+from alignment.models.architecture import longest_sequence
 from alignment.models.chat import ChatFormat, load_chat
 from alignment.models.encoding import put_aside
 from alignment.models.generation import Sample, generate
@@ -39,7 +40,7 @@ def sample_responses(
     opaque and the order is shuffled.
     """
     policy, chat = load_causal_model(model / "model"), load_chat(model / "model")
-    context = int(policy.config.max_position_embeddings)
+    context = longest_sequence(policy)
     encoded = encode_prompts(prompts, "train", chat, context, config.max_new_tokens, "sampling.max_new_tokens")
     put_aside(out, encoded)
     chosen = encoded.rows[: config.prompts]

@@ -16,6 +16,7 @@ from alignment.evaluation.bench import Bench, Models, Plot
 from alignment.evaluation.judged_responses import Judge
 from alignment.evaluation.samples import write_samples
 from alignment.journal import Journal
+from alignment.models.architecture import longest_sequence
 from alignment.models.chat import load_chat
 from alignment.models.encoding import put_aside
 from alignment.models.scalar import load_causal_model, load_rewards
@@ -38,7 +39,7 @@ def evaluate(
     """Run all evaluators. Writes `evaluation.json`, `samples.jsonl`, `samples.md` and the figures; returns metrics."""
     models = Models(*(load_causal_model(stage / "model") for stage in (base, sft, policy)))
     chat = load_chat(policy / "model")
-    context = int(models.sft.config.max_position_embeddings)
+    context = longest_sequence(models.sft)
     encoded = encode_prompts(prompts, "heldout", chat, context, config.max_new_tokens, "evaluation.max_new_tokens")
     put_aside(out, encoded)
     selected = [prompt for prompt, _ in encoded.rows][: config.prompts or None]

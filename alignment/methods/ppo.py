@@ -69,6 +69,7 @@ def ppo(
     from alignment.data.prompts import encode_prompts
     from alignment.distributed.collectives import on_main
     from alignment.methods.selection import select_snapshot
+    from alignment.models.architecture import longest_sequence, row_length
     from alignment.models.chat import load_chat
     from alignment.models.encoding import encode_file, put_aside
     from alignment.models.reward_adapters import load_reward
@@ -83,7 +84,7 @@ def ppo(
     frozen = torch.bfloat16 if config.bfloat16 else torch.float32
     lora = config.layout == "lora"
     policy = load_causal_model(sft / "model", frozen if lora else torch.float32)
-    context = int(policy.config.max_position_embeddings)
+    context = longest_sequence(policy)
     encoded = encode_prompts(prompts, "train", chat, context, config.max_new_tokens, "ppo.max_new_tokens")
     put_aside(out, encoded)
     prompt_ids = [tokens for _, tokens in encoded.rows]
@@ -98,7 +99,7 @@ def ppo(
         prompt_ids,
         reward_parts(reward, rule_rewards(align), load),
         config,
-        ptx_sequences=pack_documents(documents, context).rows.tolist() if documents else None,
+        ptx_sequences=pack_documents(documents, row_length(policy)).rows.tolist() if documents else None,
         out=out,
         journal=journal,
     )
@@ -121,7 +122,7 @@ def ppo(
 def drop_low_reward_conversations(
     documents: "Sequence[tuple[Document, list[int]]]",
     chat: "ChatFormat",
-    context: int,
+    context: float,
     reward: "PreTrainedModel | Ensemble",
     minimum: float,
 ) -> list[tuple[Document, list[int]]]:

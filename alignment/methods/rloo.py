@@ -76,6 +76,7 @@ def rloo(
     from trl import RLOOConfig as TrainerOptions
 
     from alignment.data.prompts import encode_prompts
+    from alignment.models.architecture import longest_sequence
     from alignment.models.chat import load_chat
     from alignment.models.encoding import put_aside
     from alignment.models.scalar import load_causal_model, save_model
@@ -84,7 +85,7 @@ def rloo(
     from alignment.training.trl import run_trainer, shared_options
 
     model, chat = load_causal_model(sft / "model"), load_chat(sft / "model")
-    context = int(model.config.max_position_embeddings)
+    context = longest_sequence(model)
     encoded = encode_prompts(prompts, "train", chat, context, config.max_new_tokens, "align.rloo.max_new_tokens")
     put_aside(out, encoded)
     dataset = conversations(encoded.rows)

@@ -100,7 +100,7 @@ def encode_responses(chat: ChatFormat, responses: ResponseSet) -> tuple[list[lis
     return [turn.ids for turn in turns], len(turns[0].prompt)
 
 
-def check_length(length: int, longest: int) -> None:
+def check_length(length: int, longest: float) -> None:
     """Raise TooLongError for more tokens than allowed."""
     if length > longest:
         raise TooLongError(f"{length} tokens, more than {longest}")

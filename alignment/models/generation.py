@@ -10,6 +10,7 @@ from torch.nn import functional
 from transformers import DynamicCache, PreTrainedModel
 
 from alignment.errors import ConfigError
+from alignment.models.architecture import ATTENTION_CACHE, cache_argument, context_length
 from alignment.models.logprobs import at_least_float32, token_logits
 
 # Ended rows are removed once they are this share of the batch: selecting rows copies the cache.
@@ -118,11 +119,11 @@ class _Batch:
         columns = torch.arange(longest, device=model.device)
         self.mask = (columns >= longest - lengths.unsqueeze(-1)).long()
         self.position = lengths - 1  # of the token read last
-        self.cache = DynamicCache(config=model.config)
+        self.cache, self.cache_name = DynamicCache(config=model.config), cache_argument(model)
         row = torch.arange(len(prompts), device=model.device)
         positions = (columns - (longest - lengths).unsqueeze(-1)).clamp(min=0)
-        output = token_logits(model, input_ids, row, torch.full_like(row, longest - 1), **self._inputs(positions))
-        self._take(output, output.logits)
+        last, inputs = torch.full_like(row, longest - 1), self._inputs(positions)
+        self.logits = token_logits(model, input_ids, row, last, attention_mask=self.mask, **inputs).logits
 
     def advance(self, tokens: Tensor, logprobs: Tensor, eos_token_ids: Collection[int]) -> bool:
         """Append a token to each row and compute the next logits; False once every row has ended."""
@@ -145,7 +146,7 @@ class _Batch:
     def _keep(self, alive: list[int], tokens: Tensor) -> Tensor:
         """Remove the ended rows. Padding columns that no row needs are kept: copying costs more."""
         index = torch.tensor(alive, device=tokens.device)
-        self.cache.batch_select_indices(index)
+        self.cache.reorder_cache(index)  # type: ignore[arg-type]  # unlike batch_select_indices, of recurrent states too
         self.samples = [self.samples[row] for row in alive]
         self.mask, self.position = self.mask[index], self.position[index]
         self.uniforms = None if self.uniforms is None else self.uniforms[index]
@@ -154,19 +155,13 @@ class _Batch:
     def _read(self, tokens: Tensor) -> None:
         self.mask = functional.pad(self.mask, (0, 1), value=1)
         self.position = self.position + 1
-        output = self.model(input_ids=tokens.unsqueeze(-1), **self._inputs(self.position.unsqueeze(-1)))
-        self._take(output, at_least_float32(output.logits[:, -1]))
+        inputs = self._inputs(self.position.unsqueeze(-1))
+        if self.cache_name == ATTENTION_CACHE:
+            inputs["attention_mask"] = self.mask  # a purely recurrent state has no past tokens to mask
+        self.logits = at_least_float32(self.model(input_ids=tokens.unsqueeze(-1), **inputs).logits[:, -1])
 
     def _inputs(self, position_ids: Tensor) -> dict[str, Any]:
-        return {
-            "attention_mask": self.mask,
-            "position_ids": position_ids,
-            "past_key_values": self.cache,
-            "use_cache": True,
-        }
-
-    def _take(self, output: Any, logits: Tensor) -> None:
-        self.cache, self.logits = output.past_key_values, logits
+        return {"position_ids": position_ids, self.cache_name: self.cache, "use_cache": True}
 
 
 def _check(
@@ -182,7 +177,7 @@ def _check(
 
 def check_prompts_fit(model: PreTrainedModel, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
     """Raise ConfigError for an empty prompt, and for one without room for `max_new_tokens` in the context."""
-    context = getattr(model.config, "max_position_embeddings", None)
+    context = context_length(model)
     for number, prompt in enumerate(prompts):
         if not prompt:
             raise ConfigError(f"prompt {number} has no tokens; start it with a BOS token or remove it")

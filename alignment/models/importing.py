@@ -26,7 +26,7 @@ def import_checkpoint(path: str | Path) -> tuple[PreTrainedModel, PreTrainedToke
     rows = len(weight_of(model.get_input_embeddings()))
     if len(tokenizer) > rows:
         raise CheckpointError(f"the tokenizer of {path} has {len(tokenizer)} tokens but the model embeds only {rows}")
-    changes = []
+    changes, known = [], len(tokenizer)
     if not tokenizer.chat_template:
         tokenizer.add_special_tokens({"additional_special_tokens": [USER, ASSISTANT, SYSTEM]})
         tokenizer.chat_template = CHAT_TEMPLATE
@@ -34,7 +34,7 @@ def import_checkpoint(path: str | Path) -> tuple[PreTrainedModel, PreTrainedToke
     changes += ensure_eos(tokenizer, model, path)
     chat = ChatFormat.of(tokenizer, model.generation_config)
     changes += ensure_pad(tokenizer, chat)
-    grow_embeddings(model, len(tokenizer))
+    grow_embeddings(model, known, len(tokenizer))
     changes += align_special_tokens(model, chat)
     return model, tokenizer, [*changes, *chat.notes()]
 
@@ -62,17 +62,20 @@ def ensure_pad(tokenizer: PreTrainedTokenizerBase, chat: ChatFormat) -> list[str
     return [f"PAD was {reason}; {PAD} added"]
 
 
-def grow_embeddings(model: PreTrainedModel, size: int) -> None:
-    """Add embeddings for new tokens; each new row is initialized with the mean of the old rows."""
-    old = len(weight_of(model.get_input_embeddings()))
-    if size <= old:
-        return
-    model.resize_token_embeddings(size, mean_resizing=False)
-    with torch.no_grad():
-        for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
-            if layer is not None:
-                weight = weight_of(layer)
-                weight[old:] = weight[:old].mean(dim=0)
+@torch.no_grad()
+def grow_embeddings(model: PreTrainedModel, known: int, size: int) -> None:
+    """Give each new token, `known` to `size`, the mean of the known tokens' rows, and of their output biases.
+
+    Its logit is then the mean of the known ones. Many checkpoints have spare rows above their vocabulary, which were
+    never trained: a new token that falls on one is initialized as well.
+    """
+    if size > len(weight_of(model.get_input_embeddings())):
+        model.resize_token_embeddings(size, mean_resizing=False)
+    for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
+        if layer is not None:
+            for weights in (weight_of(layer), getattr(layer, "bias", None)):
+                if isinstance(weights, Tensor) and size > known:
+                    weights[known:size] = weights[:known].mean(dim=0)
 
 
 def weight_of(layer: nn.Module) -> Tensor:

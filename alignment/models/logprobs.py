@@ -158,10 +158,10 @@ def _narrowed(mlp: nn.Module, row: Tensor, position: Tensor) -> Iterator[None]:
     """Hooks that gather the tokens at these positions before `mlp`, and scatter its outputs back after it."""
     shape: list[torch.Size] = []
 
-    def gather(_: nn.Module, hidden: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        shape.append(hidden[0].shape)
-        flat = row * hidden[0].shape[1] + position
-        return hidden[0].flatten(0, 1).index_select(0, flat).unsqueeze(0), *hidden[1:]
+    def gather(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        shape.append(inputs[0].shape)
+        flat = row * inputs[0].shape[1] + position
+        return tuple(tensor.flatten(0, 1).index_select(0, flat).unsqueeze(0) for tensor in inputs)
 
     def scatter(_: nn.Module, __: tuple[Tensor, ...], output: Any) -> Any:
         b, t, d = shape.pop()

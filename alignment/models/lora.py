@@ -20,6 +20,7 @@ from alignment.models.likelihood import likelihood_head
 from alignment.models.logprobs import at_least_float32
 
 NAME = "default"
+EXPERT_LAYERS = {"gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3"}
 
 
 def over_base(model: PreTrainedModel) -> PreTrainedModel:
@@ -79,30 +80,34 @@ def add_adapter(
     model: PreTrainedModel, rank: int, alpha: int, targets: Sequence[str] | None = None, seed: int = 0
 ) -> None:
     """Add a zero-initialized adapter to the linear layers of the trunk (those in `targets`, or all)."""
-    layers = {
-        name: module
-        for name, module in model.base_model.named_modules()
-        if isinstance(module, nn.Linear | Conv1D) and (targets is None or name.rpartition(".")[2] in targets)
-    }
-    matched = {name.rpartition(".")[2] for name in layers}
-    if not layers or (targets is not None and set(targets) - matched):
+    available = linear_layers(model)
+    matched = sorted(available if targets is None else available & set(targets))
+    if not matched or (targets is not None and set(targets) - set(matched)):
         raise ConfigError(
             f"lora_targets {list(targets or [])} are not all linear layers of {type(model).__name__}, which has "
-            f"{sorted(linear_names(model))}: choose from these, or leave lora_targets out for all"
+            f"{sorted(available)}: choose from these, or leave lora_targets out for all"
         )
-    config = LoraConfig(
-        r=rank,
-        lora_alpha=alpha,
-        target_modules=sorted(matched),
-        fan_in_fan_out=all(isinstance(module, Conv1D) for module in layers.values()),
-    )
-    inject(model, config, seed)
+    transposed = any(isinstance(module, Conv1D) for module in model.base_model.modules())
+    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=matched, fan_in_fan_out=transposed)
+    try:
+        inject(model, config, seed)
+    except ValueError as error:
+        raise ConfigError(
+            f"{type(model).__name__} cannot have adapters on {matched}: {error} Name other lora_targets, or train "
+            "whole models"
+        ) from error
 
 
-def linear_names(model: PreTrainedModel) -> set[str]:
-    """The last part of the name of each linear layer of the trunk: q_proj, down_proj, ..."""
+def linear_layers(model: PreTrainedModel) -> set[str]:
+    """The last part of the name of each linear layer of the trunk that may have an adapter: q_proj, down_proj, ...
+
+    Beside fused experts, peft takes a layer with the name of an expert's for the experts: such layers have none.
+    """
     modules = model.base_model.named_modules()
-    return {name.rpartition(".")[2] for name, module in modules if isinstance(module, nn.Linear | Conv1D)}
+    names = {name.rpartition(".")[2] for name, module in modules if isinstance(module, nn.Linear | Conv1D)}
+    weights = model.base_model.named_parameters()
+    fused = any(weight.dim() == 3 and name.rpartition(".")[0].endswith("experts") for name, weight in weights)
+    return names - EXPERT_LAYERS if fused else names
 
 
 def inject(model: PreTrainedModel, config: LoraConfig, seed: int) -> None:

@@ -35,6 +35,12 @@ def read_plainly(what: str, path: str | Path) -> Iterator[None]:
                 f"{path} comes with Python code of its own, which is never run here: take a checkpoint whose "
                 "architecture `transformers` knows"
             ) from error
+        if "Unrecognized configuration class" in str(error):
+            kind = str(error).partition(" for this kind of AutoModel")[0].rpartition(".")[2].strip("'> ")
+            raise CheckpointError(
+                f"{what} could be loaded from {path}: transformers has none with the architecture of {kind}; "
+                "docs/models.md lists architectures that work"
+            ) from error
         raise CheckpointError(f"{what} could be loaded from {path}: {error}") from error
 
 

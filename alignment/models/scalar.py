@@ -10,23 +10,28 @@ import json
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import (
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+    AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
 from alignment.distributed.devices import to_device
 from alignment.errors import CheckpointError, ConfigError
+from alignment.models.architecture import context_length
 from alignment.models.ensembles import Ensemble, combined
 from alignment.models.likelihood import likelihood_head, load_likelihood, save_likelihood
 from alignment.models.logprobs import at_least_float32, length_batches, read_only_at, right_pad
-from alignment.models.safe_loading import PLAIN, read_plainly
+from alignment.models.safe_loading import NEVER_CODE, PLAIN, read_plainly
 
 ENSEMBLE_FILE = "ensemble.json"
 
@@ -34,22 +39,41 @@ ENSEMBLE_FILE = "ensemble.json"
 def load_causal_model(path: str | Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     """A language model from a directory or the hub, in eval mode, on the device of this process."""
     with read_plainly("no causal language model", path):
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, **PLAIN)
+        config = AutoConfig.from_pretrained(path, **NEVER_CODE)
+        if config.is_encoder_decoder:
+            raise CheckpointError(
+                f"{path} is an encoder-decoder ({config.model_type}), and this is for decoders alone: take a causal "
+                "language model"
+            )
+        model = _with_all_weights(AutoModelForCausalLM, path, dtype)
     model.eval()
     return to_device(model)
 
 
+def _with_all_weights(auto: Any, path: str | Path, dtype: torch.dtype) -> PreTrainedModel:
+    """The model; transformers would draw weights at random that the checkpoint does not have."""
+    model: PreTrainedModel
+    model, report = auto.from_pretrained(path, dtype=dtype, output_loading_info=True, **PLAIN)
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise CheckpointError(
+            f"{path} has no weights for {', '.join(missing[:3])}{', …' if len(missing) > 3 else ''} of "
+            f"{type(model).__name__}, which would be random: it was saved as another kind of model"
+        )
+    return model
+
+
 def check_context(model: PreTrainedModel, length_tokens: int, option: str) -> None:
     """Raise ConfigError if an option allows longer sequences than the model's context."""
-    context = int(model.config.max_position_embeddings)
-    if length_tokens > context:
+    context = context_length(model)
+    if context is not None and length_tokens > context:
         raise ConfigError(f"{option} {length_tokens} is more than the model's context of {context} tokens: lower it")
 
 
 def load_scalar_model(path: str | Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     """A reward or value model (sequence classification with one label) in eval mode, on the device of this process."""
     with read_plainly("no sequence classification model", path):
-        model: PreTrainedModel = AutoModelForSequenceClassification.from_pretrained(path, dtype=dtype, **PLAIN)
+        model = _with_all_weights(AutoModelForSequenceClassification, path, dtype)
     scalar_head(model)
     load_likelihood(model, Path(path))
     model.eval()
@@ -69,18 +93,25 @@ def load_rewards(
     return Ensemble((model, *others), ensemble["combine"], ensemble["combine_coef"])
 
 
+def scalar_config(language_model: PreTrainedModel) -> PreTrainedConfig:
+    """The config of a scalar model of this architecture. Raises CheckpointError if transformers has no such form."""
+    config = copy.deepcopy(language_model.config)
+    if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
+        raise CheckpointError(
+            f"transformers has no sequence classification form of {type(language_model).__name__}, which reward and "
+            "value model need: take a checkpoint of an architecture that has one (docs/models.md lists some)"
+        )
+    config.num_labels = 1
+    return config
+
+
 def scalar_model_from(language_model: PreTrainedModel) -> PreTrainedModel:
     """A scalar model with a copy of the language model's trunk and a head of zeros: deterministic, all scores 0."""
-    config = copy.deepcopy(language_model.config)
-    config.num_labels = 1
+    config = scalar_config(language_model)
     with torch.random.fork_rng():
-        try:
-            model: PreTrainedModel = AutoModelForSequenceClassification.from_config(config, dtype=language_model.dtype)
-        except ValueError as error:
-            name = type(language_model).__name__
-            raise CheckpointError(f"{name} has no sequence classification form in transformers: {error}") from error
-    model.base_model.load_state_dict(language_model.base_model.state_dict())
+        model: PreTrainedModel = AutoModelForSequenceClassification.from_config(config, dtype=language_model.dtype)
     nn.init.zeros_(scalar_head(model).weight)
+    model.base_model.load_state_dict(language_model.base_model.state_dict())
     model.to(device=language_model.device)  # type: ignore[call-arg]
     model.eval()
     return model
@@ -88,14 +119,9 @@ def scalar_model_from(language_model: PreTrainedModel) -> PreTrainedModel:
 
 def scalar_model_over(language_model: PreTrainedModel) -> PreTrainedModel:
     """A scalar model that shares the language model's trunk, with a head of zeros in float32 or better."""
-    config = copy.deepcopy(language_model.config)
-    config.num_labels = 1
+    config = scalar_config(language_model)
     with torch.device("meta"):  # the trunk of the new model is never materialized
-        try:
-            model: PreTrainedModel = AutoModelForSequenceClassification.from_config(config)
-        except ValueError as error:
-            name = type(language_model).__name__
-            raise CheckpointError(f"{name} has no sequence classification form in transformers: {error}") from error
+        model: PreTrainedModel = AutoModelForSequenceClassification.from_config(config)
     setattr(model, model.base_model_prefix, language_model.base_model)
     head = scalar_head(model)
     head.to_empty(device=language_model.device)

@@ -27,7 +27,12 @@ def computing(config: PPOConfig, device: torch.device) -> AbstractContextManager
 
 def computes_in_half(policy: PreTrainedModel, config: PPOConfig) -> bool:
     """Whether token-wise and full forwards may differ by more than the rounding of float32."""
-    return config.bfloat16 or policy.dtype in HALF
+    return config.bfloat16 or has_half_weights(policy)
+
+
+def has_half_weights(model: PreTrainedModel) -> bool:
+    """Whether any weight is in half precision."""
+    return any(weight.dtype in HALF for weight in model.parameters())
 
 
 def check_bfloat16(policy: PreTrainedModel) -> None:

@@ -26,9 +26,9 @@ from alignment.models.lora import (
     rebased,
 )
 from alignment.models.reward_adapters import scalar_adapter_over
-from alignment.models.scalar import scalar_head, scalar_model_from, scalar_model_over, set_normalisation
+from alignment.models.scalar import scalar_config, scalar_head, scalar_model_from, scalar_model_over, set_normalisation
 from alignment.ppo.config import PPOConfig
-from alignment.ppo.memory import check_bfloat16, recompute_layers
+from alignment.ppo.memory import check_bfloat16, has_half_weights, recompute_layers
 from alignment.ppo.trunk import shares_trunk
 from alignment.rewards.components import Component, ModelReward, named_models
 
@@ -78,16 +78,18 @@ def _whole_models(
     reference: PreTrainedModel | None,
     components: Sequence[Component],
 ) -> Models:
-    """Copies of the models to train, in float32 or better if bfloat16 is used for forwards only."""
+    """Copies of the models to train, in float32 or better: half precision rounds small updates away."""
     trained = copy.deepcopy(policy)
-    if config.bfloat16:
+    if has_half_weights(trained):
         trained.float()
+        if reference is None and not config.bfloat16:
+            reference = copy.deepcopy(trained)  # in half precision, KL would not start at 0
     if config.layout == "shared_trunk":
         value_model = scalar_model_over(trained)
         _take_head(value_model, reward_models(components))
     else:
         value_model = _own_value_model(policy, value_model, reward_models(components))
-        if config.bfloat16:
+        if has_half_weights(value_model):
             value_model.float()
     return Models(trained, value_model, policy if reference is None else reference, list(components))
 
@@ -114,6 +116,7 @@ def _over_one_base(
     """Adapters over the policy's weights; the value model starts as the first reward adapter of this base, if any."""
     if reference is not None:
         raise ConfigError("in layout lora the reference is the policy without its adapter: omit reference")
+    scalar_config(policy)  # checked before the policy's own adapter, for which some architectures are refused too
     base = over_base(policy)
     over = [_component_over(base, component) for component in components]
     options = (config.lora_rank, config.lora_alpha, config.lora_targets, config.seed)

@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from alignment.errors import CheckpointError, ConfigError, DataError
+from alignment.models.architecture import cache_argument, check_causal
 from alignment.models.generation import check_prompts_fit
 
 
@@ -39,12 +40,24 @@ def _token_ids(prompt: object, number: int) -> list[int]:
 
 def _tokens(prompt: object, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     if isinstance(prompt, str):
-        return list(tokenizer(prompt)["input_ids"])
+        return _text_tokens(prompt, tokenizer)
     if not isinstance(prompt, list):
         raise DataError(f"a prompt is text or a list of messages, not {type(prompt).__name__}: {prompt!r}")
     if tokenizer.chat_template is None:
         raise ConfigError("the prompts are messages and the tokenizer has no chat template: set chat_template")
     return list(tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=False))
+
+
+def _text_tokens(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The text with the special tokens that the tokenizer puts before it: one BOS, also for rendered text that has it.
+
+    What the tokenizer puts after it (an EOS, say) is left out: the response is to follow.
+    """
+    plain = list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    whole = list(tokenizer(text)["input_ids"])
+    added = len(whole) - len(plain)
+    before = next((count for count in range(added, 0, -1) if whole[count : count + len(plain)] == plain), 0)
+    return plain if plain[:before] == whole[:before] else whole[:before] + plain
 
 
 def check_inputs(
@@ -70,6 +83,8 @@ def _check_language_model(
     """Raise CheckpointError for a policy without an output head, and for token ids outside its vocabulary."""
     if policy.get_output_embeddings() is None:
         raise CheckpointError(f"{type(policy).__name__} has no output head; load it with AutoModelForCausalLM")
+    cache_argument(policy)
+    check_causal(policy)
     embeddings = policy.get_input_embeddings().weight
     assert isinstance(embeddings, Tensor)
     rows = len(embeddings)

@@ -53,12 +53,12 @@ def split(policy: PreTrainedModel, value_model: PreTrainedModel, config: PPOConf
     """Shard the models in place if the launcher enables FSDP and there are several processes; None otherwise."""
     if process_count() == 1 or _setting("ACCELERATE_USE_FSDP") != "true":
         return None
-    for problem in _problems(policy, value_model, config):
+    for problem in _problems(config):
         raise ConfigError(problem)
     return Shards(policy, value_model)
 
 
-def _problems(policy: PreTrainedModel, value_model: PreTrainedModel, config: PPOConfig) -> Iterator[str]:
+def _problems(config: PPOConfig) -> Iterator[str]:
     if _setting("FSDP_VERSION", "2") != "2":
         yield "FSDP version 1 is not supported: set fsdp_version to 2, as in deploy/accelerate/fsdp.yaml"
     for name, remedy in REFUSED.items():
@@ -69,13 +69,6 @@ def _problems(policy: PreTrainedModel, value_model: PreTrainedModel, config: PPO
             "layout lora cannot run under FSDP, and would gain little: its gradients and optimizer state are those of "
             "adapters alone. Launch it with deploy/accelerate/ddp.yaml, or set layout to separate or shared_trunk"
         )
-    for models in _split_as_one(policy, value_model):
-        types = sorted({str(weight.dtype) for model in models for weight in model.parameters()})
-        if len(types) > 1:
-            yield (
-                f"FSDP needs weights of one type, and those of {type(models[-1]).__name__} are {' and '.join(types)}: "
-                "load the models in float32 (and set bfloat16 to true for forwards in it)"
-            )
 
 
 def _split_as_one(policy: PreTrainedModel, value_model: PreTrainedModel) -> list[tuple[PreTrainedModel, ...]]:

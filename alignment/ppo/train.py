@@ -38,7 +38,7 @@ from alignment.ppo.rollout import rollout_of, sample_episodes, score_episodes
 from alignment.ppo.shares import whole
 from alignment.ppo.snapshots import Snapshot, copy_snapshot, last_within, publish, snapshot_path
 from alignment.ppo.update import update
-from alignment.rewards.components import Component, ModelReward, Reward, named_models, reward_components
+from alignment.rewards.components import Component, ModelReward, Reward, named_models, reward_components, with_columns
 
 
 @dataclass(frozen=True)
@@ -93,10 +93,10 @@ def train_ppo(
     """Train a copy of `policy`; write `out/model`, `out/snapshots/step-*` and `out/checkpoint`.
 
     `prompts` are token ids, or a dataset with a column "prompt" (text or messages). `reward` is a model, a function of
-    (prompts, responses), an `Ensemble`, or a list of `RuleReward` and `ModelReward`. Without `value_model` it starts as
-    a copy of the first reward model (of the policy's trunk if there is none); without `reference`, `policy` is the
-    reference. `config.layout` sets which of them share weights. The arguments' weights are not changed. If `out` holds
-    an unfinished run, it resumes from its checkpoint.
+    (prompts, responses) or in TRL's signature, an `Ensemble`, or a list of `RuleReward` and `ModelReward`. Without
+    `value_model` it starts as a copy of the first reward model (of the policy's trunk if there is none); without
+    `reference`, `policy` is the reference. `config.layout` sets which of them share weights. The arguments' weights are
+    not changed. If `out` holds an unfinished run, it resumes from its checkpoint.
 
     In a script that `accelerate launch` starts several times, every process passes the same arguments with models on
     its own device, and gets the same result. `batch_size` counts the episodes of all processes; a reward function gets
@@ -136,6 +136,7 @@ def _prepare(
     """Check the inputs and copy the models to train."""
     components = reward_components(reward, tokenizer)
     tokens = tokenized_prompts(prompts, tokenizer)
+    components = with_columns(components, prompts if isinstance(prompts, Dataset) else [], tokens, tokenizer)
     check_inputs(policy, tokenizer, tokens, config.max_new_tokens)
     if config.ptx_coef and not ptx_sequences:
         raise ConfigError(f"ptx_coef is {config.ptx_coef} but there are no ptx_sequences: pass some, or set it to 0")

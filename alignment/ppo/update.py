@@ -211,7 +211,7 @@ def _step(learner: Learner, config: PPOConfig, totals: Sums, train_policy: bool)
         if not math.isfinite(norm):
             raise TrainingError(
                 f"the norm of the {name} gradient is {norm}; lower {name}_learning_rate, and look at the scores of "
-                "this step (weights in half precision may need float32)"
+                "this step"
             )
         totals[f"{name}_grad_norm"] += norm
     for _, _, optimizer in models:

@@ -24,7 +24,7 @@ def policy_and_values(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """log π(token), entropy and V before the token from a single forward of the shared trunk. Shapes: (n,) each."""
     hidden: list[Tensor] = []
-    hook = policy.base_model.register_forward_hook(
+    hook = policy.get_decoder().register_forward_hook(  # OPT does not call its base_model, but the decoder in it
         lambda _, __, output: hidden.append(output.last_hidden_state[batch.row, batch.position])
     )
     try:

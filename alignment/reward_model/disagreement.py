@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from alignment.errors import ConfigError, UnfitRowError
+from alignment.models.architecture import longest_sequence
 from alignment.models.chat import load_chat
 from alignment.models.encoding import encode_responses
 from alignment.models.ensembles import Ensemble
@@ -26,7 +27,7 @@ def member_rewards(reward: Path, sets: Sequence[ResponseSet]) -> dict[str, Score
             f"{reward} has a single reward model, but disagreement needs an ensemble: train with reward.members: 3"
         )
     chat = load_chat(reward / "model")
-    context = min(int(model.config.max_position_embeddings) for model in ensemble.models)
+    context = longest_sequence(*ensemble.models)
     rewards: dict[str, Scores] = {}
     for responses in sets:
         try:

@@ -1,9 +1,10 @@
 """The components of a reward: models and functions of text, a weighted sum, each logged under its name."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,8 +14,9 @@ from alignment.errors import CheckpointError, ConfigError, TrainingError
 from alignment.models.ensembles import Ensemble, combined, spread
 from alignment.models.safe_loading import NEVER_CODE
 from alignment.models.scalar import member_scores, scalar_head
+from alignment.rewards.trl_functions import TRLReward, as_reward_function, with_rows
 
-RewardFunction = Callable[[list[str], list[str]], Sequence[float]]
+RewardFunction = Callable[..., Sequence[float]]  # of (prompts, responses), or in TRL's signature
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,24 @@ def reward_components(reward: Reward, tokenizer: PreTrainedTokenizerBase) -> lis
     return components
 
 
+def with_columns(
+    components: Sequence[Component],
+    rows: Sequence[Mapping[str, Any]],
+    tokens: Sequence[Sequence[int]],
+    tokenizer: PreTrainedTokenizerBase,
+) -> list[Component]:
+    """The components; functions in TRL's signature get the rows of the data set that the prompts are from, if any."""
+    if not any(isinstance(component, RuleReward) and isinstance(component.fn, TRLReward) for component in components):
+        return list(components)
+    texts = tokenizer.batch_decode([list(ids) for ids in tokens], skip_special_tokens=True) if rows else []
+    return [
+        replace(component, fn=with_rows(component.name, component.fn, rows, texts))
+        if isinstance(component, RuleReward) and isinstance(component.fn, TRLReward)
+        else component
+        for component in components
+    ]
+
+
 def named_models(components: Sequence[Component]) -> Iterator[tuple[str, PreTrainedModel]]:
     """Every model with its name: the component's, with the member's number in an ensemble."""
     for component in components:
@@ -79,12 +99,15 @@ def named_models(components: Sequence[Component]) -> Iterator[tuple[str, PreTrai
 
 
 def _component(part: object) -> Component:
-    if isinstance(part, RuleReward | ModelReward):
+    if isinstance(part, RuleReward):
+        return replace(part, fn=as_reward_function(part.name, part.fn))
+    if isinstance(part, ModelReward):
         return part
     if isinstance(part, PreTrainedModel | Ensemble):
         return ModelReward("model", 1.0, part)
     if callable(part):
-        return RuleReward(getattr(part, "__name__", "rule").strip("<>"), 1.0, part)
+        name = getattr(part, "__name__", "rule").strip("<>")
+        return RuleReward(name, 1.0, as_reward_function(name, part))
     raise ConfigError(
         f"a reward is a model, an Ensemble, a function or a list of RuleReward and ModelReward, not {type(part)}"
     )
@@ -135,10 +158,11 @@ def component_scores(
         pairs = list(zip(sequences, prompt_lengths, strict=True))
         prompts = tokenizer.batch_decode([list(s[:n]) for s, n in pairs], skip_special_tokens=True)
         responses = tokenizer.batch_decode([list(s[n:]) for s, n in pairs], skip_special_tokens=True)
+    response_ids = [list(sequence[length:]) for sequence, length in zip(sequences, prompt_lengths, strict=True)]
     scores: dict[str, Tensor] = {}
     for component in components:
         if isinstance(component, RuleReward):
-            values = _rule_scores(component, prompts, responses)
+            values = _rule_scores(component, prompts, responses, response_ids)
         else:
             members = member_scores(component.model, sequences, prompt_lengths, token_budget)
             values = members[0]
@@ -156,8 +180,11 @@ def component_scores(
     return scores
 
 
-def _rule_scores(rule: RuleReward, prompts: list[str], responses: list[str]) -> Tensor:
-    returned = rule.fn(prompts, responses)
+def _rule_scores(
+    rule: RuleReward, prompts: list[str], responses: list[str], response_ids: Sequence[Sequence[int]]
+) -> Tensor:
+    by_name = isinstance(rule.fn, TRLReward)
+    returned = rule.fn(prompts, responses, response_ids) if by_name else rule.fn(prompts, responses)
     try:
         values = [float(value) for value in returned]
     except (TypeError, ValueError) as error:

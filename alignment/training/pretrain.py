@@ -17,14 +17,17 @@ from alignment.distributed.collectives import on_main, share_of
 from alignment.distributed.devices import to_device
 from alignment.errors import DataError
 from alignment.journal import Journal
+from alignment.models.architecture import cache_argument, check_causal, context_length, row_length
 from alignment.models.chat import ChatFormat
 from alignment.models.encoding import encode_file
 from alignment.models.importing import import_checkpoint
-from alignment.models.scalar import save_model
+from alignment.models.scalar import save_model, scalar_config
 from alignment.models.tokenizer import load_tokenizer
 from alignment.plots import curve
 from alignment.records import Document, Rejected, write_records
 from alignment.training.loop import TrainingState, backward, cosine_schedule
+
+HELDOUT_TOKENS = 8192  # in one forward: its logits are 5 GB at a vocabulary of 150 thousand
 
 
 @dataclass(frozen=True)
@@ -47,8 +50,8 @@ def pretrain(
     torch.manual_seed(seed)
     model, words = starting_point(config, tokenizer, journal)
     chat = ChatFormat.of(words, model.generation_config)
-    context = int(model.config.max_position_embeddings)
-    train, heldout = (pack(corpus / f"{name}.jsonl", chat, context) for name in ("train", "heldout"))
+    length = row_length(model) if config.checkpoint else config.model.context_length
+    train, heldout = (pack(corpus / f"{name}.jsonl", chat, length) for name in ("train", "heldout"))
     on_main(write_records, out / "rejected.jsonl", [*train.rejected, *heldout.rejected])
     if config.epochs:
         train_packed(model, train, heldout, config, out, journal, seed)
@@ -69,11 +72,28 @@ def starting_point(
     """A new Llama with the tokenizer of this pipeline, or an imported checkpoint with its tokenizer."""
     if config.checkpoint is not None:
         model, words, changes = import_checkpoint(config.checkpoint)
-        journal.note("imported", [f"from {config.checkpoint}", *changes])
+        check_pipeline(model)
+        journal.note("imported", [f"from {config.checkpoint}", *changes, *rows_note(model)])
         return model, words
     assert tokenizer is not None, "a model from scratch needs the tokenizer stage"
     words = load_tokenizer(tokenizer)
     return to_device(build_model(config.model, words)), words
+
+
+def check_pipeline(model: PreTrainedModel) -> None:
+    """Raise CheckpointError for an architecture that a later stage cannot use."""
+    check_causal(model)
+    cache_argument(model)
+    scalar_config(model)
+
+
+def rows_note(model: PreTrainedModel) -> list[str]:
+    """A sentence if text is packed into shorter rows than the model could read."""
+    context, length = context_length(model), row_length(model)
+    if context == length:
+        return []
+    limit = "has no limit" if context is None else f"is {context}"
+    return [f"the model's context {limit}; text is packed into rows of {length} tokens"]
 
 
 def build_model(config: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> LlamaForCausalLM:
@@ -181,6 +201,7 @@ def next_token_loss(model: PreTrainedModel, batch: Tensor, share: float = 1.0) -
 @torch.no_grad()
 def heldout_loss(model: PreTrainedModel, rows: Tensor, batch: int = 32) -> float:
     """Mean negative log-likelihood per token in nats, over all rows."""
+    batch = max(1, min(batch, HELDOUT_TOKENS // rows.shape[1]))
     was_training = model.training
     model.eval()
     total = sum(float(next_token_loss(model, part)) * len(part) for part in batches(rows, batch))

@@ -16,6 +16,7 @@ import torch
 from mlflow.pyfunc.model import PythonModel
 from transformers import AutoConfig
 
+from alignment.models.architecture import longest_sequence
 from alignment.models.chat import load_chat
 from alignment.models.ensembles import Ensemble
 from alignment.models.generation import generate
@@ -58,14 +59,14 @@ class ServedModel(PythonModel):
 
     def _answers(self, turns: Sequence[tuple[Message, ...]], options: dict[str, Any]) -> list[str]:
         prompts = [self.chat.prompt(messages) for messages in turns]
-        context = int(getattr(self.model.config, "max_position_embeddings", 1 << 30))
+        context = longest_sequence(self.model)
         longest = max(map(len, prompts), default=0)
         if longest >= context:
             raise ValueError(f"a prompt has {longest} tokens, but the model's context is {context}: shorten it")
         samples = generate(
             self.model,
             prompts,
-            max_new_tokens=min(int(options["max_new_tokens"]), context - longest),
+            max_new_tokens=int(min(int(options["max_new_tokens"]), context - longest)),
             eos_token_ids=self.chat.end_ids,
             pad_token_id=self.chat.pad_token_id,
             temperature=float(options["temperature"]),

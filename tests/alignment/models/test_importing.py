@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM, PhiConfig, PhiForCausalLM, PreTrainedTokenizerFast
 
 from alignment.errors import CheckpointError
 from alignment.models.importing import grow_embeddings, import_checkpoint
@@ -75,8 +75,11 @@ def test_an_own_template_and_pad_stay_and_nothing_grows(tmp_path) -> None:
 
 def test_spare_rows_are_used_before_new_ones_are_made(tmp_path) -> None:
     before = foreign(tmp_path, rows=20, eos_token="<end>")
-    model, _, _ = import_checkpoint(tmp_path)
-    assert torch.equal(model.get_input_embeddings().weight, before.get_input_embeddings().weight)
+    model, tokenizer, _ = import_checkpoint(tmp_path)
+    new, old = model.get_input_embeddings().weight, before.get_input_embeddings().weight
+    assert new.shape == (20, 8) and len(tokenizer) == 12
+    assert torch.equal(new[:8], old[:8]) and torch.equal(new[12:], old[12:])
+    assert torch.allclose(new[8:12], old[:8].mean(0).expand(4, 8), atol=1e-7)
 
 
 def test_a_checkpoint_that_can_never_end_is_refused(tmp_path) -> None:
@@ -109,5 +112,33 @@ def test_what_was_made_here_is_imported_as_it_is(tmp_path) -> None:
 
 def test_embeddings_never_shrink(tmp_path) -> None:
     model = foreign(tmp_path)
-    grow_embeddings(model, 3)
+    grow_embeddings(model, 3, 3)
     assert len(model.get_input_embeddings().weight) == 8
+
+
+@pytest.mark.parametrize("rows", [3, 6])
+def test_a_new_token_is_as_likely_as_the_mean_of_the_old_logits(rows) -> None:
+    """Three known tokens have the rows (1, 0), (2, 3), (0, 3) and the biases −5, −6, −7; spare rows are 9."""
+    config = PhiConfig(
+        vocab_size=rows,
+        hidden_size=2,
+        intermediate_size=4,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        pad_token_id=None,
+    )
+    model = PhiForCausalLM(config)
+    known = torch.tensor([[1.0, 0], [2, 3], [0, 3]])
+    with torch.no_grad():
+        for layer in (model.get_input_embeddings(), model.lm_head):
+            layer.weight[:] = 9
+            layer.weight[:3] = known
+        model.lm_head.bias[:] = 0
+        model.lm_head.bias[:3] = torch.tensor([-5.0, -6, -7])
+    grow_embeddings(model, 3, 5)
+    for layer in (model.get_input_embeddings(), model.lm_head):
+        assert layer.weight[:5].tolist() == [*known.tolist(), [1, 2], [1, 2]]
+        assert layer.weight[5:].tolist() == [[9, 9]] * (rows - 5)
+    assert model.lm_head.bias[:5].tolist() == [-5, -6, -7, -6, -6]
+    hidden = torch.tensor([2.0, 1.0])  # logits 2 − 5, 7 − 6, 3 − 7: the mean is −2, of a new token 4 − 6
+    assert model.lm_head(hidden)[:5].tolist() == [-3, 1, -4, -2, -2]

@@ -60,7 +60,6 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "bfloat16": {"steps": 1, "batch_size": 15, "minibatch_size": 5, "bfloat16": True, "ema_decay": 0.9},
     "few": {"batch_size": 1, "minibatch_size": 1},
     "different": {},
-    "half": {"layout": "shared_trunk"},
 }
 # Runs with a setting of the launcher that is refused.
 SETTINGS = {
@@ -87,7 +86,7 @@ def raising(call: int, process: int):
 
 def run(out: Path, name: str, rule=world.count_w7) -> PPOResult:
     """One run, in double precision unless its name says other: there several processes must agree closely with one."""
-    weights = {"float32": torch.float32, "bfloat16": torch.float32, "half": torch.bfloat16}.get(name, torch.float64)
+    weights = {"float32": torch.float32, "bfloat16": torch.float32}.get(name, torch.float64)
     reward = [ModelReward("model", 1.0, world.reward_model().to(weights)), RuleReward("w7", 0.5, rule)]
     options = world.config(**{"steps": 3, "micro_batch_tokens": 32, **OPTIONS.get(name, {})})
     seed = int(os.environ.get("RANK", "0")) if name == "different" else 0

@@ -6,6 +6,7 @@ import pytest
 import torch
 from datasets import Dataset
 from pydantic import ValidationError
+from tokenizers.processors import TemplateProcessing
 
 from alignment.errors import CheckpointError, ConfigError, DataError, TrainingError
 from alignment.models.scalar import load_scalar_model, save_model, scalar_model_from
@@ -150,6 +151,32 @@ def test_prompts_of_a_dataset() -> None:
     assert tokenized_prompts(chat, tokenizer) == [[2, 3, 4, 9]]
     with pytest.raises(DataError, match="rename the column to 'prompt'"):
         tokenized_prompts(Dataset.from_dict({"question": ["w3"]}), tokenizer)
+
+
+@pytest.fixture
+def bos_tokenizer():
+    """A tokenizer that puts BOS before a text, and EOS after it."""
+    tokenizer = world.tokenizer()
+    tokenizer.add_special_tokens({"bos_token": "w2"})
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="w2 $A <eos>", special_tokens=[("w2", 2), ("<eos>", world.EOS)]
+    )
+    return tokenizer
+
+
+def test_a_prompt_has_one_bos_and_no_eos(bos_tokenizer) -> None:
+    assert bos_tokenizer("w3")["input_ids"] == [2, 3, 1] and bos_tokenizer("w2 w3")["input_ids"] == [2, 2, 3, 1]
+    prompts = Dataset.from_dict({"prompt": ["w3 w4", "w2 w3 w4", "w3 <eos> w2 w4"]})
+    assert tokenized_prompts(prompts, bos_tokenizer) == [[2, 3, 4], [2, 3, 4], [2, 3, 1, 2, 4]]
+
+
+def test_prompts_rendered_by_a_template_are_those_of_the_messages(bos_tokenizer) -> None:
+    bos_tokenizer.chat_template = "w2 {% for m in messages %}w9 {{ m.content }} {% endfor %}w8"
+    turns = [[{"role": "user", "content": "w3 w4"}]]
+    rendered = bos_tokenizer.apply_chat_template(turns, tokenize=False)
+    expected = [[2, 9, 3, 4, 8]]
+    assert tokenized_prompts(Dataset.from_dict({"prompt": turns}), bos_tokenizer) == expected
+    assert tokenized_prompts(Dataset.from_dict({"prompt": rendered}), bos_tokenizer) == expected
 
 
 def test_prompts_of_token_ids() -> None:

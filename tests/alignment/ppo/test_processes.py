@@ -29,7 +29,6 @@ WHOLE = ("uneven", "empty", "stops", "shared_trunk", "lora", "raises", "resumed"
 SPLIT = ("uneven", "empty", "stops", "shared_trunk", "recomputed", "float32", "bfloat16", "raises", "resumed", "parts")
 REFUSED = {
     "lora": "layout lora cannot run under FSDP",
-    "half": "torch.bfloat16 and torch.float32: load the models in float32",
     "version_1": "set fsdp_version to 2",
     "offloaded": "set fsdp_offload_params to false",
     "loaded_once": "set fsdp_cpu_ram_efficient_loading to false",

@@ -161,8 +161,8 @@ def test_adaptive_coefficient_follows_the_kl(tmp_path) -> None:
 
 
 def test_half_precision_recomputes_what_it_sampled(tmp_path) -> None:
-    policy = world.policy().to(torch.bfloat16)
-    train_ppo(policy, world.tokenizer(), world.PROMPTS, world.count_w7, world.config(steps=1), out=tmp_path)
+    policy, config = world.policy().to(torch.bfloat16), world.config(steps=1, layout="lora")
+    train_ppo(policy, world.tokenizer(), world.PROMPTS, world.count_w7, config, out=tmp_path)
     assert world.logged(tmp_path)[0]["sampling_mismatch"] < 1e-5
 
 

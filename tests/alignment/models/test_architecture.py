@@ -1,0 +1,63 @@
+"""What is asked of an architecture, under the names that each gives it."""
+
+import math
+
+import pytest
+from transformers import (
+    BloomConfig,
+    FalconConfig,
+    Gemma3Config,
+    Gemma3TextConfig,
+    GPT2Config,
+    LlamaConfig,
+    MambaConfig,
+    MptConfig,
+    OPTConfig,
+    RwkvConfig,
+    T5Config,
+)
+
+from alignment.models.architecture import LONGEST_ROW, context_length, longest_sequence, row_length
+from alignment.models.scalar import check_context
+from alignment.training.pretrain import rows_note
+
+CONFIGS = {
+    "llama": (LlamaConfig(max_position_embeddings=48), 48),
+    "gpt2": (GPT2Config(n_positions=48), 48),
+    "opt": (OPTConfig(max_position_embeddings=48), 48),
+    "falcon": (FalconConfig(max_position_embeddings=48), 48),
+    "rwkv": (RwkvConfig(context_length=48), 48),
+    "mpt": (MptConfig(max_seq_len=48), 48),
+    "gemma3": (Gemma3Config(text_config=Gemma3TextConfig(max_position_embeddings=48)), 48),
+    "bloom": (BloomConfig(), None),
+    "mamba": (MambaConfig(), None),
+    "t5": (T5Config(), None),
+}
+
+
+class Model:
+    """A model of which only the config is asked."""
+
+    def __init__(self, name: str) -> None:
+        self.config = CONFIGS[name][0]
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_the_context_is_read_wherever_the_config_has_it(name) -> None:
+    config, length = CONFIGS[name]
+    assert context_length(config) == context_length(Model(name)) == length
+
+
+def test_lengths_are_compared_with_the_smallest_context() -> None:
+    assert longest_sequence(Model("bloom")) == math.inf
+    assert longest_sequence(Model("bloom"), Model("llama")) == 48
+
+
+def test_text_is_packed_into_rows_of_a_length_that_memory_bears() -> None:
+    assert row_length(Model("llama")) == 48 and rows_note(Model("llama")) == []
+    assert row_length(Model("bloom")) == LONGEST_ROW
+    assert rows_note(Model("bloom")) == ["the model's context has no limit; text is packed into rows of 2048 tokens"]
+
+
+def test_a_model_without_a_limit_takes_any_length() -> None:
+    check_context(Model("mamba"), 10**6, "sft.max_length_tokens")
