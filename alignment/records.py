@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import PydanticSerializationError
 
 SCHEMA_VERSION = 1
 Split = Literal["train", "heldout"]
@@ -182,6 +183,14 @@ def first_problem(error: ValidationError) -> str:
     return f"{'.'.join(map(str, detail['loc'])) or 'row'}: {detail['msg'].removeprefix('Value error, ')}"
 
 
+def as_line(record: Record) -> str:
+    """The JSON of a record. A lone surrogate, which UTF-8 does not have, is escaped."""
+    try:
+        return record.model_dump_json()
+    except PydanticSerializationError:
+        return json.dumps(record.model_dump(mode="json"))
+
+
 def write_records(path: Path, records: Iterable[Record]) -> int:
     """Write records as JSONL atomically (a reader sees the whole file or none); return their number."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -189,7 +198,7 @@ def write_records(path: Path, records: Iterable[Record]) -> int:
     count = 0
     with temporary.open("w", encoding="utf-8") as file:
         for count, record in enumerate(records, start=1):  # noqa: B007
-            file.write(record.model_dump_json() + "\n")
+            file.write(as_line(record) + "\n")
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
