@@ -66,9 +66,15 @@ def file_kind(path: Path) -> FileKind:
     if head.startswith(b"PAR1"):
         return FileKind("parquet", zipped)
     encoding = text_encoding(head)
-    if encoding == "utf-8" and b"\0" in head[:1024]:
-        raise DataError(f"{path}: the file is binary, and of no known format; {READABLE}")
+    if encoding != "utf-16" and _binary(head[:1024]):
+        raise DataError(f"{path}: the file is binary, or UTF-16 without a byte order mark; {READABLE}")
     return FileKind(_text_form(path, head.decode(encoding, "replace"), suffix(path)), zipped, encoding)
+
+
+def _binary(head: bytes) -> bool:
+    """Whether the bytes of the first line are no text: many of them are zero."""
+    first = head.split(b"\n")[0]
+    return first.count(0) > len(first) // 5
 
 
 def suffix(path: Path) -> str:

@@ -10,6 +10,7 @@ part are compared; turns after these answer different conversations and are left
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from alignment.config.stages import Columns, RowSource
@@ -87,16 +88,23 @@ def columns_for(source: RowSource, row: Row, kind: str) -> tuple[str, Columns]:
     named = FORMATS.get(source.format)
     if source.format == "scores":
         named = scored_columns(row)
-    if named is not None:
-        return source.format, _replaced(named, source.columns)
-    if source.columns is not None:
-        return "columns", source.columns
+    columns = source.columns if named is None else _replaced(named, source.columns)
+    if columns is not None:
+        if not suits(columns, kind):
+            what = "`columns`" if named is None else f"format '{source.format}'"
+            raise ConfigError(f"{source.path}: {what} holds no {kind}; they need {NEEDED[kind]}")
+        return source.format if named is not None else "columns", columns
     for name, columns in _possible(row, kind):
         if suits(columns, kind) and all(look_up(row, column) is not ABSENT for column in required(columns).values()):
             return name, columns
     raise BadRow(f"no {WANTED[kind]} among {columns_of(row)}, nor all columns of a named format; set `columns:`")
 
 
+NEEDED = {
+    "comparisons": "columns.chosen and rejected; a and b with winner, strength, or score_a and score_b; or responses",
+    "prompts": "columns.prompt or messages",
+    "demonstrations": "columns.messages, or prompt and completion",
+}
 WANTED = {
     "comparisons": "`chosen` and `rejected`",
     "prompts": "`prompt` or `messages`",
@@ -104,24 +112,29 @@ WANTED = {
 }
 
 
+@lru_cache(maxsize=1024)
+def _columns(**options: str) -> Columns:
+    return Columns(**options)
+
+
 def _possible(row: Row, kind: str) -> Iterator[tuple[str, Columns]]:
     """TRL's columns, then those of the named formats, then of several scored responses."""
     prompt = _prompt_columns(row)
     if kind == "comparisons":
-        yield "chosen and rejected", Columns(chosen="chosen", rejected="rejected", **prompt)
+        yield "chosen and rejected", _columns(chosen="chosen", rejected="rejected", **prompt)
     else:
         for name in CONVERSATIONS:
             if _is_conversation(row.get(name)):
-                yield name, Columns(messages=name, **({"system": prompt["system"]} if "system" in prompt else {}))
+                yield name, _columns(messages=name, **({"system": prompt["system"]} if "system" in prompt else {}))
     if kind == "demonstrations" and "prompt" in prompt:
         for name in COMPLETIONS:
-            yield f"{prompt['prompt']} and {name}", Columns(completion=name, **prompt)
+            yield f"{prompt['prompt']} and {name}", _columns(completion=name, **prompt)
     if kind == "prompts":
         if isinstance(row.get("chosen"), list) and not isinstance(row.get(prompt.get("prompt", "")), list):
-            yield "chosen and rejected", Columns(chosen="chosen", rejected="rejected", **prompt)
+            yield "chosen and rejected", _columns(chosen="chosen", rejected="rejected", **prompt)
         if "prompt" in prompt:
-            yield prompt["prompt"], Columns(**prompt)
-        yield "chosen and rejected", Columns(chosen="chosen", rejected="rejected")
+            yield prompt["prompt"], _columns(**prompt)
+        yield "chosen and rejected", _columns(chosen="chosen", rejected="rejected")
     yield from FORMATS.items()
     if any(isinstance(row.get(name), list) for name in RESPONSES):
         yield "scores", scored_columns(row)
@@ -165,7 +178,7 @@ def _replaced(named: Columns, other: Columns | None) -> Columns:
     """A named format with the columns that the recipe sets."""
     if other is None:
         return named
-    default = Columns()
+    default = _columns()
     changed = {name: value for name, value in other if value != getattr(default, name)}
     return named.model_copy(update=changed)
 
@@ -246,8 +259,6 @@ def conversation_turns(row: Row, columns: Columns) -> list[Message]:
 
 def demonstration_turns(row: Row, columns: Columns) -> tuple[list[Message], str]:
     """The turns before the answer, and the answer."""
-    if not suits(columns, "demonstrations"):
-        raise ConfigError("demonstrations need columns.messages, or columns.prompt and columns.completion")
     if columns.messages:
         turns = conversation_turns(row, columns)
     else:
@@ -259,8 +270,6 @@ def demonstration_turns(row: Row, columns: Columns) -> tuple[list[Message], str]
 
 def asked_turns(row: Row, columns: Columns) -> list[Message]:
     """The turns of a prompt: up to the last answer of a conversation, or what two conversations share."""
-    if not suits(columns, "prompts"):
-        raise ConfigError("prompts need columns.prompt or columns.messages")
     if columns.messages:
         turns = conversation_turns(row, columns)
         answered = turns[-1:] and turns[-1].role == "assistant"
@@ -308,11 +317,6 @@ def _turn_text(turn: Message) -> tuple[str, str]:
 
 def judgement(row: Row, columns: Columns) -> Judgement:
     """The judgement of a row with two responses. Raises BadRow for a row that does not hold one."""
-    if not suits(columns, "comparisons"):
-        raise ConfigError(
-            "comparisons need columns.chosen and rejected; or a and b with winner, strength, or score_a and score_b; "
-            "or responses with score or rank"
-        )
     sides = ("chosen", "rejected") if columns.chosen else ("a", "b")
     verdict = _verdict(row, columns)
     shared = _shared(row, columns, sides if verdict >= 0 else (sides[1], sides[0]))
