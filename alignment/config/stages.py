@@ -94,9 +94,8 @@ class Columns(Config):
         values = {option: getattr(self, option) for option in type(self).model_fields if option not in other}
         return {option: column for option, column in values.items() if column}
 
-    @model_validator(mode="after")
-    def _complete(self) -> "Columns":
-        """Options that act only together stand together."""
+    def missing(self) -> tuple[str, str] | None:
+        """An option and one that it needs, which is not set: some act only together."""
         for option, others in (
             ("chosen", ("rejected",)),
             ("rejected", ("chosen",)),
@@ -109,10 +108,10 @@ class Columns(Config):
             ("score", ("responses",)),
             ("rank", ("responses",)),
         ):
-            missing = [other for other in others if getattr(self, option) and not getattr(self, other)]
-            if missing:
-                raise ValueError(f"`{option}` needs `{missing[0]}` too")
-        return self
+            for other in others:
+                if getattr(self, option) and not getattr(self, other):
+                    return option, other
+        return None
 
 
 Format = Literal[
@@ -168,6 +167,8 @@ class RowSource(Source):
             raise ValueError("`prompt` and `completion` need format 'template'")
         if self.columns is not None and self.format in ("hh", "oasst", "template", "records"):
             raise ValueError(f"`columns` has no effect on format '{self.format}'; remove one of them")
+        if self.columns is not None and self.format == "auto" and (missing := self.columns.missing()):
+            raise ValueError(f"columns.{missing[0]} needs columns.{missing[1]} too, or a named format that has it")
         return self
 
 

@@ -132,6 +132,7 @@ def _possible(row: Row, kind: str) -> Iterator[tuple[str, Columns]]:
     if kind == "prompts":
         if isinstance(row.get("chosen"), list) and not isinstance(row.get(prompt.get("prompt", "")), list):
             yield "chosen and rejected", _columns(chosen="chosen", rejected="rejected", **prompt)
+        yield from ((name, columns) for name, columns in FORMATS.items() if columns.a)
         if "prompt" in prompt:
             yield prompt["prompt"], _columns(**prompt)
         yield "chosen and rejected", _columns(chosen="chosen", rejected="rejected")

@@ -43,6 +43,7 @@ from alignment.records import (
 )
 
 TOWN = "town://"
+FILE_SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".txt", ".md", ".gz")
 CONVERSATIONS = ("messages", "conversations", "conversation")
 RecordT = TypeVar("RecordT", bound=Record)
 SourceT = TypeVar("SourceT", RowSource, TextSource)
@@ -56,7 +57,7 @@ def locate(path: str, town: Path | None, origin: str = "") -> Path | None:
         return town / inside(path, TOWN)
     if Path(path).exists():
         return Path(path)
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", path) and not Path(path).suffix:
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", path) and Path(path).suffix not in FILE_SUFFIXES:
         return None
     remedy = f"it is {origin}" if origin else "give a file, or a data set as owner/name"
     raise DataError(f"{path!r} does not exist (relative to {Path.cwd()}); {remedy}")
