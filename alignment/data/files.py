@@ -228,7 +228,7 @@ def _json_rows(path: Path, kind: FileKind, key: str) -> Iterator[NumberedRow]:
         for part in key.split(".") if key else ():
             rows = rows.get(part) if isinstance(rows, dict) else None
     if not isinstance(rows, list):
-        keys = ", ".join(_row_keys(content)) if isinstance(content, dict) else ""
+        keys = ", ".join(map(repr, _row_keys(content))) if isinstance(content, dict) else ""
         hint = f" (lists of rows are under: {keys})" if keys else ""
         wanted = f"no list of rows under {key!r}" if key else "expected a list of rows"
         raise DataError(f"{path}: {wanted}; name the key that holds them with `rows:`{hint}")

@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from alignment.data.conversations import BadRow, Row
+from alignment.data.conversations import BadRow, Row, short
 from alignment.data.files import Number
 
 DEEPEST = 100
@@ -20,7 +20,7 @@ UNDECODED = re.compile("[\udc80-\udcff]")  # bytes that are not UTF-8, as Python
 def plain_row(row: Mapping[Any, Any], *, keep_nulls: bool = False) -> Row:
     """The row in plain form. Raises BadRow with the column of a value that has none."""
     return {
-        _text(str(name), "the name of a column"): _plain(value, f"`{name}`", 0, keep_nulls)
+        _text(str(name), "the name of a column"): _plain(value, short(name), 0, keep_nulls)
         for name, value in row.items()
         if value is not None or keep_nulls
     }

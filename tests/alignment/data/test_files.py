@@ -99,7 +99,7 @@ def test_rows_of_delimited_text_that_do_not_fit_are_put_aside(tmp_path) -> None:
         (3, "2 cells under a header of 3 columns"),
         (4, "4 cells under a header of 3 columns"),
         (5, "not a row of delimited text: ',' expected after '\"'"),
-        (6, "`chosen` holds bytes that are not UTF-8 (character 1); save the file as UTF-8"),
+        (6, "'chosen' holds bytes that are not UTF-8 (character 1); save the file as UTF-8"),
     ]
     assert bad[1].row["…"] == ["d"] and good[2].annotation_id == "a.csv:9"
 
@@ -148,7 +148,7 @@ ZIPPED = gzip.compress(LINES.encode() * 100)
         ("a.parquet", b"PAR1 and no more", "the Parquet file is damaged"),
         ("a.json", '[{"prompt": "a"}, {"prompt": ', "the file is not valid JSON"),
         ("a.json", '{\n"data": [{"prompt": "a"}]\n', "the file is not valid JSON"),
-        ("a.json", '{"data": [{"prompt": "a"}], "n": 1}', r"name the key .* \(lists of rows are under: data\)"),
+        ("a.json", '{"data": [{"prompt": "a"}], "n": 1}', r"name the key .* \(lists of rows are under: 'data'\)"),
         ("a.json", "{\n}", "expected a list of rows"),
         ("a.json", "[" * 100_000, "nested too deeply"),
         ("a.csv", "prompt,prompt\na,b\n", "several columns are named 'prompt'"),
