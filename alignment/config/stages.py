@@ -3,6 +3,7 @@
 Derived values (parameter counts, tokens, steps) are not options: `flows.pipeline.plan` computes and prints them.
 """
 
+from functools import cached_property
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -88,6 +89,7 @@ class Columns(Config):
     annotator: str = Field("", description="who judged")
     json_turns: bool = Field(False, description="prompt and responses are JSON texts, each a list of turns")
 
+    @cached_property
     def names(self) -> dict[str, str]:
         """The columns of a row by option; those within a response are not among them."""
         other = ("a_wins", "b_wins", "tie", "json_turns", "text", "score", "rank")

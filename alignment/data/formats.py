@@ -14,7 +14,7 @@ from functools import lru_cache
 from typing import Any
 
 from alignment.config.stages import Columns, RowSource
-from alignment.data.conversations import BadRow, Row, as_messages, columns_of, parse_transcript, short
+from alignment.data.conversations import ROLES, BadRow, Row, as_messages, columns_of, parse_transcript, short
 from alignment.data.files import loads
 from alignment.errors import ConfigError
 from alignment.records import Message
@@ -146,9 +146,17 @@ def _is_conversation(value: Any) -> bool:
     return isinstance(first, Mapping) and bool(first.keys() & {"role", "from"})
 
 
+def _answered(conversation: list[Any]) -> bool:
+    """Whether a conversation ends with an answer, and so is no prompt."""
+    last = conversation[-1]
+    role = last.get("role", last.get("from")) if isinstance(last, Mapping) else None
+    return isinstance(role, str) and ROLES.get(role.strip().lower()) == "assistant"
+
+
 def _prompt_columns(row: Row) -> dict[str, str]:
     """The options of the prompt's columns: its own, a system turn's, and Alpaca's input."""
-    prompt = next((name for name in PROMPTS if name in row), "")
+    asked = (name for name in CONVERSATIONS if _is_conversation(row.get(name)) and not _answered(row[name]))
+    prompt = next((name for name in (*PROMPTS, *asked) if name in row), "")
     system = next((name for name in SYSTEMS if name in row), "")
     more = {"input": "input"} if prompt == "instruction" and "input" in row else {}
     return {**({"prompt": prompt} if prompt else {}), **({"system": system} if system else {}), **more}
@@ -175,13 +183,14 @@ def _first_of(row: Row, names: Sequence[str], what: str) -> str:
     raise BadRow(f"no {what}: none of {', '.join(names)} among {columns_of(row)}")
 
 
+@lru_cache(maxsize=1024)
 def _replaced(named: Columns, other: Columns | None) -> Columns:
     """A named format with the columns that the recipe sets."""
     if other is None:
         return named
     default = _columns()
     changed = {name: value for name, value in other if value != getattr(default, name)}
-    return named.model_copy(update=changed)
+    return Columns.model_validate({**named.model_dump(), **changed})
 
 
 def suits(columns: Columns, kind: str) -> bool:
@@ -197,7 +206,7 @@ def suits(columns: Columns, kind: str) -> bool:
 
 def required(columns: Columns) -> dict[str, str]:
     """The columns that a row must have, by option."""
-    return {option: column for option, column in columns.names().items() if option not in OPTIONAL}
+    return {option: column for option, column in columns.names.items() if option not in OPTIONAL}
 
 
 def look_up(row: Mapping[str, Any], path: str) -> Any:

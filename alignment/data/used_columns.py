@@ -63,9 +63,9 @@ def used_columns(row: Row, source: RowSource | TextSource, kind: str) -> tuple[s
     if source.format == "oasst":
         return "oasst", {"prompt", "message_tree_id", "tree_state"}, set()
     form, columns = columns_for(source, row, kind)
-    paths = set(columns.names().values())
+    paths = set(columns.names.values())
     lists = {name for name in (columns.score, columns.rank) if name and name in row}
-    given = set(source.columns.names().values()) if source.columns else set()
+    given = set(source.columns.names.values()) if source.columns else set()
     return form, {path if path in row else path.split(".")[0] for path in paths} | lists, given
 
 

@@ -19,7 +19,7 @@ from alignment.data.readers import read_as, read_documents, to_comparisons, to_d
 from alignment.data.used_columns import SourceNotes
 
 NAMES = sorted(
-    {name.split(".")[0] for columns in FORMATS.values() for name in columns.names().values()}
+    {name.split(".")[0] for columns in FORMATS.values() for name in columns.names.values()}
     | {"messages", "conversations", "system", "text", "replies", "role", "content", "score", "id", "comparison_id"}
     | {"scores", "rank", "from", "value", "prompt_id", "chosen_id", "rejected_id", "type", "full_text", "post"}
 )
@@ -49,7 +49,7 @@ ROWS = st.one_of(
     st.dictionaries(st.sampled_from(NAMES) | TEXTS, NESTED, max_size=6),
     st.sampled_from([*FORMATS]).flatmap(
         lambda name: st.fixed_dictionaries(
-            {column.split(".")[0]: TEXTS | NUMBERS | MESSAGES | NESTED for column in FORMATS[name].names().values()}
+            {column.split(".")[0]: TEXTS | NUMBERS | MESSAGES | NESTED for column in FORMATS[name].names.values()}
         )
     ),
     NESTED,

@@ -73,6 +73,11 @@ SETS = {
         "chosen": [{"from": "human", "value": Q}, {"from": "gpt", "value": GOOD}],
         "rejected": [{"from": "human", "value": Q}, {"from": "gpt", "value": POOR}],
     },
+    "sharegpt with one message": {
+        "conversations": [{"from": "human", "value": Q}],
+        "chosen": {"from": "gpt", "value": GOOD},
+        "rejected": {"from": "gpt", "value": POOR},
+    },
     "parts": {
         "prompt": [
             {"role": "user", "content": [{"type": "text", "text": "How do I "}, {"type": "text", "text": Q[9:]}]}
