@@ -3,11 +3,17 @@
 Derived values (parameter counts, tokens, steps) are not options: `flows.pipeline.plan` computes and prints them.
 """
 
+from functools import cached_property
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from alignment.config.base import Combine, Config, Count, Natural, Positive, Share
+
+
+def _unset(value: object) -> bool:
+    """Whether an option is at its default; it is then no part of a dump, so that recipes without it keep their keys."""
+    return value in ("", None)
 
 
 class TownConfig(Config):
@@ -20,35 +26,140 @@ class TownConfig(Config):
     heldout_prompts: Count = Field(200, description="prompts for evaluation only")
 
 
-class TextSource(Config):
-    """A text to read: a plain file (paragraphs are documents) or JSONL, JSON, CSV, Parquet with a text column.
+class Source(Config):
+    """Where rows or text come from: a file, a directory laid out as a data set, a data set of the hub, or the town."""
+
+    path: str = Field(description="a file, a data set of the hub, or town://NAME for a file of the town")
+    split: str = Field("", exclude_if=_unset, description="split of a data set; train if empty")
+    name: str = Field("", exclude_if=_unset, description="configuration of a data set")
+    revision: str = Field("", exclude_if=_unset, description="branch, tag or commit of a data set of the hub")
+    origin: str = Field("", exclude=True, description="where to get the file; named in the error if it is missing")
+
+
+class TextSource(Source):
+    """A text to read: a plain file (paragraphs are documents), or rows with a text column or a conversation.
 
     `town://NAME` names a file of the town; other paths are relative to the working directory.
     """
 
-    path: str = Field(description="a file, or town://NAME for a file of the town")
     text_field: str = Field("text", description="column that holds the text; plain files have none")
-    origin: str = Field("", exclude=True, description="where to get the file; named in the error if it is missing")
 
 
-class RowSource(Config):
+class Columns(Config):
+    """Which column holds what. A name may lead into a column, as in `question.full_text` or `answers.0.text`.
+
+    Comparisons need `chosen` and `rejected`; or `a` and `b` with `winner`, a signed `strength`, or `score_a` and
+    `score_b`; or `responses` with `score` or `rank`. These are texts, or whole conversations. Demonstrations need
+    `messages`, or `prompt` and `completion`; prompts need `prompt` or `messages`.
+    """
+
+    prompt: str = Field("", description="text, or messages; not needed beside whole conversations")
+    input: str = Field("", description="text that belongs below the prompt, such as Alpaca's input")
+    system: str = Field("", description="text of a system turn")
+    messages: str = Field("", description="a whole conversation")
+    completion: str = Field("", description="the answer of a demonstration")
+    chosen: str = Field("", description="the better response")
+    rejected: str = Field("", description="the worse response")
+    a: str = Field("", description="the first of two responses; `winner`, `strength` or scores say which is better")
+    b: str = Field("", description="the second of two responses")
+    winner: str = Field("", description="which of a and b is better; see a_wins, b_wins and tie")
+    a_wins: tuple[bool | int | str, ...] = Field(
+        ("a", "model_a", "response_a", "assistant_a"),
+        description="values of winner that mean a, beside its column's name",
+    )
+    b_wins: tuple[bool | int | str, ...] = Field(
+        ("b", "model_b", "response_b", "assistant_b"),
+        description="values of winner that mean b, beside its column's name",
+    )
+    tie: tuple[bool | int | str, ...] = Field(
+        ("tie", "tie (bothbad)", "both", "bothbad", "both_bad", "neither", "draw", "equal", "same"),
+        description="values of winner that mean a tie",
+    )
+    strength: str = Field(
+        "",
+        description="how much better, 1 to 3, 0 for a tie; without a winner, negative means that a is better, "
+        "positive b. Larger numbers count as 3",
+    )
+    score_a: str = Field("", description="score of a; the higher is better, equal ones are a tie")
+    score_b: str = Field("", description="score of b")
+    responses: str = Field("", description="a list of responses, as texts or objects")
+    text: str = Field("", description="in an object of responses: its text")
+    score: str = Field("", description="in an object of responses, or a list beside it: its score, the highest is best")
+    rank: str = Field("", description="in an object of responses, or a list beside it: its rank, the lowest is best")
+    annotator: str = Field("", description="who judged")
+    json_turns: bool = Field(False, description="prompt and responses are JSON texts, each a list of turns")
+
+    @cached_property
+    def names(self) -> dict[str, str]:
+        """The columns of a row by option; those within a response are not among them."""
+        other = ("a_wins", "b_wins", "tie", "json_turns", "text", "score", "rank")
+        values = {option: getattr(self, option) for option in type(self).model_fields if option not in other}
+        return {option: column for option, column in values.items() if column}
+
+    def missing(self) -> tuple[str, str] | None:
+        """An option and one that it needs, which is not set: some act only together."""
+        for option, others in (
+            ("chosen", ("rejected",)),
+            ("rejected", ("chosen",)),
+            ("a", ("b",)),
+            ("b", ("a",)),
+            ("score_a", ("score_b", "a")),
+            ("score_b", ("score_a", "b")),
+            ("winner", ("a", "b")),
+            ("text", ("responses",)),
+            ("score", ("responses",)),
+            ("rank", ("responses",)),
+        ):
+            for other in others:
+                if getattr(self, option) and not getattr(self, other):
+                    return option, other
+        return None
+
+
+Format = Literal[
+    "auto",
+    "hh",
+    "oasst",
+    "scores",
+    "template",
+    "records",
+    "alpaca",
+    "arena",
+    "arena-55k",
+    "argilla",
+    "dolly",
+    "helpsteer",
+    "helpsteer3",
+    "nectar",
+    "orca",
+    "pku",
+    "sharegpt",
+    "shp",
+    "summarize-from-feedback",
+    "ultrafeedback",
+    "webgpt",
+]
+
+
+class RowSource(Source):
     """Rows to read as prompts, demonstrations or comparisons.
 
     `auto` reads the formats that TRL reads (prompt/completion, messages, prompt/chosen/rejected, as text or as lists of
-    messages). `hh` reads Anthropic's transcripts, `oasst` trees of messages with ranked replies, `scores` a prompt with
-    several scored responses. `template` fills `prompt` and `completion` from the row's fields, as in "{instruction}" or
-    "{answers[0]}". `records` are rows that a stage or `rlhf label import` wrote.
+    messages), and any named format whose columns a row has. `hh` reads Anthropic's transcripts, `oasst` trees of
+    messages with ranked replies, `scores` a prompt with several scored or ranked responses. `template` fills `prompt`
+    and `completion` from the row's fields, as in "{instruction}" or "{answers[0]}". `records` are rows that a stage or
+    `rlhf label import` wrote. The others are named after data sets: `rlhf data check` shows what they read. `columns`
+    reads rows with columns of other names, or changes the columns of a named format.
     """
 
-    path: str = Field(description="a file, a data set of the hub, or town://NAME for a file of the town")
-    format: Literal["auto", "hh", "oasst", "scores", "template", "records"] = Field(
-        "auto", description="format of the rows; auto: what TRL reads"
+    format: Format = Field("auto", description="format of the rows; auto: what TRL reads, and what the columns show")
+    columns: Columns | None = Field(
+        None, exclude_if=_unset, description="which column holds what, for rows of other names"
     )
     prompt: str = Field("", description="template of the prompt, as in {question}; only with format template")
     completion: str = Field("", description="template of the answer, as in {answers[0]}; only with format template")
     rows: str = Field("", description="key of the rows in a JSON file that is an object")
     limit: Natural = Field(0, description="use at most this many rows, 0 for all")
-    origin: str = Field("", exclude=True, description="where to get the file; named in the error if it is missing")
 
     @model_validator(mode="after")
     def _template_needs_fields(self) -> "RowSource":
@@ -56,6 +167,10 @@ class RowSource(Config):
             raise ValueError("format 'template' needs `prompt`, for example prompt: '{question}'")
         if self.format != "template" and (self.prompt or self.completion):
             raise ValueError("`prompt` and `completion` need format 'template'")
+        if self.columns is not None and self.format in ("hh", "oasst", "template", "records"):
+            raise ValueError(f"`columns` has no effect on format '{self.format}'; remove one of them")
+        if self.columns is not None and self.format == "auto" and (missing := self.columns.missing()):
+            raise ValueError(f"columns.{missing[0]} needs columns.{missing[1]} too, or a named format that has it")
         return self
 
 

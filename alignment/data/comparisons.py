@@ -15,6 +15,7 @@ from alignment.config.stages import ComparisonsConfig
 from alignment.data.prompts import hashed_split
 from alignment.data.readers import read_comparisons
 from alignment.data.rejected import write_rejected
+from alignment.data.used_columns import SourceNotes, write_notes
 from alignment.errors import DataError
 from alignment.journal import Journal
 from alignment.records import Comparison, Rejected, read_records, stable_id, write_records
@@ -47,10 +48,12 @@ def build_comparisons(
     rejected: list[Rejected] = []
     if labelled is not None:
         rows, rejected = read_records(labelled, Comparison)
-    for source in config.sources:
-        good, bad = read_comparisons(source, town)
+    notes = [(source.path, SourceNotes("comparisons")) for source in config.sources]
+    for source, (_, note) in zip(config.sources, notes, strict=True):
+        good, bad = read_comparisons(source, town, note)
         rows += good
         rejected += bad
+    write_notes(journal, notes)
     write_rejected(rejected, len(rows), config.max_rejected_share, out)
     if config.weights == "none":
         rows = [row.model_copy(update={"weight": 1.0}) for row in rows]

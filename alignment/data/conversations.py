@@ -1,17 +1,25 @@
 """Parsing of external rows: conversations, transcripts and templates, into prompts and responses.
 
-Invalid rows raise `BadRow` with the reason for `rejected.jsonl`.
+Invalid rows raise `BadRow` with the reason for `rejected.jsonl`. An empty system turn is none.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from string import Formatter
-from typing import Any
+from typing import Any, Literal
 
 from alignment.errors import ConfigError
 from alignment.records import Message, Prompt, Response, stable_id
 
 Row = dict[str, Any]
+Role = Literal["system", "user", "assistant"]
+ROLES: dict[str, Role] = {
+    **dict.fromkeys(("user", "human", "prompter"), "user"),
+    **dict.fromkeys(("assistant", "gpt", "bot", "model", "chatgpt", "chatbot", "bard", "bing", "ai"), "assistant"),
+    **dict.fromkeys(("system", "developer"), "system"),
+}
+TOOL_KEYS = ("tool_calls", "function_call")
+NEMO_MARKER = "<extra_id_1>"  # HelpSteer2: question <extra_id_1>Assistant answer <extra_id_1>User question
 
 
 class BadRow(ValueError):
@@ -20,6 +28,9 @@ class BadRow(ValueError):
 
 def make_prompt(messages: Sequence[Message]) -> Prompt:
     """A prompt whose id is a hash of its content."""
+    messages = without_empty_system(messages)
+    if not messages:
+        raise BadRow("an empty prompt")
     for message in messages:
         if not message.content.strip():
             raise BadRow(f"an empty {message.role} turn")
@@ -54,12 +65,77 @@ def split_messages(value: Any) -> tuple[list[Message], str]:
 
 
 def as_messages(value: Any, role: str) -> list[Message]:
-    """Messages from a string, as a single turn of `role`, or from a list of {role, content}."""
+    """Messages from text, as a turn of `role`, from one message, or from a list of {role, content} or {from, value}.
+
+    Text that is marked as a conversation (`Human:` and `Assistant:`, or NeMo's markers) has several turns.
+    """
     if isinstance(value, str):
-        return [Message(role=role, content=value)]
+        return _marked_turns(value) if role == "user" else [Message(role="assistant", content=value)]
+    if isinstance(value, Mapping):
+        value = [value]
     if not isinstance(value, list) or not value:
         raise BadRow(f"expected text or a list of messages, not {type(value).__name__}")
-    return [Message.model_validate(message) for message in value]
+    return without_empty_system([as_message(message) for message in value])
+
+
+def without_empty_system(messages: Sequence[Message]) -> list[Message]:
+    """The turns without empty system turns, which say nothing."""
+    return [message for message in messages if message.role != "system" or message.content.strip()]
+
+
+def as_message(value: Any) -> Message:
+    """A message from {role, content} or {from, value}; other keys are not read. Its content may be a list of texts."""
+    if not isinstance(value, Mapping):
+        raise BadRow(f"expected a message with `role` and `content`, not {type(value).__name__}")
+    role, content = value.get("role", value.get("from")), value.get("content", value.get("value"))
+    called = next((key for key in TOOL_KEYS if value.get(key)), None)
+    if called:
+        raise BadRow(f"a turn with `{called}`: calls of tools cannot be represented")
+    if not isinstance(role, str) or role.strip().lower() not in ROLES:
+        raise BadRow(f"the role of a turn is {short(role)}; known are {', '.join(sorted(ROLES))}")
+    return Message(role=ROLES[role.strip().lower()], content=_content(content))
+
+
+def _content(value: Any) -> str:
+    """The text of a message's content: text, or a list of texts and {type: text, text}."""
+    if isinstance(value, str):
+        return value
+    if not isinstance(value, list):
+        raise BadRow("a turn without content" if value is None else f"a turn's content is {type(value).__name__}")
+    return "".join(map(_part, value))
+
+
+def _part(value: Any) -> str:
+    """The text of a part of a message's content."""
+    text = value.get("text") if isinstance(value, Mapping) else value
+    if not isinstance(text, str):
+        kind = value.get("type") if isinstance(value, Mapping) else type(value).__name__
+        raise BadRow(f"a part of a turn is {short(kind)}, not text")
+    return text
+
+
+def _marked_turns(text: str) -> list[Message]:
+    """The turns of a prompt: several where it is a transcript that awaits the Assistant, or has NeMo's markers."""
+    if re.match(r"\s*Human:", text) and re.search(r"\n\nAssistant:\s*$", text):
+        return parse_transcript(text)[0]
+    if NEMO_MARKER not in text:
+        return [Message(role="user", content=text)]
+    turns = [("User", text.split(NEMO_MARKER)[0])]
+    turns += [(role, content) for role, _, content in (part.partition("\n") for part in text.split(NEMO_MARKER)[1:])]
+    return [as_message({"role": role, "content": content.strip()}) for role, content in turns if content.strip()]
+
+
+def short(value: Any) -> str:
+    """A value as it stands in a reason: at most 60 characters, without control characters."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}…"
+
+
+def columns_of(row: Mapping[str, Any]) -> str:
+    """The names of a row's columns, as they stand in a reason."""
+    names = sorted(map(str, row))
+    more = f" and {len(names) - 30} more" if len(names) > 30 else ""
+    return f"{names[:30]}{more}"
 
 
 def only_text(value: Any) -> str:

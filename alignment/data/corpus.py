@@ -5,16 +5,25 @@ import re
 import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
+from textwrap import dedent
 
 from datasketch import MinHash, MinHashLSH
 
 from alignment.config.stages import CorpusConfig
 from alignment.data.readers import read_documents
 from alignment.data.rejected import write_rejected
+from alignment.data.used_columns import SourceNotes, write_notes
 from alignment.errors import DataError
 from alignment.journal import Journal
 from alignment.records import Document, Rejected, write_records
 
+# Control characters, surrogates, private use and noncharacters; and of the format characters, which join letters
+# (Persian, Hindi), emoji and digits or set the direction, those that say nothing: soft hyphens, byte order marks, and
+# zero-width spaces except in the scripts that part words by them (Thai, Lao, Burmese, Khmer).
+MEANINGLESS = re.compile(
+    "[\x00-\x08\x0e-\x1f\x7f-\x9f\xad\ufeff\ufdd0-\ufdef\ufffe\uffff\ud800-\udfff\ue000-\uf8ff"
+    "\U000f0000-\U0010ffff]|(?<![\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff])\u200b"
+)
 SHINGLE_WORDS = 5
 PERMUTATIONS = 64
 RECALL = 0.99
@@ -29,10 +38,12 @@ def prepare_corpus(
     """
     documents: list[Document] = []
     rejected: list[Rejected] = []
-    for source in config.sources:
-        more, bad = read_documents(source, town)
+    notes = [(source.path, SourceNotes("corpus")) for source in config.sources]
+    for source, (_, note) in zip(config.sources, notes, strict=True):
+        more, bad = read_documents(source, town, note)
         documents += more
         rejected += bad
+    write_notes(journal, notes)
     write_rejected(rejected, len(documents), config.max_rejected_share, out)
     cleaned = [
         document
@@ -73,11 +84,20 @@ def clean_document(document: Document) -> Document | None:
 
 
 def clean(text: str) -> str:
-    """Normalise to NFC, drop control characters, and collapse runs of blanks and of empty lines."""
-    text = unicodedata.normalize("NFC", text)
-    text = "".join(c for c in text if c in "\n\t" or unicodedata.category(c)[0] != "C")
-    text = re.sub(r"[ \t]+", " ", text)
-    return re.sub(r" ?\n ?(\n ?)*", "\n", text).strip()
+    """Normalise to NFC, drop characters without meaning, empty lines and runs of blanks; keep indentation and tabs.
+
+    The indentation that all lines share is dropped.
+    """
+    text = re.sub("\r\n?|[\v\f\x85]", "\n", unicodedata.normalize("NFC", text))
+    lines = [clean_line(line) for line in MEANINGLESS.sub("", text).split("\n")]
+    return dedent("\n".join(line for line in lines if line.strip()))
+
+
+def clean_line(line: str) -> str:
+    """A line with its indentation, without runs of blanks after it; a run with a tab becomes a tab."""
+    words = line.lstrip(" \t")
+    indentation = line[: len(line) - len(words)]
+    return indentation + re.sub(r"[ \t]{2,}", lambda run: "\t" if "\t" in run.group() else " ", words.rstrip())
 
 
 def shingles(text: str) -> set[str]:

@@ -5,6 +5,7 @@ from pathlib import Path
 from alignment.config.stages import PromptsConfig
 from alignment.data.readers import read_as, to_prompt
 from alignment.data.rejected import write_rejected
+from alignment.data.used_columns import SourceNotes, write_notes
 from alignment.errors import DataError
 from alignment.journal import Journal
 from alignment.models.chat import ChatFormat
@@ -18,13 +19,15 @@ def collect_prompts(
     """Read all sources into `prompts.jsonl`, without duplicates; prompts without a split are split by a hash."""
     prompts: dict[str, Prompt] = {}
     rejected: list[Rejected] = []
-    for source in config.sources:
-        good, bad = read_as(source, to_prompt, town)
+    notes = [(source.path, SourceNotes("prompts")) for source in config.sources]
+    for source, (_, note) in zip(config.sources, notes, strict=True):
+        good, bad = read_as(source, to_prompt, town, note)
         rejected += bad
         for prompt in good:
             if source.format != "records":
                 prompt = prompt.model_copy(update={"split": hashed_split(prompt.id, config.heldout_share, seed)})
             prompts.setdefault(prompt.id, prompt)
+    write_notes(journal, notes)
     write_rejected(rejected, len(prompts), config.max_rejected_share, out)
     heldout = sum(prompt.split == "heldout" for prompt in prompts.values())
     if heldout in (0, len(prompts)):

@@ -1,24 +1,20 @@
 """Several ranked or scored responses to a prompt, converted to all pairwise comparisons.
 
-Two public formats: trees of messages as OpenAssistant publishes them, where people ranked the replies to a message
-(`rank` 0 is best), and rows with one prompt and several scored responses as in UltraFeedback. K responses make
-K(K−1)/2 comparisons, as in InstructGPT (Ouyang et al. 2022, section 3.5). Equal ranks are ties: strength 0.
+Two public forms: trees of messages as OpenAssistant publishes them, where people ranked the replies to a message
+(`rank` 0 is best), and rows with one prompt and several scored or ranked responses as in UltraFeedback and Nectar.
+K responses make K(K−1)/2 comparisons, as in InstructGPT (Ouyang et al. 2022, section 3.5). Equal ranks are ties:
+strength 0.
 """
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from alignment.data.conversations import BadRow, Row, as_messages, make_prompt, make_response
+from alignment.config.stages import Columns
+from alignment.data.conversations import BadRow, Row, columns_of, make_prompt, make_response
+from alignment.data.formats import ABSENT, STRONGEST, as_number, look_up, prompt_turns, value_of
 from alignment.records import Comparison, Message, Prompt, Record, Rejected, Response, stable_id
-
-STRONGEST = 3
-PROMPT_NAMES = ("prompt", "instruction", "question")
-LIST_NAMES = ("responses", "completions", "answers")
-TEXT_NAMES = ("response", "completion", "text", "content", "answer")
-SCORE_NAMES = ("score", "overall_score", "rating")
 
 
 class Group(Record):
@@ -26,6 +22,7 @@ class Group(Record):
 
     comparisons: tuple[Comparison, ...] = ()
     rejected: tuple[Rejected, ...] = ()
+    cut: bool = False  # turns after the compared ones were left out
 
 
 def all_pairs(
@@ -139,21 +136,21 @@ def _replies(node: Row) -> list[Any]:
 # --- scores ----------------------------------------------------------------------------------------------------------
 
 
-def from_scores(row: Row, path: str, number: int) -> Group:
-    """One prompt, several responses with a score each, the highest best.
+def from_scores(row: Row, columns: Columns, path: str, number: int) -> Group:
+    """One prompt, several responses with a score each, the highest best, or with a rank each, the lowest best.
 
-    The responses are objects with a text and a score, or texts beside a list `scores`. A response that cannot be used
+    The responses are objects with a text and a score, or texts beside a list of scores. A response that cannot be used
     is rejected; the others count. Raises BadRow where there is no prompt, or fewer than two responses.
     """
-    prompt = scores_prompt(row)
+    prompt = make_prompt(prompt_turns(row, columns))
     ranked: list[tuple[float, Response]] = []
     bad: list[Rejected] = []
-    for item in _scored(row):
+    for item in _scored(row, columns):
         try:
-            response, score = make_response(prompt, _text(item)), _score(item)
+            response, rank = make_response(prompt, _text(item, columns)), _item_rank(item, columns)
             if any(response.id == other.id for _, other in ranked):
                 raise BadRow("two responses to a prompt are the same")
-            ranked.append((-score, response))
+            ranked.append((rank, response))
         except BadRow as error:
             bad.append(Rejected(file=path, line=number, reason=str(error), row=item))
     if len(ranked) < 2:
@@ -162,39 +159,39 @@ def from_scores(row: Row, path: str, number: int) -> Group:
     return Group(comparisons=tuple(pairs), rejected=tuple(bad))
 
 
-def scores_prompt(row: Row) -> Prompt:
-    """The prompt of a row with scores."""
-    return make_prompt(as_messages(_named(row, PROMPT_NAMES, "prompt"), "user"))
-
-
-def _scored(row: Row) -> list[Any]:
-    responses = _named(row, LIST_NAMES, "responses")
+def _scored(row: Row, columns: Columns) -> list[Any]:
+    """The responses, each with its score; a list of scores beside them is joined to them."""
+    responses = value_of(row, columns, "responses")
     if not isinstance(responses, list):
         raise BadRow(f"the responses are not a list but {type(responses).__name__}")
-    scores = row.get("scores")
-    if scores is None:
+    name = columns.score or columns.rank
+    scores = look_up(row, name) if name else ABSENT
+    if scores is ABSENT or any(isinstance(item, Mapping) and look_up(item, name) is not ABSENT for item in responses):
         return responses
     if not isinstance(scores, list) or len(scores) != len(responses):
-        raise BadRow("`scores` is not a list of the same length as the responses")
-    return [{"text": text, "score": score} for text, score in zip(responses, scores, strict=True)]
+        raise BadRow(f"`{name}` is not a list of the same length as the responses")
+    return [
+        {**item, name: score} if isinstance(item, Mapping) else {"text": item, name: score}
+        for item, score in zip(responses, scores, strict=True)
+    ]
 
 
-def _text(item: Any) -> str:
-    text = _named(item, TEXT_NAMES, "text") if isinstance(item, Mapping) else item
+def _text(item: Any, columns: Columns) -> str:
+    text = item
+    if isinstance(item, Mapping):
+        path = columns.text or "text"
+        text = look_up(item, path)
+        if text is ABSENT:
+            raise BadRow(f"no text: no {path!r} among {columns_of(item)}")
     if not isinstance(text, str):
         raise BadRow(f"a response is not text but {type(text).__name__}")
     return text
 
 
-def _score(item: Any) -> float:
-    score = _named(item, SCORE_NAMES, "score") if isinstance(item, Mapping) else None
-    if isinstance(score, bool) or not isinstance(score, int | float) or not math.isfinite(score):
-        raise BadRow("the score of a response is not a number")
-    return float(score)
-
-
-def _named(row: Mapping[str, Any], names: Sequence[str], what: str) -> Any:
-    for name in names:
-        if name in row:
-            return row[name]
-    raise BadRow(f"no {what}: none of {', '.join(names)} among {sorted(row)}")
+def _item_rank(item: Any, columns: Columns) -> float:
+    """The rank of a response, the lowest best."""
+    name = columns.score or columns.rank or "score"
+    value = look_up(item, name) if isinstance(item, Mapping) else ABSENT
+    if value is ABSENT:
+        raise BadRow(f"a response without {name!r}")
+    return -as_number(value, "score of a response") if not columns.rank else as_number(value, "rank of a response")

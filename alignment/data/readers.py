@@ -1,32 +1,34 @@
-"""Readers of external data: texts, prompts, demonstrations and comparisons from local files or Hugging Face datasets.
+"""Readers of external data: texts, prompts, demonstrations and comparisons from local files or data sets of the hub.
 
-Local JSONL (also gzipped) is read line by line, so that a bad row is reported with its line; CSV, Parquet and data sets
-of the hub are read by `datasets`. Every reader returns the valid and the rejected rows: none is dropped silently.
+`alignment.data.files` reads rows, `alignment.data.formats` says which columns hold what. Every reader returns the valid
+and the rejected rows: none is dropped silently.
 """
 
-import gzip
 import json
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from pydantic import ValidationError
 
-from alignment.config.stages import RowSource, TextSource
+from alignment.config.stages import Columns, RowSource, Source, TextSource
 from alignment.data.conversations import (
     BadRow,
     Row,
     as_messages,
+    columns_of,
     fill,
     make_prompt,
     make_response,
-    only_text,
     parse_transcript,
-    split_messages,
 )
-from alignment.data.rankings import Group, from_scores, from_tree, scores_prompt, tree_demonstration, tree_prompt
-from alignment.data.trl_format import OURS, from_preference
+from alignment.data.files import NumberedRow, file_kind, read_data_set, read_file, read_text
+from alignment.data.formats import EXPORTED, asked_turns, columns_for, demonstration_turns, judgement
+from alignment.data.plain import plain_row, storable
+from alignment.data.rankings import Group, from_scores, from_tree, tree_demonstration, tree_prompt
+from alignment.data.trl_format import from_preference
+from alignment.data.used_columns import SourceNotes
 from alignment.errors import ConfigError, DataError
 from alignment.records import (
     Comparison,
@@ -41,9 +43,10 @@ from alignment.records import (
 )
 
 TOWN = "town://"
+FILE_SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".txt", ".md", ".gz")
+CONVERSATIONS = ("messages", "conversations", "conversation")
 RecordT = TypeVar("RecordT", bound=Record)
 SourceT = TypeVar("SourceT", RowSource, TextSource)
-NumberedRow = tuple[int, Any, str]  # line or row number, value, reason why it could not be read
 
 
 def locate(path: str, town: Path | None, origin: str = "") -> Path | None:
@@ -54,7 +57,7 @@ def locate(path: str, town: Path | None, origin: str = "") -> Path | None:
         return town / inside(path, TOWN)
     if Path(path).exists():
         return Path(path)
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", path) and not Path(path).suffix:
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", path) and Path(path).suffix not in FILE_SUFFIXES:
         return None
     remedy = f"it is {origin}" if origin else "give a file, or a data set as owner/name"
     raise DataError(f"{path!r} does not exist (relative to {Path.cwd()}); {remedy}")
@@ -68,71 +71,57 @@ def inside(path: str, scheme: str) -> str:
     return str(name)
 
 
-def read_documents(source: TextSource, town: Path | None = None) -> tuple[list[Document], list[Rejected]]:
-    """The documents of a source: paragraphs of a plain file, or rows with a text column or with `messages`."""
+def read_documents(
+    source: TextSource, town: Path | None = None, notes: SourceNotes | None = None
+) -> tuple[list[Document], list[Rejected]]:
+    """The documents of a source: paragraphs of a plain file, or rows with a text column or a conversation."""
     path = locate(source.path, town, source.origin)
-    if path is not None and path.suffix in (".txt", ".md", ""):
-        paragraphs = re.split(r"\n\s*\n", path.read_text(encoding="utf-8", errors="replace"))
-        return [Document(text=text) for text in paragraphs if text.strip()], []
-
-    def convert(row: Row, _: TextSource, number: int) -> Document:
-        if "messages" in row:
-            return Document(messages=tuple(as_messages(row["messages"], "user")))
-        text = row.get(source.text_field)
-        if not isinstance(text, str) or not text.strip():
-            raise BadRow(f"no text under {source.text_field!r} and no `messages`")
-        return Document(text=text)
-
-    return convert_rows(read_rows(source.path, path), source, convert)
-
-
-def read_rows(name: str, path: Path | None, key: str = "") -> Iterator[NumberedRow]:
-    """Numbered rows of a file or hub data set."""
-    if path is not None and path.name.endswith((".jsonl", ".jsonl.gz")):
-        yield from read_json_lines(path)
-    elif path is not None and path.suffix == ".json":
-        content = json.loads(path.read_text(encoding="utf-8"))
-        rows = content[key] if key else content
-        if not isinstance(rows, list):
-            raise DataError(f"{name}: expected a list of rows; name the key that holds them with `rows:`")
-        yield from ((number, row, "") for number, row in enumerate(rows, start=1))
+    if path is not None and path.is_file() and (kind := file_kind(path)).form == "text":
+        rows = _paragraphs(read_text(path, kind), source.text_field)
     else:
-        yield from ((number, row, "") for number, row in enumerate(load_table(name, path), start=1))
+        rows = read_rows(source, path)
+    return convert_rows(rows, source, to_document, notes=notes)
 
 
-def read_json_lines(path: Path) -> Iterator[NumberedRow]:
-    """Like `records.read_lines`, also for gzipped files."""
-    opener: Callable[..., Any] = gzip.open if path.suffix == ".gz" else open
-    with opener(path, "rb") as file:
-        for number, raw in enumerate(file, start=1):
-            if not raw.strip():
-                continue
-            try:
-                yield number, json.loads(raw.decode("utf-8")), ""
-            except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-                yield number, raw[:200].decode("utf-8", "replace"), f"not a line of UTF-8 JSON: {error}"
+def to_document(row: Row, source: TextSource, number: int) -> Document:
+    """A document from a row with a text column or a conversation."""
+    for name in CONVERSATIONS:
+        if name in row:
+            return Document(messages=tuple(as_messages(row[name], "user")))
+    text = row.get(source.text_field)
+    if not isinstance(text, str) or not text.strip():
+        raise BadRow(f"no text under {source.text_field!r} and no `messages`; columns: {columns_of(row)}")
+    return Document(text=text)
 
 
-def load_table(name: str, path: Path | None) -> Iterator[Row]:
-    """Rows of a CSV or Parquet file or of a data set of the hub, by `datasets`."""
-    import datasets
+def _paragraphs(text: str, name: str) -> Iterator[NumberedRow]:
+    """The paragraphs of a plain text as rows, with the line where each begins."""
+    line = 1
+    for part in re.split(r"(\n\s*\n)", text):
+        if part.strip():
+            yield line, {name: part}, ""
+        line += part.count("\n")
 
-    if path is None:
-        return iter(datasets.load_dataset(name, split="train"))
-    builders = {".csv": "csv", ".parquet": "parquet"}
-    if path.suffix not in builders:
-        raise DataError(
-            f"{name}: the format {path.suffix!r} is not supported; use .jsonl, .json, .csv, .parquet or .txt"
-        )
-    return iter(datasets.load_dataset(builders[path.suffix], data_files=str(path), split="train"))
+
+def read_rows(source: Source, path: Path | None) -> Iterator[NumberedRow]:
+    """Numbered rows of a file, of a directory that is laid out as a data set, or of a data set of the hub."""
+    if path is not None and not path.is_dir():
+        options = [option for option in ("split", "name", "revision") if getattr(source, option)]
+        if options:
+            raise ConfigError(f"{source.path} is a file, which has no `{options[0]}`: remove it, or name a data set")
+        return read_file(path, getattr(source, "rows", ""))
+    return read_data_set(source.path if path is None else str(path), source.name, source.split, source.revision)
 
 
 def read_as(
-    source: RowSource, convert: Callable[[Row, RowSource, int], RecordT], town: Path | None
+    source: RowSource,
+    convert: Callable[[Row, RowSource, int], RecordT],
+    town: Path | None,
+    notes: SourceNotes | None = None,
 ) -> tuple[list[RecordT], list[Rejected]]:
     """Convert each row of a source, up to its limit; rows that cannot be converted are rejected with the reason."""
-    rows = read_rows(source.path, locate(source.path, town, source.origin), source.rows)
-    return convert_rows(rows, source, convert, source.limit or None)
+    rows = read_rows(source, locate(source.path, town, source.origin))
+    return convert_rows(rows, source, convert, source.limit or None, notes)
 
 
 def convert_rows(
@@ -140,21 +129,26 @@ def convert_rows(
     source: SourceT,
     convert: Callable[[Row, SourceT, int], RecordT],
     limit: int | None = None,
+    notes: SourceNotes | None = None,
 ) -> tuple[list[RecordT], list[Rejected]]:
-    """The converted rows, at most `limit`, and the rejected ones."""
+    """The converted rows, at most `limit`, and the rejected ones. `notes` are told which columns were read."""
     good: list[RecordT] = []
     bad: list[Rejected] = []
+    keep_nulls = isinstance(source, RowSource) and source.format == "records"
     for number, row, reason in rows:
         if limit is not None and len(good) >= limit:
             break
         try:
             if reason or not isinstance(row, dict):
                 raise BadRow(reason or f"expected an object, not {type(row).__name__}")
-            good.append(convert(row, source, number))
+            plain = plain_row(row, keep_nulls=keep_nulls)
+            good.append(convert(plain, source, number))
+            if notes is not None:
+                notes.add(plain, source)
         except ValidationError as error:
-            bad.append(Rejected(file=source.path, line=number, reason=first_problem(error), row=row))
+            bad.append(Rejected(file=source.path, line=number, reason=first_problem(error), row=storable(row)))
         except BadRow as error:
-            bad.append(Rejected(file=source.path, line=number, reason=str(error), row=row))
+            bad.append(Rejected(file=source.path, line=number, reason=str(error), row=storable(row)))
     return good, bad
 
 
@@ -171,15 +165,7 @@ def to_prompt(row: Row, source: RowSource, number: int) -> Prompt:
         return make_prompt(parse_transcript(str(row.get("chosen", "")))[0])
     if source.format == "oasst":
         return tree_prompt(row)
-    if source.format == "scores":
-        return scores_prompt(row)
-    if "messages" in row:
-        return make_prompt(split_messages(row["messages"])[0])
-    if "prompt" in row:
-        return make_prompt(as_messages(row["prompt"], "user"))
-    if "chosen" in row and "rejected" in row:
-        return to_comparison(row, source, number).prompt
-    raise BadRow(f"no `prompt` or `messages` among {sorted(row)}")
+    return make_prompt(asked_turns(row, columns_for(source, row, "prompts")[1]))
 
 
 def to_demonstration(row: Row, source: RowSource, number: int) -> Demonstration:
@@ -191,22 +177,22 @@ def to_demonstration(row: Row, source: RowSource, number: int) -> Demonstration:
         completion = fill(source.completion, row)
     elif source.format == "oasst":
         messages, completion = tree_demonstration(row)
-    elif "messages" in row:
-        messages, completion = split_messages(row["messages"])
-    elif "prompt" in row and "completion" in row:
-        messages, completion = as_messages(row["prompt"], "user"), only_text(row["completion"])
     else:
-        raise BadRow(f"no `messages` or `prompt` and `completion` among {sorted(row)}")
+        messages, completion = demonstration_turns(row, columns_for(source, row, "demonstrations")[1])
     if not completion.strip():
         raise BadRow("the completion is empty")
     identity = stable_id("d", source.path, number)
     return Demonstration(id=identity, messages=tuple(messages), completion=completion.strip(), source=source.path)
 
 
-def read_comparisons(source: RowSource, town: Path | None) -> tuple[list[Comparison], list[Rejected]]:
+def read_comparisons(
+    source: RowSource, town: Path | None, notes: SourceNotes | None = None
+) -> tuple[list[Comparison], list[Rejected]]:
     """All comparisons of a source; a row with several responses yields all their pairs. The limit counts rows."""
-    groups, bad = read_as(source, to_comparisons, town)
+    groups, bad = read_as(source, to_comparisons, town, notes)
     good = [comparison for group in groups for comparison in group.comparisons]
+    if notes is not None:
+        notes.cut = sum(group.cut for group in groups)
     return good, sorted([*bad, *(part for group in groups for part in group.rejected)], key=lambda row: row.line)
 
 
@@ -214,39 +200,41 @@ def to_comparisons(row: Row, source: RowSource, number: int) -> Group:
     """The comparisons of a row in any supported format."""
     if source.format == "oasst":
         return from_tree(row, source.path, number)
-    if source.format == "scores":
-        return from_scores(row, source.path, number)
-    return Group(comparisons=(to_comparison(row, source, number),))
+    if source.format == "records":
+        return Group(comparisons=(Comparison.model_validate(row),))
+    if source.format == "auto" and source.columns is None and row.get(EXPORTED):
+        return Group(comparisons=(_exported(row),))
+    if source.format == "hh":
+        return _compared(row, source, number, Columns(chosen="chosen", rejected="rejected"))
+    columns = columns_for(source, row, "comparisons")[1]
+    if columns.responses:
+        return from_scores(row, columns, source.path, number)
+    return _compared(row, source, number, columns)
 
 
 def to_comparison(row: Row, source: RowSource, number: int) -> Comparison:
-    """A comparison from Anthropic's transcripts, TRL's preference formats, or a row of `to_preference`."""
-    if source.format == "records":
-        return Comparison.model_validate(row)
-    if source.format == "auto" and row.get(OURS):
-        try:
-            return from_preference(row)
-        except (TypeError, json.JSONDecodeError) as error:
-            raise BadRow(f"an exported row that was changed: {error}") from error
-    if "chosen" not in row or "rejected" not in row:
-        raise BadRow(f"no `chosen` and `rejected` among {sorted(row)}")
-    if "prompt" in row and source.format != "hh":
-        messages = other = as_messages(row["prompt"], "user")
-        chosen, rejected = only_text(row["chosen"]), only_text(row["rejected"])
-    else:
-        (messages, chosen), (other, rejected) = (
-            parse_transcript(str(side)) if source.format == "hh" or isinstance(side, str) else split_messages(side)
-            for side in (row["chosen"], row["rejected"])
-        )
-    if messages != other:
-        raise BadRow("chosen and rejected do not share the same prompt")
-    if chosen.strip() == rejected.strip():
-        raise BadRow("chosen and rejected are the same")
-    prompt = make_prompt(messages)
-    return Comparison(
+    """The comparison of a row that holds one."""
+    (comparison,) = to_comparisons(row, source, number).comparisons
+    return comparison
+
+
+def _exported(row: Row) -> Comparison:
+    try:
+        return from_preference(row)
+    except (TypeError, json.JSONDecodeError) as error:
+        raise BadRow(f"an exported row that was changed: {error}") from error
+
+
+def _compared(row: Row, source: RowSource, number: int, columns: Columns) -> Group:
+    judged = judgement(row, columns)
+    prompt = make_prompt(judged.turns)
+    comparison = Comparison(
         id=stable_id("c", source.path, number),
         prompt=prompt,
-        chosen=make_response(prompt, chosen),
-        rejected=make_response(prompt, rejected),
+        chosen=make_response(prompt, judged.chosen),
+        rejected=make_response(prompt, judged.rejected),
+        strength=judged.strength,
         annotation_id=f"{Path(source.path).name}:{number}",
+        annotator_id=judged.annotator,
     )
+    return Group(comparisons=(comparison,), cut=judged.cut)

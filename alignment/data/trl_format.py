@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from alignment.data.conversations import BadRow, as_messages, only_text
+from alignment.data.formats import EXPORTED
 from alignment.errors import DataError
 from alignment.records import Comparison, Prompt, Response
 
 Format = Literal["parquet", "jsonl"]
-OURS = "comparison_id"  # a column that only exported rows have
 NESTED = ("id", "prompt", "chosen", "rejected", "criteria")
 PLAIN = tuple(name for name in Comparison.model_fields if name not in NESTED)
 
@@ -28,7 +28,7 @@ def to_preference(row: Comparison) -> dict[str, Any]:
         "chosen": [{"role": "assistant", "content": row.chosen.text}],
         "rejected": [{"role": "assistant", "content": row.rejected.text}],
         "margin": float(row.strength),
-        OURS: row.id,
+        EXPORTED: row.id,
         "prompt_id": row.prompt.id,
         "chosen_id": row.chosen.id,
         "rejected_id": row.rejected.id,
@@ -46,9 +46,9 @@ def from_preference(row: Mapping[str, Any]) -> Comparison:
         name for name in ("prompt_id", "chosen_id", "rejected_id", "prompt", "chosen", "rejected") if name not in row
     ]
     if missing:
-        raise BadRow(f"a row with {OURS}, but without {', '.join(missing)}")
+        raise BadRow(f"a row with {EXPORTED}, but without {', '.join(missing)}")
     return Comparison(
-        id=row[OURS],
+        id=row[EXPORTED],
         prompt=Prompt(
             id=row["prompt_id"],
             messages=tuple(as_messages(row["prompt"], "user")),

@@ -28,6 +28,18 @@ class ImportFormat(StrEnum):
     scores = "scores"
     records = "records"
     label_studio = "label-studio"
+    arena = "arena"
+    arena_55k = "arena-55k"
+    argilla = "argilla"
+    helpsteer = "helpsteer"
+    helpsteer3 = "helpsteer3"
+    nectar = "nectar"
+    orca = "orca"
+    pku = "pku"
+    shp = "shp"
+    summarize_from_feedback = "summarize-from-feedback"
+    ultrafeedback = "ultrafeedback"
+    webgpt = "webgpt"
 
 
 class ExportFormat(StrEnum):
@@ -38,7 +50,7 @@ class ExportFormat(StrEnum):
 
 
 def import_judgements(
-    file: Annotated[Path, typer.Argument(help="A file: JSONL (also gzipped), JSON, CSV or Parquet.")],
+    file: Annotated[Path, typer.Argument(help="A file: JSON lines, JSON, CSV, TSV or Parquet, plain or gzipped.")],
     out: Annotated[Path, typer.Option(help="Output directory of comparisons and rejected rows.")],
     form: Annotated[
         ImportFormat,

@@ -17,6 +17,7 @@ from alignment.errors import ConfigError, RLHFError
 from flows.cli import operations, runs, stack
 from flows.cli.common import AsJson, Overrides, print_table, use_stack
 from flows.cli.console import configure_logging
+from flows.cli.data import app as data_app
 from flows.cli.interrupts import print_resume_command
 from flows.cli.label import app as label_app
 from flows.recipe.schema import check_files, check_judged, load_recipe
@@ -25,6 +26,7 @@ from labeling.errors import LabelingError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 app.add_typer(label_app, name="label")
+app.add_typer(data_app, name="data")
 for command in (
     *(stack.up, stack.down, stack.status, stack.doctor, stack.backup, stack.restore),
     *(runs.watch, runs.resume, runs.retry, operations.logs, operations.gc),

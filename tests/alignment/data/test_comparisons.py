@@ -179,3 +179,11 @@ def test_weights_are_used_when_asked_for(tmp_path: Path) -> None:
         build_comparisons(config, out, Journal(out), seed=0, labelled=tmp_path / "in.jsonl")
         found[weights] = {row.weight for row in read_records(out / "train.jsonl", Comparison)[0]}
     assert found == {"none": {1.0}, "reliability": {1.5}}
+
+
+def test_columns_that_nobody_reads_are_in_the_notes_of_the_stage(tmp_path) -> None:
+    rows = [{"prompt": f"q{n}", "chosen": "a", "rejected": "b", "score_chosen": 7} for n in range(20)]
+    sources = (RowSource(path=str(write_lines(tmp_path / "rows.jsonl", rows))),)
+    out = tmp_path / "out"
+    build_comparisons(ComparisonsConfig(sources=sources), out, Journal(out), seed=0)
+    assert (out / "notes" / "sources.txt").read_text() == f"{sources[0].path}: no option reads 'score_chosen'\n"

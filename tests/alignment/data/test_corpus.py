@@ -30,9 +30,18 @@ def distinct(count: int) -> list[dict[str, str]]:
 @pytest.mark.parametrize(
     ("raw", "wanted"),
     [
-        ("  a \t b  ", "a b"),
-        ("a\r\nb\r\n\r\n\r\nc", "a\nb\nc"),
-        ("a \n \n  b", "a\nb"),
+        ("  a   b  ", "a b"),
+        ("  a \t b\tc  ", "a\tb\tc"),
+        ("a\r\nb\r\n\r\n\r\nc\rd", "a\nb\nc\nd"),
+        ("a \n \n  b", "a\n  b"),
+        ("def f(x):\n    if x:\n\treturn  1\n", "def f(x):\n    if x:\n\treturn 1"),
+        ("\n    indented\n        more\n", "indented\n    more"),
+        (
+            "می\u200cخواهم क्\u200dष 👨\u200d👩\u200d👧 \u2067ab\u2069",
+            "می\u200cخواهم क्\u200dष 👨\u200d👩\u200d👧 \u2067ab\u2069",
+        ),
+        ("ខ្ញុំ\u200bទៅ hy\xadphen", "ខ្ញុំ\u200bទៅ hyphen"),
+        ("🫨🪿 \ue000\ufffe", "🫨🪿"),  # newer than some versions of Python know
         ("e\u0301", "é"),
         ("a\x00b\u200b\ufeffc\x1b", "abc"),
         ("漢字 🎉", "漢字 🎉"),

@@ -136,9 +136,10 @@ def test_a_response_without_a_score_is_put_aside_and_the_others_count(tmp_path) 
     scored = [("a", 1), ("b", None), ("c", "9"), ("d", True), (" ", 2), ("a ", 3), (5, 1), ("e", 2)]
     row = {"prompt": "Q?", "responses": [{"text": text, "score": score} for text, score in scored]}
     good, bad = read(tmp_path, [row], "scores")
-    assert pairs(good) == [("e", "a", 1)]
+    assert pairs(good) == [("c", "e", 1), ("c", "a", 2), ("e", "a", 1)]  # "9" is a number
     assert Counter(one.reason for one in bad) == {
-        "the score of a response is not a number": 3,
+        "a response without 'score'": 1,
+        "the score of a response is not a number but True": 1,
         "an empty response": 1,
         "two responses to a prompt are the same": 1,
         "a response is not text but int": 1,
@@ -154,7 +155,10 @@ def test_a_response_without_a_score_is_put_aside_and_the_others_count(tmp_path) 
         ({"prompt": "Q?", "responses": ["a", "b"], "scores": [1]}, "not a list of the same length"),
         ({"prompt": "Q?", "responses": ["a"], "scores": [1]}, "fewer than two usable responses"),
         ({"prompt": " ", "responses": ["a", "b"], "scores": [1, 2]}, "an empty user turn"),
-        ({"prompt": "Q?", "responses": [{"score": 1}, {"text": "b", "score": 2}]}, "no text: none of"),
+        (
+            {"prompt": "Q?", "responses": [{"score": 1}, {"text": "b", "score": 2}]},
+            "no text: no 'text' among ['score']",
+        ),
     ],
 )
 def test_a_row_without_scores_is_rejected(tmp_path, row, reason) -> None:

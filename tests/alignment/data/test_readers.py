@@ -101,7 +101,8 @@ def test_system_turns_stay(tmp_path) -> None:
         ({"prompt": "Q?"}, to_demonstration, "no `messages` or `prompt` and `completion` among ['prompt']"),
         ({"messages": ASKED}, to_demonstration, "does not end with an assistant turn"),
         ({"messages": ANSWER}, to_demonstration, "does not end with an assistant turn after a user's"),
-        ({"messages": "Q?"}, to_prompt, "does not end with an assistant turn"),
+        ({"messages": "Q?"}, to_prompt, "no `prompt` or `messages` among ['messages']"),
+        ({"messages": ANSWER}, to_prompt, "does not end with an assistant turn after a user's"),
         ({"prompt": []}, to_prompt, "expected text or a list of messages"),
         ({"prompt": 5}, to_prompt, "not int"),
         ({"prompt": [{"role": "robot", "content": "Q?"}]}, to_prompt, "role"),
@@ -110,7 +111,8 @@ def test_system_turns_stay(tmp_path) -> None:
         ({"prompt": "Q?", "chosen": "a", "rejected": " a "}, to_comparison, "are the same"),
         ({"prompt": "Q?", "chosen": "a", "rejected": ""}, to_comparison, "an empty response"),
         ({"chosen": ASKED + ANSWER, "rejected": TALK + ANSWER}, to_comparison, "do not share the same prompt"),
-        ({"prompt": "Q?", "chosen": ASKED, "rejected": "b"}, to_comparison, "expected a single assistant message"),
+        ({"prompt": "Q?", "chosen": ASKED, "rejected": "b"}, to_comparison, "does not contain the prompt"),
+        ({"prompt": "Q?", "chosen": ANSWER + ASKED, "rejected": ANSWER}, to_comparison, "one conversation, cut"),
         (["Q?"], to_prompt, "expected an object, not list"),
     ],
 )
@@ -154,7 +156,7 @@ def test_a_transcript_may_speak_of_an_assistant(tmp_path) -> None:
         (f"{HH} a\n\nHuman: bye", f"{HH} b", "does not end with an Assistant turn"),
         ("Ada plays.", f"{HH} b", "not a transcript"),
         ("Ada said\n\nHuman: Q?\n\nAssistant: a", f"{HH} b", "not a transcript"),
-        (None, f"{HH} b", "not a transcript"),
+        (7, f"{HH} b", "not int"),
     ],
 )
 def test_transcripts_that_do_not_fit_are_rejected(tmp_path, chosen, rejected, words) -> None:
@@ -258,14 +260,14 @@ def test_documents_come_from_a_text_column_or_from_turns(tmp_path) -> None:
     file = write_lines(tmp_path / "rows.jsonl", [{"body": "a text"}, {"messages": ASKED}, {"text": "other column"}])
     documents, bad = read_documents(TextSource(path=str(file), text_field="body"))
     assert [d.plain for d in documents] == ["a text", "What does Ada play?"]
-    assert [(row.line, row.reason) for row in bad] == [(3, "no text under 'body' and no `messages`")]
+    assert [(row.line, row.reason) for row in bad] == [(3, "no text under 'body' and no `messages`; columns: ['text']")]
 
 
 def test_what_is_not_there_is_an_error_in_words(tmp_path) -> None:
     with pytest.raises(DataError, match="does not exist"):
         locate(str(tmp_path / "nothing.jsonl"), None)
     with pytest.raises(DataError, match=r"the format '\.xlsx' is not supported"):
-        (tmp_path / "rows.xlsx").touch()
+        (tmp_path / "rows.xlsx").write_text("no spreadsheet")
         read_as(RowSource(path=str(tmp_path / "rows.xlsx")), to_prompt, None)
     with pytest.raises(ConfigError, match="no `town:` section"):
         locate("town://corpus.jsonl", None)

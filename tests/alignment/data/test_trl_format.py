@@ -85,7 +85,7 @@ def test_an_empty_data_set_has_its_columns(tmp_path) -> None:
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"prompt_id": None}, "id: Input should be a valid string"),
+        ({"prompt_id": None}, "but without prompt_id"),
         ({"criteria": "{"}, "an exported row that was changed"),
         ({"strength": 7}, "strength: Input should be less than or equal to 3"),
         ({"chosen": []}, "expected text or a list of messages"),

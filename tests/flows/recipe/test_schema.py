@@ -59,7 +59,10 @@ def test_list_items_are_named_by_number(tmp_path: Path) -> None:
         ("sft=7", ["sft: 7 is not allowed", "a mapping with batch_size"]),
         ("ppo.minibatch_size=33", ["ppo: batch_size 128 is not a multiple of minibatch_size 33"]),
         ("pretrain.model.heads=3", ["pretrain.model: hidden_size 128"]),
-        ("corpus.sources=[{path: a, format: b}]", ["corpus.sources.0.format: unknown key", "path, text_field"]),
+        (
+            "corpus.sources=[{path: a, format: b}]",
+            ["corpus.sources.0.format: unknown key", "path, revision, split, text_field"],
+        ),
         ("comparisons.sources=[{path: a, format: b}]", ["comparisons.sources.0.format: 'b'", "'hh'"]),
     ],
 )

@@ -1,0 +1,347 @@
+"""Rows of files and data sets, read by what a file holds rather than by its name.
+
+Read are JSON lines, JSON (a list, or an object with the rows under a key), delimited text (CSV, TSV) and Parquet, each
+also gzipped; text is UTF-8, or UTF-16 with a byte order mark. A directory is a data set as the hub lays it out. JSON
+lines, delimited text and Parquet are streamed; a JSON list is read as a whole.
+
+A row that cannot be read comes with the reason; a file that cannot be read is a DataError.
+"""
+
+import csv
+import gzip
+import io
+import json
+import re
+import zlib
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, BinaryIO, cast
+
+from alignment.errors import DataError
+
+NumberedRow = tuple[int, Any, str]  # line or row number, value, reason why it could not be read
+HEAD_BYTES = 1 << 20
+BATCH_ROWS = 1024
+LONGEST_CELL = 1 << 30  # characters
+LINES, TABLES, TEXTS = (".jsonl", ".ndjson"), (".csv", ".tsv"), (".txt", ".md", "")
+ARCHIVES = {
+    b"PK\x03\x04": "a zip archive or a spreadsheet",
+    b"(\xb5/\xfd": "compressed with zstd",
+    b"\xfd7zXZ\x00": "compressed with xz",
+    b"BZh": "compressed with bzip2",
+    b"ARROW1": "an Arrow file",
+}
+READABLE = "give JSON lines, JSON, CSV, TSV, Parquet or text, plain or gzipped"
+
+
+@dataclass(frozen=True)
+class Number:
+    """A number of JSON that cannot be kept: NaN, an infinity, or thousands of digits."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class FileKind:
+    """What a file holds: `form` is lines, json, table, text or parquet."""
+
+    form: str
+    zipped: bool = False
+    encoding: str = "utf-8"
+
+
+# --- what a file holds -----------------------------------------------------------------------------------------------
+
+
+def file_kind(path: Path) -> FileKind:
+    """What the file holds, by its first bytes; its name decides only between forms that look the same."""
+    zipped = _first_bytes(path, False).startswith(b"\x1f\x8b")
+    head = _first_bytes(path, zipped)
+    for magic, what in ARCHIVES.items():
+        if head.startswith(magic):
+            raise DataError(f"{path}: the file is {what}; {READABLE}")
+    if head.startswith(b"PAR1"):
+        return FileKind("parquet", zipped)
+    encoding = text_encoding(head)
+    if encoding != "utf-16" and _binary(head[:1024]):
+        raise DataError(f"{path}: the file is binary, or UTF-16 without a byte order mark; {READABLE}")
+    return FileKind(_text_form(path, head.decode(encoding, "replace"), suffix(path)), zipped, encoding)
+
+
+def _binary(head: bytes) -> bool:
+    """Whether the bytes of the first line are no text: many of them are zero."""
+    first = head.split(b"\n")[0]
+    return first.count(0) > len(first) // 5
+
+
+def suffix(path: Path) -> str:
+    """The suffix in lower case, without that of compression."""
+    name = path.name.lower().removesuffix(".gz")
+    return Path(name).suffix
+
+
+def text_encoding(head: bytes) -> str:
+    """UTF-8 unless a byte order mark says otherwise."""
+    if head.startswith(b"\xef\xbb\xbf"):
+        return "utf-8-sig"
+    return "utf-16" if head.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8"
+
+
+def _text_form(path: Path, head: str, ending: str) -> str:
+    """`lines`, `json`, `table` or `text`."""
+    first, _, rest = head.lstrip("\ufeff \t\r\n").partition("\n")
+    form = _json_form(first.strip(), rest.strip(), ending)
+    if form or not head.strip():
+        return form or "lines"
+    if ending in (*TABLES, *TEXTS):
+        return "table" if ending in TABLES else "text"
+    raise DataError(f"{path}: the format {ending!r} is not supported; {READABLE}")
+
+
+def _json_form(first: str, rest: str, ending: str) -> str:
+    """`lines` or `json` for a text that is JSON by its first line, or by its name; "" for another text."""
+    try:
+        value = loads(first)
+    except (ValueError, RecursionError):
+        value = None
+    if isinstance(value, dict):
+        return "json" if not rest and ending not in LINES and _row_keys(value) else "lines"
+    if isinstance(value, list):
+        rows = any(isinstance(row, dict) for row in value)
+        return "lines" if ending in LINES and (rest or not rows) else "json" if rows or ending == ".json" else ""
+    if re.match(r"\[\s*(\{|$)", first) or (first == "{" and ending in (".json", *LINES)):
+        return "json"
+    if ending == ".json":
+        return "json" if first[:1] in ("{", "[") and not rest.startswith("{") else "lines"
+    return "lines" if ending in LINES else ""
+
+
+def _row_keys(content: dict[str, Any]) -> list[str]:
+    """The keys of an object that may hold rows: lists of objects that are no turns of a conversation."""
+    return [
+        key
+        for key, value in content.items()
+        if isinstance(value, list) and value and isinstance(value[0], dict) and not value[0].keys() & {"role", "from"}
+    ]
+
+
+def _first_bytes(path: Path, zipped: bool) -> bytes:
+    with _opened(path, zipped) as file:
+        return file.read(HEAD_BYTES)
+
+
+@contextmanager
+def _opened(path: Path, zipped: bool) -> Iterator[BinaryIO]:
+    """The file's bytes, unzipped. Raises DataError if they cannot be read to the end."""
+    try:
+        with gzip.open(path, "rb") if zipped else path.open("rb") as file:
+            yield cast(BinaryIO, file)
+    except (OSError, EOFError, zlib.error) as error:
+        what = "the gzip file is damaged" if zipped else "the file cannot be read"
+        raise DataError(f"{path}: {what} ({error}); fetch it again") from error
+
+
+# --- rows ------------------------------------------------------------------------------------------------------------
+
+
+def read_file(path: Path, key: str = "") -> Iterator[NumberedRow]:
+    """Numbered rows of a file. `key` is where an object of JSON holds its rows."""
+    kind = file_kind(path)
+    if kind.form == "parquet":
+        yield from _parquet_rows(path, kind)
+    elif kind.form == "table":
+        yield from _table_rows(path, kind)
+    elif kind.form == "json" or (key and kind.form == "lines"):
+        yield from _json_rows(path, kind, key)
+    elif kind.form == "lines":
+        yield from _json_lines(path, kind)
+    else:
+        raise DataError(f"{path}: the file is plain text, not rows; {READABLE}")
+
+
+def read_text(path: Path, kind: FileKind) -> str:
+    """The whole text of a file; bytes that cannot be decoded become lone surrogates."""
+    with _opened(path, kind.zipped) as file:
+        return _decode(path, file.read(), kind.encoding)
+
+
+def _decode(path: Path, raw: bytes, encoding: str) -> str:
+    try:
+        return raw.decode(encoding, "strict" if encoding == "utf-16" else "surrogateescape")
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{path}: the file begins as UTF-16, but is not to its end ({error}); save it as UTF-8"
+        ) from error
+
+
+def loads(text: str) -> Any:
+    """JSON, with a `Number` where a number cannot be kept."""
+    return json.loads(text, parse_constant=Number, parse_int=_integer)
+
+
+def _integer(digits: str) -> int | Number:
+    try:
+        return int(digits)
+    except ValueError:  # Python converts at most 4,300 digits
+        return Number(f"{digits[:20]}… ({len(digits)} digits)")
+
+
+def _json_lines(path: Path, kind: FileKind) -> Iterator[NumberedRow]:
+    with _opened(path, kind.zipped) as file:
+        lines: Iterator[bytes] = iter(file)
+        if kind.encoding == "utf-16":
+            lines = iter(_decode(path, file.read(), "utf-16").encode().splitlines(keepends=True))
+        for number, raw in enumerate(lines, start=1):
+            if number == 1:
+                raw = raw.removeprefix(b"\xef\xbb\xbf")
+            if raw.strip():
+                yield _json_line(number, raw)
+
+
+def _json_line(number: int, raw: bytes) -> NumberedRow:
+    try:
+        return number, loads(raw.decode("utf-8")), ""
+    except RecursionError:
+        return number, raw[:200].decode("utf-8", "replace"), "the row is nested too deeply"
+    except ValueError as error:
+        return number, raw[:200].decode("utf-8", "replace"), f"not a line of UTF-8 JSON: {error}"
+
+
+def _json_rows(path: Path, kind: FileKind, key: str) -> Iterator[NumberedRow]:
+    text = read_text(path, kind)
+    try:
+        content = loads(text)
+    except RecursionError as error:
+        raise DataError(
+            f"{path}: the JSON is nested too deeply; give JSON lines, where a bad row stands alone"
+        ) from error
+    except json.JSONDecodeError as error:
+        if error.msg == "Extra data" and not key:
+            yield from _json_lines(path, kind)
+            return
+        raise DataError(f"{path}: the file is not valid JSON: {error}; correct it, or fetch it again") from error
+    rows = content
+    if isinstance(content, dict):
+        for part in key.split(".") if key else ():
+            rows = rows.get(part) if isinstance(rows, dict) else None
+    if not isinstance(rows, list):
+        keys = ", ".join(map(repr, _row_keys(content))) if isinstance(content, dict) else ""
+        hint = f" (lists of rows are under: {keys})" if keys else ""
+        wanted = f"no list of rows under {key!r}" if key else "expected a list of rows"
+        raise DataError(f"{path}: {wanted}; name the key that holds them with `rows:`{hint}")
+    yield from ((number, row, "") for number, row in enumerate(rows, start=1))
+
+
+def _table_rows(path: Path, kind: FileKind) -> Iterator[NumberedRow]:
+    """Rows of delimited text under its header; every cell is text, and an empty one is absent."""
+    csv.field_size_limit(LONGEST_CELL)
+    with _opened(path, kind.zipped) as file:
+        if kind.encoding == "utf-16":
+            text: IO[str] = io.StringIO(_decode(path, file.read(), "utf-16"), newline="")
+        else:
+            text = io.TextIOWrapper(file, kind.encoding, "surrogateescape", newline="")
+        header_line = text.readline()
+        delimiter = _delimiter(header_line, suffix(path))
+        header = _header(path, header_line, delimiter)
+        reader = csv.reader(text, delimiter=delimiter, strict=True)
+        while True:
+            number = reader.line_num + 2  # the header is line 1
+            try:
+                cells = next(reader)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                if "unexpected end" in str(error):
+                    raise DataError(
+                        f"{path} line {number}: a quotation mark is never closed; correct the file"
+                    ) from error
+                yield number, None, f"not a row of delimited text: {error}"
+                continue
+            if not cells:
+                continue
+            row = {name: cell for name, cell in zip(header, cells, strict=False) if cell}
+            wrong = "" if len(cells) == len(header) else f"{len(cells)} cells under a header of {len(header)} columns"
+            yield number, row if not wrong else {**row, "…": cells[len(header) :]}, wrong
+
+
+def _delimiter(header: str, ending: str) -> str:
+    """The delimiter that splits the header; a header of one column has that of the file's name."""
+    usual = "\t" if ending == ".tsv" else ","
+    cuts = [mark for mark in dict.fromkeys((usual, "\t", ",", ";")) if len(_cells(header, mark)) > 1]
+    return cuts[0] if cuts else usual
+
+
+def _cells(line: str, delimiter: str) -> list[str]:
+    return next(csv.reader([line], delimiter=delimiter), [])
+
+
+def _header(path: Path, line: str, delimiter: str) -> list[str]:
+    names = [name.strip() for name in _cells(line, delimiter)]
+    _refuse_doubles(path, [name for name in names if name])
+    return [name or f"column {number}" for number, name in enumerate(names, start=1)]
+
+
+def _refuse_doubles(path: Path, names: list[str]) -> None:
+    doubles = [name for name, count in Counter(names).items() if count > 1]
+    if doubles:
+        raise DataError(f"{path}: several columns are named {doubles[0]!r}; give each a name of its own")
+
+
+def _parquet_rows(path: Path, kind: FileKind) -> Iterator[NumberedRow]:
+    import pyarrow
+    import pyarrow.parquet
+
+    with _opened(path, kind.zipped) as file:
+        try:
+            table = pyarrow.parquet.ParquetFile(io.BytesIO(file.read()) if kind.zipped else path)
+            _refuse_doubles(path, table.schema_arrow.names)
+            number = 0
+            for batch in table.iter_batches(batch_size=BATCH_ROWS):
+                for row, reason in _batch_rows(batch):
+                    number += 1
+                    yield number, row, reason
+        except (pyarrow.ArrowException, OSError) as error:
+            raise DataError(f"{path}: the Parquet file is damaged ({error}); fetch it again") from error
+
+
+def _batch_rows(batch: Any) -> Iterator[tuple[Any, str]]:
+    """The rows of a batch; if a value has no form in Python (text that is not UTF-8), row by row."""
+    try:
+        yield from ((row, "") for row in batch.to_pylist())
+    except (ValueError, OverflowError):
+        for index in range(batch.num_rows):
+            try:
+                yield batch.slice(index, 1).to_pylist()[0], ""
+            except (ValueError, OverflowError) as error:
+                yield None, f"a value that cannot be read: {error}"
+
+
+# --- data sets -------------------------------------------------------------------------------------------------------
+
+
+def read_data_set(path: str, name: str, split: str, revision: str) -> Iterator[NumberedRow]:
+    """Numbered rows of a data set of the hub, or of a directory that is laid out as one."""
+    import datasets
+
+    try:
+        rows = datasets.load_dataset(path, name or None, split=split or "train", revision=revision or None)
+        yield from ((number, row, "") for number, row in enumerate(rows, start=1))
+    except DataError:
+        raise
+    except Exception as error:  # of the network, the hub, the data set's configuration or its files
+        raise DataError(_data_set_problem(path, split, error)) from error
+
+
+def _data_set_problem(path: str, split: str, error: Exception) -> str:
+    what = " ".join(str(error).split())[:500] or type(error).__name__
+    if "split" in what.lower():
+        return f"the data set {path} has no split {split or 'train'!r}: {what}; name one with `split:`"
+    if "config name" in what.lower() or "BuilderConfig" in what:
+        return f"the data set {path} cannot be read: {what}; name a configuration with `name:`"
+    return (
+        f"the data set {path} cannot be read: {what}. Check its name and the network, and log in if it is gated; or "
+        "download it elsewhere and give the directory as the path"
+    )
