@@ -174,7 +174,7 @@ def _lengths(texts: Sequence[str], measure: Measure) -> Lengths:
 
 def token_counter(path: str | Path) -> Measure:
     """Counts the tokens of a text with the tokenizer of a checkpoint."""
-    from alignment.models.importing import load_tokenizer
+    from alignment.models.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(path)
     return lambda text: len(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
