@@ -88,8 +88,9 @@ def sync(
     as_json: AsJson = False,
 ) -> None:
     """Synchronise the local store of annotations with Label Studio: new ones, edits, skips and deletions."""
-    from flows.annotation.label_studio import annotation_store
-    from labeling.store import sync as syncing
+    with waiting("loading the libraries"):
+        from flows.annotation.label_studio import annotation_store
+        from labeling.store import sync as syncing
 
     store = annotation_store()
     with _label_studio() as client:
@@ -126,12 +127,13 @@ def listen(
     project: Projects = None,
 ) -> None:
     """Keep the local store synchronised until Ctrl-C: on each webhook of Label Studio, and periodically."""
-    from flows.annotation.label_studio import annotation_store, client
-    from labeling.server.receiver import sync_when_woken, webhook_receiver
-    from labeling.store import sync as syncing
-
     use_stack("label-studio")
     load_clients("label-studio")
+    with waiting("loading the libraries"):
+        from flows.annotation.label_studio import annotation_store, client
+        from labeling.server.receiver import sync_when_woken, webhook_receiver
+        from labeling.store import sync as syncing
+
     store, wake = annotation_store(), Event()
     with client(LabelingConfig()) as label_studio, webhook_receiver(port, wake) as url:
         typer.echo(f"listening for Label Studio's webhooks at {url} (labeling.webhook); Ctrl-C stops")
@@ -157,11 +159,12 @@ def status(
     html: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Also write a page with plots.")] = None,
 ) -> None:
     """Show progress, pace, expected end, agreement and each annotator, by project."""
-    from flows.annotation import progress
-    from flows.annotation.label_studio import annotation_store
-    from labeling.reports.page import status_page
-    from labeling.reports.report import reports
-    from labeling.store import sync as syncing
+    with waiting("loading the libraries"):
+        from flows.annotation import progress
+        from flows.annotation.label_studio import annotation_store
+        from labeling.reports.page import status_page
+        from labeling.reports.report import reports
+        from labeling.store import sync as syncing
 
     store = annotation_store()
     try:

@@ -18,6 +18,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import psutil
+
 from flows.home import home_directory
 from flows.stack import stack, state
 from flows.stack.health import ADDRESSES
@@ -25,7 +27,8 @@ from flows.stack.processes import StackError
 from flows.stack.proxies import direct_loopback, unusable_proxies
 from flows.stack.services import LABEL_STUDIO, NAMES, NO_TEMPORARY_SERVER, QUIET, TITLES, Name
 
-SILENT_SECONDS, REPEAT_SECONDS = 2.5, 10.0  # with half a second for the start of the program
+SILENT_SECONDS, BRIEF_SECONDS, REPEAT_SECONDS = 2.5, 0.5, 10.0
+_note_times = [0.0]  # the times of all notes
 FOREIGN = (  # of Prefect and MLflow: other servers, accounts on them, and runs or experiments there
     *("PREFECT_API_URL", "PREFECT_API_KEY", "PREFECT_API_AUTH_STRING", "PREFECT_PROFILE", "PREFECT_PROFILES_PATH"),
     *("PREFECT_CLIENT_CUSTOM_HEADERS", "MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI", "MLFLOW_TRACKING_USERNAME"),
@@ -136,11 +139,15 @@ def _check_elsewhere(home: Path, needed: tuple[Name, ...]) -> None:
 
 @contextmanager
 def waiting(what: str) -> Iterator[None]:
-    """Print `what` with the seconds on stderr when the block takes more than three seconds, and from time to time."""
+    """Print `what` with the seconds on stderr when the command was silent for almost three seconds, and again later.
+
+    The start of the program and earlier blocks count; a block that takes less than half a second is never worth a line.
+    """
     done, started = threading.Event(), time.monotonic()
+    silent_since = max(_note_times[-1], psutil.Process().create_time())
 
     def repeat() -> None:
-        pause = SILENT_SECONDS
+        pause = max(BRIEF_SECONDS, SILENT_SECONDS - (time.time() - silent_since))
         while not done.wait(pause):
             _note(f"{what} ({time.monotonic() - started:.0f} s)")
             pause = REPEAT_SECONDS
@@ -155,6 +162,7 @@ def waiting(what: str) -> Iterator[None]:
 
 
 def _note(text: str) -> None:
+    _note_times.append(time.time())
     print(f"rlhf: {text}", file=sys.stderr, flush=True)
 
 
