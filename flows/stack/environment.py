@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -27,7 +27,7 @@ from flows.stack.processes import StackError
 from flows.stack.proxies import direct_loopback, unusable_proxies
 from flows.stack.services import LABEL_STUDIO, NAMES, NO_TEMPORARY_SERVER, QUIET, TITLES, Name
 
-SILENT_SECONDS, BRIEF_SECONDS, REPEAT_SECONDS = 2.5, 0.5, 10.0
+SILENT_SECONDS, BRIEF_SECONDS, REPEAT_SECONDS = 2.0, 0.5, 10.0
 _note_times = [0.0]  # the times of all notes
 FOREIGN = (  # of Prefect and MLflow: other servers, accounts on them, and runs or experiments there
     *("PREFECT_API_URL", "PREFECT_API_KEY", "PREFECT_API_AUTH_STRING", "PREFECT_PROFILE", "PREFECT_PROFILES_PATH"),
@@ -40,9 +40,6 @@ FOREIGN = (  # of Prefect and MLflow: other servers, accounts on them, and runs 
 
 def prepare() -> None:
     """Switch off telemetry, Prefect's temporary server, and proxies to this machine. The first thing a command does."""
-    with suppress(StackError):  # of a file that cannot be read; the commands that need it say so
-        bind = os.environ.get("RLHF_BIND_HOST", state.read(home_directory()).bind)
-        os.environ.update(direct_loopback(os.environ, bind))
     os.environ.update(QUIET | NO_TEMPORARY_SERVER | direct_loopback(os.environ))
     for name in unusable_proxies(os.environ):
         scheme = os.environ.pop(name).partition(":")[0]

@@ -85,6 +85,7 @@ def up(home: Path | None = None, profile: Profile | None = None, workers: bool =
         if (home / UNFINISHED).exists():
             raise StackError(f"a restore into {home} was not finished: remove that directory and restore again")
         state = _requested_state(home, profile, workers)
+        _use_no_proxy(state)
         return _up(home, state, credentials.ensure(home, state.profile), state.waves)
 
 
@@ -159,9 +160,15 @@ def status(home: Path | None = None, names: Collection[Name] | None = None) -> l
     if names is None and elsewhere and not exists(home):
         return status_elsewhere(elsewhere)
     state, known = read_state(home), credentials.read(home)
+    _use_no_proxy(state)
     parts = [name for name in state.parts if names is None or name in names]
     with ThreadPoolExecutor(max(1, len(parts))) as pool:
         return list(pool.map(lambda name: _status_of(name, home, state, known), parts))
+
+
+def _use_no_proxy(state: State) -> None:
+    """Let this process ask the stack directly: health checks and the libraries of the servers read these variables."""
+    os.environ.update(direct_loopback(os.environ, state.bind))
 
 
 def status_elsewhere(names: Collection[Name]) -> list[ServerStatus]:

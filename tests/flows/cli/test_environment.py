@@ -14,13 +14,14 @@ import psutil
 import pytest
 
 from flows.annotation.label_studio import client
-from flows.stack import credentials, processes, state
+from flows.stack import commands, credentials, processes, state
 from flows.stack.environment import FOREIGN, foreign, use_stack, waiting
 from flows.stack.processes import StackError
 from flows.stack.proxies import direct_loopback, unusable_proxies
 from flows.stack.services import LABEL_STUDIO, NAMES, Site
 from labeling.config import LabelingConfig
 from tests.conftest import TINY
+from tests.flows.local import hostile_environment
 from tests.labeling.helpers import free_port
 
 ROOT = Path(__file__).parents[3]
@@ -191,6 +192,7 @@ def test_no_help_imports_prefect_or_mlflow() -> None:
 import sys
 from typer.testing import CliRunner
 from flows.cli.main import app
+import flows.operations.backup, flows.stack.postgres  # commands of the containers
 for arguments in sys.argv[1:]:
     assert CliRunner().invoke(app, [*arguments.split(), "--help"]).exit_code == 0, arguments
 print({"prefect", "mlflow", "torch"} & {*sys.modules})
@@ -254,6 +256,24 @@ def test_a_wait_is_told_once_it_is_long(capsys: pytest.CaptureFixture[str], monk
     with waiting("waiting for MLflow at mlflow.example"):
         time.sleep(0.2)
     assert capsys.readouterr().err == "rlhf: waiting for MLflow at mlflow.example (0 s)\n"
+
+
+# --- workers -----------------------------------------------------------------------------------------------------
+
+
+def test_workers_use_the_stack_and_the_team_s_own_label_studio(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    site = stopped_stack(tmp_path)
+    site = site.model_copy(update={"addresses": {**site.addresses, "ops-worker": f"127.0.0.1:{free_port()}"}})
+    for name, value in hostile_environment(BLACK_HOLE).items():
+        monkeypatch.setenv(name, value)
+    worker = commands.launch_of("ops-worker", site).environment
+    assert worker.items() >= site.client_environment().items()
+    assert worker["PREFECT_SERVER_ALLOW_EPHEMERAL_MODE"] == "false"
+    assert worker["no_proxy"] == worker["NO_PROXY"] == ".example,localhost,127.0.0.1,::1"
+    assert not {"MLFLOW_TRACKING_TOKEN", "MLFLOW_RUN_ID", "PREFECT_API_KEY", "PREFECT_PROFILE"} & worker.keys()
+    monkeypatch.setenv("LABEL_STUDIO_API_KEY", "f" * 40)  # beside LABEL_STUDIO_URL
+    worker = commands.launch_of("ops-worker", site).environment
+    assert [worker[name] for name in LABEL_STUDIO] == [BLACK_HOLE, "f" * 40]
 
 
 # --- Label Studio elsewhere --------------------------------------------------------------------------------------
