@@ -3,6 +3,7 @@
 The names below are imported on first use, so that `import alignment` loads neither torch nor transformers.
 """
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from alignment.ppo.config import PPOConfig
     from alignment.ppo.train import PPOResult, train_ppo
     from alignment.rewards.components import ModelReward, RuleReward
+
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # read when huggingface_hub is imported
 
 __all__ = [
     "Ensemble",

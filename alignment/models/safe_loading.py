@@ -10,6 +10,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+
+from huggingface_hub import constants
+from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
 
 from alignment.errors import CheckpointError
 
@@ -29,7 +33,15 @@ def read_plainly(what: str, path: str | Path) -> Iterator[None]:
         yield
     except pickle.UnpicklingError as error:
         raise CheckpointError(f"{path} holds pickled weights, which can run code: {_convert()}") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ImportError) as error:  # ImportError: a package for this tokenizer or proxy is missing
+        if (cause := _without_hub(error)) is not None:
+            hub = urlsplit(constants.ENDPOINT)._replace(scheme="").geturl().rpartition("@")[2].strip("/")
+            where = "" if Path(path).is_dir() else "it is no directory here, and "
+            raise CheckpointError(
+                f"{what} could be loaded from {path}: {where}the hub ({hub}) did not provide it ({cause}). Check the "
+                "name and the network (HF_ENDPOINT, HTTPS_PROXY, HF_HUB_OFFLINE), or download it elsewhere with "
+                f"`hf download {path} --local-dir DIRECTORY` and name that directory"
+            ) from error
         if "trust_remote_code" in str(error):
             raise CheckpointError(
                 f"{path} comes with Python code of its own, which is never run here: take a checkpoint whose "
@@ -42,6 +54,16 @@ def read_plainly(what: str, path: str | Path) -> Iterator[None]:
                 "docs/models.md lists architectures that work"
             ) from error
         raise CheckpointError(f"{what} could be loaded from {path}: {error}") from error
+
+
+def _without_hub(error: BaseException) -> str | None:
+    """Why the hub was not available or did not have a file, if that caused the error."""
+    chain, unavailable = [error], False
+    while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None and cause not in chain:
+        chain.append(cause)
+        unavailable |= isinstance(cause, LocalEntryNotFoundError | OfflineModeIsEnabled)
+    reasons = [str(cause).partition("\n")[0] for cause in chain if not isinstance(cause, LocalEntryNotFoundError)]
+    return next((reason[:200] for reason in reversed(reasons) if reason), "no reason given") if unavailable else None
 
 
 def check_directory(path: Path) -> None:

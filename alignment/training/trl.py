@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from huggingface_hub import constants
 from torch import nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
@@ -14,6 +15,7 @@ from transformers.trainer_callback import PrinterCallback
 from alignment.errors import CheckpointError, TrainingError
 from alignment.journal import Journal
 
+constants.HF_HUB_DISABLE_TELEMETRY = True  # TRL's trainers report to the hub, which may have been imported before us
 ALWAYS = {name: name for name in ("loss", "grad_norm", "learning_rate")}
 
 

@@ -1,7 +1,8 @@
-"""Shared by the commands: options, tables, and the environment variables of the servers' addresses."""
+"""Shared by the commands: options, tables, and short requests to the servers."""
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Annotated
 
 import typer
@@ -9,8 +10,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from alignment.errors import RLHFError
+from flows.stack import outages
+from flows.stack.environment import addresses, load_clients, use_stack, waiting
+from flows.stack.processes import StackError
 from flows.stack.services import NAMES, Name
-from flows.stack.stack import connect
+from labeling.errors import LabelingError
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 Overrides = Annotated[
@@ -19,12 +24,29 @@ Overrides = Annotated[
 GOOD, BAD = "green", "red"
 
 
-def use_stack(*needed: Name) -> None:
-    """Point Prefect, MLflow and Label Studio at the running stack. Call it before either is imported.
+@contextmanager
+def queries(*needed: Name, label_studio: str | None = None) -> Iterator[None]:
+    """For the body of a command that asks the servers in `needed` and ends: says what it waits for, and gives up soon.
 
-    Raises StackError when a server in `needed` (all three by default) does not answer.
+    The arguments are those of `use_stack`. Raises StackError when a server stops answering.
     """
-    os.environ.update(connect(needed=needed or NAMES).environment())
+    patience = outages.for_queries()
+    use_stack(*needed, label_studio=label_studio)
+    os.environ.update(patience)
+    load_clients(*needed)
+    with waiting(f"waiting for {addresses(needed or NAMES)}"):
+        try:
+            yield
+        except (RLHFError, LabelingError, typer.Exit, typer.Abort):
+            raise
+        except Exception as error:
+            from flows.failures import unreachable_server
+
+            if server := unreachable_server(error):
+                raise StackError(
+                    f"{server} does not answer: `rlhf status` shows the servers, `rlhf up` starts those of this home"
+                ) from error
+            raise
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[str | Text]]) -> None:

@@ -14,7 +14,7 @@ from alignment.config.stages import RowSource
 from alignment.data.readers import read_comparisons
 from alignment.errors import ArtifactError, ConfigError, DataError
 from alignment.records import Comparison, Record, Rejected, read_records, write_records
-from flows.cli.common import AsJson, use_stack
+from flows.cli.common import AsJson, queries
 
 PARTS = ("all", "train", "heldout_prompts", "heldout_annotators", "aside")
 
@@ -154,14 +154,14 @@ def read_part(source: str, part: str) -> list[Comparison]:
 
 def release_comparisons(release: str) -> Path:
     """The directory with the comparisons of a release, local or downloaded from MLflow."""
-    use_stack()
-    from flows.releases.report import release_run
-    from flows.releases.trace import stage_output
+    with queries("mlflow"):
+        from flows.releases.report import release_run
+        from flows.releases.trace import stage_output
 
-    run_id = release_run(release).data.tags.get("rlhf.run.comparisons")
-    if run_id is None:
-        raise ArtifactError(f"release {release} has no comparisons stage; run its recipe again")
-    return stage_output(run_id)
+        run_id = release_run(release).data.tags.get("rlhf.run.comparisons")
+        if run_id is None:
+            raise ArtifactError(f"release {release} has no comparisons stage; run its recipe again")
+        return stage_output(run_id)
 
 
 def show(
@@ -169,10 +169,10 @@ def show(
     as_json: AsJson = False,
 ) -> None:
     """Show a comparison: prompt, both responses, annotator, task, project and guidelines."""
-    use_stack()
-    from flows.releases.trace import trace, trace_view
+    with queries("mlflow"):
+        from flows.releases.trace import trace, trace_view
 
-    provenance = trace(comparison)
+        provenance = trace(comparison)
     if as_json:
         typer.echo(json.dumps(provenance, indent=2, ensure_ascii=False))
     else:

@@ -1,8 +1,9 @@
 """The commands `rlhf label …`: open collections, synchronise the store of annotations, show progress, exchange data."""
 
 import json
-import os
 import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING, Annotated
@@ -11,8 +12,10 @@ import typer
 
 from alignment.errors import ConfigError, RLHFError
 from flows.cli import exchange
-from flows.cli.common import AsJson, Overrides, print_table, use_stack
+from flows.cli.common import AsJson, Overrides, print_table, queries
 from flows.recipe.schema import check_files, load_recipe
+from flows.stack.environment import load_clients, use_stack, waiting
+from flows.stack.services import Name
 from labeling.config import LabelingConfig
 from labeling.errors import LabelingError
 
@@ -47,31 +50,33 @@ def open_collection(
     check_files(config)
     if config.labeling is None:
         raise ConfigError(f"the recipe {config.name} has no section `labeling`, so there is nothing to label: add one")
-    from flows.annotation.select import needed_stages
+    with waiting("loading the stages"):
+        from flows.annotation.select import needed_stages
 
-    has_mlflow = "MLFLOW_TRACKING_URI" in os.environ or not needed_stages(config.labeling)
-    if not (has_mlflow and os.environ.get("LABEL_STUDIO_API_KEY") and _label_studio_url(config.labeling)):
-        use_stack()
-    from flows.annotation import open as opening
-    from flows.annotation.accounts import states
-    from flows.annotation.label_studio import client
-    from flows.pipeline.dag import keys, steps
-
+    servers: tuple[Name, ...] = ("label-studio", *(("mlflow",) if needed_stages(config.labeling) else ()))
     command = " ".join([recipe, *(f"--set {shlex.quote(override)}" for override in overrides or [])])
-    planning = opening.planning(config, keys(steps(config)), command)
+    with queries(*servers, label_studio=config.labeling.url):
+        from flows.annotation import open as opening
+        from flows.annotation.accounts import states
+        from flows.annotation.label_studio import client
+        from flows.pipeline.dag import keys, steps
+
+        planning = opening.planning(config, keys(steps(config)), command)
+        with client(planning.config) as owner:
+            projects, people = opening.projects(owner, planning), states(owner, planning.config.people)
+    print_table(opening.PLAN_COLUMNS, opening.plan_rows(planning, projects))
+    for note in opening.notes(planning, projects, people):
+        typer.echo(note)
     with client(planning.config) as owner:
-        projects, people = opening.projects(owner, planning), states(owner, planning.config.people)
-        print_table(opening.PLAN_COLUMNS, opening.plan_rows(planning, projects))
-        for note in opening.notes(planning, projects, people):
-            typer.echo(note)
         if not any(project.changes for project in projects) and not {"new", "token changed"} & {*people.values()}:
             typer.echo("nothing to do: everything exists already")
         elif plan or not (yes or typer.confirm("open it?")):
             typer.echo("nothing was changed")
             return
         else:
-            opening.open_plan(owner, planning)
-            projects = opening.projects(owner, planning)
+            with waiting(f"opening the projects at {owner.url}"):
+                opening.open_plan(owner, planning)
+                projects = opening.projects(owner, planning)
         for line in opening.links(owner, planning, projects):
             typer.echo(line)
 
@@ -83,8 +88,9 @@ def sync(
     as_json: AsJson = False,
 ) -> None:
     """Synchronise the local store of annotations with Label Studio: new ones, edits, skips and deletions."""
-    from flows.annotation.label_studio import annotation_store
-    from labeling.store import sync as syncing
+    with waiting("loading the libraries"):
+        from flows.annotation.label_studio import annotation_store
+        from labeling.store import sync as syncing
 
     store = annotation_store()
     with _label_studio() as client:
@@ -121,17 +127,20 @@ def listen(
     project: Projects = None,
 ) -> None:
     """Keep the local store synchronised until Ctrl-C: on each webhook of Label Studio, and periodically."""
-    from flows.annotation.label_studio import annotation_store
-    from labeling.server.receiver import sync_when_woken, webhook_receiver
-    from labeling.store import sync as syncing
+    use_stack("label-studio")
+    load_clients("label-studio")
+    with waiting("loading the libraries"):
+        from flows.annotation.label_studio import annotation_store, client
+        from labeling.server.receiver import sync_when_woken, webhook_receiver
+        from labeling.store import sync as syncing
 
     store, wake = annotation_store(), Event()
-    with _label_studio() as client, webhook_receiver(port, wake) as url:
+    with client(LabelingConfig()) as label_studio, webhook_receiver(port, wake) as url:
         typer.echo(f"listening for Label Studio's webhooks at {url} (labeling.webhook); Ctrl-C stops")
 
         def once() -> None:
             try:
-                synced = syncing.sync(client, store, project or ())
+                synced = syncing.sync(label_studio, store, project or ())
             except LabelingError as error:
                 typer.echo(f"sync failed, retrying: {error}", err=True)
                 return
@@ -150,11 +159,12 @@ def status(
     html: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Also write a page with plots.")] = None,
 ) -> None:
     """Show progress, pace, expected end, agreement and each annotator, by project."""
-    from flows.annotation import progress
-    from flows.annotation.label_studio import annotation_store
-    from labeling.reports.page import status_page
-    from labeling.reports.report import reports
-    from labeling.store import sync as syncing
+    with waiting("loading the libraries"):
+        from flows.annotation import progress
+        from flows.annotation.label_studio import annotation_store
+        from labeling.reports.page import status_page
+        from labeling.reports.report import reports
+        from labeling.store import sync as syncing
 
     store = annotation_store()
     try:
@@ -176,14 +186,11 @@ def status(
         typer.echo(hint)
 
 
-def _label_studio() -> "LabelStudio":
-    """The client of the server in the environment variables, else of the local stack."""
-    from flows.annotation.label_studio import client
+@contextmanager
+def _label_studio() -> Iterator["LabelStudio"]:
+    """The client of this command's Label Studio."""
+    with queries("label-studio"):
+        from flows.annotation.label_studio import client
 
-    if not (os.environ.get("LABEL_STUDIO_URL") and os.environ.get("LABEL_STUDIO_API_KEY")):
-        use_stack()
-    return client(LabelingConfig())
-
-
-def _label_studio_url(config: LabelingConfig) -> str:
-    return config.url or os.environ.get("LABEL_STUDIO_URL", "")
+        with client(LabelingConfig()) as label_studio:
+            yield label_studio

@@ -1,7 +1,7 @@
 """The command `rlhf`.
 
-Prefect, MLflow and torch are imported inside the commands: this keeps `rlhf --help` fast, and Prefect reads its
-settings on import, so `use_stack` must come first.
+Prefect, MLflow and torch are imported inside the commands, after `use_stack` or `queries`: both libraries read their
+settings on import. It also keeps `rlhf --help` fast.
 """
 
 import json
@@ -15,13 +15,16 @@ from rich.console import Console
 
 from alignment.errors import ConfigError, RLHFError
 from flows.cli import operations, runs, stack
-from flows.cli.common import AsJson, Overrides, print_table, use_stack
+from flows.cli.common import AsJson, Overrides, print_table, queries
 from flows.cli.console import configure_logging
 from flows.cli.data import app as data_app
 from flows.cli.interrupts import print_resume_command
 from flows.cli.label import app as label_app
-from flows.recipe.schema import check_files, check_judged, load_recipe
+from flows.recipe.schema import Recipe, check_files, check_judged, load_recipe
 from flows.recipe.schema import recipes as packaged_recipes
+from flows.stack.environment import prepare, use_stack, waiting
+from flows.stack.processes import StackError
+from flows.stack.services import Name
 from labeling.errors import LabelingError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -43,6 +46,7 @@ def set_home(
     """RLHF from raw text to a PPO-aligned, reviewed assistant, with human preferences."""
     if home is not None:
         os.environ["RLHF_HOME"] = str(home)
+    prepare()
 
 
 @app.command()
@@ -63,21 +67,22 @@ def run(
     """Run a recipe, from corpus to a registered policy. Finished stages are cached by a hash of their inputs."""
     config = load_recipe(recipe, overrides or [])
     check_files(config)
-    from flows.pipeline.dag import needed, steps
+    with waiting("loading the stages"):
+        from flows.pipeline.dag import needed, steps
 
+    servers: tuple[Name, ...] = ("prefect", "mlflow")
     if "labeling" in needed(steps(config), stage or "evaluate"):
         check_judged(config)
+        servers = (*servers, "label-studio")
     if plan:
-        from flows.pipeline.plan import plan as planned
-        from flows.pipeline.plan import plan_table
-
         for line in config.align.warnings():
             typer.echo(line, err=True)
-        Console().print(plan_table(config, planned(config, stage or "evaluate")))
+        print_plan(config, stage or "evaluate")
         return
-    use_stack()
-    from flows.failures import friendly_errors
-    from flows.pipeline.flow import rlhf, run_stage_alone
+    use_stack(*servers, label_studio=config.labeling.url if config.labeling else None)
+    with waiting("loading Prefect and MLflow"):
+        from flows.failures import friendly_errors
+        from flows.pipeline.flow import rlhf, run_stage_alone
 
     configure_logging()
     with friendly_errors(), print_resume_command():
@@ -92,6 +97,19 @@ def run(
     )
 
 
+def print_plan(config: Recipe, last: str) -> None:
+    """The stages for `last`; without MLflow it is unknown which of them are cached, and stderr says why."""
+    from flows.pipeline.plan import plan, plan_table
+
+    try:
+        with queries("mlflow"):
+            rows = plan(config, last)
+    except StackError as error:
+        print(f"rlhf: {error}", file=sys.stderr)
+        rows = plan(config, last, ask_mlflow=False)
+    Console().print(plan_table(config, rows))
+
+
 @app.command()
 def deploy(
     recipes: Annotated[
@@ -103,11 +121,10 @@ def deploy(
     ] = None,
 ) -> None:
     """Create the work pools and deployments in Prefect, with a deployment per recipe. Idempotent."""
-    if not os.environ.get("PREFECT_API_URL"):
-        use_stack("prefect")
-    from flows.deployments.deploy import deploy as set_up
+    with queries("prefect"):
+        from flows.deployments.deploy import deploy as set_up
 
-    names = set_up(recipes or [], slots)
+        names = set_up(recipes or [], slots)
     print_table(["pool or deployment"], [(name,) for name in names])
 
 
@@ -118,10 +135,10 @@ def promote(
     despite: Annotated[str, typer.Option(help="The reason to promote a version whose release missed the gate.")] = "",
 ) -> None:
     """Set an alias, `champion` by default, on a registered version whose release passed the gate."""
-    use_stack("mlflow")
-    from flows.releases.promote import promote_version
+    with queries("mlflow"):
+        from flows.releases.promote import promote_version
 
-    typer.echo(f"{promote_version(model, alias, despite)} is now {alias}")
+        typer.echo(f"{promote_version(model, alias, despite)} is now {alias}")
 
 
 @app.command()
@@ -130,10 +147,10 @@ def report(
     as_json: AsJson = False,
 ) -> None:
     """Print the figures of a release."""
-    use_stack("mlflow")
-    from flows.releases.report import load_release, report_view
+    with queries("mlflow"):
+        from flows.releases.report import load_release, report_view
 
-    manifest = load_release(release)
+        manifest = load_release(release)
     if as_json:
         typer.echo(json.dumps(manifest, indent=2))
     else:
@@ -146,11 +163,11 @@ def lineage(
     as_json: AsJson = False,
 ) -> None:
     """Trace a registered model back to annotation ids and the corpus."""
-    use_stack("mlflow")
-    from flows.releases.lineage import lineage as ancestors
-    from flows.releases.lineage import lineage_tree
+    with queries("mlflow"):
+        from flows.releases.lineage import lineage as ancestors
+        from flows.releases.lineage import lineage_tree
 
-    tree = ancestors(model)
+        tree = ancestors(model)
     if as_json:
         typer.echo(json.dumps(tree, indent=2))
     else:

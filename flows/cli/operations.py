@@ -7,7 +7,8 @@ import typer
 from rich.console import Console
 from rich.filesize import decimal
 
-from flows.cli.common import print_table, use_stack
+from flows.cli.common import print_table, queries
+from flows.stack.environment import waiting
 from flows.tracking.logs import as_text, find_log, read_log
 
 
@@ -36,16 +37,17 @@ def gc(
     yes: Annotated[bool, typer.Option("--yes", help="Remove the files; without it, a dry run.")] = False,
 ) -> None:
     """List files that no registered version, release or running stage needs; with --yes remove them."""
-    use_stack("mlflow")
-    from flows.operations import gc as collection
+    with queries("mlflow"):
+        from flows.operations import gc as collection
 
-    items = collection.plan(older_than, superseded=superseded)
+        items = collection.plan(older_than, superseded=superseded)
     print_table(["kind", "what", "size", "why"], [(i.kind, i.place, decimal(i.size), i.why) for i in items])
     console, total = Console(), decimal(sum(item.size for item in items))
     if not items or not yes:
         console.print(f"{len(items)} items, {total}{'; `rlhf gc --yes` removes them' if items else ''}")
         return
-    problems = collection.remove_items(items)
+    with waiting("removing files"):
+        problems = collection.remove_items(items)
     for problem in problems:
         console.print(f"kept: {problem}", markup=False, soft_wrap=True)
     path = collection.write_removal_log(items)

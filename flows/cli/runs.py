@@ -6,8 +6,8 @@ from typing import Annotated, Literal
 import httpx
 import typer
 
-from flows.cli.common import use_stack
-from flows.stack.processes import StackError
+from flows.cli.common import queries
+from flows.stack.environment import load_clients, use_stack
 
 Run = Annotated[str, typer.Argument(metavar="RUN", help="The name or the id of a flow run.")]
 
@@ -19,18 +19,21 @@ def watch(
     max_restarts: Annotated[int, typer.Option(help="Maximum restarts of a dead run.")] = 3,
 ) -> None:
     """Resume runs with enough judgements and restart dead runs, once or periodically."""
+    if every is None:
+        with queries("prefect"):
+            from flows.deployments.watcher import check_runs
+
+            typer.echo("\n".join(check_runs(max_restarts)) or "nothing to do")
+        return
     use_stack("prefect")
+    load_clients("prefect")
     from flows.deployments.watcher import check_runs
 
     while True:
         try:
             typer.echo("\n".join(check_runs(max_restarts)) or "nothing to do")
         except httpx.HTTPError as error:
-            if every is None:
-                raise StackError(f"Prefect does not answer ({error}); `rlhf up` starts the local server") from error
             typer.echo(f"Prefect does not answer, the watcher retries: {error}")
-        if every is None:
-            return
         time.sleep(every)
 
 
@@ -45,15 +48,15 @@ def retry(run: Run) -> None:
 
 
 def _set_state(action: Literal["resume", "retry"], name: str) -> None:
-    use_stack("prefect")
-    from prefect.client.orchestration import get_client
+    with queries("prefect"):
+        from prefect.client.orchestration import get_client
 
-    from flows import flow_runs
+        from flows import flow_runs
 
-    with get_client(sync_client=True) as prefect:
-        run = flow_runs.find_run(prefect, name)
-        if action == "resume":
-            flow_runs.resume(prefect, run, "by hand, with the judgements made so far")
-        else:
-            flow_runs.restart(prefect, run, "by hand")
+        with get_client(sync_client=True) as prefect:
+            run = flow_runs.find_run(prefect, name)
+            if action == "resume":
+                flow_runs.resume(prefect, run, "by hand, with the judgements made so far")
+            else:
+                flow_runs.restart(prefect, run, "by hand")
     typer.echo(f"{run.name} continues when a worker picks it up")

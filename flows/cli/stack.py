@@ -9,11 +9,13 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from flows.cli.common import BAD, GOOD, print_table, use_stack
+from flows.cli.common import BAD, GOOD, print_table, queries
+from flows.deployments.rows import last_known
 from flows.home import home_directory
 from flows.operations import backup as backups
 from flows.operations.doctor import run_checks
 from flows.stack import stack
+from flows.stack.environment import waiting
 from flows.stack.processes import StackError
 from flows.stack.stack import ServerStatus
 
@@ -30,7 +32,8 @@ def up(
     """
     console = Console()
     started = time.monotonic()
-    with console.status("starting the servers; Label Studio's first start takes half a minute or more"):
+    starting = "starting the servers; Label Studio's first start takes half a minute or more"
+    with console.status(starting) if console.is_terminal else waiting(starting):
         running = stack.up(None, profile, workers)
     for note in running.notes:
         console.print(f"note: {note}")
@@ -47,7 +50,8 @@ def down() -> None:
 
 def status() -> None:
     """Show servers, work pools, and waiting, running and dead runs; exit code 1 when a server is unhealthy."""
-    servers = stack.status()
+    with waiting("waiting for the servers"):
+        servers = stack.status()
     print_servers(servers)
     print_runs(prefect_answers=any(server.name == "prefect" and server.health.ok for server in servers))
     if not all(server.health.ok for server in servers):
@@ -59,15 +63,15 @@ def doctor() -> None:
 
     The exit code is 1 when a check fails.
     """
-    findings = run_checks()
+    with waiting("checking this machine and the servers"):
+        findings = run_checks()
     try:
-        use_stack("prefect")
+        with queries("prefect"):
+            from flows.deployments.overview import check_pools
+
+            findings += check_pools()
     except StackError:
         pass  # the checks of the servers report it already
-    else:
-        from flows.deployments.overview import check_pools
-
-        findings += check_pools()
     print_table(
         ["check", "", "seen", "what to do"],
         [(finding.what, _verdict(finding.ok, "ok", "failed"), finding.seen, finding.fix) for finding in findings],
@@ -101,10 +105,13 @@ def print_servers(servers: Sequence[ServerStatus]) -> None:
 def print_runs(*, prefect_answers: bool) -> None:
     """Work pools and runs; while Prefect does not answer, the waiting runs as of the last check."""
     if prefect_answers:
-        use_stack("prefect")
-    from flows.deployments import overview
+        with queries("prefect"):
+            from flows.deployments import overview
 
-    for title, rows in overview.tables() if prefect_answers else [("waiting run, as last seen", overview.last_known())]:
+            tables = overview.tables()
+    else:
+        tables = [("waiting run, as last seen", last_known())]
+    for title, rows in tables:
         if rows:
             print_table([title, "state", "seen", "next"], [(row.name, row.state, row.seen, row.next) for row in rows])
 

@@ -1,7 +1,6 @@
 """Prefect's pools, workers and runs for `rlhf status` and `rlhf doctor`, each with a next step."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from datetime import UTC, datetime
 
 import httpx
@@ -10,22 +9,13 @@ from prefect.client.schemas.objects import FlowRun, WorkPool
 from prefect.exceptions import PrefectException
 
 from flows import flow_runs
-from flows.annotation.waiting import Waiting, read_waiting
+from flows.annotation.waiting import read_waiting
+from flows.deployments.rows import Row, progress
 from flows.flow_runs import BY_WATCHER, HEARTBEAT_SECONDS, SILENCE
 from flows.operations.doctor import Finding
 
 TO_START = ("Late", "AwaitingRetry", "Resuming", "AwaitingConcurrencySlot")
 CRASHES_SHOWN = 10
-
-
-@dataclass(frozen=True)
-class Row:
-    """A row of a table: a pool or a run, its state, and the next step."""
-
-    name: str
-    state: str
-    seen: str
-    next: str = ""
 
 
 def tables() -> list[tuple[str, list[Row]]]:
@@ -74,23 +64,14 @@ def runs(prefect: SyncPrefectClient) -> list[Row]:
     return [*_waiting(prefect), *_starting(prefect), *_running(prefect), *_crashed(prefect)]
 
 
-def last_known() -> list[Row]:
-    """The waiting runs as of the last check, for when Prefect does not answer."""
-    return [Row(name=waiting.flow_run_name, state="Suspended", seen=_progress(waiting)) for waiting in read_waiting()]
-
-
 def _waiting(prefect: SyncPrefectClient) -> Iterator[Row]:
     known = {waiting.flow_run_id: waiting for waiting in read_waiting()}
     for run in flow_runs.runs_in_state(prefect, "Suspended"):
         seen = "this home has no record of what it waits for"
         if waiting := known.get(str(run.id)):
-            seen = _progress(waiting)
+            seen = progress(waiting)
         next_step = f"the watcher resumes it; `rlhf resume {run.name}` resumes it now with the judgements made so far"
         yield Row(name=run.name, state="Suspended", seen=seen, next=next_step)
-
-
-def _progress(waiting: Waiting) -> str:
-    return "\n".join([waiting.standing.describe(waiting.config), *waiting.urls.values()])
 
 
 def _starting(prefect: SyncPrefectClient) -> Iterator[Row]:

@@ -183,6 +183,8 @@ def servers(home: Path) -> Iterator[Finding]:
             offset = clock_difference(row.url) if row.health.ok and name in NAMES else 0.0
             if not row.health.ok:
                 fix = f"see {row.log}; `rlhf down` and `rlhf up` restart it"
+                if row.log is None:
+                    fix = f"check {health.ADDRESSES[name]}"
                 yield Finding(what=row.title, ok=False, seen=row.health.problem, fix=fix)
             elif abs(offset) > CLOCK_SECONDS:
                 fix = "synchronise the clocks (NTP): annotations are fetched by their time"
@@ -201,7 +203,7 @@ def servers(home: Path) -> Iterator[Finding]:
 def clock_difference(url: str) -> float:
     """Seconds by which a server's clock is ahead of ours, from the Date header of a response; 0 without one."""
     try:
-        response = httpx.get(url, timeout=health.PROBE_SECONDS, trust_env=False)
+        response = httpx.get(url, timeout=health.PROBE_SECONDS)
         server_time = parsedate_to_datetime(response.headers["date"])
     except (httpx.HTTPError, KeyError, ValueError):
         return 0.0

@@ -1,8 +1,6 @@
 """`rlhf run --plan`: a dry run that lists stages, cache state and cost."""
 
-import os
 from dataclasses import dataclass
-from pathlib import Path
 
 from rich.table import Table
 
@@ -10,8 +8,6 @@ from alignment.stages import EVALUATE
 from flows.pipeline.cost import Cost, costs, format_count
 from flows.pipeline.dag import keys, needed, steps
 from flows.recipe.schema import Recipe
-from flows.stack.processes import StackError
-from flows.stack.stack import connect
 
 
 @dataclass(frozen=True)
@@ -24,11 +20,11 @@ class PlannedStage:
     cost: Cost
 
 
-def plan(recipe: Recipe, last: str = EVALUATE.name, home: Path | None = None) -> list[PlannedStage]:
+def plan(recipe: Recipe, last: str = EVALUATE.name, *, ask_mlflow: bool = True) -> list[PlannedStage]:
     """The stages that run for `last`, and `last` itself, in order. Raises ConfigError for an unknown stage."""
     chain = steps(recipe)
     keys_by_stage, cost_by_stage = keys(chain), costs(recipe, chain)
-    cached = finished(keys_by_stage, home)
+    cached = finished(keys_by_stage) if ask_mlflow else None
     return [
         PlannedStage(
             stage,
@@ -40,13 +36,8 @@ def plan(recipe: Recipe, last: str = EVALUATE.name, home: Path | None = None) ->
     ]
 
 
-def finished(keys_by_stage: dict[str, str], home: Path | None = None) -> set[str] | None:
-    """The stages with a finished run for their key; None when MLflow is not available."""
-    if "MLFLOW_TRACKING_URI" not in os.environ:
-        try:
-            os.environ.update(connect(home).environment())
-        except StackError:
-            return None
+def finished(keys_by_stage: dict[str, str]) -> set[str]:
+    """The stages with a finished run for their key."""
     from flows.tracking import runs  # late: a plan without servers needs no MLflow
 
     return {
@@ -62,7 +53,7 @@ def plan_table(recipe: Recipe, rows: list[PlannedStage]) -> Table:
     title = f"{recipe.name}, seed {recipe.seed}: about {format_count(total)}FLOP to do"
     caption = "tokens and FLOPs are estimates at full lengths: 6·N a trained token, 2·N a read one"
     if any(row.state == "?" for row in rows):
-        caption += "\n? : MLflow is not running, so cached stages are unknown; `rlhf up` starts it"
+        caption += "\n? : MLflow does not answer, so cached stages are unknown; `rlhf up` starts the one of this home"
     table = Table(title=title, caption=caption)
     for name, side in (
         ("stage", "left"),

@@ -11,7 +11,8 @@ from pathlib import Path
 from pydantic import SecretStr
 
 from flows.stack import postgres
-from flows.stack.services import POOLS, QUIET, Name, Site, label_studio_executable
+from flows.stack.proxies import direct_loopback
+from flows.stack.services import LABEL_STUDIO, POOLS, QUIET, Name, Site, label_studio_executable
 from labeling.server import gunicorn
 from labeling.server import process as label_studio
 
@@ -29,8 +30,9 @@ class Launch:
 
     @property
     def environment(self) -> dict[str, str]:
-        """The complete environment: inherited variables without the leaky ones, and the switches."""
-        return {name: value for name, value in os.environ.items() if not name.startswith(self.leaky)} | self.switches
+        """The complete environment: inherited variables without the leaky ones, no proxy to this machine, switches."""
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith(self.leaky)}
+        return inherited | direct_loopback(os.environ) | self.switches
 
 
 def launch_of(name: Name, site: Site) -> Launch:
@@ -155,7 +157,9 @@ def _label_studio(site: Site) -> Launch:
 def worker_launch(name: Name, site: Site) -> Launch:
     """A worker that starts flow runs of its pool as processes; a missing pool is created."""
     pool = POOLS[name]
-    switches = site.client_environment() | {
+    elsewhere = {variable: os.environ.get(variable, "") for variable in LABEL_STUDIO}
+    switches = site.client_environment() | (elsewhere if all(elsewhere.values()) else {})
+    switches |= {
         "PREFECT_WORKER_WEBSERVER_HOST": site.addresses[name].rpartition(":")[0],
         "PREFECT_WORKER_WEBSERVER_PORT": str(site.port(name)),
     }

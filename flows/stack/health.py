@@ -1,5 +1,8 @@
-"""Health checks of the parts of a stack."""
+"""Health checks of the parts of a stack, and of servers elsewhere, which are asked as the work asks them: Prefect and
+MLflow with the proxies of the environment, Label Studio without."""
 
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import httpx
@@ -10,6 +13,11 @@ from labeling.errors import BadCredentials
 from labeling.server import process as label_studio
 
 PROBE_SECONDS = 5.0
+ADDRESSES: Mapping[Name, str] = {
+    "prefect": "PREFECT_API_URL",
+    "mlflow": "MLFLOW_TRACKING_URI",
+    "label-studio": "LABEL_STUDIO_URL",
+}  # the variables that name the servers
 
 
 @dataclass(frozen=True)
@@ -28,9 +36,7 @@ def health_of(name: Name, site: Site) -> Health:
         return Health(ok=not problem, version=version, problem=problem)
     secrets = site.credentials.production if site.profile == "production" else None
     try:
-        with httpx.Client(
-            base_url=site.url(name), timeout=PROBE_SECONDS, trust_env=False, verify=label_studio.authorities()
-        ) as http:
+        with httpx.Client(base_url=site.url(name), timeout=PROBE_SECONDS, verify=label_studio.authorities()) as http:
             if name == "prefect":
                 return _prefect_health(http, secrets)
             if name == "mlflow":
@@ -40,6 +46,21 @@ def health_of(name: Name, site: Site) -> Health:
             return _worker_health(http)
     except (httpx.HTTPError, ValueError, KeyError) as error:
         return Health(ok=False, problem=str(error) or type(error).__name__)
+
+
+def health_elsewhere(name: Name, environment: Mapping[str, str] = os.environ) -> Health:
+    """Check a server that the environment names. Any status below 500 is an answer: gateways may lack `/health`."""
+    url = environment[ADDRESSES[name]].rstrip("/")
+    if not url.startswith("http"):
+        return Health(ok=name == "mlflow", version="a file", problem="it is no address: it must start with http")
+    try:
+        if name == "label-studio":
+            ready, problem = label_studio.is_ready(url, environment.get("LABEL_STUDIO_API_KEY", ""), PROBE_SECONDS)
+            return Health(ok=ready, problem=problem)
+        response = httpx.get(f"{url}/health", timeout=PROBE_SECONDS, verify=label_studio.authorities())
+    except (httpx.HTTPError, httpx.InvalidURL, BadCredentials) as error:
+        return Health(ok=False, problem=str(error) or type(error).__name__)
+    return Health(ok=response.status_code < 500, problem=f"/health answers {response.status_code}")
 
 
 def _prefect_health(http: httpx.Client, secrets: Secrets | None) -> Health:

@@ -33,12 +33,23 @@ RETRIES = {
     # waits of 2, 4, ... 256 s
     "PREFECT_CLIENT_MAX_RETRIES": "8",
 }
+FOR_QUERIES = {  # of a command that somebody waits for
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+    "PREFECT_CLIENT_MAX_RETRIES": "1",
+    "PREFECT_API_REQUEST_TIMEOUT": "20",
+}
 NO_RETRIES = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "3"}
 
 
 def retries() -> dict[str, str]:
     """Environment variables that make the clients of MLflow and Prefect retry for about eight minutes."""
     return {name: os.environ.get(name, value) for name, value in RETRIES.items()}
+
+
+def for_queries() -> dict[str, str]:
+    """Environment variables that make the clients of MLflow and Prefect give up within a minute."""
+    return {name: os.environ.get(name, value) for name, value in FOR_QUERIES.items()}
 
 
 def through_outages(label_studio: "LabelStudio", work: Callable[[], T]) -> T:

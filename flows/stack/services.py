@@ -37,6 +37,8 @@ DEFAULT_PORTS: Mapping[Name, int] = {
     "train-worker": 4280,
     "ops-worker": 4281,
 }
+LABEL_STUDIO = ("LABEL_STUDIO_URL", "LABEL_STUDIO_API_KEY")
+NO_TEMPORARY_SERVER = {"PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "false"}  # its answers look like those of an empty stack
 QUIET = {
     "DO_NOT_TRACK": "1",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
@@ -115,6 +117,7 @@ class Site(Record):
         """Environment variables with the servers' addresses and logins; set them before importing Prefect or MLflow."""
         variables = {
             **QUIET,
+            **NO_TEMPORARY_SERVER,
             "RLHF_HOME": str(self.home),
             "PREFECT_HOME": str(self.home / "prefect"),
             "PREFECT_API_URL": f"{self.url('prefect')}/api",

@@ -17,11 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flows.home import home_directory
+from flows.recipe.untrusted import redacted
 from flows.stack import commands, credentials, postgres, processes, services
-from flows.stack.health import Health, health_of
+from flows.stack.health import ADDRESSES, Health, health_elsewhere, health_of
 from flows.stack.processes import Process, StackError
+from flows.stack.proxies import direct_loopback
 from flows.stack.services import HOST, NAMES, TITLES, WAVES, Credentials, Name, Profile, Site
-from flows.stack.state import UNFINISHED, Server, State, locked
+from flows.stack.state import UNFINISHED, Server, State, exists, locked
 from flows.stack.state import read as read_state
 from flows.stack.state import write as write_state
 
@@ -54,20 +56,21 @@ class Stack:
 
     def environment(self) -> dict[str, str]:
         """Environment variables with the servers' addresses; set them before importing Prefect or MLflow."""
-        return self.site.client_environment()
+        hosts = {address.rpartition(":")[0] for address in self.site.addresses.values()}
+        return self.site.client_environment() | direct_loopback(os.environ, *sorted(hosts))
 
 
 @dataclass(frozen=True)
 class ServerStatus:
-    """A row of `rlhf status`."""
+    """A row of `rlhf status`. A server elsewhere has no `log`."""
 
     name: Name
     title: str
     url: str
     running: bool
     health: Health
-    log_in_as: str
-    log: Path
+    log_in_as: str = ""
+    log: Path | None = None
 
 
 def up(home: Path | None = None, profile: Profile | None = None, workers: bool = False) -> Stack:
@@ -82,6 +85,7 @@ def up(home: Path | None = None, profile: Profile | None = None, workers: bool =
         if (home / UNFINISHED).exists():
             raise StackError(f"a restore into {home} was not finished: remove that directory and restore again")
         state = _requested_state(home, profile, workers)
+        _use_no_proxy(state)
         return _up(home, state, credentials.ensure(home, state.profile), state.waves)
 
 
@@ -149,19 +153,40 @@ def _stop(name: Name, process: Process | None) -> bool:
     )
 
 
-def status(home: Path | None = None) -> list[ServerStatus]:
-    """Status and health of each part."""
+def status(home: Path | None = None, names: Collection[Name] | None = None) -> list[ServerStatus]:
+    """Status and health of the parts in `names`, by default of all. Without a stack, of the servers elsewhere."""
     home = home_directory(home)
+    elsewhere = [name for name in NAMES if os.environ.get(ADDRESSES[name])]
+    if names is None and elsewhere and not exists(home):
+        return status_elsewhere(elsewhere)
     state, known = read_state(home), credentials.read(home)
-    with ThreadPoolExecutor(len(state.parts)) as pool:
-        return list(pool.map(lambda name: _status_of(name, home, state, known), state.parts))
+    _use_no_proxy(state)
+    parts = [name for name in state.parts if names is None or name in names]
+    with ThreadPoolExecutor(max(1, len(parts))) as pool:
+        return list(pool.map(lambda name: _status_of(name, home, state, known), parts))
+
+
+def _use_no_proxy(state: State) -> None:
+    """Let this process ask the stack directly: health checks and the libraries of the servers read these variables."""
+    os.environ.update(direct_loopback(os.environ, state.bind))
+
+
+def status_elsewhere(names: Collection[Name]) -> list[ServerStatus]:
+    """Status and health of the servers that the environment names."""
+    with ThreadPoolExecutor(len(names)) as pool:
+        healths = [*pool.map(health_elsewhere, names)]
+    urls = [redacted(os.environ[ADDRESSES[name]]) for name in names]
+    return [
+        ServerStatus(name, TITLES[name], url, running=True, health=health, log_in_as="elsewhere")
+        for name, url, health in zip(names, urls, healths, strict=True)
+    ]
 
 
 def connect(home: Path | None = None, needed: Collection[Name] = NAMES) -> Stack:
     """The running stack. Raises StackError, which names `rlhf up`, when a server in `needed` does not answer."""
     home = home_directory(home)
-    rows = status(home)
-    silent = [f"{row.title} ({row.health.problem})" for row in rows if row.name in needed and not row.health.ok]
+    rows = status(home, needed)
+    silent = [f"{row.title} ({row.health.problem})" for row in rows if not row.health.ok]
     known = credentials.read(home)
     if silent or known is None:
         raise StackError(f"{' and '.join(silent)} of the stack in {home}: start the servers with `rlhf up`")

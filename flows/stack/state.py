@@ -65,10 +65,15 @@ class State(Record):
         )
 
 
+def exists(home: Path) -> bool:
+    """Whether a stack was ever started in `home`."""
+    return (home / FILE).exists()
+
+
 def read(home: Path) -> State:
     """The state of the stack in `home`, the default before the first start. Raises StackError if unreadable."""
     path = home / FILE
-    if not path.exists():
+    if not exists(home):
         return State()
     try:
         return State.model_validate_json(path.read_bytes())

@@ -60,11 +60,10 @@ def test_a_version_without_a_release_or_that_is_not_there_is_named(home: Path) -
         promote_version("policy/9")
 
 
-def test_the_command_promotes(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command_promotes(home: Path) -> None:
     from flows.cli import main as cli
 
     release("good")
-    monkeypatch.setattr(cli, "use_stack", lambda *_: None)
     shown = CliRunner().invoke(cli.app, ["promote", "policy/1", "--alias", "shadow"])
     assert shown.exit_code == 0, shown.output
     assert "models:/policy/1 is now shadow" in shown.output

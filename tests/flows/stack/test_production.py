@@ -21,6 +21,7 @@ from flows.stack.processes import StackError
 from flows.stack.services import WAVES, Name, Site
 from labeling.server.client import LabelStudio
 from tests.conftest import TINY
+from tests.flows.local import hostile_environment
 from tests.labeling.browser import CHROMIUM, chromium
 from tests.labeling.helpers import free_port
 
@@ -58,8 +59,8 @@ def installed() -> None:
         pytest.skip(str(error))
 
 
-def rlhf(home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    told = {**os.environ, "RLHF_HOME": str(home), "COLUMNS": "200", "OMP_NUM_THREADS": "1"}
+def rlhf(home: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    told = {**os.environ, "RLHF_HOME": str(home), "COLUMNS": "200", "OMP_NUM_THREADS": "1", **variables}
     command = [sys.executable, "-m", "flows.cli.main", *arguments]
     return subprocess.run(command, env=told, capture_output=True, text=True, timeout=1200, check=False)
 
@@ -125,6 +126,15 @@ def test_status_shows_all_parts_and_knows_the_profile(production: Site, home: Pa
     assert (status.returncode, status.stdout.count("works")) == (0, 6)
     with pytest.raises(StackError, match="has the profile 'production'"):
         stack.up(home, "default")
+
+
+def test_the_environment_of_other_servers_changes_no_answer(production: Site, home: Path) -> None:
+    away = hostile_environment("http://127.0.0.1:9") | {"PREFECT_API_AUTH_STRING": "somebody:else"}
+    status, plan = rlhf(home, "status", **away), rlhf(home, "run", str(TINY), "--plan", **away)
+    assert (status.returncode, status.stdout.count("works")) == (0, 6), status.stderr
+    assert status.stdout.count("1 online") == 2 and "(none)" not in status.stdout
+    assert plan.returncode == 0 and "unknown" not in plan.stdout, plan.stderr
+    assert "as of the last sync" not in rlhf(home, "label", "status", **away).stderr
 
 
 def test_who_has_no_password_is_refused(production: Site) -> None:

@@ -18,6 +18,8 @@ from flows.stack import commands, credentials, processes, services, stack
 from flows.stack.processes import Process, StackError
 from flows.stack.services import HOST, NAMES, TITLES, Credentials, Site
 from flows.stack.stack import Server, State
+from tests.conftest import TINY
+from tests.flows.local import hostile_environment
 from tests.labeling.helpers import free_port
 
 CODE = """
@@ -46,8 +48,8 @@ print(json.dumps([[state.name, state.result().model] for state in states]))
 """
 
 
-def rlhf(home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    told = {**os.environ, "RLHF_HOME": str(home), "COLUMNS": "200"}
+def rlhf(home: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    told = {**os.environ, "RLHF_HOME": str(home), "COLUMNS": "200", **variables}
     command = [sys.executable, "-m", "flows.cli.main", *arguments]
     return subprocess.run(command, env=told, capture_output=True, text=True, timeout=600)
 
@@ -158,6 +160,7 @@ def test_up_mend_use_and_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         _second_up_finds_what_runs(home)
         _half_dead_is_mended(home)
         _flows_and_models(home, running)
+        _right_answers_whatever_the_environment_says(home)
         _backed_up_while_it_runs_and_restored(home, tmp_path)
         assert rlhf(home, "up", "--workers").returncode == 0
         assert rlhf(home, "status").stdout.count("works") == 5
@@ -215,6 +218,22 @@ def _flows_and_models(home: Path, running: stack.Stack) -> None:
     status = rlhf(home, "status")
     assert status.returncode == 0
     assert status.stdout.count("works") == 3
+
+
+def _right_answers_whatever_the_environment_says(home: Path) -> None:
+    """With proxies that lead nowhere and the addresses and accounts of other servers."""
+    with socket.socket() as silent:
+        silent.bind((HOST, 0))
+        silent.listen(128)
+        away = hostile_environment(f"http://{HOST}:{silent.getsockname()[1]}")
+        status, report = rlhf(home, "status", **away), rlhf(home, "report", "--json", **away)
+        plan, label = rlhf(home, "run", str(TINY), "--plan", **away), rlhf(home, "label", "status", **away)
+    assert (status.returncode, status.stdout.count("works"), "(none)" in status.stdout) == (0, 3, True), status.stderr
+    assert json.loads(report.stdout)["release"] == "tiny-1"
+    assert plan.returncode == 0 and "to run" in plan.stdout and "unknown" not in plan.stdout, plan.stderr
+    assert label.returncode == 0 and "as of the last sync" not in label.stderr, label.stderr
+    for done in (status, report, plan, label):
+        assert "MLFLOW_TRACKING_URI (127.0.0.1:" in done.stderr and "hunter22" not in done.stderr
 
 
 def _backed_up_while_it_runs_and_restored(home: Path, tmp_path: Path) -> None:

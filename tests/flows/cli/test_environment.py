@@ -1,0 +1,308 @@
+"""Which servers a command uses: those of the home or of the environment, and this machine never through a proxy."""
+
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import psutil
+import pytest
+
+from flows.annotation.label_studio import client
+from flows.stack import commands, credentials, processes, state
+from flows.stack.environment import FOREIGN, foreign, use_stack, waiting
+from flows.stack.processes import StackError
+from flows.stack.proxies import direct_loopback, unusable_proxies
+from flows.stack.services import LABEL_STUDIO, NAMES, Site
+from labeling.config import LabelingConfig
+from tests.conftest import TINY
+from tests.flows.local import hostile_environment
+from tests.labeling.helpers import free_port
+
+ROOT = Path(__file__).parents[3]
+BLACK_HOLE = "http://10.255.255.1:8080"
+COMMANDS: dict[str, tuple[str, ...]] = {
+    "status": ("status",),
+    "doctor": ("doctor",),
+    "plan": ("run", str(TINY), "--plan"),
+    "run": ("run", str(TINY), "--stage", "town"),
+    "deploy": ("deploy",),
+    "promote": ("promote", "policy/1"),
+    "report": ("report",),
+    "lineage": ("lineage", "policy"),
+    "watch": ("watch",),
+    "resume": ("resume", "nobody"),
+    "retry": ("retry", "nobody"),
+    "gc": ("gc",),
+    "label open": ("label", "open", str(TINY), "--plan"),
+    "label sync": ("label", "sync"),
+    "label status": ("label", "status"),
+    "label show": ("label", "show", "cmp_1"),
+    "label export": ("label", "export", "a-release", "--out", "rows.jsonl"),
+}
+# In a fork for each command: the environment at the first import of Prefect or MLflow. The stack counts as running.
+ORDER = """
+import json, os, sys
+import flows.pipeline.dag, labeling.server.client  # once for all forks
+from flows.cli.main import main
+from flows.stack import credentials, stack, state
+
+class Watch:
+    def find_spec(self, name, path=None, target=None):
+        if name in ("prefect", "mlflow"):
+            seen(name)
+
+def seen(name):
+    names = ("PREFECT_API_URL", "MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI", "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE")
+    os.write(answer, json.dumps([name, [os.environ.get(name) for name in names]]).encode())
+    os._exit(0)
+
+def connect(home, needed):
+    return stack.Stack(site=state.read(home).site(home, credentials.read(home)))
+
+home, commands = sys.argv[1], json.loads(sys.argv[2])
+stack.connect = connect
+sys.meta_path.insert(0, Watch())
+results = {}
+for name, arguments in commands.items():
+    readable, answer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.dup2(os.open(os.devnull, os.O_RDWR), 1)
+        sys.argv = ["rlhf", "--home", home, *arguments]
+        try:
+            main()
+        finally:
+            os._exit(0)
+    os.close(answer)
+    os.waitpid(child, 0)
+    results[name] = os.read(readable, 10_000).decode()
+print(json.dumps(results))
+"""
+NO_LIBRARY = {"status", "label status", "label sync"}  # of those that this stack can answer without Prefect and MLflow
+
+
+def execute(home: Path, *arguments: str, environment: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
+    """Run `rlhf` in its own process, with this environment and without the variables of these tests."""
+    unset = (*FOREIGN, *LABEL_STUDIO, "RLHF_HOME")
+    variables = {name: value for name, value in os.environ.items() if name not in unset}
+    return subprocess.run(
+        [sys.executable, "-m", "flows.cli.main", "--home", str(home), *arguments],
+        env={**variables, "COLUMNS": "200", "OMP_NUM_THREADS": "1", **environment},
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=120,
+    )
+
+
+@pytest.fixture(scope="module")
+def silent() -> Iterator[str]:
+    """The address of a server that accepts connections and never answers."""
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen(128)
+        yield f"http://127.0.0.1:{server.getsockname()[1]}"
+
+
+def stopped_stack(home: Path) -> Site:
+    """A home with a stack that does not run."""
+    servers = {name: state.Server(port=free_port()) for name in NAMES}
+    state.write(home, state.State(servers={**servers}))
+    return state.read(home).site(home, credentials.ensure(home))
+
+
+def hanging_stack(home: Path, url: str) -> None:
+    """A home with a stack whose servers run and never answer."""
+    this = processes.Process(pid=os.getpid(), started_at=psutil.Process().create_time(), mark="")
+    server = state.Server(port=int(url.rpartition(":")[2]), process=this)
+    state.write(home, state.State(servers=dict.fromkeys(NAMES, server)))
+    credentials.ensure(home)
+
+
+# --- proxies -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({}, "localhost,127.0.0.1,::1"),
+        ({"NO_PROXY": ".corp, 10.0.0.0/8"}, ".corp,10.0.0.0/8,localhost,127.0.0.1,::1"),
+        ({"no_proxy": "a.org", "NO_PROXY": "b.org,localhost"}, "a.org,b.org,localhost,127.0.0.1,::1"),
+        ({"NO_PROXY": "[::1],::1/128,fe80::/10,host:8080"}, "::1,host:8080,localhost,127.0.0.1"),
+        ({"NO_PROXY": "*"}, "*,localhost,127.0.0.1,::1"),
+    ],
+)
+def test_loopback_is_added_to_the_entries_of_the_user(environment: dict[str, str], expected: str) -> None:
+    assert direct_loopback(environment) == {"no_proxy": expected, "NO_PROXY": expected}
+    assert direct_loopback({}, "10.1.2.3")["NO_PROXY"].endswith(",10.1.2.3")
+    assert direct_loopback(direct_loopback(environment)) == direct_loopback(environment)
+
+
+def test_proxies_of_an_unknown_kind_are_named() -> None:
+    proxies = {"ALL_PROXY": "socks://h:1", "all_proxy": "socks4://h:1", "HTTP_PROXY": "http://h:1"}
+    proxies |= {"https_proxy": "h:3128", "FTP_PROXY": "ftp://h:1"}
+    assert unusable_proxies(proxies) == ["ALL_PROXY", "all_proxy"]
+
+
+# --- what is foreign ---------------------------------------------------------------------------------------------
+
+
+def test_what_names_another_server_or_an_account_there_is_foreign() -> None:
+    ours = {"MLFLOW_TRACKING_URI": "http://127.0.0.1:5000", "LABEL_STUDIO_API_KEY": "ours"}
+    theirs = {"MLFLOW_TRACKING_TOKEN": "t", "PREFECT_API_KEY": "k", "LABEL_STUDIO_API_KEY": "theirs"}
+    assert foreign({"MLFLOW_TRACKING_URI": "http://127.0.0.1:5000/", "PREFECT_LOGGING_LEVEL": "DEBUG"}, ours) == {}
+    assert foreign(theirs, ours) == theirs
+    assert foreign({**ours, "LABEL_STUDIO_URL": "http://labels.example"}, ours) == {}  # a team's own server
+
+
+@pytest.mark.parametrize("name", ["plan", "report", "label status"])
+def test_the_note_names_hosts_and_no_secrets(name: str, tmp_path: Path) -> None:
+    hanging_stack(tmp_path, "http://127.0.0.1:9")
+    secret = {"MLFLOW_TRACKING_URI": "http://me:hunter22@mlflow.example:5000", "PREFECT_API_KEY": "hunter22"}
+    done = execute(tmp_path, *COMMANDS[name], environment=secret)
+    assert "hunter22" not in done.stdout + done.stderr and "Traceback" not in done.stderr, done.stderr
+    assert "`rlhf up`" in done.stderr
+
+
+def test_prefect_and_mlflow_are_pointed_at_the_stack_before_they_are_imported(tmp_path: Path) -> None:
+    site = stopped_stack(tmp_path)
+    expected = [f"{site.url('prefect')}/api", site.url("mlflow"), site.url("mlflow"), "false"]
+    away = {"PREFECT_API_URL": "http://prefect.example/api", "MLFLOW_TRACKING_URI": "http://mlflow.example"}
+    variables = {name: value for name, value in os.environ.items() if name not in (*FOREIGN, *LABEL_STUDIO)}
+    arguments = [sys.executable, "-c", ORDER, str(tmp_path), json.dumps(COMMANDS)]
+    done = subprocess.run(arguments, env=variables | away, capture_output=True, text=True, timeout=300, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    results: dict[str, str] = json.loads(done.stdout)
+    assert {name for name, seen in results.items() if not seen} == NO_LIBRARY, done.stderr
+    assert {name: json.loads(seen)[1] for name, seen in results.items() if seen} == {
+        name: expected for name in COMMANDS if name not in NO_LIBRARY
+    }
+    note = "PREFECT_API_URL (prefect.example), MLFLOW_TRACKING_URI (mlflow.example)"
+    assert done.stderr.count(note) == len(results) - 1  # all but `status`, which asks no server here
+
+
+def test_no_help_imports_prefect_or_mlflow() -> None:
+    code = """
+import sys
+from typer.testing import CliRunner
+from flows.cli.main import app
+import flows.operations.backup, flows.stack.postgres  # commands of the containers
+for arguments in sys.argv[1:]:
+    assert CliRunner().invoke(app, [*arguments.split(), "--help"]).exit_code == 0, arguments
+print({"prefect", "mlflow", "torch"} & {*sys.modules})
+"""
+    names = [" ".join(arguments[: 2 if arguments[0] == "label" else 1]) for arguments in COMMANDS.values()]
+    done = subprocess.run([sys.executable, "-c", code, *names], capture_output=True, text=True, cwd=ROOT, timeout=120)
+    assert done.stdout.strip() == "set()", done.stderr
+
+
+# --- servers elsewhere -------------------------------------------------------------------------------------------
+
+
+def test_a_home_without_a_stack_and_an_environment_without_servers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RLHF_HOME", str(tmp_path))
+    for name in (*FOREIGN, *LABEL_STUDIO):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(StackError, match=r"Prefect and MLflow .*`rlhf up`, or set PREFECT_API_URL and MLFLOW_TRACKING"):
+        use_stack("prefect", "mlflow")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    use_stack("mlflow")  # a store without a server
+    monkeypatch.setenv("PREFECT_API_URL", f"http://me:hunter22@127.0.0.1:{free_port()}/api")
+    with pytest.raises(StackError, match=r"Prefect at http://\*\*\*@127.0.0.1.*cannot be used: check PREFECT_API_URL"):
+        use_stack("prefect", "mlflow")
+
+
+@pytest.mark.parametrize(
+    ("name", "variable", "title"),
+    [
+        ("plan", "MLFLOW_TRACKING_URI", "MLflow"),
+        ("report", "MLFLOW_TRACKING_URI", "MLflow"),
+        ("status", "PREFECT_API_URL", "the servers"),
+        ("watch", "PREFECT_API_URL", "Prefect"),
+        ("label status", "LABEL_STUDIO_URL", "Label Studio"),
+    ],
+)
+def test_a_silent_server_is_named_within_three_seconds_and_given_up(
+    name: str, variable: str, title: str, silent: str, tmp_path: Path
+) -> None:
+    done = execute(tmp_path, *COMMANDS[name], environment={variable: silent, "LABEL_STUDIO_API_KEY": "f" * 40})
+    where = "" if name == "status" else f" at {silent.removeprefix('http://')}"
+    assert re.search(rf"rlhf: waiting for {title}{where} \([123] s\)", done.stderr)
+    assert "timed out" in done.stdout + done.stderr and "Traceback" not in done.stderr
+    assert name in ("status", "plan") or f"check {variable}" in done.stderr
+    assert done.returncode == (0 if name in ("plan", "label status") else 1)
+
+
+def test_a_stack_that_hangs_is_given_up_whatever_the_environment_says(silent: str, tmp_path: Path) -> None:
+    hanging_stack(tmp_path, silent)
+    done = execute(tmp_path, *COMMANDS["report"], environment={"MLFLOW_TRACKING_URI": BLACK_HOLE})
+    assert re.search(rf"waiting for MLflow of the stack in {tmp_path} \([123] s\)", done.stderr)
+    assert done.returncode == 1 and "MLflow (timed out)" in done.stderr and "`rlhf up`" in done.stderr
+
+
+def test_a_wait_is_told_once_it_is_long(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flows.stack.environment.BRIEF_SECONDS", 0.05)
+    monkeypatch.setattr("flows.stack.environment.REPEAT_SECONDS", 30.0)
+    with waiting("waiting for what is quick"):
+        pass
+    with waiting("waiting for MLflow at mlflow.example"):
+        time.sleep(0.2)
+    assert capsys.readouterr().err == "rlhf: waiting for MLflow at mlflow.example (0 s)\n"
+
+
+# --- workers -----------------------------------------------------------------------------------------------------
+
+
+def test_workers_use_the_stack_and_the_team_s_own_label_studio(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    site = stopped_stack(tmp_path)
+    site = site.model_copy(update={"addresses": {**site.addresses, "ops-worker": f"127.0.0.1:{free_port()}"}})
+    for name, value in hostile_environment(BLACK_HOLE).items():
+        monkeypatch.setenv(name, value)
+    worker = commands.launch_of("ops-worker", site).environment
+    assert worker.items() >= site.client_environment().items()
+    assert worker["PREFECT_SERVER_ALLOW_EPHEMERAL_MODE"] == "false"
+    assert worker["no_proxy"] == worker["NO_PROXY"] == ".example,localhost,127.0.0.1,::1"
+    assert not {"MLFLOW_TRACKING_TOKEN", "MLFLOW_RUN_ID", "PREFECT_API_KEY", "PREFECT_PROFILE"} & worker.keys()
+    monkeypatch.setenv("LABEL_STUDIO_API_KEY", "f" * 40)  # beside LABEL_STUDIO_URL
+    worker = commands.launch_of("ops-worker", site).environment
+    assert [worker[name] for name in LABEL_STUDIO] == [BLACK_HOLE, "f" * 40]
+
+
+# --- Label Studio elsewhere --------------------------------------------------------------------------------------
+
+
+def test_the_token_is_only_sent_to_the_server_that_it_belongs_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LABEL_STUDIO_API_KEY", "f" * 40)
+    monkeypatch.setenv("LABEL_STUDIO_URL", "http://127.0.0.1:8080")
+    monkeypatch.setenv("RLHF_PUBLIC_URL", "https://labels.example/")
+    for url in (None, "http://localhost:8080/", "https://labels.example"):
+        with client(LabelingConfig(url=url)) as label_studio:
+            assert label_studio.url == (url or "http://127.0.0.1:8080").rstrip("/")
+    with pytest.raises(StackError, match=r"labeling.url is https://other.example, but LABEL_STUDIO_API_KEY belongs to"):
+        client(LabelingConfig(url="https://other.example"))
+    monkeypatch.delenv("LABEL_STUDIO_URL")
+    with client(LabelingConfig(url="https://other.example")) as label_studio:
+        assert label_studio.url == "https://other.example"
+
+
+def test_a_team_s_own_label_studio_is_used_beside_a_stack(
+    silent: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stopped_stack(tmp_path)
+    monkeypatch.setenv("RLHF_HOME", str(tmp_path))
+    monkeypatch.setenv("LABEL_STUDIO_API_KEY", "f" * 40)
+    monkeypatch.setattr("flows.stack.health.PROBE_SECONDS", 0.2)
+    for named, recipe in ((silent, None), ("", silent)):
+        monkeypatch.setenv("LABEL_STUDIO_URL", named) if named else monkeypatch.delenv("LABEL_STUDIO_URL")
+        with pytest.raises(StackError, match=rf"Label Studio at {silent} \(timed out\) cannot be used"):
+            use_stack("label-studio", label_studio=recipe)
+        assert f"Label Studio is {silent.removeprefix('http://')}, as LABEL_STUDIO_URL says" in capsys.readouterr().err
+        assert os.environ["LABEL_STUDIO_API_KEY"] == "f" * 40
