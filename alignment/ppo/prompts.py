@@ -1,7 +1,7 @@
 """Prompts as token ids, and the selection of prompts for a step."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 from datasets import Dataset
@@ -10,6 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from alignment.errors import CheckpointError, ConfigError, DataError
 from alignment.models.architecture import cache_argument, check_causal
+from alignment.models.chat import eos_token_ids
 from alignment.models.generation import check_prompts_fit
 
 
@@ -66,7 +67,8 @@ def check_inputs(
     """Raise for inputs that would train silently in the wrong way."""
     if not prompts:
         raise ConfigError("there are no prompts; pass at least one")
-    if tokenizer.eos_token_id is None:
+    ends = eos_token_ids(tokenizer, policy.generation_config)
+    if not ends:
         raise ConfigError("the tokenizer has no EOS token, so no response could end: set tokenizer.eos_token")
     if tokenizer.pad_token_id == tokenizer.eos_token_id:
         raise ConfigError(
@@ -74,12 +76,10 @@ def check_inputs(
             "learned never to end: tokenizer.add_special_tokens({'pad_token': '<|pad|>'}), and resize the embeddings"
         )
     check_prompts_fit(policy, prompts, max_new_tokens)
-    _check_language_model(policy, tokenizer, prompts)
+    _check_language_model(policy, ends, prompts)
 
 
-def _check_language_model(
-    policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Sequence[int]]
-) -> None:
+def _check_language_model(policy: PreTrainedModel, ends: Collection[int], prompts: Sequence[Sequence[int]]) -> None:
     """Raise CheckpointError for a policy without an output head, and for token ids outside its vocabulary."""
     if policy.get_output_embeddings() is None:
         raise CheckpointError(f"{type(policy).__name__} has no output head; load it with AutoModelForCausalLM")
@@ -94,9 +94,9 @@ def _check_language_model(
                 f"prompt {number} has the token ids {min(prompt)} to {max(prompt)} and the policy has 0 to "
                 f"{rows - 1}: encode the prompts with the policy's own tokenizer"
             )
-    if tokenizer.eos_token_id >= rows:
+    if max(ends) >= rows:
         raise CheckpointError(
-            f"EOS is token {tokenizer.eos_token_id} and the policy has 0 to {rows - 1}, so no response could end: "
+            f"EOS is token {max(ends)} and the policy has 0 to {rows - 1}, so no response could end: "
             "use the policy's own tokenizer, or resize the embeddings"
         )
 
