@@ -25,7 +25,7 @@ FORBIDDEN = {
     "labeling": ("flows", "prefect", "mlflow", "torch", "transformers", "typer"),
     "flows": ("torch", "transformers", "trl"),
 }
-MODELS_AS_CODE = {"flows.tracking.served_model"}  # is logged to MLflow and runs there alone
+MODELS_AS_CODE = {"flows.tracking.served_model"}  # is logged to MLflow with the package `alignment`
 LONGEST_FILE, LONGEST_FUNCTION = 500, 80
 
 

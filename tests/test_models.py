@@ -12,6 +12,7 @@ from alignment.config.stages import PretrainConfig, RewardConfig, SFTConfig
 from alignment.errors import RLHFError
 from alignment.journal import Journal
 from alignment.models.architecture import cache_argument, check_causal
+from alignment.models.chat import ChatFormat
 from alignment.models.generation import generate
 from alignment.models.logprobs import response_logprobs, scoring_batches
 from alignment.models.scalar import (
@@ -26,7 +27,6 @@ from alignment.ppo.train import train_ppo
 from alignment.reward_model.train import PromptGroup, train_groups, untrained
 from alignment.training import sft
 from alignment.training.pretrain import starting_point
-from flows.tracking.served_model import Scorer
 from tests.alignment.models.zoo import SIZES, tiny
 from tests.alignment.ppo import world
 from tests.alignment.tiny_world import demonstration, write
@@ -139,13 +139,13 @@ def logprobs(model: PreTrainedModel, prompt: list[int], response: list[int]) -> 
 def fine_tunes(path: Path, out: Path) -> None:
     """The first loss is the mean over the response tokens of a forward of transformers."""
     model, tokenizer = load_causal_model(path), world.tokenizer()
-    tokenizer.chat_template = "{% for m in messages %}w2 {{ m.content }} {% endfor %}"
+    tokenizer.chat_template = "{% for m in messages %}{{ 'w2 ' if m.role == 'user' }}{{ m.content }} {% endfor %}"
     save_model(model, out / "base" / "model")
     rows = [demonstration(f"w{i} w4", "w5 w6") for i in range(3, 7)]
     config = SFTConfig(epochs=2, batch_size=4, max_length_tokens=16, log_every_steps=1)
     data, journal = write(out / "in" / "demonstrations.jsonl", rows), Journal(out / "out")
     with pytest.MonkeyPatch.context() as patch:  # transformers reads no tokenizer of words beside a Qwen 2
-        patch.setattr(sft, "load_tokenizer", lambda _: tokenizer)
+        patch.setattr(sft, "load_chat", lambda _: ChatFormat.of(tokenizer))
         sft.finetune(config, out / "out", journal, seed=0, base=out / "base", demonstrations=data)
     expected = [p for i in range(3, 7) for p in logprobs(model, [2, i, 4], [5, 6, 1])]
     balancing = 0.03 if hasattr(model.config, "router_aux_loss_coef") else 0  # of experts, which TRL adds to the loss
@@ -155,7 +155,7 @@ def fine_tunes(path: Path, out: Path) -> None:
 
 
 def scores_and_trains(path: Path, out: Path) -> None:
-    """Scores are those of transformers' own sequence classification model, here and as MLflow serves them."""
+    """Scores are those of transformers' own sequence classification model."""
     model = load_causal_model(path)
     reward = scalar_model_from(model)
     nn.init.normal_(scalar_head(reward).weight, generator=torch.Generator().manual_seed(0))
@@ -163,8 +163,7 @@ def scores_and_trains(path: Path, out: Path) -> None:
     with torch.no_grad():
         own = [float(reward(input_ids=torch.tensor([prompt])).logits) for prompt in PROMPTS]
         save_model(reward, out / "model")
-        served = [Scorer(out / "model")(prompt[:1], prompt[1:]) for prompt in PROMPTS]
-    assert scores.tolist() == pytest.approx(own, abs=1e-4) and served == pytest.approx(own, abs=1e-4)
+    assert scores.tolist() == pytest.approx(own, abs=1e-4)
     assert reward_scores(load_scalar_model(out / "model"), PROMPTS, LENGTHS).tolist() == scores.tolist()
     config = RewardConfig(epochs=1, batch_prompts=1, max_length_tokens=16)
     trained, head = untrained(model, config, 0)

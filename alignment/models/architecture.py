@@ -16,11 +16,15 @@ LONGEST_ROW = 2048  # of packed text: the logits of one row at a context of 1310
 def context_length(model: PreTrainedModel | PreTrainedConfig) -> int | None:
     """The most tokens of a sequence; None where the architecture has no limit (ALiBi, state-space models).
 
-    Of a composite checkpoint (text beside vision) it is that of the language model.
+    Of a composite checkpoint (text beside vision) it is that of the language model. LongRoPE (Phi 3 with 128k) encodes
+    positions in another way as soon as one row of a batch is above its original length: that is the context here, so
+    that a response does not depend on its batch.
     """
     config = model if isinstance(model, PreTrainedConfig) else model.config
     text = config.get_text_config(decoder=True)
-    lengths = (getattr(text, name, None) for name in CONTEXT_NAMES)
+    rope = getattr(text, "rope_parameters", None) or {}
+    original = rope.get("original_max_position_embeddings") if rope.get("rope_type") == "longrope" else None
+    lengths = (original, *(getattr(text, name, None) for name in CONTEXT_NAMES))
     return next((int(length) for length in lengths if length), None)
 
 

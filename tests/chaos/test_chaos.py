@@ -78,7 +78,7 @@ def unbroken(home: Path, place: Path, options: Sequence[str] = OPTIONS) -> Path:
     own = {"RLHF_HOME": str(place), "MLFLOW_TRACKING_URI": store, "MLFLOW_REGISTRY_URI": store}
     told = environment(home) | own
     command = [sys.executable, "-c", UNBROKEN, str(TINY), *options, "labeling.title=unbroken"]
-    subprocess.run(command, env=told, cwd=place, check=True, timeout=900)
+    subprocess.run(command, env=told, cwd=place, check=True, timeout=3600)  # other tests may keep the machine busy
     return place
 
 

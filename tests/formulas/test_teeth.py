@@ -181,8 +181,8 @@ MUTANTS = [
     ),
     (
         "models.generation",
-        "self.cache.batch_select_indices(index)",
-        "self.cache.batch_select_indices(index.flip(0))",
+        "self.cache.reorder_cache(index)",
+        "self.cache.reorder_cache(index.flip(0))",
         indexing.check_sampling,
     ),
     ("models.generation", "return tokens[index]", "return tokens[: len(index)]", indexing.check_sampling),

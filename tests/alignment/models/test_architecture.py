@@ -3,6 +3,7 @@
 import math
 
 import pytest
+import torch
 from transformers import (
     BloomConfig,
     FalconConfig,
@@ -13,14 +14,18 @@ from transformers import (
     MambaConfig,
     MptConfig,
     OPTConfig,
+    Phi3Config,
     RwkvConfig,
     T5Config,
 )
 
-from alignment.models.architecture import LONGEST_ROW, context_length, longest_sequence, row_length
+from alignment.errors import CheckpointError
+from alignment.models.architecture import LONGEST_ROW, check_causal, context_length, longest_sequence, row_length
 from alignment.models.scalar import check_context
 from alignment.training.pretrain import rows_note
+from tests.alignment.models.zoo import tiny
 
+LONGROPE = {"type": "longrope", "short_factor": [1.0] * 48, "long_factor": [4.0] * 48}
 CONFIGS = {
     "llama": (LlamaConfig(max_position_embeddings=48), 48),
     "gpt2": (GPT2Config(n_positions=48), 48),
@@ -29,6 +34,10 @@ CONFIGS = {
     "rwkv": (RwkvConfig(context_length=48), 48),
     "mpt": (MptConfig(max_seq_len=48), 48),
     "gemma3": (Gemma3Config(text_config=Gemma3TextConfig(max_position_embeddings=48)), 48),
+    "phi3 with longrope": (
+        Phi3Config(max_position_embeddings=96, original_max_position_embeddings=48, rope_scaling=LONGROPE),
+        48,
+    ),
     "bloom": (BloomConfig(), None),
     "mamba": (MambaConfig(), None),
     "t5": (T5Config(), None),
@@ -61,3 +70,20 @@ def test_text_is_packed_into_rows_of_a_length_that_memory_bears() -> None:
 
 def test_a_model_without_a_limit_takes_any_length() -> None:
     check_context(Model("mamba"), 10**6, "sft.max_length_tokens")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_encoders_are_told_from_causal_models(dtype) -> None:
+    check_causal(tiny("llama").to(dtype).train())
+    encoder = tiny("bert").to(dtype)
+    with torch.no_grad():
+        for weight in encoder.parameters():
+            weight.mul_(4)  # a trained encoder depends on every token, one with small random weights hardly
+    with pytest.raises(CheckpointError, match="BertLMHeadModel reads later tokens"):
+        check_causal(encoder)
+
+
+def test_the_check_leaves_the_model_in_its_mode() -> None:
+    model = tiny("gpt2").train()
+    check_causal(model)
+    assert model.training

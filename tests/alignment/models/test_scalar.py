@@ -46,3 +46,13 @@ def test_what_cannot_be_used_is_refused(tmp_path) -> None:
         load_scalar_model(tmp_path / "nowhere")
     with pytest.raises(CheckpointError, match="must be positive"):
         set_normalisation(world.reward_model(), 0.0, 0.0)
+
+
+def test_weights_that_a_checkpoint_does_not_have_are_never_drawn_at_random(tmp_path) -> None:
+    policy = world.policy()
+    save_model(policy, tmp_path / "policy")
+    save_model(scalar_model_from(policy), tmp_path / "reward")
+    with pytest.raises(CheckpointError, match=r"policy has no weights for score\.weight of LlamaForSequenceClass"):
+        load_scalar_model(tmp_path / "policy")
+    with pytest.raises(CheckpointError, match=r"reward has no weights for lm_head\.weight of LlamaForCausalLM"):
+        load_causal_model(tmp_path / "reward")
