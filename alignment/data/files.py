@@ -336,11 +336,13 @@ def read_data_set(path: str, name: str, split: str, revision: str) -> Iterator[N
 
 
 def _data_set_problem(path: str, split: str, error: Exception) -> str:
-    what = " ".join(str(error).split())[:500] or type(error).__name__
+    what = " ".join(f"{error} {error.__cause__ or ''}".split())[:500] or type(error).__name__
     if "split" in what.lower():
         return f"the data set {path} has no split {split or 'train'!r}: {what}; name one with `split:`"
     if "config name" in what.lower() or "BuilderConfig" in what:
         return f"the data set {path} cannot be read: {what}; name a configuration with `name:`"
+    if Path(path).is_dir():
+        return f"the data set {path} cannot be read: {what}. Correct its files, or give one of them as the path"
     return (
         f"the data set {path} cannot be read: {what}. Check its name and the network, and log in if it is gated; or "
         "download it elsewhere and give the directory as the path"

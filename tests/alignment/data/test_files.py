@@ -280,6 +280,11 @@ def test_splits_and_configurations_of_a_data_set(data_set) -> None:
         prompts(name="none")
 
 
+def test_a_directory_without_data_is_an_error_in_words(tmp_path) -> None:
+    with pytest.raises(DataError, match=r"doesn't contain any data files.*give one of them as the path"):
+        read_as(RowSource(path=str(tmp_path)), to_prompt, None)
+
+
 def test_a_hub_that_is_away_is_an_error_in_words(monkeypatch, tmp_path) -> None:
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
