@@ -12,7 +12,7 @@ from pydantic import SecretStr
 
 from flows.stack import postgres
 from flows.stack.proxies import direct_loopback
-from flows.stack.services import LABEL_STUDIO, POOLS, QUIET, Name, Site, label_studio_executable
+from flows.stack.services import LABEL_STUDIO, NO_NETRC, POOLS, QUIET, Name, Site, label_studio_executable
 from labeling.server import gunicorn
 from labeling.server import process as label_studio
 
@@ -32,7 +32,7 @@ class Launch:
     def environment(self) -> dict[str, str]:
         """The complete environment: inherited variables without the leaky ones, no proxy to this machine, switches."""
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(self.leaky)}
-        return inherited | direct_loopback(os.environ) | self.switches
+        return inherited | NO_NETRC | direct_loopback(os.environ) | self.switches
 
 
 def launch_of(name: Name, site: Site) -> Launch:

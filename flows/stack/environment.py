@@ -57,6 +57,7 @@ def use_stack(*needed: Name, label_studio: str | None = None) -> None:
         os.environ.setdefault("LABEL_STUDIO_URL", label_studio)
     if not state.exists(home):
         _check_elsewhere(home, needed)
+        _note(f"{home} has no stack, so this uses {addresses(needed)}, as the environment says")
         return
     own_label_studio = _label_studio_elsewhere(os.environ)
     ours = tuple(name for name in needed if name != "label-studio" or not own_label_studio)

@@ -39,6 +39,7 @@ DEFAULT_PORTS: Mapping[Name, int] = {
 }
 LABEL_STUDIO = ("LABEL_STUDIO_URL", "LABEL_STUDIO_API_KEY")
 NO_TEMPORARY_SERVER = {"PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "false"}  # its answers look like those of an empty stack
+NO_NETRC = {"NETRC": os.devnull}  # else a `default` entry of ~/.netrc replaces the password of MLflow
 QUIET = {
     "DO_NOT_TRACK": "1",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",

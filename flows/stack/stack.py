@@ -57,7 +57,7 @@ class Stack:
     def environment(self) -> dict[str, str]:
         """Environment variables with the servers' addresses; set them before importing Prefect or MLflow."""
         hosts = {address.rpartition(":")[0] for address in self.site.addresses.values()}
-        return self.site.client_environment() | direct_loopback(os.environ, *sorted(hosts))
+        return self.site.client_environment() | direct_loopback(os.environ, *sorted(hosts)) | services.NO_NETRC
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,10 @@ import re
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import psutil
@@ -239,6 +241,31 @@ def test_a_silent_server_is_named_within_three_seconds_and_given_up(
     assert "timed out" in done.stdout + done.stderr and "Traceback" not in done.stderr
     assert name in ("status", "plan") or f"check {variable}" in done.stderr
     assert done.returncode == (0 if name in ("plan", "label status") else 1)
+
+
+def test_a_server_that_hangs_after_its_health_check_is_given_up(tmp_path: Path) -> None:
+    class Hanging(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            if self.path != "/health":
+                ended.wait(60)
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            """Say nothing."""
+
+    ended = threading.Event()
+    with ThreadingHTTPServer(("127.0.0.1", 0), Hanging) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_address[1]}"
+        patience = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "3", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
+        done = execute(tmp_path, *COMMANDS["report"], environment={"MLFLOW_TRACKING_URI": url, **patience})
+        ended.set()
+        server.shutdown()
+    assert f"rlhf: {tmp_path} has no stack, so this uses MLflow at {url.removeprefix('http://')}" in done.stderr
+    assert f"waiting for MLflow at {url.removeprefix('http://')} (" in done.stderr
+    assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
+    assert re.search(rf"rlhf: MLflow \({url}/api/.*\) does not answer: `rlhf status` shows", done.stderr)
 
 
 def test_a_stack_that_hangs_is_given_up_whatever_the_environment_says(silent: str, tmp_path: Path) -> None:

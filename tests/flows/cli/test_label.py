@@ -52,7 +52,7 @@ def test_sync_and_status(home: Path, owner: LabelStudio, monkeypatch: pytest.Mon
     assert first.exit_code == 0, first.output
     assert "at the terminal ranking" in first.output and "first sync" in first.output
     assert "changes" in again.output and str(home / "annotations.db") in again.output
-    (whole,) = json.loads(rlhf("sync", "--whole", "--json", *mine).output)
+    (whole,) = json.loads(rlhf("sync", "--whole", "--json", *mine).stdout)
     assert whole["why"] == "requested" and whole["tasks_read"] == 2
     shown = rlhf("status", *mine)  # which syncs first
     assert "2 of 4 (50%)" in shown.output and "owner@rlhf.local" in shown.output and "12" in shown.output

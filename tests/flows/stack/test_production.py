@@ -128,8 +128,10 @@ def test_status_shows_all_parts_and_knows_the_profile(production: Site, home: Pa
         stack.up(home, "default")
 
 
-def test_the_environment_of_other_servers_changes_no_answer(production: Site, home: Path) -> None:
-    away = hostile_environment("http://127.0.0.1:9") | {"PREFECT_API_AUTH_STRING": "somebody:else"}
+def test_the_environment_of_other_servers_changes_no_answer(production: Site, home: Path, tmp_path: Path) -> None:
+    away = hostile_environment("http://127.0.0.1:9")
+    away |= {"PREFECT_API_AUTH_STRING": "somebody:else", "HOME": str(tmp_path)}
+    (tmp_path / ".netrc").write_text("default login somebody password else\n")
     status, plan = rlhf(home, "status", **away), rlhf(home, "run", str(TINY), "--plan", **away)
     assert (status.returncode, status.stdout.count("works")) == (0, 6), status.stderr
     assert status.stdout.count("1 online") == 2 and "(none)" not in status.stdout
