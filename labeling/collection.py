@@ -6,6 +6,7 @@ from pathlib import Path
 from pydantic import Field
 
 from alignment.records import Record, Rejected
+from labeling.authors import judges
 from labeling.config import CrewConfig, Kind, LabelingConfig, QualityOptions
 from labeling.errors import UnexpectedAnswer
 from labeling.judgements.judgement import Judged
@@ -159,17 +160,13 @@ def sync_collection(client: LabelStudio, collection: Collection, store: Store) -
 def progress(collection: Collection, store: Store, synced: Sequence[Synced]) -> Progress:
     """Judgements done and needed. Judgements of a task beyond the overlap do not count.
 
-    `synced` is what `sync_collection` returned. Annotations are counted in the store: the server's own
+    `synced` is what `sync_collection` returned. People are counted in the store: the server's own
     counter of a task may miss one of two that are saved at the same time.
     """
     by_kind: dict[str, tuple[int, int]] = {}
     for batch, result in zip(collection.batches, synced, strict=True):
         task_ids = set(batch.task_ids.values())
-        judged = [
-            sum(not annotation["was_cancelled"] for annotation in row["annotations"])
-            for row in store.current(result.project.project)
-            if row["id"] in task_ids
-        ]
+        judged = [judges(row["annotations"]) for row in store.current(result.project.project) if row["id"] in task_ids]
         by_kind[batch.project.kind] = (sum(min(count, batch.project.overlap) for count in judged), batch.needed)
     done, needed = (sum(counts[i] for counts in by_kind.values()) for i in (0, 1))
     return Progress(done=done, needed=needed, by_kind=by_kind)

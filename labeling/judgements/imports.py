@@ -30,6 +30,7 @@ from labeling.judgements.comparisons import comparisons, demonstrations
 from labeling.judgements.judgement import Judged
 from labeling.judgements.parse import parse
 from labeling.names import title_of
+from labeling.tasks.characters import shown
 from labeling.tasks.tasks import SPEAKERS, Task, completed
 
 ROLES = {name: role for role, name in SPEAKERS.items()}
@@ -100,7 +101,7 @@ def task_of(row: Any) -> Task:
         raise TaskError("the task has no `uid`: it was not created by rlhf-flows")
     draft = data.get("draft", "") if kind == "demonstration" else ""
     task = Task(uid=data["uid"], kind=kind, prompt=prompt, responses=responses, draft=draft)
-    if task.data != completed(data):
+    if task.data != shown(completed(data)):
         raise TaskError("the task's data differ from what rlhf-flows uploads")
     return task
 

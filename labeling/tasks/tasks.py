@@ -11,6 +11,7 @@ from typing import Any
 from alignment.records import Prompt, Record, Rejected, Response, ResponseSet, stable_id
 from labeling.config import Kind
 from labeling.errors import TaskError
+from labeling.tasks.characters import shown
 from labeling.tasks.similarity import nearly_same
 
 SPEAKERS = {"system": "Told to the assistant", "user": "Person", "assistant": "Assistant"}
@@ -35,7 +36,12 @@ class Task(Record):
 
     @property
     def data(self) -> dict[str, Any]:
-        """The task as Label Studio stores it."""
+        """The task as Label Studio stores it, with stand-ins for characters that it cannot store or show."""
+        data: dict[str, Any] = shown(self._texts)
+        return data
+
+    @property
+    def _texts(self) -> dict[str, Any]:
         *before, last = self.prompt.messages
         turns = [{"who": SPEAKERS[turn.role], "text": turn.content} for turn in before]
         common: dict[str, Any] = {"uid": self.uid, "before": turns, "prompt": last.content}
