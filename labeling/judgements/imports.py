@@ -2,7 +2,8 @@
 
 Such a file is downloaded by hand, or is the only copy left of a server. It contains the tasks as shown, so no other
 input is needed; the ids of responses are the opaque ones of the task. Tasks and annotations that our label
-configs cannot have produced are quarantined with file, line and reason. The line is the position of the task in the
+configs cannot have produced are quarantined with file, line and reason; projects with other label configs are read by
+`labeling.judgements.templates`. The line is the position of the task in the
 file, or the id of the annotation.
 """
 
@@ -28,7 +29,9 @@ from labeling.config import Kind
 from labeling.errors import TaskError
 from labeling.judgements.comparisons import comparisons, demonstrations
 from labeling.judgements.judgement import Judged
-from labeling.judgements.parse import parse
+from labeling.judgements.layout import LayoutOptions, layout_of
+from labeling.judgements.parse import Parsed, parse
+from labeling.judgements.templates import is_task, read_template
 from labeling.names import title_of
 from labeling.tasks.characters import shown
 from labeling.tasks.tasks import SPEAKERS, Task, completed
@@ -46,14 +49,34 @@ class Imported(Record):
     demonstrations: list[Demonstration]
     quarantined: list[Rejected]
     skips: int
+    layout: str = ""
 
 
-def import_export(path: Path) -> Imported:
-    """Read a project's JSON export. Raises TaskError for any other file."""
+def import_export(path: Path, options: LayoutOptions | None = None) -> Imported:
+    """Read a project's JSON export. Raises TaskError for any other file.
+
+    With `options`, or if no task is ours, the project has another label config, whose layout is derived and returned.
+    """
+    rows = _read(path)
+    templates = [row for row in rows if is_task(row)]
+    if options is None and (not templates or any(map(_is_ours, templates))):
+        return _import_ours(rows, path)
+    layout = layout_of(templates, options or LayoutOptions())
+    tasks, parsed, rejected = read_template(rows, layout, str(path), NO_LIMIT)
+    return _imported(parsed, tasks, rejected).model_copy(update={"layout": layout.describe()})
+
+
+def _is_ours(row: Mapping[str, Any]) -> bool:
+    """Whether a task was made by rlhf-flows, to judge by its fields."""
+    uid = row["data"].get("uid")
+    return isinstance(uid, str) and (uid.startswith("task_") or "before" in row["data"])
+
+
+def _import_ours(exported: Sequence[Any], path: Path) -> Imported:
     tasks: dict[str, Task] = {}
     rows: list[Mapping[str, Any]] = []
     rejected: list[Rejected] = []
-    for number, row in enumerate(_read(path), start=1):
+    for number, row in enumerate(exported, start=1):
         try:
             task = task_of(row)
             if task.uid in tasks:
@@ -65,7 +88,10 @@ def import_export(path: Path) -> Imported:
         else:
             tasks[task.uid] = task
             rows.append(row)
-    parsed = parse(rows, tasks.values(), NO_LIMIT, str(path))
+    return _imported(parse(rows, tasks.values(), NO_LIMIT, str(path)), tasks, rejected)
+
+
+def _imported(parsed: Parsed, tasks: Mapping[str, Task], rejected: Sequence[Rejected]) -> Imported:
     decided, ties = comparisons(parsed.judgements, tasks)
     return Imported(
         judgements=parsed.judgements,
