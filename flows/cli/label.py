@@ -70,7 +70,8 @@ def open_collection(
             typer.echo("nothing was changed")
             return
         else:
-            opening.open_plan(owner, planning)
+            for note in opening.open_plan(owner, planning):
+                typer.echo(note)
             projects = opening.projects(owner, planning)
         for line in opening.links(owner, planning, projects):
             typer.echo(line)
@@ -109,6 +110,8 @@ def sync(
         for result in synced:
             if result.config_changed:
                 typer.echo(f"the screen of project {result.project.title} was edited since the last sync")
+            for task, reason in result.unreadable.items():
+                typer.echo(f"task {task} of project {result.project.title} was not read: {reason}")
         typer.echo(f"the store is {store.path}")
     else:
         typer.echo(NEXT_STEP)
@@ -139,6 +142,8 @@ def listen(
                 new, other, gone = result.changes.added, result.changes.changed, result.changes.deleted
                 if new or other or gone:
                     typer.echo(f"{result.project.title}: {new} new, {other} changed, {gone} deleted")
+                for task, reason in result.unreadable.items():
+                    typer.echo(f"{result.project.title}: task {task} was not read: {reason}", err=True)
 
         sync_when_woken(once, wake, every)
 

@@ -33,7 +33,7 @@ from labeling.judgements.layout import LayoutOptions, layout_of
 from labeling.judgements.parse import Parsed, parse
 from labeling.judgements.templates import is_task, read_template
 from labeling.names import title_of
-from labeling.tasks.characters import shown
+from labeling.tasks.characters import NO_UNICODE, is_unicode, shown, unicode_only
 from labeling.tasks.tasks import SPEAKERS, Task, completed
 
 ROLES = {name: role for role, name in SPEAKERS.items()}
@@ -82,9 +82,9 @@ def _import_ours(exported: Sequence[Any], path: Path) -> Imported:
             if task.uid in tasks:
                 raise TaskError("duplicate of an earlier task in this file")
         except ValidationError as error:
-            rejected.append(Rejected(file=str(path), line=number, reason=first_problem(error), row=row))
+            rejected.append(Rejected(file=str(path), line=number, reason=first_problem(error), row=unicode_only(row)))
         except TaskError as error:
-            rejected.append(Rejected(file=str(path), line=number, reason=str(error), row=row))
+            rejected.append(Rejected(file=str(path), line=number, reason=str(error), row=unicode_only(row)))
         else:
             tasks[task.uid] = task
             rows.append(row)
@@ -120,6 +120,8 @@ def task_of(row: Any) -> Task:
         raise TaskError("not a task with `data` and `annotations`; export the project as JSON, not JSON-MIN or CSV")
     if not all(isinstance(raw, Mapping) for raw in row["annotations"]):
         raise TaskError("an annotation is not an object")
+    if not is_unicode(data):
+        raise TaskError(NO_UNICODE)
     kind, responses = _shown(data)
     messages = _messages(data)
     prompt = Prompt(id=stable_id("p", *(f"{m.role}:{m.content}" for m in messages)), messages=messages)
@@ -135,20 +137,25 @@ def task_of(row: Any) -> Task:
 def _shown(data: Mapping[str, Any]) -> tuple[Kind, dict[str, Response]]:
     """The kind of a task, and its responses by opaque id in the order shown."""
     if "response_a" in data:
-        pairs = [(data.get(f"{side}_id"), data.get(f"response_{side}")) for side in "ab"]
-        return "pairwise", _responses(pairs)
+        sides = [(data.get(f"{side}_id"), data.get(f"response_{side}"), bool(data.get(f"{side}_cut"))) for side in "ab"]
+        return "pairwise", _responses(sides)
     if "responses" in data:
         listed = data["responses"]
         if not isinstance(listed, list) or not all(isinstance(item, Mapping) for item in listed):
             raise TaskError("`responses` is not a list of objects")
-        return "ranking", _responses([(item.get("id"), item.get("body")) for item in listed])
+        return "ranking", _responses([(item.get("id"), item.get("body"), "html" in item) for item in listed])
     return "demonstration", {}
 
 
-def _responses(pairs: list[tuple[Any, Any]]) -> dict[str, Response]:
-    if len({identity for identity, _ in pairs if isinstance(identity, str)}) < len(pairs) or not 2 <= len(pairs) <= 9:
+def _responses(answers: list[tuple[Any, Any, bool]]) -> dict[str, Response]:
+    """The responses from (id, text, whether it was cut off)."""
+    ids = {identity for identity, _, _ in answers if isinstance(identity, str)}
+    if len(ids) < len(answers) or not 2 <= len(answers) <= 9:
         raise TaskError("a task needs 2 to 9 responses with unique ids")
-    return {identity: Response(id=identity, text=text) for identity, text in pairs}
+    return {
+        identity: Response(id=identity, text=text, ended=False if cut_off else None)
+        for identity, text, cut_off in answers
+    }
 
 
 def _messages(data: Mapping[str, Any]) -> tuple[Message, ...]:

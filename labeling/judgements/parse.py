@@ -9,13 +9,11 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from pydantic import ValidationError
-
 from alignment.criteria import CRITERION_NAMES
-from alignment.records import Record, Rejected, first_problem
+from alignment.records import Record, Rejected
 from labeling.authors import author, owner
 from labeling.judgements.judgement import Judged, Judgement, PairwiseJudgement, RankingJudgement, WrittenAnswer
-from labeling.tasks.characters import shown, unicode_only
+from labeling.tasks.characters import NO_UNICODE, is_unicode, shown, unicode_only
 from labeling.tasks.tasks import Task, completed
 
 PREFERENCES = {"a_3": 3, "a_2": 2, "a_1": 1, "tie": 0, "b_1": -1, "b_2": -2, "b_3": -3}
@@ -74,11 +72,11 @@ def sort_annotations(
             continue
         originals[str(raw.get("id"))] = raw
         try:
+            if not is_unicode(raw):
+                raise InvalidAnnotation(NO_UNICODE)
             by_task[task.uid].append(read(raw, task, row))
         except InvalidAnnotation as reason:
             invalid.append((raw, str(reason)))
-        except ValidationError as error:  # a text that is no Unicode, for one
-            invalid.append((raw, first_problem(error)))
     judgements: list[Judged] = []
     for of_task in by_task.values():
         kept, surplus = _within_overlap(of_task, overlap)

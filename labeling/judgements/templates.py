@@ -15,6 +15,7 @@ from labeling.errors import TaskError
 from labeling.judgements.judgement import Judged, PairwiseJudgement, RankingJudgement
 from labeling.judgements.layout import NO_BUCKET, Layout
 from labeling.judgements.parse import InvalidAnnotation, Parsed, provenance, sort_annotations
+from labeling.tasks.characters import NO_UNICODE, is_unicode, unicode_only
 from labeling.tasks.tasks import Task
 
 ROLES = {"user": "user", "human": "user", "person": "user", "prompter": "user", "system": "system"}
@@ -33,9 +34,9 @@ def read_template(
         try:
             task = _task(row, layout)
         except ValidationError as error:
-            rejected.append(Rejected(file=source, line=number, reason=first_problem(error), row=row))
+            rejected.append(Rejected(file=source, line=number, reason=first_problem(error), row=unicode_only(row)))
         except TaskError as error:
-            rejected.append(Rejected(file=source, line=number, reason=str(error), row=row))
+            rejected.append(Rejected(file=source, line=number, reason=str(error), row=unicode_only(row)))
         else:
             tasks[task.uid] = task
             annotations += [(task, raw, row) for raw in row["annotations"]]
@@ -51,6 +52,8 @@ def _task(row: Any, layout: Layout) -> Task:
     if not is_task(row):
         raise TaskError("not a task with `data` and `annotations`; export the project as JSON, not JSON-MIN or CSV")
     data = row["data"]
+    if not is_unicode(data):
+        raise TaskError(NO_UNICODE)
     messages = _messages(data.get(layout.prompt), layout.prompt)
     prompt = Prompt(id=stable_id("p", *(f"{m.role}:{m.content}" for m in messages)), messages=messages)
     if layout.items:

@@ -13,7 +13,7 @@ a server that moved to another address keeps its keys. Times are UTC, by the ser
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -169,11 +169,17 @@ class Store:
             rows = newest(connection, annotations, project).values()
         return [_version(row) for row in rows if row.deleted != PRESENT]
 
-    def record(self, project: SeenProject, rows: Sequence[Mapping[str, Any]], sync: Sync) -> Changes:
+    def record(
+        self,
+        project: SeenProject,
+        rows: Sequence[Mapping[str, Any]],
+        sync: Sync,
+        unreadable: Collection[int] = (),
+    ) -> Changes:
         """Store what a sync read, in one transaction. `rows` are tasks with all their annotations; all tasks, if whole.
 
         Unchanged rows are not stored again. Missing rows get a tombstone: annotations that a task no longer has and, in
-        a whole sync, tasks that are not among the rows.
+        a whole sync, tasks that are not among the rows; but not what belongs to the tasks `unreadable`.
         """
         seen_at = stamp(sync.seen_at)
         ids = None if sync.whole else [int(row["id"]) for row in rows]
@@ -190,6 +196,10 @@ class Store:
             }
             _add(connection, tasks, task_rows, known_tasks)
             added, changed = _add(connection, annotations, annotation_rows, known)
+            known_tasks, known = (
+                {number: row for number, row in versions.items() if row.task not in unreadable}
+                for versions in (known_tasks, known)
+            )
             _add_tombstones(connection, tasks, known_tasks, task_rows, seen_at, lambda _: TASK_DELETED)
             deleted = _add_tombstones(
                 connection,

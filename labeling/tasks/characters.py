@@ -9,6 +9,7 @@ from typing import Any
 
 CONTROLS = {code: chr(0x2400 + code) for code in range(0x20) if chr(code) not in "\t\n\r"} | {0x7F: "\u2421"}
 REPLACEMENT = "\ufffd"
+NO_UNICODE = "a text has a lone surrogate, which is no character"
 SURROGATES = dict.fromkeys(range(0xD800, 0xE000), REPLACEMENT)
 STAND_INS = str.maketrans(CONTROLS | SURROGATES)
 
@@ -21,6 +22,11 @@ def shown(value: Any) -> Any:
 def unicode_only(value: Any) -> Any:
     """A JSON value without lone surrogates, which cannot be written as UTF-8."""
     return _translated(value, SURROGATES)
+
+
+def is_unicode(value: Any) -> bool:
+    """Whether no text of a JSON value has a lone surrogate."""
+    return bool(value == unicode_only(value))
 
 
 def _translated(value: Any, table: dict[int, str]) -> Any:
