@@ -189,7 +189,7 @@ def check_odd_texts(owner: LabelStudio, tmp_path: Path) -> None:
     """Odd texts go to a real server and come back; the comparison has the texts as they were."""
     texts = [*ODD, "long " + 700_000 * "x y"]
     none, pairs = RankingTasks(prompts=0), PairwiseTasks(prompts=len(texts), overlap=1)
-    config = LabelingConfig(title=f"odd texts {tmp_path.name}"[:30], rankings=none, pairwise=pairs)
+    config = LabelingConfig(title="odd texts", rankings=none, pairwise=pairs)
     opened = open_sets(owner, config, [odd_set(number, text) for number, text in enumerate(texts)], tmp_path)
     assert not opened.rejected and len(opened.tasks) == len(texts)
     for task_id in opened.batches[0].task_ids.values():
@@ -199,7 +199,7 @@ def check_odd_texts(owner: LabelStudio, tmp_path: Path) -> None:
     assert {*texts} <= {side.text for row in pulled.comparisons for side in (row.chosen, row.rejected)}
     raw = [Unstorable(**dict(task)) for task in opened.tasks.values()]
     others = build_tasks("pairwise", [response_set(number) for number in range(6)], 0)[0]
-    project = open_project(owner, "pairwise", f"raw {tmp_path.name}"[:30], 1)
+    project = open_project(owner, "pairwise", "raw texts", 1)
     pushed = push(owner, project, [*others[:3], *raw, *others[3:]])
     assert {task.uid for task in others} <= {*pushed.ids} and len(pushed.ids) + len(pushed.rejected) == 6 + len(raw)
 
