@@ -5,7 +5,8 @@ from pathlib import Path
 
 from pydantic import Field
 
-from alignment.records import Record, Rejected
+from alignment.records import Record, Rejected, write_records
+from labeling.authors import judges
 from labeling.config import CrewConfig, Kind, LabelingConfig, QualityOptions
 from labeling.errors import UnexpectedAnswer
 from labeling.judgements.judgement import Judged
@@ -31,6 +32,7 @@ from labeling.tasks.tasks import Task
 from labeling.tasks.upload import push
 
 COLLECTION_FILE = "collection.json"
+REJECTED_FILE = "rejected.jsonl"
 ADJUDICATION = "adjudication"  # directory of the second collection
 FINAL = "final"  # suffix of its project titles, whose length is limited
 
@@ -49,8 +51,8 @@ class Batch(Record):
 
 
 class Collection(Record):
-    """All tasks of a collection. `rejected` are response sets that no task could be built from, `answers` the known
-    answers of gold tasks."""
+    """All tasks of a collection. `rejected` are response sets that no task could be built from, and tasks that the
+    server does not take; `answers` are the known answers of gold tasks."""
 
     batches: tuple[Batch, ...]
     rejected: tuple[Rejected, ...] = ()
@@ -98,17 +100,17 @@ class CrewReport(Record):
 
 
 def open_planned(client: LabelStudio, config: LabelingConfig, planned: Planned, out: Path) -> Collection:
-    """Store the planned tasks on the server, each kind in a project of its own, and write `out/collection.json`.
+    """Store the planned tasks on the server, each kind in a project of its own, and write `out/collection.json` and
+    `out/rejected.jsonl`.
 
     Idempotent: existing projects and tasks are reused.
     """
-    batches = [
-        _open_batch(client, kind, config.title, config.overlaps[kind], tasks)
+    opened = [
+        _open_batch(client, kind, config.title, config.overlaps[kind], tasks, any(task.cut_off for task in tasks))
         for kind, tasks in planned.tasks.items()
         if tasks
     ]
-    collection = Collection(batches=tuple(batches), rejected=tuple(planned.rejected), answers=planned.answers)
-    return _write_collection(collection, out)
+    return _write_collection(opened, planned.rejected, planned.answers, out)
 
 
 def open_adjudication(
@@ -119,17 +121,34 @@ def open_adjudication(
     kinds: dict[Kind, list[Task]] = {}
     for dispute in disputed:
         kinds.setdefault(dispute.kind, []).append(tasks[dispute.task_uid])
-    batches = tuple(_open_batch(client, kind, f"{title} {FINAL}", 1, of_kind) for kind, of_kind in kinds.items())
-    return _write_collection(Collection(batches=batches), out)
+    cut_off = {kind: any(task.cut_off for task in tasks.values() if task.kind == kind) for kind in kinds}
+    opened = [
+        _open_batch(client, kind, f"{title} {FINAL}", 1, of_kind, cut_off[kind]) for kind, of_kind in kinds.items()
+    ]
+    return _write_collection(opened, (), {}, out)
 
 
-def _open_batch(client: LabelStudio, kind: Kind, title: str, overlap: int, tasks: Sequence[Task]) -> Batch:
-    project = open_project(client, kind, title, overlap)
-    return Batch(project=project, tasks=tuple(tasks), task_ids=dict(push(client, project, tasks)))
+def _open_batch(
+    client: LabelStudio, kind: Kind, title: str, overlap: int, tasks: Sequence[Task], cut_off: bool
+) -> tuple[Batch, tuple[Rejected, ...]]:
+    """The batch, and the tasks that the server does not take."""
+    project = open_project(client, kind, title, overlap, cut_off=cut_off)
+    pushed = push(client, project, tasks)
+    there = tuple(task for task in tasks if task.uid in pushed.ids)
+    return Batch(project=project, tasks=there, task_ids=pushed.ids), pushed.rejected
 
 
-def _write_collection(collection: Collection, out: Path) -> Collection:
+def _write_collection(
+    opened: Sequence[tuple[Batch, tuple[Rejected, ...]]], rejected: Sequence[Rejected], answers: Answers, out: Path
+) -> Collection:
+    """The collection of the opened batches; written to `out`, as are the rows that no task was created for."""
+    collection = Collection(
+        batches=tuple(batch for batch, _ in opened),
+        rejected=(*rejected, *(row for _, refused in opened for row in refused)),
+        answers=answers,
+    )
     out.mkdir(parents=True, exist_ok=True)
+    write_records(out / REJECTED_FILE, collection.rejected)
     temporary = out / (COLLECTION_FILE + ".partial")
     temporary.write_text(collection.model_dump_json(), encoding="utf-8")
     temporary.replace(out / COLLECTION_FILE)
@@ -159,17 +178,13 @@ def sync_collection(client: LabelStudio, collection: Collection, store: Store) -
 def progress(collection: Collection, store: Store, synced: Sequence[Synced]) -> Progress:
     """Judgements done and needed. Judgements of a task beyond the overlap do not count.
 
-    `synced` is what `sync_collection` returned. Annotations are counted in the store: the server's own
+    `synced` is what `sync_collection` returned. People are counted in the store: the server's own
     counter of a task may miss one of two that are saved at the same time.
     """
     by_kind: dict[str, tuple[int, int]] = {}
     for batch, result in zip(collection.batches, synced, strict=True):
         task_ids = set(batch.task_ids.values())
-        judged = [
-            sum(not annotation["was_cancelled"] for annotation in row["annotations"])
-            for row in store.current(result.project.project)
-            if row["id"] in task_ids
-        ]
+        judged = [judges(row["annotations"]) for row in store.current(result.project.project) if row["id"] in task_ids]
         by_kind[batch.project.kind] = (sum(min(count, batch.project.overlap) for count in judged), batch.needed)
     done, needed = (sum(counts[i] for counts in by_kind.values()) for i in (0, 1))
     return Progress(done=done, needed=needed, by_kind=by_kind)
@@ -184,6 +199,7 @@ def _pull_all(
     skips: dict[str, int] = {}
     for batch, synced in zip(collection.batches, sync_collection(client, collection, store), strict=True):
         rows, source = store.current(synced.project.project), f"label-studio/project/{batch.project.id}"
+        quarantined += synced.rejected
         parsed = parse(rows, batch.tasks, batch.project.overlap, source)
         judgements += parsed.judgements
         quarantined += parsed.quarantined

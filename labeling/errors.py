@@ -2,9 +2,10 @@
 
 LabelingError
 ├── ServerUnavailable      no response, or 5xx responses through all retries
+│   └── ServerFault        the server responds, and fails on this request (500)
 ├── ServerStartFailed      a server that was started did not become ready
 ├── BadCredentials         the token or the password was refused
-├── RequestRefused         the server refused a request (4xx)
+├── RequestRefused         the server refused a request (4xx, or 500 for what it cannot store)
 ├── UnexpectedAnswer       a response that does not have the documented format
 ├── TaskError              input that no task can be built from
 ├── WebhookRefused         the server does not call the address of a webhook
@@ -30,6 +31,19 @@ class ServerUnavailable(LabelingError):
         self.url = url
 
 
+class ServerFault(ServerUnavailable):
+    """The server responded with 500, through all retries: it is in trouble, or cannot handle what is in the request."""
+
+    def __init__(self, url: str, request: str, body: str) -> None:
+        self.url, self.request = url, request
+        self.body = "" if body.lstrip().startswith("<") else " ".join(body.split())[:300]  # a page says nothing
+        LabelingError.__init__(
+            self,
+            f"Label Studio at {url} fails on a request: {request} returned 500{': ' if self.body else ''}{self.body}. "
+            "Its log says why; if it was stopped meanwhile, `rlhf up` starts the local server.",
+        )
+
+
 class ServerStartFailed(LabelingError):
     """The server process exited, or its port was in use, before it was ready."""
 
@@ -45,7 +59,7 @@ class BadCredentials(LabelingError):
 
 
 class RequestRefused(LabelingError):
-    """A 4xx answer: retrying will not help."""
+    """The server does not take a request: retrying will not help."""
 
     def __init__(self, method: str, url: str, status: int, body: str) -> None:
         super().__init__(f"{method} {url} was refused with {status}: {body[:500]}")

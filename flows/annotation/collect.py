@@ -29,11 +29,10 @@ from labeling.collection import (
 )
 from labeling.config import LabelingConfig
 from labeling.reports.figures import crew_figures
-from labeling.screens.render import screen
 from labeling.server.client import LabelStudio
 from labeling.tasks.balance import balance
 from labeling.tasks.plan import Planned, plan_tasks
-from labeling.tasks.projects import screen_hash
+from labeling.tasks.projects import label_config, screen_hash
 
 SCREENS = "screens"
 CLEAR = 0.5  # of a gold score from 0 to 1
@@ -150,8 +149,10 @@ def write_screens(collection: Collection, out: Path) -> None:
     (out / SCREENS).mkdir(exist_ok=True)
     for batch in collection.batches:
         kind, digest = batch.project.kind, batch.project.screen_hash
-        if digest == screen_hash(kind):  # an older project has an older screen, on the server only
-            (out / SCREENS / f"{kind}-{digest}.xml").write_text(screen(kind), encoding="utf-8")
+        for cut_off in (False, True):
+            if digest == screen_hash(kind, cut_off=cut_off):  # an older project has an older one, on the server only
+                text = label_config(kind, cut_off=cut_off)
+                (out / SCREENS / f"{kind}-{digest}.xml").write_text(text, encoding="utf-8")
 
 
 def write_output(

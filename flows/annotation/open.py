@@ -14,7 +14,7 @@ from flows.annotation.select import COLLECTIONS, Budget, Material, needed_stages
 from flows.home import home_directory
 from flows.recipe.schema import Recipe
 from flows.tracking.runner import find
-from labeling.collection import open_planned
+from labeling.collection import REJECTED_FILE, open_planned
 from labeling.config import Kind, LabelingConfig
 from labeling.reports.effort import Pace, hours
 from labeling.server.client import LabelStudio
@@ -102,10 +102,11 @@ def projects(owner: LabelStudio, planning: Planning) -> list[ProjectState]:
 
 
 def _project(owner: LabelStudio, planning: Planning, kind: Kind) -> ProjectState:
-    config, uids = planning.config, {task.uid for task in planning.planned.tasks[kind]}
-    versions = project_versions(owner, kind, config.title)
+    config, tasks = planning.config, planning.planned.tasks[kind]
+    uids, cut_off = {task.uid for task in tasks}, any(task.cut_off for task in tasks)
+    versions = project_versions(owner, kind, config.title, cut_off=cut_off)
     older = {str(raw["title"]): int(raw["total_annotations_number"]) for raw in versions.older}
-    title = full_title(kind, config.title)
+    title = full_title(kind, config.title, cut_off=cut_off)
     if versions.current is None:
         return ProjectState(kind, title, None, 0, len(uids), None, older, config.webhook is not None)
     number, overlap = int(versions.current["id"]), int(versions.current["maximum_annotations"])
@@ -122,14 +123,19 @@ def _project(owner: LabelStudio, planning: Planning, kind: Kind) -> ProjectState
     )
 
 
-def open_plan(owner: LabelStudio, planning: Planning) -> None:
-    """Create accounts, then projects with their tasks, then webhooks. Idempotent, also after an interruption."""
-    config = planning.config
+def open_plan(owner: LabelStudio, planning: Planning) -> list[str]:
+    """Create accounts, then projects with their tasks, then webhooks. Idempotent, also after an interruption.
+
+    Returns notes on tasks that the server does not take.
+    """
+    config, out = planning.config, home_directory() / COLLECTIONS / planning.config.title
     ensure_people(owner, config.people)
-    opened = open_planned(owner, config, planning.planned, home_directory() / COLLECTIONS / config.title)
+    opened = open_planned(owner, config, planning.planned, out)
     if config.webhook is not None:
         for batch in opened.batches:
             ensure_webhook(owner, batch.project.id, config.webhook)
+    refused = opened.rejected[len(planning.planned.rejected) :]
+    return [f"{len(refused)} tasks are not taken by Label Studio: {out / REJECTED_FILE}"] if refused else []
 
 
 PLAN_COLUMNS = ("project", "tasks", "there", "new", "judges per task", "hours of work", "time per judgement")

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -15,6 +15,9 @@ from alignment.data.readers import read_comparisons
 from alignment.errors import ArtifactError, ConfigError, DataError
 from alignment.records import Comparison, Record, Rejected, read_records, write_records
 from flows.cli.common import AsJson, queries
+
+if TYPE_CHECKING:
+    from labeling.judgements.layout import LayoutOptions
 
 PARTS = ("all", "train", "heldout_prompts", "heldout_annotators", "aside")
 
@@ -56,6 +59,18 @@ def import_judgements(
         ImportFormat,
         typer.Option("--format", help="Format of the file; auto: what TRL reads, and files of `rlhf label export`."),
     ] = ImportFormat.auto,
+    columns: Annotated[
+        str, typer.Option(help="Label Studio: fields of a project of others, as prompt=...,left=...,right=...")
+    ] = "",
+    label_config: Annotated[
+        Path | None, typer.Option(help="Label Studio: the project's label config (XML), which names the fields.")
+    ] = None,
+    control: Annotated[str, typer.Option(help="Label Studio: the control with the preference.")] = "",
+    choice: Annotated[
+        list[str] | None,
+        typer.Option(help="Label Studio: what a choice means, as left=CHOICE, right=, tie= or none=; can be repeated."),
+    ] = None,
+    buckets: Annotated[str, typer.Option(help="Label Studio: a ranker's buckets, from best to worst.")] = "",
 ) -> None:
     """Import comparisons from a file or a project's JSON export from Label Studio; count rejected rows by reason.
 
@@ -63,7 +78,12 @@ def import_judgements(
     """
     if not file.is_file():
         raise DataError(f"the file {file} does not exist; check the path (relative paths start at {Path.cwd()})")
-    files, bad = _from_label_studio(file) if form is ImportFormat.label_studio else _from_external(file, form)
+    if form is ImportFormat.label_studio:
+        files, bad = _from_label_studio(file, _layout_options(columns, label_config, control, choice or [], buckets))
+    elif columns or label_config or control or choice or buckets:
+        raise ConfigError("--columns, --label-config, --control, --choice and --buckets need --format label-studio")
+    else:
+        files, bad = _from_external(file, form)
     for name, rows in files.items():
         write_records(out / name, rows)
     write_records(out / "rejected.jsonl", bad)
@@ -81,10 +101,36 @@ def _from_external(file: Path, form: ImportFormat) -> tuple[dict[str, Sequence[R
     return {"comparisons.jsonl": good}, bad
 
 
-def _from_label_studio(file: Path) -> tuple[dict[str, Sequence[Record]], list[Rejected]]:
+def _layout_options(
+    columns: str, label_config: Path | None, control: str, choices: Sequence[str], buckets: str
+) -> "LayoutOptions | None":
+    """The layout that the options name, None without any."""
+    from labeling.judgements.layout import LayoutOptions
+
+    pairs = [part.partition("=") for part in columns.split(",") if part]
+    meanings = [part.partition("=") for part in choices]
+    if invalid := [name for name, sign, value in [*pairs, *meanings] if not (name and sign and value)]:
+        raise ConfigError(f"{invalid[0]!r} is not NAME=VALUE; --columns takes such as prompt=question,left=a,right=b")
+    if label_config is not None and not label_config.is_file():
+        raise DataError(f"the label config {label_config} does not exist; save the XML of the project's settings there")
+    options = LayoutOptions(
+        columns={name.strip(): value.strip() for name, _, value in pairs},
+        label_config="" if label_config is None else label_config.read_text(encoding="utf-8-sig"),
+        control=control,
+        choices={value: name for name, _, value in meanings},
+        buckets=tuple(name.strip() for name in buckets.split(",") if name.strip()),
+    )
+    return None if options == LayoutOptions() else options
+
+
+def _from_label_studio(
+    file: Path, options: "LayoutOptions | None"
+) -> tuple[dict[str, Sequence[Record]], list[Rejected]]:
     from labeling.judgements.imports import import_export
 
-    export = import_export(file)
+    export = import_export(file, options)
+    if export.layout:
+        typer.echo(f"read {file}: {export.layout}")
     rows = [*export.comparisons, *export.ties]
     files: dict[str, Sequence[Record]] = {
         "comparisons.jsonl": rows,

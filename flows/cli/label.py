@@ -75,8 +75,10 @@ def open_collection(
             return
         else:
             with waiting(f"opening the projects at {owner.url}"):
-                opening.open_plan(owner, planning)
+                remarks = opening.open_plan(owner, planning)
                 projects = opening.projects(owner, planning)
+            for note in remarks:
+                typer.echo(note)
         for line in opening.links(owner, planning, projects):
             typer.echo(line)
 
@@ -115,6 +117,8 @@ def sync(
         for result in synced:
             if result.config_changed:
                 typer.echo(f"the screen of project {result.project.title} was edited since the last sync")
+            for task, reason in result.unreadable.items():
+                typer.echo(f"task {task} of project {result.project.title} was not read: {reason}")
         typer.echo(f"the store is {store.path}")
     else:
         typer.echo(NEXT_STEP)
@@ -148,6 +152,8 @@ def listen(
                 new, other, gone = result.changes.added, result.changes.changed, result.changes.deleted
                 if new or other or gone:
                     typer.echo(f"{result.project.title}: {new} new, {other} changed, {gone} deleted")
+                for task, reason in result.unreadable.items():
+                    typer.echo(f"{result.project.title}: task {task} was not read: {reason}", err=True)
 
         sync_when_woken(once, wake, every)
 

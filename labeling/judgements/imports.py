@@ -2,7 +2,8 @@
 
 Such a file is downloaded by hand, or is the only copy left of a server. It contains the tasks as shown, so no other
 input is needed; the ids of responses are the opaque ones of the task. Tasks and annotations that our label
-configs cannot have produced are quarantined with file, line and reason. The line is the position of the task in the
+configs cannot have produced are quarantined with file, line and reason; projects with other label configs are read by
+`labeling.judgements.templates`. The line is the position of the task in the
 file, or the id of the annotation.
 """
 
@@ -28,8 +29,11 @@ from labeling.config import Kind
 from labeling.errors import TaskError
 from labeling.judgements.comparisons import comparisons, demonstrations
 from labeling.judgements.judgement import Judged
-from labeling.judgements.parse import parse
+from labeling.judgements.layout import LayoutOptions, layout_of
+from labeling.judgements.parse import Parsed, parse
+from labeling.judgements.templates import is_task, read_template
 from labeling.names import title_of
+from labeling.tasks.characters import NO_UNICODE, is_unicode, shown, unicode_only
 from labeling.tasks.tasks import SPEAKERS, Task, completed
 
 ROLES = {name: role for role, name in SPEAKERS.items()}
@@ -45,26 +49,49 @@ class Imported(Record):
     demonstrations: list[Demonstration]
     quarantined: list[Rejected]
     skips: int
+    layout: str = ""
 
 
-def import_export(path: Path) -> Imported:
-    """Read a project's JSON export. Raises TaskError for any other file."""
+def import_export(path: Path, options: LayoutOptions | None = None) -> Imported:
+    """Read a project's JSON export. Raises TaskError for any other file.
+
+    With `options`, or if no task is ours, the project has another label config, whose layout is derived and returned.
+    """
+    rows = _read(path)
+    templates = [row for row in rows if is_task(row)]
+    if options is None and (not templates or any(map(_is_ours, templates))):
+        return _import_ours(rows, path)
+    layout = layout_of(templates, options or LayoutOptions())
+    tasks, parsed, rejected = read_template(rows, layout, str(path), NO_LIMIT)
+    return _imported(parsed, tasks, rejected).model_copy(update={"layout": layout.describe()})
+
+
+def _is_ours(row: Mapping[str, Any]) -> bool:
+    """Whether a task was made by rlhf-flows, to judge by its fields."""
+    uid = row["data"].get("uid")
+    return isinstance(uid, str) and (uid.startswith("task_") or "before" in row["data"])
+
+
+def _import_ours(exported: Sequence[Any], path: Path) -> Imported:
     tasks: dict[str, Task] = {}
     rows: list[Mapping[str, Any]] = []
     rejected: list[Rejected] = []
-    for number, row in enumerate(_read(path), start=1):
+    for number, row in enumerate(exported, start=1):
         try:
             task = task_of(row)
             if task.uid in tasks:
                 raise TaskError("duplicate of an earlier task in this file")
         except ValidationError as error:
-            rejected.append(Rejected(file=str(path), line=number, reason=first_problem(error), row=row))
+            rejected.append(Rejected(file=str(path), line=number, reason=first_problem(error), row=unicode_only(row)))
         except TaskError as error:
-            rejected.append(Rejected(file=str(path), line=number, reason=str(error), row=row))
+            rejected.append(Rejected(file=str(path), line=number, reason=str(error), row=unicode_only(row)))
         else:
             tasks[task.uid] = task
             rows.append(row)
-    parsed = parse(rows, tasks.values(), NO_LIMIT, str(path))
+    return _imported(parse(rows, tasks.values(), NO_LIMIT, str(path)), tasks, rejected)
+
+
+def _imported(parsed: Parsed, tasks: Mapping[str, Task], rejected: Sequence[Rejected]) -> Imported:
     decided, ties = comparisons(parsed.judgements, tasks)
     return Imported(
         judgements=parsed.judgements,
@@ -93,6 +120,8 @@ def task_of(row: Any) -> Task:
         raise TaskError("not a task with `data` and `annotations`; export the project as JSON, not JSON-MIN or CSV")
     if not all(isinstance(raw, Mapping) for raw in row["annotations"]):
         raise TaskError("an annotation is not an object")
+    if not is_unicode(data):
+        raise TaskError(NO_UNICODE)
     kind, responses = _shown(data)
     messages = _messages(data)
     prompt = Prompt(id=stable_id("p", *(f"{m.role}:{m.content}" for m in messages)), messages=messages)
@@ -100,7 +129,7 @@ def task_of(row: Any) -> Task:
         raise TaskError("the task has no `uid`: it was not created by rlhf-flows")
     draft = data.get("draft", "") if kind == "demonstration" else ""
     task = Task(uid=data["uid"], kind=kind, prompt=prompt, responses=responses, draft=draft)
-    if task.data != completed(data):
+    if task.data != shown(completed(data)):
         raise TaskError("the task's data differ from what rlhf-flows uploads")
     return task
 
@@ -108,20 +137,25 @@ def task_of(row: Any) -> Task:
 def _shown(data: Mapping[str, Any]) -> tuple[Kind, dict[str, Response]]:
     """The kind of a task, and its responses by opaque id in the order shown."""
     if "response_a" in data:
-        pairs = [(data.get(f"{side}_id"), data.get(f"response_{side}")) for side in "ab"]
-        return "pairwise", _responses(pairs)
+        sides = [(data.get(f"{side}_id"), data.get(f"response_{side}"), bool(data.get(f"{side}_cut"))) for side in "ab"]
+        return "pairwise", _responses(sides)
     if "responses" in data:
         listed = data["responses"]
         if not isinstance(listed, list) or not all(isinstance(item, Mapping) for item in listed):
             raise TaskError("`responses` is not a list of objects")
-        return "ranking", _responses([(item.get("id"), item.get("body")) for item in listed])
+        return "ranking", _responses([(item.get("id"), item.get("body"), "html" in item) for item in listed])
     return "demonstration", {}
 
 
-def _responses(pairs: list[tuple[Any, Any]]) -> dict[str, Response]:
-    if len({identity for identity, _ in pairs if isinstance(identity, str)}) < len(pairs) or not 2 <= len(pairs) <= 9:
+def _responses(answers: list[tuple[Any, Any, bool]]) -> dict[str, Response]:
+    """The responses from (id, text, whether it was cut off)."""
+    ids = {identity for identity, _, _ in answers if isinstance(identity, str)}
+    if len(ids) < len(answers) or not 2 <= len(answers) <= 9:
         raise TaskError("a task needs 2 to 9 responses with unique ids")
-    return {identity: Response(id=identity, text=text) for identity, text in pairs}
+    return {
+        identity: Response(id=identity, text=text, ended=False if cut_off else None)
+        for identity, text, cut_off in answers
+    }
 
 
 def _messages(data: Mapping[str, Any]) -> tuple[Message, ...]:

@@ -8,13 +8,18 @@ from alignment.records import Record
 
 
 class Judgement(Record):
-    """One annotator's judgement of one task. `lead_time` is in seconds."""
+    """One annotator's judgement of one task. `lead_time` is in seconds, 0 if unknown.
+
+    `annotator_id` made the last version of the annotation. If another account made the first one, that is
+    `first_annotator_id`, and `created_at` is the time of the change.
+    """
 
     annotation_id: str
     annotator_id: str
     task_uid: str
     created_at: str
     lead_time: float = 0.0
+    first_annotator_id: str = ""
 
 
 class RankingJudgement(Judgement):

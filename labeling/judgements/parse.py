@@ -4,13 +4,16 @@ Label Studio does not validate annotations: any account can post any JSON. An an
 cannot have produced is quarantined with a reason (`Rejected`), never repaired.
 """
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from alignment.criteria import CRITERION_NAMES
 from alignment.records import Record, Rejected
+from labeling.authors import author, owner
 from labeling.judgements.judgement import Judged, Judgement, PairwiseJudgement, RankingJudgement, WrittenAnswer
+from labeling.tasks.characters import NO_UNICODE, is_unicode, shown, unicode_only
 from labeling.tasks.tasks import Task, completed
 
 PREFERENCES = {"a_3": 3, "a_2": 2, "a_1": 1, "tie": 0, "b_1": -1, "b_2": -2, "b_3": -3}
@@ -38,22 +41,40 @@ def parse(exported: Sequence[Mapping[str, Any]], tasks: Iterable[Task], overlap:
     `source` names the project in quarantined rows.
     """
     by_uid = {task.uid: task for task in tasks}
+    rows = [(by_uid.get(str(row["data"].get("uid"))), row) for row in exported]
+    annotations = [(task, raw, row) for task, row in rows if task is not None for raw in row["annotations"]]
+
+    def read(raw: Mapping[str, Any], task: Task, row: Mapping[str, Any]) -> Judged:
+        if shown(completed(row["data"])) != task.data:
+            raise InvalidAnnotation("the task's data on the server differ from what was uploaded")
+        return parse_annotation(raw, task)
+
+    return sort_annotations(annotations, read, overlap, source)
+
+
+def sort_annotations(
+    annotations: Iterable[tuple[Task, Mapping[str, Any], Mapping[str, Any]]],
+    read: Callable[[Mapping[str, Any], Task, Mapping[str, Any]], Judged],
+    overlap: int,
+    source: str,
+) -> Parsed:
+    """Sort (task, annotation, row of the export) into judgements, skips and quarantined rows.
+
+    `read` returns the judgement of an annotation and raises InvalidAnnotation.
+    """
     skips: dict[str, int] = defaultdict(int)
     invalid: list[tuple[Mapping[str, Any], str]] = []
     originals: dict[str, Mapping[str, Any]] = {}
     by_task: dict[str, list[Judged]] = defaultdict(list)
-    for row, raw in ((task_row, raw) for task_row in exported for raw in task_row["annotations"]):
-        task = by_uid.get(str(row["data"].get("uid")))
-        if task is None:
-            continue
+    for task, raw, row in annotations:
         if raw.get("was_cancelled"):
-            skips[str(raw.get("completed_by"))] += 1
+            skips[str(author(raw))] += 1
             continue
         originals[str(raw.get("id"))] = raw
         try:
-            if completed(row["data"]) != task.data:
-                raise InvalidAnnotation("the task's data on the server differ from what was uploaded")
-            by_task[task.uid].append(parse_annotation(raw, task))
+            if not is_unicode(raw):
+                raise InvalidAnnotation(NO_UNICODE)
+            by_task[task.uid].append(read(raw, task, row))
         except InvalidAnnotation as reason:
             invalid.append((raw, str(reason)))
     judgements: list[Judged] = []
@@ -70,7 +91,7 @@ def _rejected_row(source: str, raw: Mapping[str, Any], reason: str) -> Rejected:
     """The quarantined row; its line is the annotation's id."""
     number = raw.get("id")
     line = number if isinstance(number, int) else 0
-    return Rejected(file=f"{source}/task/{raw.get('task')}", line=line, reason=reason, row=dict(raw))
+    return Rejected(file=f"{source}/task/{raw.get('task')}", line=line, reason=reason, row=unicode_only(raw))
 
 
 def _within_overlap(judgements: Sequence[Judged], overlap: int) -> tuple[list[Judged], list[tuple[Judged, str]]]:
@@ -83,30 +104,49 @@ def _within_overlap(judgements: Sequence[Judged], overlap: int) -> tuple[list[Ju
         newest[judgement.annotator_id] = judgement
     in_order = sorted(newest.values(), key=_age)
     surplus += [(late, f"exceeds the overlap of {overlap}") for late in in_order[overlap:]]
-    return sorted(in_order[:overlap], key=lambda judgement: int(judgement.annotator_id)), surplus
+    return sorted(in_order[:overlap], key=_by_annotator), surplus
 
 
 def _age(judgement: Judgement) -> tuple[str, int]:
     return judgement.created_at, int(judgement.annotation_id)
 
 
+def _by_annotator(judgement: Judgement) -> tuple[int, str]:
+    """Ids as numbers, after e-mail addresses."""
+    identity = judgement.annotator_id
+    return (int(identity), "") if identity.isdecimal() else (-1, identity)
+
+
 def parse_annotation(raw: Mapping[str, Any], task: Task) -> Judged:
     """One annotation as a judgement. Raises InvalidAnnotation if our labeling interface cannot have produced it."""
-    annotator, number, result = raw.get("completed_by"), raw.get("id"), raw.get("result")
-    if not isinstance(annotator, int) or not isinstance(number, int):
-        raise InvalidAnnotation("no annotator or no annotation id")
+    common = provenance(raw, task)
+    result = raw.get("result")
     if not isinstance(result, list) or not result:
         raise InvalidAnnotation("the result is empty")
-    lead_time = raw.get("lead_time")
-    common = {
-        "annotation_id": str(number),
-        "annotator_id": str(annotator),
-        "task_uid": task.uid,
-        "created_at": str(raw.get("created_at")),
-        "lead_time": float(lead_time) if isinstance(lead_time, int | float) else 0.0,
-    }
     # LabelInterface.validate_annotation accepts missing and duplicate controls, and rejects a clicked answer.
     return PARSERS[task.kind](_controls(result, SHAPES[task.kind]), task, common)
+
+
+def provenance(raw: Mapping[str, Any], task: Task) -> dict[str, Any]:
+    """The fields that all judgements have: annotation, author, task and times. Raises InvalidAnnotation.
+
+    An annotation that another person changed is that person's judgement, of the time of the change; how long it took
+    is unknown.
+    """
+    first, last, number = owner(raw), author(raw), raw.get("id")
+    if isinstance(number, bool) or not isinstance(number, int) or (first is None and last is None):
+        raise InvalidAnnotation("no annotator or no annotation id")
+    if last is None:
+        raise InvalidAnnotation(
+            f"account {raw.get('updated_by')} changed or only starred the annotation of account {first}: which of them "
+            "judged is unknown; the one whose judgement it is opens it and presses Update"
+        )
+    common = {"annotation_id": str(number), "annotator_id": str(last), "task_uid": task.uid}
+    if first is not None and last != first:
+        return common | {"created_at": str(raw.get("updated_at")), "first_annotator_id": str(first)}
+    seconds = raw.get("lead_time")
+    lead_time = float(seconds) if isinstance(seconds, int | float) and math.isfinite(seconds) else 0.0
+    return common | {"created_at": str(raw.get("created_at")), "lead_time": lead_time}
 
 
 def _controls(result: Sequence[Any], shapes: Mapping[str, tuple[str, str, str]]) -> dict[str, Any]:

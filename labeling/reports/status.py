@@ -1,12 +1,13 @@
 """The status of a project: progress, pace, expected end, agreement, and the work of each annotator."""
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from statistics import median
 from typing import Any
 
 from alignment.records import Record
+from labeling.authors import Account, author, judges, owner
 from labeling.names import title_of
 from labeling.quality.results import Agreement, Rate
 from labeling.store.versions import SeenProject, Sync, moment
@@ -21,7 +22,7 @@ class AnnotatorStatus(Record):
     `name` is as on the server: first and last name, and the e-mail address.
     """
 
-    annotator: int | None
+    annotator: Account | None
     name: str
     judgements: int
     skips: int
@@ -66,8 +67,8 @@ def project_status(
     """The status of one project as of its last sync. `rows` are its tasks with their annotations, as in the store."""
     annotations = [raw for row in rows for raw in row["annotations"]]
     judged = [raw for raw in annotations if not raw["was_cancelled"]]
-    by_task = Counter(raw["task"] for raw in judged)
-    done, needed = sum(min(n, project.overlap) for n in by_task.values()), len(rows) * project.overlap
+    done = sum(min(judges(row["annotations"]), project.overlap) for row in rows)
+    needed = len(rows) * project.overlap
     now = syncs[-1].seen_at if syncs else None
     per_hour = pace([moment(raw["created_at"]) for raw in judged], now) if now else 0.0
     remaining = timedelta(hours=(needed - done) / per_hour) if per_hour else None
@@ -103,23 +104,24 @@ def pace(times: Sequence[datetime], now: datetime) -> float:
 
 def annotator_statuses(annotations: Sequence[Mapping[str, Any]]) -> tuple[AnnotatorStatus, ...]:
     """Annotators who judged or skipped, by falling number of judgements."""
-    by_person: dict[int | None, list[Mapping[str, Any]]] = defaultdict(list)
+    by_person: dict[Account | None, list[Mapping[str, Any]]] = defaultdict(list)
     for raw in annotations:
-        by_person[raw["completed_by"]].append(raw)
+        by_person[author(raw)].append(raw)
     statuses = []
     for person, own in by_person.items():
-        times = [raw["lead_time"] for raw in own if raw.get("lead_time") and not raw["was_cancelled"]]
+        first_hand = [raw for raw in own if owner(raw) == person]  # the others tell the name and time of someone else
+        times = [raw["lead_time"] for raw in first_hand if raw.get("lead_time") and not raw["was_cancelled"]]
         skips = sum(raw["was_cancelled"] for raw in own)
         statuses.append(
             AnnotatorStatus(
                 annotator=person,
-                name=name_of(own),
+                name=name_of(first_hand),
                 judgements=len(own) - skips,
                 skips=skips,
                 median_seconds=median(times) if times else None,
             )
         )
-    return tuple(sorted(statuses, key=lambda status: (-status.judgements, status.annotator or 0)))
+    return tuple(sorted(statuses, key=lambda status: (-status.judgements, str(status.annotator).zfill(12))))
 
 
 def name_of(own: Sequence[Mapping[str, Any]]) -> str:

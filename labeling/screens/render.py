@@ -70,6 +70,17 @@ def instruction() -> str:
 @cache
 def screen(kind: Kind) -> str:
     """The label config of a kind of task, with style, guidelines and, for pairs, a rating for each criterion."""
+    return _screen(kind, {"cut_style": "", "cut_a": "", "cut_b": ""})
+
+
+@cache
+def screen_with_cuts(kind: Kind) -> str:
+    """The label config for tasks with answers that were cut off; for a list of answers it is the same one."""
+    notes = {f"cut_{side}": _fill(_layout("cut.xml").strip(), {"side": side}) for side in "ab"}
+    return _screen(kind, {"cut_style": _layout("cut.css"), **notes})
+
+
+def _screen(kind: Kind, cuts: Mapping[str, str]) -> str:
     ratings = {
         f"ratings_{side}": RATINGS_INDENT.join(_rating(criterion, side, index) for criterion in CRITERIA)
         for index, side in enumerate("ab")
@@ -78,6 +89,7 @@ def screen(kind: Kind) -> str:
         "style": _layout("style.xml"),
         "question": _layout("question.xml").strip(),
         "number_of_criteria": str(len(CRITERIA)),
+        **cuts,
         **ratings,
         **_keys(),
         "guidelines": escape(guidelines(), quote=True).replace("\n", "&#10;"),

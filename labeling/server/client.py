@@ -5,7 +5,7 @@ models parse times into objects, but the annotation store keeps the server's JSO
 """
 
 import json as jsonlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
 from email.utils import parsedate_to_datetime
 from types import TracebackType
@@ -16,12 +16,13 @@ import label_studio_sdk  # loads its names lazily: about a second, at the first 
 from label_studio_sdk.core.api_error import ApiError
 from label_studio_sdk.core.parse_error import ParsingError
 
-from labeling.errors import BadCredentials, LabelingError, UnexpectedAnswer
-from labeling.server.transport import RetryingTransport, raise_for_refusal, shown_url
+from labeling.errors import BadCredentials, LabelingError, RequestRefused, ServerFault, UnexpectedAnswer
+from labeling.server.transport import ONCE, RetryingTransport, raise_for_refusal, shown_url
 
 PAGE_SIZE = 1000
 FULL_PAGE_SIZE = 500
 IMPORT_BATCH = 250
+IMPORT_CHARACTERS = 8_000_000  # of one request
 EXPENSIVE_COLUMNS = (  # computed by the data manager; omitting them halves the time of listing tasks
     *("annotations_results", "predictions_results", "annotations_ids", "drafts", "predictions", "avg_lead_time"),
     *("annotators", "storage_filename", "file_upload", "comment_authors", "predictions_model_versions", "created_ago"),
@@ -91,9 +92,9 @@ class LabelStudio:
             )
         raise failure
 
-    def get(self, path: str, **params: Any) -> Any:
-        """GET a JSON value."""
-        return self._request("GET", path, params=params)
+    def get(self, path: str, *, once: bool = False, **params: Any) -> Any:
+        """GET a JSON value; `once`: without retries."""
+        return self._request("GET", path, params=params, headers={ONCE: "1"} if once else {})
 
     def post(self, path: str, json: Any, **params: Any) -> Any:
         """POST a JSON value."""
@@ -146,21 +147,29 @@ class LabelStudio:
     def tasks(self, project_id: int, *fields: str) -> list[dict[str, Any]]:
         """All tasks of a project by id, with these `fields` of each and without annotations."""
         include = ",".join({"id": None} | dict.fromkeys(fields))
-        return list(self._walk(project_id, PAGE_SIZE, None, fields="task_only", include=include))
+        return list(self._walk(project_id, PAGE_SIZE, None, {}, fields="task_only", include=include))
 
     def tasks_with_annotations(
-        self, project_id: int, changed_after: datetime | None = None
+        self, project_id: int, changed_after: datetime | None = None, unreadable: dict[int, str] | None = None
     ) -> Iterator[dict[str, Any]]:
         """`id`, `data`, `updated_at` and all `annotations` (skips too) of the tasks, by id.
 
         With `changed_after`, only tasks changed later than that, including by an annotation that was created, edited,
-        skipped or deleted. Deleted tasks are missing.
+        skipped or deleted. Deleted tasks are missing. Tasks that make the server fail (one that was posted with a lone
+        surrogate or an infinite time, say) are added to `unreadable` with the reason; what can be read of their
+        annotations is among the rows. Raises ServerFault for them without `unreadable`.
         """
         omit = ",".join(EXPENSIVE_COLUMNS)
-        return self._walk(project_id, FULL_PAGE_SIZE, changed_after, fields="all", omit=omit, resolve_uri="false")
+        options = {"fields": "all", "omit": omit, "resolve_uri": "false"}
+        return self._walk(project_id, FULL_PAGE_SIZE, changed_after, unreadable, **options)
 
     def _walk(
-        self, project_id: int, page_size: int, changed_after: datetime | None, **params: str
+        self,
+        project_id: int,
+        page_size: int,
+        changed_after: datetime | None,
+        unreadable: dict[int, str] | None,
+        **params: Any,
     ) -> Iterator[dict[str, Any]]:
         """Tasks by id, by keyset pagination: each page starts after the last id of the previous one.
 
@@ -168,25 +177,76 @@ class LabelStudio:
         """
         last = 0
         while True:
-            filters = [_filter("id", "Number", last)]
+            filters = [_filter("id", "greater", "Number", last)]
             if changed_after is not None:
-                filters.append(_filter("updated_at", "Datetime", f"{changed_after:%Y-%m-%dT%H:%M:%S.%fZ}"))
-            query = jsonlib.dumps({"filters": {"conjunction": "and", "items": filters}})
-            response = self.get("/api/tasks", project=project_id, page_size=page_size, query=query, **params)
-            page = expect(response, dict, "the list of tasks")
-            rows = expect(page.get("tasks"), list, "the list of tasks")
+                filters.append(_filter("updated_at", "greater", "Datetime", f"{changed_after:%Y-%m-%dT%H:%M:%S.%fZ}"))
+            common: dict[str, Any] = {"project": project_id, "page_size": page_size}
+            try:
+                rows, total = self._page(filters, once=unreadable is not None, **common, **params)
+                ids = [row["id"] for row in rows]
+            except ServerFault:
+                if unreadable is None:
+                    raise
+                listed, total = self._page(filters, **common, fields="task_only", include="id")
+                ids = sorted(row["id"] for row in listed)
+                rows = self._readable(ids, filters, unreadable, **common, **params)
             yield from rows
-            if len(rows) >= int(page["total"]):
+            if len(ids) >= total:
                 return
-            if max((row["id"] for row in rows), default=last) <= last:
+            if max(ids, default=last) <= last:
                 raise UnexpectedAnswer(f"{self.url} ignores the filter of a task list; Label Studio 1.23 is required")
-            last = rows[-1]["id"]
+            last = ids[-1]
+
+    def _page(
+        self, filters: list[dict[str, Any]], *, once: bool = False, **params: Any
+    ) -> tuple[list[dict[str, Any]], int]:
+        """(Rows, total number) of tasks that match the filters."""
+        query = jsonlib.dumps({"filters": {"conjunction": "and", "items": filters}})
+        page = expect(self.get("/api/tasks", once=once, query=query, **params), dict, "the list of tasks")
+        return expect(page.get("tasks"), list, "the list of tasks"), int(page["total"])
+
+    def _readable(
+        self, ids: list[int], filters: list[dict[str, Any]], unreadable: dict[int, str], **params: Any
+    ) -> list[dict[str, Any]]:
+        """The tasks `ids`, by halves: those on which the server fails are found alone."""
+        if not ids:
+            return []
+        among = [_filter("id", "greater", "Number", ids[0] - 1), _filter("id", "less", "Number", ids[-1] + 1)]
+        try:
+            rows, _ = self._page([*filters, *among], once=True, **params)
+        except ServerFault as fault:
+            if len(ids) == 1:
+                unreadable[ids[0]] = f"the server fails on it: {fault.request} returned 500"
+                return self._in_pieces(ids[0], unreadable, **params) if params["fields"] == "all" else []
+            middle = len(ids) // 2
+            first = self._readable(ids[:middle], filters, unreadable, **params)
+            return first + self._readable(ids[middle:], filters, unreadable, **params)
+        return [row for row in rows if row["id"] in ids]
+
+    def _in_pieces(self, task_id: int, unreadable: dict[int, str], **params: Any) -> list[dict[str, Any]]:
+        """A task with the annotations of it that can be read one by one; nothing if its data cannot be read."""
+        listing = params | {"include": "id,data,updated_at,annotations_ids"}
+        del listing["omit"]
+        try:
+            rows, _ = self._page([_filter("id", "equal", "Number", task_id)], once=True, **listing)
+        except ServerFault:
+            return []
+        annotations = []
+        for row in rows:
+            for number in str(row.pop("annotations_ids", "") or "").split(","):
+                try:
+                    annotations += [self.get(f"/api/annotations/{number}/", once=True)] if number else []
+                except ServerFault:
+                    unreadable[task_id] = f"the server fails on annotation {number}"
+                except RequestRefused as refusal:
+                    if refusal.status != 404:  # deleted meanwhile
+                        raise
+        return [row | {"annotations": annotations} for row in rows]
 
     def import_tasks(self, project_id: int, tasks: list[dict[str, Any]]) -> list[int]:
         """Add tasks (`{"data": …}`) in batches; return their ids in the same order. Does not detect duplicates."""
         ids: list[int] = []
-        for first in range(0, len(tasks), IMPORT_BATCH):
-            batch = tasks[first : first + IMPORT_BATCH]
+        for batch in import_batches(tasks):
             response = self.post(f"/api/projects/{project_id}/import", batch, return_task_ids="true")
             ids += expect(response, dict, "the response to an import")["task_ids"]
         if len(ids) != len(tasks):
@@ -222,9 +282,24 @@ def _json_body(value: Any) -> dict[str, Any]:
     return {"content": body.encode(), "headers": {"Content-Type": "application/json"}}
 
 
-def _filter(column: str, kind: str, greater_than: Any) -> dict[str, Any]:
+def import_batches(tasks: Sequence[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    """The tasks in batches of IMPORT_BATCH tasks and IMPORT_CHARACTERS at most; a longer task goes alone."""
+    batch: list[dict[str, Any]] = []
+    characters = 0
+    for task in tasks:
+        size = len(jsonlib.dumps(task, ensure_ascii=False))
+        if batch and (len(batch) >= IMPORT_BATCH or characters + size > IMPORT_CHARACTERS):
+            yield batch
+            batch, characters = [], 0
+        batch.append(task)
+        characters += size
+    if batch:
+        yield batch
+
+
+def _filter(column: str, operator: str, kind: str, value: Any) -> dict[str, Any]:
     """A filter of the data manager."""
-    return {"filter": f"filter:tasks:{column}", "operator": "greater", "type": kind, "value": greater_than}
+    return {"filter": f"filter:tasks:{column}", "operator": operator, "type": kind, "value": value}
 
 
 def expect(value: Any, kind: type[T], what: str) -> T:

@@ -4,8 +4,9 @@ import time
 
 import httpx
 
-from labeling.errors import BadCredentials, RequestRefused, ServerUnavailable
+from labeling.errors import BadCredentials, RequestRefused, ServerFault, ServerUnavailable
 
+ONCE = "X-RLHF-Once"  # a header of ours, not sent: the request is not retried
 NEVER_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
 
 
@@ -15,7 +16,8 @@ class RetryingTransport(httpx.BaseTransport):
     A request that may have taken effect is retried only if that is harmless: a POST only if it never reached the server
     or got a 503, all others after any network error or 5xx.
 
-    `url` is the server's address for error messages. Raises ServerUnavailable when no attempt succeeds.
+    `url` is the server's address for error messages. Raises ServerUnavailable when no attempt succeeds, and
+    ServerFault if the last one got a 500.
     """
 
     def __init__(self, url: str, transport: httpx.BaseTransport, attempts: int, backoff_seconds: float) -> None:
@@ -26,24 +28,31 @@ class RetryingTransport(httpx.BaseTransport):
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         """The server's response to `request`."""
-        cause = "no attempt"
-        for attempt in range(self._attempts):
+        error = ServerUnavailable(self._url, "no attempt")
+        for attempt in range(1 if request.headers.pop(ONCE, None) else self._attempts):
             if attempt:
                 time.sleep(self._backoff_seconds * 2 ** (attempt - 1))
             try:
                 response = self._transport.handle_request(request)
                 response.read()
-            except httpx.TransportError as error:
-                cause = str(error) or type(error).__name__
-                if request.method == "POST" and not isinstance(error, NEVER_SENT):
+            except httpx.TransportError as failure:
+                error = ServerUnavailable(self._url, str(failure) or type(failure).__name__)
+                if request.method == "POST" and not isinstance(failure, NEVER_SENT):
                     break
                 continue
             if response.status_code < 500:
                 return response
-            cause = f"{request.method} {request.url.path} returned {response.status_code}"
+            error = self._error(request, response)
             if request.method == "POST" and response.status_code != 503:
                 break
-        raise ServerUnavailable(self._url, cause)
+        raise error
+
+    def _error(self, request: httpx.Request, response: httpx.Response) -> ServerUnavailable:
+        """The error of a 5xx response."""
+        sent = f"{request.method} {request.url.path}"
+        if response.status_code == 500:
+            return ServerFault(self._url, sent, response.text)
+        return ServerUnavailable(self._url, f"{sent} returned {response.status_code}")
 
     def close(self) -> None:
         """Close the connections."""

@@ -20,6 +20,7 @@ from typing import Any, Literal
 
 from alignment.criteria import CRITERIA, CRITERION_NAMES
 from alignment.records import Record
+from labeling.authors import author
 from labeling.config import CrewConfig
 from labeling.server.client import LabelStudio
 from labeling.server.users import Account, derived_password, ensure_account
@@ -231,7 +232,7 @@ def _work_left(
     """The remaining tasks (id and data) of each annotator, by e-mail."""
     rows = {row["data"].get("uid"): row for row in owner.tasks_with_annotations(project.id)}
     judged_by = {
-        uid: {annotation["completed_by"] for annotation in row["annotations"] if not annotation["was_cancelled"]}
+        uid: {author(annotation) for annotation in row["annotations"] if not annotation["was_cancelled"]}
         for uid, row in rows.items()
     }
     work: dict[str, list[dict[str, Any]]] = {annotator.email: [] for annotator in crew}

@@ -136,3 +136,15 @@ def newest(
         rows = connection.execute(select(table).where(table.c.seq.in_(selected)).order_by(column))
         rows_by_id |= {getattr(row, column.name): row for row in rows}
     return rows_by_id
+
+
+def earlier_versions(connection: Connection, project: str) -> dict[int, list[Row[Any]]]:
+    """All versions of each annotation of a project except the newest, by id, the oldest first."""
+    latest = select(func.max(annotations.c.seq)).where(annotations.c.project == project)
+    query = select(annotations).where(
+        annotations.c.project == project, annotations.c.seq.not_in(latest.group_by(annotations.c.annotation))
+    )
+    versions: dict[int, list[Row[Any]]] = {}
+    for row in connection.execute(query.order_by(annotations.c.seq)):
+        versions.setdefault(row.annotation, []).append(row)
+    return versions

@@ -13,7 +13,7 @@ a server that moved to another address keeps its keys. Times are UTC, by the ser
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -22,8 +22,19 @@ from typing import Any
 from sqlalchemy import DDL, Connection, Row, Table, func, insert, select
 from sqlalchemy.exc import DatabaseError
 
+from labeling.authors import with_author
 from labeling.errors import StoreError
-from labeling.store.schema import annotations, engine, metadata, newest, projects, rules, syncs, tasks
+from labeling.store.schema import (
+    annotations,
+    earlier_versions,
+    engine,
+    metadata,
+    newest,
+    projects,
+    rules,
+    syncs,
+    tasks,
+)
 from labeling.store.versions import (
     ANNOTATION_DELETED,
     PRESENT,
@@ -127,11 +138,13 @@ class Store:
         """The tasks (`id`, `data`) with their `annotations`, newest versions, in the shape of an export.
 
         A deleted project keeps its last rows: its judgements were not withdrawn. `completed_by` also names annotators
-        whose accounts were deleted on the server.
+        whose accounts were deleted on the server; `author` is there where the history names another one
+        than the newest version does.
         """
         with self._engine.connect() as connection:
             task_rows = newest(connection, tasks, project).values()
             annotation_rows = newest(connection, annotations, project).values()
+            earlier = earlier_versions(connection, project)
         rows = {
             row.task: {"id": row.task, "data": json.loads(row.data), "annotations": []}
             for row in task_rows
@@ -139,7 +152,8 @@ class Store:
         }
         for row in annotation_rows:
             if row.deleted in (PRESENT, PROJECT_DELETED) and row.task in rows:
-                rows[row.task]["annotations"].append(json.loads(row.raw) | {"completed_by": row.annotator})
+                versions = [_raw(version) for version in (*earlier.get(row.annotation, ()), row)]
+                rows[row.task]["annotations"].append(with_author(versions))
         return list(rows.values())
 
     def history(self, project: str, annotation: int) -> list[Version]:
@@ -155,11 +169,17 @@ class Store:
             rows = newest(connection, annotations, project).values()
         return [_version(row) for row in rows if row.deleted != PRESENT]
 
-    def record(self, project: SeenProject, rows: Sequence[Mapping[str, Any]], sync: Sync) -> Changes:
+    def record(
+        self,
+        project: SeenProject,
+        rows: Sequence[Mapping[str, Any]],
+        sync: Sync,
+        unreadable: Collection[int] = (),
+    ) -> Changes:
         """Store what a sync read, in one transaction. `rows` are tasks with all their annotations; all tasks, if whole.
 
         Unchanged rows are not stored again. Missing rows get a tombstone: annotations that a task no longer has and, in
-        a whole sync, tasks that are not among the rows.
+        a whole sync, tasks that are not among the rows; but not what belongs to the tasks `unreadable`.
         """
         seen_at = stamp(sync.seen_at)
         ids = None if sync.whole else [int(row["id"]) for row in rows]
@@ -176,6 +196,10 @@ class Store:
             }
             _add(connection, tasks, task_rows, known_tasks)
             added, changed = _add(connection, annotations, annotation_rows, known)
+            known_tasks, known = (
+                {number: row for number, row in versions.items() if row.task not in unreadable}
+                for versions in (known_tasks, known)
+            )
             _add_tombstones(connection, tasks, known_tasks, task_rows, seen_at, lambda _: TASK_DELETED)
             deleted = _add_tombstones(
                 connection,
@@ -216,6 +240,12 @@ def _version(row: Row[Any]) -> Version:
 def _sync_values(sync: Sync) -> dict[str, Any]:
     times = {name: stamp(getattr(sync, name)) for name in ("seen_at", "newest", "cursor")}
     return sync.model_dump() | times
+
+
+def _raw(row: Row[Any]) -> dict[str, Any]:
+    """A version of an annotation, with its annotator also where the account was deleted on the server."""
+    raw: dict[str, Any] = json.loads(row.raw)
+    return raw if row.annotator is None else raw | {"completed_by": row.annotator}
 
 
 def _count_query(table: Table, project: str) -> Any:

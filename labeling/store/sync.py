@@ -13,14 +13,18 @@ server's clock was set back, the project is read in full.
 
 Deleted tasks and bulk deletions leave no changed task behind. The counts of tasks and annotations reveal them: after an
 incremental sync the store has everything that the server has; if it has more, the project is read in full.
+
+A task or annotation on which the server fails is left out and named; the store keeps the versions of it that it has.
 """
 
 from collections.abc import Collection, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from alignment.records import Record
-from labeling.errors import RequestRefused, UnexpectedAnswer
+from pydantic import Field
+
+from alignment.records import Record, Rejected
+from labeling.errors import LabelingError, RequestRefused, ServerFault, UnexpectedAnswer
 from labeling.locks import exclusive_lock
 from labeling.names import SIGNATURE, config_hash
 from labeling.server.client import LabelStudio
@@ -29,6 +33,7 @@ from labeling.store.versions import Changes, SeenProject, Sync, moment
 
 OVERLAP = timedelta(seconds=60)
 WHOLE_EVERY = timedelta(hours=24)
+LACKING_EVERY = timedelta(minutes=10)
 BACKWARDS = timedelta(seconds=2)  # clock skew allowed between hosts behind one address
 DATE_STEP = timedelta(seconds=1)  # resolution of the Date header
 EPOCH = datetime.fromtimestamp(0, UTC)
@@ -36,32 +41,59 @@ Counts = tuple[int, int]
 
 
 class Synced(Record):
-    """The result of a sync. `why` is the reason for a full read, "" for an incremental sync."""
+    """The result of a sync. `why` is the reason for a full read, "" for an incremental sync.
+
+    `unreadable` are tasks that could not be read, or not wholly, with the reason, by id; the store keeps what it has.
+    """
 
     project: SeenProject
     why: str = ""
     tasks_read: int = 0
     changes: Changes = Changes()
     config_changed: bool = False
+    unreadable: dict[int, str] = Field(default_factory=dict)
+
+    @property
+    def rejected(self) -> list[Rejected]:
+        """The tasks that could not be read, as rejected rows."""
+        place = f"label-studio/project/{self.project.number}/task"
+        return [Rejected(file=f"{place}/{task}", line=0, reason=why) for task, why in self.unreadable.items()]
 
 
 def sync(client: LabelStudio, store: Store, only: Collection[int] = (), *, whole: bool = False) -> list[Synced]:
     """Bring the store up to date with all projects of ours on the server, including those deleted there.
 
-    `only` restricts this to the projects with these numbers, whoever created them.
+    `only` restricts this to the projects with these numbers, whoever created them. A project that cannot be read does
+    not stop the others; its error is raised after them.
     """
     stored = {project.number for project in store.projects() if project.url == client.url and not project.deleted}
     listed = {int(raw["id"]): raw for raw in client.projects()}
     ours = {number for number, raw in listed.items() if str(raw["description"]).startswith(SIGNATURE)}
     results: list[Synced | None] = []
+    failures: list[LabelingError] = []
     for number in sorted(only or stored | ours):
         try:
-            results.append(sync_project(client, store, number, listed.get(number), whole=whole))
-        except RequestRefused as error:
-            if error.status != 404:
-                raise
-            results.append(sync_project(client, store, number, whole=whole))  # deleted after it was listed
+            results.append(_sync_listed(client, store, number, listed.get(number), whole))
+        except ServerFault as error:
+            client.whoami()  # raises if the server fails on everything
+            failures.append(error)
+        except (RequestRefused, UnexpectedAnswer) as error:
+            failures.append(error)
+    if failures:
+        raise failures[0]
     return [result for result in results if result is not None]
+
+
+def _sync_listed(
+    client: LabelStudio, store: Store, number: int, listed: dict[str, Any] | None, whole: bool
+) -> Synced | None:
+    """Sync a project that may have been deleted after it was listed."""
+    try:
+        return sync_project(client, store, number, listed, whole=whole)
+    except RequestRefused as error:
+        if error.status != 404:
+            raise
+        return sync_project(client, store, number, whole=whole)
 
 
 def sync_project(
@@ -132,17 +164,25 @@ def _read_project(client: LabelStudio, store: Store, raw: dict[str, Any], whole:
     config_changed = bool(configs) and configs[0] != project.config_hash
     past = store.syncs(project.project)
     why = _reason_for_whole(past, date, asked=whole)
-    tasks_read, changes = _store_reading(client, store, project, past, date, bool(why))
-    if not why and not _counts_agree(client, store.counts(project.project), project.number, _counts(raw)):
-        why, past = "the server has fewer tasks or annotations than the store", store.syncs(project.project)
-        more_read, more = _store_reading(client, store, project, past, _server_time(client), True)
+    unreadable: dict[int, str] = {}
+    tasks_read, changes = _store_reading(client, store, project, past, date, bool(why), unreadable)
+    if not why and (why := _difference(client, store, project, _counts(raw), date)):
+        past = store.syncs(project.project)
+        more_read, more = _store_reading(client, store, project, past, _server_time(client), True, unreadable)
         tasks_read += more_read
         changes = Changes(
             added=changes.added + more.added,
             changed=changes.changed + more.changed,
             deleted=changes.deleted + more.deleted,
         )
-    return Synced(project=project, why=why, tasks_read=tasks_read, changes=changes, config_changed=config_changed)
+    return Synced(
+        project=project,
+        why=why,
+        tasks_read=tasks_read,
+        changes=changes,
+        config_changed=config_changed,
+        unreadable=unreadable,
+    )
 
 
 def _reason_for_whole(past: list[Sync], date: datetime, *, asked: bool) -> str:
@@ -158,17 +198,31 @@ def _reason_for_whole(past: list[Sync], date: datetime, *, asked: bool) -> str:
 
 
 def _store_reading(
-    client: LabelStudio, store: Store, project: SeenProject, past: list[Sync], date: datetime, whole: bool
+    client: LabelStudio,
+    store: Store,
+    project: SeenProject,
+    past: list[Sync],
+    date: datetime,
+    whole: bool,
+    unreadable: dict[int, str],
 ) -> tuple[int, Changes]:
-    """Read and store the tasks, and set the next cursor; return the number of tasks read and the changes."""
+    """Read and store the tasks, and set the next cursor; return the number of tasks read and the changes.
+
+    Tasks that cannot be read are added to `unreadable`.
+    """
     after = None if whole else past[-1].cursor
-    rows = [_validated(row) for row in client.tasks_with_annotations(project.number, after)]
+    rows = []
+    for row in client.tasks_with_annotations(project.number, after, unreadable):
+        if problem := _malformed(row):
+            unreadable[_task_id(row)] = problem
+        else:
+            rows.append(row)
     changed = max((moment(row["updated_at"]) for row in rows), default=EPOCH)
     newest = min(max(changed, EPOCH if whole or not past else past[-1].newest), date + DATE_STEP)
     sync = Sync(
         seen_at=date, whole=whole, newest=newest, cursor=_cursor(past, newest, date, whole), tasks_read=len(rows)
     )
-    return len(rows), store.record(project, rows, sync)
+    return len(rows), store.record(project, rows, sync, unreadable)
 
 
 def _cursor(past: list[Sync], newest: datetime, date: datetime, whole: bool) -> datetime:
@@ -178,18 +232,35 @@ def _cursor(past: list[Sync], newest: datetime, date: datetime, whole: bool) -> 
     return max([newest - OVERLAP, *previous, *settled])
 
 
-def _counts_agree(client: LabelStudio, ours: Counts, number: int, earlier: Counts) -> bool:
-    """Whether the store's counts match the server's, which may have changed during the read."""
-    later = earlier if ours == earlier else _counts(client.project(number))
-    return all(min(a, b) <= n <= max(a, b) for n, a, b in zip(ours, earlier, later, strict=True))
+def _difference(client: LabelStudio, store: Store, project: SeenProject, earlier: Counts, date: datetime) -> str:
+    """Why the counts of the server and the store require a full read, "" if they do not.
+
+    The server's may have changed during the read. What the server cannot send is missing in the store for good, so that
+    a full read for it is due only every LACKING_EVERY.
+    """
+    ours = store.counts(project.project)
+    later = earlier if ours == earlier else _counts(client.project(project.number))
+    if all(min(a, b) <= n <= max(a, b) for n, a, b in zip(ours, earlier, later, strict=True)):
+        return ""
+    if any(n > max(a, b) for n, a, b in zip(ours, earlier, later, strict=True)):
+        return "the server has fewer tasks or annotations than the store"
+    last = next(sync.seen_at for sync in reversed(store.syncs(project.project)) if sync.whole)
+    return "the server has more tasks or annotations than the store" if date - last >= LACKING_EVERY else ""
 
 
-def _validated(row: dict[str, Any]) -> dict[str, Any]:
-    """The row, if it has the fields that the store needs. Raises UnexpectedAnswer."""
+def _task_id(row: dict[str, Any]) -> int:
+    """The id of a task. Raises UnexpectedAnswer for a row without one."""
+    if isinstance(number := row.get("id"), int):
+        return number
+    raise UnexpectedAnswer(f"malformed task: {str(row)[:300]}")
+
+
+def _malformed(row: dict[str, Any]) -> str:
+    """The problem of a row that does not have the fields that the store needs; "" if it has."""
     try:
         parts: Iterator[Any] = iter([row, *row["annotations"]])
         if all(isinstance(part["id"], int) and moment(part["updated_at"]) and "data" in row for part in parts):
-            return row
+            return ""
     except (KeyError, TypeError, ValueError) as error:
-        raise UnexpectedAnswer(f"malformed task ({error!r}): {str(row)[:300]}") from error
-    raise UnexpectedAnswer(f"malformed task: {str(row)[:300]}")
+        return f"malformed task ({error!r}): {str(row)[:300]}"
+    return f"malformed task: {str(row)[:300]}"

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from alignment.records import Record
+from labeling.authors import owner
 from labeling.names import uid_of
 
 VOLATILE = ("created_ago", "created_username")
@@ -45,7 +46,10 @@ class Changes(Record):
 
 
 class Version(Record):
-    """One version of an annotation. `deleted` is empty, or names what was deleted: annotation, task or project."""
+    """One version of an annotation. `annotator` owns it; `raw` also names who saved it, as `updated_by`.
+
+    `deleted` is empty, or names what was deleted: annotation, task or project.
+    """
 
     annotation: int
     task: int
@@ -100,13 +104,13 @@ def annotation_values(
     project: SeenProject, row: Mapping[str, Any], raw: Mapping[str, Any], seen_at: str, known_annotator: int | None
 ) -> dict[str, Any]:
     """A row of the table `annotations`. The annotator is kept when the server drops it with a deleted account."""
-    annotator = raw.get("completed_by")
+    annotator = owner(raw)
     return {
         "project": project.project,
         "annotation": int(raw["id"]),
         "task": int(row["id"]),
         "uid": uid_of(row),
-        "annotator": known_annotator if annotator is None else annotator,
+        "annotator": annotator if isinstance(annotator, int) else known_annotator,
         "skipped": bool(raw.get("was_cancelled")),
         "raw": canonical(raw),
         "hash": content_hash(raw),

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from alignment.records import Comparison, Rejected, Response
 from labeling.config import Kind
 from labeling.errors import TaskError
+from labeling.tasks.characters import unicode_only
 from labeling.tasks.tasks import Task, make_task
 
 Answers = dict[str, tuple[tuple[str, str], ...]]  # by task uid, pairs of response ids, the better one first
@@ -72,7 +73,7 @@ def gold_tasks(
 
 
 def _unfit(number: int, reason: str, row: Comparison) -> Rejected:
-    return Rejected(file="gold answers", line=number, reason=reason, row=row.model_dump())
+    return Rejected(file="gold answers", line=number, reason=reason, row=unicode_only(row.model_dump()))
 
 
 def _wanted(gold: GoldSet, counts: Mapping[Kind, int], kind: Kind) -> bool:

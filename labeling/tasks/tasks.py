@@ -11,8 +11,11 @@ from typing import Any
 from alignment.records import Prompt, Record, Rejected, Response, ResponseSet, stable_id
 from labeling.config import Kind
 from labeling.errors import TaskError
+from labeling.tasks.characters import NO_UNICODE, is_unicode, shown, unicode_only
 from labeling.tasks.similarity import nearly_same
 
+CUT_OFF = "cut off here: the limit of length was reached"
+CUT_OFF_HTML = f"<em>{CUT_OFF}</em>"  # a constant: no text of a model is ever HTML
 SPEAKERS = {"system": "Told to the assistant", "user": "Person", "assistant": "Assistant"}
 
 
@@ -34,8 +37,18 @@ class Task(Record):
         return tuple(self.responses)
 
     @property
+    def cut_off(self) -> bool:
+        """Whether an answer was cut off."""
+        return any(response.ended is False for response in self.responses.values())
+
+    @property
     def data(self) -> dict[str, Any]:
-        """The task as Label Studio stores it."""
+        """The task as Label Studio stores it, with stand-ins for characters that it cannot store or show."""
+        data: dict[str, Any] = shown(self._texts)
+        return data
+
+    @property
+    def _texts(self) -> dict[str, Any]:
         *before, last = self.prompt.messages
         turns = [{"who": SPEAKERS[turn.role], "text": turn.content} for turn in before]
         common: dict[str, Any] = {"uid": self.uid, "before": turns, "prompt": last.content}
@@ -48,13 +61,21 @@ class Task(Record):
                 "response_a": self.responses[a].text,
                 "b_id": b,
                 "response_b": self.responses[b].text,
+                **(self._cuts if self.cut_off else {}),
             }
         letters = "ABCDEFGHI"
         listed = [
             {"id": opaque, "title": f"Answer {letters[i]}", "body": self.responses[opaque].text}
+            | ({"html": CUT_OFF_HTML} if self.responses[opaque].ended is False else {})
             for i, opaque in enumerate(self.shown)
         ]
         return common | {"responses": listed}
+
+    @property
+    def _cuts(self) -> dict[str, Any]:
+        """The notes at the end of two answers, as lists of none or one."""
+        cuts = [[CUT_OFF] if response.ended is False else [] for response in self.responses.values()]
+        return {f"{side}_cut": cut for side, cut in zip("ab", cuts, strict=True)}
 
 
 def completed(data: Mapping[str, Any]) -> dict[str, Any]:
@@ -84,13 +105,20 @@ def make_task(kind: Kind, prompt: Prompt, responses: Sequence[Response], seed: i
     if kind == "pairwise":
         choices = rng.sample(choices, 2)
     rng.shuffle(choices)
-    uid = stable_id("task", kind, prompt.id, prompt.text, *(f"{r.id}\x1e{r.text}" for r in choices))
+    uid = stable_id("task", kind, prompt.id, prompt.text, *map(_identity, choices))
     return Task(uid=uid, kind=kind, prompt=prompt, responses={stable_id("r", uid, r.id): r for r in choices})
+
+
+def _identity(response: Response) -> str:
+    """What makes a response another one on the screen."""
+    return f"{response.id}\x1e{response.text}" + ("\x1ecut off" if response.ended is False else "")
 
 
 def _check(kind: Kind, prompt: Prompt, choices: Sequence[Response]) -> None:
     if not prompt.text.strip():
         raise TaskError("the prompt is empty")
+    if not is_unicode([prompt.text, *(response.text for response in choices)]):
+        raise TaskError(NO_UNICODE)
     if kind == "demonstration":
         return
     if any(not response.text.strip() for response in choices):
@@ -111,7 +139,9 @@ def build_tasks(kind: Kind, sets: Sequence[ResponseSet], seed: int) -> tuple[lis
             if task.uid in tasks:
                 raise TaskError("duplicate of an earlier response set")
         except TaskError as error:
-            rejected.append(Rejected(file="response sets", line=number, reason=str(error), row=row.model_dump()))
+            rejected.append(
+                Rejected(file="response sets", line=number, reason=str(error), row=unicode_only(row.model_dump()))
+            )
         else:
             tasks[task.uid] = task
     return list(tasks.values()), rejected

@@ -89,8 +89,8 @@ def judged(owner: LabelStudio, collection: Collection) -> Progress:
 def test_pushing_twice_stores_once(owner: LabelStudio) -> None:
     project = open_project(owner, "ranking", "push twice", 2)
     tasks, _ = build_tasks("ranking", SETS, 0)
-    ids = push(owner, project, tasks[:20])
-    again = push(owner, project, tasks)
+    ids = push(owner, project, tasks[:20]).ids
+    again = push(owner, project, tasks).ids
     assert [again[task.uid] for task in tasks[:20]] == [ids[task.uid] for task in tasks[:20]]
     assert len(owner.tasks(project.id, "id")) == len(stored(owner, project)) == 30
 

@@ -24,6 +24,7 @@ from tests.conftest import TINY
 from tests.flows.local import hostile_environment
 from tests.labeling.browser import CHROMIUM, chromium
 from tests.labeling.helpers import free_port
+from tests.labeling.tasks.test_characters import check_odd_texts, check_poison
 
 pytestmark = [pytest.mark.server, pytest.mark.long]
 ROOT = Path(__file__).parents[3]
@@ -119,6 +120,12 @@ def test_the_pipeline_and_the_round_trip_of_labels_pass_on_postgresql(production
     assert not list(production.home.rglob("*.sqlite3")) and not list(production.home.glob("*/*.db"))
     with LabelStudio(production.url("label-studio"), production.credentials.label_studio_token) as owner:
         assert {project["title"].split()[0] for project in owner.projects()} == {"tiny"}
+
+
+def test_odd_texts_and_annotations_that_cannot_be_read_on_postgresql(production: Site, tmp_path: Path) -> None:
+    with LabelStudio(production.url("label-studio"), production.credentials.label_studio_token) as owner:
+        check_odd_texts(owner, tmp_path)
+        assert set(check_poison(owner)) == {1}  # PostgreSQL does not take a lone surrogate, but takes an infinite time
 
 
 def test_status_shows_all_parts_and_knows_the_profile(production: Site, home: Path) -> None:

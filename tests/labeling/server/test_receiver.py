@@ -105,7 +105,7 @@ def test_an_annotation_wakes_a_sync_through_a_server_that_may_call_us(owner: Lab
     with webhook_receiver(0, wake) as url:
         project = open_project(owner, "ranking", "hooked", 1)
         (task,), _ = build_tasks("ranking", [response_set(1)], 0)
-        ids = push(owner, project, [task])
+        ids = push(owner, project, [task]).ids
         sync_project(owner, store, project.id)
         assert ensure_webhook(owner, project.id, url) and not ensure_webhook(owner, project.id, url)
         assert has_webhook(owner, project.id, url) and not has_webhook(owner, project.id, url + "x")

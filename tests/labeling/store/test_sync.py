@@ -42,7 +42,7 @@ def tasks_for(numbers: range) -> list[Task]:
 def opened(owner: LabelStudio, title: str, count: int) -> tuple[Project, list[Task], list[int]]:
     """A project with tasks, and the tasks' ids in their order."""
     project, tasks = open_project(owner, "ranking", title, 2), tasks_for(range(count))
-    ids = push(owner, project, tasks)
+    ids = push(owner, project, tasks).ids
     return project, tasks, [ids[task.uid] for task in tasks]
 
 
@@ -172,7 +172,7 @@ class Deeds:
 
     def add_task(self) -> None:
         task = self.spare.pop()
-        task_id = push(self.owner, self.project, [task])[task.uid]
+        task_id = push(self.owner, self.project, [task]).ids[task.uid]
         self.here[task_id], self.shown[task_id] = [], task
 
     def edit_task(self) -> None:
@@ -365,13 +365,13 @@ def test_a_server_that_fails_or_hangs_leaves_the_store_as_it_was(
     (impatient, faults), (project, _, _) = faulty, opened(owner, "faults", 5)
     monkeypatch.setattr(client_module, "FULL_PAGE_SIZE", 2)
     for through in (0, 1, 2, 3):
-        faults.let_through, faults.failing = through, 2
+        faults.let_through, faults.failing = through, 99
         with (
             LabelStudio(impatient.url, TOKEN, attempts=2, backoff_seconds=0.01) as client,
             pytest.raises(ServerUnavailable, match=r"returned 500.*`rlhf up`"),
         ):
             sync_project(client, store, project.id)
-    faults.let_through, faults.silent = 0, 2
+    faults.let_through, faults.failing, faults.silent = 0, 0, 2
     with pytest.raises(ServerUnavailable, match="timed out"):
         sync_project(impatient, store, project.id)
     assert not store.projects()
@@ -441,7 +441,7 @@ def test_a_push_that_is_killed_and_repeated_stores_every_task_once(
         half_way = owner.project(project.id)["task_number"]
         longest_seconds *= 1.5 if half_way == 0 else 0.5 if half_way > 500 else 1
     time.sleep(0.5)  # a batch that the server was still storing when the last process was killed
-    ids = push(owner, project, tasks)
+    ids = push(owner, project, tasks).ids
     rows = owner.tasks(project.id, "id", "data")
     assert sorted(row["data"]["uid"] for row in rows) == sorted(task.uid for task in tasks)
     assert {row["data"]["uid"]: row["id"] for row in rows} == dict(ids)
@@ -463,12 +463,13 @@ def test_a_push_onto_a_server_that_fails_goes_on_where_it_was(
     (impatient, faults), project = faulty, open_project(owner, "ranking", "failing push", 2)
     tasks = tasks_for(range(40))
     with patiently(impatient) as client:
-        faults.let_through, faults.failing = 3, 1  # two batches get through
+        faults.let_through, faults.failing = 3, 99  # two batches get through
         with pytest.raises(ServerUnavailable):
             push(client, project, tasks)
         assert 20 <= owner.project(project.id)["task_number"] < 40
-        push(client, project, tasks)
-    assert len(owner.tasks(project.id, "id")) == 40
+        faults.let_through, faults.failing = 1, 1  # the batch is stored, although the answer is an error
+        pushed = push(client, project, tasks)
+    assert len(owner.tasks(project.id, "id")) == 40 == len(pushed.ids) and not pushed.rejected
 
 
 def test_a_sync_that_is_killed_leaves_a_sound_store(owner: LabelStudio, store: Store) -> None:
