@@ -8,10 +8,22 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from alignment.config.stages import RowSource
+from alignment.data.readers import read_as, to_demonstration
 from alignment.models.chat import ChatFormat
-from alignment.models.encoding import encode_comparison, encode_file, put_aside
-from alignment.records import Comparison, Demonstration, Document, Message, Prompt, Rejected, read_records
+from alignment.models.encoding import encode_comparison, encode_demonstrations, encode_file, put_aside
+from alignment.records import (
+    Comparison,
+    Demonstration,
+    Document,
+    Message,
+    Prompt,
+    Rejected,
+    read_records,
+    write_records,
+)
 from tests.alignment.models.templates import FAMILIES, family_tokenizer
+from tests.conftest import SHARED_DATA
 
 ROWS = 2000  # of each kind
 BATCH = 50
@@ -102,3 +114,19 @@ def test_a_comparison_keeps_an_answer_that_was_cut_off_open(tmp_path: Path) -> N
     )
     pair = encode_comparison(chat, row, 64)
     assert end not in pair.chosen and pair.rejected[-1] == end
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"), [("demos_system", "System role not supported"), ("demos_double_user", "must alternate")]
+)
+def test_the_demonstrations_of_the_cases_lose_the_refused_row_alone(name: str, reason: str, tmp_path: Path) -> None:
+    path = SHARED_DATA.parent / "cases" / "templates" / f"{name}.jsonl"
+    if not path.exists():
+        pytest.skip(f"{path} is not here")
+    rows, _ = read_as(RowSource(path=str(path)), to_demonstration, None)
+    write_records(tmp_path / "demonstrations.jsonl", rows)
+    chat = ChatFormat.of(family_tokenizer(tmp_path / "gemma", FAMILIES["gemma"]))
+    encoded = encode_demonstrations(tmp_path, chat, 64, "sft.max_length_tokens")
+    assert len(encoded.rows) == 39 and len(rows) == 40
+    (refused,) = encoded.rejected
+    assert refused.line == 6 and reason in refused.reason
