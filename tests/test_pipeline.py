@@ -302,6 +302,8 @@ def test_what_the_command_says(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setenv("RLHF_HOME", str(tmp_path))
+    for name in ("PREFECT_API_URL", "MLFLOW_TRACKING_URI", "LABEL_STUDIO_URL"):
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(sys, "argv", ["rlhf", "run", str(TINY), *told])
     with pytest.raises(SystemExit) as ended:
         main()

@@ -10,6 +10,7 @@ becomes a special token, whatever it contains.
 
 import re
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from os.path import commonprefix
@@ -189,11 +190,13 @@ def load_chat(directory: str | Path) -> ChatFormat:
 
 
 def eos_token_ids(tokenizer: PreTrainedTokenizerBase, generation_config: GenerationConfig | None) -> frozenset[int]:
-    """All ids that end an answer of a model, for a tokenizer with or without a chat template."""
-    if tokenizer.chat_template:
-        return ChatFormat.of(tokenizer, generation_config).end_ids
+    """All ids that end an answer of a model, for a tokenizer with or without a chat template (one for answers)."""
     eos = tokenizer.eos_token_id
-    return frozenset([*configured_eos_ids(generation_config), *([] if eos is None else [int(eos)])])
+    ids = frozenset([*configured_eos_ids(generation_config), *([] if eos is None else [int(eos)])])
+    if tokenizer.chat_template:
+        with suppress(CheckpointError):
+            ids |= ChatFormat.of(tokenizer, generation_config).end_ids
+    return ids
 
 
 def configured_eos_ids(generation_config: GenerationConfig | None) -> list[int]:

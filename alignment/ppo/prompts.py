@@ -67,7 +67,7 @@ def check_inputs(
     """Raise for inputs that would train silently in the wrong way."""
     if not prompts:
         raise ConfigError("there are no prompts; pass at least one")
-    ends = eos_token_ids(tokenizer, policy.generation_config)
+    ends = eos_token_ids(tokenizer, getattr(policy, "generation_config", None))
     if not ends:
         raise ConfigError("the tokenizer has no EOS token, so no response could end: set tokenizer.eos_token")
     if tokenizer.pad_token_id == tokenizer.eos_token_id:

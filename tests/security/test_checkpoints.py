@@ -111,9 +111,8 @@ def test_code_beside_an_architecture_that_is_known_is_passed_over(tmp_path: Path
 def test_a_chat_template_cannot_reach_python(tmp_path: Path) -> None:
     write_model(tmp_path)
     (tmp_path / "chat_template.jinja").write_text("{{ ''.__class__.__mro__[1].__subclasses__() }}")
-    _, tokenizer, _ = import_checkpoint(tmp_path)
-    with pytest.raises(Exception, match="unsafe"):
-        tokenizer.apply_chat_template([{"role": "user", "content": "?"}], tokenize=False)
+    with pytest.raises(CheckpointError, match=r"the chat template does not take this conversation: .* is unsafe"):
+        import_checkpoint(tmp_path)
 
 
 def small() -> LlamaForCausalLM:
