@@ -7,5 +7,5 @@ from alignment.training.pretrain import heldout_loss, pack
 
 def measure_alignment_tax(bench: Bench, models: Models) -> Figures:
     """`tax`: cross-entropy per token (nats) of each model on the corpus's held-out documents."""
-    rows = pack(bench.corpus / "heldout.jsonl", bench.chat, row_length(bench.reference)).rows
-    return Figures({"tax": {name: heldout_loss(model, rows) for name, model in models.by_name().items()}})
+    text = pack(bench.corpus / "heldout.jsonl", bench.chat, row_length(bench.reference))
+    return Figures({"tax": {name: heldout_loss(model, text) for name, model in models.by_name().items()}})

@@ -25,6 +25,8 @@ from alignment.models.tokenizer import check_unicode, load_tokenizer, plain_toke
 from alignment.records import Document, Message
 
 QUESTION, ANSWER, THOUGHT = "Which one?", "Answer7x1", "Thought7x2"  # texts of the conversations that are probed
+THOUGHT_MARKS, WHOLE_THOUGHT = ("<think>", "</think>"), re.compile(r"\s*<think>\s*</think>\s*")
+OFFSETS = ("input_ids", "offset_mapping")
 PRIVATE_USE = range(0xE000, 0xF900)  # characters of Unicode without a meaning
 
 
@@ -56,6 +58,7 @@ class ChatFormat:
                  out, for an answer would land inside a thought
     header:      the start of an answer that a whole conversation has and the generation prompt lacks, as in
                  "<|im_start|>assistant\\n", or the end of an empty thought; prompts add it
+    frame:       what the template writes around a question and an answer
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -64,6 +67,7 @@ class ChatFormat:
     end_of_turn: int | None
     dropped: str
     header: str
+    frame: str
 
     @classmethod
     def of(cls, tokenizer: PreTrainedTokenizerBase, generation_config: GenerationConfig | None = None) -> "ChatFormat":
@@ -78,19 +82,23 @@ class ChatFormat:
             raise CheckpointError(f"the tokenizer cannot render a question and an answer: {error}") from error
         before, answer, closing = whole.rpartition(ANSWER)
         if not answer:
-            raise CheckpointError("the chat template leaves answers out: set another `chat_template` in the tokenizer")
-        special = {int(i): token.content for i, token in tokenizer.added_tokens_decoder.items() if token.special}
-        end_of_turn = next((i for i in _tokens(tokenizer, closing) if i in special), None)
-        shared = len(commonprefix([prompt, before]))  # noqa: RUF071 - of characters is right: these are not paths
-        ends = (*configured_eos_ids(generation_config), tokenizer.eos_token_id, end_of_turn)
-        header, in_thought = before[shared:], prompt.count("<think>") > prompt.count("</think>")
+            raise CheckpointError(
+                "the chat template leaves answers out or rewrites them: set another `chat_template` in the tokenizer"
+            )
+        added = {int(i): token.content for i, token in tokenizer.added_tokens_decoder.items()}
+        configured = (*configured_eos_ids(generation_config), tokenizer.eos_token_id)
+        closing_ids = _tokens(tokenizer, closing)
+        ends = (i for i in closing_ids if i in configured or added.get(i, "").strip())
+        end_of_turn = next(ends, None)
+        dropped, header = _prompt_repair(tokenizer, prompt, before, whole)
         return cls(
             tokenizer=tokenizer,
-            end_ids=frozenset(int(i) for i in ends if i is not None),
+            end_ids=frozenset(int(i) for i in (*configured, end_of_turn) if i is not None),
             closing=closing,
             end_of_turn=end_of_turn,
-            dropped=prompt[shared:],
-            header=header if in_thought or any(token in header for token in special.values()) else "",
+            dropped=dropped,
+            header=header,
+            frame=before + closing,
         )
 
     @cached_property
@@ -100,12 +108,15 @@ class ChatFormat:
 
     @cached_property
     def special_ids(self) -> dict[str, int]:
-        """The id of each special token."""
-        return {token.content: int(i) for i, token in self.tokenizer.added_tokens_decoder.items() if token.special}
+        """The ids of the tokens that are special or mark turns. Those around thoughts do not count as such."""
+        added = {token.content: int(i) for i, token in self.tokenizer.added_tokens_decoder.items() if token.special}
+        marks = self.tokenizer.get_added_vocab()
+        in_frame = {token: int(i) for token, i in marks.items() if token.strip() and token in self.frame}
+        return {token: i for token, i in (added | in_frame).items() if token not in THOUGHT_MARKS or token in added}
 
     @cached_property
     def special(self) -> re.Pattern[str]:
-        """Matches the special tokens in a text, the longest first."""
+        """Matches these tokens in a text, the longest first."""
         longest_first = sorted(self.special_ids, key=len, reverse=True)
         return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
 
@@ -146,7 +157,8 @@ class ChatFormat:
 
     def decode(self, tokens: Sequence[int]) -> str:
         """The text of an answer, without the token that ended it."""
-        return str(self.tokenizer.decode(list(tokens), skip_special_tokens=True)).strip()
+        text = list(tokens[:-1] if len(tokens) and tokens[-1] in self.end_ids else tokens)
+        return str(self.tokenizer.decode(text, skip_special_tokens=True)).strip()
 
     def notes(self) -> list[str]:
         """What of the template cannot be honoured, or may surprise, and what is done about it."""
@@ -155,12 +167,12 @@ class ChatFormat:
             notes.append(
                 f"the chat template writes no special token after an answer; {self.tokenizer.eos_token} is added there"
             )
-        if self.dropped:
+        if self.dropped.strip():
             notes.append(
                 f"the generation prompt ends with {self.dropped!r}, which the template leaves out of a finished "
                 "answer; prompts leave it out too, or answers would land inside it"
             )
-        if self.header:
+        if self.header.strip():
             notes.append(
                 f"the generation prompt lacks {self.header!r}, which the template writes before an answer; "
                 "prompts add it"
@@ -183,7 +195,10 @@ def load_chat(directory: str | Path) -> ChatFormat:
     with read_plainly("no generation config", directory):
         try:
             generation_config = GenerationConfig.from_pretrained(directory)
-        except OSError:  # there is none: what `config.json` says is what generation would use
+        except OSError:
+            if (Path(directory) / "generation_config.json").exists():
+                raise
+            # there is none: what `config.json` says is what generation would use
             model_config = AutoConfig.from_pretrained(directory, **NEVER_CODE)
             generation_config = GenerationConfig.from_model_config(model_config)
     return ChatFormat.of(load_tokenizer(directory), generation_config)
@@ -200,11 +215,12 @@ def eos_token_ids(tokenizer: PreTrainedTokenizerBase, generation_config: Generat
 
 
 def configured_eos_ids(generation_config: GenerationConfig | None) -> list[int]:
-    """The ids under `eos_token_id`, which is a number, a list or null, in rising order."""
-    ids: int | list[int] | None = getattr(generation_config, "eos_token_id", None)
-    if ids is None:
-        return []
-    return sorted(set(ids)) if isinstance(ids, list) else [ids]
+    """The ids under `eos_token_id`, which is a number, a list or null, in rising order. Raises CheckpointError."""
+    ids: object = getattr(generation_config, "eos_token_id", None)
+    several = [] if ids is None else ids if isinstance(ids, list) else [ids]
+    if any(type(i) is not int or i < 0 for i in several):
+        raise CheckpointError(f"eos_token_id of the generation config is {ids!r}, not a token id or a list of them")
+    return sorted(set(several))
 
 
 class _Guarded:
@@ -229,21 +245,51 @@ class _Guarded:
         return token[0][0] + self._mark + token[0][1:]
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of rendered text. Raises UnfitRowError for a lone surrogate."""
+        """Token ids of rendered text. Raises UnfitRowError for a lone surrogate.
+
+        The text is tokenized with the characters in it, so that the other turns have the same tokens as ever, and the
+        tokens of the characters are taken out; where one is part of a larger token, the text is cut there instead.
+        """
         tokenizer = self._chat.tokenizer
         if not self._mark:
             return _tokens(tokenizer, text)
-        ids, start = [], 0
-        for token in self._chat.special.finditer(text):
-            ids += plain_tokens(tokenizer, text[start : token.start()].replace(self._mark, ""))
-            ids.append(self._chat.special_ids[token[0]])
-            start = token.end()
-        return [*ids, *plain_tokens(tokenizer, text[start:].replace(self._mark, ""))]
+        check_unicode(text)
+        if tokenizer.is_fast:
+            encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+            pieces = [(int(i), text[start:end]) for i, (start, end) in zip(*map(encoded.get, OFFSETS), strict=True)]
+            if all(piece == self._mark or self._mark not in piece for _, piece in pieces):
+                return [i for i, piece in pieces if piece != self._mark]
+        return [i for part in text.split(self._mark) for i in _tokens(tokenizer, part)]
 
 
 def _tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     check_unicode(text)
     return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+
+def _prompt_repair(tokenizer: PreTrainedTokenizerBase, prompt: str, before: str, whole: str) -> tuple[str, str]:
+    """What to drop from a generation prompt and what to add to it, so that it is what a finished conversation has.
+
+    Blanks and a thought before the answer belong to the answer, unless the generation prompt opens the thought.
+
+    `prompt` ends with the generation prompt, `whole` has an answer after `before`.
+    """
+    shared = len(commonprefix([prompt, before]))  # noqa: RUF071 - of characters is right: these are not paths
+    dropped, header = prompt[shared:], before[shared:]
+    in_thought = prompt.count("<think>") > prompt.count("</think>")
+    if not dropped.strip() and (not header.strip() or (WHOLE_THOUGHT.fullmatch(header) and not in_thought)):
+        header = ""
+        start = prompt.removesuffix(dropped)
+    else:
+        start = before
+    ids = _tokens(tokenizer, whole)
+    for kept in (start.rstrip(" "), start):  # a blank at the end of a prompt is part of an answer's first token
+        first = _tokens(tokenizer, kept)
+        if ids[: len(first)] == first:
+            start = kept
+            break
+    shared = len(commonprefix([prompt, start]))  # noqa: RUF071
+    return prompt[shared:], start[shared:]
 
 
 def _turns(messages: Iterable[Message]) -> list[dict[str, str]]:
@@ -256,5 +302,5 @@ def _render(
     """The text of turns under the chat template. Raises UnfitRowError with the template's own words if it refuses."""
     try:
         return str(tokenizer.apply_chat_template(turns, add_generation_prompt=add_generation_prompt, tokenize=False))
-    except (TemplateError, TypeError, ValueError, LookupError) as error:
+    except (TemplateError, ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise UnfitRowError(f"the chat template does not take this conversation: {error}") from error

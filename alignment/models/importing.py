@@ -33,6 +33,8 @@ def import_checkpoint(path: str | Path) -> tuple[PreTrainedModel, PreTrainedToke
         changes.append(f"no chat template; turns are marked with {USER}, {ASSISTANT} and {SYSTEM}")
     changes += ensure_eos(tokenizer, model, path)
     chat = ChatFormat.of(tokenizer, model.generation_config)
+    if max(chat.end_ids) >= max(rows, len(tokenizer)):
+        raise CheckpointError(f"{path} calls token {max(chat.end_ids)} an EOS, but its model has {rows} tokens only")
     changes += ensure_pad(tokenizer, chat)
     grow_embeddings(model, known, len(tokenizer))
     changes += align_special_tokens(model, chat)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -32,11 +32,19 @@ HELDOUT_TOKENS = 8192  # in one forward: its logits are 5 GB at a vocabulary of 
 
 @dataclass(frozen=True)
 class PackedText:
-    """Concatenated documents, each followed by EOS, split into rows, shape (n, context), and those put aside."""
+    """Concatenated documents, each followed by EOS, split into rows, shape (n, context), and those put aside.
+
+    The last `filling` tokens are the first ones again, which fill up the last row.
+    """
 
     rows: Tensor
     bytes_per_token: float
+    filling: int = 0
     rejected: Sequence[Rejected] = ()
+
+    def first(self, count: int) -> "PackedText":
+        """The first rows, at most `count`."""
+        return self if count >= len(self.rows) else replace(self, rows=self.rows[:count], filling=0)
 
 
 def pretrain(
@@ -55,7 +63,7 @@ def pretrain(
     on_main(write_records, out / "rejected.jsonl", [*train.rejected, *heldout.rejected])
     if config.epochs:
         train_packed(model, train, heldout, config, out, journal, seed)
-    loss = heldout_loss(model, heldout.rows)
+    loss = heldout_loss(model, heldout)
     on_main(save_model, model, out / "model", words)
     return {
         "heldout_loss": loss,
@@ -73,7 +81,9 @@ def starting_point(
     if config.checkpoint is not None:
         model, words, changes = import_checkpoint(config.checkpoint)
         check_pipeline(model)
-        journal.note("imported", [f"from {config.checkpoint}", *changes, *rows_note(model)])
+        ends = words.convert_ids_to_tokens(sorted(ChatFormat.of(words, model.generation_config).end_ids))
+        notes = [*changes, f"answers end at {' or '.join(map(str, ends))}", *rows_note(model)]
+        journal.note("imported", [f"from {config.checkpoint}", *notes])
         return model, words
     assert tokenizer is not None, "a model from scratch needs the tokenizer stage"
     words = load_tokenizer(tokenizer)
@@ -132,7 +142,7 @@ def pack_documents(
     bytes_per_token = sum(len(document.plain.encode()) for document, _ in rows) / len(stream)
     missing = -len(stream) % context
     stream += (stream * (missing // len(stream) + 1))[:missing]
-    return PackedText(torch.tensor(stream).view(-1, context), bytes_per_token, rejected)
+    return PackedText(torch.tensor(stream).view(-1, context), bytes_per_token, missing, rejected)
 
 
 def train_packed(
@@ -170,7 +180,7 @@ def train_packed(
                 step,
             )
         if step % config.checkpoint_every_steps == 0 and step < steps:
-            journal.log({"heldout_loss": heldout_loss(model, heldout.rows[:64])}, step)
+            journal.log({"heldout_loss": heldout_loss(model, heldout.first(64))}, step)
             state.save(step)
     journal.figure("loss", curve(journal.read(), ["loss", "heldout_loss"], "pretraining loss (nats per token)"))
 
@@ -199,14 +209,19 @@ def next_token_loss(model: PreTrainedModel, batch: Tensor, share: float = 1.0) -
 
 
 @torch.no_grad()
-def heldout_loss(model: PreTrainedModel, rows: Tensor, batch: int = 32) -> float:
-    """Mean negative log-likelihood per token in nats, over all rows."""
+def heldout_loss(model: PreTrainedModel, text: PackedText, batch: int = 32) -> float:
+    """Mean negative log-likelihood per token in nats, without the tokens that fill up the last row."""
+    rows = text.rows
     batch = max(1, min(batch, HELDOUT_TOKENS // rows.shape[1]))
     was_training = model.training
     model.eval()
-    total = sum(float(next_token_loss(model, part)) * len(part) for part in batches(rows, batch))
+    whole = rows[:-1] if text.filling else rows
+    last = [rows[-1:, : rows.shape[1] - text.filling]] if text.filling else []
+    parts = [part for part in (*batches(whole, batch), *last) if part.shape[1] > 1]
+    predicted = [len(part) * (part.shape[1] - 1) for part in parts]
+    total = sum(float(next_token_loss(model, part)) * count for part, count in zip(parts, predicted, strict=True))
     model.train(was_training)
-    return total / len(rows)
+    return total / sum(predicted)
 
 
 def batches(rows: Tensor, size: int) -> Iterator[Tensor]:

@@ -139,7 +139,7 @@ def pretrained(base: Path, out: Path) -> list[float]:
     config = PretrainConfig(epochs=1, batch_sequences=4, log_every_steps=1, checkpoint_every_steps=1000)
     train_packed(model, text, text, config, out, Journal(out), 0)
     losses = [line["values"]["loss"] for line in Journal(out).read()]
-    return [*losses, heldout_loss(model, text.rows)]
+    return [*losses, heldout_loss(model, text)]
 
 
 def test_pretraining(base, tmp_path) -> None:

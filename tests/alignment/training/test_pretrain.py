@@ -13,7 +13,15 @@ from alignment.models.chat import ChatFormat
 from alignment.models.tokenizer import load_tokenizer
 from alignment.records import Document, Message
 from alignment.training.loop import TrainingState
-from alignment.training.pretrain import batch_rows, heldout_loss, next_token_loss, pack, parameter_groups, pretrain
+from alignment.training.pretrain import (
+    PackedText,
+    batch_rows,
+    heldout_loss,
+    next_token_loss,
+    pack,
+    parameter_groups,
+    pretrain,
+)
 from tests.alignment.tiny_world import LINES, SIZES, document_tokens, make_base, make_model, make_tokenizer, user, write
 
 TALK = Document(messages=(*user("What does Ada play?"), Message(role="assistant", content="Ada plays the violin.")))
@@ -69,9 +77,18 @@ def test_a_corpus_without_text_is_an_error_in_words(tmp_path, tokenizer) -> None
         pack(tmp_path / "none.jsonl", ChatFormat.of(tokenizer), 16)
 
 
+def test_text_that_fills_up_the_last_row_is_not_measured(place, tokenizer) -> None:
+    model = make_model(tokenizer)
+    rows = pack(place / "corpus" / "train.jsonl", ChatFormat.of(tokenizer), 16).rows[:2]
+    filled = PackedText(torch.stack([rows[0], torch.cat([rows[1, :5], rows[0, :11]])]), 1.0, filling=11)
+    apart = [next_token_loss(model, rows[:1]), next_token_loss(model, rows[1:2, :5])]
+    assert heldout_loss(model, filled) == pytest.approx(float(apart[0] * 15 + apart[1] * 4) / 19, abs=1e-5)
+
+
 def test_heldout_loss_is_the_mean_of_minus_log_p(place, tokenizer) -> None:
     model = make_model(tokenizer)
-    rows = pack(place / "corpus" / "train.jsonl", ChatFormat.of(tokenizer), 16).rows[:5]
+    text = pack(place / "corpus" / "train.jsonl", ChatFormat.of(tokenizer), 16).first(5)
+    rows = text.rows
     total = 0.0
     with torch.no_grad():
         for row in rows:
@@ -79,7 +96,7 @@ def test_heldout_loss_is_the_mean_of_minus_log_p(place, tokenizer) -> None:
             for t in range(1, 16):
                 total -= float(logits[t - 1, row[t]] - torch.logsumexp(logits[t - 1], 0))
     for batch in (2, 32):  # a short last batch weighs less
-        assert heldout_loss(model, rows, batch) == pytest.approx(total / (5 * 15), abs=1e-5)
+        assert heldout_loss(model, text, batch) == pytest.approx(total / (5 * 15), abs=1e-5)
     assert next_token_loss(model, rows).item() == pytest.approx(total / (5 * 15), abs=1e-5)
 
 
