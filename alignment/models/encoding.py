@@ -49,7 +49,9 @@ def encode_file(
     where: Callable[[RecordT], bool] = lambda _: True,
 ) -> Encoded[RecordT, EncodedT]:
     """Read records of `kind`, those that fulfil `where`, and encode each. `encode` raises UnfitRowError."""
-    numbered, rejected = read_numbered(path, kind)
+    name = f"{path.parent.name}/{path.name}"  # of the stage's output: the same in every home
+    numbered, unreadable = read_numbered(path, kind)
+    rejected = [row.model_copy(update={"file": name}) for row in unreadable]
     rows, too_long = [], 0
     for line, record in numbered:
         if not where(record):
@@ -58,7 +60,7 @@ def encode_file(
             rows.append((record, encode(record)))
         except UnfitRowError as error:
             too_long += isinstance(error, TooLongError)
-            rejected.append(Rejected(file=str(path), line=line, reason=str(error), row=record.model_dump(mode="json")))
+            rejected.append(Rejected(file=name, line=line, reason=str(error), row=record.model_dump(mode="json")))
     return Encoded(rows, rejected, too_long)
 
 
