@@ -54,7 +54,7 @@ def build_comparisons(
         rows += good
         rejected += bad
     write_notes(journal, notes)
-    write_rejected(rejected, len(rows), config.max_rejected_share, out)
+    write_rejected(rejected, len(rows), config.max_rejected_share, out, "comparisons")
     if config.weights == "none":
         rows = [row.model_copy(update={"weight": 1.0}) for row in rows]
     parts = split_comparisons(rows, config, seed)

@@ -44,7 +44,7 @@ def prepare_corpus(
         documents += more
         rejected += bad
     write_notes(journal, notes)
-    write_rejected(rejected, len(documents), config.max_rejected_share, out)
+    write_rejected(rejected, len(documents), config.max_rejected_share, out, "corpus")
     cleaned = [
         document
         for document in map(clean_document, documents)

@@ -22,7 +22,7 @@ def collect_demonstrations(
         rows += good
         rejected += bad
     write_notes(journal, notes)
-    write_rejected(rejected, len(rows), config.max_rejected_share, out)
+    write_rejected(rejected, len(rows), config.max_rejected_share, out, "demonstrations")
     write_records(out / "demonstrations.jsonl", rows)
     counts = {"demonstrations": float(len(rows)), "rejected": float(len(rejected))}
     journal.log(counts, step=0)

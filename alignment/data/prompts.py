@@ -28,7 +28,7 @@ def collect_prompts(
                 prompt = prompt.model_copy(update={"split": hashed_split(prompt.id, config.heldout_share, seed)})
             prompts.setdefault(prompt.id, prompt)
     write_notes(journal, notes)
-    write_rejected(rejected, len(prompts), config.max_rejected_share, out)
+    write_rejected(rejected, len(prompts), config.max_rejected_share, out, "prompts")
     heldout = sum(prompt.split == "heldout" for prompt in prompts.values())
     if heldout in (0, len(prompts)):
         raise DataError(

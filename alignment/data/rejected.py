@@ -8,8 +8,11 @@ from alignment.errors import DataError
 from alignment.records import Rejected, write_records
 
 
-def write_rejected(rejected: Sequence[Rejected], good: int, max_share: Share, out: Path) -> None:
-    """Write `rejected.jsonl`. Raises DataError if their share is too large, and if there are no rows."""
+def write_rejected(rejected: Sequence[Rejected], good: int, max_share: Share, out: Path, section: str) -> None:
+    """Write `rejected.jsonl`. Raises DataError if their share is too large, and if there are no rows.
+
+    `section` of the recipe has the option `max_rejected_share`.
+    """
     write_records(out / "rejected.jsonl", rejected)
     total = good + len(rejected)
     if total == 0:
@@ -18,5 +21,6 @@ def write_rejected(rejected: Sequence[Rejected], good: int, max_share: Share, ou
         first = rejected[0]
         raise DataError(
             f"{len(rejected)} of {total} rows could not be read, more than the allowed share {max_share:g}. "
-            f"First: {first.file} line {first.line}: {first.reason}. Correct the file, or raise `max_rejected_share`."
+            f"First: {first.file} line {first.line}: {first.reason}. All are in {out / 'rejected.jsonl'}. "
+            f"Correct the file, or raise `{section}.max_rejected_share`."
         )
