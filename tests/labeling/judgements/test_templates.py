@@ -56,6 +56,12 @@ def test_the_pairwise_template(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("uid", ["task_17", "task_0123456789ab", "17"])
+def test_a_project_of_others_may_have_uids(tmp_path: Path, uid: str) -> None:
+    rows = row(EGG | {"uid": uid}, [control("pairwise", "comparison", "left")])
+    assert said(imported(tmp_path, rows)) == [(EGG["answer1"], EGG["answer2"], 1)]
+
+
 def test_the_ranker_template_counts_ranks(tmp_path: Path) -> None:
     orders = [[control("ranker", "rank", {"rank": order})] for order in (["b", "a", "c"], ["a", "b"], ["a", "b", "x"])]
     found = imported(tmp_path, row(RANKED, *orders))
