@@ -10,19 +10,19 @@ The rule, the same for every command (docs/operations.md, "Servers elsewhere"):
 """
 
 import os
+import re
 import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import psutil
 
 from flows.home import home_directory
 from flows.stack import stack, state
-from flows.stack.health import ADDRESSES
+from flows.stack.health import ADDRESSES, check_address
 from flows.stack.processes import StackError
 from flows.stack.proxies import direct_loopback, unusable_proxies
 from flows.stack.services import LABEL_STUDIO, NAMES, NO_TEMPORARY_SERVER, QUIET, TITLES, Name
@@ -123,6 +123,9 @@ def _check_elsewhere(home: Path, needed: tuple[Name, ...]) -> None:
             f"{_listed(missing)} (not running) of the stack in {home}: start the servers with `rlhf up`, or set "
             f"{variables} to use servers elsewhere"
         )
+    for variable in (*(ADDRESSES[name] for name in needed), *("MLFLOW_REGISTRY_URI",) * ("mlflow" in needed)):
+        if os.environ.get(variable):
+            check_address(variable)
     with waiting(f"waiting for {addresses(needed)}"):
         rows = stack.status_elsewhere(needed)
     silent = [row for row in rows if not row.health.ok]
@@ -170,4 +173,5 @@ def _listed(names: tuple[Name, ...] | list[Name]) -> str:
 
 def _host(url: str) -> str:
     """The host and port of an address, without credentials; "a file" for a store that is no server."""
-    return urlsplit(url).netloc.rpartition("@")[2] or "a file"
+    after = url.rpartition("@")[2].rpartition("://")[2]
+    return re.split(r"[/?#]", after)[0] or "a file"

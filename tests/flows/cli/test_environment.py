@@ -16,11 +16,12 @@ import psutil
 import pytest
 
 from flows.annotation.label_studio import client
-from flows.stack import commands, credentials, processes, state
-from flows.stack.environment import FOREIGN, foreign, use_stack, waiting
+from flows.stack import commands, credentials, processes, stack, state
+from flows.stack.environment import FOREIGN, addresses, foreign, use_stack, waiting
+from flows.stack.health import ADDRESSES, health_elsewhere
 from flows.stack.processes import StackError
 from flows.stack.proxies import direct_loopback, unusable_proxies
-from flows.stack.services import LABEL_STUDIO, NAMES, Site
+from flows.stack.services import LABEL_STUDIO, NAMES, Name, Site
 from labeling.config import LabelingConfig
 from tests.conftest import TINY
 from tests.flows.local import hostile_environment
@@ -223,6 +224,70 @@ def test_a_home_without_a_stack_and_an_environment_without_servers(
 
 
 @pytest.mark.parametrize(
+    "url",
+    [
+        *("bob:hunter22@127.0.0.1:9", "http://bob:a/hunter22@h", "http://bob:1/hunter22@h", "http://hunter22/x@h"),
+        *("http://bob:hunter22@[::1", "postgresql://u:hunter22@h/d", "file:///tmp/x", " ", "://x", "http://h:port"),
+        *("http://", "hunter22://bob@h", "http://h:1\n"),
+    ],
+)
+@pytest.mark.parametrize("variable", ["PREFECT_API_URL", "MLFLOW_TRACKING_URI", "LABEL_STUDIO_URL"])
+def test_what_is_no_address_is_refused_without_its_secrets(
+    url: str, variable: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RLHF_HOME", str(tmp_path))
+    for name in (*FOREIGN, *LABEL_STUDIO):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv(variable, url)
+    server = next(name for name in NAMES if ADDRESSES[name] == variable)
+    for command in (lambda: use_stack(server), stack.status):
+        with pytest.raises(StackError, match=rf"^{variable} must be http\(s\)://HOST") as refusal:
+            command()
+        assert "hunter22" not in str(refusal.value)
+    assert "hunter22" not in addresses((server,))
+
+
+def answering(answers: Mapping[str, str]) -> ThreadingHTTPServer:
+    """A server in a thread; at other paths and for other methods it answers 404."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200 if self.path in answers else 404)
+            self.end_headers()
+            self.wfile.write(answers.get(self.path, "").encode())
+
+        def do_POST(self) -> None:
+            self.do_GET()
+
+        def log_message(self, *_: object) -> None:
+            """Say nothing."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    return server
+
+
+@pytest.mark.parametrize(
+    ("name", "answers", "problem"),
+    [
+        ("prefect", {"/api/health": "true", "/api/admin/version": '"3.1.0"'}, ""),
+        ("prefect", {"/api/health": "<html>"}, r"not Prefect's API.*ends with /api.*200 with '<html>'"),
+        ("prefect", {}, "not Prefect's API.*answers 404"),
+        ("mlflow", {"/api/health": "OK", "/api/version": "3.1.0"}, ""),
+        ("mlflow", {"/api/api/2.0/mlflow/experiments/search": "{}"}, ""),  # a gateway
+        ("mlflow", {"/api/health": "OK"}, "not MLflow's tracking server: /health answers 200 with 'OK'"),
+        ("mlflow", {"/api/health": "OK", "/api/version": "<html>"}, "not MLflow's tracking server"),
+        ("mlflow", {}, "not MLflow's tracking server: /health answers 404"),
+    ],
+)
+def test_a_server_that_answers_may_be_another(name: Name, answers: dict[str, str], problem: str) -> None:
+    with answering(answers) as server:
+        health = health_elsewhere(name, {ADDRESSES[name]: f"http://127.0.0.1:{server.server_port}/api/"})
+        server.shutdown()
+    assert health.ok == (not problem) and re.search(problem, health.problem), health
+
+
+@pytest.mark.parametrize(
     ("name", "variable", "title"),
     [
         ("plan", "MLFLOW_TRACKING_URI", "MLflow"),
@@ -246,10 +311,11 @@ def test_a_silent_server_is_named_within_three_seconds_and_given_up(
 def test_a_server_that_hangs_after_its_health_check_is_given_up(tmp_path: Path) -> None:
     class Hanging(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            if self.path != "/health":
+            if self.path not in ("/health", "/version"):
                 ended.wait(60)
             self.send_response(200)
             self.end_headers()
+            self.wfile.write(b"OK" if self.path == "/health" else b"3.1.0")
 
         def log_message(self, *_: object) -> None:
             """Say nothing."""
