@@ -328,7 +328,7 @@ def _number(name: str) -> int | None:
 def _offered(tags: Iterable[ElementTree.Element], control: Control) -> list[str]:
     """The choices of a control in the label config, as annotations have them."""
     own = [choice for tag in tags if tag.get("name") == control.name for choice in tag.iter("Choice")]
-    return [choice.get("alias") or choice.get("value", "") for choice in own]
+    return [choice.get("alias") or choice.get("value") or "" for choice in own]
 
 
 def _side(choice: str) -> int | None:
