@@ -15,7 +15,9 @@ from pathlib import Path
 import psutil
 import pytest
 
+from alignment.errors import ConfigError
 from flows.annotation.label_studio import client
+from flows.home import home_directory
 from flows.stack import commands, credentials, processes, stack, state
 from flows.stack.environment import FOREIGN, addresses, foreign, use_stack, waiting
 from flows.stack.health import ADDRESSES, health_elsewhere
@@ -126,6 +128,38 @@ def hanging_stack(home: Path, url: str) -> None:
     server = state.Server(port=int(url.rpartition(":")[2]), process=this)
     state.write(home, state.State(servers=dict.fromkeys(NAMES, server)))
     credentials.ensure(home)
+
+
+# --- the home ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("home", "problem"),
+    [
+        ("file", "file is not a directory"),
+        ("file/below", "file is not a directory"),
+        ("loop", "Symlink loop"),
+        ("loop/below", "Symlink loop"),
+        ("n" * 300, "File name too long"),
+        ("~nosuchuser/x", "home directory"),
+        ("/proc/x", "nothing can be written in /proc"),
+    ],
+)
+def test_a_home_that_cannot_be_a_directory(
+    home: str, problem: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("file").touch()
+    Path("loop").symlink_to("loop")
+    monkeypatch.setenv("RLHF_HOME", home)
+    with pytest.raises(ConfigError, match=rf"the home .* cannot be used \(.*{problem}.*\): set RLHF_HOME or --home"):
+        home_directory()
+
+
+def test_a_home_may_be_new_or_behind_a_link(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("target")
+    assert home_directory(tmp_path / "a" / "b") == tmp_path / "a" / "b"
+    assert home_directory(tmp_path / "link" / "b") == tmp_path / "target" / "b"
 
 
 # --- proxies -----------------------------------------------------------------------------------------------------
