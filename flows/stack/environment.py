@@ -24,7 +24,7 @@ from flows.home import home_directory
 from flows.stack import stack, state
 from flows.stack.health import ADDRESSES, check_address
 from flows.stack.processes import StackError
-from flows.stack.proxies import direct_loopback, unusable_proxies
+from flows.stack.proxies import direct_loopback, malformed_proxies, unreadable_exemptions, unusable_proxies
 from flows.stack.services import LABEL_STUDIO, NAMES, NO_TEMPORARY_SERVER, QUIET, TITLES, Name
 
 SILENT_SECONDS, BRIEF_SECONDS, REPEAT_SECONDS = 2.0, 0.5, 10.0
@@ -40,10 +40,15 @@ FOREIGN = (  # of Prefect and MLflow: other servers, accounts on them, and runs 
 
 def prepare() -> None:
     """Switch off telemetry, Prefect's temporary server, and proxies to this machine. The first thing a command does."""
+    for entry in unreadable_exemptions(os.environ):
+        _note(f"{entry!r} in NO_PROXY is ignored, because it is neither a host, HOST:PORT nor an address")
     os.environ.update(QUIET | NO_TEMPORARY_SERVER | direct_loopback(os.environ))
     for name in unusable_proxies(os.environ):
         scheme = os.environ.pop(name).partition(":")[0]
         _note(f"{name} is ignored, because proxies of the kind {scheme}:// are not supported; http:// is")
+    for name in malformed_proxies(os.environ):
+        del os.environ[name]
+        _note(f"{name} is ignored, because it is not the address of a proxy: set it to http://HOST:PORT, or unset it")
 
 
 def use_stack(*needed: Name, label_studio: str | None = None) -> None:

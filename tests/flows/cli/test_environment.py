@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import httpx
 import psutil
 import pytest
 
@@ -19,7 +20,7 @@ from alignment.errors import ConfigError
 from flows.annotation.label_studio import client
 from flows.home import home_directory
 from flows.stack import commands, credentials, processes, stack, state
-from flows.stack.environment import FOREIGN, addresses, foreign, use_stack, waiting
+from flows.stack.environment import FOREIGN, addresses, foreign, prepare, use_stack, waiting
 from flows.stack.health import ADDRESSES, health_elsewhere
 from flows.stack.processes import StackError
 from flows.stack.proxies import direct_loopback, unusable_proxies
@@ -185,6 +186,26 @@ def test_proxies_of_an_unknown_kind_are_named() -> None:
     proxies = {"ALL_PROXY": "socks://h:1", "all_proxy": "socks4://h:1", "HTTP_PROXY": "http://h:1"}
     proxies |= {"https_proxy": "h:3128", "FTP_PROXY": "ftp://h:1"}
     assert unusable_proxies(proxies) == ["ALL_PROXY", "all_proxy"]
+
+
+@pytest.mark.parametrize("proxy", ["http://me:hunter22@h:port", "http://[::1", "http://", "h:99999"])
+def test_a_proxy_or_an_exemption_that_cannot_be_read_is_named(
+    proxy: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HTTP_PROXY", proxy)
+    monkeypatch.setenv("https_proxy", "h:3128")
+    monkeypatch.setenv("NO_PROXY", "b\u00fccher.example,\u00e9,[::1]:80,a:b,host:8080")
+    monkeypatch.setenv("no_proxy", "")
+    prepare()
+    notes = capsys.readouterr().err
+    assert "rlhf: HTTP_PROXY is ignored, because it is not the address of a proxy" in notes and "hunter22" not in notes
+    assert "rlhf: '[::1]:80' in NO_PROXY is ignored" in notes and "rlhf: 'a:b' in NO_PROXY is ignored" in notes
+    assert len(notes.splitlines()) == 3
+    assert os.environ["NO_PROXY"] == "xn--bcher-kva.example,xn--9ca,host:8080,localhost,127.0.0.1,::1"
+    assert "HTTP_PROXY" not in os.environ and os.environ["https_proxy"] == "h:3128"
+    httpx.Client().close()
 
 
 # --- what is foreign ---------------------------------------------------------------------------------------------
