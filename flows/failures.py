@@ -15,6 +15,7 @@ import requests
 
 from alignment.errors import RLHFError
 from alignment.stage import Stage
+from flows.recipe.untrusted import redacted, shown_address
 from labeling.errors import LabelingError
 
 ON_PURPOSE = (RLHFError, LabelingError)
@@ -103,7 +104,7 @@ def unreachable_server(error: BaseException) -> str:
     """The server that did not answer and so caused the error; "" for other errors."""
     for cause in causes(error):
         if isinstance(cause, requests.RequestException):
-            return "MLflow" + (f" ({cause.request.url})" if cause.request is not None else "")
+            return "MLflow" + (f" ({shown_address(str(cause.request.url))})" if cause.request is not None else "")
         if isinstance(cause, httpx.TransportError):
             return f"Prefect ({_short(cause)})"
     return ""
@@ -127,5 +128,5 @@ def _checkpoints(directory: Path) -> str:
 
 
 def _short(error: BaseException) -> str:
-    message = " ".join(str(error).split()) or type(error).__name__
+    message = redacted(" ".join(str(error).split())) or type(error).__name__
     return message if len(message) < 200 else message[:200] + "…"

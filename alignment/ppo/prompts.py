@@ -1,17 +1,19 @@
 """Prompts as token ids, and the selection of prompts for a step."""
 
 import hashlib
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 from datasets import Dataset
+from pydantic import ValidationError
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from alignment.errors import CheckpointError, ConfigError, DataError
 from alignment.models.architecture import cache_argument, check_causal
-from alignment.models.chat import eos_token_ids
+from alignment.models.chat import ChatFormat, eos_token_ids
 from alignment.models.generation import check_prompts_fit
+from alignment.records import Message, first_problem
 
 
 def tokenized_prompts(
@@ -25,28 +27,46 @@ def tokenized_prompts(
             f"the prompts have the columns {prompts.column_names}; rename the column to 'prompt' if it has text or "
             "messages, or pass the column itself, prompts['input_ids'], if it has token ids"
         )
-    return [_tokens(prompt, tokenizer) for prompt in prompts["prompt"]]
+    rows = list(prompts["prompt"])
+    chat = ChatFormat.of(tokenizer) if tokenizer.chat_template and any(isinstance(row, list) for row in rows) else None
+    return [_tokens(prompt, number, tokenizer, chat) for number, prompt in enumerate(rows)]
 
 
-def _token_ids(prompt: object, number: int) -> list[int]:
+def _token_ids(prompt: object, number: int, name: str = "prompt") -> list[int]:
     """Token ids as a plain list, from any sequence of integers, a tensor or an array."""
     ids = prompt.tolist() if hasattr(prompt, "tolist") else prompt
     if not isinstance(ids, Sequence) or not all(type(token) is int for token in ids):
         raise DataError(
-            f"prompt {number} is {prompt!r:.80}, not a list of token ids: pass tokenizer(text)['input_ids'] for each, "
+            f"{name} {number} is {prompt!r:.80}, not a list of token ids: pass tokenizer(text)['input_ids'] for each, "
             "or a datasets.Dataset with a column 'prompt'"
         )
     return list(ids)
 
 
-def _tokens(prompt: object, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def _tokens(prompt: object, number: int, tokenizer: PreTrainedTokenizerBase, chat: ChatFormat | None) -> list[int]:
+    """Token ids of a text, or of messages in the chat format, in which text never becomes a special token."""
     if isinstance(prompt, str):
         return _text_tokens(prompt, tokenizer)
-    if not isinstance(prompt, list):
-        raise DataError(f"a prompt is text or a list of messages, not {type(prompt).__name__}: {prompt!r}")
-    if tokenizer.chat_template is None:
+    if isinstance(prompt, list) and prompt and all(type(token) is int for token in prompt):
+        raise DataError(
+            f"prompt {number} is {prompt!r:.80}, token ids, and the column 'prompt' is for text or messages: pass the "
+            "column itself, prompts['prompt']"
+        )
+    if not isinstance(prompt, list) or not prompt or not all(isinstance(turn, Mapping) for turn in prompt):
+        raise DataError(f"prompt {number} is {prompt!r:.80}, neither text nor a list of messages with role and content")
+    if chat is None:
         raise ConfigError("the prompts are messages and the tokenizer has no chat template: set chat_template")
-    return list(tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=False))
+    try:
+        return chat.prompt([_message(turn) for turn in prompt])
+    except DataError as error:
+        raise DataError(f"prompt {number} cannot be used: {error}; it is {prompt!r:.80}") from error
+
+
+def _message(turn: Mapping[str, object]) -> Message:
+    try:
+        return Message.model_validate({"role": turn.get("role"), "content": turn.get("content")})
+    except ValidationError as error:
+        raise DataError(f"in a message, {first_problem(error)}") from error
 
 
 def _text_tokens(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -88,17 +108,33 @@ def _check_language_model(policy: PreTrainedModel, ends: Collection[int], prompt
     embeddings = policy.get_input_embeddings().weight
     assert isinstance(embeddings, Tensor)
     rows = len(embeddings)
-    for number, prompt in enumerate(prompts):
-        if min(prompt) < 0 or max(prompt) >= rows:
-            raise CheckpointError(
-                f"prompt {number} has the token ids {min(prompt)} to {max(prompt)} and the policy has 0 to "
-                f"{rows - 1}: encode the prompts with the policy's own tokenizer"
-            )
+    check_vocabulary("prompt", prompts, rows)
     if max(ends) >= rows:
         raise CheckpointError(
             f"EOS is token {max(ends)} and the policy has 0 to {rows - 1}, so no response could end: "
             "use the policy's own tokenizer, or resize the embeddings"
         )
+
+
+def check_vocabulary(name: str, sequences: Sequence[Sequence[int]], rows: int) -> None:
+    """Raise CheckpointError for token ids outside a vocabulary of `rows` tokens."""
+    for number, ids in enumerate(sequences):
+        if min(ids) < 0 or max(ids) >= rows:
+            raise CheckpointError(
+                f"{name} {number} has the token ids {min(ids)} to {max(ids)} and the policy has 0 to {rows - 1}: "
+                f"encode it with the policy's own tokenizer"
+            )
+
+
+def check_ptx(policy: PreTrainedModel, sequences: Sequence[Sequence[int]] | None, coef: float) -> None:
+    """Raise for sequences of the pretraining loss that are missing, too long or of another vocabulary."""
+    if coef and not sequences:
+        raise ConfigError(f"ptx_coef is {coef} but there are no ptx_sequences: pass some, or set it to 0")
+    plain = [_token_ids(sequence, number, "ptx sequence") for number, sequence in enumerate(sequences or [])]
+    check_prompts_fit(policy, plain, 0)
+    embeddings = policy.get_input_embeddings().weight
+    assert isinstance(embeddings, Tensor)
+    check_vocabulary("ptx sequence", plain, len(embeddings))
 
 
 def seeded(seed: int, purpose: str, number: int, device: torch.device | str = "cpu") -> torch.Generator:

@@ -19,11 +19,10 @@ from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from alignment.distributed import collectives as processes
-from alignment.errors import ConfigError, TrainingError
+from alignment.errors import TrainingError
 from alignment.journal import Journal
 from alignment.models.chat import eos_token_ids
 from alignment.models.ensembles import Ensemble
-from alignment.models.generation import check_prompts_fit
 from alignment.ppo import sharding
 from alignment.ppo.advantages import explained_variance
 from alignment.ppo.checkpoint import changes, fingerprint, last_checkpoint, read_checkpoint, restore, save_checkpoint
@@ -33,7 +32,7 @@ from alignment.ppo.kl import adapted_kl_coef
 from alignment.ppo.learner import Learner, set_learning_rates
 from alignment.ppo.memory import computes_in_half
 from alignment.ppo.models import Models, lay_out
-from alignment.ppo.prompts import check_inputs, cycled_rows, seeded, tokenized_prompts
+from alignment.ppo.prompts import check_inputs, check_ptx, cycled_rows, seeded, tokenized_prompts
 from alignment.ppo.rollout import rollout_of, sample_episodes, score_episodes
 from alignment.ppo.shares import whole
 from alignment.ppo.snapshots import Snapshot, copy_snapshot, last_within, publish, snapshot_path
@@ -138,9 +137,7 @@ def _prepare(
     tokens = tokenized_prompts(prompts, tokenizer)
     components = with_columns(components, prompts if isinstance(prompts, Dataset) else [], tokens, tokenizer)
     check_inputs(policy, tokenizer, tokens, config.max_new_tokens)
-    if config.ptx_coef and not ptx_sequences:
-        raise ConfigError(f"ptx_coef is {config.ptx_coef} but there are no ptx_sequences: pass some, or set it to 0")
-    check_prompts_fit(policy, ptx_sequences or [], 0)
+    check_ptx(policy, ptx_sequences, config.ptx_coef)
     models = lay_out(config, policy, value_model, reference, components)
     identity = _identity(config, tokens, ptx_sequences, policy, models)
     return _Run(

@@ -186,8 +186,8 @@ def _rule_scores(
     by_name = isinstance(rule.fn, TRLReward)
     returned = rule.fn(prompts, responses, response_ids) if by_name else rule.fn(prompts, responses)
     try:
-        values = [float(value) for value in returned]
-    except (TypeError, ValueError) as error:
+        values = [_number(value) for value in returned]
+    except (TypeError, ValueError, OverflowError) as error:
         shown = " ".join(repr(returned).split())[:80]
         raise TrainingError(
             f"reward '{rule.name}' returned {shown} for {len(responses)} responses; return a list, a number for each"
@@ -197,6 +197,13 @@ def _rule_scores(
             f"reward '{rule.name}' returned {len(values)} values for {len(responses)} responses; return one for each"
         )
     return torch.tensor(values)
+
+
+def _number(value: Any) -> float:
+    """A number as float; text that reads as one is an error."""
+    if isinstance(value, str | bytes):
+        raise TypeError(f"{value!r} is text")
+    return float(value)
 
 
 def total_score(components: Sequence[Component], scores: dict[str, Tensor]) -> Tensor:

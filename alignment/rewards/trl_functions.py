@@ -37,9 +37,12 @@ class TRLReward:
             "completion_ids": [list(ids) for ids in response_ids],
         }
         arguments |= {name: [row[name] for row in rows] for name in _columns(rows)}
+        parameters = inspect.signature(self.function).parameters.values()
+        unnamed = [p for p in parameters if p.kind is p.POSITIONAL_ONLY]  # those before a `/`
+        positional = [arguments.pop(p.name, p.default) for p in unnamed]
         if not _takes_any(self.function):
             arguments = {name: values for name, values in arguments.items() if name in _names(self.function)}
-        values: Any = self.function(**arguments)
+        values: Any = self.function(*positional, **arguments)
         if isinstance(values, list | tuple):
             values = [0.0 if value is None else value for value in values]
         given: Sequence[float] = values

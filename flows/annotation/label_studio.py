@@ -3,7 +3,7 @@
 import os
 
 from flows.home import home_directory
-from flows.recipe.untrusted import holds_credentials, redacted
+from flows.recipe.untrusted import holds_credentials, shown_address
 from flows.stack.processes import StackError
 from labeling.config import LabelingConfig
 from labeling.server.client import LabelStudio
@@ -22,8 +22,9 @@ def client(config: LabelingConfig) -> LabelStudio:
     owners = {_address(address) for address in (named, os.environ.get("RLHF_PUBLIC_URL")) if address}
     if url and token and named and _address(url) not in owners:
         raise StackError(
-            f"the recipe's labeling.url is {redacted(url)}, but LABEL_STUDIO_API_KEY belongs to {redacted(named)}: set "
-            "LABEL_STUDIO_URL and LABEL_STUDIO_API_KEY to those of the recipe's server, or remove labeling.url"
+            f"the recipe's labeling.url is {shown_address(url)}, but LABEL_STUDIO_API_KEY belongs to "
+            f"{shown_address(named)}: set LABEL_STUDIO_URL and LABEL_STUDIO_API_KEY to those of the recipe's server, "
+            "or remove labeling.url"
         )
     if not url or not token:
         raise StackError(

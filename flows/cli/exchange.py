@@ -84,6 +84,10 @@ def import_judgements(
         raise ConfigError("--columns, --label-config, --control, --choice and --buckets need --format label-studio")
     else:
         files, bad = _from_external(file, form)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"{out} cannot be the output directory ({error.strerror}): name another with --out") from error
     for name, rows in files.items():
         write_records(out / name, rows)
     write_records(out / "rejected.jsonl", bad)

@@ -175,7 +175,7 @@ def servers(home: Path) -> Iterator[Finding]:
     try:
         rows = stack.status(home)
     except StackError as error:
-        yield Finding(what="stack", ok=False, seen="its files cannot be read", fix=str(error))
+        yield Finding(what="stack", ok=False, seen="its files or variables cannot be read", fix=str(error))
         return
     for row in rows:
         name = row.name

@@ -12,7 +12,7 @@ MOST_VALUES, DEEPEST = 100_000, 50
 SECRET_NAME = re.compile(r"(TOKEN|SECRET|SECRET_KEY|API_KEY|ACCESS_KEY|PASSWORD|AUTH_STRING)$", re.IGNORECASE)
 SHORTEST_SECRET = 8  # characters; shorter values would match everywhere
 IN_ADDRESS = re.compile(
-    r"(?P<before>[a-z][a-z0-9+.-]*://)(?P<who>[^/\s@'\"]+)@"
+    r"(?P<before>[a-z][a-z0-9+.-]*://)(?P<who>[^/\s@:'\"]*:[^\s'\"]*|[^/\s@'\"]+)@"
     r"|(?P<named>[?&][\w-]*(?:token|secret|password|passwd|api_?key|access_key|signature)=)[^&\s'\"]+",
     re.IGNORECASE,
 )
@@ -63,6 +63,16 @@ def redacted(text: str, secrets: frozenset[str] = frozenset()) -> str:
     for secret in secrets:
         text = text.replace(secret, HIDDEN)
     return IN_ADDRESS.sub(_hide, text)
+
+
+def shown_address(url: str) -> str:
+    """An address as messages show it: nothing of what stands before an @, and no tokens in the query."""
+    scheme, separator, _ = url.partition("://")
+    _, at, after = url.rpartition("@")
+    if not at:
+        return redacted(url)
+    kept = f"{scheme}://" if separator and scheme.lower() in ("http", "https", "postgresql") else ""
+    return redacted(f"{kept}{HIDDEN}@{after}")
 
 
 def _hide(match: re.Match[str]) -> str:

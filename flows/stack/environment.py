@@ -10,21 +10,21 @@ The rule, the same for every command (docs/operations.md, "Servers elsewhere"):
 """
 
 import os
+import re
 import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import psutil
 
 from flows.home import home_directory
 from flows.stack import stack, state
-from flows.stack.health import ADDRESSES
+from flows.stack.health import ADDRESSES, check_address
 from flows.stack.processes import StackError
-from flows.stack.proxies import direct_loopback, unusable_proxies
+from flows.stack.proxies import direct_loopback, malformed_proxies, unreadable_exemptions, unusable_proxies
 from flows.stack.services import LABEL_STUDIO, NAMES, NO_TEMPORARY_SERVER, QUIET, TITLES, Name
 
 SILENT_SECONDS, BRIEF_SECONDS, REPEAT_SECONDS = 2.0, 0.5, 10.0
@@ -40,10 +40,15 @@ FOREIGN = (  # of Prefect and MLflow: other servers, accounts on them, and runs 
 
 def prepare() -> None:
     """Switch off telemetry, Prefect's temporary server, and proxies to this machine. The first thing a command does."""
+    for entry in unreadable_exemptions(os.environ):
+        _note(f"{entry!r} in NO_PROXY is ignored, because it is neither a host, HOST:PORT nor an address")
     os.environ.update(QUIET | NO_TEMPORARY_SERVER | direct_loopback(os.environ))
     for name in unusable_proxies(os.environ):
         scheme = os.environ.pop(name).partition(":")[0]
         _note(f"{name} is ignored, because proxies of the kind {scheme}:// are not supported; http:// is")
+    for name in malformed_proxies(os.environ):
+        del os.environ[name]
+        _note(f"{name} is ignored, because it is not the address of a proxy: set it to http://HOST:PORT, or unset it")
 
 
 def use_stack(*needed: Name, label_studio: str | None = None) -> None:
@@ -123,6 +128,9 @@ def _check_elsewhere(home: Path, needed: tuple[Name, ...]) -> None:
             f"{_listed(missing)} (not running) of the stack in {home}: start the servers with `rlhf up`, or set "
             f"{variables} to use servers elsewhere"
         )
+    for variable in (*(ADDRESSES[name] for name in needed), *("MLFLOW_REGISTRY_URI",) * ("mlflow" in needed)):
+        if os.environ.get(variable):
+            check_address(variable)
     with waiting(f"waiting for {addresses(needed)}"):
         rows = stack.status_elsewhere(needed)
     silent = [row for row in rows if not row.health.ok]
@@ -170,4 +178,5 @@ def _listed(names: tuple[Name, ...] | list[Name]) -> str:
 
 def _host(url: str) -> str:
     """The host and port of an address, without credentials; "a file" for a store that is no server."""
-    return urlsplit(url).netloc.rpartition("@")[2] or "a file"
+    after = url.rpartition("@")[2].rpartition("://")[2]
+    return re.split(r"[/?#]", after)[0] or "a file"

@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flows.home import home_directory
-from flows.recipe.untrusted import redacted
+from flows.recipe.untrusted import shown_address
 from flows.stack import commands, credentials, postgres, processes, services
-from flows.stack.health import ADDRESSES, Health, health_elsewhere, health_of
+from flows.stack.health import ADDRESSES, Health, check_address, health_elsewhere, health_of
 from flows.stack.processes import Process, StackError
 from flows.stack.proxies import direct_loopback
 from flows.stack.services import HOST, NAMES, TITLES, WAVES, Credentials, Name, Profile, Site
@@ -172,10 +172,12 @@ def _use_no_proxy(state: State) -> None:
 
 
 def status_elsewhere(names: Collection[Name]) -> list[ServerStatus]:
-    """Status and health of the servers that the environment names."""
+    """Status and health of the servers that the environment names. Raises StackError for what is no address."""
+    for name in names:
+        check_address(ADDRESSES[name])
     with ThreadPoolExecutor(len(names)) as pool:
         healths = [*pool.map(health_elsewhere, names)]
-    urls = [redacted(os.environ[ADDRESSES[name]]) for name in names]
+    urls = [shown_address(os.environ[ADDRESSES[name]]) for name in names]
     return [
         ServerStatus(name, TITLES[name], url, running=True, health=health, log_in_as="elsewhere")
         for name, url, health in zip(names, urls, healths, strict=True)

@@ -8,6 +8,7 @@ file, or the id of the annotation.
 """
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,8 @@ from labeling.tasks.characters import NO_UNICODE, is_unicode, shown, unicode_onl
 from labeling.tasks.tasks import SPEAKERS, Task, completed
 
 ROLES = {name: role for role, name in SPEAKERS.items()}
+UID = re.compile(r"task_[0-9a-f]{12}")
+PAIRWISE_FIELDS = {"a_id", "b_id", "response_a", "response_b"}
 NO_LIMIT = 1_000_000  # an export does not contain the overlap
 
 
@@ -67,9 +70,13 @@ def import_export(path: Path, options: LayoutOptions | None = None) -> Imported:
 
 
 def _is_ours(row: Mapping[str, Any]) -> bool:
-    """Whether a task was made by rlhf-flows, to judge by its fields."""
-    uid = row["data"].get("uid")
-    return isinstance(uid, str) and (uid.startswith("task_") or "before" in row["data"])
+    """Whether a task was made by rlhf-flows, to judge by the form of its uid and by its fields or controls."""
+    data, uid = row["data"], row["data"].get("uid")
+    if not isinstance(uid, str) or not UID.fullmatch(uid):
+        return False
+    results = [item for raw in row["annotations"] for item in raw.get("result") or ()]
+    controls = {item.get("from_name") for item in results if isinstance(item, Mapping)}
+    return "before" in data or data.keys() >= PAIRWISE_FIELDS or not controls.isdisjoint(("ranking", "answer"))
 
 
 def _import_ours(exported: Sequence[Any], path: Path) -> Imported:

@@ -99,7 +99,7 @@ def layout_of(rows: Sequence[Mapping[str, Any]], options: LayoutOptions) -> Layo
         return Layout(**common, prompt=prompt, items=items, text=text, buckets=_buckets(controls[0], options))
     answers = _answers(fields, screen, controls, options)
     prompt = _prompt(fields, screen, answers, options)
-    choices = _choices(controls[0], answers, options) if kind == "choices" else {}
+    choices = _choices(controls[0], answers, screen, options) if kind == "choices" else {}
     return Layout(**common, prompt=prompt, answers=tuple(answers), choices=choices)
 
 
@@ -276,25 +276,59 @@ def _shown(tags: Iterable[ElementTree.Element]) -> list[str]:
     return list(dict.fromkeys(value[1:] for value in values if value.startswith("$")))
 
 
-def _choices(control: Control, answers: Sequence[str], options: LayoutOptions) -> dict[str, int | None]:
+def _choices(
+    control: Control, answers: Sequence[str], tags: Iterable[ElementTree.Element], options: LayoutOptions
+) -> dict[str, int | None]:
     """What each choice of a control says: 1 for the left answer, -1 for the right one, 0 for a tie."""
     sides: dict[str, int | None] = {"left": 1, "right": -1, "tie": 0, "none": None}
     if unknown := set(options.choices.values()) - set(sides):
         raise TaskError(f"a choice means left, right, tie or none, not {sorted(unknown)[0]}")
-    values = {_plain(name): side for name, side in zip(answers, (1, -1), strict=True)}
+    if options.choices:
+        by_name = {choice: sides[side] for choice, side in options.choices.items()}
+    elif [_number(name) for name in answers] == [0, 1]:
+        by_name = _counted(control, answers, _offered(tags, control))
+    else:
+        values = {_plain(name): side for name, side in zip(answers, (1, -1), strict=True)}
+        by_name = {choice: values.get(_plain(choice), _side(choice)) for choice in control.values}
     meaning: dict[str, int | None] = {}
     for choice in control.values:
-        side = _side(choice) if _plain(choice) not in values else values[_plain(choice)]
-        if choice in options.choices:
-            meaning[choice] = sides[options.choices[choice]]
-        elif side is None or options.choices:
+        if choice not in by_name or (by_name[choice] is None and not options.choices):
             raise TaskError(
                 f"the choices of {control.name} are {_names(control.values)}, and which answer {choice!r} prefers is "
                 f"unclear: say it of each, such as --choice 'left={choice}'"
             )
-        else:
-            meaning[choice] = side
+        meaning[choice] = by_name[choice]
     return meaning
+
+
+def _counted(control: Control, answers: Sequence[str], offered: Iterable[str]) -> dict[str, int | None]:
+    """What choices say of answers whose fields count from 0. The choices themselves may count from 0 or from 1."""
+    numbers = {choice: _number(choice) for choice in (*control.values, *offered)}
+    first, left, right = {0, 2} & set(numbers.values()), *answers
+    ones = [choice for choice in control.values if numbers[choice] == 1]
+    if ones and len(first) != 1 and set(ones) - set(answers):
+        raise TaskError(
+            f"the answers are in {left} and {right}, which count from 0, and the choices of {control.name} are "
+            f"{_names(control.values)}: {ones[0]!r} is {right} if the choices count from 0 as well, and {left} if they "
+            f"count from 1; say which: --choice 'right={ones[0]}' or --choice 'left={ones[0]}'"
+        )
+    unclear = len(first) == 2 or (2 in first and bool(set(control.values) & set(answers)))
+    sides = {} if unclear else {1: 1, 2: -1} if 2 in first else {0: 1, 1: -1}
+    return {
+        choice: _side(choice) if (number := numbers[choice]) is None else sides.get(number) for choice in control.values
+    }
+
+
+def _number(name: str) -> int | None:
+    """The number by which a field or a choice names an answer: 0, 1 or 2."""
+    plain = _plain(re.sub(r"\bis\b|\bbetter\b", "", name.lower()))
+    return next((n for n in range(3) for stem in STEMS if plain in (f"{stem}{n}", f"{n}{stem}")), None)
+
+
+def _offered(tags: Iterable[ElementTree.Element], control: Control) -> list[str]:
+    """The choices of a control in the label config, as annotations have them."""
+    own = [choice for tag in tags if tag.get("name") == control.name for choice in tag.iter("Choice")]
+    return [choice.get("alias") or choice.get("value") or "" for choice in own]
 
 
 def _side(choice: str) -> int | None:

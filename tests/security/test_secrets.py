@@ -18,7 +18,7 @@ from alignment.errors import ConfigError
 from flows.annotation.accounts import Account, Accounts
 from flows.annotation.label_studio import client
 from flows.recipe.schema import Recipe, load_recipe
-from flows.recipe.untrusted import redacted, secrets_of
+from flows.recipe.untrusted import redacted, secrets_of, shown_address
 from flows.stack import credentials, stack
 from flows.stack.commands import launch_of, prepare
 from flows.stack.processes import StackError
@@ -174,3 +174,20 @@ def test_what_is_secret_by_its_name_is_taken_out_of_a_text() -> None:
 def test_http_libraries_do_not_tell_addresses_by_themselves() -> None:
     for name in ("httpx", "httpcore", "urllib3"):
         assert logging.getLogger(name).getEffectiveLevel() >= logging.WARNING
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("http://bob:a/hunter22@host:1/x", "http://***@host:1/x"),
+        ("http://bob:hunt@er22@host", "http://***@host"),
+        ("bob:hunter22@host", "***@host"),
+        ("hunter22://bob@host", "***@host"),
+        ("http://host/?token=hunter22", "http://host/?token=***"),
+        ("http://host:1/a", "http://host:1/a"),
+    ],
+)
+def test_an_address_is_shown_without_what_stands_before_an_at(url: str, shown: str) -> None:
+    assert shown_address(url) == shown
+    if url.startswith("http"):
+        assert redacted(f"at {url} said <me@x>") == f"at {shown} said <me@x>"

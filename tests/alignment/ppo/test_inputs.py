@@ -8,7 +8,8 @@ from datasets import Dataset
 from pydantic import ValidationError
 from tokenizers.processors import TemplateProcessing
 
-from alignment.errors import CheckpointError, ConfigError, DataError, TrainingError
+from alignment.errors import CheckpointError, ConfigError, DataError, RLHFError, TrainingError
+from alignment.models.chat import ChatFormat
 from alignment.models.scalar import load_scalar_model, save_model, scalar_model_from
 from alignment.ppo.config import PPOConfig
 from alignment.ppo.prompts import cycled_rows, tokenized_prompts
@@ -64,6 +65,12 @@ def test_prompts_must_fit(tmp_path) -> None:
         _train(tmp_path, prompts=[])
     with pytest.raises(ConfigError, match="no ptx_sequences"):
         _train(tmp_path, ptx_coef=1.0)
+    for ids, message in (([3, 20], "ptx sequence 0 has the token ids 3 to 20"), ("w3", "ptx sequence 0 is 'w3', not")):
+        policy, config = world.policy(), world.config(steps=1, ptx_coef=1.0)
+        with pytest.raises(RLHFError, match=message):
+            train_ppo(
+                policy, world.tokenizer(), [[3]], world.count_w7, config, ptx_sequences=[ids], out=tmp_path / "ptx"
+            )
 
 
 def test_rewards_must_be_numbers_one_for_each(tmp_path) -> None:
@@ -80,6 +87,9 @@ def test_rewards_must_be_numbers_one_for_each(tmp_path) -> None:
         (1.0, r"returned 1\.0 for 16 responses"),
         ([None] * 16, r"returned \[None, "),
         (["good"] * 16, r"returned \['good', "),
+        (["0.5"] * 16, r"returned \['0.5', "),
+        ("a" * 16, "returned 'aaaa"),
+        ([10**400] * 16, r"returned \[1000"),
         (torch.ones(16, 2), r"returned tensor"),
     ],
 )
@@ -146,7 +156,8 @@ def test_prompts_of_a_dataset() -> None:
     with pytest.raises(ConfigError, match="chat template"):
         tokenized_prompts(chat, tokenizer)
     tokenizer.chat_template = (
-        "{% for m in messages %}w2 {{ m.content }} {% endfor %}{% if add_generation_prompt %}w9{% endif %}"
+        "{% for m in messages %}{{ 'w9' if m.role == 'assistant' else 'w2' }} {{ m.content }} {% endfor %}"
+        "{% if add_generation_prompt %}w9 {% endif %}"
     )
     assert tokenized_prompts(chat, tokenizer) == [[2, 3, 4, 9]]
     with pytest.raises(DataError, match="rename the column to 'prompt'"):
@@ -171,12 +182,58 @@ def test_a_prompt_has_one_bos_and_no_eos(bos_tokenizer) -> None:
 
 
 def test_prompts_rendered_by_a_template_are_those_of_the_messages(bos_tokenizer) -> None:
-    bos_tokenizer.chat_template = "w2 {% for m in messages %}w9 {{ m.content }} {% endfor %}w8"
+    bos_tokenizer.chat_template = (
+        "w2 {% for m in messages %}{{ 'w8' if m.role == 'assistant' else 'w9' }} {{ m.content }} {% endfor %}"
+        "{% if add_generation_prompt %}w8 {% endif %}"
+    )
     turns = [[{"role": "user", "content": "w3 w4"}]]
-    rendered = bos_tokenizer.apply_chat_template(turns, tokenize=False)
+    rendered = bos_tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
     expected = [[2, 9, 3, 4, 8]]
     assert tokenized_prompts(Dataset.from_dict({"prompt": turns}), bos_tokenizer) == expected
     assert tokenized_prompts(Dataset.from_dict({"prompt": rendered}), bos_tokenizer) == expected
+
+
+def chat_tokenizer(template: str):
+    tokenizer = world.tokenizer()
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+TURNS = (
+    "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system turns') }}{% endif %}"
+    "{{ 'w9' if m.role == 'assistant' else 'w2' }} {{ m.content }} {% endfor %}"
+)
+
+
+def test_messages_are_encoded_as_the_chat_format_encodes_them(monkeypatch) -> None:
+    tokenizer, formats = chat_tokenizer(TURNS + "{% if add_generation_prompt %}w9 w8 {% endif %}"), []
+    original = ChatFormat.of
+    monkeypatch.setattr(ChatFormat, "of", lambda *arguments: formats.append(original(*arguments)) or formats[-1])
+    turns = [[{"role": "user", "content": text}] for text in ("w3", "w3 <turn> w4")]
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<turn>"]})
+    opened, typed = tokenized_prompts(Dataset.from_dict({"prompt": turns}), tokenizer)
+    assert opened == [2, 3, 9]  # w8 opens a thought, which no finished answer has
+    assert tokenizer.convert_tokens_to_ids("<turn>") not in typed and typed[:2] == [2, 3] and typed[-2:] == [4, 9]
+    assert len(formats) == 1
+
+
+@pytest.mark.parametrize(
+    ("prompt", "reason"),
+    [
+        ([{"role": "system", "content": "w3"}, {"role": "user", "content": "w3"}], "no system turns"),
+        ([{"role": "tool", "content": "w3"}], "role: Input should be 'system', 'user' or 'assistant'"),
+        ([{"role": "user", "content": None}], "content: Input should be a valid string"),
+        ([3, 4], r"token ids.*prompts\['prompt'\]"),
+        (["w3", "w4"], "neither text nor a list of messages"),
+        ([], "neither text nor a list of messages"),
+        (3, "neither text nor a list of messages"),
+        (None, "neither text nor a list of messages"),
+    ],
+)
+def test_prompts_that_are_neither_text_nor_a_conversation(prompt, reason) -> None:
+    tokenizer = chat_tokenizer(TURNS + "{% if add_generation_prompt %}w9 {% endif %}")
+    with pytest.raises(DataError, match=f"^prompt 0 .*{reason}"):
+        tokenized_prompts(Dataset.from_dict({"prompt": [prompt]}), tokenizer)
 
 
 def test_prompts_of_token_ids() -> None:

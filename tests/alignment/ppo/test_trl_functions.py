@@ -57,6 +57,21 @@ def test_a_function_of_ids_alone(tmp_path) -> None:
     assert run(tmp_path, lambda completion_ids, **_: [len(ids) for ids in completion_ids])["reward"] >= 1
 
 
+def test_parameters_without_a_name(tmp_path) -> None:
+    def both(prompts, /, completions, **columns):
+        assert {*prompts} <= {"w3 w4", "w5"} and columns.keys() == {"completion_ids", "answer"}
+        return [0.25] * len(completions)
+
+    def one(completions, answer, /):
+        assert {*answer} <= {"w7", "w9"}
+        return [0.25] * len(completions)
+
+    assert run(tmp_path / "both", both)["reward"] == run(tmp_path / "one", one)["reward"] == 0.25
+    with pytest.raises(ConfigError, match="asks for 'solution'"):
+        run(tmp_path, lambda completions, solution, /: [])
+    assert run(tmp_path / "c", lambda completions, solution=None, /: [0.5] * len(completions))["reward"] == 0.5
+
+
 def test_none_adds_nothing(tmp_path) -> None:
     def reward(completions, answer, **kwargs):
         return [1.0 if word == "w7" else None for word in answer]

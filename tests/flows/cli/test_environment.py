@@ -12,15 +12,19 @@ from collections.abc import Iterator, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import httpx
 import psutil
 import pytest
 
+from alignment.errors import ConfigError
 from flows.annotation.label_studio import client
-from flows.stack import commands, credentials, processes, state
-from flows.stack.environment import FOREIGN, foreign, use_stack, waiting
+from flows.home import home_directory
+from flows.stack import commands, credentials, processes, stack, state
+from flows.stack.environment import FOREIGN, addresses, foreign, prepare, use_stack, waiting
+from flows.stack.health import ADDRESSES, health_elsewhere
 from flows.stack.processes import StackError
 from flows.stack.proxies import direct_loopback, unusable_proxies
-from flows.stack.services import LABEL_STUDIO, NAMES, Site
+from flows.stack.services import LABEL_STUDIO, NAMES, Name, Site
 from labeling.config import LabelingConfig
 from tests.conftest import TINY
 from tests.flows.local import hostile_environment
@@ -127,6 +131,38 @@ def hanging_stack(home: Path, url: str) -> None:
     credentials.ensure(home)
 
 
+# --- the home ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("home", "problem"),
+    [
+        ("file", "file is not a directory"),
+        ("file/below", "file is not a directory"),
+        ("loop", "Symlink loop"),
+        ("loop/below", "Symlink loop"),
+        ("n" * 300, "File name too long"),
+        ("~nosuchuser/x", "home directory"),
+        ("/proc/x", "nothing can be written in /proc"),
+    ],
+)
+def test_a_home_that_cannot_be_a_directory(
+    home: str, problem: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("file").touch()
+    Path("loop").symlink_to("loop")
+    monkeypatch.setenv("RLHF_HOME", home)
+    with pytest.raises(ConfigError, match=rf"the home .* cannot be used \(.*{problem}.*\): set RLHF_HOME or --home"):
+        home_directory()
+
+
+def test_a_home_may_be_new_or_behind_a_link(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("target")
+    assert home_directory(tmp_path / "a" / "b") == tmp_path / "a" / "b"
+    assert home_directory(tmp_path / "link" / "b") == tmp_path / "target" / "b"
+
+
 # --- proxies -----------------------------------------------------------------------------------------------------
 
 
@@ -150,6 +186,26 @@ def test_proxies_of_an_unknown_kind_are_named() -> None:
     proxies = {"ALL_PROXY": "socks://h:1", "all_proxy": "socks4://h:1", "HTTP_PROXY": "http://h:1"}
     proxies |= {"https_proxy": "h:3128", "FTP_PROXY": "ftp://h:1"}
     assert unusable_proxies(proxies) == ["ALL_PROXY", "all_proxy"]
+
+
+@pytest.mark.parametrize("proxy", ["http://me:hunter22@h:port", "http://[::1", "http://", "h:99999"])
+def test_a_proxy_or_an_exemption_that_cannot_be_read_is_named(
+    proxy: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HTTP_PROXY", proxy)
+    monkeypatch.setenv("https_proxy", "h:3128")
+    monkeypatch.setenv("NO_PROXY", "b\u00fccher.example,\u00e9,[::1]:80,a:b,host:8080")
+    monkeypatch.setenv("no_proxy", "")
+    prepare()
+    notes = capsys.readouterr().err
+    assert "rlhf: HTTP_PROXY is ignored, because it is not the address of a proxy" in notes and "hunter22" not in notes
+    assert "rlhf: '[::1]:80' in NO_PROXY is ignored" in notes and "rlhf: 'a:b' in NO_PROXY is ignored" in notes
+    assert len(notes.splitlines()) == 3
+    assert os.environ["NO_PROXY"] == "xn--bcher-kva.example,xn--9ca,host:8080,localhost,127.0.0.1,::1"
+    assert "HTTP_PROXY" not in os.environ and os.environ["https_proxy"] == "h:3128"
+    httpx.Client().close()
 
 
 # --- what is foreign ---------------------------------------------------------------------------------------------
@@ -223,6 +279,70 @@ def test_a_home_without_a_stack_and_an_environment_without_servers(
 
 
 @pytest.mark.parametrize(
+    "url",
+    [
+        *("bob:hunter22@127.0.0.1:9", "http://bob:a/hunter22@h", "http://bob:1/hunter22@h", "http://hunter22/x@h"),
+        *("http://bob:hunter22@[::1", "postgresql://u:hunter22@h/d", "file:///tmp/x", " ", "://x", "http://h:port"),
+        *("http://", "hunter22://bob@h", "http://h:1\n"),
+    ],
+)
+@pytest.mark.parametrize("variable", ["PREFECT_API_URL", "MLFLOW_TRACKING_URI", "LABEL_STUDIO_URL"])
+def test_what_is_no_address_is_refused_without_its_secrets(
+    url: str, variable: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RLHF_HOME", str(tmp_path))
+    for name in (*FOREIGN, *LABEL_STUDIO):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv(variable, url)
+    server = next(name for name in NAMES if ADDRESSES[name] == variable)
+    for command in (lambda: use_stack(server), stack.status):
+        with pytest.raises(StackError, match=rf"^{variable} must be http\(s\)://HOST") as refusal:
+            command()
+        assert "hunter22" not in str(refusal.value)
+    assert "hunter22" not in addresses((server,))
+
+
+def answering(answers: Mapping[str, str]) -> ThreadingHTTPServer:
+    """A server in a thread; at other paths and for other methods it answers 404."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200 if self.path in answers else 404)
+            self.end_headers()
+            self.wfile.write(answers.get(self.path, "").encode())
+
+        def do_POST(self) -> None:
+            self.do_GET()
+
+        def log_message(self, *_: object) -> None:
+            """Say nothing."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    return server
+
+
+@pytest.mark.parametrize(
+    ("name", "answers", "problem"),
+    [
+        ("prefect", {"/api/health": "true", "/api/admin/version": '"3.1.0"'}, ""),
+        ("prefect", {"/api/health": "<html>"}, r"not Prefect's API.*ends with /api.*200 with '<html>'"),
+        ("prefect", {}, "not Prefect's API.*answers 404"),
+        ("mlflow", {"/api/health": "OK", "/api/version": "3.1.0"}, ""),
+        ("mlflow", {"/api/api/2.0/mlflow/experiments/search": "{}"}, ""),  # a gateway
+        ("mlflow", {"/api/health": "OK"}, "not MLflow's tracking server: /health answers 200 with 'OK'"),
+        ("mlflow", {"/api/health": "OK", "/api/version": "<html>"}, "not MLflow's tracking server"),
+        ("mlflow", {}, "not MLflow's tracking server: /health answers 404"),
+    ],
+)
+def test_a_server_that_answers_may_be_another(name: Name, answers: dict[str, str], problem: str) -> None:
+    with answering(answers) as server:
+        health = health_elsewhere(name, {ADDRESSES[name]: f"http://127.0.0.1:{server.server_port}/api/"})
+        server.shutdown()
+    assert health.ok == (not problem) and re.search(problem, health.problem), health
+
+
+@pytest.mark.parametrize(
     ("name", "variable", "title"),
     [
         ("plan", "MLFLOW_TRACKING_URI", "MLflow"),
@@ -246,10 +366,11 @@ def test_a_silent_server_is_named_within_three_seconds_and_given_up(
 def test_a_server_that_hangs_after_its_health_check_is_given_up(tmp_path: Path) -> None:
     class Hanging(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            if self.path != "/health":
+            if self.path not in ("/health", "/version"):
                 ended.wait(60)
             self.send_response(200)
             self.end_headers()
+            self.wfile.write(b"OK" if self.path == "/health" else b"3.1.0")
 
         def log_message(self, *_: object) -> None:
             """Say nothing."""

@@ -222,6 +222,16 @@ def test_an_export_of_label_studio_goes_in_by_command(tmp_path: Path) -> None:
     assert row.strength == 3 and (tmp_path / "in" / "judgements.jsonl").read_text().count("\n") == 1
 
 
+def test_an_output_directory_that_is_a_file_is_an_error_in_words(tmp_path: Path) -> None:
+    write_lines(tmp_path / "rows.jsonl", [{"prompt": "Q?", "chosen": "Yes.", "rejected": "No."}])
+    (tmp_path / "out").touch()
+    for out in ("out", "out/below"):
+        result = CliRunner().invoke(
+            app, ["label", "import", str(tmp_path / "rows.jsonl"), "--out", str(tmp_path / out)]
+        )
+        assert isinstance(result.exception, DataError) and "cannot be the output directory" in str(result.exception)
+
+
 def test_a_file_without_anything_to_use_is_an_error(tmp_path: Path) -> None:
     file = write_lines(tmp_path / "rows.jsonl", [{"a": 1}])
     told = CliRunner().invoke(app, ["label", "import", str(file), "--out", str(tmp_path / "in")])

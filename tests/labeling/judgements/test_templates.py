@@ -56,6 +56,12 @@ def test_the_pairwise_template(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("uid", ["task_17", "task_0123456789ab", "17"])
+def test_a_project_of_others_may_have_uids(tmp_path: Path, uid: str) -> None:
+    rows = row(EGG | {"uid": uid}, [control("pairwise", "comparison", "left")])
+    assert said(imported(tmp_path, rows)) == [(EGG["answer1"], EGG["answer2"], 1)]
+
+
 def test_the_ranker_template_counts_ranks(tmp_path: Path) -> None:
     orders = [[control("ranker", "rank", {"rank": order})] for order in (["b", "a", "c"], ["a", "b"], ["a", "b", "x"])]
     found = imported(tmp_path, row(RANKED, *orders))
@@ -96,6 +102,35 @@ def test_unclear_choices_are_named_and_can_be_explained(tmp_path: Path) -> None:
     assert len(found.comparisons) == 2 and found.quarantined[0].reason == "'hm' prefers no answer"
     with pytest.raises(TaskError, match="means left, right, tie or none, not up"):
         imported(tmp_path, rows, choices={"yes": "up", "no": "right", "hm": "none"})
+
+
+ZERO = {"prompt": "Q?", "response_0": "Zero.", "response_1": "One."}
+
+
+@pytest.mark.parametrize(
+    "choices",
+    [("Answer 1", "Answer 2"), ("Response 1", "Response 2"), ("response_0", "response_1"), ("Answer 0", "Answer 1")],
+)
+def test_choices_for_answers_that_count_from_zero(tmp_path: Path, choices: tuple[str, str]) -> None:
+    rows = row(ZERO, *([control("choices", "better", [choice], "prompt")] for choice in choices))
+    assert said(imported(tmp_path, rows)) == [("Zero.", "One.", 1), ("One.", "Zero.", 1)]
+
+
+def test_a_choice_that_counts_from_zero_or_from_one_is_not_guessed(tmp_path: Path) -> None:
+    rows = row(ZERO, [control("choices", "better", ["Answer 1"], "prompt")])
+    reason = r"'Answer 1' is response_1 if the choices count from 0 .* response_0 if .*--choice 'left=Answer 1'"
+    with pytest.raises(TaskError, match=reason):
+        imported(tmp_path, rows)
+    assert said(imported(tmp_path, rows, choices={"Answer 1": "right"})) == [("One.", "Zero.", 1)]
+    config = '<View><Choices name="better" toName="prompt">{}</Choices></View>'
+    for other, winner in (("Answer 2", "Zero."), ("Answer 0", "One.")):
+        screen = config.format(f'<Choice value="Answer 1"/><Choice value="{other}"/>')
+        ((chosen, _, _),) = said(imported(tmp_path, rows, label_config=screen))
+        assert chosen == winner
+    for choices in (("response_1", "response_2"), ("Answer 0", "Answer 1", "Answer 2")):
+        several = row(ZERO, *([control("choices", "better", [choice], "prompt")] for choice in choices))
+        with pytest.raises(TaskError, match="--choice"):
+            imported(tmp_path, several)
 
 
 def test_ratings_of_each_answer(tmp_path: Path) -> None:
