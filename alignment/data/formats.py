@@ -14,7 +14,7 @@ from functools import lru_cache
 from typing import Any
 
 from alignment.config.stages import Columns, RowSource
-from alignment.data.conversations import ROLES, BadRow, Row, as_messages, columns_of, parse_transcript, short
+from alignment.data.conversations import ROLES, BadRow, Row, as_messages, columns_of, kind_of, parse_transcript, short
 from alignment.data.files import loads
 from alignment.errors import ConfigError
 from alignment.records import Message
@@ -244,6 +244,8 @@ def prompt_turns(row: Row, columns: Columns) -> list[Message]:
         return _system_turn(row, columns)
     turns = as_messages(value_of(row, columns, "prompt"), "user")
     below = look_up(row, columns.input) if columns.input else ABSENT
+    if below is not ABSENT and not isinstance(below, str):
+        raise BadRow(f"the text below the prompt ({columns.input!r}) is not text but {kind_of(below)}")
     if isinstance(below, str) and below.strip() and turns:
         turns[-1] = turns[-1].model_copy(update={"content": f"{turns[-1].content}\n\n{below.strip()}"})
     return turns if turns[:1] and turns[0].role == "system" else [*_system_turn(row, columns), *turns]
@@ -254,7 +256,7 @@ def _system_turn(row: Row, columns: Columns) -> list[Message]:
     if text is ABSENT or (isinstance(text, str) and not text.strip()):
         return []
     if not isinstance(text, str):
-        raise BadRow(f"the system turn ({columns.system!r}) is not text but {type(text).__name__}")
+        raise BadRow(f"the system turn ({columns.system!r}) is not text but {kind_of(text)}")
     return [Message(role="system", content=text)]
 
 
@@ -302,7 +304,7 @@ def _with_answer(turns: list[Message], value: Any) -> list[Message]:
     """The turns of a side: an answer to `turns`, or a conversation that repeats them."""
     asked = [_turn_text(turn) for turn in turns if turn.role != "system"]
     if isinstance(value, str) and not asked:
-        before, answer = parse_transcript(value)
+        before, answer = _whole_transcript(value)
         return [*turns, *before, Message(role="assistant", content=answer)]
     side = as_messages(value, "assistant")
     if not side:
@@ -318,6 +320,15 @@ def _with_answer(turns: list[Message], value: Any) -> list[Message]:
     return [*system, *side]
 
 
+def _whole_transcript(text: str) -> tuple[list[Message], str]:
+    try:
+        return parse_transcript(text)
+    except BadRow as error:
+        raise BadRow(
+            f"no prompt: no column holds it, and the answer is no transcript that contains it ({error})"
+        ) from None
+
+
 def _turn_text(turn: Message) -> tuple[str, str]:
     return turn.role, turn.content.strip()
 
@@ -331,6 +342,8 @@ def judgement(row: Row, columns: Columns) -> Judgement:
     verdict = _verdict(row, columns)
     shared = _shared(row, columns, sides if verdict >= 0 else (sides[1], sides[0]))
     annotator = look_up(row, columns.annotator) if columns.annotator else ABSENT
+    if isinstance(annotator, bytes):
+        raise BadRow(f"the annotator ({columns.annotator!r}) is {kind_of(annotator)}")
     return Judgement(
         turns=shared.turns,
         chosen=shared.chosen,

@@ -19,6 +19,7 @@ from alignment.data.conversations import (
     as_messages,
     columns_of,
     fill,
+    kind_of,
     make_prompt,
     make_response,
     parse_transcript,
@@ -89,6 +90,8 @@ def to_document(row: Row, source: TextSource, number: int) -> Document:
         if name in row:
             return Document(messages=tuple(as_messages(row[name], "user")))
     text = row.get(source.text_field)
+    if isinstance(text, bytes):
+        raise BadRow(f"{source.text_field!r} is {kind_of(text)}")
     if not isinstance(text, str) or not text.strip():
         raise BadRow(f"no text under {source.text_field!r} and no `messages`; columns: {columns_of(row)}")
     return Document(text=text)
@@ -162,7 +165,7 @@ def to_prompt(row: Row, source: RowSource, number: int) -> Prompt:
     if source.format == "template":
         return make_prompt([Message(role="user", content=fill(source.prompt, row))])
     if source.format == "hh":
-        return make_prompt(parse_transcript(str(row.get("chosen", "")))[0])
+        return make_prompt(parse_transcript(row.get("chosen", ""))[0])
     if source.format == "oasst":
         return tree_prompt(row)
     return make_prompt(asked_turns(row, columns_for(source, row, "prompts")[1]))

@@ -135,6 +135,25 @@ def test_times_and_bytes_of_parquet_can_be_put_aside(tmp_path) -> None:
     assert back.row == {"prompt": " ", "when": "2024-01-02 00:00:00", "image": "(2 bytes)"}
 
 
+def test_bytes_of_parquet_are_the_utf8_text_that_they_are(tmp_path) -> None:
+    content = [b"caf\xc3\xa9", b"\xff"]
+    pairs = {"prompt": content, "chosen": ["x", "x"], "rejected": ["y", "y"], "image": [b"\xff", b"\xff"]}
+    talks = [[{"role": b"user", "content": text}, {"role": b"assistant", "content": b"A."}] for text in content]
+    pyarrow.parquet.write_table(pyarrow.table(pairs), tmp_path / "pairs.parquet")
+    pyarrow.parquet.write_table(pyarrow.table({"messages": talks}), tmp_path / "talks.parquet")
+    good, bad = read_comparisons(RowSource(path=str(tmp_path / "pairs.parquet")), None)
+    assert [row.prompt.text for row in good] == ["café"]
+    assert [row.reason for row in bad] == ["expected text or a list of messages, not bytes that are not UTF-8"]
+    asked, bad = read_as(RowSource(path=str(tmp_path / "talks.parquet")), to_demonstration, None)
+    assert [row.messages[0].content for row in asked] == ["café"]
+    assert [row.reason for row in bad] == ["a turn's content is bytes that are not UTF-8"]
+    filled = RowSource(path=str(tmp_path / "pairs.parquet"), format="template", prompt="{prompt}?")
+    good, bad = read_as(filled, to_prompt, None)
+    assert [row.text for row in good] == ["café?"] and bad[0].reason == "'prompt' is bytes that are not UTF-8"
+    documents, bad = read_documents(TextSource(path=str(tmp_path / "pairs.parquet"), text_field="prompt"))
+    assert [row.text for row in documents] == ["café"] and bad[0].reason == "'prompt' is bytes that are not UTF-8"
+
+
 # --- what is broken --------------------------------------------------------------------------------------------------
 
 ZIPPED = gzip.compress(LINES.encode() * 100, mtime=0)  # its bytes name tests

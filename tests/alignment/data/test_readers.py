@@ -188,6 +188,18 @@ def test_attributes_are_not_reachable_from_a_template(template) -> None:
         fill(template, {"a": object, "b": object, "c": object})
 
 
+@pytest.mark.parametrize("template", ["{a:999999999999}", "{a:.999999999f}", "{a!r:>100000000}"])
+def test_the_width_of_a_field_of_a_template_is_bounded(template) -> None:
+    with pytest.raises(ConfigError, match="give a width or precision below 1000"):
+        fill(template, {"a": 1})
+    assert fill("{a:03}", {"a": 1}) == "001"
+
+
+def test_a_row_without_a_prompt_says_so(tmp_path) -> None:
+    words = reason(tmp_path, {"prompt": None, "chosen": "b", "rejected": "c"}, to_comparison)
+    assert words.startswith("no prompt: no column holds it")
+
+
 def test_a_template_with_a_stray_brace_is_an_error_in_words() -> None:
     for template in ("{a", "a}", "{a[0}"):
         with pytest.raises(ConfigError, match="cannot be read"):
