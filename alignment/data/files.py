@@ -58,6 +58,8 @@ class FileKind:
 
 def file_kind(path: Path) -> FileKind:
     """What the file holds, by its first bytes; its name decides only between forms that look the same."""
+    if path.exists() and not path.is_file():
+        raise DataError(f"{path}: not a file but a pipe, a device or a socket, which is read once; save it to a file")
     zipped = _first_bytes(path, False).startswith(b"\x1f\x8b")
     head = _first_bytes(path, zipped)
     for magic, what in ARCHIVES.items():
@@ -311,11 +313,11 @@ def _batch_rows(batch: Any) -> Iterator[tuple[Any, str]]:
     """The rows of a batch; if a value has no form in Python (text that is not UTF-8), row by row."""
     try:
         yield from ((row, "") for row in batch.to_pylist())
-    except (ValueError, OverflowError):
+    except (ValueError, OverflowError, KeyError):
         for index in range(batch.num_rows):
             try:
                 yield batch.slice(index, 1).to_pylist()[0], ""
-            except (ValueError, OverflowError) as error:
+            except (ValueError, OverflowError, KeyError) as error:  # KeyError: an unknown time zone
                 yield None, f"a value that cannot be read: {error}"
 
 

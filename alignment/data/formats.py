@@ -376,7 +376,10 @@ def _shared(row: Row, columns: Columns, sides: tuple[str, str]) -> Judgement:
 def _turns_in_json(asked: Any, answered: Any) -> list[dict[str, Any]]:
     """A conversation from two JSON texts: the list of the user's turns, and that of the assistant's."""
     try:
-        pairs = list(zip(loads(asked), loads(answered), strict=True))
+        turns = loads(asked), loads(answered)
+        if not all(isinstance(side, list) for side in turns):
+            raise TypeError("one is no list")
+        pairs = list(zip(*turns, strict=True))
     except (TypeError, ValueError, RecursionError) as error:
         raise BadRow(f"prompt and response are not JSON lists of as many turns: {error}") from error
     return [
@@ -390,6 +393,8 @@ def _verdict(row: Row, columns: Columns) -> int:
     """How much better the first response is, −3 to 3; 0 is a tie."""
     size = as_number(value_of(row, columns, "strength"), "strength") if columns.strength else None
     if columns.chosen:
+        if size is not None and size < 0:
+            raise BadRow(f"the strength is {size:g}, but `chosen` is the better: give 0 to 3, or name `a` and `b`")
         return 1 if size is None else _strength(abs(size))
     if columns.winner:
         side = _winner(value_of(row, columns, "winner"), columns)
@@ -398,7 +403,16 @@ def _verdict(row: Row, columns: Columns) -> int:
         assert size is not None
         return -_strength(size)
     first, second = (as_number(value_of(row, columns, option), option) for option in ("score_a", "score_b"))
+    if columns.json_turns and first == second:
+        _refuse_no_winner(row, first)
     return (first > second) - (first < second)
+
+
+def _refuse_no_winner(row: Row, won: float) -> None:
+    """Raise BadRow where the winner columns of arena-55k name two winners, or none and no tie."""
+    tie = row.get("winner_tie")
+    if won or (tie is not None and not as_number(tie, "winner_tie")):
+        raise BadRow("the columns of the winner name " + ("both responses" if won else "no response and no tie"))
 
 
 def _strength(size: float) -> int:

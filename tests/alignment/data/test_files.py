@@ -3,6 +3,7 @@
 import csv
 import gzip
 import json
+import os
 
 import pyarrow
 import pyarrow.parquet
@@ -152,6 +153,20 @@ def test_bytes_of_parquet_are_the_utf8_text_that_they_are(tmp_path) -> None:
     assert [row.text for row in good] == ["café?"] and bad[0].reason == "'prompt' is bytes that are not UTF-8"
     documents, bad = read_documents(TextSource(path=str(tmp_path / "pairs.parquet"), text_field="prompt"))
     assert [row.text for row in documents] == ["café"] and bad[0].reason == "'prompt' is bytes that are not UTF-8"
+
+
+def test_a_time_of_an_unknown_zone_is_put_aside(tmp_path) -> None:
+    times = pyarrow.array([1], pyarrow.timestamp("us", tz="Nowhere/Land"))
+    pyarrow.parquet.write_table(pyarrow.table({"prompt": ["a"], "t": times}), tmp_path / "a.parquet")
+    good, bad = read_as(RowSource(path=str(tmp_path / "a.parquet")), to_prompt, None)
+    assert not good and "a value that cannot be read" in bad[0].reason
+
+
+def test_a_pipe_or_a_device_is_refused_at_once(tmp_path) -> None:
+    os.mkfifo(tmp_path / "rows.jsonl")
+    for path in (str(tmp_path / "rows.jsonl"), "/dev/null"):
+        with pytest.raises(DataError, match="save it to a file"):
+            read_as(RowSource(path=path), to_prompt, None)
 
 
 # --- what is broken --------------------------------------------------------------------------------------------------
