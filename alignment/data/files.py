@@ -11,6 +11,7 @@ import csv
 import gzip
 import io
 import json
+import os
 import re
 import zlib
 from collections import Counter
@@ -322,6 +323,30 @@ def _batch_rows(batch: Any) -> Iterator[tuple[Any, str]]:
 
 
 # --- data sets -------------------------------------------------------------------------------------------------------
+
+
+def split_files(directory: Path, name: str, split: str) -> tuple[list[Path], list[str]]:
+    """The files of a split, and the names of the directory's files that it does not have.
+
+    There are none of the split if the library must read it: slices, and formats that `read_file` does not read.
+    """
+    import datasets
+
+    try:
+        data_files = datasets.load_dataset_builder(str(directory), name or None).config.data_files or {}
+    except Exception as error:  # of the data set's configuration or its files
+        raise DataError(_data_set_problem(str(directory), split, error)) from error
+    files = [Path(file) for file in data_files.get(split or "train", ())]
+    names = {os.path.relpath(file, directory.absolute()) for file in files}
+    present = [str(path.relative_to(directory)) for path in directory.rglob("*") if not path.is_dir()]
+    unread = sorted(file for file in present if file not in names and not _is_hidden(file))
+    ours = all(file.is_file() and suffix(file) in (*LINES, ".json", *TABLES, ".parquet") for file in files)
+    return files if ours else [], unread
+
+
+def _is_hidden(file: str) -> bool:
+    """Whether a file describes the data set or is hidden, as the hub's library sees it."""
+    return Path(file).name in ("README.md", "dataset_infos.json") or any(part[0] in "._" for part in Path(file).parts)
 
 
 def read_data_set(path: str, name: str, split: str, revision: str) -> Iterator[NumberedRow]:

@@ -20,6 +20,7 @@ from alignment.data.readers import (
     to_demonstration,
     to_prompt,
 )
+from alignment.data.used_columns import SourceNotes
 from alignment.errors import ConfigError, DataError
 from alignment.records import Rejected, read_records, write_records
 from tests.conftest import SHARED_DATA
@@ -312,6 +313,22 @@ def test_splits_and_configurations_of_a_data_set(data_set) -> None:
         prompts()
     with pytest.raises(DataError, match=r"BuilderConfig 'none' not found.*`name:`"):
         prompts(name="none")
+
+
+def test_the_files_of_a_directory_are_read_as_single_files(tmp_path) -> None:
+    write(tmp_path / "train-1.csv", "prompt,chosen,rejected\nNone,N/A,007\n")
+    write(tmp_path / "train-2.csv", "prompt,chosen,rejected\na,b\nx,y,z\n")
+    write(tmp_path / "extra.csv", "prompt,chosen,rejected\na,b,c\n")
+    write(tmp_path / "b.jsonl", LINES)
+    notes = SourceNotes("comparisons")
+    good, bad = read_comparisons(RowSource(path=str(tmp_path)), None, notes)
+    assert [(row.prompt.text, row.chosen.text, row.rejected.text) for row in good] == [
+        ("None", "N/A", "007"),
+        ("x", "y", "z"),
+    ]
+    assert [(row.file, row.line) for row in bad] == [(str(tmp_path / "train-2.csv"), 2)]
+    assert notes.lines("d") == ["d: not in the split, or of another format: b.jsonl, extra.csv"]
+    assert len(read_comparisons(RowSource(path=str(tmp_path), limit=1), None)[0]) == 1
 
 
 def test_a_directory_without_data_is_an_error_in_words(tmp_path) -> None:
