@@ -19,6 +19,7 @@ ROLES: dict[str, Role] = {
     **dict.fromkeys(("system", "developer"), "system"),
 }
 TOOL_KEYS = ("tool_calls", "function_call")
+FORMATTER = Formatter()
 NEMO_MARKER = "<extra_id_1>"  # HelpSteer2: question <extra_id_1>Assistant answer <extra_id_1>User question
 
 
@@ -44,8 +45,10 @@ def make_response(prompt: Prompt, text: str) -> Response:
     return Response(id=stable_id("r", prompt.id, text.strip()), text=text.strip())
 
 
-def parse_transcript(transcript: str) -> tuple[list[Message], str]:
+def parse_transcript(transcript: Any) -> tuple[list[Message], str]:
     """Split Anthropic's "\\n\\nHuman: … \\n\\nAssistant: …" into the turns before the last answer, and that answer."""
+    if not isinstance(transcript, str):
+        raise BadRow(f"expected a transcript, not {kind_of(transcript)}")
     parts = re.split(r"\n\n(Human|Assistant):", "\n\n" + transcript.lstrip())
     if parts[0].strip() or len(parts) < 5:
         raise BadRow("not a transcript of Human and Assistant turns")
@@ -74,7 +77,7 @@ def as_messages(value: Any, role: str) -> list[Message]:
     if isinstance(value, Mapping):
         value = [value]
     if not isinstance(value, list) or not value:
-        raise BadRow(f"expected text or a list of messages, not {type(value).__name__}")
+        raise BadRow(f"expected text or a list of messages, not {kind_of(value)}")
     return without_empty_system([as_message(message) for message in value])
 
 
@@ -101,7 +104,7 @@ def _content(value: Any) -> str:
     if isinstance(value, str):
         return value
     if not isinstance(value, list):
-        raise BadRow("a turn without content" if value is None else f"a turn's content is {type(value).__name__}")
+        raise BadRow("a turn without content" if value is None else f"a turn's content is {kind_of(value)}")
     return "".join(map(_part, value))
 
 
@@ -109,8 +112,8 @@ def _part(value: Any) -> str:
     """The text of a part of a message's content."""
     text = value.get("text") if isinstance(value, Mapping) else value
     if not isinstance(text, str):
-        kind = value.get("type") if isinstance(value, Mapping) else type(value).__name__
-        raise BadRow(f"a part of a turn is {short(kind)}, not text")
+        kind = short(value.get("type")) if isinstance(value, Mapping) else kind_of(value)
+        raise BadRow(f"a part of a turn is {kind}, not text")
     return text
 
 
@@ -123,6 +126,11 @@ def _marked_turns(text: str) -> list[Message]:
     turns = [("User", text.split(NEMO_MARKER)[0])]
     turns += [(role, content) for role, _, content in (part.partition("\n") for part in text.split(NEMO_MARKER)[1:])]
     return [as_message({"role": role, "content": content.strip()}) for role, content in turns if content.strip()]
+
+
+def kind_of(value: Any) -> str:
+    """The type of a value that should have been another, as it stands in a reason."""
+    return "bytes that are not UTF-8" if isinstance(value, bytes) else type(value).__name__
 
 
 def short(value: Any) -> str:
@@ -155,9 +163,16 @@ def fill(template: str, row: Row) -> str:
     except ValueError as error:
         raise ConfigError(f"template {template!r} cannot be read: {error}; write {{{{ for a brace") from error
     for field, shape in fields:
+        if re.search(r"\d{4}", shape):
+            raise ConfigError(f"template {template!r}: give a width or precision below 1000 for {field!r}")
         if "." in field or "__" in field or "{" in shape:
             raise ConfigError(f"template {template!r}: use keys and indices as in {{field[0][key]}}, not {field!r}")
     try:
+        for field, _ in fields:
+            if isinstance(FORMATTER.get_field(field, (), row)[0], bytes):
+                raise BadRow(f"{field!r} is {kind_of(b'')}")
         return template.format(**row).strip()
+    except BadRow:
+        raise
     except (KeyError, IndexError, TypeError, ValueError) as error:
         raise BadRow(f"template {template!r} does not fit the row: {type(error).__name__} {error}") from error

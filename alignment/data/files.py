@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import IO, Any, BinaryIO, cast
 
 from alignment.errors import DataError
+from alignment.models.safe_loading import check_hub_address
 
 NumberedRow = tuple[int, Any, str]  # line or row number, value, reason why it could not be read
 HEAD_BYTES = 1 << 20
@@ -58,6 +59,8 @@ class FileKind:
 
 def file_kind(path: Path) -> FileKind:
     """What the file holds, by its first bytes; its name decides only between forms that look the same."""
+    if path.exists() and not path.is_file():
+        raise DataError(f"{path}: not a file but a pipe, a device or a socket, which is read once; save it to a file")
     zipped = _first_bytes(path, False).startswith(b"\x1f\x8b")
     head = _first_bytes(path, zipped)
     for magic, what in ARCHIVES.items():
@@ -311,21 +314,46 @@ def _batch_rows(batch: Any) -> Iterator[tuple[Any, str]]:
     """The rows of a batch; if a value has no form in Python (text that is not UTF-8), row by row."""
     try:
         yield from ((row, "") for row in batch.to_pylist())
-    except (ValueError, OverflowError):
+    except (ValueError, OverflowError, KeyError):
         for index in range(batch.num_rows):
             try:
                 yield batch.slice(index, 1).to_pylist()[0], ""
-            except (ValueError, OverflowError) as error:
+            except (ValueError, OverflowError, KeyError) as error:  # KeyError: an unknown time zone
                 yield None, f"a value that cannot be read: {error}"
 
 
 # --- data sets -------------------------------------------------------------------------------------------------------
 
 
+def split_files(directory: Path, name: str, split: str) -> tuple[list[Path], list[str]]:
+    """The files of a split, and the names of the directory's files that it does not have.
+
+    There are none of the split if the library must read it: slices, and formats that `read_file` does not read.
+    """
+    import datasets
+
+    try:
+        data_files = datasets.load_dataset_builder(str(directory), name or None).config.data_files or {}
+    except Exception as error:  # of the data set's configuration or its files
+        raise DataError(_data_set_problem(str(directory), split, error)) from error
+    files = [Path(file) for file in data_files.get(split or "train", ())]
+    names = {os.path.relpath(file, directory.absolute()) for file in files}
+    present = [str(path.relative_to(directory)) for path in directory.rglob("*") if not path.is_dir()]
+    unread = sorted(file for file in present if file not in names and not _is_hidden(file))
+    ours = all(file.is_file() and suffix(file) in (*LINES, ".json", *TABLES, ".parquet") for file in files)
+    return files if ours else [], unread
+
+
+def _is_hidden(file: str) -> bool:
+    """Whether a file describes the data set or is hidden, as the hub's library sees it."""
+    return Path(file).name in ("README.md", "dataset_infos.json") or any(part[0] in "._" for part in Path(file).parts)
+
+
 def read_data_set(path: str, name: str, split: str, revision: str) -> Iterator[NumberedRow]:
     """Numbered rows of a data set of the hub, or of a directory that is laid out as one."""
     import datasets
 
+    check_hub_address()
     try:
         rows = datasets.load_dataset(path, name or None, split=split or "train", revision=revision or None)
         yield from ((number, row, "") for number, row in enumerate(rows, start=1))

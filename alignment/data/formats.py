@@ -14,7 +14,7 @@ from functools import lru_cache
 from typing import Any
 
 from alignment.config.stages import Columns, RowSource
-from alignment.data.conversations import ROLES, BadRow, Row, as_messages, columns_of, parse_transcript, short
+from alignment.data.conversations import ROLES, BadRow, Row, as_messages, columns_of, kind_of, parse_transcript, short
 from alignment.data.files import loads
 from alignment.errors import ConfigError
 from alignment.records import Message
@@ -244,6 +244,8 @@ def prompt_turns(row: Row, columns: Columns) -> list[Message]:
         return _system_turn(row, columns)
     turns = as_messages(value_of(row, columns, "prompt"), "user")
     below = look_up(row, columns.input) if columns.input else ABSENT
+    if below is not ABSENT and not isinstance(below, str):
+        raise BadRow(f"the text below the prompt ({columns.input!r}) is not text but {kind_of(below)}")
     if isinstance(below, str) and below.strip() and turns:
         turns[-1] = turns[-1].model_copy(update={"content": f"{turns[-1].content}\n\n{below.strip()}"})
     return turns if turns[:1] and turns[0].role == "system" else [*_system_turn(row, columns), *turns]
@@ -254,7 +256,7 @@ def _system_turn(row: Row, columns: Columns) -> list[Message]:
     if text is ABSENT or (isinstance(text, str) and not text.strip()):
         return []
     if not isinstance(text, str):
-        raise BadRow(f"the system turn ({columns.system!r}) is not text but {type(text).__name__}")
+        raise BadRow(f"the system turn ({columns.system!r}) is not text but {kind_of(text)}")
     return [Message(role="system", content=text)]
 
 
@@ -302,7 +304,7 @@ def _with_answer(turns: list[Message], value: Any) -> list[Message]:
     """The turns of a side: an answer to `turns`, or a conversation that repeats them."""
     asked = [_turn_text(turn) for turn in turns if turn.role != "system"]
     if isinstance(value, str) and not asked:
-        before, answer = parse_transcript(value)
+        before, answer = _whole_transcript(value)
         return [*turns, *before, Message(role="assistant", content=answer)]
     side = as_messages(value, "assistant")
     if not side:
@@ -318,6 +320,15 @@ def _with_answer(turns: list[Message], value: Any) -> list[Message]:
     return [*system, *side]
 
 
+def _whole_transcript(text: str) -> tuple[list[Message], str]:
+    try:
+        return parse_transcript(text)
+    except BadRow as error:
+        raise BadRow(
+            f"no prompt: no column holds it, and the answer is no transcript that contains it ({error})"
+        ) from None
+
+
 def _turn_text(turn: Message) -> tuple[str, str]:
     return turn.role, turn.content.strip()
 
@@ -331,6 +342,8 @@ def judgement(row: Row, columns: Columns) -> Judgement:
     verdict = _verdict(row, columns)
     shared = _shared(row, columns, sides if verdict >= 0 else (sides[1], sides[0]))
     annotator = look_up(row, columns.annotator) if columns.annotator else ABSENT
+    if isinstance(annotator, bytes):
+        raise BadRow(f"the annotator ({columns.annotator!r}) is {kind_of(annotator)}")
     return Judgement(
         turns=shared.turns,
         chosen=shared.chosen,
@@ -363,7 +376,10 @@ def _shared(row: Row, columns: Columns, sides: tuple[str, str]) -> Judgement:
 def _turns_in_json(asked: Any, answered: Any) -> list[dict[str, Any]]:
     """A conversation from two JSON texts: the list of the user's turns, and that of the assistant's."""
     try:
-        pairs = list(zip(loads(asked), loads(answered), strict=True))
+        turns = loads(asked), loads(answered)
+        if not all(isinstance(side, list) for side in turns):
+            raise TypeError("one is no list")
+        pairs = list(zip(*turns, strict=True))
     except (TypeError, ValueError, RecursionError) as error:
         raise BadRow(f"prompt and response are not JSON lists of as many turns: {error}") from error
     return [
@@ -377,6 +393,8 @@ def _verdict(row: Row, columns: Columns) -> int:
     """How much better the first response is, −3 to 3; 0 is a tie."""
     size = as_number(value_of(row, columns, "strength"), "strength") if columns.strength else None
     if columns.chosen:
+        if size is not None and size < 0:
+            raise BadRow(f"the strength is {size:g}, but `chosen` is the better: give 0 to 3, or name `a` and `b`")
         return 1 if size is None else _strength(abs(size))
     if columns.winner:
         side = _winner(value_of(row, columns, "winner"), columns)
@@ -385,7 +403,16 @@ def _verdict(row: Row, columns: Columns) -> int:
         assert size is not None
         return -_strength(size)
     first, second = (as_number(value_of(row, columns, option), option) for option in ("score_a", "score_b"))
+    if columns.json_turns and first == second:
+        _refuse_no_winner(row, first)
     return (first > second) - (first < second)
+
+
+def _refuse_no_winner(row: Row, won: float) -> None:
+    """Raise BadRow where the winner columns of arena-55k name two winners, or none and no tie."""
+    tie = row.get("winner_tie")
+    if won or (tie is not None and not as_number(tie, "winner_tie")):
+        raise BadRow("the columns of the winner name " + ("both responses" if won else "no response and no tie"))
 
 
 def _strength(size: float) -> int:

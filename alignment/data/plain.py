@@ -1,7 +1,8 @@
 """Rows in plain form: values that JSON can hold, and that every later stage can store.
 
-Arrow fills absent keys with nulls, so a key that is null is not there. Text that is no Unicode (half of a surrogate
-pair, bytes that are not UTF-8), numbers that cannot be kept and deep nesting make a row unusable, wherever they are.
+Arrow fills absent keys with nulls, so a key that is null is not there. Bytes are the UTF-8 text that they are; others
+stay, and no reader takes them for text. Text that is no Unicode (half of a surrogate pair, bytes of a text file that
+are not UTF-8), numbers that cannot be kept and deep nesting make a row unusable, wherever they are.
 """
 
 import math
@@ -43,7 +44,15 @@ def _plain(value: Any, where: str, depth: int, keep_nulls: bool) -> Any:
         return [_plain(item, where, depth + 1, keep_nulls) for item in value]
     if isinstance(value, Number):
         raise BadRow(f"{where} holds a number that cannot be kept: {value.text}")
-    return f"({len(value)} bytes)" if isinstance(value, bytes) else str(value)  # a time or a decimal
+    return _decoded(value, where) if isinstance(value, bytes) else str(value)  # a time or a decimal
+
+
+def _decoded(value: bytes, where: str) -> str | bytes:
+    """Bytes as the text that they are; others stay, which no reader takes for text: an image beside the text, say."""
+    try:
+        return _text(value.decode("utf-8"), where)
+    except UnicodeDecodeError:
+        return value
 
 
 def _text(text: str, where: str) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from alignment.config.stages import Columns
-from alignment.data.conversations import BadRow, Row, columns_of, make_prompt, make_response
+from alignment.data.conversations import BadRow, Row, columns_of, kind_of, make_prompt, make_response
 from alignment.data.formats import ABSENT, STRONGEST, as_number, look_up, prompt_turns, value_of
 from alignment.records import Comparison, Message, Prompt, Record, Rejected, Response, stable_id
 
@@ -184,7 +184,7 @@ def _text(item: Any, columns: Columns) -> str:
         if text is ABSENT:
             raise BadRow(f"no text: no {path!r} among {columns_of(item)}")
     if not isinstance(text, str):
-        raise BadRow(f"a response is not text but {type(text).__name__}")
+        raise BadRow(f"a response is not text but {kind_of(text)}")
     return text
 
 

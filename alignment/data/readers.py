@@ -5,6 +5,7 @@ and the rejected rows: none is dropped silently.
 """
 
 import json
+import os
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
@@ -19,11 +20,12 @@ from alignment.data.conversations import (
     as_messages,
     columns_of,
     fill,
+    kind_of,
     make_prompt,
     make_response,
     parse_transcript,
 )
-from alignment.data.files import NumberedRow, file_kind, read_data_set, read_file, read_text
+from alignment.data.files import NumberedRow, file_kind, read_data_set, read_file, read_text, split_files
 from alignment.data.formats import EXPORTED, asked_turns, columns_for, demonstration_turns, judgement
 from alignment.data.plain import plain_row, storable
 from alignment.data.rankings import Group, from_scores, from_tree, tree_demonstration, tree_prompt
@@ -78,9 +80,8 @@ def read_documents(
     path = locate(source.path, town, source.origin)
     if path is not None and path.is_file() and (kind := file_kind(path)).form == "text":
         rows = _paragraphs(read_text(path, kind), source.text_field)
-    else:
-        rows = read_rows(source, path)
-    return convert_rows(rows, source, to_document, notes=notes)
+        return convert_rows(rows, source, to_document, notes=notes)
+    return convert_parts(source, path, to_document, None, notes)
 
 
 def to_document(row: Row, source: TextSource, number: int) -> Document:
@@ -89,6 +90,8 @@ def to_document(row: Row, source: TextSource, number: int) -> Document:
         if name in row:
             return Document(messages=tuple(as_messages(row[name], "user")))
     text = row.get(source.text_field)
+    if isinstance(text, bytes):
+        raise BadRow(f"{source.text_field!r} is {kind_of(text)}")
     if not isinstance(text, str) or not text.strip():
         raise BadRow(f"no text under {source.text_field!r} and no `messages`; columns: {columns_of(row)}")
     return Document(text=text)
@@ -120,8 +123,33 @@ def read_as(
     notes: SourceNotes | None = None,
 ) -> tuple[list[RecordT], list[Rejected]]:
     """Convert each row of a source, up to its limit; rows that cannot be converted are rejected with the reason."""
-    rows = read_rows(source, locate(source.path, town, source.origin))
-    return convert_rows(rows, source, convert, source.limit or None, notes)
+    return convert_parts(source, locate(source.path, town, source.origin), convert, source.limit or None, notes)
+
+
+def convert_parts(
+    source: SourceT,
+    path: Path | None,
+    convert: Callable[[Row, SourceT, int], RecordT],
+    limit: int | None,
+    notes: SourceNotes | None,
+) -> tuple[list[RecordT], list[Rejected]]:
+    """Convert the rows of a source; a directory's files are read one by one, each with the lines of its own."""
+    files: list[Path] = []
+    if path is not None and path.is_dir():
+        files, unread = split_files(path, source.name, source.split)
+        if notes is not None:
+            notes.files = unread
+    if path is None or not files:
+        return convert_rows(read_rows(source, path), source, convert, limit, notes)
+    good: list[RecordT] = []
+    bad: list[Rejected] = []
+    for file in files:
+        part = source.model_copy(update={"path": f"{source.path.rstrip('/')}/{os.path.relpath(file, path)}"})
+        left = None if limit is None else limit - len(good)
+        more, wrong = convert_rows(read_file(file, getattr(source, "rows", "")), part, convert, left, notes)
+        good += more
+        bad += wrong
+    return good, bad
 
 
 def convert_rows(
@@ -162,7 +190,7 @@ def to_prompt(row: Row, source: RowSource, number: int) -> Prompt:
     if source.format == "template":
         return make_prompt([Message(role="user", content=fill(source.prompt, row))])
     if source.format == "hh":
-        return make_prompt(parse_transcript(str(row.get("chosen", "")))[0])
+        return make_prompt(parse_transcript(row.get("chosen", ""))[0])
     if source.format == "oasst":
         return tree_prompt(row)
     return make_prompt(asked_turns(row, columns_for(source, row, "prompts")[1]))

@@ -22,6 +22,7 @@ class SourceNotes:
     def __init__(self, kind: str) -> None:
         self.kind = kind
         self.cut = 0
+        self.files: list[str] = []  # of a directory, which are not read
         self.formats: Counter[str] = Counter()
         self.read: Counter[str] = Counter()
         self.unread: Counter[str] = Counter()
@@ -42,6 +43,9 @@ class SourceNotes:
         lines = []
         if self.unread:
             lines.append(f"{path}: no option reads {_listed(self.unread)}")
+        if self.files:
+            more = f" and {len(self.files) - 20} more" if len(self.files) > 20 else ""
+            lines.append(f"{path}: not in the split, or of another format: {', '.join(self.files[:20])}{more}")
         if self.absent:
             lines.append(f"{path}: no row has {', '.join(map(repr, sorted(self.absent)))}, which `columns` names")
         if self.cut:

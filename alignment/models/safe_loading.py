@@ -5,6 +5,7 @@ ever loaded, and no option changes that.
 """
 
 import json
+import os
 import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from urllib.parse import urlsplit
 from huggingface_hub import constants
 from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
 
-from alignment.errors import CheckpointError
+from alignment.errors import CheckpointError, ConfigError
 
 NEVER_CODE: dict[str, Any] = {"trust_remote_code": False}  # None would prompt on the terminal
 PLAIN: dict[str, Any] = {**NEVER_CODE, "use_safetensors": True}
@@ -28,6 +29,7 @@ def read_plainly(what: str, path: str | Path) -> Iterator[None]:
 
     `what` starts the message ("no tokenizer"). A local directory is checked before anything in it is loaded.
     """
+    check_hub_address()
     check_directory(Path(path))
     try:
         yield
@@ -64,6 +66,12 @@ def _without_hub(error: BaseException) -> str | None:
         unavailable |= isinstance(cause, LocalEntryNotFoundError | OfflineModeIsEnabled)
     reasons = [str(cause).partition("\n")[0] for cause in chain if not isinstance(cause, LocalEntryNotFoundError)]
     return next((reason[:200] for reason in reversed(reasons) if reason), "no reason given") if unavailable else None
+
+
+def check_hub_address() -> None:
+    """Raise ConfigError for credentials in HF_ENDPOINT, which the hub's library would print with every retry."""
+    if "@" in os.environ.get("HF_ENDPOINT", ""):
+        raise ConfigError("HF_ENDPOINT contains credentials: remove them from the address, and set HF_TOKEN instead")
 
 
 def check_directory(path: Path) -> None:

@@ -7,8 +7,10 @@ configs cannot have produced are quarantined with file, line and reason; project
 file, or the id of the annotation.
 """
 
+import gzip
 import json
 import re
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -112,8 +114,9 @@ def _imported(parsed: Parsed, tasks: Mapping[str, Task], rejected: Sequence[Reje
 
 def _read(path: Path) -> list[Any]:
     try:
-        rows = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        raw = path.read_bytes()
+        rows = json.loads((gzip.decompress(raw) if raw.startswith(b"\x1f\x8b") else raw).decode("utf-8-sig"))
+    except (OSError, EOFError, zlib.error, ValueError, RecursionError) as error:
         raise TaskError(f"{path} is not valid JSON ({error}); export the project as JSON") from error
     if not isinstance(rows, list):
         raise TaskError(f"{path} is not a list of tasks; export the project as JSON, not JSON-MIN or CSV")

@@ -3,6 +3,7 @@
 import csv
 import gzip
 import json
+import os
 
 import pyarrow
 import pyarrow.parquet
@@ -19,6 +20,7 @@ from alignment.data.readers import (
     to_demonstration,
     to_prompt,
 )
+from alignment.data.used_columns import SourceNotes
 from alignment.errors import ConfigError, DataError
 from alignment.records import Rejected, read_records, write_records
 from tests.conftest import SHARED_DATA
@@ -133,6 +135,39 @@ def test_times_and_bytes_of_parquet_can_be_put_aside(tmp_path) -> None:
     write_records(tmp_path / "rejected.jsonl", bad)
     (back,) = read_records(tmp_path / "rejected.jsonl", Rejected)[0]
     assert back.row == {"prompt": " ", "when": "2024-01-02 00:00:00", "image": "(2 bytes)"}
+
+
+def test_bytes_of_parquet_are_the_utf8_text_that_they_are(tmp_path) -> None:
+    content = [b"caf\xc3\xa9", b"\xff"]
+    pairs = {"prompt": content, "chosen": ["x", "x"], "rejected": ["y", "y"], "image": [b"\xff", b"\xff"]}
+    talks = [[{"role": b"user", "content": text}, {"role": b"assistant", "content": b"A."}] for text in content]
+    pyarrow.parquet.write_table(pyarrow.table(pairs), tmp_path / "pairs.parquet")
+    pyarrow.parquet.write_table(pyarrow.table({"messages": talks}), tmp_path / "talks.parquet")
+    good, bad = read_comparisons(RowSource(path=str(tmp_path / "pairs.parquet")), None)
+    assert [row.prompt.text for row in good] == ["café"]
+    assert [row.reason for row in bad] == ["expected text or a list of messages, not bytes that are not UTF-8"]
+    asked, bad = read_as(RowSource(path=str(tmp_path / "talks.parquet")), to_demonstration, None)
+    assert [row.messages[0].content for row in asked] == ["café"]
+    assert [row.reason for row in bad] == ["a turn's content is bytes that are not UTF-8"]
+    filled = RowSource(path=str(tmp_path / "pairs.parquet"), format="template", prompt="{prompt}?")
+    good, bad = read_as(filled, to_prompt, None)
+    assert [row.text for row in good] == ["café?"] and bad[0].reason == "'prompt' is bytes that are not UTF-8"
+    documents, bad = read_documents(TextSource(path=str(tmp_path / "pairs.parquet"), text_field="prompt"))
+    assert [row.text for row in documents] == ["café"] and bad[0].reason == "'prompt' is bytes that are not UTF-8"
+
+
+def test_a_time_of_an_unknown_zone_is_put_aside(tmp_path) -> None:
+    times = pyarrow.array([1], pyarrow.timestamp("us", tz="Nowhere/Land"))
+    pyarrow.parquet.write_table(pyarrow.table({"prompt": ["a"], "t": times}), tmp_path / "a.parquet")
+    good, bad = read_as(RowSource(path=str(tmp_path / "a.parquet")), to_prompt, None)
+    assert not good and "a value that cannot be read" in bad[0].reason
+
+
+def test_a_pipe_or_a_device_is_refused_at_once(tmp_path) -> None:
+    os.mkfifo(tmp_path / "rows.jsonl")
+    for path in (str(tmp_path / "rows.jsonl"), "/dev/null"):
+        with pytest.raises(DataError, match="save it to a file"):
+            read_as(RowSource(path=path), to_prompt, None)
 
 
 # --- what is broken --------------------------------------------------------------------------------------------------
@@ -278,6 +313,22 @@ def test_splits_and_configurations_of_a_data_set(data_set) -> None:
         prompts()
     with pytest.raises(DataError, match=r"BuilderConfig 'none' not found.*`name:`"):
         prompts(name="none")
+
+
+def test_the_files_of_a_directory_are_read_as_single_files(tmp_path) -> None:
+    write(tmp_path / "train-1.csv", "prompt,chosen,rejected\nNone,N/A,007\n")
+    write(tmp_path / "train-2.csv", "prompt,chosen,rejected\na,b\nx,y,z\n")
+    write(tmp_path / "extra.csv", "prompt,chosen,rejected\na,b,c\n")
+    write(tmp_path / "b.jsonl", LINES)
+    notes = SourceNotes("comparisons")
+    good, bad = read_comparisons(RowSource(path=str(tmp_path)), None, notes)
+    assert [(row.prompt.text, row.chosen.text, row.rejected.text) for row in good] == [
+        ("None", "N/A", "007"),
+        ("x", "y", "z"),
+    ]
+    assert [(row.file, row.line) for row in bad] == [(str(tmp_path / "train-2.csv"), 2)]
+    assert notes.lines("d") == ["d: not in the split, or of another format: b.jsonl, extra.csv"]
+    assert len(read_comparisons(RowSource(path=str(tmp_path), limit=1), None)[0]) == 1
 
 
 def test_a_directory_without_data_is_an_error_in_words(tmp_path) -> None:

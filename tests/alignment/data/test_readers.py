@@ -188,6 +188,39 @@ def test_attributes_are_not_reachable_from_a_template(template) -> None:
         fill(template, {"a": object, "b": object, "c": object})
 
 
+@pytest.mark.parametrize("template", ["{a:999999999999}", "{a:.999999999f}", "{a!r:>100000000}"])
+def test_the_width_of_a_field_of_a_template_is_bounded(template) -> None:
+    with pytest.raises(ConfigError, match="give a width or precision below 1000"):
+        fill(template, {"a": 1})
+    assert fill("{a:03}", {"a": 1}) == "001"
+
+
+def test_a_negative_strength_of_chosen_and_rejected_is_put_aside(tmp_path) -> None:
+    columns = {"prompt": "q", "chosen": "c", "rejected": "r", "strength": "s"}
+    words = reason(tmp_path, {"q": "a", "c": "b", "r": "d", "s": -3}, to_comparison, columns=columns)
+    assert "the strength is -3, but `chosen` is the better" in words
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"prompt": '"hi"', "response_a": '"no"'}, "not JSON lists"),
+        ({"prompt": '{"hi": 1}'}, "not JSON lists"),
+        ({"winner_model_b": 1}, "name both responses"),
+        ({"winner_model_a": 0, "winner_tie": 0}, "no response and no tie"),
+    ],
+)
+def test_turns_and_winners_of_arena_55k_are_what_they_should_be(tmp_path, changed, words) -> None:
+    row = {"prompt": '["q"]', "response_a": '["x"]', "response_b": '["y"]', "winner_model_a": 1, "winner_model_b": 0}
+    assert one(tmp_path, row, to_comparison).chosen.text == "x"
+    assert words in reason(tmp_path, {**row, **changed}, to_comparison)
+
+
+def test_a_row_without_a_prompt_says_so(tmp_path) -> None:
+    words = reason(tmp_path, {"prompt": None, "chosen": "b", "rejected": "c"}, to_comparison)
+    assert words.startswith("no prompt: no column holds it")
+
+
 def test_a_template_with_a_stray_brace_is_an_error_in_words() -> None:
     for template in ("{a", "a}", "{a[0}"):
         with pytest.raises(ConfigError, match="cannot be read"):

@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants
 
-from alignment.errors import CheckpointError
-from alignment.models.importing import load_tokenizer
+from alignment.data.files import read_data_set
+from alignment.errors import CheckpointError, ConfigError
 from alignment.models.safe_loading import read_plainly
 from alignment.models.scalar import load_causal_model
+from alignment.models.tokenizer import load_tokenizer
 
 NAME = "nobody-at-all/no-such-model"
 NEXT_STEP = rf"hf download {NAME} --local-dir DIRECTORY"
@@ -48,3 +49,11 @@ def test_trainers_report_to_nobody_whoever_imported_the_hub_first() -> None:
     command = [sys.executable, "-c", TELEMETRY]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
     assert (done.stdout.strip(), done.returncode) == ("None", 0), done.stderr
+
+
+def test_credentials_in_the_hubs_address_are_refused_and_not_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "http://u:s3cr3t@127.0.0.1:9")
+    for load in (lambda: load_tokenizer("own/name"), lambda: list(read_data_set("own/name", "", "", ""))):
+        with pytest.raises(ConfigError, match="HF_ENDPOINT contains credentials") as refused:
+            load()
+        assert "s3cr3t" not in str(refused.value)

@@ -1,5 +1,6 @@
 """JSON exports of Label Studio as judgements and comparisons."""
 
+import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -128,4 +129,13 @@ def test_strange_annotations_are_put_aside_with_their_id(tmp_path: Path) -> None
 def test_a_file_that_is_no_export_is_an_error_in_words(tmp_path: Path, content: str) -> None:
     (tmp_path / "export.json").write_text(content)
     with pytest.raises(TaskError, match="export the project as JSON"):
+        import_export(tmp_path / "export.json")
+
+
+def test_an_export_may_be_zipped_and_have_a_byte_order_mark(tmp_path) -> None:
+    for raw in (b"\xef\xbb\xbf[]", gzip.compress(b"[]")):
+        (tmp_path / "export.json").write_bytes(raw)
+        assert import_export(tmp_path / "export.json").judgements == []
+    (tmp_path / "export.json").write_bytes(gzip.compress(b"[]" * 50)[:-9])
+    with pytest.raises(TaskError, match="not valid JSON"):
         import_export(tmp_path / "export.json")
