@@ -193,12 +193,10 @@ def test_a_malformed_model_shows_the_forms() -> None:
         lineage("a b")
 
 
-def test_help_is_quick_and_lists_the_commands() -> None:
-    started = time.monotonic()
+def test_help_lists_the_commands_and_loads_nothing_heavy() -> None:
     told = subprocess.run(
         [sys.executable, "-m", "flows.cli.main", "--help"], capture_output=True, text=True, check=True
     )
-    assert time.monotonic() - started < 5  # 0.3 s on an idle machine
     for command in ("up", "down", "status", "recipes", "run", "report", "lineage"):
         assert f" {command} " in told.stdout
     loaded = [sys.executable, "-c", "import sys, flows.cli.main; print(set(sys.argv[1:]) & set(sys.modules))", *HEAVY]
