@@ -5,14 +5,12 @@ training comparisons are those of the reward model, a pair per example.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
 from alignment.config.base import Config, Count, Positive
-from alignment.errors import DataError
 from alignment.journal import Journal
 from alignment.records import Comparison
 from alignment.stage import Method, Sizes, Tokens
@@ -50,20 +48,15 @@ def dpo(config: DPOConfig, out: Path, journal: Journal, *, seed: int, sft: Path,
     from trl import DPOTrainer
 
     from alignment.models.chat import load_chat
-    from alignment.models.encoding import encode_comparison, encode_file, put_aside
+    from alignment.models.encoding import encode_comparisons, put_aside
     from alignment.models.scalar import check_context, load_causal_model, save_model
     from alignment.plots import panels
     from alignment.training.trl import by_epochs, run_trainer, shared_options
 
     model, chat = load_causal_model(sft / "model"), load_chat(sft / "model")
     check_context(model, config.max_length_tokens, "align.dpo.max_length_tokens")
-    encode = partial(encode_comparison, chat, max_length=config.max_length_tokens)
-    encoded = encode_file(comparisons / "train.jsonl", Comparison, encode)
-    if not encoded.rows:
-        raise DataError(
-            f"no comparison fits into {config.max_length_tokens} tokens; raise `align.dpo.max_length_tokens`. "
-            f"{encoded.first_reason}"
-        )
+    train, option = comparisons / "train.jsonl", "align.dpo.max_length_tokens"
+    encoded = encode_comparisons(train, chat, config.max_length_tokens, option)
     put_aside(out, encoded)
     dataset = pairs(encoded.rows)
     checkpoints = out / "checkpoint"

@@ -10,7 +10,6 @@ Every training comparison yields both: its chosen response is desirable, its rej
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -56,20 +55,15 @@ def kto(config: KTOConfig, out: Path, journal: Journal, *, seed: int, sft: Path,
     from trl import KTOTrainer
 
     from alignment.models.chat import load_chat
-    from alignment.models.encoding import encode_comparison, encode_file, put_aside
+    from alignment.models.encoding import encode_comparisons, put_aside
     from alignment.models.scalar import check_context, load_causal_model, save_model
     from alignment.plots import panels
     from alignment.training.trl import by_epochs, run_trainer, shared_options
 
     model, chat = load_causal_model(sft / "model"), load_chat(sft / "model")
     check_context(model, config.max_length_tokens, "align.kto.max_length_tokens")
-    encode = partial(encode_comparison, chat, max_length=config.max_length_tokens)
-    encoded = encode_file(comparisons / "train.jsonl", Comparison, encode)
-    if not encoded.rows:
-        raise DataError(
-            f"no comparison fits into {config.max_length_tokens} tokens; raise `align.kto.max_length_tokens`. "
-            f"{encoded.first_reason}"
-        )
+    train, option = comparisons / "train.jsonl", "align.kto.max_length_tokens"
+    encoded = encode_comparisons(train, chat, config.max_length_tokens, option)
     put_aside(out, encoded)
     dataset = labelled_answers(encoded.rows)
     checkpoints = out / "checkpoint"

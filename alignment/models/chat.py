@@ -53,7 +53,7 @@ class ChatFormat:
     """A tokenizer, its chat template, and the ids that end an answer.
 
     closing:     the text that the template writes after an answer, as in "<|im_end|>\\n"
-    end_of_turn: the special token in it; None if there is none
+    end_of_turn: the token in it that ends the turn: the first one added to the vocabulary; None if there is none
     dropped:     the end of the generation prompt that a whole conversation lacks, as in "<think>\\n"; prompts leave it
                  out, for an answer would land inside a thought
     header:      the start of an answer that a whole conversation has and the generation prompt lacks, as in
@@ -86,10 +86,8 @@ class ChatFormat:
                 "the chat template leaves answers out or rewrites them: set another `chat_template` in the tokenizer"
             )
         added = {int(i): token.content for i, token in tokenizer.added_tokens_decoder.items()}
+        end_of_turn = next((i for i in _tokens(tokenizer, closing) if added.get(i, "").strip()), None)
         configured = (*configured_eos_ids(generation_config), tokenizer.eos_token_id)
-        closing_ids = _tokens(tokenizer, closing)
-        ends = (i for i in closing_ids if i in configured or added.get(i, "").strip())
-        end_of_turn = next(ends, None)
         dropped, header = _prompt_repair(tokenizer, prompt, before, whole)
         return cls(
             tokenizer=tokenizer,
@@ -109,10 +107,10 @@ class ChatFormat:
     @cached_property
     def special_ids(self) -> dict[str, int]:
         """The ids of the tokens that are special or mark turns. Those around thoughts do not count as such."""
-        added = {token.content: int(i) for i, token in self.tokenizer.added_tokens_decoder.items() if token.special}
-        marks = self.tokenizer.get_added_vocab()
-        in_frame = {token: int(i) for token, i in marks.items() if token.strip() and token in self.frame}
-        return {token: i for token, i in (added | in_frame).items() if token not in THOUGHT_MARKS or token in added}
+        added = self.tokenizer.added_tokens_decoder.items()
+        special = {token.content: int(i) for i, token in added if token.special}
+        marks = {token.content: int(i) for i, token in added if token.content.strip() and token.content in self.frame}
+        return special | {token: i for token, i in marks.items() if token not in THOUGHT_MARKS}
 
     @cached_property
     def special(self) -> re.Pattern[str]:

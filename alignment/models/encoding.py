@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -83,6 +84,14 @@ def encode_demonstrations(
     encoded = encode_file(demonstrations / "demonstrations.jsonl", Demonstration, encode)
     if not encoded.rows:
         raise DataError(f"no demonstration fits into {max_length} tokens; raise `{option}`. {encoded.first_reason}")
+    return encoded
+
+
+def encode_comparisons(path: Path, chat: ChatFormat, max_length: int, option: str) -> Encoded[Comparison, Pair]:
+    """The comparisons of a file within `max_length` tokens. Raises DataError, which names `option`, if none is."""
+    encoded = encode_file(path, Comparison, partial(encode_comparison, chat, max_length=max_length))
+    if not encoded.rows:
+        raise DataError(f"no comparison fits into {max_length} tokens; raise `{option}`. {encoded.first_reason}")
     return encoded
 
 

@@ -10,8 +10,15 @@ from hypothesis import strategies as st
 
 from alignment.config.stages import RowSource
 from alignment.data.readers import read_as, to_demonstration
+from alignment.errors import DataError
 from alignment.models.chat import ChatFormat
-from alignment.models.encoding import encode_comparison, encode_demonstrations, encode_file, put_aside
+from alignment.models.encoding import (
+    encode_comparison,
+    encode_comparisons,
+    encode_demonstrations,
+    encode_file,
+    put_aside,
+)
 from alignment.records import (
     Comparison,
     Demonstration,
@@ -101,6 +108,16 @@ def test_one_row_that_a_template_refuses_costs_no_other(tmp_path: Path) -> None:
     assert len(encoded.rows) == 38 and [row.line for row in encoded.rejected] == [6, 10]
     assert "System role not supported" in encoded.rejected[0].reason
     assert "must alternate" in encoded.rejected[1].reason
+
+
+def test_comparisons_of_which_none_fits_are_an_error_in_words(tmp_path: Path) -> None:
+    chat = ChatFormat.of(family_tokenizer(tmp_path / "gemma", FAMILIES["gemma"]))
+    prompt = Prompt(id="p", messages=(Message(role="user", content="Who?"),))
+    row = Comparison(id="c", prompt=prompt, chosen={"id": "a", "text": "Ada."}, rejected={"id": "b", "text": "Bo."})
+    write_records(tmp_path / "train.jsonl", [row])
+    with pytest.raises(DataError, match=r"fits into 8 tokens; raise `align.x`. First: line 1: \d+ tokens, more than 8"):
+        encode_comparisons(tmp_path / "train.jsonl", chat, 8, "align.x")
+    assert len(encode_comparisons(tmp_path / "train.jsonl", chat, 64, "align.x").rows) == 1
 
 
 def test_a_comparison_keeps_an_answer_that_was_cut_off_open(tmp_path: Path) -> None:
