@@ -145,7 +145,8 @@ def _check_elsewhere(home: Path, needed: tuple[Name, ...]) -> None:
 
 @contextmanager
 def waiting(what: str) -> Iterator[None]:
-    """Print `what` with the seconds on stderr when the command was silent for almost three seconds, and again later.
+    """Print `what` with the seconds on stderr when the command was silent for two seconds, and again every two seconds;
+    after ten seconds only every ten.
 
     The start of the program and earlier blocks count; a block that takes less than half a second is never worth a line.
     """
@@ -155,8 +156,9 @@ def waiting(what: str) -> Iterator[None]:
     def repeat() -> None:
         pause = max(BRIEF_SECONDS, SILENT_SECONDS - (time.time() - silent_since))
         while not done.wait(pause):
-            _note(f"{what} ({time.monotonic() - started:.0f} s)")
-            pause = REPEAT_SECONDS
+            waited = time.monotonic() - started
+            _note(f"{what} ({waited:.0f} s)")
+            pause = SILENT_SECONDS if waited < REPEAT_SECONDS else REPEAT_SECONDS
 
     thread = threading.Thread(target=repeat, daemon=True)
     thread.start()

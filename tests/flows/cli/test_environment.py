@@ -406,6 +406,18 @@ def test_a_wait_is_told_once_it_is_long(capsys: pytest.CaptureFixture[str], monk
     assert capsys.readouterr().err == "rlhf: waiting for MLflow at mlflow.example (0 s)\n"
 
 
+def test_a_line_is_repeated_often_at_first_and_then_seldom(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("flows.stack.environment.BRIEF_SECONDS", 0.05)
+    monkeypatch.setattr("flows.stack.environment.SILENT_SECONDS", 0.05)
+    monkeypatch.setattr("flows.stack.environment.REPEAT_SECONDS", 0.3)
+    with waiting("waiting"):
+        time.sleep(0.9)
+    lines = len(capsys.readouterr().err.splitlines())
+    assert 3 <= lines <= 9  # 0.05, 0.1, ... 0.3, 0.6: not 18
+
+
 # --- workers -----------------------------------------------------------------------------------------------------
 
 
