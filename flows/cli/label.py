@@ -143,10 +143,14 @@ def listen(
         from flows.annotation import progress
         from flows.annotation.label_studio import annotation_store, client
         from labeling.server.receiver import sync_when_woken, webhook_receiver
+        from labeling.server.webhooks import secret_of
         from labeling.store import sync as syncing
 
     store, wake = annotation_store(), Event()
-    with client(LabelingConfig()) as label_studio, webhook_receiver(port, wake) as url:
+    with (
+        client(LabelingConfig()) as label_studio,
+        webhook_receiver(port, wake, secret_of(label_studio)) as url,
+    ):
         echo(f"listening for Label Studio's webhooks at {url} (labeling.webhook); Ctrl-C stops")
 
         def once() -> None:

@@ -38,6 +38,7 @@ def up(
     for note in running.notes:
         out.print(f"note: {note}")
     print_servers(stack.status())
+    print_entrance()
     seconds = time.monotonic() - started
     out.print(f"ready after {seconds:.0f} s; passwords are in {running.home / 'credentials.json'}", soft_wrap=True)
 
@@ -53,7 +54,10 @@ def status() -> None:
     with waiting("waiting for the servers"):
         servers = stack.status()
     print_servers(servers)
-    print_runs(prefect_answers=any(server.name == "prefect" and server.health.ok for server in servers))
+    prefect_answers = any(server.name == "prefect" and server.health.ok for server in servers)
+    if prefect_answers:
+        print_entrance()
+    print_runs(prefect_answers=prefect_answers)
     if not all(server.health.ok for server in servers):
         raise typer.Exit(1)
 
@@ -100,6 +104,12 @@ def print_servers(servers: Sequence[ServerStatus]) -> None:
             for s in servers
         ],
     )
+
+
+def print_entrance() -> None:
+    """The one-time link into Prefect's pages."""
+    if link := stack.entrance_link():
+        echo(f"Prefect's pages open with {link} (once, within ten minutes)")
 
 
 def print_runs(*, prefect_answers: bool) -> None:

@@ -27,6 +27,7 @@ from flows.recipe.schema import DATA_SCHEME, RECIPES, TOWN_SCHEME, Recipe, find_
 
 FILE = Path(__file__).with_name("prefect.yaml")
 PIPELINE, TRAIN = "pipeline", "train"
+SET_DIRECTORY = "prefect.deployments.steps.set_working_directory"
 
 
 class Pool(Record):
@@ -66,9 +67,26 @@ class Spec(Record):
     description: str = ""
     tags: tuple[str, ...] = ()
     parameters: dict[str, Any] = Field(default_factory=dict)
-    directory: str = Field("", description="the working directory of its runs; not a key of prefect.yaml")
+    directory: str = Field(".", description="the working directory of its runs; not a key of prefect.yaml")
     schedules: tuple[Every, ...] = ()
     concurrency_limit: Limit | None = None
+
+
+class WorkingDirectory(LocalStorage):
+    """The only pull step of our deployments: the directory in which a run works.
+
+    "." is an empty temporary directory with a process worker, and the image's working directory in a container. Without
+    a pull step Prefect copies the current directory of the worker, environments and outputs included, for every run.
+    """
+
+    def __init__(self, directory: str) -> None:
+        """`directory` stays as it is: "." is resolved where a run works, not where it is deployed from."""
+        super().__init__(directory)
+        self.directory = directory
+
+    def to_pull_step(self) -> dict[str, Any]:
+        """The step as in prefect.yaml."""
+        return {SET_DIRECTORY: {"directory": self.directory}}
 
 
 def read_file(path: Path = FILE) -> tuple[dict[str, Pool], list[Spec]]:
@@ -95,7 +113,7 @@ def recipe_specs(pipeline: Spec, names: Sequence[str]) -> list[Spec]:
                 "description": recipe.description,
                 "tags": (*pipeline.tags, "recipe"),
                 "parameters": {"recipe": _filled(recipe.model_dump(mode="json"), raw_values(find_recipe(name)))},
-                "directory": str(Path.cwd()) if _reads_relative_files(recipe) else "",
+                "directory": str(Path.cwd()) if _reads_relative_files(recipe) else ".",
             }
         )
     return list(specs.values())
@@ -168,7 +186,6 @@ def set_up_deployment(spec: Spec) -> str:
         DeploymentScheduleCreate(schedule=IntervalSchedule(interval=timedelta(seconds=every.interval)), slug=every.slug)
         for every in spec.schedules
     ]  # without `active`: a paused schedule stays paused
-    if spec.directory:
-        deployment.storage = LocalStorage(spec.directory)
+    deployment.storage = WorkingDirectory(spec.directory)
     deployment.apply()
     return deployment.full_name

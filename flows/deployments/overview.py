@@ -53,7 +53,8 @@ def _pool(prefect: SyncPrefectClient, pool: WorkPool) -> Row:
     if pool.is_paused:
         return Row(name=pool.name, state="paused", seen=seen, next=f"`prefect work-pool resume {pool.name}`")
     if not online:
-        start = f"start a worker: `prefect worker start --pool {pool.name}`"
+        command = "python -m flows.deployments.worker" if pool.type == "process" else "prefect worker start"
+        start = f"start a worker: `{command} --pool {pool.name}`"
         return Row(name=pool.name, state="no worker online", seen=seen, next=start)
     slots = "" if pool.concurrency_limit is None else f", {pool.active_slots} of {pool.concurrency_limit} slots in use"
     return Row(name=pool.name, state=f"{len(online)} online{slots}", seen=seen)

@@ -66,7 +66,7 @@ def _postgres(site: Site) -> Launch:
 
 
 def prefect_launch(site: Site) -> Launch:
-    """Prefect's server; in production on PostgreSQL and with a password."""
+    """Prefect's server behind its password, only for known host names; in production on PostgreSQL."""
     data = site.home / "prefect"
     switches = QUIET | {
         "PREFECT_HOME": str(data),
@@ -74,21 +74,27 @@ def prefect_launch(site: Site) -> Launch:
         "PREFECT_SERVER_UI_API_URL": "/api",  # the pages call the host that served them, on any port
         "PREFECT_SERVER_UI_V2_ENABLED": "false",  # the V2 pages call an analytics host from the browser
         "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
+        "PREFECT_SERVER_API_AUTH_STRING": site.prefect_auth,
+        "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": site.url("prefect"),
+        "PREFECT_SERVER_CSRF_PROTECTION_ENABLED": "true",
     }
     if site.profile == "production":
         secrets = site.credentials.secrets
         switches |= {
             "PREFECT_SERVER_DATABASE_CONNECTION_URL": postgres.url("asyncpg", "prefect", site.addresses["postgres"]),
             "PGPASSWORD": secrets.prefect_database_password,
-            "PREFECT_SERVER_API_AUTH_STRING": secrets.prefect_auth,
         }
     where = ("--host", site.bind, "--port", str(site.port("prefect")))
-    command = (sys.executable, "-m", "prefect", "server", "start", *where)
+    allowed = ("--allowed-hosts", ",".join(site.hosts("prefect")))
+    command = (sys.executable, "-m", "flows.stack.prefect_server", *where, *allowed)
     return Launch(command=command, switches=switches, directory=data, leaky=("PREFECT_", "PYTHONPATH", "PG"))
 
 
 def mlflow_launch(site: Site) -> Launch:
-    """MLflow's server; in production on PostgreSQL, with a password, and only for known host names."""
+    """MLflow's server, only for known host names; in production on PostgreSQL and with a password.
+
+    Without --allowed-hosts MLflow accepts every name that begins like a private address, such as 10.example.org.
+    """
     data = site.home / "mlflow"
     switches = QUIET | {
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # else 15 processes and 3 GB
@@ -96,13 +102,13 @@ def mlflow_launch(site: Site) -> Launch:
     command: tuple[str, ...] = (
         *(sys.executable, "-m", "mlflow", "server", "--host", site.bind, "--port", str(site.port("mlflow"))),
         *("--workers", "1", "--artifacts-destination", site.artifacts or (data / "artifacts").as_uri()),
+        *("--allowed-hosts", ",".join(site.hosts("mlflow"))),
     )
     if site.profile == "default":
         command += ("--backend-store-uri", f"sqlite:///{data / 'mlflow.db'}")
     else:
         secrets = site.credentials.secrets
-        hosts = (site.addresses["mlflow"], "localhost:*", "127.0.0.1:*", *site.allowed_hosts)
-        command += ("--app-name", "basic-auth", "--allowed-hosts", ",".join(hosts))
+        command += ("--app-name", "basic-auth")
         switches |= {
             "MLFLOW_BACKEND_STORE_URI": postgres.url("psycopg", "mlflow", site.addresses["postgres"]),
             "PGPASSWORD": secrets.mlflow_database_password,
@@ -155,7 +161,7 @@ def _label_studio(site: Site) -> Launch:
 
 
 def worker_launch(name: Name, site: Site) -> Launch:
-    """A worker that starts flow runs of its pool as processes; a missing pool is created."""
+    """A worker that starts runs of our flows in its pool as processes; a missing pool is created."""
     pool = POOLS[name]
     elsewhere = {variable: os.environ.get(variable, "") for variable in LABEL_STUDIO}
     switches = site.client_environment() | (elsewhere if all(elsewhere.values()) else {})
@@ -163,8 +169,7 @@ def worker_launch(name: Name, site: Site) -> Launch:
         "PREFECT_WORKER_WEBSERVER_HOST": site.addresses[name].rpartition(":")[0],
         "PREFECT_WORKER_WEBSERVER_PORT": str(site.port(name)),
     }
-    options = ("--pool", pool, "--type", "process", "--name", name, "--with-healthcheck")
-    command = (sys.executable, "-m", "prefect", "--no-prompt", "worker", "start", *options)
+    command = (sys.executable, "-m", "flows.deployments.worker", "--pool", pool, "--name", name)
     leaky = ("PREFECT_", "MLFLOW_", "LABEL_STUDIO_", "PG")
     return Launch(command=command, switches=switches, directory=site.home / name, leaky=leaky)
 

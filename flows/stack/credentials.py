@@ -13,19 +13,32 @@ FILE = "credentials.json"
 
 
 def ensure(home: Path, profile: Profile = "default") -> Credentials:
-    """The accounts of the stack in `home`, created on its first start."""
+    """The accounts of the stack in `home`, created on its first start; a missing password of Prefect is added."""
     existing = read(home)
-    if existing is not None:
+    if existing is not None and (existing.prefect_auth or existing.production):
         return existing
-    accounts = Credentials(
+    if existing is not None:  # made before Prefect had a password in every profile
+        accounts = existing.model_copy(update={"prefect_auth": _prefect_auth()})
+    else:
+        accounts = _accounts(profile)
+    write_text(home / FILE, accounts.model_dump_json(indent=2, exclude_none=True) + "\n", PRIVATE)
+    return accounts
+
+
+def _accounts(profile: Profile) -> Credentials:
+    production = profile == "production"
+    return Credentials(
         label_studio_email="owner@rlhf.local",
         label_studio_password=secrets.token_urlsafe(12),
         label_studio_token=secrets.token_hex(20),
         label_studio_secret_key=secrets.token_urlsafe(40),
-        production=_passwords() if profile == "production" else None,
+        prefect_auth="" if production else _prefect_auth(),
+        production=_passwords() if production else None,
     )
-    write_text(home / FILE, accounts.model_dump_json(indent=2, exclude_none=True) + "\n", PRIVATE)
-    return accounts
+
+
+def _prefect_auth() -> str:
+    return f"rlhf:{secrets.token_urlsafe(18)}"
 
 
 def _passwords() -> Secrets:
@@ -34,7 +47,7 @@ def _passwords() -> Secrets:
         prefect_database_password=secrets.token_urlsafe(24),
         mlflow_database_password=secrets.token_urlsafe(24),
         label_studio_database_password=secrets.token_urlsafe(24),
-        prefect_auth=f"rlhf:{secrets.token_urlsafe(18)}",
+        prefect_auth=_prefect_auth(),
         mlflow_username="rlhf",
         mlflow_password=secrets.token_urlsafe(18),
         mlflow_secret_key=secrets.token_urlsafe(40),

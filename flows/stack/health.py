@@ -49,7 +49,7 @@ def health_of(name: Name, site: Site) -> Health:
     try:
         with httpx.Client(base_url=site.url(name), timeout=PROBE_SECONDS, verify=label_studio.authorities()) as http:
             if name == "prefect":
-                return _prefect_health(http, secrets)
+                return _prefect_health(http, site.prefect_auth)
             if name == "mlflow":
                 return _mlflow_health(http, secrets)
             if name == "label-studio":
@@ -133,9 +133,19 @@ def _answer(response: httpx.Response) -> str:
     return f"/health answers {response.status_code} with {text[:40]!r}"
 
 
-def _prefect_health(http: httpx.Client, secrets: Secrets | None) -> Health:
-    if secrets is not None:
-        http.auth = httpx.BasicAuth(*secrets.prefect_auth.split(":", 1))
+def lets_strangers_in(site: Site) -> bool:
+    """Whether Prefect's server answers under any host name: it was started before this project checked names."""
+    auth = httpx.BasicAuth(*site.prefect_auth.split(":", 1)) if site.prefect_auth else None
+    url, headers = f"{site.url('prefect')}/api/admin/version", {"Host": "stranger.invalid"}
+    try:
+        return httpx.get(url, auth=auth, headers=headers, timeout=PROBE_SECONDS, trust_env=False).status_code == 200
+    except httpx.HTTPError:
+        return False
+
+
+def _prefect_health(http: httpx.Client, auth: str) -> Health:
+    if auth:
+        http.auth = httpx.BasicAuth(*auth.split(":", 1))
     for path in ("/api/health", "/api/ready"):
         response = http.get(path)
         if response.status_code != 200:

@@ -6,6 +6,7 @@ Telemetry is switched off here, for servers and clients alike.
 import os
 import sys
 from collections.abc import Mapping
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Literal
 
@@ -57,7 +58,7 @@ class Secrets(Record):
     prefect_database_password: str = Field(repr=False)
     mlflow_database_password: str = Field(repr=False)
     label_studio_database_password: str = Field(repr=False)
-    prefect_auth: str = Field(repr=False, description="user:password of Prefect's pages and API")
+    prefect_auth: str = Field(repr=False, description="USER:PASSWORD of Prefect's pages and API")
     mlflow_username: str
     mlflow_password: str = Field(repr=False)
     mlflow_secret_key: str = Field(repr=False)
@@ -81,6 +82,7 @@ class Credentials(Record):
     label_studio_password: str = Field(repr=False)
     label_studio_token: str = Field(repr=False)
     label_studio_secret_key: str = Field(repr=False)
+    prefect_auth: str = Field("", repr=False, description="USER:PASSWORD of Prefect, in a stack without `production`")
     production: Secrets | None = None
 
     @property
@@ -104,7 +106,7 @@ class Site(Record):
     bind: str = HOST
     public_url: str = Field(default="", description="Label Studio's public address, behind a proxy")
     artifacts: str = Field(default="", description="where MLflow stores artifacts; default: its own directory")
-    allowed_hosts: tuple[str, ...] = Field(default=(), description="further host names of MLflow")
+    allowed_hosts: tuple[str, ...] = Field(default=(), description="further host names of Prefect and MLflow")
 
     def url(self, name: Name) -> str:
         """A server's address without a trailing slash; "" for a server that was never started."""
@@ -113,6 +115,16 @@ class Site(Record):
     def port(self, name: Name) -> int:
         """A part's port."""
         return int(self.addresses[name].rpartition(":")[2])
+
+    @property
+    def prefect_auth(self) -> str:
+        """USER:PASSWORD of Prefect; "" for a stack that was started before it had one."""
+        production = self.credentials.production
+        return self.credentials.prefect_auth if production is None else production.prefect_auth
+
+    def hosts(self, name: Name) -> tuple[str, ...]:
+        """The Host headers that a server accepts, * for any port."""
+        return (self.addresses[name], "localhost:*", "127.0.0.1:*", *self.allowed_hosts)
 
     def client_environment(self) -> dict[str, str]:
         """Environment variables with the servers' addresses and logins; set them before importing Prefect or MLflow."""
@@ -136,10 +148,11 @@ class Site(Record):
             "LABEL_STUDIO_URL": self.url("label-studio"),
             "LABEL_STUDIO_API_KEY": self.credentials.label_studio_token,
         }
+        if self.prefect_auth:
+            variables["PREFECT_API_AUTH_STRING"] = self.prefect_auth
         if self.profile == "production":
             secrets = self.credentials.secrets
             variables |= {
-                "PREFECT_API_AUTH_STRING": secrets.prefect_auth,
                 "MLFLOW_TRACKING_USERNAME": secrets.mlflow_username,
                 "MLFLOW_TRACKING_PASSWORD": secrets.mlflow_password,
             }
@@ -153,17 +166,21 @@ def port_variable(name: Name) -> str:
 
 def is_loopback(host: str) -> bool:
     """Whether `host` is reachable only from this machine."""
-    return host == "localhost" or host == "::1" or host.startswith("127.")
+    try:
+        return ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def log_in_as(name: Name, profile: Profile, known: Credentials | None) -> str:
     """The account for a server's pages, or "no login"."""
     if known is not None and name == "label-studio":
         return known.label_studio_email
-    if known is None or profile == "default" or name in POOLS:
+    if known is None or name in POOLS or (profile == "default" and name == "mlflow"):
         return "no login"
-    accounts = {"postgres": "postgres", "mlflow": known.secrets.mlflow_username, "prefect": known.secrets.prefect_auth}
-    return accounts[name].partition(":")[0]
+    if name == "prefect":
+        return (known.prefect_auth if known.production is None else known.production.prefect_auth).partition(":")[0]
+    return "postgres" if name == "postgres" else known.secrets.mlflow_username
 
 
 def label_studio_executable() -> Path:

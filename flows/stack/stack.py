@@ -18,15 +18,16 @@ from pathlib import Path
 
 from flows.home import home_directory
 from flows.recipe.untrusted import shown_address
-from flows.stack import commands, credentials, postgres, processes, services
-from flows.stack.health import ADDRESSES, Health, check_address, health_elsewhere, health_of
+from flows.stack import commands, credentials, entrance, postgres, processes, services
+from flows.stack.health import ADDRESSES, Health, check_address, health_elsewhere, health_of, lets_strangers_in
 from flows.stack.processes import Process, StackError
 from flows.stack.proxies import direct_loopback
-from flows.stack.services import HOST, NAMES, TITLES, WAVES, Credentials, Name, Profile, Site
+from flows.stack.services import HOST, NAMES, POOLS, TITLES, WAVES, Credentials, Name, Profile, Site
 from flows.stack.state import UNFINISHED, Server, State, exists, locked
 from flows.stack.state import read as read_state
 from flows.stack.state import write as write_state
 
+BEHIND_TLS = "RLHF_BEHIND_TLS"
 START_SECONDS = 600.0
 POLL_SECONDS = 0.25
 LOG_TAIL_CHARACTERS = 1500
@@ -86,7 +87,17 @@ def up(home: Path | None = None, profile: Profile | None = None, workers: bool =
             raise StackError(f"a restore into {home} was not finished: remove that directory and restore again")
         state = _requested_state(home, profile, workers)
         _use_no_proxy(state)
-        return _up(home, state, credentials.ensure(home, state.profile), state.waves)
+        known = credentials.ensure(home, state.profile)
+        _stop_unguarded(home, state, known)
+        return _up(home, state, known, state.waves)
+
+
+def _stop_unguarded(home: Path, state: State, known: Credentials) -> None:
+    """Stop a Prefect server without password or checks, from before this project had them, and its workers."""
+    if _is_running("prefect", state) and lets_strangers_in(state.site(home, known)):
+        for name in ("prefect", *POOLS):
+            if name in state.servers:
+                _stop(name, state.servers[name].process)
 
 
 def up_database(home: Path) -> Site:
@@ -125,6 +136,11 @@ def _requested_state(home: Path, profile: Profile | None, workers: bool) -> Stat
         raise StackError(
             f"RLHF_BIND_HOST={bind} would expose servers without passwords: use "
             "`rlhf up --profile production`, which has passwords, or unset it"
+        )
+    if not services.is_loopback(bind) and os.environ.get(BEHIND_TLS) != "1":
+        raise StackError(
+            f"RLHF_BIND_HOST={bind} would send passwords over the network in the clear: put a proxy with TLS in front "
+            f"and set {BEHIND_TLS}=1 (docs/production.md), or unset RLHF_BIND_HOST"
         )
     return state
 
@@ -166,6 +182,13 @@ def status(home: Path | None = None, names: Collection[Name] | None = None) -> l
         return list(pool.map(lambda name: _status_of(name, home, state, known), parts))
 
 
+def entrance_link(home: Path | None = None) -> str:
+    """A link that opens Prefect's pages once; "" without a stack."""
+    home = home_directory(home)
+    known = credentials.read(home)
+    return "" if known is None else entrance.link(read_state(home).site(home, known))
+
+
 def _use_no_proxy(state: State) -> None:
     """Let this process ask the stack directly: health checks and the libraries of the servers read these variables."""
     os.environ.update(direct_loopback(os.environ, state.bind))
@@ -196,8 +219,7 @@ def connect(home: Path | None = None, needed: Collection[Name] = NAMES) -> Stack
 
 
 def _status_of(name: Name, home: Path, state: State, known: Credentials | None) -> ServerStatus:
-    server = state.servers.get(name)
-    running = server is not None and server.process is not None and processes.is_alive(server.process)
+    server, running = state.servers.get(name), _is_running(name, state)
     health = Health(ok=False, problem="not running")
     if known is not None and running:
         health = health_of(name, state.site(home, known))
@@ -213,11 +235,13 @@ def _status_of(name: Name, home: Path, state: State, known: Credentials | None) 
     )
 
 
-def _is_healthy(name: Name, home: Path, state: State, known: Credentials) -> bool:
+def _is_running(name: Name, state: State) -> bool:
     server = state.servers.get(name)
-    if server is None or server.process is None or not processes.is_alive(server.process):
-        return False
-    return health_of(name, state.site(home, known)).ok
+    return server is not None and server.process is not None and processes.is_alive(server.process)
+
+
+def _is_healthy(name: Name, home: Path, state: State, known: Credentials) -> bool:
+    return _is_running(name, state) and health_of(name, state.site(home, known)).ok
 
 
 def _start(name: Name, home: Path, state: State, known: Credentials, notes: list[str]) -> State:

@@ -102,11 +102,10 @@ def known_secrets(home: Path) -> frozenset[str]:
     except (OSError, ValueError):  # `rlhf doctor` reports it; a log needs no credentials
         credentials = {}
     values = {**credentials, **(credentials.get("production") or {})}
-    return secrets_of() | {
-        value
-        for name, value in values.items()
-        if isinstance(value, str) and len(value) >= SHORTEST_SECRET and not name.endswith(("email", "username"))
-    }
+    texts = {name: value for name, value in values.items() if isinstance(value, str)}
+    known = {value for name, value in texts.items() if not name.endswith(("email", "username"))}
+    known.add(texts.get("prefect_auth", "").partition(":")[2])  # USER:PASSWORD
+    return secrets_of() | {value for value in known if len(value) >= SHORTEST_SECRET}
 
 
 def find_log(run: str = "") -> Path:

@@ -1,8 +1,10 @@
 """A webhook receiver: a webhook triggers a sync; its content is not used.
 
-Label Studio never resends a webhook, so a sync also runs periodically.
+Only Label Studio's own messages count: they have a secret header, which no page and no other account of the machine can
+send. Label Studio never resends a webhook, so a sync also runs periodically.
 """
 
+import hmac
 import json
 import logging
 import threading
@@ -13,6 +15,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from labeling.errors import ListenFailed
+from labeling.server.webhooks import HEADER
 
 log = logging.getLogger(__name__)
 HOST = "127.0.0.1"
@@ -35,6 +38,7 @@ class Receiver(BaseHTTPRequestHandler):
     """Responds at once, since the annotator's submit waits for it; a valid webhook sets `wake`."""
 
     wake: threading.Event
+    secret: str
     timeout = READ_SECONDS
 
     def do_POST(self) -> None:
@@ -44,12 +48,23 @@ class Receiver(BaseHTTPRequestHandler):
             log.warning("ignored a webhook of %s bytes from %s", length or "unknown", self.client_address[0])
             self._answer(413 if length.isdecimal() else 411)
             return
-        action = action_of(self.rfile.read(int(length)))
+        body = self.rfile.read(int(length))
+        if not self._is_from_label_studio():
+            log.warning("ignored a webhook without the secret header, from %s", self.client_address[0])
+            self._answer(403)
+            return
+        action = action_of(body)
         if action:
             self.wake.set()
         else:
             log.warning("ignored a webhook without an action, from %s", self.client_address[0])
         self._answer(204 if action else 400)
+
+    def _is_from_label_studio(self) -> bool:
+        """Browsers always send one of the first two, and cannot leave it out."""
+        if "Origin" in self.headers or "Sec-Fetch-Site" in self.headers:
+            return False
+        return hmac.compare_digest(self.headers.get(HEADER, "").encode(), self.secret.encode())
 
     def _answer(self, status: int) -> None:
         self.send_response(status)
@@ -62,12 +77,14 @@ class Receiver(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def webhook_receiver(port: int, wake: threading.Event) -> Iterator[str]:
+def webhook_receiver(port: int, wake: threading.Event, secret: str) -> Iterator[str]:
     """Receive on loopback for the duration of the block; yields the URL. Port 0 selects a free port.
+
+    `secret` is that of the account whose webhooks count (`secret_of`).
 
     Raises ListenFailed if the port is in use.
     """
-    handler = type("WakingReceiver", (Receiver,), {"wake": wake})
+    handler = type("WakingReceiver", (Receiver,), {"wake": wake, "secret": secret})
     try:
         server = ThreadingHTTPServer((HOST, port), handler)
     except (OSError, OverflowError) as error:

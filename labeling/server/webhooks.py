@@ -1,17 +1,25 @@
 """Webhooks, by which Label Studio signals changes. They are never resent, so they only trigger a sync."""
 
+import hmac
+
 from labeling.errors import RequestRefused, WebhookRefused
 from labeling.server.client import LabelStudio
 
 ACTIONS = ("ANNOTATION_CREATED", "ANNOTATIONS_CREATED", "ANNOTATION_UPDATED", "ANNOTATIONS_DELETED", "TASKS_DELETED")
+HEADER = "X-RLHF-Webhook"
+
+
+def secret_of(client: LabelStudio) -> str:
+    """The value of HEADER: the same for everybody with the account's token, about which it says nothing."""
+    return hmac.new(client.token.encode(), b"webhook", "sha256").hexdigest()
 
 
 def has_webhook(client: LabelStudio, project: int, url: str) -> bool:
-    """Whether the project has an active webhook to `url`."""
-    list_webhooks = client.sdk.webhooks.list
+    """Whether the project has an active webhook to `url` that the receiver accepts."""
+    list_webhooks, headers = client.sdk.webhooks.list, {HEADER: secret_of(client)}
     return client.call(
         lambda: any(
-            hook.url == url and hook.is_active and {*ACTIONS} <= {*hook.actions}
+            hook.url == url and hook.is_active and {*ACTIONS} <= {*hook.actions} and hook.headers == headers
             for hook in list_webhooks(project=project)
         )
     )
@@ -33,6 +41,7 @@ def ensure_webhook(client: LabelStudio, project: int, url: str) -> bool:
             send_for_all_actions=False,
             is_active=True,
             actions=ACTIONS,
+            headers={HEADER: secret_of(client)},
         )
     except RequestRefused as error:
         raise WebhookRefused(

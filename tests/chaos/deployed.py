@@ -19,7 +19,7 @@ import psutil
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.objects import FlowRun
 from prefect.exceptions import PrefectHTTPStatusError
-from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 from prefect.states import Crashed
 
 from flows import flow_runs
@@ -42,13 +42,14 @@ class Deployed:
         self._home, self._recipe = home, recipe
         self.log = home / "logs" / "worker.log"
         self._told = environment(home) | {"PREFECT_WORKER_QUERY_SECONDS": "2"}
+        self._auth = self._told["PREFECT_API_AUTH_STRING"]
         self._worker: processes.Process | None = None
         self._run: UUID | None = None
         self.starts = 0
 
     @contextmanager
     def _prefect(self) -> Iterator[SyncPrefectClient]:
-        with SyncPrefectClient(self._told["PREFECT_API_URL"]) as client:
+        with SyncPrefectClient(self._told["PREFECT_API_URL"], auth_string=self._auth) as client:
             yield client
 
     def start(self) -> None:
@@ -56,7 +57,7 @@ class Deployed:
         self.starts += 1
         alone = self._worker is None or not processes.is_alive(self._worker)
         if alone:
-            command = (sys.executable, "-m", "prefect", "worker", "start", "--pool", TRAIN, "--type", "process")
+            command = (sys.executable, "-m", "flows.deployments.worker", "--pool", TRAIN)
             self._worker = processes.launch(command, environment=self._told, directory=self._home, log=self.log)
         with self._prefect() as client:
             if self._run is None:
@@ -69,7 +70,7 @@ class Deployed:
         set_up_pool(client, TRAIN, pools[TRAIN], 1)
         told = {"name": "storm", "parameters": {"recipe": self._recipe.model_dump(mode="json")}}
         spec = next(one for one in specs if one.name == PIPELINE).model_copy(update=told)
-        with temporary_settings({PREFECT_API_URL: self._told["PREFECT_API_URL"]}):
+        with temporary_settings({PREFECT_API_URL: self._told["PREFECT_API_URL"], PREFECT_API_AUTH_STRING: self._auth}):
             set_up_deployment(spec)
         deployment = client.read_deployment_by_name(f"{rlhf.name}/storm")
         return client.create_flow_run_from_deployment(deployment.id).id

@@ -18,7 +18,13 @@ from flows.stack.services import Credentials, Name
 from tests.flows.local import launch_of, site_of
 from tests.labeling.helpers import free_port
 
-NOBODY = Credentials(label_studio_email="", label_studio_password="", label_studio_token="", label_studio_secret_key="")
+NOBODY = Credentials(
+    label_studio_email="",
+    label_studio_password="",
+    label_studio_token="",
+    label_studio_secret_key="",
+    prefect_auth="rlhf:nobody",
+)
 
 
 def until(condition: Callable[[], bool], seconds: float = 300.0) -> None:

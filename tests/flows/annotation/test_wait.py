@@ -31,7 +31,7 @@ from prefect.client.schemas.filters import (
 )
 from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.client.schemas.schedules import IntervalSchedule
-from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 from prefect.states import Cancelled, Crashed, Failed
 from typer.testing import CliRunner
 
@@ -86,6 +86,7 @@ class Place:
             label_studio_password="password-of-the-owner",
             label_studio_token=TOKEN,
             label_studio_secret_key="none",
+            prefect_auth="rlhf:password-of-prefect",
         )
         write_text(home / "credentials.json", self.credentials.model_dump_json(), PRIVATE)
         servers: dict[Name, Server] = {name: Server(port=free_port()) for name in OURS}
@@ -167,7 +168,8 @@ def place(tmp_path_factory: pytest.TempPathFactory, empty_store: Path, server_ur
                 patch.setenv(name, value)
             mlflow.set_tracking_uri(told["MLFLOW_TRACKING_URI"])
             mlflow.set_registry_uri(told["MLFLOW_REGISTRY_URI"])
-            with temporary_settings({PREFECT_API_URL: told["PREFECT_API_URL"]}):
+            auth = told["PREFECT_API_AUTH_STRING"]
+            with temporary_settings({PREFECT_API_URL: told["PREFECT_API_URL"], PREFECT_API_AUTH_STRING: auth}):
                 yield place
         mlflow.set_tracking_uri(None)  # type: ignore[arg-type]
         mlflow.set_registry_uri(None)  # type: ignore[arg-type]

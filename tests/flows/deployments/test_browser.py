@@ -9,12 +9,12 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 import yaml
 from playwright.sync_api import Locator, Page, expect
+from prefect.client.orchestration import SyncPrefectClient
 
-from flows.stack import credentials, processes
+from flows.stack import credentials, entrance, processes
 from flows.stack.health import health_of
 from flows.stack.services import Name
 from flows.stack.stack import Stack
@@ -91,6 +91,8 @@ def option(page: Page, *names: str) -> Locator:
 
 def open_form(page: Page, servers: Stack, deployment: str) -> None:
     """From the list of deployments to the form, as a person clicks."""
+    page.goto(entrance.link(servers.site))
+    page.wait_for_url(lambda url: "/enter" not in url)
     page.goto(f"{servers.urls['prefect']}/deployments")
     page.get_by_placeholder("Search deployments").fill(deployment)
     page.get_by_role("link", name=deployment, exact=True).first.click()
@@ -136,25 +138,26 @@ def test_a_run_from_the_form_and_the_links_between_the_pages(servers: Stack, pag
     page.wait_for_url("**tab=Runs**")  # the deployment's runs, of which it is the first
 
     impossible = {"recipe": {**SMALL, "ppo": {"minibatch_size": 33}}}
-    with httpx.Client(base_url=f"{servers.urls['prefect']}/api", timeout=60) as http:
-        deployment = http.get("/deployments/name/rlhf/small").raise_for_status().json()["id"]
-        asked = http.post("/flow_runs/filter", json={"deployments": {"id": {"any_": [deployment]}}})
-        (started,) = asked.raise_for_status().json()
-        run_page = f"{servers.urls['prefect']}/runs/flow-run/{started['id']}"
-        asked = http.post(f"/deployments/{deployment}/create_flow_run", json={"parameters": impossible})
+    api = f"{servers.urls['prefect']}/api"
+    with SyncPrefectClient(api, auth_string=servers.site.prefect_auth) as client:
+        deployment = client.read_deployment_by_name("rlhf/small").id
+        (started,) = client.read_flow_runs()
+        run_page = f"{servers.urls['prefect']}/runs/flow-run/{started.id}"
+        refused_run = client.create_flow_run_from_deployment(deployment, parameters=impossible)
         for _ in range(2):  # the pool has one slot
-            run(servers, "prefect", "worker", "start", "--pool", "train", "--type", "process", "--run-once")
-        state = http.get(f"/flow_runs/{asked.raise_for_status().json()['id']}").json()["state"]
-        assert state["type"] == "FAILED" and "batch_size 128 is not a multiple of minibatch_size 33" in state["message"]
-        made = http.get(f"/flow_runs/{run_page.rpartition('/')[2]}").json()
-    assert made["state"]["type"] == "COMPLETED", made["state"]
-    assert made["parameters"]["recipe"]["ppo"]["kl_coef"] == 0.1 and made["parameters"]["recipe"]["seed"] == 7
+            run(servers, "flows.deployments.worker", "--pool", "train", "--run-once")
+        state = client.read_flow_run(refused_run.id).state
+        assert state is not None and state.is_failed()
+        assert "batch_size 128 is not a multiple of minibatch_size 33" in str(state.message)
+        made = client.read_flow_run(started.id)
+    assert made.state is not None and made.state.is_completed(), made.state
+    assert made.parameters["recipe"]["ppo"]["kl_coef"] == 0.1 and made.parameters["recipe"]["seed"] == 7
 
     labelling = follow(page, run_page, "label-studio-ranking")
     expect(labelling.get_by_text("Labeling Instructions").first).to_be_visible()
     mlflow = follow(page, run_page, "mlflow-run")
     expect(mlflow.get_by_text("win_rate_vs_sft").first).to_be_attached()
     with mlflow.expect_popup() as opened:
-        mlflow.get_by_role("link", name=f"{made['name']} in Prefect").click()
-    expect(opened.value.get_by_text(made["name"]).first).to_be_visible()
+        mlflow.get_by_role("link", name=f"{made.name} in Prefect").click()
+    expect(opened.value.get_by_text(made.name).first).to_be_visible()
     assert opened.value.url == run_page

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ import yaml
 from prefect import flow
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import DeploymentUpdate
+from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId
+from prefect.client.schemas.objects import StateType
 from prefect.exceptions import PrefectHTTPStatusError
 
 from alignment.errors import ConfigError
@@ -135,7 +138,27 @@ def test_recipes_are_deployments_with_every_value_filled_in(made: list[str], cli
     hh = client.read_deployment_by_name("rlhf/hh")
     assert hh.parameters["recipe"]["corpus"]["sources"][0]["path"].startswith("data://")
     assert hh.pull_steps == [{"prefect.deployments.steps.set_working_directory": {"directory": str(Path.cwd())}}]
-    assert client.read_deployment_by_name("rlhf/town").pull_steps in (None, [])
+    assert client.read_deployment_by_name("rlhf/town").pull_steps == [{deploying.SET_DIRECTORY: {"directory": "."}}]
+
+
+def test_a_run_of_a_worker_copies_no_files(made: list[str], client: SyncPrefectClient, tmp_path: Path) -> None:
+    """The worker's current directory and the one of `rlhf deploy` may hold gigabytes."""
+    for name in ("worker", "temporary"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "worker" / "large.bin").write_bytes(b"weights")
+    run = client.create_flow_run_from_deployment(client.read_deployment_by_name("watch/watch").id)
+    command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", "ops", "--type", "process", "--run-once"]
+    environment = {**os.environ, "PREFECT_API_URL": str(client.api_url), "RLHF_HOME": str(tmp_path / "home")}
+    environment |= {"TMPDIR": str(tmp_path / "temporary")}
+    worker = subprocess.Popen(command, cwd=tmp_path / "worker", env=environment, stdout=subprocess.DEVNULL)
+    files: set[str] = set()
+    while worker.poll() is None:
+        files |= {path.name for path in (tmp_path / "temporary").rglob("*") if path.suffix in (".bin", ".py", ".toml")}
+        time.sleep(0.05)
+    logs = client.read_logs(LogFilter(flow_run_id=LogFilterFlowRunId(any_=[run.id])))
+    messages = [log.message for log in logs]
+    assert client.read_flow_run(run.id).state_type == StateType.COMPLETED, messages
+    assert not files and "Running 1 deployment pull step(s)" in messages
 
 
 def test_forms_of_stages_begin_with_the_town(made: list[str], client: SyncPrefectClient) -> None:

@@ -192,4 +192,4 @@ def test_pools_without_a_worker(prefect_server: str) -> None:
         prefect.create_work_pool(WorkPoolCreate(name=name, type="process"))
         found = {one.what: one for one in overview.check_pools()}[f"pool {name}"]
         prefect.delete_work_pool(name)
-    assert not found.ok and found.fix == f"start a worker: `prefect worker start --pool {name}`"
+    assert not found.ok and found.fix == f"start a worker: `python -m flows.deployments.worker --pool {name}`"

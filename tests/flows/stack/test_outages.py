@@ -6,12 +6,12 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import httpx
 import mlflow
 import pytest
 from mlflow import MlflowClient
+from prefect.client.orchestration import SyncPrefectClient
 
 from alignment.config.stages import SFTConfig, TownConfig
 from alignment.errors import RLHFError
@@ -26,7 +26,7 @@ from flows.tracking.metrics import METRICS_FILE, send_all
 from labeling.config import CrewConfig, LabelingConfig, PairwiseTasks, RankingTasks
 from labeling.errors import ServerUnavailable
 from labeling.server.client import LabelStudio
-from tests.flows.faulty import Server, Wire, until, wire
+from tests.flows.faulty import NOBODY, Server, Wire, until, wire
 from tests.flows.tiny import run_stage, write_model
 from tests.labeling.helpers import TOKEN, free_port
 
@@ -295,6 +295,7 @@ def test_a_flow_outlives_prefects_server(tmp_path: Path) -> None:
     server = Server("prefect", tmp_path)
     server.start()
     told = {**os.environ, **outages.retries(), "PREFECT_API_URL": f"{server.url}/api", "PREFECT_HOME": str(tmp_path)}
+    told |= {"PREFECT_API_AUTH_STRING": NOBODY.prefect_auth}
     told |= {"PYTHONPATH": str(Path(__file__).parents[3])}
     try:
         with subprocess.Popen([sys.executable, "-c", FLOW], env=told, cwd=tmp_path) as process:
@@ -311,8 +312,8 @@ def test_a_flow_outlives_prefects_server(tmp_path: Path) -> None:
 
 def states(server: Server) -> list[str]:
     """The states of flow runs. Those of tasks travel as events, which Prefect's client may lose when it ends soon."""
-    found: list[Any] = httpx.post(f"{server.url}/api/flow_runs/filter", json={}).raise_for_status().json()
-    return [str(one["state_name"]) for one in found]
+    with SyncPrefectClient(f"{server.url}/api", auth_string=NOBODY.prefect_auth) as client:
+        return [str(run.state_name) for run in client.read_flow_runs()]
 
 
 def test_an_error_of_the_program_is_not_taken_for_an_outage() -> None:

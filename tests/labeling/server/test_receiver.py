@@ -15,7 +15,7 @@ from labeling.server import receiver as listen
 from labeling.server.client import LabelStudio
 from labeling.server.process import ServerSettings, environment
 from labeling.server.receiver import LONGEST, action_of, sync_when_woken, webhook_receiver
-from labeling.server.webhooks import ensure_webhook, has_webhook
+from labeling.server.webhooks import HEADER, ensure_webhook, has_webhook, secret_of
 from labeling.simulation.crew import ranking_result
 from labeling.store.store import Store
 from labeling.store.sync import sync_project
@@ -25,6 +25,7 @@ from labeling.tasks.upload import push
 from tests.labeling.helpers import response_set, settings
 
 GOOD = b'{"action": "ANNOTATION_CREATED"}'
+SECRET = {HEADER: "the secret"}
 
 
 @pytest.mark.parametrize(
@@ -49,7 +50,7 @@ def test_what_a_message_names(body: bytes, action: str) -> None:
 @pytest.fixture
 def receiver() -> Iterator[tuple[str, threading.Event]]:
     wake = threading.Event()
-    with webhook_receiver(0, wake) as url:
+    with webhook_receiver(0, wake, "the secret") as url:
         yield url, wake
 
 
@@ -57,7 +58,10 @@ def test_only_a_message_wakes_and_the_rest_is_logged(
     receiver: tuple[str, threading.Event], caplog: pytest.LogCaptureFixture
 ) -> None:
     url, wake = receiver
-    with httpx.Client(trust_env=False) as http, caplog.at_level(logging.WARNING, logger="labeling.server.receiver"):
+    with (
+        httpx.Client(trust_env=False, headers=SECRET) as http,
+        caplog.at_level(logging.WARNING, logger="labeling.server.receiver"),
+    ):
         assert http.post(url, content=b"nonsense").status_code == 400
         assert http.get(url).status_code == 501
         assert announced(url, b"Transfer-Encoding: chunked").startswith(b"HTTP/1.0 411")
@@ -66,6 +70,18 @@ def test_only_a_message_wakes_and_the_rest_is_logged(
         assert len(caplog.messages) == 3 and all("ignored a webhook" in text for text in caplog.messages)
         assert http.post(url, content=GOOD).status_code == 204
     assert wake.is_set()
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [{}, {HEADER: "a guess"}, SECRET | {"Origin": "http://127.0.0.1"}, SECRET | {"Sec-Fetch-Site": "same-origin"}],
+)
+def test_nobody_but_label_studio_wakes_it(receiver: tuple[str, threading.Event], headers: dict[str, str]) -> None:
+    url, wake = receiver
+    with httpx.Client(trust_env=False, headers=headers) as http:
+        assert http.post(url, content=GOOD).status_code == 403
+        assert http.options(url).status_code == 501  # no page may send the header
+    assert not wake.is_set()
 
 
 def announced(url: str, length: bytes) -> bytes:
@@ -78,7 +94,7 @@ def announced(url: str, length: bytes) -> bytes:
 def test_it_is_bound_to_loopback_and_a_taken_port_is_told(receiver: tuple[str, threading.Event]) -> None:
     port = int(receiver[0].rstrip("/").rpartition(":")[2])
     assert receiver[0].startswith("http://127.0.0.1:")
-    with pytest.raises(ListenFailed, match="choose another with --port"), webhook_receiver(port, threading.Event()):
+    with pytest.raises(ListenFailed, match="choose another with --port"), webhook_receiver(port, threading.Event(), ""):
         pass
     with socket.socket() as other, pytest.raises(ConnectionRefusedError):
         other.connect(("127.0.0.2", port))
@@ -102,7 +118,7 @@ def test_it_syncs_at_once_when_woken_and_when_nothing_is_said(monkeypatch: pytes
 @pytest.mark.server
 def test_an_annotation_wakes_a_sync_through_a_server_that_may_call_us(owner: LabelStudio) -> None:
     wake, store = threading.Event(), Store()
-    with webhook_receiver(0, wake) as url:
+    with webhook_receiver(0, wake, secret_of(owner)) as url:
         project = open_project(owner, "ranking", "hooked", 1)
         (task,), _ = build_tasks("ranking", [response_set(1)], 0)
         ids = push(owner, project, [task]).ids

@@ -1,0 +1,128 @@
+"""A worker for the pools of `rlhf deploy` that runs the flows of this project and nothing else.
+
+    python -m flows.deployments.worker --pool train --name train-worker
+
+Whoever may write to Prefect's API decides what a worker of Prefect runs: pull steps, commands and variables of a
+deployment are programs. This one reads the deployment once, refuses all of these, and starts the flow itself, so that
+what was checked is what runs. A refused run is CRASHED, and its state says why.
+"""
+
+import argparse
+import asyncio
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from uuid import UUID
+
+from prefect import flow
+from prefect.client.schemas.objects import Flow as FlowRecord
+from prefect.client.schemas.objects import FlowRun, WorkPool
+from prefect.client.schemas.responses import DeploymentResponse
+from prefect.flows import Flow
+from prefect.utilities.processutils import command_to_string, setup_signal_handlers_worker
+from prefect.workers import process
+from prefect.workers.process import ProcessJobConfiguration, ProcessWorker
+
+from alignment.errors import ConfigError
+from flows.deployments.deploy import SET_DIRECTORY, read_file
+from flows.deployments.watcher import HEARTBEATS
+
+VARIABLES = {HEARTBEATS}  # which a deployment may set
+
+
+class Refused(ConfigError):
+    """A run that asks for more than a flow of this project."""
+
+
+class Job(ProcessJobConfiguration):
+    """The process of a run."""
+
+    def prepare_for_flow_run(
+        self,
+        flow_run: FlowRun,
+        deployment: DeploymentResponse | None = None,
+        flow: FlowRecord | None = None,
+        work_pool: WorkPool | None = None,
+        worker_name: str | None = None,
+        worker_id: UUID | None = None,
+    ) -> None:
+        """Set command, directory and variables. Raises Refused."""
+        if deployment is None:
+            raise Refused("the run has no deployment: start it from a deployment that `rlhf deploy` creates")
+        check_job(self.command, self.working_dir, self.env)
+        entrypoint = check_entrypoint(deployment.entrypoint)
+        directory = directory_of(deployment.pull_steps or [])
+        if deployment.storage_document_id or deployment.infrastructure_document_id:
+            raise Refused("the deployment has a block for storage or infrastructure: `rlhf deploy` sets none")
+        self.working_dir = None if directory == "." else Path(directory)  # None: an empty temporary directory
+        self.command = command_to_string([sys.executable, "-P", "-m", "prefect.engine"])
+        super().prepare_for_flow_run(flow_run, deployment, flow, work_pool, worker_name, worker_id)
+        self.env["PREFECT__FLOW_ENTRYPOINT"] = entrypoint  # else Prefect reads the deployment again
+
+
+class Worker(ProcessWorker):
+    """Prefect's process worker with jobs that were checked."""
+
+    job_configuration = Job
+    __dispatch_key__ = "rlhf"  # Prefect's own class stays the one that `--type process` means
+
+
+def check_job(command: str | None, directory: Path | None, variables: Mapping[str, str | None]) -> None:
+    """Raise Refused for job variables, of the run, its deployment or the pool, that say what is executed."""
+    if command:
+        raise Refused(f"the job has a command of its own, {command!r}: remove it from the job variables")
+    if directory:
+        raise Refused(f"the job has a working_dir of its own, {str(directory)!r}: remove it from the job variables")
+    if foreign := sorted(variables.keys() - VARIABLES):
+        raise Refused(f"the job sets variables ({', '.join(foreign)}): set them where the worker is started")
+    for name, value in variables.items():
+        if value is None or not value.isdecimal():
+            raise Refused(f"the job sets {name} to {value!r}: it must be a number")
+
+
+def check_entrypoint(entrypoint: str | None) -> str:
+    """The entrypoint. Raises Refused if it is none of this project's flows."""
+    known = {spec.entrypoint for spec in read_file()[1]}
+    if entrypoint not in known:
+        raise Refused(f"{entrypoint!r} is no flow of this project: run it with a worker and in a pool of its own")
+    return entrypoint
+
+
+def directory_of(steps: list[dict[str, object]]) -> str:
+    """The directory that the only pull step sets. Raises Refused for any other step."""
+    match steps:
+        case [{**step}] if list(step) == [SET_DIRECTORY]:
+            match step[SET_DIRECTORY]:
+                case {"directory": str(directory), **further} if not further:
+                    return directory
+    raise Refused(f"the deployment has pull steps other than {SET_DIRECTORY}: `rlhf deploy` sets them again")
+
+
+@flow(name="no-hooks")
+def no_hooks() -> None:
+    """Stands for a flow of which Prefect wants the hooks."""
+
+
+async def without_hooks(flow_run: FlowRun) -> Flow[[], None]:
+    """Our flows have no hooks. To look for them Prefect would run the deployment's pull steps, in the worker."""
+    return no_hooks
+
+
+process.load_flow_from_flow_run = without_hooks
+
+
+def main() -> None:
+    """Work until a signal ends it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pool", required=True, help="the work pool; created where it is missing")
+    parser.add_argument("--name", help="the name that Prefect's pages show")
+    parser.add_argument("--run-once", action="store_true", help="run what is due now, and end")
+    options = parser.parse_args()
+    setup_signal_handlers_worker(os.getpid(), "the worker", print)
+    worker = Worker(work_pool_name=options.pool, name=options.name)
+    asyncio.run(worker.start(run_once=options.run_once, with_healthcheck=not options.run_once))
+
+
+if __name__ == "__main__":
+    main()
