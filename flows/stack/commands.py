@@ -76,6 +76,7 @@ def prefect_launch(site: Site) -> Launch:
         "PREFECT_HOME": str(data),
         "PREFECT_PROFILES_PATH": str(data / "profiles.toml"),
         "PREFECT_SERVER_UI_API_URL": "/api",  # the pages call the host that served them, on any port
+        "PREFECT_SERVER_UI_STATIC_DIRECTORY": str(data / "pages"),  # else it writes into the installed package
         "PREFECT_SERVER_UI_V2_ENABLED": "false",  # the V2 pages call an analytics host from the browser
         "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
     }
