@@ -6,7 +6,11 @@
 #   make test-long   slow tests, minutes each: production profile, deployments in a browser, waiting runs, processes
 #   make chaos   chaos tests: kill a pipeline, its worker and its servers at random moments; takes minutes
 #   make docs    the documentation site, into site/
-#   make audit   check the pinned packages for known vulnerabilities; skipped if PyPI cannot be reached
+#   make audit   check the pinned packages for known vulnerabilities; skipped if PyPI cannot be reached, an error then
+#                with AUDIT_REQUIRED=1
+#   make lock    pin the newest fitting versions of new dependencies, with hashes; all others stay as they are
+#   make release     sdist, wheel, SBOM and licences, with their SHA-256, into dist/
+#   make images-pin  pin the images of deploy/ by digest; needs docker and the registries
 #   make up      start the servers  make down    stop them          make clean   remove build and cache files
 
 SHELL := /bin/bash
@@ -17,9 +21,18 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 LABEL_STUDIO_READY := $(LABEL_STUDIO)/.ready
 BROWSER := $(shell command -v chromium || command -v chromium-browser || command -v google-chrome)
-PIP_FLAGS := --quiet --disable-pip-version-check
+TOOLS := .venv-release
+TOOLS_READY := $(TOOLS)/.ready
+# A lock names every package, so pip resolves nothing, and accepts only files with a hash of the lock.
+PIP := -m pip install --quiet --disable-pip-version-check --no-deps
+LOCKED := $(PIP) --require-hashes -r
+COMPILE := $(TOOLS)/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate \
+	--custom-compile-command "make lock"
+TORCH_CPU ?= https://download.pytorch.org/whl/cpu/torch/
+AUDIT_REQUIRED ?=
+UNPINNED_IMAGES ?=
 
-.PHONY: demo test test-fast test-long chaos check docs audit format up down status setup browser clean distclean
+.PHONY: demo test test-fast test-long chaos check docs audit lock release images-pin format up down status setup browser clean distclean
 
 demo: setup
 	$(BIN)/rlhf up
@@ -49,9 +62,33 @@ check: $(READY)
 	@$(MAKE) --no-print-directory audit
 
 # pip-audit does not fail if its service is unusable, so audit.py first queries a release with a known vulnerability.
-# Without a network the audit is skipped, with a message and exit code 0.
+# Without a network the audit is skipped, with a message and exit code 0; AUDIT_REQUIRED=1 makes that an error.
 audit: $(READY)
-	@$(BIN)/python deploy/audit.py requirements.lock requirements-label-studio.lock
+	@$(BIN)/python deploy/audit.py $(if $(AUDIT_REQUIRED),--require) \
+		requirements.lock requirements-torch.lock requirements-label-studio.lock requirements-release.lock
+
+# uv keeps the versions in a lock that still fit. The CPU build of torch only tells uv that no CUDA library is needed.
+lock: $(TOOLS_READY)
+	$(COMPILE) pyproject.toml deploy/locks/torch-cpu.in --all-extras --find-links $(TORCH_CPU) --no-emit-package torch \
+		-o requirements.lock
+	$(COMPILE) deploy/locks/torch.in --constraint requirements.lock -o requirements-torch.lock
+	$(COMPILE) deploy/locks/label-studio.in -o requirements-label-studio.lock
+	$(COMPILE) deploy/locks/release.in -o requirements-release.lock
+
+# The images come last: what else is wrong is seen first.
+release: setup $(TOOLS_READY)
+	rm -rf dist
+	SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) $(TOOLS)/bin/python -m build --no-isolation --outdir dist .
+	$(TOOLS)/bin/cyclonedx-py environment $(VENV) --pyproject pyproject.toml --output-reproducible \
+		--output-file dist/sbom.cdx.json
+	$(TOOLS)/bin/cyclonedx-py environment $(LABEL_STUDIO) --output-reproducible \
+		--output-file dist/sbom-label-studio.cdx.json
+	$(BIN)/python deploy/licences.py $(TOOLS)/bin/pip-licenses $(VENV) $(LABEL_STUDIO) > dist/licences.csv
+	cd dist && sha256sum * > SHA256SUMS
+	$(BIN)/python deploy/images.py $(if $(UNPINNED_IMAGES),--warn)
+
+images-pin: $(READY)
+	$(BIN)/python deploy/images.py --pin
 
 # The variable suppresses a notice that Material for MkDocs prints on every build.
 # --quiet would also suppress the warnings that --strict turns into errors.
@@ -73,18 +110,25 @@ status:
 
 setup: $(READY) $(LABEL_STUDIO_READY)
 
-$(READY): requirements.lock pyproject.toml
+$(READY): requirements.lock requirements-torch.lock requirements-torch-cpu.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 		|| { echo "Python 3.11 or newer is required; choose it with: make PYTHON=/path/to/python3.11"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install $(PIP_FLAGS) -r requirements.lock
-	$(BIN)/python -m pip install $(PIP_FLAGS) --no-deps -e .
+	$(BIN)/python $(LOCKED) requirements.lock
+	$(BIN)/python $(LOCKED) requirements-torch-cpu.lock \
+		|| { echo "No CPU build of torch is at hand: installing PyPI's"; $(BIN)/python $(LOCKED) requirements-torch.lock; }
+	$(BIN)/python $(PIP) --no-build-isolation -e .
 	touch $@
 
 # Label Studio's pinned dependencies conflict with Prefect's, so it has its own environment.
 $(LABEL_STUDIO_READY): requirements-label-studio.lock
 	test -x $(LABEL_STUDIO)/bin/python || $(PYTHON) -m venv $(LABEL_STUDIO)
-	$(LABEL_STUDIO)/bin/python -m pip install $(PIP_FLAGS) -r requirements-label-studio.lock
+	$(LABEL_STUDIO)/bin/python $(LOCKED) requirements-label-studio.lock
+	touch $@
+
+$(TOOLS_READY): requirements-release.lock
+	test -x $(TOOLS)/bin/python || $(PYTHON) -m venv $(TOOLS)
+	$(TOOLS)/bin/python $(LOCKED) requirements-release.lock
 	touch $@
 
 browser:
@@ -99,4 +143,4 @@ clean:
 	find alignment flows labeling tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 distclean: clean
-	rm -rf $(VENV) $(LABEL_STUDIO) .rlhf .bench
+	rm -rf $(VENV) $(LABEL_STUDIO) $(TOOLS) .rlhf .bench

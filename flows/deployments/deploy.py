@@ -4,6 +4,7 @@ Idempotent. Manual changes that the file does not cover are kept: the limit and 
 whether a schedule is paused.
 """
 
+import os
 import subprocess
 from collections.abc import Sequence
 from datetime import timedelta
@@ -24,6 +25,7 @@ from pydantic import Field
 from alignment.errors import ConfigError
 from alignment.records import Record
 from flows.recipe.schema import DATA_SCHEME, RECIPES, TOWN_SCHEME, Recipe, find_recipe, load_recipe, raw_values
+from labeling.child_environment import child_environment
 
 FILE = Path(__file__).with_name("prefect.yaml")
 PIPELINE, TRAIN = "pipeline", "train"
@@ -147,7 +149,14 @@ def deploy(names: Sequence[str] = (), slots: int | None = None) -> list[str]:
 def accelerators() -> int:
     """The accelerators that nvidia-smi lists on this machine; 1 where there are none."""
     try:
-        listed = subprocess.run(["nvidia-smi", "--list-gpus"], capture_output=True, text=True, timeout=60, check=True)
+        listed = subprocess.run(
+            ["nvidia-smi", "--list-gpus"],
+            env=child_environment("program", os.environ),
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=True,
+        )
     except (OSError, subprocess.SubprocessError):
         return 1
     return max(1, len(listed.stdout.splitlines()))

@@ -24,6 +24,7 @@ from flows.home import home_directory
 from flows.stack import credentials, postgres, stack, state
 from flows.stack.processes import StackError
 from flows.stack.services import Profile
+from labeling.child_environment import child_environment
 
 MANIFEST = "manifest.json"
 UNFINISHED = state.UNFINISHED
@@ -173,7 +174,7 @@ def _run_pg_tool(program: str, name: str, databases: Databases, *options: str) -
         postgres.DATABASES[name],
         "--no-password",
     )
-    environment = {**os.environ, "PGPASSWORD": databases.passwords[name]}
+    environment = {**child_environment("database-client", os.environ), "PGPASSWORD": databases.passwords[name]}
     command = [str(postgres.client(program)), *connection, *options]
     result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if result.returncode != 0:

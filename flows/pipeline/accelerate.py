@@ -31,6 +31,7 @@ from alignment.journal import Journal
 from alignment.stage import Figures, Step
 from flows.home import home_directory
 from flows.recipe.compute import launch_options
+from labeling.child_environment import child_environment
 
 log = logging.getLogger(__name__)
 STEP_FILE = "step.json"
@@ -77,7 +78,7 @@ def _start_launcher(directory: Path, output: BinaryIO, processes: int) -> subpro
     threads = str(max(1, (os.cpu_count() or 1) // processes))
     return subprocess.Popen(
         [*tether, *launcher, *worker],
-        env={"OMP_NUM_THREADS": threads, **os.environ},
+        env={"OMP_NUM_THREADS": threads, **child_environment("training", os.environ)},
         start_new_session=True,
         stdin=subprocess.DEVNULL,
         stdout=output,

@@ -13,6 +13,7 @@ from pydantic import SecretStr
 from flows.stack import postgres
 from flows.stack.proxies import direct_loopback
 from flows.stack.services import LABEL_STUDIO, NO_NETRC, POOLS, QUIET, Name, Site, label_studio_executable
+from labeling.child_environment import Child, child_environment
 from labeling.server import gunicorn
 from labeling.server import process as label_studio
 
@@ -27,11 +28,14 @@ class Launch:
     directory: Path
     leaky: tuple[str, ...] = ()
     user: str | None = None
+    child: Child = "program"
 
     @property
     def environment(self) -> dict[str, str]:
-        """The complete environment: inherited variables without the leaky ones, no proxy to this machine, switches."""
-        inherited = {name: value for name, value in os.environ.items() if not name.startswith(self.leaky)}
+        """The complete environment: what a child of this kind gets, without leaky variables and without a proxy to this
+        machine, and the switches."""
+        passed = child_environment(self.child, os.environ)
+        inherited = {name: value for name, value in passed.items() if not name.startswith(self.leaky)}
         return inherited | NO_NETRC | direct_loopback(os.environ) | self.switches
 
 
@@ -72,6 +76,7 @@ def prefect_launch(site: Site) -> Launch:
         "PREFECT_HOME": str(data),
         "PREFECT_PROFILES_PATH": str(data / "profiles.toml"),
         "PREFECT_SERVER_UI_API_URL": "/api",  # the pages call the host that served them, on any port
+        "PREFECT_SERVER_UI_STATIC_DIRECTORY": str(data / "pages"),  # else it writes into the installed package
         "PREFECT_SERVER_UI_V2_ENABLED": "false",  # the V2 pages call an analytics host from the browser
         "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
         "PREFECT_SERVER_API_AUTH_STRING": site.prefect_auth,
@@ -117,7 +122,8 @@ def mlflow_launch(site: Site) -> Launch:
             "MLFLOW_AUTH_ADMIN_PASSWORD": secrets.mlflow_password,
             "MLFLOW_FLASK_SERVER_SECRET_KEY": secrets.mlflow_secret_key,
         }
-    return Launch(command=command, switches=switches, directory=data, leaky=("MLFLOW_", "PYTHONPATH", "PG"))
+    leaky = ("MLFLOW_", "PYTHONPATH", "PG")
+    return Launch(command=command, switches=switches, directory=data, leaky=leaky, child="artifact-server")
 
 
 def mlflow_accounts(site: Site) -> str:
@@ -171,7 +177,7 @@ def worker_launch(name: Name, site: Site) -> Launch:
     }
     command = (sys.executable, "-m", "flows.deployments.worker", "--pool", pool, "--name", name)
     leaky = ("PREFECT_", "MLFLOW_", "LABEL_STUDIO_", "PG")
-    return Launch(command=command, switches=switches, directory=site.home / name, leaky=leaky)
+    return Launch(command=command, switches=switches, directory=site.home / name, leaky=leaky, child="worker")
 
 
 def prepare(name: Name, site: Site) -> None:

@@ -154,7 +154,8 @@ def waiting(what: str) -> Iterator[None]:
     silent_since = max(_note_times[-1], psutil.Process().create_time())
 
     def repeat() -> None:
-        pause = max(BRIEF_SECONDS, SILENT_SECONDS - (time.time() - silent_since))
+        rest = SILENT_SECONDS - (time.time() - silent_since)
+        pause = max(BRIEF_SECONDS, min(SILENT_SECONDS, rest))  # a clock that was set back must not prolong it
         while not done.wait(pause):
             waited = time.monotonic() - started
             _note(f"{what} ({waited:.0f} s)")

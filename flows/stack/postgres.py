@@ -10,13 +10,14 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import psycopg
 from psycopg import sql
 
 from flows.stack.processes import StackError, run_as
+from labeling.child_environment import child_environment
 
 OLDEST = 14
 PROBE_SECONDS = 5
@@ -29,9 +30,7 @@ def programs() -> Path:
     """The directory with initdb, postgres and pg_dump. Raises StackError with installation instructions if missing."""
     for directory in _candidate_directories():
         if (directory / "postgres").is_file() and (directory / "initdb").is_file():
-            output = subprocess.run(
-                [directory / "postgres", "--version"], capture_output=True, text=True, check=True
-            ).stdout
+            output = _run([directory / "postgres", "--version"], check=True).stdout
             if int(output.split()[2].split(".")[0]) >= OLDEST:
                 return directory
     raise StackError(f"PostgreSQL {OLDEST} or newer is not installed: {INSTALL}")
@@ -51,7 +50,7 @@ def _candidate_directories() -> list[Path]:
     """Directories that may have the programs: pg_config's, Debian's (newest first), and that on PATH."""
     directories = []
     if shutil.which("pg_config"):
-        bindir = subprocess.run(["pg_config", "--bindir"], capture_output=True, text=True, check=False).stdout.strip()
+        bindir = _run(["pg_config", "--bindir"]).stdout.strip()
         directories += [Path(bindir)] if bindir else []
     debian = Path("/usr/lib/postgresql")
     versions = sorted(
@@ -112,7 +111,7 @@ def create_cluster(home: Path, password: str) -> None:
             "--auth",
             "scram-sha-256",
         ]
-        result = subprocess.run(command, **run_as(user), cwd=data.parent, capture_output=True, text=True, check=False)
+        result = _run(command, user=user, directory=data.parent)
     if result.returncode != 0:
         raise StackError(f"PostgreSQL's initdb failed in {partial}: {result.stderr.strip() or result.stdout.strip()}")
     partial.rename(data)
@@ -123,11 +122,21 @@ def _grant_access(home: Path, directory: Path, user: str) -> None:
     shutil.chown(home, group=pwd.getpwnam(user).pw_gid)
     home.chmod(0o710)
     shutil.chown(directory, user, pwd.getpwnam(user).pw_gid)
-    if subprocess.run(["test", "-x", directory], **run_as(user), check=False).returncode:
+    if _run(["test", "-x", directory], user=user).returncode:
         raise StackError(
             f"user {user}, who runs PostgreSQL, cannot access {directory}: set RLHF_HOME to a directory outside "
             "of directories that only root can access, such as /srv/rlhf"
         )
+
+
+def _run(
+    command: Sequence[str | Path], *, user: str | None = None, directory: Path | None = None, check: bool = False
+) -> subprocess.CompletedProcess[str]:
+    """Run a program of PostgreSQL's to its end. Raises CalledProcessError with `check`."""
+    environment = child_environment("program", os.environ)
+    return subprocess.run(
+        command, **run_as(user), cwd=directory, env=environment, capture_output=True, text=True, check=check
+    )
 
 
 def url(driver: str, role: str, address: str) -> str:

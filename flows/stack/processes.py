@@ -1,7 +1,8 @@
 """Server processes that outlive the command that started them, identified reliably so that no other is stopped.
 
-A process is identified by its id and start time, and every process of its group by a marker in its environment: a
-reused process id matches neither.
+A process is identified by its id and a marker in its environment, as is every process of its group, or by its start
+time where the environment cannot be read: a reused process id matches neither. The start time alone does not suffice:
+the kernel reports it relative to the clock, so when the clock is set, the start times of running processes move.
 """
 
 import os
@@ -99,9 +100,17 @@ def _leader(process: Process) -> psutil.Process | None:
     try:
         leader = psutil.Process(process.pid)
         is_same = abs(leader.create_time() - process.started_at) < START_TIME_TOLERANCE_SECONDS
+        is_same = is_same or _has_mark(leader, process.mark)
         return leader if is_same and leader.status() != psutil.STATUS_ZOMBIE else None
     except psutil.NoSuchProcess:
         return None
+
+
+def _has_mark(process: psutil.Process, mark: str) -> bool:
+    try:
+        return process.environ().get(MARK) == mark
+    except psutil.AccessDenied:
+        return False
 
 
 def _may_have_orphans(process: Process) -> bool:
@@ -119,8 +128,8 @@ def _belongs(other: psutil.Process, process: Process, leader: psutil.Process | N
     try:
         if os.getpgid(other.pid) != process.pid or other.status() == psutil.STATUS_ZOMBIE:
             return False
-        return other == leader or other.environ().get(MARK) == process.mark
-    except (ProcessLookupError, psutil.NoSuchProcess, psutil.AccessDenied):
+        return other == leader or _has_mark(other, process.mark)
+    except (ProcessLookupError, psutil.NoSuchProcess):
         return False
 
 

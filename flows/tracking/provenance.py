@@ -1,10 +1,13 @@
 """Provenance of a result besides its inputs: the commit of the code and the versions of the libraries."""
 
+import os
 import platform
 import subprocess
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+
+from labeling.child_environment import child_environment
 
 LIBRARIES = (
     *("torch", "transformers", "trl", "tokenizers", "datasets", "numpy", "safetensors"),
@@ -20,6 +23,7 @@ def git_commit() -> str:
         result = subprocess.run(
             ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
             cwd=here,
+            env=child_environment("program", os.environ),
             capture_output=True,
             text=True,
             timeout=10,

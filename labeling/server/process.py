@@ -19,6 +19,7 @@ from pathlib import Path
 import httpx
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
 
+from labeling.child_environment import child_environment
 from labeling.errors import BadCredentials, ServerStartFailed, ServerUnavailable
 
 POLL_SECONDS = 0.2
@@ -95,11 +96,12 @@ def command(settings: ServerSettings) -> list[str]:
 
 
 def environment(settings: ServerSettings) -> dict[str, str]:
-    """The server's environment: this process's without `EXCLUDED_PREFIXES`, plus `switches`.
+    """The server's environment: what a program gets of this process's, without `EXCLUDED_PREFIXES`, plus `switches`.
 
     Sign-up needs an invitation, and no other host is contacted: no analytics, version checks or error reports.
     """
-    return {name: value for name, value in os.environ.items() if not name.startswith(EXCLUDED_PREFIXES)} | switches(
+    passed = child_environment("program", os.environ)
+    return {name: value for name, value in passed.items() if not name.startswith(EXCLUDED_PREFIXES)} | switches(
         settings
     )
 

@@ -406,6 +406,17 @@ def test_a_wait_is_told_once_it_is_long(capsys: pytest.CaptureFixture[str], monk
     assert capsys.readouterr().err == "rlhf: waiting for MLflow at mlflow.example (0 s)\n"
 
 
+def test_a_clock_that_was_set_back_does_not_silence_a_wait(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("flows.stack.environment.SILENT_SECONDS", 0.1)
+    monkeypatch.setattr("flows.stack.environment.BRIEF_SECONDS", 0.05)
+    monkeypatch.setattr("flows.stack.environment._note_times", [time.time() + 6 * 3600])
+    with waiting("waiting"):
+        time.sleep(0.3)
+    assert capsys.readouterr().err.startswith("rlhf: waiting (0 s)\n")
+
+
 def test_a_line_is_repeated_often_at_first_and_then_seldom(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

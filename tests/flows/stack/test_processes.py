@@ -84,6 +84,16 @@ def test_children_without_their_leader_are_found_by_their_mark(started: tuple[Pr
     assert gone(child)
 
 
+def test_a_process_is_known_after_the_clock_was_set(started: tuple[Process, int]) -> None:
+    """The start time that psutil reports is the time of the boot, which moves with the clock, and ticks since then."""
+    process, child = started
+    for hours in (6, -6):
+        after = process.model_copy(update={"started_at": process.started_at + hours * 3600})
+        assert is_alive(after) and {member.pid for member in members(after)} == {process.pid, child}
+    assert stop(after, 5.0)
+    assert gone(process.pid) and gone(child)
+
+
 def test_a_stranger_with_the_same_id_is_left_alone(started: tuple[Process, int]) -> None:
     process, child = started
     reused = process.model_copy(update={"started_at": process.started_at - 100, "mark": "of another time"})
