@@ -111,7 +111,8 @@ def _content(value: Any) -> str:
 def _part(value: Any) -> str:
     """The text of a part of a message's content."""
     text = value.get("text") if isinstance(value, Mapping) else value
-    if not isinstance(text, str):
+    other = isinstance(value, Mapping) and not str(value.get("type", "text")).endswith("text")
+    if other or not isinstance(text, str):
         kind = short(value.get("type")) if isinstance(value, Mapping) else kind_of(value)
         raise BadRow(f"a part of a turn is {kind}, not text")
     return text

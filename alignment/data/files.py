@@ -47,6 +47,14 @@ class Number:
 
 
 @dataclass(frozen=True)
+class Repeated:
+    """The values of a key that stands more than once in an object of JSON, and not with the same value."""
+
+    key: str
+    values: tuple[Any, Any]
+
+
+@dataclass(frozen=True)
 class FileKind:
     """What a file holds: `form` is lines, json, table, text or parquet."""
 
@@ -182,8 +190,19 @@ def _decode(path: Path, raw: bytes, encoding: str) -> str:
 
 
 def loads(text: str) -> Any:
-    """JSON, with a `Number` where a number cannot be kept."""
-    return json.loads(text, parse_constant=Number, parse_int=_integer)
+    """JSON, with a `Number` where a number cannot be kept, and `Repeated` where a key has two values."""
+    return json.loads(text, parse_constant=Number, parse_int=_integer, object_pairs_hook=_object)
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) == len(pairs):
+        return content
+    first: dict[str, Any] = {}
+    for key, value in pairs:
+        if first.setdefault(key, value) != value:
+            content[key] = Repeated(key, (first[key], value))
+    return content
 
 
 def _integer(digits: str) -> int | Number:
@@ -231,6 +250,8 @@ def _json_rows(path: Path, kind: FileKind, key: str) -> Iterator[NumberedRow]:
     if isinstance(content, dict):
         for part in key.split(".") if key else ():
             rows = rows.get(part) if isinstance(rows, dict) else None
+    if isinstance(rows, Repeated):
+        raise DataError(f"{path}: the key {rows.key!r} stands twice, with different rows; give each a file of its own")
     if not isinstance(rows, list):
         keys = ", ".join(map(repr, _row_keys(content))) if isinstance(content, dict) else ""
         hint = f" (lists of rows are under: {keys})" if keys else ""

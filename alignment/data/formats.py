@@ -32,9 +32,9 @@ RANKS = ("rank", "ranks")
 ABSENT = object()
 
 FORMATS: dict[str, Columns] = {
-    "alpaca": Columns(prompt="instruction", input="input", completion="output"),
+    "alpaca": Columns(system="system", prompt="instruction", input="input", completion="output"),
     "dolly": Columns(prompt="instruction", input="context", completion="response"),
-    "sharegpt": Columns(messages="conversations"),
+    "sharegpt": Columns(system="system", messages="conversations"),
     "orca": Columns(system="system", prompt="question", chosen="chosen", rejected="rejected"),
     "argilla": Columns(prompt="instruction", chosen="chosen_response", rejected="rejected_response"),
     "helpsteer": Columns(prompt="prompt", a="response_1", b="response_2", strength="preference_strength"),
@@ -171,7 +171,7 @@ def scored_columns(row: Row) -> Columns:
     text = next((name for name in TEXTS if name in keys), "")
     beside = [name for name in row if isinstance(row[name], list)]
     score = next((name for name in SCORES if name in keys or name in beside), "")
-    rank = "" if score else next((name for name in RANKS if name in keys or name in beside), "")
+    rank = next((name for name in RANKS if name in keys or name in beside), "")
     system = next((name for name in SYSTEMS if name in row), "")
     return Columns(prompt=prompt, responses=responses, text=text, score=score, rank=rank, system=system)
 
@@ -248,7 +248,21 @@ def prompt_turns(row: Row, columns: Columns) -> list[Message]:
         raise BadRow(f"the text below the prompt ({columns.input!r}) is not text but {kind_of(below)}")
     if isinstance(below, str) and below.strip() and turns:
         turns[-1] = turns[-1].model_copy(update={"content": f"{turns[-1].content}\n\n{below.strip()}"})
-    return turns if turns[:1] and turns[0].role == "system" else [*_system_turn(row, columns), *turns]
+    return under_system(_system_turn(row, columns), turns)
+
+
+def under_system(system: Sequence[Message], turns: list[Message]) -> list[Message]:
+    """The turns after a system turn that stands elsewhere in the row. Raises BadRow if they begin with another one."""
+    if not system or turns[:1] == system:
+        return turns
+    if turns[:1] and turns[0].role == "system":
+        if turns[0].content.strip() != system[0].content.strip():
+            raise BadRow(
+                f"two different system turns: {short(system[0].content)} outside the conversation, and "
+                f"{short(turns[0].content)} in it; remove one, or read the conversation alone by `columns`"
+            )
+        return turns
+    return [*system, *turns]
 
 
 def _system_turn(row: Row, columns: Columns) -> list[Message]:
@@ -265,8 +279,7 @@ def conversation_turns(row: Row, columns: Columns) -> list[Message]:
     value = value_of(row, columns, "messages")
     if not isinstance(value, list):
         raise BadRow(f"expected a list of messages under {columns.messages!r}, not {type(value).__name__}")
-    turns = as_messages(value, "user")
-    return turns if turns[:1] and turns[0].role == "system" else [*_system_turn(row, columns), *turns]
+    return under_system(_system_turn(row, columns), as_messages(value, "user"))
 
 
 def demonstration_turns(row: Row, columns: Columns) -> tuple[list[Message], str]:
@@ -316,8 +329,7 @@ def _with_answer(turns: list[Message], value: Any) -> list[Message]:
     told = [_turn_text(turn) for turn in side if turn.role != "system"]
     if told[: len(asked)] != asked and not (len(asked) == 1 and asked[0] in told):
         raise BadRow("the conversation does not contain the prompt; read it alone by `columns`, without `prompt`")
-    system = [turn for turn in turns if turn.role == "system" and side[0].role != "system"]
-    return [*system, *side]
+    return under_system([turn for turn in turns if turn.role == "system"], side)
 
 
 def _whole_transcript(text: str) -> tuple[list[Message], str]:
@@ -398,6 +410,8 @@ def _verdict(row: Row, columns: Columns) -> int:
         return 1 if size is None else _strength(abs(size))
     if columns.winner:
         side = _winner(value_of(row, columns, "winner"), columns)
+        if size is not None and bool(side) != bool(size):
+            raise BadRow(f"the winner is {('a tie', 'a', 'b')[side]}, but the strength is {size:g}")
         return side if size is None else side * _strength(abs(size))
     if columns.strength:
         assert size is not None
