@@ -16,13 +16,14 @@ import re
 import zlib
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, BinaryIO, cast
 
+from alignment.encodings import ZIPPED, text_encoding
 from alignment.errors import DataError
-from alignment.models.safe_loading import check_hub_address
+from alignment.hub import check_hub_address, hub_read
 
 NumberedRow = tuple[int, Any, str]  # line or row number, value, reason why it could not be read
 HEAD_BYTES = 1 << 20
@@ -70,7 +71,7 @@ def file_kind(path: Path) -> FileKind:
     """What the file holds, by its first bytes; its name decides only between forms that look the same."""
     if path.exists() and not path.is_file():
         raise DataError(f"{path}: not a file but a pipe, a device or a socket, which is read once; save it to a file")
-    zipped = _first_bytes(path, False).startswith(b"\x1f\x8b")
+    zipped = _first_bytes(path, False).startswith(ZIPPED)
     head = _first_bytes(path, zipped)
     for magic, what in ARCHIVES.items():
         if head.startswith(magic):
@@ -93,13 +94,6 @@ def suffix(path: Path) -> str:
     """The suffix in lower case, without that of compression."""
     name = path.name.lower().removesuffix(".gz")
     return Path(name).suffix
-
-
-def text_encoding(head: bytes) -> str:
-    """UTF-8 unless a byte order mark says otherwise."""
-    if head.startswith(b"\xef\xbb\xbf"):
-        return "utf-8-sig"
-    return "utf-16" if head.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8"
 
 
 def _text_form(path: Path, head: str, ending: str) -> str:
@@ -377,7 +371,8 @@ def read_data_set(path: str, name: str, split: str, revision: str) -> Iterator[N
 
     check_hub_address()
     try:
-        rows = datasets.load_dataset(path, name or None, split=split or "train", revision=revision or None)
+        with nullcontext() if Path(path).is_dir() else hub_read(path, DataError, datasets.config):
+            rows = datasets.load_dataset(path, name or None, split=split or "train", revision=revision or None)
         yield from ((number, row, "") for number, row in enumerate(rows, start=1))
     except DataError:
         raise

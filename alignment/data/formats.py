@@ -65,6 +65,11 @@ FORMATS: dict[str, Columns] = {
     "ultrafeedback": Columns(prompt="instruction", responses="completions", text="response", score="overall_score"),
     "nectar": Columns(prompt="prompt", responses="answers", text="answer", rank="rank"),
 }
+SCORED = Columns(prompt="prompt", responses="responses")  # what format `scores` has at least
+READERS = {  # formats without columns, and what they hold
+    "hh": ("prompts", "comparisons"),
+    "template": ("prompts", "demonstrations"),
+}
 OPTIONAL = ("input", "system", "annotator")  # a row may be without these
 
 
@@ -90,14 +95,44 @@ def columns_for(source: RowSource, row: Row, kind: str) -> tuple[str, Columns]:
         named = scored_columns(row)
     columns = source.columns if named is None else _replaced(named, source.columns)
     if columns is not None:
-        if not suits(columns, kind):
-            what = "`columns`" if named is None else f"format '{source.format}'"
-            raise ConfigError(f"{source.path}: {what} holds no {kind}; they need {NEEDED[kind]}")
+        check_kind(source, kind)
         return source.format if named is not None else "columns", columns
+    if other := other_reader(row):
+        raise BadRow(other)
     for name, columns in _possible(row, kind):
         if suits(columns, kind) and all(look_up(row, column) is not ABSENT for column in required(columns).values()):
             return name, columns
     raise BadRow(f"no {WANTED[kind]} among {columns_of(row)}, nor all columns of a named format; set `columns:`")
+
+
+def check_kind(source: RowSource, kind: str) -> None:
+    """Raise ConfigError if the format or the columns of a source hold no records of a kind, whatever its rows are."""
+    if kind not in READERS.get(source.format, (kind,)):
+        raise ConfigError(f"{source.path}: format '{source.format}' holds no {kind}; `rlhf data check` shows what does")
+    if source.format == "template" and kind == "demonstrations" and not source.completion:
+        raise ConfigError(f"{source.path}: format 'template' needs `completion` too, as in completion: '{{answer}}'")
+    named = SCORED if source.format == "scores" else FORMATS.get(source.format)
+    columns = source.columns if named is None else _replaced(named, source.columns)
+    if columns is not None and not suits(columns, kind):
+        what = "`columns`" if named is None else f"format '{source.format}'"
+        raise ConfigError(f"{source.path}: {what} holds no {kind}; they need {NEEDED[kind]}")
+
+
+def other_reader(row: Row) -> str:
+    """What reads a row in a form that `auto` does not take; "" for other rows."""
+    prompt, keys = row.get("prompt"), row.keys()
+    if isinstance(prompt, Mapping) and "replies" in prompt:
+        return "a tree of messages with ranked replies: set `format: oasst`"
+    if keys >= {"message_id", "parent_id", "text"}:
+        return "a single message of a tree: take the file of whole trees, with `format: oasst`"
+    if isinstance(prompt, Mapping) and prompt.keys() >= {"id", "messages"} and "chosen" in row:
+        return "a comparison as `rlhf label import` and stages write it: set `format: records`"
+    talk = row.get("messages")
+    if keys >= {"id", "messages", "completion"} and not (_is_conversation(talk) and _answered(row["messages"])):
+        return "a demonstration as `rlhf label demonstrations` and stages write it: set `format: records`"
+    if keys >= {"data", "annotations"}:
+        return "a task of Label Studio: `rlhf label import FILE --format label-studio` reads such files"
+    return ""
 
 
 NEEDED = {

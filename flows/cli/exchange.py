@@ -1,6 +1,7 @@
 """`rlhf label import`, `export`, `demonstrations` and `show`."""
 
 import json
+import zlib
 from collections import Counter
 from collections.abc import Sequence
 from enum import StrEnum
@@ -12,6 +13,7 @@ from rich.console import Console
 
 from alignment.config.stages import RowSource
 from alignment.data.readers import read_comparisons
+from alignment.encodings import decoded
 from alignment.errors import ArtifactError, ConfigError, DataError
 from alignment.records import Comparison, Record, Rejected, read_records, write_records
 from flows.cli.common import AsJson, queries
@@ -119,12 +121,19 @@ def _layout_options(
         raise DataError(f"the label config {label_config} does not exist; save the XML of the project's settings there")
     options = LayoutOptions(
         columns={name.strip(): value.strip() for name, _, value in pairs},
-        label_config="" if label_config is None else label_config.read_text(encoding="utf-8-sig"),
+        label_config="" if label_config is None else _text_of(label_config),
         control=control,
         choices={value: name for name, _, value in meanings},
         buckets=tuple(name.strip() for name in buckets.split(",") if name.strip()),
     )
     return None if options == LayoutOptions() else options
+
+
+def _text_of(path: Path) -> str:
+    try:
+        return decoded(path.read_bytes())
+    except (OSError, EOFError, zlib.error, ValueError) as error:
+        raise DataError(f"{path} cannot be read as text ({error}); save it as UTF-8") from error
 
 
 def _from_label_studio(
