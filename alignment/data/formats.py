@@ -14,7 +14,18 @@ from functools import lru_cache
 from typing import Any
 
 from alignment.config.stages import Columns, RowSource
-from alignment.data.conversations import ROLES, BadRow, Row, as_messages, columns_of, kind_of, parse_transcript, short
+from alignment.data.conversations import (
+    BadRow,
+    Row,
+    as_messages,
+    columns_of,
+    is_answered,
+    is_conversation,
+    kind_of,
+    other_reader,
+    parse_transcript,
+    short,
+)
 from alignment.data.files import loads
 from alignment.errors import ConfigError
 from alignment.records import Message
@@ -118,23 +129,6 @@ def check_kind(source: RowSource, kind: str) -> None:
         raise ConfigError(f"{source.path}: {what} holds no {kind}; they need {NEEDED[kind]}")
 
 
-def other_reader(row: Row) -> str:
-    """What reads a row in a form that `auto` does not take; "" for other rows."""
-    prompt, keys = row.get("prompt"), row.keys()
-    if isinstance(prompt, Mapping) and "replies" in prompt:
-        return "a tree of messages with ranked replies: set `format: oasst`"
-    if keys >= {"message_id", "parent_id", "text"}:
-        return "a single message of a tree: take the file of whole trees, with `format: oasst`"
-    if isinstance(prompt, Mapping) and prompt.keys() >= {"id", "messages"} and "chosen" in row:
-        return "a comparison as `rlhf label import` and stages write it: set `format: records`"
-    talk = row.get("messages")
-    if keys >= {"id", "messages", "completion"} and not (_is_conversation(talk) and _answered(row["messages"])):
-        return "a demonstration as `rlhf label demonstrations` and stages write it: set `format: records`"
-    if keys >= {"data", "annotations"}:
-        return "a task of Label Studio: `rlhf label import FILE --format label-studio` reads such files"
-    return ""
-
-
 NEEDED = {
     "comparisons": "columns.chosen and rejected; a and b with winner, strength, or score_a and score_b; or responses",
     "prompts": "columns.prompt or messages",
@@ -159,7 +153,7 @@ def _possible(row: Row, kind: str) -> Iterator[tuple[str, Columns]]:
         yield "chosen and rejected", _columns(chosen="chosen", rejected="rejected", **prompt)
     else:
         for name in CONVERSATIONS:
-            if _is_conversation(row.get(name)):
+            if is_conversation(row.get(name)):
                 yield name, _columns(messages=name, **({"system": prompt["system"]} if "system" in prompt else {}))
     if kind == "demonstrations" and "prompt" in prompt:
         for name in COMPLETIONS:
@@ -176,21 +170,9 @@ def _possible(row: Row, kind: str) -> Iterator[tuple[str, Columns]]:
         yield "scores", scored_columns(row)
 
 
-def _is_conversation(value: Any) -> bool:
-    first = value[0] if isinstance(value, list) and value else None
-    return isinstance(first, Mapping) and bool(first.keys() & {"role", "from"})
-
-
-def _answered(conversation: list[Any]) -> bool:
-    """Whether a conversation ends with an answer, and so is no prompt."""
-    last = conversation[-1]
-    role = last.get("role", last.get("from")) if isinstance(last, Mapping) else None
-    return isinstance(role, str) and ROLES.get(role.strip().lower()) == "assistant"
-
-
 def _prompt_columns(row: Row) -> dict[str, str]:
     """The options of the prompt's columns: its own, a system turn's, and Alpaca's input."""
-    asked = (name for name in CONVERSATIONS if _is_conversation(row.get(name)) and not _answered(row[name]))
+    asked = (name for name in CONVERSATIONS if is_conversation(row.get(name)) and not is_answered(row[name]))
     prompt = next((name for name in (*PROMPTS, *asked) if name in row), "")
     system = next((name for name in SYSTEMS if name in row), "")
     more = {"input": "input"} if prompt == "instruction" and "input" in row else {}
