@@ -13,10 +13,12 @@ from rich.console import Console
 
 from alignment.config.stages import RowSource
 from alignment.data.readers import read_comparisons
+from alignment.data.used_columns import SourceNotes
 from alignment.encodings import decoded
 from alignment.errors import ArtifactError, ConfigError, DataError
 from alignment.records import Comparison, Record, Rejected, read_records, write_records
 from flows.cli.common import AsJson, queries
+from flows.cli.data import visible
 
 if TYPE_CHECKING:
     from labeling.judgements.layout import LayoutOptions
@@ -103,7 +105,10 @@ def import_judgements(
 
 
 def _from_external(file: Path, form: ImportFormat) -> tuple[dict[str, Sequence[Record]], list[Rejected]]:
-    good, bad = read_comparisons(RowSource.model_validate({"path": str(file), "format": form.value}), None)
+    notes = SourceNotes("comparisons")
+    good, bad = read_comparisons(RowSource.model_validate({"path": str(file), "format": form.value}), None, notes)
+    for line in notes.lines(str(file)):
+        typer.echo(visible(line))
     return {"comparisons.jsonl": good}, bad
 
 
