@@ -23,7 +23,7 @@ def hub_read(name: str, problem: type[RLHFError], *libraries: ModuleType) -> Ite
     `libraries` have a switch HF_HUB_OFFLINE of their own. Raises `problem` if the cache does not have it.
     """
     check_hub_address()
-    if constants.HF_HUB_OFFLINE:
+    if any(library.HF_HUB_OFFLINE for library in (constants, *libraries)):
         yield
         return
     host = hub_host()
