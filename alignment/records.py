@@ -77,12 +77,13 @@ class Document(Record):
 
 
 class Demonstration(Record):
-    """A prompt with an answer that a person wrote."""
+    """A prompt with an answer that a person wrote; `source` and `line` are where it was read, if that is known."""
 
     id: str = Field(min_length=1)
     messages: tuple[Message, ...] = Field(min_length=1)
     completion: str = Field(min_length=1)
     source: str = ""
+    line: int | None = Field(None, exclude_if=lambda line: line is None)
 
 
 class Response(Record):

@@ -5,6 +5,7 @@ errors of some library; here they are recognised and raised as a `StageStopped`.
 """
 
 import errno
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,6 +29,7 @@ FULL_WORDS = (
     "file write failed",
     "unexpected pos",
 )  # the last two are torch.save's messages for a file that could not be written
+REFUSED = (401, 403)
 MEMORY_WORDS = ("can't allocate memory", "cannot allocate memory", "out of memory", "not enough memory")
 RESUMES = "the same command resumes from there (in a deployment: `rlhf retry`)"
 
@@ -50,7 +52,11 @@ def friendly_errors() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        server = "" if isinstance(error, ON_PURPOSE) else unreachable_server(error)
+        if isinstance(error, ON_PURPOSE):
+            raise
+        if refusal := refusing_server(error):
+            raise RunStopped(f"the run stopped because {refusal}. Every finished stage is kept; {RESUMES}") from error
+        server = unreachable_server(error)
         if not server:
             raise
         raise RunStopped(
@@ -78,6 +84,8 @@ def stage_stopped(error: BaseException, stage: Stage[Any], directory: Path) -> S
             f"stage '{stage.name}' stopped because {server} did not answer after minutes of retries: "
             f"`rlhf up` starts the local servers. {kept}"
         )
+    if refusal := refusing_server(error):
+        return StageStopped(f"stage '{stage.name}' stopped because {refusal}. {kept}")
     return None
 
 
@@ -107,6 +115,26 @@ def unreachable_server(error: BaseException) -> str:
             return "MLflow" + (f" ({shown_address(str(cause.request.url))})" if cause.request is not None else "")
         if isinstance(cause, httpx.TransportError):
             return f"Prefect ({_short(cause)})"
+    return ""
+
+
+def refusing_server(error: BaseException) -> str:
+    """The server that refused the credentials and so caused the error, as a sentence; "" for other errors."""
+    from mlflow.exceptions import MlflowException  # late: commands that need no MLflow do not wait for it
+
+    for cause in causes(error):
+        if isinstance(cause, MlflowException) and (status := cause.get_http_status_code()) in REFUSED:
+            address = shown_address(os.environ.get("MLFLOW_TRACKING_URI", "no address"))
+            return (
+                f"MLflow ({address}) refuses the request with status {status}: set MLFLOW_TRACKING_USERNAME and "
+                "MLFLOW_TRACKING_PASSWORD (or MLFLOW_TRACKING_TOKEN) to an account that may do this"
+            )
+        if isinstance(cause, httpx.HTTPStatusError) and cause.response.status_code in REFUSED:
+            address = shown_address(os.environ.get("PREFECT_API_URL", "no address"))
+            return (
+                f"Prefect ({address}) refuses the request with status {cause.response.status_code}: set "
+                "PREFECT_API_AUTH_STRING (or PREFECT_API_KEY) to an account that may do this"
+            )
     return ""
 
 

@@ -15,6 +15,7 @@ from alignment.config.stages import (
     RowSource,
     TextSource,
 )
+from alignment.data.formats import check_kind
 from alignment.data.readers import read_as, read_comparisons, read_documents, to_demonstration, to_prompt
 from alignment.data.used_columns import SourceNotes
 from alignment.errors import ConfigError, DataError
@@ -86,6 +87,8 @@ def check_source(
     allowed_share: float | None = None,
 ) -> SourceCheck:
     """Read a source as records of a kind. Raises DataError or ConfigError where it cannot be read as such."""
+    if isinstance(source, RowSource):
+        check_kind(source, kind)
     notes = SourceNotes(kind)
     records, rejected = _read(source, kind, notes)
     texts = [shown_texts(record) for record in records]

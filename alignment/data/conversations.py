@@ -111,7 +111,8 @@ def _content(value: Any) -> str:
 def _part(value: Any) -> str:
     """The text of a part of a message's content."""
     text = value.get("text") if isinstance(value, Mapping) else value
-    if not isinstance(text, str):
+    other = isinstance(value, Mapping) and not str(value.get("type", "text")).endswith("text")
+    if other or not isinstance(text, str):
         kind = short(value.get("type")) if isinstance(value, Mapping) else kind_of(value)
         raise BadRow(f"a part of a turn is {kind}, not text")
     return text
@@ -144,6 +145,36 @@ def columns_of(row: Mapping[str, Any]) -> str:
     names = sorted(map(str, row))
     more = f" and {len(names) - 30} more" if len(names) > 30 else ""
     return f"{names[:30]}{more}"
+
+
+def is_conversation(value: Any) -> bool:
+    """Whether a value is a list of messages."""
+    first = value[0] if isinstance(value, list) and value else None
+    return isinstance(first, Mapping) and bool(first.keys() & {"role", "from"})
+
+
+def is_answered(conversation: list[Any]) -> bool:
+    """Whether a conversation ends with an answer, and so is no prompt."""
+    last = conversation[-1]
+    role = last.get("role", last.get("from")) if isinstance(last, Mapping) else None
+    return isinstance(role, str) and ROLES.get(role.strip().lower()) == "assistant"
+
+
+def other_reader(row: Row) -> str:
+    """What reads a row in a form that `auto` does not take; "" for other rows."""
+    prompt, keys = row.get("prompt"), row.keys()
+    if isinstance(prompt, Mapping) and "replies" in prompt:
+        return "a tree of messages with ranked replies: set `format: oasst`"
+    if keys >= {"message_id", "parent_id", "text"}:
+        return "a single message of a tree: take the file of whole trees, with `format: oasst`"
+    if isinstance(prompt, Mapping) and prompt.keys() >= {"id", "messages"} and "chosen" in row:
+        return "a comparison as `rlhf label import` and stages write it: set `format: records`"
+    talk = row.get("messages")
+    if keys >= {"id", "messages", "completion"} and not (is_conversation(talk) and is_answered(row["messages"])):
+        return "a demonstration as `rlhf label demonstrations` and stages write it: set `format: records`"
+    if keys >= {"data", "annotations"}:
+        return "a task of Label Studio: `rlhf label import FILE --format label-studio` reads such files"
+    return ""
 
 
 def only_text(value: Any) -> str:

@@ -16,13 +16,14 @@ import re
 import zlib
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, BinaryIO, cast
 
+from alignment.encodings import ZIPPED, text_encoding
 from alignment.errors import DataError
-from alignment.models.safe_loading import check_hub_address
+from alignment.hub import check_hub_address, hub_read
 
 NumberedRow = tuple[int, Any, str]  # line or row number, value, reason why it could not be read
 HEAD_BYTES = 1 << 20
@@ -47,6 +48,14 @@ class Number:
 
 
 @dataclass(frozen=True)
+class Repeated:
+    """The values of a key that stands more than once in an object of JSON, and not with the same value."""
+
+    key: str
+    values: tuple[Any, Any]
+
+
+@dataclass(frozen=True)
 class FileKind:
     """What a file holds: `form` is lines, json, table, text or parquet."""
 
@@ -62,7 +71,7 @@ def file_kind(path: Path) -> FileKind:
     """What the file holds, by its first bytes; its name decides only between forms that look the same."""
     if path.exists() and not path.is_file():
         raise DataError(f"{path}: not a file but a pipe, a device or a socket, which is read once; save it to a file")
-    zipped = _first_bytes(path, False).startswith(b"\x1f\x8b")
+    zipped = _first_bytes(path, False).startswith(ZIPPED)
     head = _first_bytes(path, zipped)
     for magic, what in ARCHIVES.items():
         if head.startswith(magic):
@@ -85,13 +94,6 @@ def suffix(path: Path) -> str:
     """The suffix in lower case, without that of compression."""
     name = path.name.lower().removesuffix(".gz")
     return Path(name).suffix
-
-
-def text_encoding(head: bytes) -> str:
-    """UTF-8 unless a byte order mark says otherwise."""
-    if head.startswith(b"\xef\xbb\xbf"):
-        return "utf-8-sig"
-    return "utf-16" if head.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8"
 
 
 def _text_form(path: Path, head: str, ending: str) -> str:
@@ -182,8 +184,19 @@ def _decode(path: Path, raw: bytes, encoding: str) -> str:
 
 
 def loads(text: str) -> Any:
-    """JSON, with a `Number` where a number cannot be kept."""
-    return json.loads(text, parse_constant=Number, parse_int=_integer)
+    """JSON, with a `Number` where a number cannot be kept, and `Repeated` where a key has two values."""
+    return json.loads(text, parse_constant=Number, parse_int=_integer, object_pairs_hook=_object)
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) == len(pairs):
+        return content
+    first: dict[str, Any] = {}
+    for key, value in pairs:
+        if first.setdefault(key, value) != value:
+            content[key] = Repeated(key, (first[key], value))
+    return content
 
 
 def _integer(digits: str) -> int | Number:
@@ -231,6 +244,8 @@ def _json_rows(path: Path, kind: FileKind, key: str) -> Iterator[NumberedRow]:
     if isinstance(content, dict):
         for part in key.split(".") if key else ():
             rows = rows.get(part) if isinstance(rows, dict) else None
+    if isinstance(rows, Repeated):
+        raise DataError(f"{path}: the key {rows.key!r} stands twice, with different rows; give each a file of its own")
     if not isinstance(rows, list):
         keys = ", ".join(map(repr, _row_keys(content))) if isinstance(content, dict) else ""
         hint = f" (lists of rows are under: {keys})" if keys else ""
@@ -356,7 +371,8 @@ def read_data_set(path: str, name: str, split: str, revision: str) -> Iterator[N
 
     check_hub_address()
     try:
-        rows = datasets.load_dataset(path, name or None, split=split or "train", revision=revision or None)
+        with nullcontext() if Path(path).is_dir() else hub_read(path, DataError, datasets.config):
+            rows = datasets.load_dataset(path, name or None, split=split or "train", revision=revision or None)
         yield from ((number, row, "") for number, row in enumerate(rows, start=1))
     except DataError:
         raise

@@ -14,7 +14,18 @@ from functools import lru_cache
 from typing import Any
 
 from alignment.config.stages import Columns, RowSource
-from alignment.data.conversations import ROLES, BadRow, Row, as_messages, columns_of, kind_of, parse_transcript, short
+from alignment.data.conversations import (
+    BadRow,
+    Row,
+    as_messages,
+    columns_of,
+    is_answered,
+    is_conversation,
+    kind_of,
+    other_reader,
+    parse_transcript,
+    short,
+)
 from alignment.data.files import loads
 from alignment.errors import ConfigError
 from alignment.records import Message
@@ -32,9 +43,9 @@ RANKS = ("rank", "ranks")
 ABSENT = object()
 
 FORMATS: dict[str, Columns] = {
-    "alpaca": Columns(prompt="instruction", input="input", completion="output"),
+    "alpaca": Columns(system="system", prompt="instruction", input="input", completion="output"),
     "dolly": Columns(prompt="instruction", input="context", completion="response"),
-    "sharegpt": Columns(messages="conversations"),
+    "sharegpt": Columns(system="system", messages="conversations"),
     "orca": Columns(system="system", prompt="question", chosen="chosen", rejected="rejected"),
     "argilla": Columns(prompt="instruction", chosen="chosen_response", rejected="rejected_response"),
     "helpsteer": Columns(prompt="prompt", a="response_1", b="response_2", strength="preference_strength"),
@@ -65,6 +76,11 @@ FORMATS: dict[str, Columns] = {
     "ultrafeedback": Columns(prompt="instruction", responses="completions", text="response", score="overall_score"),
     "nectar": Columns(prompt="prompt", responses="answers", text="answer", rank="rank"),
 }
+SCORED = Columns(prompt="prompt", responses="responses")  # what format `scores` has at least
+READERS = {  # formats without columns, and what they hold
+    "hh": ("prompts", "comparisons"),
+    "template": ("prompts", "demonstrations"),
+}
 OPTIONAL = ("input", "system", "annotator")  # a row may be without these
 
 
@@ -90,14 +106,27 @@ def columns_for(source: RowSource, row: Row, kind: str) -> tuple[str, Columns]:
         named = scored_columns(row)
     columns = source.columns if named is None else _replaced(named, source.columns)
     if columns is not None:
-        if not suits(columns, kind):
-            what = "`columns`" if named is None else f"format '{source.format}'"
-            raise ConfigError(f"{source.path}: {what} holds no {kind}; they need {NEEDED[kind]}")
+        check_kind(source, kind)
         return source.format if named is not None else "columns", columns
+    if other := other_reader(row):
+        raise BadRow(other)
     for name, columns in _possible(row, kind):
         if suits(columns, kind) and all(look_up(row, column) is not ABSENT for column in required(columns).values()):
             return name, columns
     raise BadRow(f"no {WANTED[kind]} among {columns_of(row)}, nor all columns of a named format; set `columns:`")
+
+
+def check_kind(source: RowSource, kind: str) -> None:
+    """Raise ConfigError if the format or the columns of a source hold no records of a kind, whatever its rows are."""
+    if kind not in READERS.get(source.format, (kind,)):
+        raise ConfigError(f"{source.path}: format '{source.format}' holds no {kind}; `rlhf data check` shows what does")
+    if source.format == "template" and kind == "demonstrations" and not source.completion:
+        raise ConfigError(f"{source.path}: format 'template' needs `completion` too, as in completion: '{{answer}}'")
+    named = SCORED if source.format == "scores" else FORMATS.get(source.format)
+    columns = source.columns if named is None else _replaced(named, source.columns)
+    if columns is not None and not suits(columns, kind):
+        what = "`columns`" if named is None else f"format '{source.format}'"
+        raise ConfigError(f"{source.path}: {what} holds no {kind}; they need {NEEDED[kind]}")
 
 
 NEEDED = {
@@ -124,7 +153,7 @@ def _possible(row: Row, kind: str) -> Iterator[tuple[str, Columns]]:
         yield "chosen and rejected", _columns(chosen="chosen", rejected="rejected", **prompt)
     else:
         for name in CONVERSATIONS:
-            if _is_conversation(row.get(name)):
+            if is_conversation(row.get(name)):
                 yield name, _columns(messages=name, **({"system": prompt["system"]} if "system" in prompt else {}))
     if kind == "demonstrations" and "prompt" in prompt:
         for name in COMPLETIONS:
@@ -141,21 +170,9 @@ def _possible(row: Row, kind: str) -> Iterator[tuple[str, Columns]]:
         yield "scores", scored_columns(row)
 
 
-def _is_conversation(value: Any) -> bool:
-    first = value[0] if isinstance(value, list) and value else None
-    return isinstance(first, Mapping) and bool(first.keys() & {"role", "from"})
-
-
-def _answered(conversation: list[Any]) -> bool:
-    """Whether a conversation ends with an answer, and so is no prompt."""
-    last = conversation[-1]
-    role = last.get("role", last.get("from")) if isinstance(last, Mapping) else None
-    return isinstance(role, str) and ROLES.get(role.strip().lower()) == "assistant"
-
-
 def _prompt_columns(row: Row) -> dict[str, str]:
     """The options of the prompt's columns: its own, a system turn's, and Alpaca's input."""
-    asked = (name for name in CONVERSATIONS if _is_conversation(row.get(name)) and not _answered(row[name]))
+    asked = (name for name in CONVERSATIONS if is_conversation(row.get(name)) and not is_answered(row[name]))
     prompt = next((name for name in (*PROMPTS, *asked) if name in row), "")
     system = next((name for name in SYSTEMS if name in row), "")
     more = {"input": "input"} if prompt == "instruction" and "input" in row else {}
@@ -171,7 +188,7 @@ def scored_columns(row: Row) -> Columns:
     text = next((name for name in TEXTS if name in keys), "")
     beside = [name for name in row if isinstance(row[name], list)]
     score = next((name for name in SCORES if name in keys or name in beside), "")
-    rank = "" if score else next((name for name in RANKS if name in keys or name in beside), "")
+    rank = next((name for name in RANKS if name in keys or name in beside), "")
     system = next((name for name in SYSTEMS if name in row), "")
     return Columns(prompt=prompt, responses=responses, text=text, score=score, rank=rank, system=system)
 
@@ -248,7 +265,21 @@ def prompt_turns(row: Row, columns: Columns) -> list[Message]:
         raise BadRow(f"the text below the prompt ({columns.input!r}) is not text but {kind_of(below)}")
     if isinstance(below, str) and below.strip() and turns:
         turns[-1] = turns[-1].model_copy(update={"content": f"{turns[-1].content}\n\n{below.strip()}"})
-    return turns if turns[:1] and turns[0].role == "system" else [*_system_turn(row, columns), *turns]
+    return under_system(_system_turn(row, columns), turns)
+
+
+def under_system(system: Sequence[Message], turns: list[Message]) -> list[Message]:
+    """The turns after a system turn that stands elsewhere in the row. Raises BadRow if they begin with another one."""
+    if not system or turns[:1] == system:
+        return turns
+    if turns[:1] and turns[0].role == "system":
+        if turns[0].content.strip() != system[0].content.strip():
+            raise BadRow(
+                f"two different system turns: {short(system[0].content)} outside the conversation, and "
+                f"{short(turns[0].content)} in it; remove one, or read the conversation alone by `columns`"
+            )
+        return turns
+    return [*system, *turns]
 
 
 def _system_turn(row: Row, columns: Columns) -> list[Message]:
@@ -265,8 +296,7 @@ def conversation_turns(row: Row, columns: Columns) -> list[Message]:
     value = value_of(row, columns, "messages")
     if not isinstance(value, list):
         raise BadRow(f"expected a list of messages under {columns.messages!r}, not {type(value).__name__}")
-    turns = as_messages(value, "user")
-    return turns if turns[:1] and turns[0].role == "system" else [*_system_turn(row, columns), *turns]
+    return under_system(_system_turn(row, columns), as_messages(value, "user"))
 
 
 def demonstration_turns(row: Row, columns: Columns) -> tuple[list[Message], str]:
@@ -316,8 +346,7 @@ def _with_answer(turns: list[Message], value: Any) -> list[Message]:
     told = [_turn_text(turn) for turn in side if turn.role != "system"]
     if told[: len(asked)] != asked and not (len(asked) == 1 and asked[0] in told):
         raise BadRow("the conversation does not contain the prompt; read it alone by `columns`, without `prompt`")
-    system = [turn for turn in turns if turn.role == "system" and side[0].role != "system"]
-    return [*system, *side]
+    return under_system([turn for turn in turns if turn.role == "system"], side)
 
 
 def _whole_transcript(text: str) -> tuple[list[Message], str]:
@@ -398,6 +427,8 @@ def _verdict(row: Row, columns: Columns) -> int:
         return 1 if size is None else _strength(abs(size))
     if columns.winner:
         side = _winner(value_of(row, columns, "winner"), columns)
+        if size is not None and bool(side) != bool(size):
+            raise BadRow(f"the winner is {('a tie', 'a', 'b')[side]}, but the strength is {size:g}")
         return side if size is None else side * _strength(abs(size))
     if columns.strength:
         assert size is not None

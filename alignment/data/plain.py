@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from alignment.data.conversations import BadRow, Row, short
-from alignment.data.files import Number
+from alignment.data.files import Number, Repeated
 
 DEEPEST = 100
 SURROGATES = re.compile("[\ud800-\udfff]")
@@ -44,6 +44,9 @@ def _plain(value: Any, where: str, depth: int, keep_nulls: bool) -> Any:
         return [_plain(item, where, depth + 1, keep_nulls) for item in value]
     if isinstance(value, Number):
         raise BadRow(f"{where} holds a number that cannot be kept: {value.text}")
+    if isinstance(value, Repeated):
+        first, other = map(short, value.values)
+        raise BadRow(f"the key {short(value.key)} stands twice in the row, with different values: {first} and {other}")
     return _decoded(value, where) if isinstance(value, bytes) else str(value)  # a time or a decimal
 
 
@@ -82,6 +85,8 @@ def storable(value: Any, depth: int = 0) -> Any:
         return [storable(item, depth + 1) for item in value]
     if isinstance(value, Number):
         return value.text
+    if isinstance(value, Repeated):
+        return storable(value.values, depth)
     return f"({len(value)} bytes)" if isinstance(value, bytes) else str(value)
 
 

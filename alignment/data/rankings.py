@@ -6,8 +6,9 @@ K responses make K(K−1)/2 comparisons, as in InstructGPT (Ouyang et al. 2022, 
 strength 0.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import combinations
+from itertools import combinations, groupby
 from pathlib import Path
 from typing import Any
 
@@ -139,13 +140,16 @@ def _replies(node: Row) -> list[Any]:
 def from_scores(row: Row, columns: Columns, path: str, number: int) -> Group:
     """One prompt, several responses with a score each, the highest best, or with a rank each, the lowest best.
 
-    The responses are objects with a text and a score, or texts beside a list of scores. A response that cannot be used
-    is rejected; the others count. Raises BadRow where there is no prompt, or fewer than two responses.
+    The responses are objects with a text and a score, or texts beside a list of scores. With both, the scores count. A
+    response that cannot be used is rejected; the others count. Raises BadRow where there is no prompt, or where the
+    ranks contradict the scores.
     """
     prompt = make_prompt(prompt_turns(row, columns))
     ranked: list[tuple[float, Response]] = []
     bad: list[Rejected] = []
-    for item in _scored(row, columns):
+    items = _scored(row, columns)
+    _check_ranks(items, columns)
+    for item in items:
         try:
             response, rank = make_response(prompt, _text(item, columns)), _item_rank(item, columns)
             if any(response.id == other.id for _, other in ranked):
@@ -160,20 +164,49 @@ def from_scores(row: Row, columns: Columns, path: str, number: int) -> Group:
 
 
 def _scored(row: Row, columns: Columns) -> list[Any]:
-    """The responses, each with its score; a list of scores beside them is joined to them."""
+    """The responses, each with its score and rank; lists of these beside the responses are joined to them."""
     responses = value_of(row, columns, "responses")
     if not isinstance(responses, list):
         raise BadRow(f"the responses are not a list but {type(responses).__name__}")
-    name = columns.score or columns.rank
-    scores = look_up(row, name) if name else ABSENT
-    if scores is ABSENT or any(isinstance(item, Mapping) and look_up(item, name) is not ABSENT for item in responses):
-        return responses
-    if not isinstance(scores, list) or len(scores) != len(responses):
-        raise BadRow(f"`{name}` is not a list of the same length as the responses")
-    return [
-        {**item, name: score} if isinstance(item, Mapping) else {"text": item, name: score}
-        for item, score in zip(responses, scores, strict=True)
-    ]
+    for name in filter(None, (columns.score, columns.rank)):
+        values = look_up(row, name)
+        if values is ABSENT or any(
+            isinstance(item, Mapping) and look_up(item, name) is not ABSENT for item in responses
+        ):
+            continue
+        if not isinstance(values, list) or len(values) != len(responses):
+            raise BadRow(f"`{name}` is not a list of the same length as the responses")
+        responses = [
+            {**item, name: value} if isinstance(item, Mapping) else {columns.text or "text": item, name: value}
+            for item, value in zip(responses, values, strict=True)
+        ]
+    return responses
+
+
+def _check_ranks(items: Sequence[Any], columns: Columns) -> None:
+    """Raise BadRow if a response with a higher score than another has the lower place by rank."""
+    if not (columns.score and columns.rank):
+        return
+    both: list[tuple[float, float]] = []
+    for item in items:
+        try:
+            score, rank = (
+                as_number(look_up(item, name) if isinstance(item, Mapping) else ABSENT, name)
+                for name in (columns.score, columns.rank)
+            )
+        except BadRow:
+            continue  # no number, so it says nothing of the order
+        both.append((score, rank))
+    both.sort(key=lambda pair: (-pair[0], pair[1]))
+    lowest = -math.inf
+    for _, group in groupby(both, key=lambda pair: pair[0]):
+        ranks = [rank for _, rank in group]
+        if ranks[0] < lowest:
+            raise BadRow(
+                f"{columns.rank!r} (the lowest is best) contradicts {columns.score!r} (the highest is best): name the "
+                "one that counts in `columns`"
+            )
+        lowest = max(lowest, ranks[-1])
 
 
 def _text(item: Any, columns: Columns) -> str:
@@ -194,4 +227,5 @@ def _item_rank(item: Any, columns: Columns) -> float:
     value = look_up(item, name) if isinstance(item, Mapping) else ABSENT
     if value is ABSENT:
         raise BadRow(f"a response without {name!r}")
-    return -as_number(value, "score of a response") if not columns.rank else as_number(value, "rank of a response")
+    by_rank = columns.rank and not columns.score
+    return as_number(value, "rank of a response") if by_rank else -as_number(value, "score of a response")

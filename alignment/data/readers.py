@@ -210,7 +210,9 @@ def to_demonstration(row: Row, source: RowSource, number: int) -> Demonstration:
     if not completion.strip():
         raise BadRow("the completion is empty")
     identity = stable_id("d", source.path, number)
-    return Demonstration(id=identity, messages=tuple(messages), completion=completion.strip(), source=source.path)
+    return Demonstration(
+        id=identity, messages=tuple(messages), completion=completion.strip(), source=source.path, line=number
+    )
 
 
 def read_comparisons(

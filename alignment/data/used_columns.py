@@ -1,8 +1,12 @@
-"""Which columns of a source were read, and which nobody reads: told once per source, not per row."""
+"""Which columns of a source were read, and which nobody reads: told once per source, not per row.
+
+Keys of messages and of responses count like columns: `messages[].images`, `completions[].model`.
+"""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from string import Formatter
+from typing import Any
 
 from alignment.config.stages import RowSource, TextSource
 from alignment.data.conversations import Row
@@ -10,6 +14,9 @@ from alignment.data.formats import ABSENT, EXPORTED, columns_for, look_up
 from alignment.journal import Journal
 
 READ_WHOLE = ("records",)  # rows of our own, whose keys are checked
+Path = tuple[str, ...]  # of keys; EACH stands for every item of a list
+EACH = "*"
+EMPTY: tuple[Any, ...] = ("", [], {})  # values that say nothing
 
 
 class SourceNotes:
@@ -31,10 +38,11 @@ class SourceNotes:
 
     def add(self, row: Row, source: RowSource | TextSource) -> None:
         """Count the columns of a row that was converted."""
-        form, used, wanted = used_columns(row, source, self.kind)
+        form, paths, wanted = used_columns(row, source, self.kind)
         self.formats[form] += 1
-        self.read.update(name for name in row if name in used)
-        self.unread.update(name for name in row if name not in used)
+        first = {path[0] for path in paths}
+        self.read.update(name for name in row if name in first)
+        self.unread.update({name for name in row if name not in first} | {*_unread_within(row, paths)})
         self._present |= {path for path in wanted if look_up(row, path) is not ABSENT}
         self.absent = (self.absent | wanted) - self._present
 
@@ -53,24 +61,63 @@ class SourceNotes:
         return lines
 
 
-def used_columns(row: Row, source: RowSource | TextSource, kind: str) -> tuple[str, set[str], set[str]]:
-    """The format of a row, its columns that are read, and the paths that `columns` names in the recipe."""
+def used_columns(row: Row, source: RowSource | TextSource, kind: str) -> tuple[str, set[Path], set[str]]:
+    """The format of a row, the paths that are read, and the columns that `columns` names in the recipe."""
     if isinstance(source, TextSource):
         conversation = next((name for name in ("messages", "conversations", "conversation") if name in row), "")
-        return ("conversations", {conversation}, set()) if conversation else ("text", {source.text_field}, set())
+        return ("conversations" if conversation else "text"), {(conversation or source.text_field,)}, set()
     if source.format in READ_WHOLE or (kind == "comparisons" and source.format == "auto" and row.get(EXPORTED)):
-        return "records" if source.format in READ_WHOLE else "exported", set(row), set()
+        return "records" if source.format in READ_WHOLE else "exported", {(name,) for name in row}, set()
     if source.format == "template":
-        return "template", _fields(source.prompt) | _fields(source.completion), set()
+        return "template", {(name,) for name in _fields(source.prompt) | _fields(source.completion)}, set()
     if source.format == "hh":
-        return "hh", {"chosen", "rejected"}, set()
+        return "hh", {("chosen",), ("rejected",)}, set()
     if source.format == "oasst":
-        return "oasst", {"prompt", "message_tree_id", "tree_state"}, set()
+        return "oasst", {("prompt",), ("message_tree_id",), ("tree_state",)}, set()
     form, columns = columns_for(source, row, kind)
-    paths = set(columns.names.values())
-    lists = {name for name in (columns.score, columns.rank) if name and name in row}
+    paths = {_path(row, path) for option, path in columns.names.items() if option != "responses"}
+    ranks = [name for name in (columns.score, columns.rank) if name]
+    paths |= {(name,) for name in ranks if name in row}
+    if columns.responses:
+        items = (*_path(row, columns.responses), EACH)
+        paths |= {(*items, *name.split(".")) for name in (columns.text or "text", *ranks)}
     given = set(source.columns.names.values()) if source.columns else set()
-    return form, {path if path in row else path.split(".")[0] for path in paths} | lists, given
+    return form, paths, given
+
+
+def _path(row: Row, name: str) -> Path:
+    """The keys that lead to a column, or into one."""
+    return (name,) if name in row else tuple(name.split("."))
+
+
+def _unread_within(value: Any, paths: set[Path], name: str = "") -> Iterator[str]:
+    """The keys within columns that are read, which are not read themselves and say something."""
+    if () in paths:
+        yield from _unread_of_messages(value, name)
+        return
+    items = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else ()
+    for key, item in items:
+        below = {path[1:] for path in paths if path[0] in (EACH, str(key))}
+        inner = f"{name}[]" if isinstance(value, list) else f"{name}.{key}" if name else str(key)
+        if below:
+            yield from _unread_within(item, below, inner)
+        elif name and item not in EMPTY:
+            yield inner
+
+
+def _unread_of_messages(value: Any, name: str) -> Iterator[str]:
+    """The keys of messages other than role and content, and those of the parts of a content other than text."""
+    for message in value if isinstance(value, list) else (value,):
+        if not isinstance(message, Mapping) or not message.keys() & {"content", "value"}:
+            continue
+        inner = f"{name}[]" if isinstance(value, list) else name
+        read = {"role" if "role" in message else "from", "content" if "content" in message else "value"}
+        yield from (f"{inner}.{key}" for key, item in message.items() if key not in read and item not in EMPTY)
+        parts = message.get("content")
+        for part in parts if isinstance(parts, list) else ():
+            if isinstance(part, Mapping):
+                unread = (key for key, item in part.items() if key not in ("type", "text") and item not in EMPTY)
+                yield from (f"{inner}.content[].{key}" for key in unread)
 
 
 def _fields(template: str) -> set[str]:

@@ -49,14 +49,15 @@ def check_causal(model: PreTrainedModel) -> None:
         )
 
 
-def cache_argument(model: PreTrainedModel) -> str:
-    """The argument of the model's forward that takes the cache. Raises CheckpointError for a model without one."""
+def cache_argument(model: PreTrainedModel | type[PreTrainedModel]) -> str:
+    """The argument of a model's forward that takes the cache. Raises CheckpointError for a model without one."""
+    name_of_model = (model if isinstance(model, type) else type(model)).__name__
     arguments = inspect.signature(model.forward).parameters
     for name in (ATTENTION_CACHE, RECURRENT_CACHE):
         if name in arguments:
             return name
     raise CheckpointError(
-        f"{type(model).__name__} takes none of transformers' caches, so no responses can be sampled from it here: take "
+        f"{name_of_model} takes none of transformers' caches, so no responses can be sampled from it here: take "
         "a checkpoint of another architecture (docs/models.md)"
     )
 

@@ -61,8 +61,16 @@ def encode_file(
             rows.append((record, encode(record)))
         except UnfitRowError as error:
             too_long += isinstance(error, TooLongError)
-            rejected.append(Rejected(file=name, line=line, reason=str(error), row=record.model_dump(mode="json")))
+            file, number = _origin(record) or (name, line)
+            rejected.append(Rejected(file=file, line=number, reason=str(error), row=record.model_dump(mode="json")))
     return Encoded(rows, rejected, too_long)
+
+
+def _origin(record: Record) -> tuple[str, int] | None:
+    """File and line of the source that a record was read from, if it knows them."""
+    if isinstance(record, Demonstration) and record.source and record.line is not None:
+        return record.source, record.line
+    return None
 
 
 def put_aside(out: Path, *encoded: Encoded[RecordT, EncodedT]) -> None:

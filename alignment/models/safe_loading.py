@@ -5,18 +5,16 @@ ever loaded, and no option changes that.
 """
 
 import json
-import os
 import pickle
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
-from huggingface_hub import constants
 from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
 
-from alignment.errors import CheckpointError, ConfigError
+from alignment.errors import CheckpointError
+from alignment.hub import check_hub_address, hub_host, hub_read
 
 NEVER_CODE: dict[str, Any] = {"trust_remote_code": False}  # None would prompt on the terminal
 PLAIN: dict[str, Any] = {**NEVER_CODE, "use_safetensors": True}
@@ -30,19 +28,20 @@ def read_plainly(what: str, path: str | Path) -> Iterator[None]:
     `what` starts the message ("no tokenizer"). A local directory is checked before anything in it is loaded.
     """
     check_hub_address()
+    local = Path(path).is_dir()
     check_directory(Path(path))
     try:
-        yield
+        with nullcontext() if local else hub_read(str(path), CheckpointError):
+            yield
     except pickle.UnpicklingError as error:
         raise CheckpointError(f"{path} holds pickled weights, which can run code: {_convert()}") from error
     except (OSError, ValueError, ImportError) as error:  # ImportError: a package for this tokenizer or proxy is missing
         if (cause := _without_hub(error)) is not None:
-            hub = urlsplit(constants.ENDPOINT)._replace(scheme="").geturl().rpartition("@")[2].strip("/")
-            where = "" if Path(path).is_dir() else "it is no directory here, and "
+            where = "" if local else "it is no directory here, and "
             raise CheckpointError(
-                f"{what} could be loaded from {path}: {where}the hub ({hub}) did not provide it ({cause}). Check the "
-                "name and the network (HF_ENDPOINT, HTTPS_PROXY, HF_HUB_OFFLINE), or download it elsewhere with "
-                f"`hf download {path} --local-dir DIRECTORY` and name that directory"
+                f"{what} could be loaded from {path}: {where}the hub ({hub_host()}) did not provide it ({cause}). "
+                "Check the name and the network (HF_ENDPOINT, HTTPS_PROXY, HF_HUB_OFFLINE), or download it elsewhere "
+                f"with `hf download {path} --local-dir DIRECTORY` and name that directory"
             ) from error
         if "trust_remote_code" in str(error):
             raise CheckpointError(
@@ -66,12 +65,6 @@ def _without_hub(error: BaseException) -> str | None:
         unavailable |= isinstance(cause, LocalEntryNotFoundError | OfflineModeIsEnabled)
     reasons = [str(cause).partition("\n")[0] for cause in chain if not isinstance(cause, LocalEntryNotFoundError)]
     return next((reason[:200] for reason in reversed(reasons) if reason), "no reason given") if unavailable else None
-
-
-def check_hub_address() -> None:
-    """Raise ConfigError for credentials in HF_ENDPOINT, which the hub's library would print with every retry."""
-    if "@" in os.environ.get("HF_ENDPOINT", ""):
-        raise ConfigError("HF_ENDPOINT contains credentials: remove them from the address, and set HF_TOKEN instead")
 
 
 def check_directory(path: Path) -> None:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
@@ -27,7 +28,7 @@ from transformers import (
 
 from alignment.distributed.devices import to_device
 from alignment.errors import CheckpointError, ConfigError
-from alignment.models.architecture import context_length
+from alignment.models.architecture import cache_argument, context_length
 from alignment.models.ensembles import Ensemble, combined
 from alignment.models.likelihood import likelihood_head, load_likelihood, save_likelihood
 from alignment.models.logprobs import at_least_float32, length_batches, read_only_at, right_pad
@@ -39,15 +40,34 @@ ENSEMBLE_FILE = "ensemble.json"
 def load_causal_model(path: str | Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     """A language model from a directory or the hub, in eval mode, on the device of this process."""
     with read_plainly("no causal language model", path):
-        config = AutoConfig.from_pretrained(path, **NEVER_CODE)
-        if config.is_encoder_decoder:
-            raise CheckpointError(
-                f"{path} is an encoder-decoder ({config.model_type}), and this is for decoders alone: take a causal "
-                "language model"
-            )
+        decoder_config(path)
         model = _with_all_weights(AutoModelForCausalLM, path, dtype)
     model.eval()
     return to_device(model)
+
+
+def decoder_config(path: str | Path) -> PreTrainedConfig:
+    """The config of a checkpoint. Raises CheckpointError for an encoder-decoder."""
+    config: PreTrainedConfig = AutoConfig.from_pretrained(path, **NEVER_CODE)
+    if config.is_encoder_decoder:
+        raise CheckpointError(
+            f"{path} is an encoder-decoder ({config.model_type}), and this is for decoders alone: take a causal "
+            "language model"
+        )
+    return config
+
+
+def check_config(path: Path) -> None:
+    """Raise CheckpointError for a checkpoint whose config shows that a stage cannot use it; no weights are read."""
+    with read_plainly("no causal language model", path):
+        config = decoder_config(path)
+        if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+            raise ValueError(f"Unrecognized configuration class {type(config)} for this kind of AutoModel")
+    model: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    if model.config_class == config.sub_configs.get("text_config"):  # as AutoModelForCausalLM loads composite models
+        config = config.get_text_config()
+    cache_argument(model)
+    check_scalar_form(config, model.__name__)
 
 
 def _with_all_weights(auto: Any, path: str | Path, dtype: torch.dtype) -> PreTrainedModel:
@@ -95,14 +115,19 @@ def load_rewards(
 
 def scalar_config(language_model: PreTrainedModel) -> PreTrainedConfig:
     """The config of a scalar model of this architecture. Raises CheckpointError if transformers has no such form."""
+    check_scalar_form(language_model.config, type(language_model).__name__)
     config = copy.deepcopy(language_model.config)
-    if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
-        raise CheckpointError(
-            f"transformers has no sequence classification form of {type(language_model).__name__}, which reward and "
-            "value model need: take a checkpoint of an architecture that has one (docs/models.md lists some)"
-        )
     config.num_labels = 1
     return config
+
+
+def check_scalar_form(config: PreTrainedConfig, architecture: str) -> None:
+    """Raise CheckpointError if transformers has no sequence classification form of an architecture."""
+    if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
+        raise CheckpointError(
+            f"transformers has no sequence classification form of {architecture}, which reward and value model need: "
+            "take a checkpoint of an architecture that has one (docs/models.md lists some)"
+        )
 
 
 def scalar_model_from(language_model: PreTrainedModel) -> PreTrainedModel:

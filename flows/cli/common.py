@@ -40,8 +40,10 @@ def queries(*needed: Name, label_studio: str | None = None) -> Iterator[None]:
         except (RLHFError, LabelingError, typer.Exit, typer.Abort):
             raise
         except Exception as error:
-            from flows.failures import unreachable_server
+            from flows.failures import refusing_server, unreachable_server
 
+            if refusal := refusing_server(error):
+                raise StackError(refusal) from error
             if server := unreachable_server(error):
                 raise StackError(
                     f"{server} does not answer: `rlhf status` shows the servers, `rlhf up` starts those of this home"

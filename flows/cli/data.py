@@ -3,8 +3,10 @@
 import json
 import unicodedata
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated, Any, get_args
 
 import typer
@@ -28,9 +30,11 @@ from alignment.data.check import (
     token_counter,
 )
 from alignment.errors import ConfigError
+from alignment.hub import hub_host
 from flows.cli.common import BAD, GOOD, AsJson, Overrides
 from flows.console import console, echo
 from flows.recipe.schema import TOWN_SCHEME, Recipe, load_recipe
+from flows.stack.environment import waiting
 
 app = typer.Typer(help="Data of your own: what a file or a data set would become.", no_args_is_help=True)
 LONGEST_SHOWN = 400  # characters of a text in a table
@@ -76,7 +80,10 @@ def check(
     """
     if bool(source) == bool(recipe):
         raise ConfigError("name a source, or a recipe with --recipe")
-    tokens = token_counter(tokenizer) if tokenizer else None
+    tokens = None
+    if tokenizer:
+        with _reading(tokenizer):
+            tokens = token_counter(tokenizer)
     if recipe:
         checks = list(_of_recipe(load_recipe(recipe, overrides or []), tokens, show))
     else:
@@ -96,9 +103,10 @@ def check(
 def _of_source(
     source: RowSource, kind: Kind | None, text_field: str, tokens: Measure | None, show: int
 ) -> list[SourceCheck]:
-    if kind is None:
-        return check_kinds(source, text_field, tokens=tokens, samples=show)
-    return [check_source(as_kind(source, kind, text_field), kind, tokens=tokens, samples=show)]
+    with _reading(source.path):
+        if kind is None:
+            return check_kinds(source, text_field, tokens=tokens, samples=show)
+        return [check_source(as_kind(source, kind, text_field), kind, tokens=tokens, samples=show)]
 
 
 def _of_recipe(recipe: Recipe, tokens: Measure | None, show: int) -> Iterator[SourceCheck]:
@@ -111,9 +119,16 @@ def _of_recipe(recipe: Recipe, tokens: Measure | None, show: int) -> Iterator[So
             if not source.path.startswith(TOWN_SCHEME):
                 read += 1
                 share = options.max_rejected_share
-                yield check_source(source, section, tokens=tokens, samples=show, allowed_share=share)
+                with _reading(source.path):
+                    result = check_source(source, section, tokens=tokens, samples=show, allowed_share=share)
+                yield result
     if not read:
         raise ConfigError(f"the recipe {recipe.name} reads no files of its own: the town makes them all")
+
+
+def _reading(path: str) -> AbstractContextManager[None]:
+    """Says on stderr what is read, and from where, if that takes seconds."""
+    return waiting(f"reading {visible(path)}" + ("" if Path(path).exists() else f" from the hub ({hub_host()})"))
 
 
 def _mapping(columns: str) -> Any:

@@ -1,6 +1,7 @@
 """`rlhf label import`, `export`, `demonstrations` and `show`."""
 
 import json
+import zlib
 from collections import Counter
 from collections.abc import Sequence
 from enum import StrEnum
@@ -11,6 +12,8 @@ import typer
 
 from alignment.config.stages import RowSource
 from alignment.data.readers import read_comparisons
+from alignment.data.used_columns import SourceNotes
+from alignment.encodings import decoded
 from alignment.errors import ArtifactError, ConfigError, DataError
 from alignment.records import Comparison, Record, Rejected, read_records, write_records
 from flows.cli.common import AsJson, queries
@@ -101,7 +104,10 @@ def import_judgements(
 
 
 def _from_external(file: Path, form: ImportFormat) -> tuple[dict[str, Sequence[Record]], list[Rejected]]:
-    good, bad = read_comparisons(RowSource.model_validate({"path": str(file), "format": form.value}), None)
+    notes = SourceNotes("comparisons")
+    good, bad = read_comparisons(RowSource.model_validate({"path": str(file), "format": form.value}), None, notes)
+    for line in notes.lines(str(file)):
+        echo(line)
     return {"comparisons.jsonl": good}, bad
 
 
@@ -119,12 +125,19 @@ def _layout_options(
         raise DataError(f"the label config {label_config} does not exist; save the XML of the project's settings there")
     options = LayoutOptions(
         columns={name.strip(): value.strip() for name, _, value in pairs},
-        label_config="" if label_config is None else label_config.read_text(encoding="utf-8-sig"),
+        label_config="" if label_config is None else _text_of(label_config),
         control=control,
         choices={value: name for name, _, value in meanings},
         buckets=tuple(name.strip() for name in buckets.split(",") if name.strip()),
     )
     return None if options == LayoutOptions() else options
+
+
+def _text_of(path: Path) -> str:
+    try:
+        return decoded(path.read_bytes())
+    except (OSError, EOFError, zlib.error, ValueError) as error:
+        raise DataError(f"{path} cannot be read as text ({error}); save it as UTF-8") from error
 
 
 def _from_label_studio(

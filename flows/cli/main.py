@@ -75,6 +75,7 @@ def run(
         check_judged(config)
         servers = (*servers, "label-studio")
     if plan:
+        check_checkpoint(config)
         for line in config.align.warnings():
             echo(line, err=True)
         print_plan(config, stage or "evaluate")
@@ -93,6 +94,15 @@ def run(
     cached = list(manifest.get("cached", {}).values())
     summary = "all {} stages were cached, nothing was run" if all(cached) else "{1} of {0} stages were cached"
     echo(f"release {manifest['release']}: {summary.format(len(cached), sum(cached))}; `rlhf report` prints its figures")
+
+
+def check_checkpoint(config: Recipe) -> None:
+    """Refuse a local checkpoint of an architecture that a stage would refuse."""
+    if config.pretrain.checkpoint is not None and Path(config.pretrain.checkpoint).is_dir():
+        with waiting("loading the libraries of models"):
+            from alignment.models.scalar import check_config
+
+            check_config(Path(config.pretrain.checkpoint))
 
 
 def print_plan(config: Recipe, last: str) -> None:

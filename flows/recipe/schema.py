@@ -29,6 +29,7 @@ from alignment.config.stages import (
     TokenizerConfig,
     TownConfig,
 )
+from alignment.data.formats import check_kind
 from alignment.data.readers import inside, locate
 from alignment.errors import ConfigError, DataError
 from alignment.methods.align import AlignConfig
@@ -92,7 +93,7 @@ class Recipe(Config):
 
     @model_validator(mode="after")
     def _possible(self) -> "Recipe":
-        problems = [*self._judgements(), *self._town(), *self._lengths(), *self._processes()]
+        problems = [*self._judgements(), *self._town(), *self._sources(), *self._lengths(), *self._processes()]
         if problems:
             raise ValueError("; ".join(problems))
         return self
@@ -137,6 +138,15 @@ class Recipe(Config):
         for key, path in self.paths():
             if path.startswith(TOWN_SCHEME):
                 yield f"{key} is {path}, but there is no town: add `town: {{}}`, or name a file"
+
+    def _sources(self) -> Iterator[str]:
+        """Formats and columns hold what their section needs."""
+        for section in SOURCES[1:]:
+            for number, source in enumerate(getattr(self, section).sources):
+                try:
+                    check_kind(source, section)
+                except ConfigError as error:
+                    yield f"{section}.sources.{number}: {error}"
 
     def paths(self) -> Iterator[tuple[str, str]]:
         """The files and data sets that are read as rows or text, by option."""

@@ -11,10 +11,13 @@ LONGEST_CHARACTERS = 1_000_000
 MOST_VALUES, DEEPEST = 100_000, 50
 SECRET_NAME = re.compile(r"(TOKEN|SECRET|SECRET_KEY|API_KEY|ACCESS_KEY|PASSWORD|AUTH_STRING)$", re.IGNORECASE)
 SHORTEST_SECRET = 8  # characters; shorter values would match everywhere
-IN_ADDRESS = re.compile(
-    r"(?P<before>[a-z][a-z0-9+.-]*://)(?P<who>[^/\s@:'\"]*:[^\s'\"]*|[^/\s@'\"]+)@"
+IN_ADDRESS = re.compile(  # the bounds keep long texts without an address cheap
+    r"(?P<before>[a-z][a-z0-9+.-]{0,63}://)(?P<who>[^/\s@:'\"]{0,256}:[^\s'\"]{0,1024}|[^/\s@'\"]{1,1024})@"
     r"|(?P<named>[?&][\w-]*(?:token|secret|password|passwd|api_?key|access_key|signature)=)[^&\s'\"]+",
     re.IGNORECASE,
+)
+WITHOUT_SCHEME = re.compile(  # user:password@host, as people write it
+    r"(?<![^\s'\"`<>()\[\]{}=,;])[^\s:/@'\"`<>()\[\]{}=,;]{1,128}:(?!//)[^\s'\"]{1,256}@(?=[\w\[])"
 )
 HIDDEN = "***"
 
@@ -62,7 +65,7 @@ def redacted(text: str, secrets: frozenset[str] = frozenset()) -> str:
     """The text without these secrets and without credentials in URLs."""
     for secret in secrets:
         text = text.replace(secret, HIDDEN)
-    return IN_ADDRESS.sub(_hide, text)
+    return WITHOUT_SCHEME.sub(f"{HIDDEN}@", IN_ADDRESS.sub(_hide, text))
 
 
 def shown_address(url: str) -> str:

@@ -10,8 +10,10 @@ import fcntl
 import json
 import logging
 import math
+import re
 import shutil
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -34,6 +36,7 @@ from alignment.artifacts import (
     write_json,
 )
 from alignment.journal import Journal
+from alignment.records import Rejected, read_records
 from alignment.stage import Figures, Step
 from flows import locks
 from flows.failures import stage_stopped
@@ -183,8 +186,25 @@ def _run_or_resume(job: Job, perform: Perform) -> Artifact:
         for name, value in (tags | ({runs.TAG_MODEL: model} if model else {})).items():
             MlflowClient().set_tag(run_id, name, value)
         publish(job.partial, job.final)
+    _tell_rejected(job)
     return Artifact(
         stage=job.stage, key=job.key, run_id=run_id, path=job.final, digest=digest, model=model, seconds=seconds
+    )
+
+
+def _tell_rejected(job: Job) -> None:
+    """Log how many rows the stage put aside, and the most frequent reason; numbers in it do not count."""
+    path = job.final / "rejected.jsonl"
+    rows = read_records(path, Rejected)[0] if path.is_file() else []
+    if not rows:
+        return
+    kinds = [re.sub(r"\d+", "#", row.reason) for row in rows]
+    kind, count = Counter(kinds).most_common(1)[0]
+    first = rows[kinds.index(kind)]
+    reason = "".join(character if character.isprintable() else "�" for character in first.reason)[:300]
+    log.warning(
+        "stage '%s' put aside %d rows, %d of them for such a reason: %s (%s line %d). All are in %s",
+        *(job.stage, len(rows), count, reason, first.file, first.line, path),
     )
 
 

@@ -7,7 +7,6 @@ configs cannot have produced are quarantined with file, line and reason; project
 file, or the id of the annotation.
 """
 
-import gzip
 import json
 import re
 import zlib
@@ -17,6 +16,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from alignment.encodings import decoded
 from alignment.records import (
     Comparison,
     Demonstration,
@@ -114,8 +114,7 @@ def _imported(parsed: Parsed, tasks: Mapping[str, Task], rejected: Sequence[Reje
 
 def _read(path: Path) -> list[Any]:
     try:
-        raw = path.read_bytes()
-        rows = json.loads((gzip.decompress(raw) if raw.startswith(b"\x1f\x8b") else raw).decode("utf-8-sig"))
+        rows = json.loads(decoded(path.read_bytes()))
     except (OSError, EOFError, zlib.error, ValueError, RecursionError) as error:
         raise TaskError(f"{path} is not valid JSON ({error}); export the project as JSON") from error
     if not isinstance(rows, list):

@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import stat
+import time
 import traceback
 from pathlib import Path
 
@@ -191,3 +192,30 @@ def test_an_address_is_shown_without_what_stands_before_an_at(url: str, shown: s
     assert shown_address(url) == shown
     if url.startswith("http"):
         assert redacted(f"at {url} said <me@x>") == f"at {shown} said <me@x>"
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("proxy bob:hunter22@host:3128 refused", "proxy ***@host:3128 refused"),
+        ("bob:hunter22@10.0.0.1", "***@10.0.0.1"),
+        ("bob:hunter22@[::1]:80", "***@[::1]:80"),
+        ("'bob:hunt@er/22@host'", "'***@host'"),
+        ("proxy=bob:hunter22@host,", "proxy=***@host,"),
+        ('{"proxy": "bob:hunter22@host"}', '{"proxy": "***@host"}'),
+        ("(bob:hunter22@host)", "(***@host)"),
+        ("at 12:30 me@example.org wrote: a:b", "at 12:30 me@example.org wrote: a:b"),
+        ("git@github.com:owner/name.git", "git@github.com:owner/name.git"),
+        ("host:80/a b@c", "host:80/a b@c"),
+        ("https://bob:hunter22@host and ann:hunter23@host", "https://***@host and ***@host"),
+    ],
+)
+def test_credentials_without_a_scheme_are_taken_out_of_a_text(text: str, shown: str) -> None:
+    assert redacted(text) == shown
+
+
+@pytest.mark.parametrize("text", ["a", "a:", "a:b,", "@", "a://", "a://b:", "?token", "a:b@"])
+def test_long_texts_take_no_time(text: str) -> None:
+    started = time.monotonic()
+    redacted(text * (50_000 // len(text)))
+    assert time.monotonic() - started < 10

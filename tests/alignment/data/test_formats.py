@@ -138,7 +138,7 @@ def test_a_system_turn_of_the_conversations_stays(tmp_path) -> None:
     row = {"prompt": Q, **{side: turns(Q, text, system="S") for side, text in (("chosen", GOOD), ("rejected", POOR))}}
     assert compared(tmp_path, row)[0] == [("system", "S"), ("user", Q)]
     del row["prompt"]
-    assert compared(tmp_path, row | {"system": "other"})[0] == [("system", "S"), ("user", Q)]
+    assert compared(tmp_path, row | {"system": " S\n"})[0] == [("system", "S"), ("user", Q)]
 
 
 # --- conversations that part -----------------------------------------------------------------------------------------

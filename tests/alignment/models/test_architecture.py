@@ -1,6 +1,7 @@
 """What is asked of an architecture, under the names that each gives it."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,11 +18,12 @@ from transformers import (
     Phi3Config,
     RwkvConfig,
     T5Config,
+    ViTConfig,
 )
 
 from alignment.errors import CheckpointError
 from alignment.models.architecture import LONGEST_ROW, check_causal, context_length, longest_sequence, row_length
-from alignment.models.scalar import check_context
+from alignment.models.scalar import check_config, check_context
 from alignment.training.pretrain import rows_note
 from tests.alignment.models.zoo import tiny
 
@@ -66,6 +68,31 @@ def test_text_is_packed_into_rows_of_a_length_that_memory_bears() -> None:
     assert row_length(Model("llama")) == 48 and rows_note(Model("llama")) == []
     assert row_length(Model("bloom")) == LONGEST_ROW
     assert rows_note(Model("bloom")) == ["the model's context has no limit; text is packed into rows of 2048 tokens"]
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("llama", ""),
+        ("gemma3", ""),
+        ("rwkv", "RwkvForCausalLM takes none of transformers' caches"),
+        ("t5", "is an encoder-decoder"),
+        ("mamba", "no sequence classification form of MambaForCausalLM"),
+    ],
+)
+def test_a_config_shows_what_a_run_would_refuse(tmp_path: Path, name: str, words: str) -> None:
+    CONFIGS[name][0].save_pretrained(tmp_path)
+    if not words:
+        check_config(tmp_path)
+        return
+    with pytest.raises(CheckpointError, match=words):
+        check_config(tmp_path)
+
+
+def test_a_config_of_no_language_model(tmp_path: Path) -> None:
+    ViTConfig().save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match="none with the architecture of ViTConfig"):
+        check_config(tmp_path)
 
 
 def test_a_model_without_a_limit_takes_any_length() -> None:

@@ -139,3 +139,39 @@ def test_every_shape_of_the_cases_is_shown() -> None:
         result = run(str(file), "--as", "comparisons")
         assert result.exit_code == (1 if "raw" in file.name else 0), result.output
         assert "Put it in boiling water for eight minutes." in result.output and "the first 4" in result.output
+
+
+TREE = {"message_tree_id": "t", "prompt": {"role": "prompter", "text": "Q?", "replies": [], "message_id": "m"}}
+MESSAGE = {"message_id": "m", "parent_id": None, "text": "Q?", "role": "prompter", "rank": None}
+ASKED = {"id": "p", "messages": [{"role": "user", "content": "Q?"}]}
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        (TREE, "set `format: oasst`"),
+        (MESSAGE | {"parent_id": "p"}, "take the file of whole trees, with `format: oasst`"),
+        ({"id": "c", "prompt": ASKED, "chosen": {"id": "r", "text": "A"}, "rejected": {}}, "set `format: records`"),
+        ({**ASKED, "completion": "A.", "source": "s"}, "set `format: records`"),
+        ({"id": 1, "data": {"prompt": "Q?"}, "annotations": []}, "`rlhf label import FILE --format label-studio`"),
+    ],
+)
+def test_the_reader_of_another_form_is_named(tmp_path: Path, row: Any, words: str) -> None:
+    file = str(write_lines(tmp_path / "rows.jsonl", [row]))
+    for kind in ("comparisons", "demonstrations"):
+        (check,) = json.loads(run(file, "--as", kind, "--json").output)
+        assert words in check["rejected"][0]["reason"]
+    shown = run(file)
+    assert shown.exit_code in (0, 1) and (shown.exit_code == 0 or words in " ".join(shown.output.split()))
+
+
+@pytest.mark.skipif(not (SHARED_DATA / "oasst-en100").is_dir(), reason=f"no data in {SHARED_DATA}")
+def test_trees_without_their_format_name_it() -> None:
+    result = run(str(SHARED_DATA / "oasst-en100" / "en_100_tree.jsonl"))
+    assert result.exit_code == 1 and "set `format: oasst`" in result.output
+
+
+def test_a_format_that_does_not_hold_the_kind_is_refused(tmp_path: Path) -> None:
+    source = RowSource(path=str(write_lines(tmp_path / "rows.jsonl", [PAIR])), format="hh")
+    with pytest.raises(ConfigError, match="format 'hh' holds no demonstrations"):
+        check_source(source, "demonstrations")

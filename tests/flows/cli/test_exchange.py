@@ -17,7 +17,7 @@ from alignment.data.readers import read_comparisons
 from alignment.errors import ArtifactError, ConfigError, DataError
 from alignment.journal import Journal
 from alignment.records import Comparison, Rejected, read_records, write_records
-from flows.cli.exchange import read_part
+from flows.cli.exchange import _text_of, read_part
 from flows.cli.main import app
 from flows.releases.dataset_card import write_card
 from flows.releases.trace import trace, trace_view
@@ -208,6 +208,25 @@ def test_import_counts_what_does_not_fit_by_reason(tmp_path: Path) -> None:
     assert "1 expected an object, not int" in told.output
     bad = read_records(tmp_path / "in" / "rejected.jsonl", Rejected)[0]
     assert [(row.line, row.file) for row in bad] == [(2, str(file)), (3, str(file)), (4, str(file))]
+
+
+def test_import_names_what_nobody_reads(tmp_path: Path) -> None:
+    asked = [{"role": "user", "content": "Q?", "images": ["a.png"]}]
+    rows = [{"prompt": asked, "chosen": "a", "rejected": "b", "note": "x"}]
+    file = write_lines(tmp_path / "rows.jsonl", rows)
+    result = CliRunner().invoke(app, ["label", "import", str(file), "--out", str(tmp_path / "in")])
+    assert result.exit_code == 0, result.output
+    for words in ("no option reads", "'note'", "'prompt[].images'"):
+        assert words in result.output
+
+
+def test_a_label_config_may_be_utf_16(tmp_path: Path) -> None:
+    for encoding in ("utf-8", "utf-8-sig", "utf-16"):
+        (tmp_path / "config.xml").write_text("<View/>é", encoding=encoding)
+        assert _text_of(tmp_path / "config.xml") == "<View/>é"
+    (tmp_path / "config.xml").write_bytes(b"<View/>\xe9")
+    with pytest.raises(DataError, match=r"config\.xml cannot be read as text .*save it as UTF-8"):
+        _text_of(tmp_path / "config.xml")
 
 
 def test_an_export_of_label_studio_goes_in_by_command(tmp_path: Path) -> None:

@@ -1,24 +1,32 @@
 """Output of the commands plan, report and lineage, on a real MLflow store."""
 
 import json
+import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Mapping
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST
 from rich.console import Console
+from transformers import RwkvConfig
 from typer.testing import CliRunner
 
 from alignment.artifacts import Artifact
 from alignment.config.stages import ComparisonsConfig, RewardConfig, SFTConfig, TokenizerConfig
-from alignment.errors import ArtifactError, ConfigError
+from alignment.errors import ArtifactError, CheckpointError, ConfigError
 from alignment.journal import Journal
 from alignment.records import Comparison, Message, Prompt, Response, write_records
 from flows.cli.main import app, main
+from flows.failures import RunStopped, friendly_errors, refusing_server
 from flows.pipeline.cost import checkpoint_parameters, costs, format_count, llama_parameters
 from flows.pipeline.dag import keys, steps
 from flows.pipeline.plan import plan, plan_table
@@ -236,3 +244,60 @@ def test_recipes_are_listed_and_planned_from_a_file(tmp_path: Path, monkeypatch:
     assert told.exit_code == 0, told.output
     assert "mine, seed 5" in told.output
     assert CliRunner().invoke(app, ["recipes"]).exit_code == 0
+
+
+class Refusing(BaseHTTPRequestHandler):
+    """A server that is healthy and accepts nobody's account; `page` is the body of its refusals."""
+
+    status, page = 401, b"You are not authenticated."
+
+    def do_GET(self) -> None:
+        healthy = self.path.startswith("/health") or self.path.startswith("/version")
+        self.send_response(200 if healthy else self.status)
+        self.end_headers()
+        self.wfile.write(b"OK" if healthy else self.page)
+
+    do_POST = do_GET
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("status", "page"), [(401, b"You are not authenticated."), (403, b'{"error_code": "PERMISSION_DENIED"}')]
+)
+def test_an_mlflow_that_refuses_the_account_is_a_sentence(tmp_path: Path, status: int, page: bytes) -> None:
+    handler = type("Handler", (Refusing,), {"status": status, "page": page})
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        host = f"127.0.0.1:{server.server_port}"
+        environment = {**os.environ, "MLFLOW_TRACKING_URI": f"http://bob:hunter22@{host}", "RLHF_HOME": str(tmp_path)}
+        command = [sys.executable, "-m", "flows.cli.main", "report"]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+        server.shutdown()
+    assert done.returncode == 1 and "Traceback" not in done.stderr and "hunter22" not in done.stderr
+    assert f"rlhf: MLflow (http://***@{host}) refuses the request with status {status}: set" in done.stderr, done.stderr
+    assert "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD" in done.stderr
+
+
+def test_servers_that_refuse_are_told_from_other_errors(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:4200/api")
+    request = httpx.Request("GET", "http://127.0.0.1:4200/api/flow_runs")
+    for status, words in ((401, "Prefect (http://127.0.0.1:4200/api) refuses"), (403, "Prefect"), (404, ""), (500, "")):
+        error = httpx.HTTPStatusError("no", request=request, response=httpx.Response(status, request=request))
+        assert refusing_server(error).startswith(words) and bool(refusing_server(error)) == bool(words)
+    assert refusing_server(MlflowException("gone", RESOURCE_DOES_NOT_EXIST)) == refusing_server(ValueError("x")) == ""
+    with pytest.raises(RunStopped, match=r"PREFECT_API_AUTH_STRING .*Every finished stage is kept"), friendly_errors():
+        raise httpx.HTTPStatusError("no", request=request, response=httpx.Response(401, request=request))
+
+
+def test_a_plan_refuses_a_local_checkpoint_that_the_run_would_refuse(tmp_path: Path) -> None:
+    RwkvConfig().save_pretrained(tmp_path / "rwkv")
+    (tmp_path / "text.txt").write_text("One.\n\nTwo.")
+    source = {"sources": [{"path": str(tmp_path / "text.txt")}]}
+    sections = dict.fromkeys(("corpus", "demonstrations", "prompts", "comparisons"), source)
+    recipe = {"name": "r", "town": None, "pretrain": {"checkpoint": str(tmp_path / "rwkv"), "epochs": 0}, **sections}
+    (tmp_path / "r.yaml").write_text(json.dumps(recipe))
+    result = CliRunner().invoke(app, ["run", str(tmp_path / "r.yaml"), "--plan"])
+    assert isinstance(result.exception, CheckpointError)
+    assert "RwkvForCausalLM takes none of transformers' caches" in str(result.exception)

@@ -140,3 +140,42 @@ def test_every_recipe_of_the_package_is_valid() -> None:
         values = yaml.safe_load((recipes.RECIPES / f"{name}.yaml").read_text())
         assert values.get("description"), f"{name} has no description"
         load_recipe(name)
+
+
+@pytest.mark.parametrize(
+    ("section", "options", "words"),
+    [
+        ("comparisons", "columns: {prompt: q, a: l, b: r}", "`columns` holds no comparisons; they need columns.chosen"),
+        ("comparisons", "columns: {prompt: q}", "`columns` holds no comparisons"),
+        ("comparisons", "format: dolly", "format 'dolly' holds no comparisons"),
+        ("comparisons", "format: template, prompt: '{q}'", "format 'template' holds no comparisons"),
+        ("demonstrations", "columns: {prompt: q}", "`columns` holds no demonstrations; they need columns.messages"),
+        ("demonstrations", "format: hh", "format 'hh' holds no demonstrations"),
+        ("demonstrations", "format: scores", "format 'scores' holds no demonstrations"),
+        ("demonstrations", "format: template, prompt: '{q}'", "needs `completion` too, as in completion: '{answer}'"),
+        ("prompts", "columns: {completion: a}", "`columns` holds no prompts; they need columns.prompt or messages"),
+    ],
+)
+def test_a_source_that_cannot_hold_what_its_section_needs(file: Path, section: str, options: str, words: str) -> None:
+    overrides = [f"{section}.sources=[{{path: a.jsonl, {options}}}]", "labeling=null"]
+    if section != "comparisons":
+        overrides.append("comparisons.sources=[{path: b.jsonl}]")
+    with pytest.raises(ConfigError) as caught:
+        load_recipe(str(file), overrides)
+    assert f"{section}.sources.0: a.jsonl: " in str(caught.value) and words in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        "columns: {prompt: q, a: l, b: r, winner: w}",
+        "columns: {a: l, b: r, strength: s}",
+        "columns: {prompt: q, responses: r, score: s}",
+        "format: pku, columns: {winner: safer_response_id}",
+        "format: scores",
+        "format: oasst",
+        "format: records",
+    ],
+)
+def test_a_source_that_can_hold_comparisons(file: Path, options: str) -> None:
+    load_recipe(str(file), [f"comparisons.sources=[{{path: a.jsonl, {options}}}]", "labeling=null"])

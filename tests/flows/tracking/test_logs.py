@@ -76,6 +76,7 @@ def test_secrets_are_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
             log.exception("with %s", {"headers": f"Token {SECRET}"})
         log.warning("at http://me:%s@host with pass-word-9", "another")
         log.warning("as %s", "rlhf:secret-77")
+        log.warning("by the proxy %s", "bob:another@proxy:3128")
     text = path.read_text()
     assert SECRET not in text and "another" not in text and "pass-word-9" not in text and "secret-77" not in text
     assert "refused: ***" in lines(path)[0]["traceback"] and lines(path)[1]["message"].endswith("***@host with ***")

@@ -19,6 +19,8 @@ from mlflow.exceptions import MlflowException
 from alignment.artifacts import Artifact, directory_digest
 from alignment.config.stages import SFTConfig, TokenizerConfig
 from alignment.errors import ArtifactError, DataError
+from alignment.journal import Journal
+from alignment.records import Rejected, write_records
 from flows.locks import try_lock
 from flows.tracking import metrics, registry, runs
 from flows.tracking.layout import SERVED
@@ -337,3 +339,23 @@ def test_parameters_are_one_level_of_dotted_names() -> None:
     given = {"tokenizer": TokenizerConfig(vocab_size=300), "context_length": 64, "empty": {}, "list": [1, 2]}
     expected = {"tokenizer.vocab_size": 300, "context_length": 64, "empty": {}, "list": [1, 2]}
     assert runs.flatten(given) == expected
+
+
+def puts_aside(out: Path, journal: Journal) -> dict[str, float]:
+    long = [Rejected(file="a.jsonl", line=n, reason=f"{400 + n} tokens, more than 384") for n in (7, 8)]
+    write_records(out / "rejected.jsonl", [Rejected(file="a.jsonl", line=3, reason="an empty \x1b[2J turn"), *long])
+    return {}
+
+
+def test_rows_that_are_put_aside_are_told_in_one_line(home: Path, caplog: pytest.LogCaptureFixture) -> None:
+    artifact = run_stage("sft", puts_aside, config=TokenizerConfig())
+    (line,) = [message for message in caplog.messages if "put aside" in message]
+    assert line == (
+        "stage 'sft' put aside 3 rows, 2 of them for such a reason: 407 tokens, more than 384 (a.jsonl line 7). All "
+        f"are in {artifact.path / 'rejected.jsonl'}"
+    )
+    caplog.clear()
+    run_stage("sft", puts_aside, config=TokenizerConfig())
+    assert not [message for message in caplog.messages if "put aside" in message]  # from the cache
+    run_stage("corpus", Counted(), config=TokenizerConfig())
+    assert "put aside" not in caplog.text

@@ -132,8 +132,19 @@ def test_a_file_that_is_no_export_is_an_error_in_words(tmp_path: Path, content: 
         import_export(tmp_path / "export.json")
 
 
+def test_an_export_in_utf_16_is_the_same(tmp_path: Path) -> None:
+    rows = exported(PAIRWISE, annotation([preference("a_1")], 78, by=6))
+    plain = import_export(write(tmp_path / "export.json", rows))
+    (tmp_path / "export.json").write_text(json.dumps(rows), encoding="utf-16")
+    assert import_export(tmp_path / "export.json").comparisons == plain.comparisons and len(plain.comparisons) == 1
+    (tmp_path / "export.json").write_bytes(json.dumps(rows).encode("utf-16")[:-1])
+    with pytest.raises(TaskError, match="not valid JSON"):
+        import_export(tmp_path / "export.json")
+
+
 def test_an_export_may_be_zipped_and_have_a_byte_order_mark(tmp_path) -> None:
-    for raw in (b"\xef\xbb\xbf[]", gzip.compress(b"[]")):
+    utf16 = [("\ufeff" + "[]").encode(encoding) for encoding in ("utf-16-le", "utf-16-be")]
+    for raw in (b"\xef\xbb\xbf[]", gzip.compress(b"[]"), *utf16, gzip.compress(utf16[0])):
         (tmp_path / "export.json").write_bytes(raw)
         assert import_export(tmp_path / "export.json").judgements == []
     (tmp_path / "export.json").write_bytes(gzip.compress(b"[]" * 50)[:-9])
