@@ -24,6 +24,7 @@ from packaging.requirements import Requirement
 
 from flows.home import home_directory
 from flows.locks import held_locks
+from flows.operations.manifest import KEY_FILE
 from flows.stack import health, postgres, processes, services, stack, state
 from flows.stack.processes import StackError
 from flows.stack.services import HOST, NAMES, TITLES
@@ -133,7 +134,7 @@ def secrets(home: Path) -> Iterator[Finding]:
     for data in (home / name for name in NAMES):
         if data.is_dir() and home.stat().st_mode & 0o007 and data.stat().st_mode & 0o007:
             yield Finding(what=f"{data.name}/", ok=False, seen="accessible to all users", fix=f"chmod 700 {data}")
-    for path in (home / "credentials.json", home / "annotators.json"):
+    for path in (home / "credentials.json", home / "annotators.json", home / KEY_FILE):
         if path.exists():
             mode = stat.S_IMODE(path.stat().st_mode)
             ok = mode & 0o077 == 0

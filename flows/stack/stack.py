@@ -23,7 +23,7 @@ from flows.stack.health import ADDRESSES, Health, check_address, health_elsewher
 from flows.stack.processes import Process, StackError
 from flows.stack.proxies import direct_loopback
 from flows.stack.services import HOST, NAMES, TITLES, WAVES, Credentials, Name, Profile, Site
-from flows.stack.state import UNFINISHED, Server, State, exists, locked
+from flows.stack.state import Server, State, check_restored, exists, locked
 from flows.stack.state import read as read_state
 from flows.stack.state import write as write_state
 
@@ -80,10 +80,9 @@ def up(home: Path | None = None, profile: Profile | None = None, workers: bool =
     start; the others stay up, and the next `up` starts the rest.
     """
     home = home_directory(home)
+    check_restored(home)
     home.mkdir(parents=True, exist_ok=True, mode=0o700)
     with locked(home):
-        if (home / UNFINISHED).exists():
-            raise StackError(f"a restore into {home} was not finished: remove that directory and restore again")
         state = _requested_state(home, profile, workers)
         _use_no_proxy(state)
         return _up(home, state, credentials.ensure(home, state.profile), state.waves)
