@@ -6,6 +6,7 @@ settings on import. It also keeps `rlhf --help` fast.
 
 import json
 import os
+import resource
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -13,7 +14,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from alignment.errors import ConfigError, RLHFError
+from alignment.errors import ConfigError
 from flows.cli import operations, runs, stack
 from flows.cli.common import AsJson, Overrides, print_table, queries
 from flows.cli.console import configure_logging
@@ -25,8 +26,8 @@ from flows.recipe.schema import recipes as packaged_recipes
 from flows.stack.environment import prepare, use_stack, waiting
 from flows.stack.processes import StackError
 from flows.stack.services import Name
-from labeling.errors import LabelingError
 
+OPEN_FILES, FEWEST_OPEN_FILES = 4096, 256
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 app.add_typer(label_app, name="label")
 app.add_typer(data_app, name="data")
@@ -46,6 +47,7 @@ def set_home(
     """RLHF from raw text to a PPO-aligned, reviewed assistant, with human preferences."""
     if home is not None:
         os.environ["RLHF_HOME"] = str(home)
+    allow_open_files()
     prepare()
 
 
@@ -174,6 +176,19 @@ def lineage(
         Console().print(lineage_tree(tree))
 
 
+def allow_open_files() -> None:
+    """Raise the limit of open files as far as the system allows. Raises ConfigError where too few are allowed."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = OPEN_FILES if hard == resource.RLIM_INFINITY else min(OPEN_FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    if wanted < FEWEST_OPEN_FILES:
+        raise ConfigError(
+            f"a process may open {wanted} files here (`ulimit -n`), and servers and training need {FEWEST_OPEN_FILES}: "
+            "raise the limit, as in `ulimit -n 4096` in a new shell"
+        )
+
+
 def main() -> None:
     """Run the command. Our own errors are printed without a traceback: exit code 2 for options, 1 for others."""
     if "--home" in sys.argv[2:] and sys.argv[1] != "--home":
@@ -184,8 +199,13 @@ def main() -> None:
         app()
     except ConfigError as error:
         _fail(error, 2)
-    except (RLHFError, LabelingError) as error:
-        _fail(error, 1)
+    except Exception as error:
+        from flows.failures import explained
+
+        told = explained(error)
+        if told is None:
+            raise
+        _fail(told, 1)
 
 
 def _fail(error: Exception, code: int) -> None:

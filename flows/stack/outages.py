@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import httpx
 
+from flows.disk import full_disk, home_or_here, nearly_full
 from labeling.errors import ServerUnavailable
 
 if TYPE_CHECKING:
@@ -67,7 +68,10 @@ def through_outages(label_studio: "LabelStudio", work: Callable[[], T]) -> T:
 
 
 def wait_until_back(label_studio: "LabelStudio", error: ServerUnavailable) -> None:
-    """Poll until Label Studio answers again. Raises ServerUnavailable when that takes too long."""
+    """Poll until Label Studio answers again. Raises ServerUnavailable when that takes too long, and MachineFault at
+    once if the disk is full, which no waiting changes."""
+    if nearly_full(home_or_here()):
+        raise full_disk(home_or_here(), str(error)) from error
     patience, started = float(os.environ.get(PATIENCE, PATIENCE_SECONDS)), time.monotonic()
     log.warning("%s Retrying for %.0f minutes", error, patience / 60)
     while (elapsed := time.monotonic() - started) < patience:
