@@ -21,6 +21,12 @@ def full_disk(path: Path, cause: str) -> MachineFault:
     )
 
 
+def check_disk(path: Path) -> None:
+    """Raise MachineFault if so little is left on the disk of a path that servers fail: nothing is started then."""
+    if nearly_full(path):
+        raise full_disk(path, f"nothing was started, which needs {NEARLY_FULL_BYTES >> 20} MiB")
+
+
 def nearly_full(path: Path) -> bool:
     """Whether so little is left on the disk of a path that servers fail."""
     return bytes_left(path) < NEARLY_FULL_BYTES

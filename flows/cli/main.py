@@ -21,6 +21,7 @@ from flows.cli.console import configure_logging
 from flows.cli.data import app as data_app
 from flows.cli.interrupts import print_resume_command
 from flows.cli.label import app as label_app
+from flows.disk import check_disk, home_or_here
 from flows.recipe.schema import Recipe, check_files, check_judged, load_recipe
 from flows.recipe.schema import recipes as packaged_recipes
 from flows.stack.environment import prepare, use_stack, waiting
@@ -81,6 +82,7 @@ def run(
             typer.echo(line, err=True)
         print_plan(config, stage or "evaluate")
         return
+    check_disk(home_or_here())
     use_stack(*servers, label_studio=config.labeling.url if config.labeling else None)
     with waiting("loading Prefect and MLflow"):
         from flows.failures import friendly_errors

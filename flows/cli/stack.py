@@ -14,6 +14,7 @@ from rich.text import Text
 
 from flows.cli.common import BAD, GOOD, print_table, queries
 from flows.deployments.rows import last_known
+from flows.disk import full_disk, home_or_here, nearly_full
 from flows.home import home_directory
 from flows.operations import backup as backups
 from flows.operations import restore as restores
@@ -59,6 +60,8 @@ def status() -> None:
         servers = stack.status()
     print_servers(servers)
     print_runs(prefect_answers=any(server.name == "prefect" and server.health.ok for server in servers))
+    if nearly_full(home_or_here()):
+        raise full_disk(home_or_here(), "servers fail with so little")
     if not all(server.health.ok for server in servers):
         raise typer.Exit(1)
 

@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from flows.disk import check_disk
 from flows.home import home_directory
 from flows.recipe.untrusted import shown_address
 from flows.stack import commands, credentials, postgres, processes, services
@@ -221,6 +222,7 @@ def _is_healthy(name: Name, home: Path, state: State, known: Credentials) -> boo
 
 def _start(name: Name, home: Path, state: State, known: Credentials, notes: list[str]) -> State:
     """Stop remaining processes of a part and start it; the state is written before the health check."""
+    check_disk(home)
     before = state.servers.get(name)
     if before is not None and before.process is not None:
         _stop(name, before.process)
