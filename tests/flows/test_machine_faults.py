@@ -20,10 +20,11 @@ from flows import disk, failures
 from flows.cli import main
 from flows.disk import MachineFault
 from flows.failures import StageStopped, explained
-from flows.stack import commands, credentials, state
+from flows.stack import commands, credentials, outages, state
 from flows.stack.databases import FILES, check_database
 from flows.stack.processes import StackError
 from labeling.errors import ServerUnavailable
+from tests.flows.faulty import until
 from tests.labeling.helpers import REPOSITORY
 
 COMMANDS = (["up"], ["label", "sync"], ["run", "town"])
@@ -149,3 +150,14 @@ def test_a_directory_without_permission_and_too_many_files(tmp_path: Path, monke
     files = explained(OSError(errno.EMFILE, "Too many open files"))
     assert "too many files are open" in str(files) and "ulimit -n 4096" in str(files)
     assert failures.causes(ValueError()).__next__().args == ()
+
+
+def test_mlflow_is_not_waited_for_while_the_disk_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    left = [10**9]
+    monkeypatch.setattr(disk, "bytes_left", lambda path: left[0])
+    monkeypatch.setattr(outages, "DISK_SECONDS", 0.01)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "10")
+    with outages.watched_disk(tmp_path):
+        for left[0], retries in ((0, "0"), (10**9, "10"), (0, "0")):
+            until(lambda retries=retries: os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] == retries)  # type: ignore[misc]
+    assert os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] == "10"
