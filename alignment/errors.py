@@ -2,6 +2,7 @@
 
 RLHFError
 ├── ConfigError       an option that is unknown, of the wrong type, or impossible together with another
+├── PathError         a name that leads out of the directory it belongs to
 ├── DataError         input rows or files that cannot be used
 │   └── UnfitRowError one row that a model cannot read; stages put it aside and go on
 ├── CheckpointError   a model or tokenizer that cannot be loaded or does not fit its use
@@ -17,6 +18,10 @@ class RLHFError(Exception):
 
 class ConfigError(RLHFError):
     """An option that is unknown, of the wrong type, or impossible together with another."""
+
+
+class PathError(RLHFError):
+    """A name that leads out of the directory it belongs to, or is no name of a file."""
 
 
 class DataError(RLHFError):

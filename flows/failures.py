@@ -5,7 +5,10 @@ errors of some library; here they are recognised and raised as a `StageStopped`.
 """
 
 import errno
+import getpass
 import os
+import resource
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,12 +17,16 @@ from typing import Any
 import httpx
 import requests
 
-from alignment.errors import RLHFError
+from alignment.errors import ConfigError, RLHFError
 from alignment.stage import Stage
+from flows.disk import MachineFault, bytes_left, disk_shown, full_disk, home_or_here, nearly_full
 from flows.recipe.untrusted import redacted, shown_address
-from labeling.errors import LabelingError
+from labeling.errors import LabelingError, ServerStartFailed, ServerUnavailable, StoreError
 
 ON_PURPOSE = (RLHFError, LabelingError)
+DENIED = {errno.EACCES, errno.EPERM, errno.EROFS}
+ALSO_OF_SERVERS = {"StackError", "RunStopped", "MlflowException", "RestException", "OperationalError", "DatabaseError"}
+TOO_MANY_FILES = {errno.EMFILE, errno.ENFILE}
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 FULL_WORDS = (
     "no space left on device",
@@ -70,8 +77,11 @@ def stage_stopped(error: BaseException, stage: Stage[Any], directory: Path) -> S
     if isinstance(error, ON_PURPOSE):
         return None
     kept = f"The work so far is kept in {directory}{_checkpoints(directory)}; {RESUMES}"
-    if is_full(error):
-        return StageStopped(f"stage '{stage.name}' has no disk space left ({_short(error)}): free some space. {kept}")
+    if is_full(error) or (unreachable_server(error) and nearly_full(directory)):
+        return StageStopped(
+            f"stage '{stage.name}' has no disk space left ({disk_shown(directory)}; {_short(error)}): free some space. "
+            f"{kept}"
+        )
     if is_out_of_memory(error):
         lower = f"{stage.less_memory}, or " if stage.less_memory else ""
         return StageStopped(
@@ -95,6 +105,66 @@ def is_full(error: BaseException) -> bool:
         (isinstance(cause, OSError) and cause.errno in FULL) or any(words in str(cause).lower() for words in FULL_WORDS)
         for cause in causes(error)
     )
+
+
+def explained(error: BaseException) -> Exception | None:
+    """The error to show last for one that ended a command: ours, or a fault of the machine; None for any other.
+
+    A full disk makes every server fail, each in its own way, and an error that follows can hide the first one. So the
+    disk is looked at whatever the error says, unless the error has nothing to do with disks and servers.
+    """
+    ours = next((cause for cause in causes(error) if isinstance(cause, ON_PURPOSE)), None)
+    if isinstance(ours, StageStopped | MachineFault | ConfigError) and isinstance(ours, Exception):
+        return ours
+    if is_full(error):
+        return full_disk(_full_place(error), _short(error))
+    if _may_follow_from_disk(error) and nearly_full(home_or_here()):
+        return full_disk(home_or_here(), _short(error))
+    if isinstance(ours, Exception):
+        return ours
+    return _denied(error) or _too_many_files(error)
+
+
+def _may_follow_from_disk(error: BaseException) -> bool:
+    """Whether a full disk may be behind an error: those of servers and databases."""
+    kinds = (ServerUnavailable, ServerStartFailed, StoreError, httpx.HTTPError, requests.RequestException, OSError)
+    names = {
+        "StackError",
+        "RunStopped",
+        "MlflowException",
+        "RestException",
+        "OperationalError",
+        "PrefectHTTPStatusError",
+    }
+    return any(isinstance(cause, kinds) or type(cause).__name__ in names for cause in causes(error))
+
+
+def _denied(error: BaseException) -> MachineFault | None:
+    for cause in causes(error):
+        if isinstance(cause, OSError) and cause.errno in DENIED and cause.filename is not None:
+            return MachineFault(
+                f"{cause.filename} cannot be used by the user {getpass.getuser()} ({cause.strerror}): change its owner "
+                f"or mode, or choose another home with --home or RLHF_HOME (it is {home_or_here()})"
+            )
+    return None
+
+
+def _too_many_files(error: BaseException) -> MachineFault | None:
+    if not any(isinstance(cause, OSError) and cause.errno in TOO_MANY_FILES for cause in causes(error)):
+        return None
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return MachineFault(
+        f"too many files are open: a process may open {limit} (`ulimit -n`). Nothing that was finished is lost; raise "
+        "the limit, as in `ulimit -n 4096`, and repeat the command"
+    )
+
+
+def _full_place(error: BaseException) -> Path:
+    """The directory whose disk is full: of the file that the error names, else the home's or the temporary one."""
+    for cause in causes(error):
+        if isinstance(cause, OSError) and cause.errno in FULL and isinstance(cause.filename, str):
+            return Path(cause.filename).absolute().parent
+    return min(home_or_here(), Path(tempfile.gettempdir()), key=bytes_left)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -139,13 +209,17 @@ def refusing_server(error: BaseException) -> str:
 
 
 def causes(error: BaseException) -> Iterator[BaseException]:
-    """The error and the chain of its causes, the latest first."""
+    """The error and the chain of its causes, the latest first, with the members of groups."""
     seen: set[int] = set()
-    current: BaseException | None = error
-    while current is not None and id(current) not in seen:
+    waiting: list[BaseException | None] = [error]
+    while waiting:
+        current = waiting.pop()
+        if current is None or id(current) in seen:
+            continue
         seen.add(id(current))
         yield current
-        current = current.__cause__ or current.__context__
+        waiting.append(current.__cause__ or current.__context__)
+        waiting += current.exceptions if isinstance(current, BaseExceptionGroup) else ()
 
 
 def _checkpoints(directory: Path) -> str:

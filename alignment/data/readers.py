@@ -31,7 +31,8 @@ from alignment.data.plain import plain_row, storable
 from alignment.data.rankings import Group, from_scores, from_tree, tree_demonstration, tree_prompt
 from alignment.data.trl_format import from_preference
 from alignment.data.used_columns import SourceNotes
-from alignment.errors import ConfigError, DataError
+from alignment.errors import ConfigError, DataError, PathError
+from alignment.paths import path_below
 from alignment.records import (
     Comparison,
     Demonstration,
@@ -67,10 +68,12 @@ def locate(path: str, town: Path | None, origin: str = "") -> Path | None:
 
 def inside(path: str, scheme: str) -> str:
     """The path after a scheme, relative to the scheme's root. Raises ConfigError for a path outside it."""
-    name = PurePosixPath(path.removeprefix(scheme))
-    if name.is_absolute() or ".." in name.parts or not name.parts:
-        raise ConfigError(f"{path!r} leads out of {scheme}: name a file below it, as in {scheme}texts/one.jsonl")
-    return str(name)
+    try:
+        return str(path_below(Path(), str(PurePosixPath(path.removeprefix(scheme)))))
+    except PathError as error:
+        raise ConfigError(
+            f"{path!r} leads out of {scheme}: name a file below it, as in {scheme}texts/one.jsonl"
+        ) from error
 
 
 def read_documents(

@@ -6,6 +6,7 @@ settings on import. It also keeps `rlhf --help` fast.
 
 import json
 import os
+import resource
 import sys
 import traceback
 from pathlib import Path
@@ -13,20 +14,21 @@ from typing import Annotated
 
 import typer
 
-from alignment.errors import ConfigError, RLHFError
+from alignment.errors import ConfigError
 from flows.cli import operations, runs, stack
 from flows.cli.common import AsJson, Overrides, print_table, queries
 from flows.cli.data import app as data_app
 from flows.cli.interrupts import print_resume_command
 from flows.cli.label import app as label_app
 from flows.console import configure_logging, console, echo
+from flows.disk import check_disk, home_or_here
 from flows.recipe.schema import Recipe, check_files, check_judged, load_recipe
 from flows.recipe.schema import recipes as packaged_recipes
 from flows.stack.environment import prepare, use_stack, waiting
 from flows.stack.processes import StackError
 from flows.stack.services import Name
-from labeling.errors import LabelingError
 
+OPEN_FILES, FEWEST_OPEN_FILES = 4096, 256
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 app.add_typer(label_app, name="label")
 app.add_typer(data_app, name="data")
@@ -46,6 +48,7 @@ def set_home(
     """RLHF from raw text to a PPO-aligned, reviewed assistant, with human preferences."""
     if home is not None:
         os.environ["RLHF_HOME"] = str(home)
+    allow_open_files()
     prepare()
 
 
@@ -80,6 +83,7 @@ def run(
             echo(line, err=True)
         print_plan(config, stage or "evaluate")
         return
+    check_disk(home_or_here())
     use_stack(*servers, label_studio=config.labeling.url if config.labeling else None)
     with waiting("loading Prefect and MLflow"):
         from flows.failures import friendly_errors
@@ -182,6 +186,19 @@ def lineage(
         console().print(lineage_tree(tree))
 
 
+def allow_open_files() -> None:
+    """Raise the limit of open files as far as the system allows. Raises ConfigError where too few are allowed."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = OPEN_FILES if hard == resource.RLIM_INFINITY else min(OPEN_FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    if wanted < FEWEST_OPEN_FILES:
+        raise ConfigError(
+            f"a process may open {wanted} files here (`ulimit -n`), and servers and training need {FEWEST_OPEN_FILES}: "
+            "raise the limit, as in `ulimit -n 4096` in a new shell"
+        )
+
+
 def main() -> None:
     """Run the command. Our own errors are printed without a traceback: exit code 2 for options, 1 for others."""
     if "--home" in sys.argv[2:] and sys.argv[1] != "--home":
@@ -192,10 +209,13 @@ def main() -> None:
         app()
     except ConfigError as error:
         _fail(error, 2)
-    except (RLHFError, LabelingError) as error:
-        _fail(error, 1)
-    except Exception:  # its text may be of any origin
-        echo(traceback.format_exc(), err=True, lines=True)
+    except Exception as error:
+        from flows.failures import explained
+
+        told = explained(error)
+        if told is not None:
+            _fail(told, 1)
+        echo(traceback.format_exc(), err=True, lines=True)  # its text may be of any origin
         sys.exit(1)
 
 

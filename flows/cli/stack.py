@@ -1,7 +1,10 @@
 """The commands for the stack: `rlhf up`, `down`, `status`, `doctor`, `backup` and `restore`."""
 
+import os
+import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -11,9 +14,12 @@ from rich.text import Text
 from flows.cli.common import BAD, GOOD, print_table, queries
 from flows.console import console, echo
 from flows.deployments.rows import last_known
+from flows.disk import full_disk, home_or_here, nearly_full
 from flows.home import home_directory
 from flows.operations import backup as backups
+from flows.operations import restore as restores
 from flows.operations.doctor import run_checks
+from flows.operations.manifest import KEY_FILE
 from flows.stack import stack
 from flows.stack.environment import waiting
 from flows.stack.processes import StackError
@@ -58,6 +64,8 @@ def status() -> None:
     if prefect_answers:
         print_entrance()
     print_runs(prefect_answers=prefect_answers)
+    if nearly_full(home_or_here()):
+        raise full_disk(home_or_here(), "servers fail with so little")
     if not all(server.health.ok for server in servers):
         raise typer.Exit(1)
 
@@ -84,15 +92,46 @@ def doctor() -> None:
         raise typer.Exit(1)
 
 
-def backup(out: Annotated[Path, typer.Argument(help="A directory that does not exist yet.")]) -> None:
-    """Copy all databases and files of the stack into a directory, with a digest of each. The stack may be running."""
-    echo(f"{len(backups.backup(out).files)} files are in {out}")
+def backup(
+    out: Annotated[Path, typer.Argument(help="A directory that does not exist yet.")],
+    key: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Key that signs the backup; backup.key in the home by default.")
+    ] = None,
+    encrypt: Annotated[
+        bool, typer.Option("--encrypt", help="Encrypt with the password in RLHF_BACKUP_PASSWORD, or ask for one.")
+    ] = False,
+) -> None:
+    """Copy all databases and files of the stack into a directory, signed. The stack may be running."""
+    manifest = backups.backup(out, key=key, password=partial(_password, confirm=True) if encrypt else None)
+    for note in manifest.notes:
+        echo(f"note: {note}", err=True)
+    echo(f"{len(manifest.files)} files are in {out}")
+    where = key or home_directory() / KEY_FILE
+    echo(f"keep a copy of {where} elsewhere: `rlhf restore {out} --key FILE` needs it")
 
 
-def restore(source: Annotated[Path, typer.Argument(help="A directory that `rlhf backup` wrote.")]) -> None:
+def restore(
+    source: Annotated[Path, typer.Argument(help="A directory that `rlhf backup` wrote.")],
+    key: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="backup.key of the home that the backup was made from.")
+    ] = None,
+    trust: Annotated[
+        bool, typer.Option("--trust", help="Do not check who made the backup, only whether it is complete.")
+    ] = False,
+) -> None:
     """Restore a backup into an empty home; then `rlhf up` starts the stack."""
-    manifest = backups.restore(source)
-    echo(f"the stack of {manifest.made_at} is in {home_directory()}; `rlhf up` starts it")
+    with waiting("copying and checking the backup"):
+        manifest = restores.restore(source, key=key, trust=trust, password=_password)
+    if trust:
+        echo("note: it was not checked who made this backup, and its deployments can run commands", err=True)
+    echo(f"the stack of {manifest.made_at.isoformat()} is in {home_directory()}; `rlhf up` starts it")
+
+
+def _password(confirm: bool = False) -> str:
+    """The password of encrypted backups, from the environment, or asked for at a terminal."""
+    if backups.PASSWORD not in os.environ and sys.stdin.isatty():
+        return str(typer.prompt("password of the backup", hide_input=True, confirmation_prompt=confirm))
+    return backups.environment_password()
 
 
 def print_servers(servers: Sequence[ServerStatus]) -> None:

@@ -6,12 +6,10 @@ Checks are read-only. Each failure comes with a fix.
 import os
 import re
 import shutil
-import sqlite3
 import stat
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -24,7 +22,9 @@ from packaging.requirements import Requirement
 
 from flows.home import home_directory
 from flows.locks import held_locks
+from flows.operations.manifest import KEY_FILE
 from flows.stack import health, postgres, processes, services, stack, state
+from flows.stack.databases import damage
 from flows.stack.processes import StackError
 from flows.stack.services import HOST, NAMES, TITLES
 
@@ -32,7 +32,7 @@ DISTRIBUTION = "rlhf-flows"
 LABEL_STUDIO = "1.23"
 DISK_GIB, MEMORY_GIB = 5.0, 2.0  # rules of thumb
 CLOCK_SECONDS = 60.0
-STALE_DAYS, DATABASE_SECONDS = 7.0, 5.0
+STALE_DAYS = 7.0
 GIB = 1 << 30
 
 
@@ -133,7 +133,7 @@ def secrets(home: Path) -> Iterator[Finding]:
     for data in (home / name for name in NAMES):
         if data.is_dir() and home.stat().st_mode & 0o007 and data.stat().st_mode & 0o007:
             yield Finding(what=f"{data.name}/", ok=False, seen="accessible to all users", fix=f"chmod 700 {data}")
-    for path in (home / "credentials.json", home / "annotators.json"):
+    for path in (home / "credentials.json", home / "annotators.json", home / KEY_FILE):
         if path.exists():
             mode = stat.S_IMODE(path.stat().st_mode)
             ok = mode & 0o077 == 0
@@ -149,14 +149,11 @@ def ports() -> Iterator[Finding]:
 
 
 def databases(home: Path) -> Iterator[Finding]:
-    """The SQLite files of the home: readable, with an intact header and schema."""
+    """The SQLite files of the home: readable, with intact pages."""
     for path in sorted([*home.glob("*.db"), *home.glob("*/*.db"), *home.glob("*/*.sqlite3")]):
-        try:
-            with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, timeout=DATABASE_SECONDS)) as database:
-                database.execute("SELECT count(*) FROM sqlite_master").fetchone()
-        except sqlite3.Error as error:
-            fix = "`rlhf down`, then restore the file from a backup"
-            yield Finding(what=str(path.relative_to(home)), ok=False, seen=str(error), fix=fix)
+        if problem := damage(path):
+            fix = "`rlhf down`, then restore a backup (`rlhf restore`), or move the file away"
+            yield Finding(what=str(path.relative_to(home)), ok=False, seen=problem, fix=fix)
 
 
 def leftovers(home: Path) -> Iterator[Finding]:

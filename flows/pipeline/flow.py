@@ -14,11 +14,13 @@ from alignment.stage import Step
 from alignment.stages import EVALUATE, REWARD
 from flows.annotation.stages import LABELING
 from flows.annotation.suspend import suspended_while_people_label
+from flows.home import home_directory
 from flows.pipeline.dag import needed, steps
 from flows.pipeline.tasks import run_task
 from flows.recipe.schema import Recipe, check_files, check_judged
 from flows.releases.manifest import check_reward_gate, missed_gates, release_manifest
 from flows.releases.report import log_release
+from flows.stack.outages import watched_disk
 from flows.tracking import links, logs, registry, runs
 
 SHOWN_FIGURES = ("gold_curve.png", "criteria.png", "ppo.png", "calibration.png")
@@ -33,7 +35,7 @@ def rlhf(recipe: Recipe) -> dict[str, Any]:
         get_run_logger().warning(line)
     alone = deployment.id is None
     parent = runs.pipeline_run(recipe.name, recipe=recipe, flow_run_id=str(flow_run.id or ""), alone=alone)
-    with suspended_while_people_label(), parent as run_id:
+    with watched_disk(home_directory()), suspended_while_people_label(), parent as run_id:
         links.link_pipeline(run_id)
         artifacts = run_steps(recipe, steps(recipe))
         return register(recipe, artifacts, run_id)
@@ -62,7 +64,8 @@ def run_stage_alone(recipe: Recipe, stage: str) -> Artifact:
     if LABELING.name in needed(chain, stage):
         check_judged(recipe)
     flow_run_id = str(flow_run.id or "")
-    with logs.log_to_file(f"{stage}-{flow_run_id}", flow_run_id=flow_run_id), suspended_while_people_label():
+    log_file = logs.log_to_file(f"{stage}-{flow_run_id}", flow_run_id=flow_run_id)
+    with watched_disk(home_directory()), log_file, suspended_while_people_label():
         artifact = run_steps(recipe, chain, stage)[stage]
     if artifact.cached:
         links.link_stage(artifact.run_id, stage)

@@ -8,13 +8,17 @@ whole, since all of it is idempotent. When the retries are exhausted the run end
 
 import logging
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import copy_context
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import httpx
 
+from flows.disk import disk_shown, full_disk, home_or_here, nearly_full
 from labeling.errors import ServerUnavailable
 
 if TYPE_CHECKING:
@@ -24,7 +28,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 PATIENCE, PATIENCE_SECONDS = "RLHF_PATIENCE_SECONDS", 480.0
 PROBE_SECONDS = 3.0
-POLL_SECONDS = 5.0
+POLL_SECONDS, DISK_SECONDS = 5.0, 1.0
 INTERRUPTIONS = 10  # of one piece of work; a server that disconnects more often has another fault
 RETRIES = {
     # waits of 0, 2, 4, ... 64 and three of 120 s; a request that got no answer is repeated as well
@@ -67,7 +71,10 @@ def through_outages(label_studio: "LabelStudio", work: Callable[[], T]) -> T:
 
 
 def wait_until_back(label_studio: "LabelStudio", error: ServerUnavailable) -> None:
-    """Poll until Label Studio answers again. Raises ServerUnavailable when that takes too long."""
+    """Poll until Label Studio answers again. Raises ServerUnavailable when that takes too long, and MachineFault at
+    once if the disk is full, which no waiting changes."""
+    if nearly_full(home_or_here()):
+        raise full_disk(home_or_here(), str(error)) from error
     patience, started = float(os.environ.get(PATIENCE, PATIENCE_SECONDS)), time.monotonic()
     log.warning("%s Retrying for %.0f minutes", error, patience / 60)
     while (elapsed := time.monotonic() - started) < patience:
@@ -93,6 +100,28 @@ def without_retries() -> Iterator[None]:
     finally:
         for name, value in before.items():
             os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+@contextmanager
+def watched_disk(path: Path) -> Iterator[None]:
+    """Disable MLflow's retries within the block while the disk is full: waiting for its server does not help then."""
+    ended = threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(DISK_SECONDS):
+            if nearly_full(path):
+                log.warning("only %s: free some space", disk_shown(path))
+                with without_retries():
+                    while nearly_full(path) and not ended.wait(DISK_SECONDS):
+                        pass
+
+    thread = threading.Thread(target=copy_context().run, args=(watch,), name="disk", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 def mlflow_answers(uri: str) -> bool:

@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from flows.disk import check_disk
 from flows.home import home_directory
 from flows.recipe.untrusted import shown_address
 from flows.stack import commands, credentials, entrance, postgres, processes, services
@@ -23,7 +24,7 @@ from flows.stack.health import ADDRESSES, Health, check_address, health_elsewher
 from flows.stack.processes import Process, StackError
 from flows.stack.proxies import direct_loopback
 from flows.stack.services import HOST, NAMES, POOLS, TITLES, WAVES, Credentials, Name, Profile, Site
-from flows.stack.state import UNFINISHED, Server, State, exists, locked
+from flows.stack.state import Server, State, check_restored, exists, locked
 from flows.stack.state import read as read_state
 from flows.stack.state import write as write_state
 
@@ -81,10 +82,9 @@ def up(home: Path | None = None, profile: Profile | None = None, workers: bool =
     start; the others stay up, and the next `up` starts the rest.
     """
     home = home_directory(home)
+    check_restored(home)
     home.mkdir(parents=True, exist_ok=True, mode=0o700)
     with locked(home):
-        if (home / UNFINISHED).exists():
-            raise StackError(f"a restore into {home} was not finished: remove that directory and restore again")
         state = _requested_state(home, profile, workers)
         _use_no_proxy(state)
         known = credentials.ensure(home, state.profile)
@@ -246,6 +246,7 @@ def _is_healthy(name: Name, home: Path, state: State, known: Credentials) -> boo
 
 def _start(name: Name, home: Path, state: State, known: Credentials, notes: list[str]) -> State:
     """Stop remaining processes of a part and start it; the state is written before the health check."""
+    check_disk(home)
     before = state.servers.get(name)
     if before is not None and before.process is not None:
         _stop(name, before.process)

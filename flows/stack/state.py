@@ -15,6 +15,7 @@ from flows.stack.services import HOST, NAMES, WAVES, Credentials, Name, Profile,
 
 FILE = "stack.json"
 UNFINISHED = "restore.unfinished"  # in a home during a restore
+STAGING = ".restoring"  # suffix of the directory beside a home, or name of the one in it, that a restore works in
 
 
 class Server(Record):
@@ -68,6 +69,23 @@ class State(Record):
 def exists(home: Path) -> bool:
     """Whether a stack was ever started in `home`."""
     return (home / FILE).exists()
+
+
+def staging(home: Path) -> Path:
+    """The directory that a restore works in: beside the home, on the same disk, or in a home that is a volume."""
+    beside = home.with_name(home.name + STAGING)
+    return home / STAGING if home.is_mount() or not os.access(home.parent, os.W_OK) else beside
+
+
+def check_restored(home: Path) -> None:
+    """Raise StackError if a restore into `home` was interrupted."""
+    if (home / UNFINISHED).exists():
+        raise StackError(f"a restore into {home} was not finished: remove that directory and restore again")
+    if not exists(home) and staging(home).exists():
+        raise StackError(
+            f"a restore into {home} was not finished, and nothing in it was changed: restore again, or remove "
+            f"{staging(home)}"
+        )
 
 
 def read(home: Path) -> State:

@@ -1,5 +1,6 @@
 """Tables, views and append-only triggers of the annotation store."""
 
+import sqlite3
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from sqlalchemy import (
     Column,
     Connection,
     Engine,
+    ExceptionContext,
     Index,
     Integer,
     MetaData,
@@ -22,8 +24,23 @@ from sqlalchemy import (
 )
 from sqlalchemy.pool import StaticPool
 
+from labeling.errors import StoreError
+
 BUSY_SECONDS = 60
 CHUNK = 500
+
+PRIMARY_CODE = 0xFF  # extended codes of SQLite hold the primary one in the last byte
+DAMAGED = (
+    "is damaged, and nothing was written to it: restore a backup into a new home (`rlhf restore`), or move the file "
+    "away and `rlhf label sync`, which reads what Label Studio has now, without edits and deletions of the past"
+)
+PROBLEMS = {
+    sqlite3.SQLITE_CORRUPT: DAMAGED,
+    sqlite3.SQLITE_NOTADB: f"is not an annotation store, or {DAMAGED}",
+    sqlite3.SQLITE_BUSY: f"is in use by another process for {BUSY_SECONDS} seconds: end it, or wait, and try again",
+    sqlite3.SQLITE_READONLY: "cannot be written: change the owner or mode of the file and its directory",
+    sqlite3.SQLITE_CANTOPEN: "cannot be opened: change the owner or mode of the file and its directory",
+}
 
 metadata = MetaData()
 projects = Table(
@@ -119,6 +136,12 @@ def engine(path: Path | None) -> Engine:
     def set_up(connection: Any, _: Any) -> None:
         connection.isolation_level = None
         connection.execute("PRAGMA journal_mode=WAL")
+
+    @event.listens_for(sqlite, "handle_error")
+    def explain(context: ExceptionContext) -> None:
+        code = getattr(context.original_exception, "sqlite_errorcode", 0) & PRIMARY_CODE
+        if path is not None and code in PROBLEMS:
+            raise StoreError(f"{path} {PROBLEMS[code]} ({context.original_exception})")
 
     return sqlite
 

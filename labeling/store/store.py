@@ -13,6 +13,7 @@ a server that moved to another address keeps its keys. Times are UTC, by the ser
 """
 
 import json
+import time
 from collections.abc import Callable, Collection, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
@@ -53,24 +54,26 @@ from labeling.store.versions import (
 )
 
 FORMAT = 1
+EMPTY_SECONDS, EMPTY_CHECKS = 2.0, 20
 
 
 class Store:
     """The store in the file `path`, created on first use; in memory without a path.
 
     Several processes may read and write concurrently; writers wait for each other. Raises StoreError for a file that is
-    not an annotation store.
+    not an annotation store, or that cannot be read or written.
     """
 
     def __init__(self, path: Path | None = None) -> None:
         self.path = None if path is None else path.resolve()
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
+            _refuse_empty(path)
         self._engine = engine(path)
         try:
             self._prepare()
         except DatabaseError as error:
-            raise StoreError(f"{path} is not an annotation store ({error.orig}): choose another file") from error
+            raise StoreError(f"{path} cannot be used as an annotation store ({error.orig})") from error
 
     def _prepare(self) -> None:
         with self._writing() as connection:
@@ -233,6 +236,21 @@ class Store:
 def _stand_ins(rows: Sequence[Mapping[str, Any]]) -> set[int]:
     """The ids of annotations that were not read, or are not stored."""
     return {int(raw["id"]) for row in rows for raw in row["annotations"] if SET_ASIDE in raw}
+
+
+def _refuse_empty(path: Path) -> None:
+    """Raise StoreError for a file without content, which a fault left: a store would look as if nothing was ever read.
+
+    Another process that creates the store at this moment is waited for.
+    """
+    for _ in range(EMPTY_CHECKS):
+        if not path.exists() or path.stat().st_size:
+            return
+        time.sleep(EMPTY_SECONDS / EMPTY_CHECKS)
+    raise StoreError(
+        f"{path} is empty, so the annotations in it were lost: restore a backup into a new home (`rlhf restore`), or "
+        "remove the file and `rlhf label sync`, which reads what Label Studio has now"
+    )
 
 
 def _project(row: Row[Any]) -> SeenProject:

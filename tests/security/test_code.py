@@ -15,8 +15,11 @@ RUNS_WHAT_IT_READS = {
     *("eval", "exec", "compile", "__import__", "os.system", "os.popen", "runpy.run_path", "marshal.loads"),
     *("pickle.load", "pickle.loads", "pickle.Unpickler", "dill.load", "joblib.load", "shelve.open", "cloudpickle.load"),
     *("yaml.load", "yaml.load_all", "yaml.unsafe_load", "yaml.full_load", "yaml.FullLoader", "yaml.Loader"),
-    *("shutil.unpack_archive", "tarfile.open", "zipfile.ZipFile"),
+    *("shutil.unpack_archive", "tarfile.open", "tarfile.TarFile", "zipfile.ZipFile", "zipfile.PyZipFile"),
 }
+UNPACKS = ("extract", "extractall")  # methods of archives, whatever opened them
+LINKS = ("symlink_to", "hardlink_to", "os.symlink", "os.link", "os.mkfifo", "os.mknod")
+MAKES_LINKS = ("flows/operations/restore.py",)  # after their targets were checked (`test_backups.py`)
 AUTO = ("AutoModel", "AutoConfig", "AutoTokenizer")
 
 
@@ -34,6 +37,8 @@ def faults(source: str) -> list[str]:
         name, told = called(node), {word.arg: ast.unparse(word.value) for word in node.keywords}
         if name in RUNS_WHAT_IT_READS:
             found.append(f"{node.lineno}: {name}")
+        if name.rpartition(".")[2] in UNPACKS:
+            found.append(f"{node.lineno}: {name} unpacks an archive")
         if name == "torch.load" and told.get("weights_only") != "True":
             found.append(f"{node.lineno}: torch.load without weights_only=True")
         if told.get("shell", "False") != "False":
@@ -56,9 +61,18 @@ def test_no_file_runs_what_it_reads(path: Path) -> None:
     assert faults(path.read_text(encoding="utf-8")) == []
 
 
+def test_one_file_alone_makes_links() -> None:
+    for path in FILES:
+        calls = [called(node) for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+        if str(path.relative_to(ROOT)) not in MAKES_LINKS:
+            assert not [name for name in calls if name.endswith(LINKS)], f"{path} makes links: check where they lead"
+
+
 @pytest.mark.parametrize(
     "line",
     [
+        "archive.extractall(place)",
+        "tarfile.TarFile(f)",
         "torch.load(f)",
         "torch.load(f, weights_only=False)",
         "pickle.load(f)",

@@ -16,7 +16,7 @@ import psutil
 import pytest
 from prefect.client.orchestration import SyncPrefectClient
 
-from flows.operations import backup
+from flows.operations import backup, restore
 from flows.stack import credentials, postgres, processes, services, stack, state
 from flows.stack.processes import StackError
 from flows.stack.services import WAVES, Name, Site
@@ -226,9 +226,9 @@ def test_a_backup_restored_into_an_empty_place_has_the_lineage_intact(
         monkeypatch.setenv(services.port_variable(name), str(free_port()))
     new = home.with_name(home.name + "-restored")
     try:
-        assert rlhf(new, "restore", str(tmp_path / "kept")).returncode == 0
+        assert rlhf(new, "restore", str(tmp_path / "kept"), "--key", str(home / "backup.key")).returncode == 0
         with pytest.raises(StackError, match="is not empty"):
-            backup.restore(tmp_path / "kept", new)
+            restore.restore(tmp_path / "kept", new, key=home / "backup.key")
         remembered, known = state.read(new), credentials.ensure(new)
         site = stack._up(new, remembered, known, [("postgres",), ("mlflow",)]).site
         assert {place: rows(site, *place) for place in counted} == before

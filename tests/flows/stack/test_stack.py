@@ -243,7 +243,7 @@ def _backed_up_while_it_runs_and_restored(home: Path, tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(services.port_variable("mlflow"), str(free_port()))
         try:
-            assert rlhf(new, "restore", str(tmp_path / "kept")).returncode == 0
+            assert rlhf(new, "restore", str(tmp_path / "kept"), "--key", str(home / "backup.key")).returncode == 0
             assert (new / "credentials.json").read_bytes() == (home / "credentials.json").read_bytes()
             stack._up(new, stack.read_state(new), credentials.ensure(new), [("mlflow",)])
             copied, found = (rlhf(place, "lineage", "policy", "--json").stdout for place in (new, home))

@@ -12,6 +12,8 @@ from labeling.errors import StoreError
 from labeling.reports.report import reports
 from labeling.reports.status import pace
 from labeling.simulation.crew import pairwise_result, ranking_result
+from labeling.store import schema
+from labeling.store import store as stores
 from labeling.store.store import Store
 from labeling.store.versions import Changes, SeenProject, Sync, canonical, content_hash, moment, stamp
 from labeling.tasks.tasks import Task, make_task
@@ -215,3 +217,54 @@ def test_status_of_pairs_and_of_what_is_not_ours() -> None:
     store.record(strange, rows, reading())
     newest = reports(store)[0].status
     assert (newest.number, newest.agreement.share, newest.done) == (8, None, 2)
+
+
+@pytest.fixture
+def large(tmp_path: Path) -> Path:
+    """A store of many pages."""
+    store = Store(tmp_path / "annotations.db")
+    rows = [row(number, said(number, ranking_result(task(number).shown))) for number in range(1, 60)]
+    store.record(PROJECT, rows, reading())
+    store.close()
+    return tmp_path / "annotations.db"
+
+
+def read_all(path: Path) -> None:
+    """What a sync and a status ask."""
+    store = Store(path)
+    store.projects()
+    store.current(PROJECT.project)
+    store.record(PROJECT, [], reading(whole=False))
+
+
+@pytest.mark.parametrize("damage", ["header", "middle", "cut off", "page cut off"])
+def test_a_damaged_store_is_named_and_stays_as_it_is(large: Path, damage: str) -> None:
+    whole = large.read_bytes()
+    half = len(whole) // 2 // 4096 * 4096
+    content = {
+        "header": b"x" * 100 + whole[100:],
+        "middle": whole[:4096] + b"\xff" * (len(whole) - 4096),
+        "cut off": whole[: half + 100],
+        "page cut off": whole[:half],
+    }[damage]
+    large.write_bytes(content)
+    with pytest.raises(StoreError, match=r"annotations\.db is .*damaged.*`rlhf restore`.*move the file away") as ended:
+        read_all(large)
+    assert "rlhf label sync" in str(ended.value) and large.read_bytes() == content
+
+
+def test_an_empty_file_is_not_taken_for_a_new_store(large: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stores, "EMPTY_SECONDS", 0.02)
+    large.write_bytes(b"")
+    with pytest.raises(StoreError, match=r"is empty, so the annotations in it were lost.*rlhf restore"):
+        Store(large)
+    assert large.read_bytes() == b""
+
+
+def test_a_store_that_another_process_holds(large: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(schema, "BUSY_SECONDS", 0.1)
+    with closing(sqlite3.connect(large)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(StoreError, match="is in use by another process"):
+            read_all(large)
+    read_all(large)
