@@ -72,7 +72,7 @@ class Failures:
 
     def too_many(self, address: str) -> bool:
         """Whether the address has sent all wrong passwords that it may send in a minute."""
-        times = self._times.get(address, ())
+        times = self._times.get(address) or deque()
         return len(times) == FAILURES and time.monotonic() - times[0] < MINUTE_SECONDS
 
 
