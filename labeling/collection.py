@@ -1,12 +1,13 @@
 """The public interface of the package: open a collection, measure its progress, simulate it, pull judgements."""
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Container, Sequence
 from pathlib import Path
 
 from pydantic import Field
 
 from alignment.records import Record, Rejected, write_records
-from labeling.authors import judges
+from labeling.authors import Account
 from labeling.config import CrewConfig, Kind, LabelingConfig, QualityOptions
 from labeling.errors import UnexpectedAnswer
 from labeling.judgements.judgement import Judged
@@ -24,13 +25,14 @@ from labeling.simulation.crew import (
 )
 from labeling.simulation.temperature import fitting_temperature
 from labeling.store.store import Store
-from labeling.store.sync import Synced, sync_project
+from labeling.store.sync import FAULTS, Synced, sync_project
 from labeling.tasks.gold import Answers
 from labeling.tasks.plan import Planned
 from labeling.tasks.projects import Project, open_project
 from labeling.tasks.tasks import Task
 from labeling.tasks.upload import push
 
+log = logging.getLogger(__name__)
 COLLECTION_FILE = "collection.json"
 REJECTED_FILE = "rejected.jsonl"
 ADJUDICATION = "adjudication"  # directory of the second collection
@@ -163,9 +165,10 @@ def read_collection(out: Path) -> Collection:
 def sync_collection(client: LabelStudio, collection: Collection, store: Store) -> list[Synced]:
     """Bring the store up to date with the collection's projects, in their order.
 
-    Raises UnexpectedAnswer for a project that neither the server nor the store has ever seen.
+    A project that the server cannot send counts as of its last sync. Raises UnexpectedAnswer for a project that neither
+    the server nor the store has ever seen.
     """
-    synced = [sync_project(client, store, batch.project.id) for batch in collection.batches]
+    synced = [_sync_batch(client, batch, store) for batch in collection.batches]
     for batch, result in zip(collection.batches, synced, strict=True):
         if result is None or result.project.title != batch.project.title:
             raise UnexpectedAnswer(
@@ -175,30 +178,50 @@ def sync_collection(client: LabelStudio, collection: Collection, store: Store) -
     return [result for result in synced if result is not None]
 
 
-def progress(collection: Collection, store: Store, synced: Sequence[Synced]) -> Progress:
-    """Judgements done and needed. Judgements of a task beyond the overlap do not count.
+def _sync_batch(client: LabelStudio, batch: Batch, store: Store) -> Synced | None:
+    """The synchronised project of a batch, or what the store has of it if the server fails on this project only."""
+    try:
+        synced = sync_project(client, store, batch.project.id)
+    except FAULTS as error:
+        client.whoami()  # raises if the server fails on everything
+        known = store.project(batch.project.id, client.url)
+        if known is None:
+            raise
+        log.warning("project %s counts as of its last sync: %s", batch.project.title, error)
+        return Synced(project=known)
+    if synced is not None and synced.project.overlap != batch.project.overlap:
+        overlap, planned = synced.project.overlap, batch.project.overlap
+        log.warning(
+            "%s asks for %d annotators a task, not %d: %d count", synced.project.title, overlap, planned, planned
+        )
+    return synced
 
-    `synced` is what `sync_collection` returned. People are counted in the store: the server's own
+
+def progress(
+    collection: Collection, store: Store, synced: Sequence[Synced], known: Container[Account] | None = None
+) -> Progress:
+    """Judgements done and needed. Only valid judgements of the accounts `known` count, at most the overlap of a task.
+
+    `synced` is what `sync_collection` returned. Judgements are counted in the store: the server's own
     counter of a task may miss one of two that are saved at the same time.
     """
     by_kind: dict[str, tuple[int, int]] = {}
     for batch, result in zip(collection.batches, synced, strict=True):
-        task_ids = set(batch.task_ids.values())
-        judged = [judges(row["annotations"]) for row in store.current(result.project.project) if row["id"] in task_ids]
-        by_kind[batch.project.kind] = (sum(min(count, batch.project.overlap) for count in judged), batch.needed)
+        parsed = parse(store.current(result.project.project, known), batch.tasks, batch.project.overlap, "")
+        by_kind[batch.project.kind] = (len(parsed.judgements), batch.needed)
     done, needed = (sum(counts[i] for counts in by_kind.values()) for i in (0, 1))
     return Progress(done=done, needed=needed, by_kind=by_kind)
 
 
 def _pull_all(
-    client: LabelStudio, collection: Collection, store: Store | None
+    client: LabelStudio, collection: Collection, store: Store | None, known: Container[Account] | None
 ) -> tuple[list[Judged], list[Rejected], dict[str, int]]:
     store = store or Store()
     judgements: list[Judged] = []
     quarantined: list[Rejected] = []
     skips: dict[str, int] = {}
     for batch, synced in zip(collection.batches, sync_collection(client, collection, store), strict=True):
-        rows, source = store.current(synced.project.project), f"label-studio/project/{batch.project.id}"
+        rows, source = store.current(synced.project.project, known), f"label-studio/project/{batch.project.id}"
         quarantined += synced.rejected
         parsed = parse(rows, batch.tasks, batch.project.overlap, source)
         judgements += parsed.judgements
@@ -214,14 +237,16 @@ def pull_collection(
     store: Store | None = None,
     options: QualityOptions | None = None,
     senior: Collection | None = None,
+    known: Container[Account] | None = None,
 ) -> Pulled:
     """All judgements so far, as comparisons with quality figures.
 
     The store is synchronised first and is the only source. Without a store the server is read in full and nothing is
-    kept. Judgements in the collection `senior` replace those of other annotators on the same tasks.
+    kept. Judgements in the collection `senior` replace those of other annotators on the same tasks. With `known`, only
+    those of these accounts count.
     """
-    judgements, quarantined, skips = _pull_all(client, collection, store)
-    senior_judgements, senior_quarantined, _ = _pull_all(client, senior, store) if senior else ([], [], {})
+    judgements, quarantined, skips = _pull_all(client, collection, store, known)
+    senior_judgements, senior_quarantined, _ = _pull_all(client, senior, store, known) if senior else ([], [], {})
     assessed = assess(
         judgements, collection.tasks, skips, options or QualityOptions(), collection.answers, senior_judgements
     )

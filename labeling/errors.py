@@ -7,6 +7,7 @@ LabelingError
 ├── BadCredentials         the token or the password was refused
 ├── RequestRefused         the server refused a request (4xx, or 500 for what it cannot store)
 ├── UnexpectedAnswer       a response that does not have the documented format
+│   └── UnreadableAnswer   a response that is no JSON, or too large
 ├── TaskError              input that no task can be built from
 ├── WebhookRefused         the server does not call the address of a webhook
 ├── ListenFailed           webhooks cannot be received
@@ -40,7 +41,7 @@ class ServerFault(ServerUnavailable):
         LabelingError.__init__(
             self,
             f"Label Studio at {url} fails on a request: {request} returned 500{': ' if self.body else ''}{self.body}. "
-            "Its log says why; if it was stopped meanwhile, `rlhf up` starts the local server.",
+            "The server runs, and its log says why (`rlhf logs label-studio`).",
         )
 
 
@@ -68,6 +69,10 @@ class RequestRefused(LabelingError):
 
 class UnexpectedAnswer(LabelingError):
     """The server's response does not have the documented format."""
+
+
+class UnreadableAnswer(UnexpectedAnswer):
+    """The server's response is no JSON, or larger than is read."""
 
 
 class TaskError(LabelingError):

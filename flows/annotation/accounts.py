@@ -1,7 +1,7 @@
 """Annotators' accounts: created on the server, with passwords and tokens in a file that only its owner can read."""
 
 import secrets
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Literal
 
@@ -17,7 +17,7 @@ from labeling.server.client import LabelStudio
 from labeling.server.users import ensure_account, members
 
 FILE = "annotators.json"
-State = Literal["new", "ready", "token changed", "own password"]
+State = Literal["new", "ready", "token changed", "signed up", "own password"]
 
 
 class Account(Record):
@@ -29,28 +29,39 @@ class Account(Record):
 
 
 class Accounts(Record):
-    """All accounts that this home created, by the server's address and the e-mail address."""
+    """All accounts that this home created, by the server's address and the e-mail address.
+
+    `known` are the ids of other accounts whose judgements count, by the server's address: of people who were named and
+    had signed up themselves, of simulated annotators, and of the owner.
+    """
 
     model_config = ConfigDict(hide_input_in_errors=True)
 
     servers: dict[str, dict[str, Account]] = Field(default_factory=dict)
+    known: dict[str, tuple[int, ...]] = Field(default_factory=dict)
+
+    def ids(self, url: str) -> frozenset[int]:
+        """The accounts of a server whose judgements count."""
+        return frozenset({*self.known.get(url, ()), *(account.id for account in self.servers.get(url, {}).values())})
 
 
 def states(owner: LabelStudio, emails: Iterable[str]) -> dict[str, State]:
     """The state of each account; read-only.
 
     `new`: it does not exist yet. `ready`: created here, and its token is valid. `token changed`: created here, but its
-    token is no longer valid. `own password`: the person signed up with the invitation link and set the password.
+    token is no longer valid. `signed up`: the person signed up with the invitation link, set the password, and was not
+    named before, so that the judgements do not count yet. `own password`: the same, and they count.
     """
-    known, existing = _read().servers.get(owner.url, {}), members(owner)
-    return {email: _state(owner, known.get(email), email.lower() in existing) for email in emails}
+    accounts, existing = _read(), members(owner)
+    known, ids = accounts.servers.get(owner.url, {}), accounts.known.get(owner.url, ())
+    return {email: _state(owner, known.get(email), existing.get(email.lower()), ids) for email in emails}
 
 
-def _state(owner: LabelStudio, account: Account | None, exists: bool) -> State:
-    if not exists:
+def _state(owner: LabelStudio, account: Account | None, number: int | None, known: Collection[int]) -> State:
+    if number is None:
         return "new"
     if account is None:
-        return "own password"
+        return "own password" if number in known else "signed up"
     with LabelStudio(owner.url, account.token) as client:
         try:
             client.whoami()
@@ -60,12 +71,14 @@ def _state(owner: LabelStudio, account: Account | None, exists: bool) -> State:
 
 
 def ensure_people(owner: LabelStudio, emails: Iterable[str]) -> dict[str, State]:
-    """Create missing accounts and refresh changed tokens. Returns the states before the change.
+    """Create missing accounts, refresh changed tokens, and let the judgements of all count. Returns the states before.
 
     Each account is written to the file before the next is created.
     """
     with exclusive_lock(f"accounts {home_directory()}"):
         before = states(owner, emails)
+        existing = members(owner)
+        _remember(owner, [existing[email.lower()] for email, state in before.items() if state == "signed up"])
         for email, state in before.items():
             if state not in ("new", "token changed"):
                 continue
@@ -74,9 +87,36 @@ def ensure_people(owner: LabelStudio, emails: Iterable[str]) -> dict[str, State]
             password = known[email].password if email in known else secrets.token_urlsafe(12)
             person = ensure_account(owner, email, password)
             account = Account(id=person.id, password=password, token=person.token.get_secret_value())
-            accounts = Accounts(servers=accounts.servers | {owner.url: known | {email: account}})
-            write_text(accounts_file(), accounts.model_dump_json(indent=1) + "\n", PRIVATE)
+            _write(accounts.model_copy(update={"servers": accounts.servers | {owner.url: known | {email: account}}}))
     return before
+
+
+def remember(owner: LabelStudio, ids: Iterable[int]) -> None:
+    """Let the judgements of these accounts count, and those of the owner."""
+    with exclusive_lock(f"accounts {home_directory()}"):
+        _remember(owner, ids)
+
+
+def _remember(owner: LabelStudio, ids: Iterable[int]) -> None:
+    accounts = _read()
+    known = {*accounts.known.get(owner.url, ()), *ids, int(owner.whoami()["id"])}
+    if known != {*accounts.known.get(owner.url, ())}:
+        _write(accounts.model_copy(update={"known": accounts.known | {owner.url: tuple(sorted(known))}}))
+
+
+def known_accounts(owner: LabelStudio) -> frozenset[int]:
+    """The accounts whose judgements count: the owner, people whom `labeling.people` named, simulated annotators."""
+    return _read().ids(owner.url) | {int(owner.whoami()["id"])}
+
+
+def accounts_by_server() -> dict[str, frozenset[int]]:
+    """The accounts whose judgements count, by the server's address; a server without any is not among them."""
+    accounts = _read()
+    return {url: accounts.ids(url) for url in {*accounts.known, *accounts.servers}}
+
+
+def _write(accounts: Accounts) -> None:
+    write_text(accounts_file(), accounts.model_dump_json(indent=1) + "\n", PRIVATE)
 
 
 def accounts_file() -> Path:

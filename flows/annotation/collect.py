@@ -12,6 +12,7 @@ from alignment.errors import DataError
 from alignment.journal import Journal
 from alignment.records import Comparison, Rejected, ResponseSet, read_records, stable_id, write_records
 from alignment.town import Judge
+from flows.annotation.accounts import known_accounts, remember
 from flows.annotation.label_studio import annotation_store, client
 from flows.annotation.publish import publish_status
 from flows.annotation.select import Material, read_material, within_budget
@@ -21,6 +22,7 @@ from flows.tracking.links import link_projects
 from labeling.collection import (
     ADJUDICATION,
     Collection,
+    CrewReport,
     Pulled,
     open_adjudication,
     open_planned,
@@ -30,6 +32,7 @@ from labeling.collection import (
 from labeling.config import LabelingConfig
 from labeling.reports.figures import crew_figures
 from labeling.server.client import LabelStudio
+from labeling.store.store import Store
 from labeling.tasks.balance import balance
 from labeling.tasks.plan import Planned, plan_tasks
 from labeling.tasks.projects import label_config, screen_hash
@@ -53,15 +56,17 @@ def collect(
         planned = plan_tasks(config, material.sets, known, material.pairs)
         collection = through_outages(label_studio, lambda: open_planned(label_studio, config, planned, out))
         write_balance(planned, material, out)
+        through_outages(label_studio, lambda: remember(label_studio, ()))
         link_projects(collection.urls)
         if config.annotators == "simulated":
             assert town is not None, "the recipe rejects simulated annotators without a town"
-            through_outages(
+            crew = through_outages(
                 label_studio, lambda: run_simulated_annotators(label_studio, collection, config, material.sets, town)
             )
+            remember(label_studio, map(int, crew.annotators))
         else:
             wait_for_people(label_studio, collection, config, store, out)
-        pulled = through_outages(label_studio, lambda: pull_collection(label_studio, collection, store, config.quality))
+        pulled = through_outages(label_studio, lambda: pull(label_studio, collection, store, config))
         if config.quality.adjudicate and pulled.disputes:
             disputes = pulled.disputes
             second = through_outages(
@@ -72,9 +77,7 @@ def collect(
                 update={"minimum_agreement": None}
             )  # a single person judges, so there is no agreement
             wait_for_people(label_studio, second, alone, store, out / ADJUDICATION)
-            pulled = through_outages(
-                label_studio, lambda: pull_collection(label_studio, collection, store, config.quality, second)
-            )
+            pulled = through_outages(label_studio, lambda: pull(label_studio, collection, store, config, second))
         if config.annotators == "people":
             publish_status(collection, store, config.quality, out)
     figures = write_output(pulled, collection, out, journal, [*material.rejected, *unread])
@@ -123,7 +126,7 @@ def town_answers(sets: list[ResponseSet], judge: Judge) -> list[Comparison]:
 
 def run_simulated_annotators(
     label_studio: LabelStudio, collection: Collection, config: LabelingConfig, sets: list[ResponseSet], town: Path
-) -> None:
+) -> CrewReport:
     """Run simulated annotators, who judge by the gold criteria with individual noise and preferences."""
     gold = Judge.load(town / "facts.json")
     prompts = {response_set.prompt.id: response_set.prompt for response_set in sets}
@@ -132,7 +135,18 @@ def run_simulated_annotators(
     def judge(prompt_id: str, text: str) -> Mapping[str, float]:
         return gold(prompts[prompt_id], text).scores
 
-    simulate_collection(label_studio, collection, config.crew, judge)
+    return simulate_collection(label_studio, collection, config.crew, judge)
+
+
+def pull(
+    label_studio: LabelStudio,
+    collection: Collection,
+    store: Store,
+    config: LabelingConfig,
+    senior: Collection | None = None,
+) -> Pulled:
+    """All judgements so far of the accounts that this home knows."""
+    return pull_collection(label_studio, collection, store, config.quality, senior, known_accounts(label_studio))
 
 
 def write_balance(planned: Planned, material: Material, out: Path) -> None:

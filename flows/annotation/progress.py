@@ -4,9 +4,11 @@ from collections.abc import Sequence
 
 from labeling.quality.results import Rate
 from labeling.reports.report import ProjectReport
+from labeling.store.sync import SyncReport
 
 Table = tuple[tuple[str, ...], list[list[str]]]  # columns, rows
 PROJECTS = ("project", "judged", "per hour", "expected end", "agreement", "alpha", "quarantined", "last sync")
+SHOWN_REASONS, SHOWN_IDS = 8, 10
 ANNOTATORS = (
     *("project", "annotator", "judgements", "skips", "median seconds"),
     *("agreement", "reliability", "concerns"),
@@ -87,4 +89,37 @@ def hints(reports: Sequence[ProjectReport]) -> list[str]:
             for row in rows
             if row.screen_changed and not row.deleted
         ),
+        *(
+            f"{row.title} asks for {row.overlap_on_server} annotators a task on the server: the planned {row.overlap} "
+            "count"
+            for row in rows
+            if row.overlap != row.overlap_on_server and not row.deleted
+        ),
+        *(line for report in reports for line in _set_aside(report)),
     ]
+
+
+def _set_aside(report: ProjectReport) -> list[str]:
+    """Why annotations do not count, the most frequent reasons first."""
+    title, reasons = report.status.title, sorted(report.set_aside.items(), key=lambda item: -len(item[1]))
+    lines = [
+        f"{len(ids)} annotations of {title} are set aside ({', '.join(map(str, ids[:SHOWN_IDS]))}"
+        f"{', …' if len(ids) > SHOWN_IDS else ''}): {reason}"
+        for reason, ids in reasons[:SHOWN_REASONS]
+    ]
+    rest = sum(len(ids) for _, ids in reasons[SHOWN_REASONS:])
+    return lines + ([f"{rest} more annotations of {title} are set aside for other reasons"] if rest else [])
+
+
+def remarks(report: SyncReport) -> list[str]:
+    """What was set aside in a sync, and settings on the server that differ from ours."""
+    lines: list[str] = []
+    for result in report.synced:
+        title = result.project.title
+        lines += [f"the screen of project {title} was edited since the last sync"] if result.config_changed else []
+        lines += [f"a setting of project {title} was changed on the server: {text}" for text in result.settings]
+        lines += [f"task {task} of project {title} was not read: {why}" for task, why in result.unreadable.items()]
+        aside = list(result.set_aside.items())
+        lines += [f"annotation {number} of project {title} was set aside: {why}" for number, why in aside[:SHOWN_IDS]]
+        lines += [f"{len(aside) - SHOWN_IDS} more of project {title} were set aside"] if len(aside) > SHOWN_IDS else []
+    return lines

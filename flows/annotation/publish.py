@@ -12,6 +12,8 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.context import FlowRunContext, TaskRunContext
 
 from flows.annotation import progress
+from flows.annotation.accounts import accounts_by_server
+from flows.annotation.planned import plans_of
 from flows.stack import outages
 from flows.tracking.layout import OUTPUT
 from labeling.collection import Collection
@@ -30,7 +32,8 @@ def publish_status(collection: Collection, store: Store, options: QualityOptions
     A server that does not answer does not interrupt the work: it is logged, and the next status is published.
     """
     numbers = [batch.project.id for batch in collection.batches]
-    current = [report for report in reports(store, numbers, options, collection.answers) if not report.status.deleted]
+    rows = reports(store, numbers, options, collection.answers, known=accounts_by_server(), plans=plans_of(collection))
+    current = [report for report in rows if not report.status.deleted]
     out.mkdir(parents=True, exist_ok=True)
     (out / PAGE).write_text(status_page(current), encoding="utf-8")
     try:

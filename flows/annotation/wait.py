@@ -16,14 +16,15 @@ from pathlib import Path
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State
 from prefect.runtime import deployment, flow_run
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bar
 
 from alignment.artifacts import write_json
 from alignment.errors import DataError
+from flows.annotation.accounts import known_accounts
 from flows.annotation.publish import publish_status
 from flows.annotation.waiting import Standing
+from flows.console import console
 from flows.failures import NotYet
 from flows.flow_runs import BY_WATCHER
 from flows.stack.outages import through_outages
@@ -76,10 +77,12 @@ def measure_progress(
     label_studio: LabelStudio, collection: Collection, config: LabelingConfig, store: Store, directory: Path
 ) -> Standing:
     """Synchronise the store and measure the collection's progress. Raises CollectionLost for a deleted project."""
-    status = progress(collection, store, sync_annotations(label_studio, collection, store))
+    known = known_accounts(label_studio)
+    status = progress(collection, store, sync_annotations(label_studio, collection, store), known)
     agreement = None
     if config.minimum_agreement is not None and status.done >= config.minimum_share * status.needed:
-        agreement = pull_collection(label_studio, collection, store, config.quality).agreement.overall.share
+        pulled = pull_collection(label_studio, collection, store, config.quality, known=known)
+        agreement = pulled.agreement.overall.share
     deadline = opened_at(directory) + timedelta(hours=config.deadline_hours)
     standing = Standing(done=status.done, needed=status.needed, agreement=agreement, deadline=deadline)
     return standing.model_copy(update={"reason": reason_to_continue(standing, config, datetime.now(UTC))})
@@ -123,13 +126,13 @@ def poll(
     label_studio: LabelStudio, collection: Collection, config: LabelingConfig, store: Store, directory: Path
 ) -> None:
     """Show the projects' addresses and a progress bar until enough is judged; publish the page every ten minutes."""
-    console = Console()
+    out = console()
     for kind, url in collection.urls.items():
-        console.print(f"waiting for people: {kind} at {url}", soft_wrap=True)
-    console.print("Ctrl-C stops waiting; the same command resumes with what was judged", soft_wrap=True)
+        out.print(f"waiting for people: {kind} at {url}", soft_wrap=True)
+    out.print("Ctrl-C stops waiting; the same command resumes with what was judged", soft_wrap=True)
     published_at: float | None = None
     columns = (TextColumn("judged"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Bar(*columns, console=console) as bar:
+    with Bar(*columns, console=out) as bar:
         judged = bar.add_task("judged")
         while True:
             standing = through_outages(

@@ -3,6 +3,7 @@
 from collections.abc import Collection
 
 from alignment.records import Demonstration, Rejected
+from flows.annotation.accounts import accounts_by_server
 from labeling.judgements.comparisons import demonstrations
 from labeling.judgements.imports import tasks_of
 from labeling.judgements.parse import parse
@@ -11,11 +12,12 @@ from labeling.store.store import Store
 
 def written_demonstrations(store: Store, projects: Collection[int] = ()) -> tuple[list[Demonstration], list[Rejected]]:
     """The answers written in these projects (all if empty) as of the last sync, and the quarantined annotations."""
+    known = accounts_by_server()
     rows: list[Demonstration] = []
     rejected: list[Rejected] = []
     for project in store.projects():
         if not projects or project.number in projects:
-            annotations = store.current(project.project)
+            annotations = store.current(project.project, known.get(project.url))
             tasks = tasks_of(project.title, annotations)
             parsed = parse(annotations, tasks.values(), project.overlap, f"label-studio/project/{project.number}")
             rows += demonstrations(parsed.judgements, tasks)

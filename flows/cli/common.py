@@ -6,11 +6,11 @@ from contextlib import contextmanager
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from alignment.errors import RLHFError
+from flows.console import console
 from flows.stack import outages
 from flows.stack.environment import addresses, load_clients, use_stack, waiting
 from flows.stack.processes import StackError
@@ -54,4 +54,4 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str | Text]]) ->
     table = Table(*columns)
     for row in rows:
         table.add_row(*(Text(cell, overflow="fold") if isinstance(cell, str) else cell for cell in row))
-    Console().print(table)
+    console().print(table)

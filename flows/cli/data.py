@@ -10,7 +10,7 @@ from typing import Annotated, Any, get_args
 import typer
 import yaml
 from pydantic import ValidationError
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
@@ -29,6 +29,7 @@ from alignment.data.check import (
 )
 from alignment.errors import ConfigError
 from flows.cli.common import BAD, GOOD, AsJson, Overrides
+from flows.console import console, echo
 from flows.recipe.schema import TOWN_SCHEME, Recipe, load_recipe
 
 app = typer.Typer(help="Data of your own: what a file or a data set would become.", no_args_is_help=True)
@@ -83,11 +84,11 @@ def check(
         rows_source = _source({"path": source, **options, "columns": _mapping(columns)})
         checks = _of_source(rows_source, None if kind is None else kind.value, text_field, tokens, show)
     if as_json:
-        typer.echo(json.dumps([_plain(item) for item in checks], indent=2))
+        echo(json.dumps([_plain(item) for item in checks], indent=2), lines=True)
     else:
-        console = Console()
+        out = console()
         for item in checks:
-            console.print(check_view(item))
+            out.print(check_view(item))
     if not all(item.fits for item in checks):
         raise typer.Exit(1)
 

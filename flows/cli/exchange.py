@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
 from alignment.config.stages import RowSource
 from alignment.data.readers import read_comparisons
 from alignment.errors import ArtifactError, ConfigError, DataError
 from alignment.records import Comparison, Record, Rejected, read_records, write_records
 from flows.cli.common import AsJson, queries
+from flows.console import console, echo
 
 if TYPE_CHECKING:
     from labeling.judgements.layout import LayoutOptions
@@ -92,10 +92,10 @@ def import_judgements(
         write_records(out / name, rows)
     write_records(out / "rejected.jsonl", bad)
     for name, rows in files.items():
-        typer.echo(f"{len(rows):7} {out / name}")
-    typer.echo(f"{len(bad):7} {out / 'rejected.jsonl'}")
+        echo(f"{len(rows):7} {out / name}")
+    echo(f"{len(bad):7} {out / 'rejected.jsonl'}")
     for reason, count in Counter(row.reason for row in bad).most_common():
-        typer.echo(f"{count:15} {reason}")
+        echo(f"{count:15} {reason}")
     if not any(files.values()):
         raise DataError(f"{file} contains no usable rows; the reasons are in {out / 'rejected.jsonl'}")
 
@@ -134,7 +134,7 @@ def _from_label_studio(
 
     export = import_export(file, options)
     if export.layout:
-        typer.echo(f"read {file}: {export.layout}")
+        echo(f"read {file}: {export.layout}")
     rows = [*export.comparisons, *export.ties]
     files: dict[str, Sequence[Record]] = {
         "comparisons.jsonl": rows,
@@ -158,7 +158,7 @@ def export(
 
     rows = read_part(source, part)
     for path, count in write_preferences(rows, out, form.value).items():
-        typer.echo(f"{count:7} {path}")
+        echo(f"{count:7} {path}")
 
 
 def export_written(
@@ -179,7 +179,7 @@ def export_written(
         raise DataError("the store has no written answers yet; `rlhf label sync` updates it")
     rejected_path = out.with_name(f"{out.stem}.rejected.jsonl")
     for path, count in ((out, write_records(out, rows)), (rejected_path, write_records(rejected_path, rejected))):
-        typer.echo(f"{count:7} {path}")
+        echo(f"{count:7} {path}")
 
 
 def read_part(source: str, part: str) -> list[Comparison]:
@@ -224,6 +224,6 @@ def show(
 
         provenance = trace(comparison)
     if as_json:
-        typer.echo(json.dumps(provenance, indent=2, ensure_ascii=False))
+        echo(json.dumps(provenance, indent=2, ensure_ascii=False), lines=True)
     else:
-        Console().print(trace_view(provenance))
+        console().print(trace_view(provenance))

@@ -11,6 +11,8 @@ from types import FrameType
 
 import typer
 
+from flows.console import echo
+
 STOPPED = 130  # the shell's code of a command that Ctrl-C ended
 GRACE_SECONDS = 11.0  # to update the run's state on the servers
 
@@ -32,7 +34,7 @@ def print_resume_command() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        typer.echo(_message(), err=True)
+        echo(_message(), err=True, lines=True)
         raise typer.Exit(STOPPED) from None
     finally:  # the timer keeps running: a library's clean-up at exit may hang as well
         if handled:

@@ -13,11 +13,12 @@ import typer
 from alignment.errors import ConfigError, RLHFError
 from flows.cli import exchange
 from flows.cli.common import AsJson, Overrides, print_table, queries
+from flows.console import echo
 from flows.recipe.schema import check_files, load_recipe
 from flows.stack.environment import load_clients, use_stack, waiting
 from flows.stack.services import Name
 from labeling.config import LabelingConfig
-from labeling.errors import LabelingError
+from labeling.errors import LabelingError, ServerFault
 
 if TYPE_CHECKING:
     from labeling.server.client import LabelStudio
@@ -66,21 +67,23 @@ def open_collection(
             projects, people = opening.projects(owner, planning), states(owner, planning.config.people)
     print_table(opening.PLAN_COLUMNS, opening.plan_rows(planning, projects))
     for note in opening.notes(planning, projects, people):
-        typer.echo(note)
+        echo(note)
     with client(planning.config) as owner:
-        if not any(project.changes for project in projects) and not {"new", "token changed"} & {*people.values()}:
-            typer.echo("nothing to do: everything exists already")
+        if not any(project.changes for project in projects) and not {"new", "token changed", "signed up"} & {
+            *people.values()
+        }:
+            echo("nothing to do: everything exists already")
         elif plan or not (yes or typer.confirm("open it?")):
-            typer.echo("nothing was changed")
+            echo("nothing was changed")
             return
         else:
             with waiting(f"opening the projects at {owner.url}"):
                 remarks = opening.open_plan(owner, planning)
                 projects = opening.projects(owner, planning)
             for note in remarks:
-                typer.echo(note)
+                echo(note)
         for line in opening.links(owner, planning, projects):
-            typer.echo(line)
+            echo(line)
 
 
 @app.command()
@@ -91,15 +94,17 @@ def sync(
 ) -> None:
     """Synchronise the local store of annotations with Label Studio: new ones, edits, skips and deletions."""
     with waiting("loading the libraries"):
+        from flows.annotation import progress
         from flows.annotation.label_studio import annotation_store
         from labeling.store import sync as syncing
 
     store = annotation_store()
     with _label_studio() as client:
-        synced = syncing.sync(client, store, project or (), whole=whole)
+        report = syncing.sync(client, store, project or (), whole=whole)
+    synced = report.synced
     if as_json:
         rows = [result.model_dump(mode="json", exclude={"project": {"config"}}) for result in synced]
-        typer.echo(json.dumps(rows, indent=2))
+        echo(json.dumps(rows, indent=2), lines=True)
     elif synced:
         print_table(
             ["project", "read", "tasks read", "new", "changed", "deleted"],
@@ -114,14 +119,15 @@ def sync(
                 for result in synced
             ],
         )
-        for result in synced:
-            if result.config_changed:
-                typer.echo(f"the screen of project {result.project.title} was edited since the last sync")
-            for task, reason in result.unreadable.items():
-                typer.echo(f"task {task} of project {result.project.title} was not read: {reason}")
-        typer.echo(f"the store is {store.path}")
-    else:
-        typer.echo(NEXT_STEP)
+        for line in progress.remarks(report):
+            echo(line)
+        echo(f"the store is {store.path}")
+    elif not report.problems:
+        echo(NEXT_STEP)
+    for problem in report.problems:
+        echo(problem, err=True)
+    if any("not read" in problem for problem in report.problems):
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -134,26 +140,27 @@ def listen(
     use_stack("label-studio")
     load_clients("label-studio")
     with waiting("loading the libraries"):
+        from flows.annotation import progress
         from flows.annotation.label_studio import annotation_store, client
         from labeling.server.receiver import sync_when_woken, webhook_receiver
         from labeling.store import sync as syncing
 
     store, wake = annotation_store(), Event()
     with client(LabelingConfig()) as label_studio, webhook_receiver(port, wake) as url:
-        typer.echo(f"listening for Label Studio's webhooks at {url} (labeling.webhook); Ctrl-C stops")
+        echo(f"listening for Label Studio's webhooks at {url} (labeling.webhook); Ctrl-C stops")
 
         def once() -> None:
             try:
-                synced = syncing.sync(label_studio, store, project or ())
+                report = syncing.sync(label_studio, store, project or ())
             except LabelingError as error:
-                typer.echo(f"sync failed, retrying: {error}", err=True)
+                echo(f"sync failed, retrying: {error}", err=True)
                 return
-            for result in synced:
+            for result in report.synced:
                 new, other, gone = result.changes.added, result.changes.changed, result.changes.deleted
                 if new or other or gone:
-                    typer.echo(f"{result.project.title}: {new} new, {other} changed, {gone} deleted")
-                for task, reason in result.unreadable.items():
-                    typer.echo(f"{result.project.title}: task {task} was not read: {reason}", err=True)
+                    echo(f"{result.project.title}: {new} new, {other} changed, {gone} deleted")
+            for line in (*progress.remarks(report), *report.problems):
+                echo(line, err=True)
 
         sync_when_woken(once, wake, every)
 
@@ -167,7 +174,9 @@ def status(
     """Show progress, pace, expected end, agreement and each annotator, by project."""
     with waiting("loading the libraries"):
         from flows.annotation import progress
+        from flows.annotation.accounts import accounts_by_server
         from flows.annotation.label_studio import annotation_store
+        from flows.annotation.planned import plans
         from labeling.reports.page import status_page
         from labeling.reports.report import reports
         from labeling.store import sync as syncing
@@ -175,21 +184,25 @@ def status(
     store = annotation_store()
     try:
         with _label_studio() as client:
-            syncing.sync(client, store, project or ())
+            synced = syncing.sync(client, store, project or ())
+        for line in (*progress.remarks(synced), *synced.problems):
+            echo(line, err=True)
+    except ServerFault as error:
+        echo(f"as of the last sync, because Label Studio fails: {error}", err=True)
     except (RLHFError, LabelingError) as error:
-        typer.echo(f"as of the last sync, because Label Studio is not available: {error}", err=True)
-    project_reports = reports(store, project or ())
+        echo(f"as of the last sync, because Label Studio is not available: {error}", err=True)
+    project_reports = reports(store, project or (), known=accounts_by_server(), plans=plans())
     if html is not None:
         html.parent.mkdir(parents=True, exist_ok=True)
         html.write_text(status_page(project_reports), encoding="utf-8")
-        typer.echo(f"the page is {html}", err=as_json)
+        echo(f"the page is {html}", err=as_json)
     if as_json:
-        typer.echo(json.dumps([report.status.model_dump(mode="json") for report in project_reports], indent=2))
+        echo(json.dumps([report.status.model_dump(mode="json") for report in project_reports], indent=2), lines=True)
         return
     for columns, rows in progress.tables(project_reports) if project_reports else []:
         print_table(columns, rows)
     for hint in progress.hints(project_reports) if project_reports else [NEXT_STEP]:
-        typer.echo(hint)
+        echo(hint)
 
 
 @contextmanager

@@ -7,19 +7,19 @@ settings on import. It also keeps `rlhf --help` fast.
 import json
 import os
 import sys
+import traceback
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from alignment.errors import ConfigError, RLHFError
 from flows.cli import operations, runs, stack
 from flows.cli.common import AsJson, Overrides, print_table, queries
-from flows.cli.console import configure_logging
 from flows.cli.data import app as data_app
 from flows.cli.interrupts import print_resume_command
 from flows.cli.label import app as label_app
+from flows.console import configure_logging, console, echo
 from flows.recipe.schema import Recipe, check_files, check_judged, load_recipe
 from flows.recipe.schema import recipes as packaged_recipes
 from flows.stack.environment import prepare, use_stack, waiting
@@ -76,7 +76,7 @@ def run(
         servers = (*servers, "label-studio")
     if plan:
         for line in config.align.warnings():
-            typer.echo(line, err=True)
+            echo(line, err=True)
         print_plan(config, stage or "evaluate")
         return
     use_stack(*servers, label_studio=config.labeling.url if config.labeling else None)
@@ -87,14 +87,12 @@ def run(
     configure_logging()
     with friendly_errors(), print_resume_command():
         if stage:
-            typer.echo(str(run_stage_alone(config, stage).path))
+            echo(str(run_stage_alone(config, stage).path))
             return
         manifest = rlhf(config)
     cached = list(manifest.get("cached", {}).values())
     summary = "all {} stages were cached, nothing was run" if all(cached) else "{1} of {0} stages were cached"
-    typer.echo(
-        f"release {manifest['release']}: {summary.format(len(cached), sum(cached))}; `rlhf report` prints its figures"
-    )
+    echo(f"release {manifest['release']}: {summary.format(len(cached), sum(cached))}; `rlhf report` prints its figures")
 
 
 def print_plan(config: Recipe, last: str) -> None:
@@ -105,9 +103,9 @@ def print_plan(config: Recipe, last: str) -> None:
         with queries("mlflow"):
             rows = plan(config, last)
     except StackError as error:
-        print(f"rlhf: {error}", file=sys.stderr)
+        echo(f"rlhf: {error}", err=True, lines=True)
         rows = plan(config, last, ask_mlflow=False)
-    Console().print(plan_table(config, rows))
+    console().print(plan_table(config, rows))
 
 
 @app.command()
@@ -138,7 +136,7 @@ def promote(
     with queries("mlflow"):
         from flows.releases.promote import promote_version
 
-        typer.echo(f"{promote_version(model, alias, despite)} is now {alias}")
+        echo(f"{promote_version(model, alias, despite)} is now {alias}")
 
 
 @app.command()
@@ -152,9 +150,9 @@ def report(
 
         manifest = load_release(release)
     if as_json:
-        typer.echo(json.dumps(manifest, indent=2))
+        echo(json.dumps(manifest, indent=2), lines=True)
     else:
-        Console().print(report_view(manifest))
+        console().print(report_view(manifest))
 
 
 @app.command()
@@ -169,9 +167,9 @@ def lineage(
 
         tree = ancestors(model)
     if as_json:
-        typer.echo(json.dumps(tree, indent=2))
+        echo(json.dumps(tree, indent=2), lines=True)
     else:
-        Console().print(lineage_tree(tree))
+        console().print(lineage_tree(tree))
 
 
 def main() -> None:
@@ -186,10 +184,13 @@ def main() -> None:
         _fail(error, 2)
     except (RLHFError, LabelingError) as error:
         _fail(error, 1)
+    except Exception:  # its text may be of any origin
+        echo(traceback.format_exc(), err=True, lines=True)
+        sys.exit(1)
 
 
 def _fail(error: Exception, code: int) -> None:
-    print(f"rlhf: {error}", file=sys.stderr)
+    echo(f"rlhf: {error}", err=True, lines=True)
     sys.exit(code)
 
 

@@ -4,10 +4,10 @@ import json
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.filesize import decimal
 
 from flows.cli.common import print_table, queries
+from flows.console import console, echo
 from flows.stack.environment import waiting
 from flows.tracking.logs import as_text, find_log, read_log
 
@@ -22,7 +22,7 @@ def logs(
     path = find_log(run)
     try:
         for line in read_log(path, stage, lambda: follow):
-            typer.echo(json.dumps(line, ensure_ascii=False) if as_json else as_text(line))
+            echo(json.dumps(line, ensure_ascii=False) if as_json else as_text(line), lines=True)
     except KeyboardInterrupt:
         return
 
@@ -42,16 +42,16 @@ def gc(
 
         items = collection.plan(older_than, superseded=superseded)
     print_table(["kind", "what", "size", "why"], [(i.kind, i.place, decimal(i.size), i.why) for i in items])
-    console, total = Console(), decimal(sum(item.size for item in items))
+    out, total = console(), decimal(sum(item.size for item in items))
     if not items or not yes:
-        console.print(f"{len(items)} items, {total}{'; `rlhf gc --yes` removes them' if items else ''}")
+        out.print(f"{len(items)} items, {total}{'; `rlhf gc --yes` removes them' if items else ''}")
         return
     with waiting("removing files"):
         problems = collection.remove_items(items)
     for problem in problems:
-        console.print(f"kept: {problem}", markup=False, soft_wrap=True)
+        out.print(f"kept: {problem}", markup=False, soft_wrap=True)
     path = collection.write_removal_log(items)
     removed = len(items) - len(problems)
-    console.print(f"{removed} of {len(items)} items removed, {total} at most; the list is {path}")
+    out.print(f"{removed} of {len(items)} items removed, {total} at most; the list is {path}")
     if problems:
         raise typer.Exit(1)

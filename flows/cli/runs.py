@@ -7,6 +7,7 @@ import httpx
 import typer
 
 from flows.cli.common import queries
+from flows.console import echo
 from flows.stack.environment import load_clients, use_stack
 
 Run = Annotated[str, typer.Argument(metavar="RUN", help="The name or the id of a flow run.")]
@@ -23,7 +24,7 @@ def watch(
         with queries("prefect"):
             from flows.deployments.watcher import check_runs
 
-            typer.echo("\n".join(check_runs(max_restarts)) or "nothing to do")
+            echo("\n".join(check_runs(max_restarts)) or "nothing to do", lines=True)
         return
     use_stack("prefect")
     load_clients("prefect")
@@ -31,9 +32,9 @@ def watch(
 
     while True:
         try:
-            typer.echo("\n".join(check_runs(max_restarts)) or "nothing to do")
+            echo("\n".join(check_runs(max_restarts)) or "nothing to do", lines=True)
         except httpx.HTTPError as error:
-            typer.echo(f"Prefect does not answer, the watcher retries: {error}")
+            echo(f"Prefect does not answer, the watcher retries: {error}")
         time.sleep(every)
 
 
@@ -59,4 +60,4 @@ def _set_state(action: Literal["resume", "retry"], name: str) -> None:
                 flow_runs.resume(prefect, run, "by hand, with the judgements made so far")
             else:
                 flow_runs.restart(prefect, run, "by hand")
-    typer.echo(f"{run.name} continues when a worker picks it up")
+    echo(f"{run.name} continues when a worker picks it up")

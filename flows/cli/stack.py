@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
-from rich.console import Console
 from rich.text import Text
 
 from flows.cli.common import BAD, GOOD, print_table, queries
+from flows.console import console, echo
 from flows.deployments.rows import last_known
 from flows.home import home_directory
 from flows.operations import backup as backups
@@ -30,22 +30,22 @@ def up(
 
     Profile and workers are remembered. --profile production always has workers.
     """
-    console = Console()
+    out = console()
     started = time.monotonic()
     starting = "starting the servers; Label Studio's first start takes half a minute or more"
-    with console.status(starting) if console.is_terminal else waiting(starting):
+    with out.status(starting) if out.is_terminal else waiting(starting):
         running = stack.up(None, profile, workers)
     for note in running.notes:
-        console.print(f"note: {note}")
+        out.print(f"note: {note}")
     print_servers(stack.status())
     seconds = time.monotonic() - started
-    console.print(f"ready after {seconds:.0f} s; passwords are in {running.home / 'credentials.json'}", soft_wrap=True)
+    out.print(f"ready after {seconds:.0f} s; passwords are in {running.home / 'credentials.json'}", soft_wrap=True)
 
 
 def down() -> None:
     """Stop the servers that `rlhf up` started, and no other process."""
     stopped = stack.down()
-    typer.echo(f"stopped {', '.join(stopped)}" if stopped else "nothing was running")
+    echo(f"stopped {', '.join(stopped)}" if stopped else "nothing was running")
 
 
 def status() -> None:
@@ -82,13 +82,13 @@ def doctor() -> None:
 
 def backup(out: Annotated[Path, typer.Argument(help="A directory that does not exist yet.")]) -> None:
     """Copy all databases and files of the stack into a directory, with a digest of each. The stack may be running."""
-    typer.echo(f"{len(backups.backup(out).files)} files are in {out}")
+    echo(f"{len(backups.backup(out).files)} files are in {out}")
 
 
 def restore(source: Annotated[Path, typer.Argument(help="A directory that `rlhf backup` wrote.")]) -> None:
     """Restore a backup into an empty home; then `rlhf up` starts the stack."""
     manifest = backups.restore(source)
-    typer.echo(f"the stack of {manifest.made_at} is in {home_directory()}; `rlhf up` starts it")
+    echo(f"the stack of {manifest.made_at} is in {home_directory()}; `rlhf up` starts it")
 
 
 def print_servers(servers: Sequence[ServerStatus]) -> None:

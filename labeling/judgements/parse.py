@@ -4,7 +4,6 @@ Label Studio does not validate annotations: any account can post any JSON. An an
 cannot have produced is quarantined with a reason (`Rejected`), never repaired.
 """
 
-import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -13,10 +12,12 @@ from alignment.criteria import CRITERION_NAMES
 from alignment.records import Record, Rejected
 from labeling.authors import author, owner
 from labeling.judgements.judgement import Judged, Judgement, PairwiseJudgement, RankingJudgement, WrittenAnswer
+from labeling.set_aside import SET_ASIDE, refusal, stand_in
 from labeling.tasks.characters import NO_UNICODE, is_unicode, shown, unicode_only
 from labeling.tasks.tasks import Task, completed
 
 PREFERENCES = {"a_3": 3, "a_2": 2, "a_1": 1, "tie": 0, "b_1": -1, "b_2": -2, "b_3": -3}
+LONGEST_SECONDS = 366 * 86_400.0
 FLAGS = ("refuses_wrongly", "made_up_fact", "unsafe")
 RATINGS = tuple(f"{side}_{criterion}" for side in "ab" for criterion in CRITERION_NAMES)
 
@@ -67,6 +68,9 @@ def sort_annotations(
     originals: dict[str, Mapping[str, Any]] = {}
     by_task: dict[str, list[Judged]] = defaultdict(list)
     for task, raw, row in annotations:
+        if reason := raw.get(SET_ASIDE) or refusal(raw):
+            invalid.append((raw, reason))
+            continue
         if raw.get("was_cancelled"):
             skips[str(author(raw))] += 1
             continue
@@ -75,8 +79,8 @@ def sort_annotations(
             if not is_unicode(raw):
                 raise InvalidAnnotation(NO_UNICODE)
             by_task[task.uid].append(read(raw, task, row))
-        except InvalidAnnotation as reason:
-            invalid.append((raw, str(reason)))
+        except InvalidAnnotation as problem:
+            invalid.append((raw, str(problem)))
     judgements: list[Judged] = []
     for of_task in by_task.values():
         kept, surplus = _within_overlap(of_task, overlap)
@@ -91,7 +95,8 @@ def _rejected_row(source: str, raw: Mapping[str, Any], reason: str) -> Rejected:
     """The quarantined row; its line is the annotation's id."""
     number = raw.get("id")
     line = number if isinstance(number, int) else 0
-    return Rejected(file=f"{source}/task/{raw.get('task')}", line=line, reason=reason, row=unicode_only(raw))
+    row = stand_in(raw, reason) if refusal(raw) else unicode_only(raw)
+    return Rejected(file=f"{source}/task/{raw.get('task')}", line=line, reason=reason, row=row)
 
 
 def _within_overlap(judgements: Sequence[Judged], overlap: int) -> tuple[list[Judged], list[tuple[Judged, str]]]:
@@ -145,7 +150,7 @@ def provenance(raw: Mapping[str, Any], task: Task) -> dict[str, Any]:
     if first is not None and last != first:
         return common | {"created_at": str(raw.get("updated_at")), "first_annotator_id": str(first)}
     seconds = raw.get("lead_time")
-    lead_time = float(seconds) if isinstance(seconds, int | float) and math.isfinite(seconds) else 0.0
+    lead_time = float(seconds) if isinstance(seconds, int | float) and 0.0 <= seconds <= LONGEST_SECONDS else 0.0
     return common | {"created_at": str(raw.get("created_at")), "lead_time": lead_time}
 
 

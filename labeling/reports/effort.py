@@ -5,6 +5,7 @@ from statistics import fmean
 from typing import Any, get_args
 
 from alignment.records import Record
+from labeling.authors import counted
 from labeling.config import Kind
 from labeling.names import title_of
 from labeling.store.store import Store
@@ -41,8 +42,10 @@ def lead_times(rows: Sequence[Mapping[str, Any]]) -> list[float]:
     return [
         float(raw["lead_time"])
         for row in rows
-        for raw in row["annotations"]
-        if raw.get("lead_time") and not raw["was_cancelled"] and CREW not in str(raw.get("created_username"))
+        for raw in counted(row["annotations"])
+        if (raw.get("lead_time") or 0.0) > 0.0
+        and not raw["was_cancelled"]
+        and CREW not in str(raw.get("created_username"))
     ]
 
 

@@ -7,7 +7,8 @@ from statistics import median
 from typing import Any
 
 from alignment.records import Record
-from labeling.authors import Account, author, judges, owner
+from labeling.authors import Account, author, counted, judges, owner
+from labeling.judgements.parse import LONGEST_SECONDS
 from labeling.names import title_of
 from labeling.quality.results import Agreement, Rate
 from labeling.store.versions import SeenProject, Sync, moment
@@ -34,7 +35,8 @@ class ProjectStatus(Record):
 
     `per_hour` is over the 24 hours before the last sync, or since the first judgement if that is later; `expected_end`
     is when all would be done at that pace, None without recent judgements. `quarantined` counts annotations that could
-    not be parsed. `screen_changed`: the label config was edited on the server.
+    not be parsed or do not count. `overlap` was planned, `overlap_on_server` is its setting now. `screen_changed`: the
+    label config was edited on the server.
     """
 
     title: str
@@ -51,6 +53,8 @@ class ProjectStatus(Record):
     annotators: tuple[AnnotatorStatus, ...]
     quarantined: int
     lost: int
+    overlap: int
+    overlap_on_server: int
     screen_changed: bool
     last_sync: datetime | None
 
@@ -61,14 +65,18 @@ def project_status(
     syncs: Sequence[Sync],
     agreement: Agreement,
     *,
+    overlap: int,
     quarantined: int,
     lost: int,
 ) -> ProjectStatus:
-    """The status of one project as of its last sync. `rows` are its tasks with their annotations, as in the store."""
-    annotations = [raw for row in rows for raw in row["annotations"]]
+    """The status of one project as of its last sync. `rows` are its tasks with their annotations, as in the store.
+
+    `overlap` annotators per task were planned, whatever the server says.
+    """
+    annotations = [raw for row in rows for raw in counted(row["annotations"])]
     judged = [raw for raw in annotations if not raw["was_cancelled"]]
-    done = sum(min(judges(row["annotations"]), project.overlap) for row in rows)
-    needed = len(rows) * project.overlap
+    done = sum(min(judges(row["annotations"]), overlap) for row in rows)
+    needed = len(rows) * overlap
     now = syncs[-1].seen_at if syncs else None
     per_hour = pace([moment(raw["created_at"]) for raw in judged], now) if now else 0.0
     remaining = timedelta(hours=(needed - done) / per_hour) if per_hour else None
@@ -88,6 +96,8 @@ def project_status(
         annotators=annotator_statuses(annotations),
         quarantined=quarantined,
         lost=lost,
+        overlap=overlap,
+        overlap_on_server=project.overlap,
         screen_changed=title is not None and title.screen_hash != project.config_hash,
         last_sync=now,
     )
@@ -110,7 +120,7 @@ def annotator_statuses(annotations: Sequence[Mapping[str, Any]]) -> tuple[Annota
     statuses = []
     for person, own in by_person.items():
         first_hand = [raw for raw in own if owner(raw) == person]  # the others tell the name and time of someone else
-        times = [raw["lead_time"] for raw in first_hand if raw.get("lead_time") and not raw["was_cancelled"]]
+        times = [raw["lead_time"] for raw in first_hand if believable(raw) and not raw["was_cancelled"]]
         skips = sum(raw["was_cancelled"] for raw in own)
         statuses.append(
             AnnotatorStatus(
@@ -122,6 +132,11 @@ def annotator_statuses(annotations: Sequence[Mapping[str, Any]]) -> tuple[Annota
             )
         )
     return tuple(sorted(statuses, key=lambda status: (-status.judgements, str(status.annotator).zfill(12))))
+
+
+def believable(raw: Mapping[str, Any]) -> bool:
+    """Whether the time of an annotation is a time that a person can take."""
+    return 0.0 < (raw.get("lead_time") or 0.0) <= LONGEST_SECONDS
 
 
 def name_of(own: Sequence[Mapping[str, Any]]) -> str:

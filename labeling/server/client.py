@@ -16,8 +16,16 @@ import label_studio_sdk  # loads its names lazily: about a second, at the first 
 from label_studio_sdk.core.api_error import ApiError
 from label_studio_sdk.core.parse_error import ParsingError
 
-from labeling.errors import BadCredentials, LabelingError, RequestRefused, ServerFault, UnexpectedAnswer
+from labeling.errors import (
+    BadCredentials,
+    LabelingError,
+    RequestRefused,
+    ServerFault,
+    UnexpectedAnswer,
+    UnreadableAnswer,
+)
 from labeling.server.transport import ONCE, RetryingTransport, raise_for_refusal, shown_url
+from labeling.set_aside import unread
 
 PAGE_SIZE = 1000
 FULL_PAGE_SIZE = 500
@@ -28,6 +36,7 @@ EXPENSIVE_COLUMNS = (  # computed by the data manager; omitting them halves the 
     *("annotators", "storage_filename", "file_upload", "comment_authors", "predictions_model_versions", "created_ago"),
     *("predictions_score", "draft_exists", "completed_at", "inner_id", "total_predictions", "state", "is_labeled"),
 )
+UNREADABLE = (ServerFault, UnreadableAnswer)  # a smaller request may succeed
 MALFORMED = (ParsingError, AttributeError, KeyError, TypeError, ValueError)  # what reading a wrong response raises
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -113,9 +122,9 @@ class LabelStudio:
         response = self.call(self.sdk._client_wrapper.httpx_client.request, path, method=method, **arguments)
         try:
             return response.json() if response.content else None
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:  # also integers of 5,000 digits, and lists in lists in lists
             request = f"{method} {shown_url(response.request.url)}"
-            raise UnexpectedAnswer(f"{request} did not respond with JSON: {error}") from error
+            raise UnreadableAnswer(f"{request} did not respond with JSON: {error}") from error
 
     def _note_request(self, request: httpx.Request) -> None:
         self._request_sent = f"{request.method} {shown_url(request.url)}"
@@ -130,11 +139,13 @@ class LabelStudio:
         """The account of the token."""
         return expect(self.get("/api/current-user/whoami"), dict, "whoami")
 
-    def projects(self) -> Iterator[dict[str, Any]]:
-        """All projects, with all their fields."""
+    def projects(self, *fields: str) -> Iterator[dict[str, Any]]:
+        """All projects, with these `fields` or all."""
         page = 1
+        include: dict[str, Any] = {"include": ",".join(fields)} if fields else {}
         while True:
-            listing = expect(self.get("/api/projects", page=page, page_size=100), dict, "the list of projects")
+            answer = self.get("/api/projects", page=page, page_size=100, **include)
+            listing = expect(answer, dict, "the list of projects")
             yield from listing["results"]
             if not listing.get("next"):
                 return
@@ -155,9 +166,9 @@ class LabelStudio:
         """`id`, `data`, `updated_at` and all `annotations` (skips too) of the tasks, by id.
 
         With `changed_after`, only tasks changed later than that, including by an annotation that was created, edited,
-        skipped or deleted. Deleted tasks are missing. Tasks that make the server fail (one that was posted with a lone
-        surrogate or an infinite time, say) are added to `unreadable` with the reason; what can be read of their
-        annotations is among the rows. Raises ServerFault for them without `unreadable`.
+        skipped or deleted. Deleted tasks are missing. A task that cannot be read is added to `unreadable` with the
+        reason. An annotation on which the server fails (one that was posted with a lone surrogate or an infinite time,
+        say) is replaced by a stand-in. Without `unreadable`, raises ServerFault and UnreadableAnswer.
         """
         omit = ",".join(EXPENSIVE_COLUMNS)
         options = {"fields": "all", "omit": omit, "resolve_uri": "false"}
@@ -184,7 +195,7 @@ class LabelStudio:
             try:
                 rows, total = self._page(filters, once=unreadable is not None, **common, **params)
                 ids = [row["id"] for row in rows]
-            except ServerFault:
+            except UNREADABLE:
                 if unreadable is None:
                     raise
                 listed, total = self._page(filters, **common, fields="task_only", include="id")
@@ -214,9 +225,9 @@ class LabelStudio:
         among = [_filter("id", "greater", "Number", ids[0] - 1), _filter("id", "less", "Number", ids[-1] + 1)]
         try:
             rows, _ = self._page([*filters, *among], once=True, **params)
-        except ServerFault as fault:
+        except UNREADABLE as problem:
             if len(ids) == 1:
-                unreadable[ids[0]] = f"the server fails on it: {fault.request} returned 500"
+                unreadable[ids[0]] = f"it cannot be read: {problem}"
                 return self._in_pieces(ids[0], unreadable, **params) if params["fields"] == "all" else []
             middle = len(ids) // 2
             first = self._readable(ids[:middle], filters, unreadable, **params)
@@ -224,24 +235,29 @@ class LabelStudio:
         return [row for row in rows if row["id"] in ids]
 
     def _in_pieces(self, task_id: int, unreadable: dict[int, str], **params: Any) -> list[dict[str, Any]]:
-        """A task with the annotations of it that can be read one by one; nothing if its data cannot be read."""
+        """A task with its annotations read one by one; nothing if its data cannot be read."""
         listing = params | {"include": "id,data,updated_at,annotations_ids"}
         del listing["omit"]
         try:
             rows, _ = self._page([_filter("id", "equal", "Number", task_id)], once=True, **listing)
-        except ServerFault:
+        except UNREADABLE:
             return []
-        annotations = []
+        del unreadable[task_id]
         for row in rows:
-            for number in str(row.pop("annotations_ids", "") or "").split(","):
-                try:
-                    annotations += [self.get(f"/api/annotations/{number}/", once=True)] if number else []
-                except ServerFault:
-                    unreadable[task_id] = f"the server fails on annotation {number}"
-                except RequestRefused as refusal:
-                    if refusal.status != 404:  # deleted meanwhile
-                        raise
-        return [row | {"annotations": annotations} for row in rows]
+            numbers = [int(number) for number in str(row.pop("annotations_ids", "") or "").split(",") if number]
+            row["annotations"] = [raw for number in numbers for raw in self._annotation(number, row)]
+        return rows
+
+    def _annotation(self, number: int, task: dict[str, Any]) -> list[dict[str, Any]]:
+        """One annotation, or its stand-in if it cannot be read; none if it was deleted meanwhile."""
+        try:
+            return [expect(self.get(f"/api/annotations/{number}/", once=True), dict, "an annotation")]
+        except UNREADABLE:
+            return [unread(number, int(task["id"]), str(task["updated_at"]))]
+        except RequestRefused as refusal:
+            if refusal.status != 404:
+                raise
+            return []
 
     def import_tasks(self, project_id: int, tasks: list[dict[str, Any]]) -> list[int]:
         """Add tasks (`{"data": …}`) in batches; return their ids in the same order. Does not detect duplicates."""

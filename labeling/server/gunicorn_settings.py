@@ -1,12 +1,14 @@
 """Gunicorn's settings for Label Studio; read by gunicorn in Label Studio's own environment."""
 
 import importlib.util
+from pathlib import Path
 
 _spec = importlib.util.find_spec("label_studio")
 assert _spec is not None and _spec.submodule_search_locations, "Label Studio is not installed beside gunicorn"
 
 chdir = _spec.submodule_search_locations[0]  # its modules use absolute imports relative to this directory
-raw_env = ["DJANGO_SETTINGS_MODULE=core.settings.label_studio"]
+pythonpath = str(Path(__file__).with_name("guard"))
+raw_env = ["DJANGO_SETTINGS_MODULE=rlhf_settings"]
 workers = 2
 worker_class = "gthread"
 threads = 4

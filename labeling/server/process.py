@@ -24,6 +24,7 @@ from labeling.errors import BadCredentials, ServerStartFailed, ServerUnavailable
 POLL_SECONDS = 0.2
 STOP_SECONDS = 10.0
 LOG_TAIL_CHARACTERS = 2000
+GUARD, GUARD_SETTINGS = Path(__file__).with_name("guard"), "rlhf_settings"
 EXCLUDED_PREFIXES = ("PYTHON", "LABEL_STUDIO_", "DJANGO_", "POSTGRE_", "VIRTUAL_ENV", "SENTRY_", "PG")
 
 
@@ -71,9 +72,13 @@ class ServerSettings(BaseModel):
 def command(settings: ServerSettings) -> list[str]:
     """The command line that starts the server in the foreground.
 
-    Secrets are passed in `environment`, which other users of this machine cannot read.
+    Secrets are passed in `environment`, which other users of this machine cannot read. Label Studio runs with the
+    settings in `GUARD`: annotators do not administer, and it connects to no address of its machine and network.
     """
     return [
+        "env",
+        f"PYTHONPATH={GUARD}",
+        f"DJANGO_SETTINGS_MODULE={GUARD_SETTINGS}",
         str(settings.executable),
         "start",
         "--no-browser",

@@ -4,9 +4,11 @@ import time
 
 import httpx
 
-from labeling.errors import BadCredentials, RequestRefused, ServerFault, ServerUnavailable
+from labeling.errors import BadCredentials, RequestRefused, ServerFault, ServerUnavailable, UnreadableAnswer
 
 ONCE = "X-RLHF-Once"  # a header of ours, not sent: the request is not retried
+LARGEST_ANSWER = 32_000_000  # bytes; a page of tasks that is larger is read in parts
+DECODED = (b"content-encoding", b"content-length", b"transfer-encoding")
 NEVER_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
 
 
@@ -17,7 +19,7 @@ class RetryingTransport(httpx.BaseTransport):
     or got a 503, all others after any network error or 5xx.
 
     `url` is the server's address for error messages. Raises ServerUnavailable when no attempt succeeds, and
-    ServerFault if the last one got a 500.
+    ServerFault if the last one got a 500, and UnreadableAnswer for a response that is larger than LARGEST_ANSWER.
     """
 
     def __init__(self, url: str, transport: httpx.BaseTransport, attempts: int, backoff_seconds: float) -> None:
@@ -33,8 +35,7 @@ class RetryingTransport(httpx.BaseTransport):
             if attempt:
                 time.sleep(self._backoff_seconds * 2 ** (attempt - 1))
             try:
-                response = self._transport.handle_request(request)
-                response.read()
+                response = read_bounded(request, self._transport.handle_request(request))
             except httpx.TransportError as failure:
                 error = ServerUnavailable(self._url, str(failure) or type(failure).__name__)
                 if request.method == "POST" and not isinstance(failure, NEVER_SENT):
@@ -57,6 +58,24 @@ class RetryingTransport(httpx.BaseTransport):
     def close(self) -> None:
         """Close the connections."""
         self._transport.close()
+
+
+def read_bounded(request: httpx.Request, response: httpx.Response) -> httpx.Response:
+    """The response, read and decompressed. Raises UnreadableAnswer as soon as it is larger than LARGEST_ANSWER."""
+    content = bytearray()
+    try:
+        for part in response.iter_bytes():
+            content += part
+            if len(content) > LARGEST_ANSWER:
+                raise UnreadableAnswer(
+                    f"{request.method} {shown_url(request.url)} sent more than {LARGEST_ANSWER:,} bytes"
+                )
+    finally:
+        response.close()
+    sent = [(name, value) for name, value in response.headers.raw if name.lower() not in DECODED]
+    return httpx.Response(
+        response.status_code, headers=sent, content=bytes(content), request=request, extensions=response.extensions
+    )
 
 
 def raise_for_refusal(url: str, response: httpx.Response) -> None:

@@ -13,7 +13,7 @@ a server that moved to another address keeps its keys. Times are UTC, by the ser
 """
 
 import json
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -22,8 +22,9 @@ from typing import Any
 from sqlalchemy import DDL, Connection, Row, Table, func, insert, select
 from sqlalchemy.exc import DatabaseError
 
-from labeling.authors import with_author
+from labeling.authors import Account, with_author
 from labeling.errors import StoreError
+from labeling.set_aside import SET_ASIDE
 from labeling.store.schema import (
     annotations,
     earlier_versions,
@@ -40,6 +41,7 @@ from labeling.store.versions import (
     PRESENT,
     PROJECT_DELETED,
     TASK_DELETED,
+    UNREAD_HASH,
     Changes,
     SeenProject,
     Sync,
@@ -134,12 +136,13 @@ class Store:
             )
         return task_count, annotation_count
 
-    def current(self, project: str) -> list[dict[str, Any]]:
+    def current(self, project: str, known: Container[Account] | None = None) -> list[dict[str, Any]]:
         """The tasks (`id`, `data`) with their `annotations`, newest versions, in the shape of an export.
 
         A deleted project keeps its last rows: its judgements were not withdrawn. `completed_by` also names annotators
         whose accounts were deleted on the server; `author` is there where the history names another one
-        than the newest version does.
+        than the newest version does. `set_aside` is the reason why an annotation does not count: its author cannot be
+        believed or is none of the accounts `known`, or it was not stored.
         """
         with self._engine.connect() as connection:
             task_rows = newest(connection, tasks, project).values()
@@ -153,7 +156,7 @@ class Store:
         for row in annotation_rows:
             if row.deleted in (PRESENT, PROJECT_DELETED) and row.task in rows:
                 versions = [_raw(version) for version in (*earlier.get(row.annotation, ()), row)]
-                rows[row.task]["annotations"].append(with_author(versions))
+                rows[row.task]["annotations"].append(with_author(versions, known))
         return list(rows.values())
 
     def history(self, project: str, annotation: int) -> list[Version]:
@@ -179,7 +182,8 @@ class Store:
         """Store what a sync read, in one transaction. `rows` are tasks with all their annotations; all tasks, if whole.
 
         Unchanged rows are not stored again. Missing rows get a tombstone: annotations that a task no longer has and, in
-        a whole sync, tasks that are not among the rows; but not what belongs to the tasks `unreadable`.
+        a whole sync, tasks that are not among the rows; but not what belongs to the tasks `unreadable`. A stand-in is
+        stored only for an annotation that no version was read of.
         """
         seen_at = stamp(sync.seen_at)
         ids = None if sync.whole else [int(row["id"]) for row in rows]
@@ -194,6 +198,8 @@ class Store:
                 for row in rows
                 for raw in row["annotations"]
             }
+            for number in _stand_ins(rows) & {number for number, row in known.items() if not row.deleted}:
+                annotation_rows[number]["hash"] = known[number].hash  # the version that was read stays the newest one
             _add(connection, tasks, task_rows, known_tasks)
             added, changed = _add(connection, annotations, annotation_rows, known)
             known_tasks, known = (
@@ -224,6 +230,11 @@ class Store:
         return Changes(deleted=deleted)
 
 
+def _stand_ins(rows: Sequence[Mapping[str, Any]]) -> set[int]:
+    """The ids of annotations that were not read, or are not stored."""
+    return {int(raw["id"]) for row in rows for raw in row["annotations"] if SET_ASIDE in raw}
+
+
 def _project(row: Row[Any]) -> SeenProject:
     return SeenProject(**{name: getattr(row, name) for name in SeenProject.model_fields})
 
@@ -249,10 +260,10 @@ def _raw(row: Row[Any]) -> dict[str, Any]:
 
 
 def _count_query(table: Table, project: str) -> Any:
-    """The query that counts the rows of a project that are not deleted."""
+    """The query that counts a project's rows that are not deleted, without those that the server could not send."""
     column = table.c.task if table is tasks else table.c.annotation
     latest = select(func.max(table.c.seq)).where(table.c.project == project).group_by(column)
-    return select(func.count()).where(table.c.seq.in_(latest), table.c.deleted == PRESENT)
+    return select(func.count()).where(table.c.seq.in_(latest), table.c.deleted == PRESENT, table.c.hash != UNREAD_HASH)
 
 
 def _record_project(connection: Connection, project: SeenProject, seen_at: str) -> None:

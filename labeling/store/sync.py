@@ -14,7 +14,8 @@ server's clock was set back, the project is read in full.
 Deleted tasks and bulk deletions leave no changed task behind. The counts of tasks and annotations reveal them: after an
 incremental sync the store has everything that the server has; if it has more, the project is read in full.
 
-A task or annotation on which the server fails is left out and named; the store keeps the versions of it that it has.
+A task or annotation on which the server fails, or that is too large, is set aside and named; the store keeps the
+versions of it that it has. A project that cannot be read stops no other.
 """
 
 from collections.abc import Collection, Iterator
@@ -24,10 +25,11 @@ from typing import Any
 from pydantic import Field
 
 from alignment.records import Record, Rejected
-from labeling.errors import LabelingError, RequestRefused, ServerFault, UnexpectedAnswer
+from labeling.errors import RequestRefused, ServerFault, UnexpectedAnswer, UnreadableAnswer
 from labeling.locks import exclusive_lock
-from labeling.names import SIGNATURE, config_hash
+from labeling.names import SIGNATURE, altered_settings, config_hash
 from labeling.server.client import LabelStudio
+from labeling.set_aside import SET_ASIDE, bounded, refusal
 from labeling.store.store import Store
 from labeling.store.versions import Changes, SeenProject, Sync, moment
 
@@ -36,14 +38,17 @@ WHOLE_EVERY = timedelta(hours=24)
 LACKING_EVERY = timedelta(minutes=10)
 BACKWARDS = timedelta(seconds=2)  # clock skew allowed between hosts behind one address
 DATE_STEP = timedelta(seconds=1)  # resolution of the Date header
+LONGEST_TASK = 20_000_000  # characters
 EPOCH = datetime.fromtimestamp(0, UTC)
+FAULTS = (ServerFault, RequestRefused, UnexpectedAnswer)  # of one project: the server answers
 Counts = tuple[int, int]
 
 
 class Synced(Record):
     """The result of a sync. `why` is the reason for a full read, "" for an incremental sync.
 
-    `unreadable` are tasks that could not be read, or not wholly, with the reason, by id; the store keeps what it has.
+    `unreadable` are tasks that could not be read, and `set_aside` annotations, with the reason, by id; the store keeps
+    what it has. `settings` are settings on the server that differ from those that the project was created with.
     """
 
     project: SeenProject
@@ -52,6 +57,8 @@ class Synced(Record):
     changes: Changes = Changes()
     config_changed: bool = False
     unreadable: dict[int, str] = Field(default_factory=dict)
+    set_aside: dict[int, str] = Field(default_factory=dict)
+    settings: tuple[str, ...] = ()
 
     @property
     def rejected(self) -> list[Rejected]:
@@ -60,28 +67,66 @@ class Synced(Record):
         return [Rejected(file=f"{place}/{task}", line=0, reason=why) for task, why in self.unreadable.items()]
 
 
-def sync(client: LabelStudio, store: Store, only: Collection[int] = (), *, whole: bool = False) -> list[Synced]:
+class SyncReport(Record):
+    """A sync of all projects. `problems` names the projects that were not synchronised, each with the reason."""
+
+    synced: tuple[Synced, ...]
+    problems: tuple[str, ...] = ()
+
+
+def sync(client: LabelStudio, store: Store, only: Collection[int] = (), *, whole: bool = False) -> SyncReport:
     """Bring the store up to date with all projects of ours on the server, including those deleted there.
 
-    `only` restricts this to the projects with these numbers, whoever created them. A project that cannot be read does
-    not stop the others; its error is raised after them.
+    Ours are those that the store knows, and those with our signature that the client's account created; `only`
+    restricts this to the projects with these numbers, whoever created them. A project that cannot be read does not stop
+    the others. Raises ServerUnavailable and BadCredentials.
     """
     stored = {project.number for project in store.projects() if project.url == client.url and not project.deleted}
-    listed = {int(raw["id"]): raw for raw in client.projects()}
-    ours = {number for number, raw in listed.items() if str(raw["description"]).startswith(SIGNATURE)}
-    results: list[Synced | None] = []
-    failures: list[LabelingError] = []
+    listed, problems = _listed_projects(client)
+    account = client.whoami()["id"]
+    ours: set[int] = set()
+    for number, raw in listed.items():
+        if not str(raw["description"]).startswith(SIGNATURE) or number in stored or number in only:
+            continue
+        if _creator(raw) == account:
+            ours.add(number)
+        else:
+            problems[number] = f"has our signature, but account {_creator(raw)} created it: it is not followed"
+    synced: list[Synced] = []
     for number in sorted(only or stored | ours):
         try:
-            results.append(_sync_listed(client, store, number, listed.get(number), whole))
-        except ServerFault as error:
+            result = _sync_listed(client, store, number, listed.get(number), whole)
+        except FAULTS as error:
             client.whoami()  # raises if the server fails on everything
-            failures.append(error)
-        except (RequestRefused, UnexpectedAnswer) as error:
-            failures.append(error)
-    if failures:
-        raise failures[0]
-    return [result for result in results if result is not None]
+            problems[number] = f"was not read: {error}"
+        else:
+            synced += [] if result is None else [result]
+    named = {number: text for number, text in problems.items() if not only or number in only}
+    return SyncReport(synced=tuple(synced), problems=tuple(f"project {n} {text}" for n, text in sorted(named.items())))
+
+
+def _listed_projects(client: LabelStudio) -> tuple[dict[int, dict[str, Any]], dict[int, str]]:
+    """The projects of the server by number, and the problems of those that cannot be read."""
+    try:
+        return {int(raw["id"]): raw for raw in client.projects()}, {}
+    except (ServerFault, UnreadableAnswer):
+        numbers = [int(raw["id"]) for raw in client.projects("id")]
+    listed: dict[int, dict[str, Any]] = {}
+    problems: dict[int, str] = {}
+    for number in numbers:
+        try:
+            raw = _fetch_project(client, number)
+        except FAULTS as error:
+            problems[number] = f"was not read: {error}"
+        else:
+            listed |= {} if raw is None else {number: raw}
+    return listed, problems
+
+
+def _creator(raw: dict[str, Any]) -> object:
+    """The id of the account that created a project."""
+    person = raw.get("created_by")
+    return person.get("id") if isinstance(person, dict) else person
 
 
 def _sync_listed(
@@ -165,10 +210,11 @@ def _read_project(client: LabelStudio, store: Store, raw: dict[str, Any], whole:
     past = store.syncs(project.project)
     why = _reason_for_whole(past, date, asked=whole)
     unreadable: dict[int, str] = {}
-    tasks_read, changes = _store_reading(client, store, project, past, date, bool(why), unreadable)
+    aside: dict[int, str] = {}
+    tasks_read, changes = _store_reading(client, store, project, past, date, bool(why), unreadable, aside)
     if not why and (why := _difference(client, store, project, _counts(raw), date)):
         past = store.syncs(project.project)
-        more_read, more = _store_reading(client, store, project, past, _server_time(client), True, unreadable)
+        more_read, more = _store_reading(client, store, project, past, _server_time(client), True, unreadable, aside)
         tasks_read += more_read
         changes = Changes(
             added=changes.added + more.added,
@@ -182,6 +228,8 @@ def _read_project(client: LabelStudio, store: Store, raw: dict[str, Any], whole:
         changes=changes,
         config_changed=config_changed,
         unreadable=unreadable,
+        set_aside=aside,
+        settings=altered_settings(raw),
     )
 
 
@@ -205,18 +253,21 @@ def _store_reading(
     date: datetime,
     whole: bool,
     unreadable: dict[int, str],
+    aside: dict[int, str],
 ) -> tuple[int, Changes]:
     """Read and store the tasks, and set the next cursor; return the number of tasks read and the changes.
 
-    Tasks that cannot be read are added to `unreadable`.
+    Tasks that cannot be read are added to `unreadable`, annotations to `aside`.
     """
     after = None if whole else past[-1].cursor
     rows = []
     for row in client.tasks_with_annotations(project.number, after, unreadable):
         if problem := _malformed(row):
             unreadable[_task_id(row)] = problem
-        else:
-            rows.append(row)
+            continue
+        small = [bounded(raw) for raw in row["annotations"]]
+        aside |= {raw["id"]: f"task {row['id']}: {raw[SET_ASIDE]}" for raw in small if SET_ASIDE in raw}
+        rows.append(row | {"annotations": small})
     changed = max((moment(row["updated_at"]) for row in rows), default=EPOCH)
     newest = min(max(changed, EPOCH if whole or not past else past[-1].newest), date + DATE_STEP)
     sync = Sync(
@@ -260,7 +311,7 @@ def _malformed(row: dict[str, Any]) -> str:
     try:
         parts: Iterator[Any] = iter([row, *row["annotations"]])
         if all(isinstance(part["id"], int) and moment(part["updated_at"]) and "data" in row for part in parts):
-            return ""
+            return refusal(row["data"], LONGEST_TASK)
     except (KeyError, TypeError, ValueError) as error:
         return f"malformed task ({error!r}): {str(row)[:300]}"
     return f"malformed task: {str(row)[:300]}"

@@ -9,7 +9,9 @@ from typing import Any
 from alignment.records import Record
 from labeling.authors import owner
 from labeling.names import uid_of
+from labeling.set_aside import UNREAD
 
+UNREAD_HASH = "unread"  # of an annotation that the server could not send
 VOLATILE = ("created_ago", "created_username")
 PRESENT, ANNOTATION_DELETED, TASK_DELETED, PROJECT_DELETED = "", "annotation", "task", "project"
 
@@ -113,7 +115,7 @@ def annotation_values(
         "annotator": annotator if isinstance(annotator, int) else known_annotator,
         "skipped": bool(raw.get("was_cancelled")),
         "raw": canonical(raw),
-        "hash": content_hash(raw),
+        "hash": UNREAD_HASH if UNREAD in raw else content_hash(raw),
         "config_hash": project.config_hash,
         "updated_at": stamp(moment(raw["updated_at"])),
         "seen_at": seen_at,

@@ -12,7 +12,7 @@ from alignment.records import Record
 from labeling.config import Kind
 from labeling.errors import UnexpectedAnswer
 from labeling.locks import exclusive_lock
-from labeling.names import HASH_CHARACTERS, SIGNATURE, config_hash, title_of
+from labeling.names import HASH_CHARACTERS, SETTINGS, SIGNATURE, config_hash, title_of
 from labeling.screens.render import instruction, screen, screen_with_cuts
 from labeling.server.client import LabelStudio, expect
 
@@ -94,11 +94,7 @@ def _create(client: LabelStudio, kind: Kind, title: str, overlap: int, cut_off: 
         description=f"{SIGNATURE}; screen {screen_hash(kind, cut_off=cut_off)}. Do not edit the labeling interface.",
         label_config=label_config(kind, cut_off=cut_off),
         expert_instruction=instruction(),
-        show_instruction=True,
         maximum_annotations=overlap,
-        sampling="Uniform sampling",
-        skip_queue="REQUEUE_FOR_OTHERS",
-        show_collab_predictions=False,
-        enable_empty_annotation=True,
+        **SETTINGS,
     )
     return expect(project_id, int, "the id of a new project")

@@ -368,7 +368,7 @@ def test_a_server_that_fails_or_hangs_leaves_the_store_as_it_was(
         faults.let_through, faults.failing = through, 99
         with (
             LabelStudio(impatient.url, TOKEN, attempts=2, backoff_seconds=0.01) as client,
-            pytest.raises(ServerUnavailable, match=r"returned 500.*`rlhf up`"),
+            pytest.raises(ServerUnavailable, match=r"returned 500.*its log says why"),
         ):
             sync_project(client, store, project.id)
     faults.let_through, faults.failing, faults.silent = 0, 0, 2

@@ -6,7 +6,7 @@ import logging
 import pytest
 
 from alignment.errors import GateError
-from flows.cli.console import WithoutTraceback
+from flows.console import TerminalLines
 from labeling.errors import TaskError
 
 
@@ -16,7 +16,7 @@ def written(error: Exception) -> tuple[str, str]:
     for number, text in enumerate(texts):
         handler = logging.StreamHandler(text)
         plain = logging.Formatter("%(message)s")
-        handler.setFormatter(plain if number else WithoutTraceback(plain))
+        handler.setFormatter(plain if number else TerminalLines(plain))
         log.addHandler(handler)
     try:
         raise error
