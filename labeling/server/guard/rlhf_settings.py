@@ -1,5 +1,10 @@
+# mypy: ignore-errors
 """Label Studio's settings with our guard as the outermost middleware; read by Label Studio, not by this package."""
 
-from core.settings.label_studio import *  # type: ignore[import-not-found]  # noqa: F403
+from core.settings.base import *  # noqa: F403
 
-MIDDLEWARE = ["rlhf_guard.Guard", *MIDDLEWARE]  # type: ignore[name-defined]  # noqa: F405
+SENTRY_DSN = FRONTEND_SENTRY_DSN = ""  # the next module asks for them while it is imported
+
+from core.settings.label_studio import *  # noqa: E402, F403
+
+MIDDLEWARE = ["rlhf_guard.Guard", *MIDDLEWARE]  # noqa: F405
