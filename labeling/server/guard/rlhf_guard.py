@@ -19,11 +19,9 @@ from collections.abc import Callable
 from typing import Any
 
 SAFE = ("GET", "HEAD", "OPTIONS")
-SECRET = ("organizations.invite", "storages.", "webhooks.", "model_provider_connection.")  # also reading is reserved
-ADMINISTRATION = (
-    *("organizations.", "projects.", "tasks.", "actions.perform", "predictions.", "models.", "labels.", "views.reset"),
-    *SECRET,
-)
+SECRET = ("organizations.invite", "storages.", "webhooks.", "model_provider_connection.")  # only the owner reads them
+WRITABLE = ("annotations.", "views.create", "views.change", "views.delete", "avatar.", "users.token.")
+OWN_ACCOUNT = ("UserAPI", "UserHotkeysAPI", "ProductTourAPI", "DecoratedTokenRefreshView", "LSTokenBlacklistView")
 OWN_ANNOTATION = ("AnnotationAPI", "AnnotationConvertAPI")
 LARGEST = 1_500_000  # bytes of a request by an annotator
 NAT64 = ipaddress.ip_network("64:ff9b::/96")
@@ -75,18 +73,19 @@ def _is_owner(user: Any) -> bool:
 
 def _refusal(view: Any, request: Any) -> str:
     """Why an annotator may not make a request; "" if it is allowed."""
-    if is_reserved(_permission(view, request.method), request.method):
+    name, number = type(view).__name__, str(view.kwargs.get("pk"))
+    permission = _permission(view, request.method)
+    if not is_open(permission, name, request.method):
         return "only the owner of this server may do this"
     if request.method in SAFE:
         return ""
     if int(request.META.get("CONTENT_LENGTH") or 0) > LARGEST or request.META.get("HTTP_TRANSFER_ENCODING"):
         return f"a request may have {LARGEST} bytes"
-    name, number = type(view).__name__, str(view.kwargs.get("pk"))
-    if name == "UserAPI" and number != str(request.user.id):
+    if name == "UserAPI" and not permission.startswith("avatar.") and number != str(request.user.id):
         return "this is the account of another user"
     if name in OWN_ANNOTATION and not _owns(request.user, number):
         return "this is the annotation of another user"
-    return body_refusal(request.data, request.user.id) if "nnotation" in name else ""
+    return "" if permission.startswith("avatar.") else body_refusal(request.data, request.user.id)
 
 
 def _permission(view: Any, method: str) -> str:
@@ -103,17 +102,21 @@ def _owns(user: Any, number: str) -> bool:
     return owner is None or owner == user.id
 
 
-def is_reserved(permission: str, method: str) -> bool:
-    """Whether only the owner may do what needs a permission of Label Studio."""
-    return permission.startswith(SECRET if method in SAFE else ADMINISTRATION) and not permission.endswith(".view")
+def is_open(permission: str, view: str, method: str) -> bool:
+    """Whether an annotator may use a view of the API; `permission` is the one that Label Studio asks for."""
+    if method in SAFE:
+        return not permission.startswith(SECRET)
+    return permission.startswith(WRITABLE) or view in OWN_ACCOUNT
 
 
 def body_refusal(data: Any, user: int) -> str:
     """Why the body of an annotation or draft is refused; "" if it is taken."""
     try:
-        json.dumps(dict(data), ensure_ascii=False, allow_nan=False).encode()
+        json.dumps(data, ensure_ascii=False, allow_nan=False).encode()
     except (TypeError, ValueError, RecursionError) as error:
         return f"not plain JSON: {error}"
+    if not hasattr(data, "get"):
+        return "not an object"
     if str(data.get("completed_by", user)) != str(user):
         return "an annotation is made in one's own name"
     return ""
