@@ -255,7 +255,7 @@ def test_a_deleted_project_is_marked_and_what_was_judged_still_counts(
     again = open_sets(owner, config, sets, tmp_path)
     assert again.batches[0].project.id != batch.project.id
     assert pull_collection(owner, again, store).judgements == 0
-    assert any(one.project.number == again.batches[0].project.id for one in sync(owner, store))
+    assert any(one.project.number == again.batches[0].project.id for one in sync(owner, store).synced)
 
 
 def test_an_annotator_who_is_deleted_is_still_known_by_the_store(owner: LabelStudio, store: Store) -> None:
