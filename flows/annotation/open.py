@@ -208,5 +208,5 @@ def links(owner: LabelStudio, planning: Planning, projects: Sequence[ProjectStat
     return [
         *(f"{project.kind}: {owner.url}/projects/{project.number}/data?labeling=1" for project in projects),
         *([f"passwords and tokens: {accounts_file()}"] if planning.config.people else []),
-        f"anyone with this link can sign up: {invite_link(owner)}",
+        f"anyone with this link can sign up, and counts once labeling.people names the address: {invite_link(owner)}",
     ]
