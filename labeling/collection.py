@@ -1,6 +1,7 @@
 """The public interface of the package: open a collection, measure its progress, simulate it, pull judgements."""
 
 import logging
+import time
 from collections.abc import Container, Sequence
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from pydantic import Field
 from alignment.records import Record, Rejected, write_records
 from labeling.authors import Account
 from labeling.config import CrewConfig, Kind, LabelingConfig, QualityOptions
-from labeling.errors import UnexpectedAnswer
+from labeling.errors import ServerFault, UnexpectedAnswer, UnreadableAnswer
 from labeling.judgements.judgement import Judged
 from labeling.judgements.parse import parse
 from labeling.quality.assess import Assessment, assess
@@ -25,7 +26,7 @@ from labeling.simulation.crew import (
 )
 from labeling.simulation.temperature import fitting_temperature
 from labeling.store.store import Store
-from labeling.store.sync import FAULTS, Synced, sync_project
+from labeling.store.sync import Synced, sync_project
 from labeling.tasks.gold import Answers
 from labeling.tasks.plan import Planned
 from labeling.tasks.projects import Project, open_project
@@ -33,6 +34,7 @@ from labeling.tasks.tasks import Task
 from labeling.tasks.upload import push
 
 log = logging.getLogger(__name__)
+PAUSE_SECONDS = 5.0
 COLLECTION_FILE = "collection.json"
 REJECTED_FILE = "rejected.jsonl"
 ADJUDICATION = "adjudication"  # directory of the second collection
@@ -181,8 +183,8 @@ def sync_collection(client: LabelStudio, collection: Collection, store: Store) -
 def _sync_batch(client: LabelStudio, batch: Batch, store: Store) -> Synced | None:
     """The synchronised project of a batch, or what the store has of it if the server fails on this project only."""
     try:
-        synced = sync_project(client, store, batch.project.id)
-    except FAULTS as error:
+        synced = _sync_again(client, store, batch.project.id)
+    except (ServerFault, UnreadableAnswer) as error:
         client.whoami()  # raises if the server fails on everything
         known = store.project(batch.project.id, client.url)
         if known is None:
@@ -195,6 +197,16 @@ def _sync_batch(client: LabelStudio, batch: Batch, store: Store) -> Synced | Non
             "%s asks for %d annotators a task, not %d: %d count", synced.project.title, overlap, planned, planned
         )
     return synced
+
+
+def _sync_again(client: LabelStudio, store: Store, number: int) -> Synced | None:
+    """Sync a project, and once more after a pause if the server fails on it: the fault may have been a passing one."""
+    try:
+        return sync_project(client, store, number)
+    except (ServerFault, UnreadableAnswer):
+        client.whoami()
+        time.sleep(PAUSE_SECONDS)
+        return sync_project(client, store, number)
 
 
 def progress(

@@ -26,29 +26,27 @@ OWN_ANNOTATION = ("AnnotationAPI", "AnnotationConvertAPI")
 LARGEST = 1_500_000  # bytes of a request by an annotator
 NAT64 = ipaddress.ip_network("64:ff9b::/96")
 _state = threading.local()
-_installed: list[bool] = []
 
 
 class Guard:
     """The middleware. It is set up with the first handler, when all of Label Studio is loaded."""
 
-    def __init__(self, get_response: Callable[[Any], Any]) -> None:
-        from django.conf import settings  # type: ignore[import-not-found]
+    ready = armed = False
 
+    def __init__(self, get_response: Callable[[Any], Any]) -> None:
         self._get_response = get_response
-        if not _installed:
+        if not Guard.ready:
             _guard_views()
-            _installed.append(bool(settings.SSRF_PROTECTION_ENABLED))
-        self._connections: bool | None = None
+            Guard.ready = True
 
     def __call__(self, request: Any) -> Any:
         """The response. Connections are guarded from the first request on: starting the server asks its own port."""
-        if self._connections is None:
-            self._connections = _installed[0]
-            if len(_installed) == 1:
-                _installed.append(True)
-                if self._connections:
-                    sys.addaudithook(_on_event)
+        if not Guard.armed:
+            from django.conf import settings  # type: ignore[import-not-found]
+
+            Guard.armed = True
+            if settings.SSRF_PROTECTION_ENABLED:
+                sys.addaudithook(_on_event)
         return self._get_response(request)
 
 
