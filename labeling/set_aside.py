@@ -30,8 +30,13 @@ def unread(number: int, task: int, time: str) -> dict[str, Any]:
 
 def bounded(raw: Mapping[str, Any]) -> dict[str, Any]:
     """The annotation, or its stand-in if it is larger than the store takes."""
-    reason = refusal(raw)
+    reason = annotation_refusal(raw)
     return stand_in(raw, reason) if reason else dict(raw)
+
+
+def annotation_refusal(raw: Mapping[str, Any]) -> str:
+    """Why an annotation is not stored; "" if it is. A time that is no number is unknown, and no reason."""
+    return refusal({name: value for name, value in raw.items() if name != "lead_time"})
 
 
 def refusal(value: object, longest: int = LONGEST_CHARACTERS) -> str:

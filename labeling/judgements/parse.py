@@ -12,7 +12,7 @@ from alignment.criteria import CRITERION_NAMES
 from alignment.records import Record, Rejected
 from labeling.authors import author, owner
 from labeling.judgements.judgement import Judged, Judgement, PairwiseJudgement, RankingJudgement, WrittenAnswer
-from labeling.set_aside import SET_ASIDE, refusal, stand_in
+from labeling.set_aside import SET_ASIDE, annotation_refusal, stand_in
 from labeling.tasks.characters import NO_UNICODE, is_unicode, shown, unicode_only
 from labeling.tasks.tasks import Task, completed
 
@@ -68,7 +68,7 @@ def sort_annotations(
     originals: dict[str, Mapping[str, Any]] = {}
     by_task: dict[str, list[Judged]] = defaultdict(list)
     for task, raw, row in annotations:
-        if reason := raw.get(SET_ASIDE) or refusal(raw):
+        if reason := raw.get(SET_ASIDE) or annotation_refusal(raw):
             invalid.append((raw, reason))
             continue
         if raw.get("was_cancelled"):
@@ -95,7 +95,7 @@ def _rejected_row(source: str, raw: Mapping[str, Any], reason: str) -> Rejected:
     """The quarantined row; its line is the annotation's id."""
     number = raw.get("id")
     line = number if isinstance(number, int) else 0
-    row = stand_in(raw, reason) if refusal(raw) else unicode_only(raw)
+    row = stand_in(raw, reason) if annotation_refusal(raw) else unicode_only(raw)
     return Rejected(file=f"{source}/task/{raw.get('task')}", line=line, reason=reason, row=row)
 
 

@@ -125,7 +125,7 @@ def _alpha(report: ProjectReport) -> str:
 
 def _notes(report: ProjectReport) -> list[str]:
     row = report.status
-    notes = [f"{row.quarantined} annotations are quarantined: they could not be parsed"] if row.quarantined else []
+    notes = [f"{row.quarantined} annotations are set aside: see `rlhf label status`"] if row.quarantined else []
     notes += [f"{row.lost} annotations were deleted on the server; the store keeps them"] if row.lost else []
     notes += ["the label config was edited on the server after the project was created"] if row.screen_changed else []
     rated = [f"{name} {_rate(rate)}" for name, rate in report.agreement.criteria.items() if rate.share is not None]
