@@ -22,13 +22,13 @@ from alignment.records import (
     write_records,
 )
 from flows.annotation import open as opening
-from flows.annotation.accounts import accounts_file, ensure_people, states
+from flows.annotation.accounts import accounts_file, ensure_people, known_accounts, states
 from flows.annotation.label_studio import annotation_store
 from flows.annotation.select import Material, read_material, within_budget
 from flows.cli.main import app
 from labeling.config import Choice, LabelingConfig, PairwiseTasks, RankingTasks
 from labeling.server.client import LabelStudio
-from labeling.server.users import ensure_account
+from labeling.server.users import ensure_account, members
 from labeling.server.webhooks import has_webhook
 from labeling.simulation.crew import ranking_result
 from labeling.store.sync import sync
@@ -183,8 +183,12 @@ def test_demonstrations_alone_need_prompts_and_no_responses(
 def test_accounts_of_people_who_chose_a_password_or_changed_a_token(on_server: Path, owner: LabelStudio) -> None:
     ensure_account(owner, "paul@open.local", "a password of his own")
     told = ["paul@open.local", "Quinn@open.local"]
-    assert states(owner, told) == {"paul@open.local": "own password", "Quinn@open.local": "new"}
+    assert states(owner, told) == {"paul@open.local": "signed up", "Quinn@open.local": "new"}
+    paul = members(owner)["paul@open.local"]
+    assert paul not in known_accounts(owner)
     assert ensure_people(owner, told)["Quinn@open.local"] == "new"
+    assert states(owner, told)["paul@open.local"] == "own password"
+    assert {paul, members(owner)["quinn@open.local"], owner.whoami()["id"]} <= known_accounts(owner)
     assert states(owner, told)["Quinn@open.local"] == "ready"
     book = json.loads(accounts_file().read_text())
     old = book["servers"][owner.url]["Quinn@open.local"]["token"]

@@ -39,6 +39,7 @@ from alignment.artifacts import PRIVATE, write_json, write_text
 from alignment.errors import DataError
 from alignment.records import write_records
 from flows import flow_runs
+from flows.annotation.accounts import remember
 from flows.annotation.wait import OPENED, measure_progress, opened_at, resumed_by_hand, wait_for_people
 from flows.annotation.waiting import read_waiting
 from flows.cli.main import app
@@ -413,7 +414,8 @@ def config(**told: Any) -> LabelingConfig:
     )
 
 
-def test_quota_agreement_and_deadline(owner: LabelStudio, tmp_path: Path) -> None:
+def test_quota_agreement_and_deadline(owner: LabelStudio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RLHF_HOME", str(tmp_path / "home"))
     store = Store(tmp_path / "annotations.db")
     place = tmp_path / "labeling-1.partial"
     collection = open_sets(owner, config(), [response_set(number) for number in range(3)], place)
@@ -430,6 +432,8 @@ def test_quota_agreement_and_deadline(owner: LabelStudio, tmp_path: Path) -> Non
                 row = next(row for row in owner.tasks(collection.batches[0].project.id, "data") if row["id"] == number)
                 shown = sorted(one for one, _ in responses_of(row["data"]))
                 client.annotate(number, ranking_result(shown if name == "anna" else shown[::-1]), 5.0)
+        assert found().done == (0 if name == "anna" else 2)  # who only signed up does not count
+        remember(owner, [account.id])
     assert (found().done, found().needed, found().reason) == (4, 6, "")
     half = config().model_copy(update={"minimum_share": 0.5})
     assert measure_progress(owner, collection, half, store, place).reason == "4 of 6 are judged"
