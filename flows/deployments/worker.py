@@ -90,8 +90,11 @@ def check_entrypoint(entrypoint: str | None) -> str:
 
 
 def directory_of(steps: list[dict[str, object]]) -> str:
-    """The directory that the only pull step sets. Raises Refused for any other step."""
+    """The directory that the only pull step sets, "." without steps, as in deployments from before they had one. Raises
+    Refused for any other step."""
     match steps:
+        case []:
+            return "."
         case [{**step}] if list(step) == [SET_DIRECTORY]:
             match step[SET_DIRECTORY]:
                 case {"directory": str(directory), **further} if not further:

@@ -98,6 +98,8 @@ class Door:
             response = await self._enter(Request(scope, receive))
         if response is None:
             await self._app(scope, receive, self._observed(scope, send))
+        elif scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": POLICY_VIOLATION, "reason": bytes(response.body).decode()})
         else:
             await response(scope, receive, send)
 
