@@ -65,7 +65,11 @@ class Worker(ProcessWorker):
     """Prefect's process worker with jobs that were checked."""
 
     job_configuration = Job
-    __dispatch_key__ = "rlhf"  # Prefect's own class stays the one that `--type process` means
+
+    @classmethod
+    def __dispatch_key__(cls) -> str:
+        """Prefect's own class stays the one that `--type process` means."""
+        return "rlhf"
 
 
 def check_job(command: str | None, directory: Path | None, variables: Mapping[str, str | None]) -> None:
@@ -112,7 +116,7 @@ async def without_hooks(flow_run: FlowRun) -> Flow[[], None]:
     return no_hooks
 
 
-process.load_flow_from_flow_run = without_hooks
+vars(process)["load_flow_from_flow_run"] = without_hooks
 
 
 def main() -> None:

@@ -72,8 +72,8 @@ class Failures:
 
     def too_many(self, address: str) -> bool:
         """Whether the address has sent all wrong passwords that it may send in a minute."""
-        times = self._times.get(address, ())
-        return len(times) == FAILURES and time.monotonic() - times[0] < MINUTE_SECONDS
+        times = self._times.get(address)
+        return times is not None and len(times) == FAILURES and time.monotonic() - times[0] < MINUTE_SECONDS
 
 
 class Door:
