@@ -94,8 +94,11 @@ def check_entrypoint(entrypoint: str | None) -> str:
 
 
 def directory_of(steps: list[dict[str, object]]) -> str:
-    """The directory that the only pull step sets. Raises Refused for any other step."""
+    """The directory that the only pull step sets, "." without steps, as in deployments from before they had one. Raises
+    Refused for any other step."""
     match steps:
+        case []:
+            return "."
         case [{**step}] if list(step) == [SET_DIRECTORY]:
             match step[SET_DIRECTORY]:
                 case {"directory": str(directory), **further} if not further:
@@ -113,7 +116,7 @@ async def without_hooks(flow_run: FlowRun) -> Flow[[], None]:
     return no_hooks
 
 
-process.load_flow_from_flow_run = without_hooks  # type: ignore[assignment]
+vars(process)["load_flow_from_flow_run"] = without_hooks
 
 
 def main() -> None:

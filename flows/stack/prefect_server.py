@@ -72,8 +72,8 @@ class Failures:
 
     def too_many(self, address: str) -> bool:
         """Whether the address has sent all wrong passwords that it may send in a minute."""
-        times = self._times.get(address) or deque()
-        return len(times) == FAILURES and time.monotonic() - times[0] < MINUTE_SECONDS
+        times = self._times.get(address)
+        return times is not None and len(times) == FAILURES and time.monotonic() - times[0] < MINUTE_SECONDS
 
 
 class Door:
@@ -98,6 +98,8 @@ class Door:
             response = await self._enter(Request(scope, receive))
         if response is None:
             await self._app(scope, receive, self._observed(scope, send))
+        elif scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": POLICY_VIOLATION, "reason": bytes(response.body).decode()})
         else:
             await response(scope, receive, send)
 

@@ -1,5 +1,6 @@
 """Prefect attacked as pages, other accounts and holders of its password would: one real server, Chromium, a worker."""
 
+import inspect
 import json
 import os
 import subprocess
@@ -19,9 +20,11 @@ from playwright.sync_api import Browser, expect, sync_playwright
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.objects import FlowRun
 from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
+from prefect.workers import process
+from prefect.workers.base import BaseWorker
 
 from flows.deployments.deploy import SET_DIRECTORY, deploy
-from flows.deployments.worker import Refused, check_entrypoint, check_job, directory_of
+from flows.deployments.worker import Refused, check_entrypoint, check_job, directory_of, without_hooks
 from flows.stack import credentials, entrance, processes
 from flows.stack.health import health_of, lets_strangers_in
 from flows.stack.services import Site
@@ -59,17 +62,17 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     home, port = tmp_path_factory.mktemp("door"), free_port()
     known = credentials.ensure(home)
     site, launch = site_of(home, {"prefect": port}, known), launch_of("prefect", home, port, known)
-    process = processes.launch(
+    server = processes.launch(
         launch.command, environment=launch.environment, directory=launch.directory, log=home / "prefect.log"
     )
     try:
         deadline = time.monotonic() + 300
         while not health_of("prefect", site).ok:
-            assert processes.is_alive(process) and time.monotonic() < deadline, (home / "prefect.log").read_text()
+            assert processes.is_alive(server) and time.monotonic() < deadline, (home / "prefect.log").read_text()
             time.sleep(0.2)
         yield site
     finally:
-        processes.stop(process)
+        processes.stop(server)
 
 
 @pytest.fixture
@@ -143,10 +146,10 @@ def test_a_link_opens_the_pages_once(site: Site) -> None:
         page.goto(site.url("prefect"))
         expect(page.get_by_role("heading", name="Login")).to_be_visible(timeout=60_000)
         page.goto(link)
-        expect(page.get_by_text("Flow Runs", exact=True).first).to_be_visible(timeout=60_000)
+        expect(page.get_by_text("Run a task or flow to get started").first).to_be_visible(timeout=60_000)
         assert "#" not in page.url
         page.goto(f"{site.url('prefect')}/work-pools")
-        expect(page.get_by_text("Add a work pool").first).to_be_visible(timeout=60_000)
+        expect(page.get_by_text("Create a work pool to get started").first).to_be_visible(timeout=60_000)
         other = chromium.new_context().new_page()
         other.goto(link)
         expect(other.get_by_text("`rlhf status` prints a new one")).to_be_visible(timeout=60_000)
@@ -176,7 +179,6 @@ def test_who_has_the_password_still_runs_no_commands_on_our_workers(
     attacks = {
         "script": run(client, "script", {"pull_steps": [script]}),
         "both": run(client, "both", {"pull_steps": [{SET_DIRECTORY: {"directory": "."}}, script]}),
-        "copied": run(client, "copied", {"pull_steps": None}),
         "file": run(client, "file", {"entrypoint": f"{tmp_path / 'evil.py'}:f"}),
         "module": run(client, "module", {"entrypoint": "evil.f", "pull_steps": elsewhere}),
         "command": run(client, "command", {"job_variables": {"command": f"touch {mark}"}}),
@@ -208,8 +210,16 @@ def test_what_a_job_may_say() -> None:
         with pytest.raises(Refused, match="no flow of this project"):
             check_entrypoint(entrypoint)
     assert directory_of([{SET_DIRECTORY: {"directory": "/data"}}]) == "/data"
-    for steps in ([], [{SET_DIRECTORY: {}}], [{SET_DIRECTORY: {"directory": 3}}], [{"x": {"directory": "."}}]):
+    assert directory_of([]) == "."
+    for steps in ([{}], [{SET_DIRECTORY: {}}], [{SET_DIRECTORY: {"directory": 3}}], [{"x": {"directory": "."}}]):
         with pytest.raises(Refused, match="pull steps"):
             directory_of(steps)
     with pytest.raises(Refused, match="pull steps"):
         directory_of([{SET_DIRECTORY: {"directory": ".", "requires": "evil"}}])
+
+
+def test_prefect_looks_for_hooks_where_the_worker_has_none() -> None:
+    """Prefect's function would read the deployment again, and run its pull steps in the worker's own process."""
+    assert "resolve_flow=load_flow_from_flow_run" in inspect.getsource(process.ProcessWorker.run)
+    assert process.load_flow_from_flow_run is without_hooks
+    assert BaseWorker.get_worker_class_from_type("process") is process.ProcessWorker
