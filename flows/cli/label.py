@@ -177,6 +177,11 @@ def status(
         with _label_studio() as client:
             syncing.sync(client, store, project or ())
     except (RLHFError, LabelingError) as error:
+        from flows.disk import MachineFault
+        from flows.failures import explained
+
+        if isinstance(fault := explained(error), MachineFault):
+            raise fault from error
         typer.echo(f"as of the last sync, because Label Studio is not available: {error}", err=True)
     project_reports = reports(store, project or ())
     if html is not None:
