@@ -58,6 +58,9 @@ def friendly_errors() -> Iterator[None]:
     try:
         yield
     except Exception as error:
+        reason = explained(error)
+        if isinstance(reason, StageStopped | MachineFault) and reason is not error:
+            raise reason from error
         server = "" if isinstance(error, ON_PURPOSE) else unreachable_server(error)
         if not server:
             raise
@@ -106,16 +109,16 @@ def explained(error: BaseException) -> Exception | None:
     A full disk makes every server fail, each in its own way, and an error that follows can hide the first one. So the
     disk is looked at whatever the error says, unless the error has nothing to do with disks and servers.
     """
-    ours = next((cause for cause in causes(error) if isinstance(cause, ON_PURPOSE)), None)
-    if isinstance(ours, StageStopped | MachineFault | ConfigError) and isinstance(ours, Exception):
-        return ours
+    for cause in causes(error):
+        if isinstance(cause, StageStopped | MachineFault | ConfigError):
+            return cause
     if is_full(error):
         return full_disk(_full_place(error), _short(error))
     if plain := _denied(error) or _too_many_files(error):
         return plain
     if _is_of_servers(error) and nearly_full(home_or_here()):
         return full_disk(home_or_here(), _short(error))
-    return ours if isinstance(ours, Exception) else None
+    return next((cause for cause in causes(error) if isinstance(cause, ON_PURPOSE)), None)
 
 
 def _is_of_servers(error: BaseException) -> bool:

@@ -9,7 +9,7 @@ import os
 import resource
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 from rich.console import Console
@@ -21,7 +21,7 @@ from flows.cli.console import configure_logging
 from flows.cli.data import app as data_app
 from flows.cli.interrupts import print_resume_command
 from flows.cli.label import app as label_app
-from flows.disk import check_disk, home_or_here
+from flows.disk import check_disk, home_or_here, nearly_full
 from flows.recipe.schema import Recipe, check_files, check_judged, load_recipe
 from flows.recipe.schema import recipes as packaged_recipes
 from flows.stack.environment import prepare, use_stack, waiting
@@ -207,7 +207,17 @@ def main() -> None:
         told = explained(error)
         if told is None:
             raise
+        if nearly_full(home_or_here()):
+            _fail_at_once(told)
         _fail(told, 1)
+
+
+def _fail_at_once(error: Exception) -> NoReturn:
+    """End without the libraries' work at exit: on a full disk Prefect would report there what it could not store."""
+    print(f"rlhf: {error}", file=sys.stderr)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(1)
 
 
 def _fail(error: Exception, code: int) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+import requests
 
 from alignment.errors import ConfigError
 from flows import disk, failures
@@ -136,6 +137,10 @@ def test_what_follows_from_a_full_disk_does_not_hide_it(tmp_path: Path, monkeypa
     monkeypatch.setenv("RLHF_HOME", str(tmp_path))
     stopped = StageStopped("stage 'sft' has no disk space left")
     assert explained(chain(stopped, prefect_500())) is stopped
+    unreachable = requests.ConnectionError("MLflow")
+    with pytest.raises(StageStopped) as shown, failures.friendly_errors():
+        raise chain(unreachable, stopped, OSError(errno.ENOSPC, "No space left on device"))
+    assert shown.value is stopped
     full = OSError(errno.ENOSPC, "No space left on device", str(tmp_path / "stack.json"))
     told = str(explained(chain(full, prefect_500())))
     assert f"left on the disk of {tmp_path} " in told and "Free some space" in told and "are kept" in told
