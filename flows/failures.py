@@ -21,11 +21,12 @@ from alignment.errors import ConfigError, RLHFError
 from alignment.stage import Stage
 from flows.disk import MachineFault, bytes_left, disk_shown, full_disk, home_or_here, nearly_full
 from flows.recipe.untrusted import redacted, shown_address
-from labeling.errors import LabelingError, ServerStartFailed, ServerUnavailable, StoreError
+from labeling.errors import LabelingError, ServerStartFailed, ServerUnavailable
 
 ON_PURPOSE = (RLHFError, LabelingError)
 DENIED = {errno.EACCES, errno.EPERM, errno.EROFS}
-ALSO_OF_SERVERS = {"StackError", "RunStopped", "MlflowException", "RestException", "OperationalError", "DatabaseError"}
+# names of classes whose modules are slow to import, or above this one
+ALSO_OF_SERVERS = {"NotReady", "RunStopped", "MlflowException", "RestException", "OperationalError"}
 TOO_MANY_FILES = {errno.EMFILE, errno.ENFILE}
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 FULL_WORDS = (
@@ -59,6 +60,9 @@ def friendly_errors() -> Iterator[None]:
     try:
         yield
     except Exception as error:
+        reason = explained(error)
+        if isinstance(reason, StageStopped | MachineFault) and reason is not error:
+            raise reason from error
         if isinstance(error, ON_PURPOSE):
             raise
         if refusal := refusing_server(error):
@@ -113,30 +117,22 @@ def explained(error: BaseException) -> Exception | None:
     A full disk makes every server fail, each in its own way, and an error that follows can hide the first one. So the
     disk is looked at whatever the error says, unless the error has nothing to do with disks and servers.
     """
-    ours = next((cause for cause in causes(error) if isinstance(cause, ON_PURPOSE)), None)
-    if isinstance(ours, StageStopped | MachineFault | ConfigError) and isinstance(ours, Exception):
-        return ours
+    for cause in causes(error):
+        if isinstance(cause, StageStopped | MachineFault | ConfigError):
+            return cause
     if is_full(error):
         return full_disk(_full_place(error), _short(error))
-    if _may_follow_from_disk(error) and nearly_full(home_or_here()):
+    if plain := _denied(error) or _too_many_files(error):
+        return plain
+    if _is_of_servers(error) and nearly_full(home_or_here()):
         return full_disk(home_or_here(), _short(error))
-    if isinstance(ours, Exception):
-        return ours
-    return _denied(error) or _too_many_files(error)
+    return next((cause for cause in causes(error) if isinstance(cause, ON_PURPOSE)), None)
 
 
-def _may_follow_from_disk(error: BaseException) -> bool:
-    """Whether a full disk may be behind an error: those of servers and databases."""
-    kinds = (ServerUnavailable, ServerStartFailed, StoreError, httpx.HTTPError, requests.RequestException, OSError)
-    names = {
-        "StackError",
-        "RunStopped",
-        "MlflowException",
-        "RestException",
-        "OperationalError",
-        "PrefectHTTPStatusError",
-    }
-    return any(isinstance(cause, kinds) or type(cause).__name__ in names for cause in causes(error))
+def _is_of_servers(error: BaseException) -> bool:
+    """Whether an error is that of a server or a database, and a full disk may be behind it."""
+    kinds = (ServerUnavailable, ServerStartFailed, httpx.HTTPError, requests.RequestException)
+    return any(isinstance(cause, kinds) or type(cause).__name__ in ALSO_OF_SERVERS for cause in causes(error))
 
 
 def _denied(error: BaseException) -> MachineFault | None:

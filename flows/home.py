@@ -5,6 +5,8 @@ from pathlib import Path
 
 from alignment.errors import ConfigError
 
+LONGEST_BYTES = 450  # SQLite opens files with paths below 512, also journals with longer names
+
 
 def home_directory(home: Path | None = None) -> Path:
     """The home of the stack: the argument, else RLHF_HOME, else `.rlhf` in the working directory.
@@ -15,7 +17,9 @@ def home_directory(home: Path | None = None) -> Path:
     try:
         path = named.expanduser().resolve(strict=False)
         nearest = next(parent for parent in (path, *path.parents) if _exists(parent))
-        if not nearest.is_dir():
+        if len(os.fsencode(path)) > LONGEST_BYTES:
+            problem = f"it has more than {LONGEST_BYTES} bytes, with which SQLite cannot open the databases in it"
+        elif not nearest.is_dir():
             problem = f"{nearest} is not a directory"
         elif nearest.is_relative_to("/proc") or nearest.is_relative_to("/sys"):
             problem = f"nothing can be written in {nearest}"

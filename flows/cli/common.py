@@ -13,7 +13,7 @@ from alignment.errors import RLHFError
 from flows.console import console
 from flows.stack import outages
 from flows.stack.environment import addresses, load_clients, use_stack, waiting
-from flows.stack.processes import StackError
+from flows.stack.processes import NotReady, StackError
 from flows.stack.services import NAMES, Name
 from labeling.errors import LabelingError
 
@@ -28,7 +28,7 @@ GOOD, BAD = "green", "red"
 def queries(*needed: Name, label_studio: str | None = None) -> Iterator[None]:
     """For the body of a command that asks the servers in `needed` and ends: says what it waits for, and gives up soon.
 
-    The arguments are those of `use_stack`. Raises StackError when a server stops answering.
+    The arguments are those of `use_stack`. Raises NotReady when a server stops answering.
     """
     patience = outages.for_queries()
     use_stack(*needed, label_studio=label_studio)
@@ -45,7 +45,7 @@ def queries(*needed: Name, label_studio: str | None = None) -> Iterator[None]:
             if refusal := refusing_server(error):
                 raise StackError(refusal) from error
             if server := unreachable_server(error):
-                raise StackError(
+                raise NotReady(
                     f"{server} does not answer: `rlhf status` shows the servers, `rlhf up` starts those of this home"
                 ) from error
             raise

@@ -194,6 +194,11 @@ def status(
     except ServerFault as error:
         echo(f"as of the last sync, because Label Studio fails: {error}", err=True)
     except (RLHFError, LabelingError) as error:
+        from flows.disk import MachineFault
+        from flows.failures import explained
+
+        if isinstance(fault := explained(error), MachineFault):
+            raise fault from error
         echo(f"as of the last sync, because Label Studio is not available: {error}", err=True)
     project_reports = reports(store, project or (), known=accounts_by_server(), plans=plans())
     if html is not None:

@@ -10,7 +10,7 @@ import resource
 import sys
 import traceback
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -21,7 +21,7 @@ from flows.cli.data import app as data_app
 from flows.cli.interrupts import print_resume_command
 from flows.cli.label import app as label_app
 from flows.console import configure_logging, console, echo
-from flows.disk import check_disk, home_or_here
+from flows.disk import check_disk, home_or_here, nearly_full
 from flows.recipe.schema import Recipe, check_files, check_judged, load_recipe
 from flows.recipe.schema import recipes as packaged_recipes
 from flows.stack.environment import prepare, use_stack, waiting
@@ -213,10 +213,20 @@ def main() -> None:
         from flows.failures import explained
 
         told = explained(error)
-        if told is not None:
-            _fail(told, 1)
-        echo(traceback.format_exc(), err=True, lines=True)  # its text may be of any origin
-        sys.exit(1)
+        if told is None:
+            echo(traceback.format_exc(), err=True, lines=True)  # its text may be of any origin
+            sys.exit(1)
+        if nearly_full(home_or_here()):
+            _fail_at_once(told)
+        _fail(told, 1)
+
+
+def _fail_at_once(error: Exception) -> NoReturn:
+    """End without the libraries' work at exit: on a full disk Prefect would report there what it could not store."""
+    echo(f"rlhf: {error}", err=True, lines=True)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(1)
 
 
 def _fail(error: Exception, code: int) -> None:

@@ -32,6 +32,10 @@ class StackError(RLHFError):
     """A server of the local stack that cannot be started, found or reached."""
 
 
+class NotReady(StackError):
+    """A server of the local stack that does not answer."""
+
+
 class Process(Record):
     """A started server: enough to identify it again from a file, also after a reboot."""
 

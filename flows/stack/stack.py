@@ -21,7 +21,7 @@ from flows.home import home_directory
 from flows.recipe.untrusted import shown_address
 from flows.stack import commands, credentials, entrance, postgres, processes, services
 from flows.stack.health import ADDRESSES, Health, check_address, health_elsewhere, health_of, lets_strangers_in
-from flows.stack.processes import Process, StackError
+from flows.stack.processes import NotReady, Process, StackError
 from flows.stack.proxies import direct_loopback
 from flows.stack.services import HOST, NAMES, POOLS, TITLES, WAVES, Credentials, Name, Profile, Site
 from flows.stack.state import Server, State, check_restored, exists, locked
@@ -214,7 +214,7 @@ def connect(home: Path | None = None, needed: Collection[Name] = NAMES) -> Stack
     silent = [f"{row.title} ({row.health.problem})" for row in rows if not row.health.ok]
     known = credentials.read(home)
     if silent or known is None:
-        raise StackError(f"{' and '.join(silent)} of the stack in {home}: start the servers with `rlhf up`")
+        raise NotReady(f"{' and '.join(silent)} of the stack in {home}: start the servers with `rlhf up`")
     return Stack(site=read_state(home).site(home, known))
 
 
@@ -290,7 +290,7 @@ def _wait_for_all(names: Collection[Name], home: Path, state: State, known: Cred
         waits = [pool.submit(_wait_for, name, home, state, known) for name in names]
     problems = [str(wait.exception()) for wait in waits if wait.exception() is not None]
     if problems:
-        raise StackError("\n".join(problems))
+        raise NotReady("\n".join(problems))
 
 
 def _wait_for(name: Name, home: Path, state: State, known: Credentials) -> None:

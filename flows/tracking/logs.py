@@ -7,9 +7,10 @@ is rotated at LONGEST_BYTES, and one older file is kept.
 
 import json
 import logging
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from logging.handlers import RotatingFileHandler
@@ -53,13 +54,27 @@ class JsonLines(logging.Formatter):
         return json.dumps(fields, ensure_ascii=False)
 
 
+class LogFile(RotatingFileHandler):
+    """A file of lines; a line that the disk has no space for is dropped, and the run goes on or ends by itself."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Drop a line that could not be written; report other errors as the library does."""
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handleError(record)
+
+    def close(self) -> None:
+        """Close the file, also when its last line cannot be written."""
+        with suppress(OSError):
+            super().close()
+
+
 @contextmanager
 def log_to_file(name: str, **ids: str) -> Iterator[Path]:
     """Log the block to the file of the run `name`; every line has the `ids` that are not empty."""
     home = home_directory()
     path = home / FOLDER / f"{name}.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
-    handler = RotatingFileHandler(path, maxBytes=LONGEST_BYTES, backupCount=1, encoding="utf-8", delay=True)
+    handler = LogFile(path, maxBytes=LONGEST_BYTES, backupCount=1, encoding="utf-8", delay=True)
     handler.setFormatter(JsonLines({key: value for key, value in ids.items() if value}, known_secrets(home)))
     notes.setLevel(logging.INFO)
     notes.propagate = False

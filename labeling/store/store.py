@@ -70,9 +70,14 @@ class Store:
             path.parent.mkdir(parents=True, exist_ok=True)
             _refuse_empty(path)
         self._engine = engine(path)
+        is_new = path is not None and not path.exists()
         try:
             self._prepare()
-        except DatabaseError as error:
+        except BaseException as error:
+            if path is not None and is_new and path.exists() and not path.stat().st_size:
+                path.unlink()  # of a store that could not be created: an empty file would be refused from now on
+            if not isinstance(error, DatabaseError) or "disk is full" in str(error):
+                raise
             raise StoreError(f"{path} cannot be used as an annotation store ({error.orig})") from error
 
     def _prepare(self) -> None:
@@ -248,8 +253,8 @@ def _refuse_empty(path: Path) -> None:
             return
         time.sleep(EMPTY_SECONDS / EMPTY_CHECKS)
     raise StoreError(
-        f"{path} is empty, so the annotations in it were lost: restore a backup into a new home (`rlhf restore`), or "
-        "remove the file and `rlhf label sync`, which reads what Label Studio has now"
+        f"{path} is empty, and no store is: if it had annotations, they were lost, so restore a backup into a new home "
+        "(`rlhf restore`), or remove the file and `rlhf label sync`, which reads what Label Studio has now"
     )
 
 

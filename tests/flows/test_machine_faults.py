@@ -14,16 +14,18 @@ from pathlib import Path
 
 import httpx
 import pytest
+import requests
 
 from alignment.errors import ConfigError
 from flows import disk, failures
 from flows.cli import main
 from flows.disk import MachineFault
 from flows.failures import StageStopped, explained
+from flows.home import LONGEST_BYTES, home_directory
 from flows.stack import commands, credentials, outages, state
 from flows.stack.databases import FILES, check_database
-from flows.stack.processes import StackError
-from labeling.errors import ServerUnavailable
+from flows.stack.processes import NotReady, StackError
+from labeling.errors import ServerUnavailable, StoreError
 from tests.flows.faulty import until
 from tests.labeling.helpers import REPOSITORY
 
@@ -45,6 +47,18 @@ def test_a_file_where_the_home_should_be(tmp_path: Path, command: list[str]) -> 
     done = ended(tmp_path / "file", *command)
     assert done.returncode == 2 and "is not a directory" in done.stderr and "Traceback" not in done.stderr
     assert (tmp_path / "file").read_text() == "not a directory"
+
+
+def test_a_home_of_400_characters_opens_its_databases_and_a_longer_one_is_refused(tmp_path: Path) -> None:
+    home = tmp_path / ("a" * 200)
+    home /= "b" * (LONGEST_BYTES - len(str(home)) - 1)
+    assert home_directory(home) == home and len(str(home)) == LONGEST_BYTES
+    path = home / FILES["label-studio"]
+    path.parent.mkdir(parents=True)
+    with closing(sqlite3.connect(path)) as database:
+        database.executescript("PRAGMA journal_mode=DELETE; CREATE TABLE a (b); INSERT INTO a VALUES (1);")
+    with pytest.raises(ConfigError, match="more than 450 bytes, with which SQLite cannot open"):
+        home_directory(home.with_name(home.name + "c"))
 
 
 @pytest.mark.skipif(os.geteuid() != 0 or shutil.which("setpriv") is None, reason="becoming another user needs root")
@@ -123,6 +137,10 @@ def test_what_follows_from_a_full_disk_does_not_hide_it(tmp_path: Path, monkeypa
     monkeypatch.setenv("RLHF_HOME", str(tmp_path))
     stopped = StageStopped("stage 'sft' has no disk space left")
     assert explained(chain(stopped, prefect_500())) is stopped
+    unreachable = requests.ConnectionError("MLflow")
+    with pytest.raises(StageStopped) as shown, failures.friendly_errors():
+        raise chain(unreachable, stopped, OSError(errno.ENOSPC, "No space left on device"))
+    assert shown.value is stopped
     full = OSError(errno.ENOSPC, "No space left on device", str(tmp_path / "stack.json"))
     told = str(explained(chain(full, prefect_500())))
     assert f"left on the disk of {tmp_path} " in told and "Free some space" in told and "are kept" in told
@@ -131,7 +149,7 @@ def test_what_follows_from_a_full_disk_does_not_hide_it(tmp_path: Path, monkeypa
     assert "the disk is full" in str(explained(group))
 
 
-@pytest.mark.parametrize("error", [prefect_500(), ServerUnavailable("http://ls", "timed out"), StackError("it ended")])
+@pytest.mark.parametrize("error", [prefect_500(), ServerUnavailable("http://ls", "timed out"), NotReady("it ended")])
 def test_servers_are_not_blamed_for_a_full_disk(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
@@ -139,7 +157,9 @@ def test_servers_are_not_blamed_for_a_full_disk(
     monkeypatch.setattr(disk, "bytes_left", lambda path: 4096)
     told = explained(error)
     assert isinstance(told, MachineFault) and str(told).startswith("the disk is full: 4096 bytes are left")
-    assert isinstance(explained(ConfigError("an option")), ConfigError)
+    for other in (ConfigError("an option"), StackError("there is no stack"), StoreError("it is damaged")):
+        assert explained(other) is other
+    assert "cannot be used" in str(explained(chain(PermissionError(errno.EACCES, "denied", "/srv"), error)))
     assert explained(ValueError("a bug")) is None
 
 

@@ -128,3 +128,13 @@ def test_what_is_written_meanwhile_is_followed(tmp_path: Path, monkeypatch: pyte
 
     said = [line["message"] for line in logs.read_log(path, follow=follow)]
     assert said == ["one", "two"]
+
+
+def test_a_full_disk_drops_lines_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RLHF_HOME", str(tmp_path))
+    with logs.log_to_file("run") as path:
+        path.symlink_to("/dev/full")  # every write fails there as on a full disk
+        logging.getLogger("flows").warning("a line")
+    assert "Traceback" not in capsys.readouterr().err

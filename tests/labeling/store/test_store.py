@@ -256,7 +256,7 @@ def test_a_damaged_store_is_named_and_stays_as_it_is(large: Path, damage: str) -
 def test_an_empty_file_is_not_taken_for_a_new_store(large: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stores, "EMPTY_SECONDS", 0.02)
     large.write_bytes(b"")
-    with pytest.raises(StoreError, match=r"is empty, so the annotations in it were lost.*rlhf restore"):
+    with pytest.raises(StoreError, match=r"is empty, and no store is.*rlhf restore"):
         Store(large)
     assert large.read_bytes() == b""
 
@@ -268,3 +268,18 @@ def test_a_store_that_another_process_holds(large: Path, monkeypatch: pytest.Mon
         with pytest.raises(StoreError, match="is in use by another process"):
             read_all(large)
     read_all(large)
+
+
+def test_a_store_that_could_not_be_created_leaves_no_empty_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "annotations.db"
+    with monkeypatch.context() as patch, pytest.raises(sqlite3.OperationalError, match="disk is full"):
+        patch.setattr(Store, "_prepare", lambda self: fail_on_a_full_disk(path))
+        Store(path)
+    Store(path).close()
+
+
+def fail_on_a_full_disk(path: Path) -> None:
+    path.touch()
+    raise sqlite3.OperationalError("database or disk is full")
