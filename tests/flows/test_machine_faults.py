@@ -181,3 +181,21 @@ def test_mlflow_is_not_waited_for_while_the_disk_is_full(tmp_path: Path, monkeyp
         for left[0], retries in ((0, "0"), (10**9, "10"), (0, "0")):
             until(lambda retries=retries: os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] == retries)  # type: ignore[misc]
     assert os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] == "10"
+
+
+LATE = """
+import atexit, sys
+from flows.cli import main
+from flows.disk import MachineFault
+def app():
+    raise MachineFault("the disk is full")
+atexit.register(print, "Server error 500", file=sys.stderr)
+main.app, main.nearly_full = app, lambda path: True
+main.main()
+"""
+
+
+def test_nothing_is_printed_after_the_line_that_names_the_disk(tmp_path: Path) -> None:
+    told = os.environ | {"RLHF_HOME": str(tmp_path), "PYTHONPATH": str(REPOSITORY)}
+    done = subprocess.run([sys.executable, "-c", LATE], env=told, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (1, "rlhf: the disk is full\n")
