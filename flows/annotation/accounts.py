@@ -116,6 +116,7 @@ def accounts_by_server() -> dict[str, frozenset[int]]:
 
 
 def _write(accounts: Accounts) -> None:
+    accounts_file().parent.mkdir(parents=True, exist_ok=True)
     write_text(accounts_file(), accounts.model_dump_json(indent=1) + "\n", PRIVATE)
 
 
