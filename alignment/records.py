@@ -152,7 +152,7 @@ def read_lines(path: Path) -> Iterator[tuple[int, Any | None, str]]:
                 continue
             try:
                 yield number, json.loads(raw.decode("utf-8")), ""
-            except (UnicodeDecodeError, json.JSONDecodeError) as error:
+            except (ValueError, RecursionError) as error:  # ValueError: also a number of more than 4,300 digits
                 yield number, None, f"not a line of UTF-8 JSON: {error}"
 
 

@@ -12,9 +12,11 @@ ROOT = Path(__file__).parent.parent
 PACKAGES = ("alignment", "flows", "labeling")
 FOUNDATIONS = {
     *("alignment.config.base", "alignment.config.stages"),
-    *("alignment.records", "alignment.criteria", "alignment.errors"),
+    *("alignment.records", "alignment.criteria", "alignment.errors", "alignment.bounded"),
 }
-SHARED_WITH_LABELING = ("alignment.records", "alignment.criteria")  # rows, and what a response is rated on
+SHARED_WITH_LABELING = (  # rows, what a response is rated on, and how a file from outside is read
+    *("alignment.records", "alignment.criteria", "alignment.bounded"),
+)
 MATHEMATICS = {
     *("alignment.ppo.advantages", "alignment.ppo.losses", "alignment.ppo.kl", "alignment.ppo.shaping"),
     *("alignment.models.logprobs", "alignment.reward_model.loss", "alignment.statistics", "alignment.models.ensembles"),
@@ -68,7 +70,7 @@ def test_packages_import_in_one_direction(package: str) -> None:
             assert not wrong, f"{name} imports {imported}, which {package} must not know"
 
 
-def test_labeling_knows_only_the_records_and_criteria_of_alignment() -> None:
+def test_labeling_knows_only_records_criteria_and_bounded_reads_of_alignment() -> None:
     for name, path in ALL.items():
         if within(name, "labeling"):
             known = [other for other in imports(path) if within(other, "alignment")]

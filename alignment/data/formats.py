@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+from alignment.bounded import loads
 from alignment.config.stages import Columns, RowSource
 from alignment.data.conversations import ROLES, BadRow, Row, as_messages, columns_of, kind_of, parse_transcript, short
-from alignment.data.files import loads
 from alignment.errors import ConfigError
 from alignment.records import Message
 

@@ -30,6 +30,7 @@ from alignment.data.check import (
 from alignment.errors import ConfigError
 from flows.cli.common import BAD, GOOD, AsJson, Overrides
 from flows.recipe.schema import TOWN_SCHEME, Recipe, load_recipe
+from flows.recipe.untrusted import plain_yaml
 
 app = typer.Typer(help="Data of your own: what a file or a data set would become.", no_args_is_help=True)
 LONGEST_SHOWN = 400  # characters of a text in a table
@@ -117,8 +118,8 @@ def _of_recipe(recipe: Recipe, tokens: Measure | None, show: int) -> Iterator[So
 
 def _mapping(columns: str) -> Any:
     try:
-        return yaml.safe_load(columns) if columns else None
-    except yaml.YAMLError as error:
+        return plain_yaml(columns) if columns else None
+    except (ValueError, yaml.YAMLError) as error:
         raise ConfigError(f"--columns {columns} is not YAML ({error}); write '{{prompt: question}}'") from error
 
 
