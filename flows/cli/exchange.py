@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from alignment.bounded import MIB, read_bounded
 from alignment.config.stages import RowSource
 from alignment.data.readers import read_comparisons
 from alignment.errors import ArtifactError, ConfigError, DataError
@@ -119,12 +120,21 @@ def _layout_options(
         raise DataError(f"the label config {label_config} does not exist; save the XML of the project's settings there")
     options = LayoutOptions(
         columns={name.strip(): value.strip() for name, _, value in pairs},
-        label_config="" if label_config is None else label_config.read_text(encoding="utf-8-sig"),
+        label_config="" if label_config is None else _text(label_config),
         control=control,
         choices={value: name for name, _, value in meanings},
         buckets=tuple(name.strip() for name in buckets.split(",") if name.strip()),
     )
     return None if options == LayoutOptions() else options
+
+
+def _text(path: Path) -> str:
+    try:
+        return read_bounded(path, MIB).decode("utf-8-sig")
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"the label config {path} cannot be read: {error}; save the XML of the settings there"
+        ) from error
 
 
 def _from_label_studio(
