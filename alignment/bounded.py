@@ -183,7 +183,12 @@ def unkept_number(value: Any) -> Number | None:
 
 def read_json(path: Path, most: int = MOST_DOCUMENT) -> Any:
     """A JSON document. Raises OSError if it cannot be read, ValueError if it holds what cannot be parsed or kept."""
-    value = loads(read_bounded(path, most).decode("utf-8-sig"))
+    return loads_kept(read_bounded(path, most).decode("utf-8-sig"))
+
+
+def loads_kept(text: str) -> Any:
+    """JSON whose numbers can all be kept. Raises ValueError for any other."""
+    value = loads(text)
     if (number := unkept_number(value)) is not None:
         raise ValueError(f"it holds a number that cannot be kept: {number.text}")
     return value

@@ -4,7 +4,6 @@
 and the rejected rows: none is dropped silently.
 """
 
-import json
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -272,7 +271,9 @@ def to_comparison(row: Row, source: RowSource, number: int) -> Comparison:
 def _exported(row: Row) -> Comparison:
     try:
         return from_preference(row)
-    except (TypeError, json.JSONDecodeError) as error:
+    except (BadRow, ValidationError):
+        raise
+    except (TypeError, ValueError) as error:
         raise BadRow(f"an exported row that was changed: {error}") from error
 
 
