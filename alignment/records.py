@@ -14,6 +14,8 @@ from typing import Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import PydanticSerializationError
 
+from alignment.bounded import bounded_lines, open_bounded
+
 SCHEMA_VERSION = 1
 Split = Literal["train", "heldout"]
 
@@ -147,13 +149,15 @@ def stable_id(prefix: str, *parts: object) -> str:
 
 def read_lines(path: Path) -> Iterator[tuple[int, Any | None, str]]:
     """Yield (line number, JSON value, "") or (line number, None, reason) for each non-empty line of a JSONL file."""
-    with path.open("rb") as file:
-        for number, raw in enumerate(file, start=1):
-            if not raw.strip():
+    with open_bounded(path) as file:
+        for number, raw, reason in bounded_lines(file):
+            if reason:
+                yield number, None, reason
+            if reason or not raw.strip():
                 continue
             try:
                 yield number, json.loads(raw.decode("utf-8")), ""
-            except (UnicodeDecodeError, json.JSONDecodeError) as error:
+            except (ValueError, RecursionError) as error:  # ValueError: also a number of more than 4,300 digits
                 yield number, None, f"not a line of UTF-8 JSON: {error}"
 
 

@@ -12,10 +12,10 @@ ROOT = Path(__file__).parent.parent
 PACKAGES = ("alignment", "flows", "labeling")
 FOUNDATIONS = {
     *("alignment.config.base", "alignment.config.stages"),
-    *("alignment.records", "alignment.criteria", "alignment.errors", "alignment.encodings"),
+    *("alignment.records", "alignment.criteria", "alignment.errors", "alignment.bounded", "alignment.encodings"),
 }
-SHARED_WITH_LABELING = (  # rows, what a response is rated on, and how files are decoded
-    *("alignment.records", "alignment.criteria", "alignment.encodings"),
+SHARED_WITH_LABELING = (  # rows, what a response is rated on, and how a file from outside is read
+    *("alignment.records", "alignment.criteria", "alignment.bounded", "alignment.encodings"),
 )
 MATHEMATICS = {
     *("alignment.ppo.advantages", "alignment.ppo.losses", "alignment.ppo.kl", "alignment.ppo.shaping"),
@@ -70,7 +70,7 @@ def test_packages_import_in_one_direction(package: str) -> None:
             assert not wrong, f"{name} imports {imported}, which {package} must not know"
 
 
-def test_labeling_knows_only_the_records_criteria_and_encodings_of_alignment() -> None:
+def test_labeling_knows_only_records_criteria_and_the_reading_of_files_of_alignment() -> None:
     for name, path in ALL.items():
         if within(name, "labeling"):
             known = [other for other in imports(path) if within(other, "alignment")]

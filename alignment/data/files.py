@@ -2,33 +2,46 @@
 
 Read are JSON lines, JSON (a list, or an object with the rows under a key), delimited text (CSV, TSV) and Parquet, each
 also gzipped; text is UTF-8, or UTF-16 with a byte order mark. A directory is a data set as the hub lays it out. JSON
-lines, delimited text and Parquet are streamed; a JSON list is read as a whole.
+lines, delimited text and Parquet are streamed; a JSON list is read as a whole. All reads are bounded
+(`alignment.bounded`).
 
 A row that cannot be read comes with the reason; a file that cannot be read is a DataError.
 """
 
 import csv
-import gzip
 import io
 import json
 import os
 import re
+import stat
 import zlib
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, BinaryIO, cast
+from typing import Any, BinaryIO, TextIO
 
+from alignment import bounded
+from alignment.bounded import (
+    LONGEST_LINE,
+    MOST_WHOLE,
+    NestingError,
+    UnreadableFileError,
+    bounded_lines,
+    list_items,
+    open_bounded,
+    open_regular,
+    size_text,
+)
+from alignment.data.parquet import parquet_rows, refuse_doubles
 from alignment.encodings import ZIPPED, text_encoding
 from alignment.errors import DataError
 from alignment.hub import check_hub_address, hub_read
 
 NumberedRow = tuple[int, Any, str]  # line or row number, value, reason why it could not be read
 HEAD_BYTES = 1 << 20
-BATCH_ROWS = 1024
-LONGEST_CELL = 1 << 30  # characters
+MOST_FILES = 100_000  # of a directory
+SHOWN_CELLS = 20
 LINES, TABLES, TEXTS = (".jsonl", ".ndjson"), (".csv", ".tsv"), (".txt", ".md", "")
 ARCHIVES = {
     b"PK\x03\x04": "a zip archive or a spreadsheet",
@@ -41,12 +54,6 @@ READABLE = "give JSON lines, JSON, CSV, TSV, Parquet or text, plain or gzipped"
 
 
 @dataclass(frozen=True)
-class Number:
-    """A number of JSON that cannot be kept: NaN, an infinity, or thousands of digits."""
-
-    text: str
-
-
 @dataclass(frozen=True)
 class Repeated:
     """The values of a key that stands more than once in an object of JSON, and not with the same value."""
@@ -69,8 +76,6 @@ class FileKind:
 
 def file_kind(path: Path) -> FileKind:
     """What the file holds, by its first bytes; its name decides only between forms that look the same."""
-    if path.exists() and not path.is_file():
-        raise DataError(f"{path}: not a file but a pipe, a device or a socket, which is read once; save it to a file")
     zipped = _first_bytes(path, False).startswith(ZIPPED)
     head = _first_bytes(path, zipped)
     for magic, what in ARCHIVES.items():
@@ -143,8 +148,10 @@ def _first_bytes(path: Path, zipped: bool) -> bytes:
 def _opened(path: Path, zipped: bool) -> Iterator[BinaryIO]:
     """The file's bytes, unzipped. Raises DataError if they cannot be read to the end."""
     try:
-        with gzip.open(path, "rb") if zipped else path.open("rb") as file:
-            yield cast(BinaryIO, file)
+        with open_bounded(path, zipped=zipped) as file:
+            yield file
+    except UnreadableFileError as error:
+        raise DataError(f"{path}: {error}") from error
     except (OSError, EOFError, zlib.error) as error:
         what = "the gzip file is damaged" if zipped else "the file cannot be read"
         raise DataError(f"{path}: {what} ({error}); fetch it again") from error
@@ -171,7 +178,18 @@ def read_file(path: Path, key: str = "") -> Iterator[NumberedRow]:
 def read_text(path: Path, kind: FileKind) -> str:
     """The whole text of a file; bytes that cannot be decoded become lone surrogates."""
     with _opened(path, kind.zipped) as file:
-        return _decode(path, file.read(), kind.encoding)
+        return _decode(path, _whole(file), kind.encoding)
+
+
+def _whole(file: BinaryIO) -> bytes:
+    """All bytes of a file, which are held in memory."""
+    content = file.read(MOST_WHOLE + 1)
+    if len(content) > MOST_WHOLE:
+        raise UnreadableFileError(
+            f"it holds more than {size_text(MOST_WHOLE)}, and such a file is read as a whole; split it, or give JSON "
+            "lines in UTF-8"
+        )
+    return content
 
 
 def _decode(path: Path, raw: bytes, encoding: str) -> str:
@@ -185,7 +203,7 @@ def _decode(path: Path, raw: bytes, encoding: str) -> str:
 
 def loads(text: str) -> Any:
     """JSON, with a `Number` where a number cannot be kept, and `Repeated` where a key has two values."""
-    return json.loads(text, parse_constant=Number, parse_int=_integer, object_pairs_hook=_object)
+    return bounded.loads(text, object_pairs_hook=_object)
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -199,29 +217,23 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return content
 
 
-def _integer(digits: str) -> int | Number:
-    try:
-        return int(digits)
-    except ValueError:  # Python converts at most 4,300 digits
-        return Number(f"{digits[:20]}… ({len(digits)} digits)")
-
-
 def _json_lines(path: Path, kind: FileKind) -> Iterator[NumberedRow]:
     with _opened(path, kind.zipped) as file:
-        lines: Iterator[bytes] = iter(file)
         if kind.encoding == "utf-16":
-            lines = iter(_decode(path, file.read(), "utf-16").encode().splitlines(keepends=True))
-        for number, raw in enumerate(lines, start=1):
+            file = io.BytesIO(_decode(path, _whole(file), "utf-16").encode())
+        for number, raw, reason in bounded_lines(file):
             if number == 1:
                 raw = raw.removeprefix(b"\xef\xbb\xbf")
-            if raw.strip():
+            if reason:
+                yield number, raw.decode("utf-8", "replace"), reason
+            elif raw.strip():
                 yield _json_line(number, raw)
 
 
 def _json_line(number: int, raw: bytes) -> NumberedRow:
     try:
         return number, loads(raw.decode("utf-8")), ""
-    except RecursionError:
+    except NestingError:
         return number, raw[:200].decode("utf-8", "replace"), "the row is nested too deeply"
     except ValueError as error:
         return number, raw[:200].decode("utf-8", "replace"), f"not a line of UTF-8 JSON: {error}"
@@ -231,15 +243,16 @@ def _json_rows(path: Path, kind: FileKind, key: str) -> Iterator[NumberedRow]:
     text = read_text(path, kind)
     try:
         content = loads(text)
-    except RecursionError as error:
-        raise DataError(
-            f"{path}: the JSON is nested too deeply; give JSON lines, where a bad row stands alone"
-        ) from error
+    except NestingError as error:
+        yield from _items(path, text, error)
+        return
     except json.JSONDecodeError as error:
         if error.msg == "Extra data" and not key:
             yield from _json_lines(path, kind)
             return
         raise DataError(f"{path}: the file is not valid JSON: {error}; correct it, or fetch it again") from error
+    except ValueError as error:
+        raise DataError(f"{path}: {error}; give JSON lines") from error
     rows = content
     if isinstance(content, dict):
         for part in key.split(".") if key else ():
@@ -254,28 +267,47 @@ def _json_rows(path: Path, kind: FileKind, key: str) -> Iterator[NumberedRow]:
     yield from ((number, row, "") for number, row in enumerate(rows, start=1))
 
 
+def _items(path: Path, text: str, problem: NestingError) -> Iterator[NumberedRow]:
+    """The rows of a list of which one is nested too deeply."""
+    try:
+        items = list(list_items(text))
+    except ValueError:
+        items = []
+    if not items:
+        raise DataError(
+            f"{path}: the JSON is nested too deeply; give JSON lines, where a bad row stands alone"
+        ) from problem
+    for number, item in enumerate(items, start=1):
+        yield _json_line(number, item.encode("utf-8", "surrogateescape"))
+
+
 def _table_rows(path: Path, kind: FileKind) -> Iterator[NumberedRow]:
     """Rows of delimited text under its header; every cell is text, and an empty one is absent."""
-    csv.field_size_limit(LONGEST_CELL)
+    csv.field_size_limit(LONGEST_LINE)
     with _opened(path, kind.zipped) as file:
         if kind.encoding == "utf-16":
-            text: IO[str] = io.StringIO(_decode(path, file.read(), "utf-16"), newline="")
+            text: TextIO = io.StringIO(_decode(path, _whole(file), "utf-16"), newline="")
         else:
             text = io.TextIOWrapper(file, kind.encoding, "surrogateescape", newline="")
-        header_line = text.readline()
+        header_line = text.readline(HEAD_BYTES)
         delimiter = _delimiter(header_line, suffix(path))
         header = _header(path, header_line, delimiter)
-        reader = csv.reader(text, delimiter=delimiter, strict=True)
+        lines = _TableLines(text)
+        reader = csv.reader(lines, delimiter=delimiter, strict=True)
         while True:
             number = reader.line_num + 2  # the header is line 1
+            lines.left = LONGEST_LINE
             try:
                 cells = next(reader)
             except StopIteration:
                 return
+            except UnreadableFileError as error:
+                raise DataError(f"{path} line {number}: {error}") from error
             except csv.Error as error:
                 if "unexpected end" in str(error):
                     raise DataError(
-                        f"{path} line {number}: a quotation mark is never closed; correct the file"
+                        f"{path} line {number}: a quotation mark is never closed, or the row has more than "
+                        f"{size_text(LONGEST_LINE)}; correct the file"
                     ) from error
                 yield number, None, f"not a row of delimited text: {error}"
                 continue
@@ -283,7 +315,7 @@ def _table_rows(path: Path, kind: FileKind) -> Iterator[NumberedRow]:
                 continue
             row = {name: cell for name, cell in zip(header, cells, strict=False) if cell}
             wrong = "" if len(cells) == len(header) else f"{len(cells)} cells under a header of {len(header)} columns"
-            yield number, row if not wrong else {**row, "…": cells[len(header) :]}, wrong
+            yield number, row if not wrong else {**row, "…": cells[len(header) :][:SHOWN_CELLS]}, wrong
 
 
 def _delimiter(header: str, ending: str) -> str:
@@ -299,43 +331,38 @@ def _cells(line: str, delimiter: str) -> list[str]:
 
 def _header(path: Path, line: str, delimiter: str) -> list[str]:
     names = [name.strip() for name in _cells(line, delimiter)]
-    _refuse_doubles(path, [name for name in names if name])
+    refuse_doubles(path, [name for name in names if name])
     return [name or f"column {number}" for number, name in enumerate(names, start=1)]
 
 
-def _refuse_doubles(path: Path, names: list[str]) -> None:
-    doubles = [name for name, count in Counter(names).items() if count > 1]
-    if doubles:
-        raise DataError(f"{path}: several columns are named {doubles[0]!r}; give each a name of its own")
+class _TableLines:
+    """The lines of delimited text; they end where one row has too many characters, set in `left` for each row."""
+
+    def __init__(self, text: TextIO) -> None:
+        self._text, self.left = text, LONGEST_LINE
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        line = self._text.readline(self.left + 1)
+        self.left -= len(line)
+        if self.left < 0:
+            raise UnreadableFileError(
+                f"a row has more than {size_text(LONGEST_LINE)} before its end; split it, or close its quotation mark"
+            )
+        if not line:
+            raise StopIteration
+        return line
 
 
 def _parquet_rows(path: Path, kind: FileKind) -> Iterator[NumberedRow]:
-    import pyarrow
-    import pyarrow.parquet
-
     with _opened(path, kind.zipped) as file:
-        try:
-            table = pyarrow.parquet.ParquetFile(io.BytesIO(file.read()) if kind.zipped else path)
-            _refuse_doubles(path, table.schema_arrow.names)
-            number = 0
-            for batch in table.iter_batches(batch_size=BATCH_ROWS):
-                for row, reason in _batch_rows(batch):
-                    number += 1
-                    yield number, row, reason
-        except (pyarrow.ArrowException, OSError) as error:
-            raise DataError(f"{path}: the Parquet file is damaged ({error}); fetch it again") from error
-
-
-def _batch_rows(batch: Any) -> Iterator[tuple[Any, str]]:
-    """The rows of a batch; if a value has no form in Python (text that is not UTF-8), row by row."""
-    try:
-        yield from ((row, "") for row in batch.to_pylist())
-    except (ValueError, OverflowError, KeyError):
-        for index in range(batch.num_rows):
-            try:
-                yield batch.slice(index, 1).to_pylist()[0], ""
-            except (ValueError, OverflowError, KeyError) as error:  # KeyError: an unknown time zone
-                yield None, f"a value that cannot be read: {error}"
+        if kind.zipped:
+            yield from parquet_rows(path, io.BytesIO(_whole(file)))
+            return
+    with open_regular(path) as plain:
+        yield from parquet_rows(path, plain)
 
 
 # --- data sets -------------------------------------------------------------------------------------------------------
@@ -348,6 +375,7 @@ def split_files(directory: Path, name: str, split: str) -> tuple[list[Path], lis
     """
     import datasets
 
+    check_files(directory)
     try:
         data_files = datasets.load_dataset_builder(str(directory), name or None).config.data_files or {}
     except Exception as error:  # of the data set's configuration or its files
@@ -360,6 +388,32 @@ def split_files(directory: Path, name: str, split: str) -> tuple[list[Path], lis
     return files if ours else [], unread
 
 
+def check_files(directory: Path) -> None:
+    """Raise DataError for what a library would wait for or read without end: pipes, devices, sockets, circles of links.
+
+    Hidden files are not read.
+    """
+    count = 0
+    for folder, folders, names in os.walk(directory, onerror=_refuse_folder):
+        folders[:] = [name for name in folders if name[0] not in "._"]
+        count += len(names)
+        if count > MOST_FILES:
+            raise DataError(f"{directory} has more than {MOST_FILES:,} files: name a directory with the data alone")
+        for path in (Path(folder, name) for name in [*names, *folders] if name[0] not in "._"):
+            try:
+                mode = path.stat().st_mode
+            except OSError as error:
+                raise DataError(f"{path} cannot be read ({error.strerror}): correct or remove it") from error
+            if path.is_symlink() and stat.S_ISDIR(mode) and Path(folder).resolve().is_relative_to(path.resolve()):
+                raise DataError(f"{path} is a link to a directory that contains it: remove it")
+            if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+                raise DataError(f"{path} is not a file but a pipe, a device or a socket: remove it")
+
+
+def _refuse_folder(error: OSError) -> None:
+    raise DataError(f"{error.filename} cannot be read ({error.strerror}): correct or remove it") from error
+
+
 def _is_hidden(file: str) -> bool:
     """Whether a file describes the data set or is hidden, as the hub's library sees it."""
     return Path(file).name in ("README.md", "dataset_infos.json") or any(part[0] in "._" for part in Path(file).parts)
@@ -370,6 +424,8 @@ def read_data_set(path: str, name: str, split: str, revision: str) -> Iterator[N
     import datasets
 
     check_hub_address()
+    if Path(path).is_dir():
+        check_files(Path(path))
     try:
         with nullcontext() if Path(path).is_dir() else hub_read(path, DataError, datasets.config):
             rows = datasets.load_dataset(path, name or None, split=split or "train", revision=revision or None)

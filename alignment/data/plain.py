@@ -10,8 +10,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from alignment.bounded import Number
 from alignment.data.conversations import BadRow, Row, short
-from alignment.data.files import Number, Repeated
+from alignment.data.files import Repeated
 
 DEEPEST = 100
 SURROGATES = re.compile("[\ud800-\udfff]")
@@ -30,7 +31,11 @@ def plain_row(row: Mapping[Any, Any], *, keep_nulls: bool = False) -> Row:
 def _plain(value: Any, where: str, depth: int, keep_nulls: bool) -> Any:
     if isinstance(value, str):
         return _text(value, where)
-    if value is None or isinstance(value, bool | int | float):
+    if value is None or isinstance(value, bool | int):
+        return value
+    if isinstance(value, float):
+        if math.isinf(value):
+            raise BadRow(f"{where} holds a number that cannot be kept: {value}")
         return value
     if depth > DEEPEST:
         raise BadRow(f"{where} is nested deeper than {DEEPEST} levels")

@@ -4,15 +4,15 @@
 and the rejected rows: none is dropped silently.
 """
 
-import json
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
 from pydantic import ValidationError
 
+from alignment.bounded import LONGEST_LINE, size_text
 from alignment.config.stages import Columns, RowSource, Source, TextSource
 from alignment.data.conversations import (
     BadRow,
@@ -47,6 +47,7 @@ from alignment.records import (
 
 TOWN = "town://"
 FILE_SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".txt", ".md", ".gz")
+MOST_ROWS, MOST_REJECTED = 20_000_000, 100_000  # of a source, which are held in memory
 CONVERSATIONS = ("messages", "conversations", "conversation")
 RecordT = TypeVar("RecordT", bound=Record)
 SourceT = TypeVar("SourceT", RowSource, TextSource)
@@ -58,12 +59,19 @@ def locate(path: str, town: Path | None, origin: str = "") -> Path | None:
         if town is None:
             raise ConfigError(f"{path!r} names a file of the town, but the recipe has no `town:` section")
         return town / inside(path, TOWN)
-    if Path(path).exists():
+    if _exists(path):
         return Path(path)
     if re.fullmatch(r"[\w.-]+/[\w.-]+", path) and Path(path).suffix not in FILE_SUFFIXES:
         return None
     remedy = f"it is {origin}" if origin else "give a file, or a data set as owner/name"
     raise DataError(f"{path!r} does not exist (relative to {Path.cwd()}); {remedy}")
+
+
+def _exists(path: str) -> bool:
+    try:
+        return Path(path).exists()
+    except (OSError, ValueError) as error:  # no right to look, a name that is too long, a null character
+        raise DataError(f"{path[:200]!r} cannot be looked up ({error}); give the path of a file") from error
 
 
 def inside(path: str, scheme: str) -> str:
@@ -105,7 +113,9 @@ def _paragraphs(text: str, name: str) -> Iterator[NumberedRow]:
     line = 1
     for part in re.split(r"(\n\s*\n)", text):
         if part.strip():
-            yield line, {name: part}, ""
+            long = len(part) > LONGEST_LINE
+            reason = f"the paragraph has more than {size_text(LONGEST_LINE)}; split it" if long else ""
+            yield line, {name: part[:200] if long else part}, reason
         line += part.count("\n")
 
 
@@ -180,7 +190,19 @@ def convert_rows(
             bad.append(Rejected(file=source.path, line=number, reason=first_problem(error), row=storable(row)))
         except BadRow as error:
             bad.append(Rejected(file=source.path, line=number, reason=str(error), row=storable(row)))
+        _check_counts(source.path, good, bad)
     return good, bad
+
+
+def _check_counts(path: str, good: Sequence[Record], bad: Sequence[Rejected]) -> None:
+    """Raise DataError before the rows of a source fill the memory."""
+    if len(good) > MOST_ROWS:
+        raise DataError(f"{path} has more than {MOST_ROWS:,} rows; split it, and read the parts in runs of their own")
+    if len(bad) > MOST_REJECTED and len(bad) > len(good):
+        raise DataError(
+            f"{path}: {len(bad):,} of the first {len(good) + len(bad):,} rows cannot be used; the first is line "
+            f"{bad[0].line}: {bad[0].reason}. Correct the file, or its options in the recipe"
+        )
 
 
 # --- rows to records -------------------------------------------------------------------------------------------------
@@ -254,7 +276,9 @@ def to_comparison(row: Row, source: RowSource, number: int) -> Comparison:
 def _exported(row: Row) -> Comparison:
     try:
         return from_preference(row)
-    except (TypeError, json.JSONDecodeError) as error:
+    except (BadRow, ValidationError):
+        raise
+    except (TypeError, ValueError) as error:
         raise BadRow(f"an exported row that was changed: {error}") from error
 
 

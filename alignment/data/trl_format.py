@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from alignment.bounded import loads_kept
 from alignment.data.conversations import BadRow, as_messages, only_text
 from alignment.data.formats import EXPORTED
 from alignment.errors import DataError
@@ -54,11 +55,11 @@ def from_preference(row: Mapping[str, Any]) -> Comparison:
             messages=tuple(as_messages(row["prompt"], "user")),
             kind=row.get("prompt_kind") or "",
             split=row.get("prompt_split") or "train",
-            meta=json.loads(row.get("prompt_meta") or "{}"),
+            meta=loads_kept(row.get("prompt_meta") or "{}"),
         ),
         chosen=Response(id=row["chosen_id"], text=only_text(row["chosen"])),
         rejected=Response(id=row["rejected_id"], text=only_text(row["rejected"])),
-        criteria=json.loads(row.get("criteria") or "{}"),
+        criteria=loads_kept(row.get("criteria") or "{}"),
         **{name: row[name] for name in PLAIN if row.get(name) is not None},
     )
 

@@ -27,6 +27,7 @@ from alignment.records import Document, Message
 QUESTION, ANSWER, THOUGHT = "Which one?", "Answer7x1", "Thought7x2"  # texts of the conversations that are probed
 THOUGHT_MARKS, WHOLE_THOUGHT = ("<think>", "</think>"), re.compile(r"\s*<think>\s*</think>\s*")
 OFFSETS = ("input_ids", "offset_mapping")
+REFUSALS = (TemplateError, ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 PRIVATE_USE = range(0xE000, 0xF900)  # characters of Unicode without a meaning
 
 
@@ -300,5 +301,6 @@ def _render(
     """The text of turns under the chat template. Raises UnfitRowError with the template's own words if it refuses."""
     try:
         return str(tokenizer.apply_chat_template(turns, add_generation_prompt=add_generation_prompt, tokenize=False))
-    except (TemplateError, ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        raise UnfitRowError(f"the chat template does not take this conversation: {error}") from error
+    except (MemoryError, *REFUSALS) as error:
+        reason = str(error) or type(error).__name__
+        raise UnfitRowError(f"the chat template does not take this conversation: {reason}") from error

@@ -9,12 +9,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from pydantic import BaseModel, Field
 from torch import Tensor
 
 from alignment.config.base import Combine
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+MOST_MEMBERS = 100
+
+
+class EnsembleFile(BaseModel):
+    """What `ensemble.json` says."""
+
+    members: int = Field(ge=1, le=MOST_MEMBERS)
+    combine: Combine
+    combine_coef: float = Field(allow_inf_nan=False)
 
 
 @dataclass(frozen=True)

@@ -15,12 +15,13 @@ import copy
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
 from alignment.errors import CheckpointError
+from alignment.models.finite import read_weights
 
 FILE = "likelihood.safetensors"
 
@@ -85,7 +86,9 @@ def load_likelihood(model: PreTrainedModel, path: Path) -> None:
     """Restore the term, if one was saved."""
     if not (path / FILE).exists():
         return
-    state = load_file(path / FILE)
+    state = read_weights(path / FILE)
+    if state.get("language_head.weight", torch.empty(0)).dim() != 2:
+        raise CheckpointError(f"{path / FILE} has no language head; train the reward model again")
     outputs, inputs = state["language_head.weight"].shape
     head = nn.Linear(inputs, outputs, bias="language_head.bias" in state, device=model.device, dtype=model.dtype)
     add_likelihood(model, head)

@@ -1,23 +1,43 @@
 """Reward and value models as LoRA adapters over a language model, and their files, in the format of `peft`."""
 
 import copy
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from peft import LoraConfig, PeftConfig
-from safetensors.torch import load_file, save_file
+from peft import LoraConfig
+from safetensors.torch import save_file
 from torch import nn
-from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from alignment.errors import CheckpointError
+from alignment.models.checkpoint_files import read_config
+from alignment.models.finite import read_weights
 from alignment.models.likelihood import load_likelihood, save_likelihood
 from alignment.models.lora import NAME, adapter_weights, add_adapter, has_adapter, inject, merged, over_base, rebased
-from alignment.models.safe_loading import NEVER_CODE
-from alignment.models.scalar import load_scalar_model, save_model, scalar_model_over, set_normalisation
+from alignment.models.scalar import (
+    load_scalar_model,
+    read_normalisation,
+    save_model,
+    scalar_model_over,
+    set_normalisation,
+)
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
+MODULE = re.compile(r"[\w.]+")
+HIGHEST_RANK = 65_536
+PLAIN_LORA: dict[str, object] = {  # options of peft that change the computation, with their usual values
+    "use_dora": False,
+    "bias": "none",
+    "lora_bias": False,
+    "rank_pattern": {},
+    "alpha_pattern": {},
+    "layers_to_transform": [],
+    "exclude_modules": [],
+    "target_parameters": [],
+}
 BESIDE = "adapter"  # subfolder of a merged model for its adapter
 
 
@@ -46,15 +66,11 @@ def save_scalar_adapter(model: PreTrainedModel, path: Path, base: str = "") -> N
 
 def load_scalar_adapter(path: Path, language_model: PreTrainedModel) -> PreTrainedModel:
     """A reward or value adapter, saved here or by `peft`, over the weights of the language model it was trained on."""
-    try:
-        config = PeftConfig.from_pretrained(str(path))
-        saved = load_file(path / WEIGHTS_FILE)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"no LoRA adapter could be loaded from {path}: {error}") from error
-    if not isinstance(config, LoraConfig):
-        raise CheckpointError(f"{path} has an adapter of type {config.peft_type}; only LoRA can share its base")
+    config, saved = _lora_config(path / CONFIG_FILE), read_weights(path / WEIGHTS_FILE)
+    ranks = {weight.shape[0] for name, weight in saved.items() if name.endswith("lora_A.weight") and weight.dim()}
+    if ranks != {config.r}:
+        raise CheckpointError(f"the adapter in {path} has rank {config.r}, but its weights have {sorted(ranks)}")
     model = scalar_model_over(over_base(language_model))
-    config.modules_to_save = None  # the head, which is loaded below
     try:
         inject(model, config, 0)
     except ValueError as error:
@@ -65,12 +81,40 @@ def load_scalar_adapter(path: Path, language_model: PreTrainedModel) -> PreTrain
     for name, weight in expected.items():
         weight.data.copy_(saved[name])
     if (path / "config.json").exists():
-        kept = AutoConfig.from_pretrained(path, **NEVER_CODE)
-        set_normalisation(model, getattr(kept, "reward_bias", 0.0), getattr(kept, "reward_scale", 1.0))
+        set_normalisation(model, *read_normalisation(path, read_config(path / "config.json")))
     load_likelihood(model, path)
     shared = rebased(model, language_model)
     assert shared is not None, "the trunk is the language model's"
     return shared
+
+
+def _lora_config(file: Path) -> LoraConfig:
+    """The options of a LoRA adapter that shape its weights. Raises CheckpointError for an adapter of another kind.
+
+    No other option is taken over: `base_model_name_or_path` names a base elsewhere, others make peft import modules,
+    change the base's weights or match names by a pattern of the file's maker.
+    """
+    raw = read_config(file)
+    if raw.get("peft_type") != "LORA":
+        raise CheckpointError(
+            f"{file.parent} has an adapter of type {raw.get('peft_type')}; only LoRA can share its base"
+        )
+    if wrong := [name for name, usual in PLAIN_LORA.items() if (raw.get(name) or usual) != usual]:
+        raise CheckpointError(
+            f"{file} sets {wrong[0]} to {str(raw[wrong[0]])[:100]}: only plain LoRA can share its base"
+        )
+    rank, alpha, modules = raw.get("r"), raw.get("lora_alpha"), raw.get("target_modules")
+    if not isinstance(rank, int) or not isinstance(alpha, int | float) or not 1 <= rank <= HIGHEST_RANK:
+        raise CheckpointError(f"{file} has rank {rank!r} and lora_alpha {alpha!r}: fetch the adapter again")
+    if not isinstance(modules, list) or not all(isinstance(name, str) and MODULE.fullmatch(name) for name in modules):
+        raise CheckpointError(f"{file} has target_modules {str(modules)[:100]}: a list of names of layers is needed")
+    return LoraConfig(
+        r=rank,
+        lora_alpha=alpha,  # type: ignore[arg-type]
+        target_modules=modules,
+        fan_in_fan_out=raw.get("fan_in_fan_out") is True,
+        use_rslora=raw.get("use_rslora") is True,
+    )
 
 
 def save_reward(model: PreTrainedModel, path: Path, tokenizer: PreTrainedTokenizerBase | None = None) -> None:

@@ -4,7 +4,6 @@ A pickle can run arbitrary code, and so can the Python files that a `config.json
 ever loaded, and no option changes that.
 """
 
-import json
 import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -13,11 +12,14 @@ from typing import Any
 
 from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
 
-from alignment.errors import CheckpointError
+from alignment.bounded import MIB, loads, read_bounded
+from alignment.errors import CheckpointError, RLHFError
 from alignment.hub import check_hub_address, hub_host, hub_read
+from alignment.models.checkpoint_files import check_files
 
 NEVER_CODE: dict[str, Any] = {"trust_remote_code": False}  # None would prompt on the terminal
 PLAIN: dict[str, Any] = {**NEVER_CODE, "use_safetensors": True}
+LONGEST_REASON, LARGEST_INDEX = 500, 64 * MIB
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
 
 
@@ -35,7 +37,11 @@ def read_plainly(what: str, path: str | Path) -> Iterator[None]:
             yield
     except pickle.UnpicklingError as error:
         raise CheckpointError(f"{path} holds pickled weights, which can run code: {_convert()}") from error
-    except (OSError, ValueError, ImportError) as error:  # ImportError: a package for this tokenizer or proxy is missing
+    except (RLHFError, MemoryError):
+        raise
+    except Exception as error:  # libraries raise anything for a file that is not what they expect
+        if type(error).__name__ == "OutOfMemoryError":  # of a GPU
+            raise
         if (cause := _without_hub(error)) is not None:
             where = "" if local else "it is no directory here, and "
             raise CheckpointError(
@@ -54,7 +60,14 @@ def read_plainly(what: str, path: str | Path) -> Iterator[None]:
                 f"{what} could be loaded from {path}: transformers has none with the architecture of {kind}; "
                 "docs/models.md lists architectures that work"
             ) from error
-        raise CheckpointError(f"{what} could be loaded from {path}: {error}") from error
+        raise CheckpointError(f"{what} could be loaded from {path}: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    if "ignore_mismatched_sizes" in str(error):
+        return "the shapes of its weights are not those that its config.json describes; fetch it again"
+    text = " ".join(str(error).split())[:LONGEST_REASON]
+    return text if isinstance(error, OSError | ValueError | ImportError) else f"{type(error).__name__}: {text}"
 
 
 def _without_hub(error: BaseException) -> str | None:
@@ -77,13 +90,14 @@ def check_directory(path: Path) -> None:
     index = path / "model.safetensors.index.json"
     if index.is_file():
         _check_index(index)
+    check_files(path)
 
 
 def _check_index(index: Path) -> None:
     """Check that every weights file in the index is a safetensors file beside it."""
     try:
-        named = {str(name) for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()}
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        named = {str(name) for name in loads(read_bounded(index, LARGEST_INDEX).decode())["weight_map"].values()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{index} is not an index of weights: {error}") from error
     strange = sorted(name for name in named if Path(name).name != name or not name.endswith(".safetensors"))
     if strange:

@@ -6,8 +6,8 @@ head is read at any token. A reward model carries its normalisation in its confi
 """
 
 import copy
-import json
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -25,16 +25,21 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import find_adapter_config_file
 
+from alignment.bounded import read_json
 from alignment.distributed.devices import to_device
 from alignment.errors import CheckpointError, ConfigError
 from alignment.models.architecture import cache_argument, context_length
-from alignment.models.ensembles import Ensemble, combined
+from alignment.models.checkpoint_files import count_parameters, refuse_adapter
+from alignment.models.ensembles import Ensemble, EnsembleFile, combined
+from alignment.models.finite import check_finite
 from alignment.models.likelihood import likelihood_head, load_likelihood, save_likelihood
 from alignment.models.logprobs import at_least_float32, length_batches, read_only_at, right_pad
 from alignment.models.safe_loading import NEVER_CODE, PLAIN, read_plainly
 
 ENSEMBLE_FILE = "ensemble.json"
+SPARE_PARAMETERS = 10_000_000  # a head that is shared with the embeddings, or was never stored
 
 
 def load_causal_model(path: str | Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
@@ -48,7 +53,7 @@ def load_causal_model(path: str | Path, dtype: torch.dtype = torch.float32) -> P
 
 def decoder_config(path: str | Path) -> PreTrainedConfig:
     """The config of a checkpoint. Raises CheckpointError for an encoder-decoder."""
-    config: PreTrainedConfig = AutoConfig.from_pretrained(path, **NEVER_CODE)
+    config = _config_of(path)
     if config.is_encoder_decoder:
         raise CheckpointError(
             f"{path} is an encoder-decoder ({config.model_type}), and this is for decoders alone: take a causal "
@@ -72,6 +77,9 @@ def check_config(path: Path) -> None:
 
 def _with_all_weights(auto: Any, path: str | Path, dtype: torch.dtype) -> PreTrainedModel:
     """The model; transformers would draw weights at random that the checkpoint does not have."""
+    config = _config_of(path)
+    if Path(path).is_dir():
+        _check_parameters(auto, config, Path(path))
     model: PreTrainedModel
     model, report = auto.from_pretrained(path, dtype=dtype, output_loading_info=True, **PLAIN)
     missing = sorted(report["missing_keys"])
@@ -80,7 +88,27 @@ def _with_all_weights(auto: Any, path: str | Path, dtype: torch.dtype) -> PreTra
             f"{path} has no weights for {', '.join(missing[:3])}{', …' if len(missing) > 3 else ''} of "
             f"{type(model).__name__}, which would be random: it was saved as another kind of model"
         )
+    check_finite(model.state_dict(), path)
     return model
+
+
+def _config_of(path: str | Path) -> PreTrainedConfig:
+    """The config of a checkpoint that is no adapter: of one, transformers would load the base that it names."""
+    refuse_adapter(path, find_adapter_config_file(str(path)))
+    config: PreTrainedConfig = AutoConfig.from_pretrained(path, **NEVER_CODE)
+    return config
+
+
+def _check_parameters(auto: Any, config: PreTrainedConfig, path: Path) -> None:
+    """Raise CheckpointError if the model that the config describes is larger than its weights, before it is made."""
+    with torch.device("meta"):
+        model = auto.from_config(config, **NEVER_CODE)
+    described, stored = sum(weight.numel() for weight in model.parameters()), count_parameters(path)
+    if described > 2 * stored + SPARE_PARAMETERS:
+        raise CheckpointError(
+            f"{path / 'config.json'} describes a model of {described:,} parameters, but the weights beside it have "
+            f"{stored:,}: fetch the checkpoint again"
+        )
 
 
 def check_context(model: PreTrainedModel, length_tokens: int, option: str) -> None:
@@ -95,6 +123,7 @@ def load_scalar_model(path: str | Path, dtype: torch.dtype = torch.float32) -> P
     with read_plainly("no sequence classification model", path):
         model = _with_all_weights(AutoModelForSequenceClassification, path, dtype)
     scalar_head(model)
+    set_normalisation(model, *read_normalisation(path, vars(model.config)))
     load_likelihood(model, Path(path))
     model.eval()
     return to_device(model)
@@ -108,9 +137,12 @@ def load_rewards(
     file = directory / ENSEMBLE_FILE
     if not file.exists():
         return model
-    ensemble = json.loads(file.read_text(encoding="utf-8"))
-    others = [load(directory / f"model-{number}") for number in range(1, ensemble["members"])]
-    return Ensemble((model, *others), ensemble["combine"], ensemble["combine_coef"])
+    try:
+        ensemble = EnsembleFile.model_validate(read_json(file))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{file} describes no ensemble ({error}); train the reward model again") from error
+    others = [load(directory / f"model-{number}") for number in range(1, ensemble.members)]
+    return Ensemble((model, *others), ensemble.combine, ensemble.combine_coef)
 
 
 def scalar_config(language_model: PreTrainedModel) -> PreTrainedConfig:
@@ -183,6 +215,15 @@ def head_values(model: PreTrainedModel, hidden: Tensor) -> Tensor:
     bias = None if head.bias is None else at_least_float32(head.bias)
     with torch.autocast(hidden.device.type, enabled=False):
         return functional.linear(at_least_float32(hidden), at_least_float32(head.weight), bias).squeeze(-1)
+
+
+def read_normalisation(path: str | Path, config: Mapping[str, object]) -> tuple[float, float]:
+    """The bias and the scale in a reward model's config. Raises CheckpointError if they are no numbers."""
+    values = config.get("reward_bias", 0.0), config.get("reward_scale", 1.0)
+    numbers = [value for value in values if isinstance(value, int | float) and math.isfinite(value)]
+    if len(numbers) < 2 or not numbers[1] > 0:
+        raise CheckpointError(f"{path} has reward_bias {values[0]!r} and reward_scale {values[1]!r}: no normalisation")
+    return numbers[0], numbers[1]
 
 
 def set_normalisation(model: PreTrainedModel, bias: float, scale: float) -> None:

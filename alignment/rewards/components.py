@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from alignment.errors import CheckpointError, ConfigError, TrainingError
 from alignment.models.ensembles import Ensemble, combined, spread
-from alignment.models.safe_loading import NEVER_CODE
 from alignment.models.scalar import member_scores, scalar_head
+from alignment.models.tokenizer import load_tokenizer
 from alignment.rewards.trl_functions import TRLReward, as_reward_function, with_rows
 
 RewardFunction = Callable[..., Sequence[float]]  # of (prompts, responses), or in TRL's signature
@@ -135,7 +135,7 @@ def _first_difference(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
     directory = Path(model.name_or_path or "nowhere")
     if not (directory / "tokenizer_config.json").is_file():
         return None
-    own = AutoTokenizer.from_pretrained(directory, **NEVER_CODE).get_vocab()
+    own = load_tokenizer(directory).get_vocab()
     words = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
     special = {*tokenizer.all_special_tokens}  # a PAD that was added later is never scored
     return next((word for word, number in words if word not in special and own.get(word) != number), None)

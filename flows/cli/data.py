@@ -34,6 +34,7 @@ from alignment.hub import hub_host
 from flows.cli.common import BAD, GOOD, AsJson, Overrides
 from flows.console import console, echo
 from flows.recipe.schema import TOWN_SCHEME, Recipe, load_recipe
+from flows.recipe.untrusted import plain_yaml
 from flows.stack.environment import waiting
 
 app = typer.Typer(help="Data of your own: what a file or a data set would become.", no_args_is_help=True)
@@ -133,8 +134,8 @@ def _reading(path: str) -> AbstractContextManager[None]:
 
 def _mapping(columns: str) -> Any:
     try:
-        return yaml.safe_load(columns) if columns else None
-    except yaml.YAMLError as error:
+        return plain_yaml(columns) if columns else None
+    except (ValueError, yaml.YAMLError) as error:
         raise ConfigError(f"--columns {columns} is not YAML ({error}); write '{{prompt: question}}'") from error
 
 

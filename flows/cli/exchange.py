@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from alignment.bounded import MIB
 from alignment.config.stages import RowSource
 from alignment.data.readers import read_comparisons
 from alignment.data.used_columns import SourceNotes
-from alignment.encodings import decoded
+from alignment.encodings import read_text
 from alignment.errors import ArtifactError, ConfigError, DataError
 from alignment.records import Comparison, Record, Rejected, read_records, write_records
 from flows.cli.common import AsJson, queries
@@ -125,7 +126,7 @@ def _layout_options(
         raise DataError(f"the label config {label_config} does not exist; save the XML of the project's settings there")
     options = LayoutOptions(
         columns={name.strip(): value.strip() for name, _, value in pairs},
-        label_config="" if label_config is None else _text_of(label_config),
+        label_config="" if label_config is None else _text(label_config),
         control=control,
         choices={value: name for name, _, value in meanings},
         buckets=tuple(name.strip() for name in buckets.split(",") if name.strip()),
@@ -133,11 +134,13 @@ def _layout_options(
     return None if options == LayoutOptions() else options
 
 
-def _text_of(path: Path) -> str:
+def _text(path: Path) -> str:
     try:
-        return decoded(path.read_bytes())
+        return read_text(path, MIB)
     except (OSError, EOFError, zlib.error, ValueError) as error:
-        raise DataError(f"{path} cannot be read as text ({error}); save it as UTF-8") from error
+        raise DataError(
+            f"the label config {path} cannot be read: {error}; save the XML of the settings there, as UTF-8"
+        ) from error
 
 
 def _from_label_studio(

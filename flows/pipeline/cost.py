@@ -4,13 +4,17 @@ A forward pass is 2·N FLOPs a token and training 6·N (Kaplan et al. 2020, sect
 does not exist yet is estimated from file sizes, and lengths are taken at their maximum.
 """
 
-import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from alignment.bounded import loads, open_regular
+from alignment.errors import CheckpointError
 from alignment.stage import Sizes, Step
 from flows.recipe.schema import TOWN_SCHEME, Recipe
+
+LARGEST_HEADER = 100_000_000  # bytes, as safetensors has it
 
 BYTES_PER_TOKEN = 3.5  # byte-level BPE of about a thousand tokens on English
 TOWN_DOCUMENT_BYTES = 110
@@ -67,15 +71,14 @@ def checkpoint_parameters(directory: Path) -> int | None:
 
 
 def _numbers_in(file: Path) -> int:
-    with file.open("rb") as stream:
-        header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
-    total = 0
-    for name, entry in header.items():
-        size = 1
-        for length in entry["shape"] if name != "__metadata__" else [0]:
-            size *= length
-        total += size
-    return total
+    """The number of values in a safetensors file. Raises CheckpointError for any other file."""
+    try:
+        with open_regular(file) as stream:
+            size = int.from_bytes(stream.read(8), "little")
+            header = loads(stream.read(min(size, LARGEST_HEADER)).decode())
+        return sum(math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
+    except (OSError, ValueError, TypeError, LookupError, AttributeError) as error:
+        raise CheckpointError(f"{file} is damaged, or no safetensors file ({error}): fetch it again") from error
 
 
 def costs(recipe: Recipe, chain: Mapping[str, Step]) -> dict[str, Cost]:

@@ -5,8 +5,10 @@ from typing import Any
 
 import yaml
 
+from alignment.bounded import read_bounded
 from alignment.config.stages import ComputeConfig
 from alignment.errors import ConfigError
+from flows.recipe.untrusted import LONGEST_BYTES, plain_yaml
 
 CORES: dict[str, Any] = {
     "compute_environment": "LOCAL_MACHINE",
@@ -33,8 +35,8 @@ def launch_options(compute: ComputeConfig) -> dict[str, Any]:
     if compute.accelerate_config is not None:
         path = Path(compute.accelerate_config)
         try:
-            file_options = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            file_options = plain_yaml(read_bounded(path, LONGEST_BYTES).decode("utf-8-sig"))
+        except (OSError, ValueError, yaml.YAMLError) as error:
             raise ConfigError(
                 f"compute.accelerate_config {path} cannot be read ({error}); `accelerate config` writes such a file, "
                 "and deploy/accelerate/cpu-2.yaml is one"

@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 from pydantic import ConfigDict, Field, ValidationError, model_validator
 
+from alignment.bounded import read_bounded
 from alignment.config.base import Config, Natural
 from alignment.config.stages import (
     ComparisonsConfig,
@@ -39,7 +40,7 @@ from alignment.stages import EVALUATE, PRETRAIN, RESPONSES, REWARD, SFT
 from flows.recipe.compute import launch_options
 from flows.recipe.messages import validation_message
 from flows.recipe.overrides import apply_override
-from flows.recipe.untrusted import plain_yaml, refuse_credentials
+from flows.recipe.untrusted import LONGEST_BYTES, plain_yaml, refuse_credentials
 from labeling.config import LabelingConfig
 
 RECIPES = Path(__file__).parent.parent / "recipes"
@@ -267,7 +268,7 @@ def find_recipe(name_or_path: str) -> Path:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        values = plain_yaml(path.read_text(encoding="utf-8"))
+        values = plain_yaml(read_bounded(path, LONGEST_BYTES).decode("utf-8-sig"))
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise ConfigError(f"{path} is not readable YAML: {error}") from error
     if not isinstance(values, dict):

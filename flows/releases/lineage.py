@@ -1,6 +1,5 @@
 """`rlhf lineage`: traces a registered version back to annotation ids and the corpus, by the tags of stage runs."""
 
-import json
 import re
 import tempfile
 from pathlib import Path
@@ -12,6 +11,7 @@ from rich.tree import Tree
 
 from alignment.artifacts import output_name
 from alignment.errors import ArtifactError, ConfigError
+from alignment.records import read_lines
 from flows.home import home_directory
 from flows.tracking import runs
 
@@ -99,7 +99,11 @@ def _judgements(run_id: str, published: Path) -> dict[str, Any]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    rows: list[dict[str, Any]] = []
+    for number, row, reason in read_lines(path):
+        if reason or not isinstance(row, dict) or not {"annotation_id", "annotator_id"} <= row.keys():
+            raise ArtifactError(f"{path.name} line {number} is no comparison ({reason}); run the recipe again")
+        rows.append(row)
     return {
         "comparisons": len(rows),
         "annotation_ids": sorted({row["annotation_id"] for row in rows} - {""}, key=_by_number),

@@ -1,6 +1,5 @@
 """`rlhf report`: the figures of a release, read from MLflow."""
 
-import json
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +12,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from alignment.bounded import read_json
 from alignment.criteria import GOLD_FIGURES
 from alignment.errors import ArtifactError
 from flows.tracking import runs
@@ -62,7 +62,16 @@ def _read(run: Run) -> dict[str, Any]:
             )
         except (MlflowException, OSError) as error:
             raise ArtifactError(f"run {run.info.run_id} no longer has its {MANIFEST}; run the recipe again") from error
-        manifest: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
+        return _manifest(Path(path), run.info.run_id)
+
+
+def _manifest(path: Path, run_id: str) -> dict[str, Any]:
+    try:
+        manifest = read_json(path)
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"the {MANIFEST} of run {run_id} cannot be read: {error}; run the recipe again") from error
+    if not isinstance(manifest, dict):
+        raise ArtifactError(f"the {MANIFEST} of run {run_id} holds no object; run the recipe again")
     return manifest
 
 

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from alignment.artifacts import output_name
+from alignment.bounded import read_json
 from alignment.errors import ArtifactError
 from flows.home import home_directory
 from flows.releases.dataset_card import PARTS
@@ -122,7 +123,7 @@ def _task(collection: Collection, uid: str, labelled: Path) -> dict[str, Any]:
 def _annotator(labelled: Path, annotator_id: str) -> dict[str, Any]:
     """The annotator's id, with the figures that the labelling stage wrote, if any."""
     path = labelled / "annotators.json"
-    rows = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+    rows = read_json(path) if path.is_file() else []
     return next((row for row in rows if row.get("annotator_id") == annotator_id), {"annotator_id": annotator_id})
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from pydantic import Field, ValidationError
 
 from alignment.artifacts import PRIVATE, write_text
+from alignment.bounded import read_bounded
 from alignment.records import Record
 from flows.stack.processes import Process, StackError
 from flows.stack.services import HOST, NAMES, WAVES, Credentials, Name, Profile, Site
@@ -94,9 +95,9 @@ def read(home: Path) -> State:
     if not exists(home):
         return State()
     try:
-        return State.model_validate_json(path.read_bytes())
-    except ValidationError as error:
-        problem = error.errors()[0]["msg"]
+        return State.model_validate_json(read_bounded(path))
+    except (OSError, ValidationError) as error:
+        problem = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
         raise StackError(f"{path} cannot be read: {problem}; stop the servers by hand and remove the file") from error
 
 

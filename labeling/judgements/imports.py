@@ -7,7 +7,6 @@ configs cannot have produced are quarantined with file, line and reason; project
 file, or the id of the annotation.
 """
 
-import json
 import re
 import zlib
 from collections.abc import Mapping, Sequence
@@ -16,7 +15,14 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from alignment.encodings import decoded
+from alignment.bounded import (
+    MOST_WHOLE,
+    NestingError,
+    list_items,
+    loads,
+    unkept_number,
+)
+from alignment.encodings import read_text
 from alignment.records import (
     Comparison,
     Demonstration,
@@ -62,13 +68,13 @@ def import_export(path: Path, options: LayoutOptions | None = None) -> Imported:
 
     With `options`, or if no task is ours, the project has another label config, whose layout is derived and returned.
     """
-    rows = _read(path)
+    rows, problems = _read(path)
     templates = [row for row in rows if is_task(row)]
     if options is None and (not templates or any(map(_is_ours, templates))):
-        return _import_ours(rows, path)
+        return _import_ours(rows, path, problems)
     layout = layout_of(templates, options or LayoutOptions())
     tasks, parsed, rejected = read_template(rows, layout, str(path), NO_LIMIT)
-    return _imported(parsed, tasks, rejected).model_copy(update={"layout": layout.describe()})
+    return _imported(parsed, tasks, _explained(rejected, problems)).model_copy(update={"layout": layout.describe()})
 
 
 def _is_ours(row: Mapping[str, Any]) -> bool:
@@ -81,7 +87,7 @@ def _is_ours(row: Mapping[str, Any]) -> bool:
     return "before" in data or data.keys() >= PAIRWISE_FIELDS or not controls.isdisjoint(("ranking", "answer"))
 
 
-def _import_ours(exported: Sequence[Any], path: Path) -> Imported:
+def _import_ours(exported: Sequence[Any], path: Path, problems: Mapping[int, str]) -> Imported:
     tasks: dict[str, Task] = {}
     rows: list[Mapping[str, Any]] = []
     rejected: list[Rejected] = []
@@ -97,7 +103,12 @@ def _import_ours(exported: Sequence[Any], path: Path) -> Imported:
         else:
             tasks[task.uid] = task
             rows.append(row)
-    return _imported(parse(rows, tasks.values(), NO_LIMIT, str(path)), tasks, rejected)
+    return _imported(parse(rows, tasks.values(), NO_LIMIT, str(path)), tasks, _explained(rejected, problems))
+
+
+def _explained(rejected: Sequence[Rejected], problems: Mapping[int, str]) -> list[Rejected]:
+    """The rejected rows, those that could not be read with the reason why."""
+    return [row.model_copy(update={"reason": problems.get(row.line, row.reason)}) for row in rejected]
 
 
 def _imported(parsed: Parsed, tasks: Mapping[str, Task], rejected: Sequence[Rejected]) -> Imported:
@@ -112,14 +123,33 @@ def _imported(parsed: Parsed, tasks: Mapping[str, Task], rejected: Sequence[Reje
     )
 
 
-def _read(path: Path) -> list[Any]:
+def _read(path: Path) -> tuple[list[Any], dict[int, str]]:
+    """The rows of an export, None in place of those that cannot be read, and the reasons by their number."""
     try:
-        rows = json.loads(decoded(path.read_bytes()))
-    except (OSError, EOFError, zlib.error, ValueError, RecursionError) as error:
+        text = read_text(path, MOST_WHOLE)
+        try:
+            rows = loads(text)
+        except NestingError:
+            rows = [_item(item) for item in list_items(text)]
+    except (OSError, EOFError, zlib.error, ValueError) as error:
         raise TaskError(f"{path} is not valid JSON ({error}); export the project as JSON") from error
     if not isinstance(rows, list):
         raise TaskError(f"{path} is not a list of tasks; export the project as JSON, not JSON-MIN or CSV")
-    return rows
+    problems: dict[int, str] = {}
+    for number, row in enumerate(rows, start=1):
+        if isinstance(row, NestingError):
+            problems[number] = str(row)
+        elif (value := unkept_number(row)) is not None:
+            problems[number] = f"it holds a number that cannot be kept: {value.text}"
+    return [None if number in problems else row for number, row in enumerate(rows, start=1)], problems
+
+
+def _item(text: str) -> Any:
+    """The value of an item of a list, or the reason why it cannot be read."""
+    try:
+        return loads(text)
+    except NestingError as error:
+        return error
 
 
 def task_of(row: Any) -> Task:

@@ -229,16 +229,15 @@ UNKEEPABLE = {
     "digits": "1" * 5000,
     "nan": "NaN",
     "infinity": "[-Infinity]",
+    "too large": "1e999",
     "deep": DEEP,
-    "too deep to parse": "[" * 100_000,
+    "too deep to parse": "[" * 100_000 + "]" * 100_000,
 }
 
 
 @pytest.mark.parametrize("form", ["jsonl", "json"])
 @pytest.mark.parametrize("value", UNKEEPABLE)
 def test_a_row_that_cannot_be_kept_is_put_aside_and_the_rest_is_used(tmp_path, value, form) -> None:
-    if form == "json" and "parse" in value:
-        pytest.skip("a list of JSON is parsed as a whole")
     fine = '{"prompt": "Q?", "completion": "A.", "chosen": "a", "rejected": "b", "text": "t"}'
     lines = [fine, fine[:-1] + f', "more": {UNKEEPABLE[value]}}}', fine]
     content = "\n".join(lines) if form == "jsonl" else f"[{','.join(lines)}]"

@@ -277,7 +277,7 @@ def test_an_eos_that_is_no_token_id_is_refused_in_words(tmp_path, eos: object) -
 def test_a_broken_generation_config_is_not_passed_over(tmp_path) -> None:
     checkpoint(tmp_path, FAMILIES["chatml"])
     (tmp_path / "model" / "generation_config.json").write_text("{")
-    with pytest.raises(CheckpointError, match="generation config"):
+    with pytest.raises(CheckpointError, match="generation_config"):
         load_chat(tmp_path / "model")
 
 
