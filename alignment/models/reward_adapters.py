@@ -66,6 +66,8 @@ def save_scalar_adapter(model: PreTrainedModel, path: Path, base: str = "") -> N
 
 def load_scalar_adapter(path: Path, language_model: PreTrainedModel) -> PreTrainedModel:
     """A reward or value adapter, saved here or by `peft`, over the weights of the language model it was trained on."""
+    if missing := [name for name in (CONFIG_FILE, WEIGHTS_FILE) if not (path / name).exists()]:
+        raise CheckpointError(f"no LoRA adapter could be loaded from {path}: it has no {missing[0]}")
     config, saved = _lora_config(path / CONFIG_FILE), read_weights(path / WEIGHTS_FILE)
     ranks = {weight.shape[0] for name, weight in saved.items() if name.endswith("lora_A.weight") and weight.dim()}
     if ranks != {config.r}:
