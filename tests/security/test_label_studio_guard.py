@@ -79,7 +79,8 @@ def test_an_annotator_annotates_and_does_not_administer(owner: LabelStudio) -> N
         number, foreign = mia.annotate(first, [preference("a_1")], 1.0), ned.annotate(first, [preference("b_1")], 1.0)
         mia.patch(f"/api/annotations/{number}/", {"result": [preference("a_2")]})
         mia.post(f"/api/tasks/{second}/drafts", {"result": [preference("a_2")]})
-        assert mia.get(f"/api/projects/{project.id}/next")["id"] == second
+        everything = {"selectedItems": {"all": True, "excluded": []}}
+        assert mia.post("/api/dm/actions", everything, id="next_task", project=project.id)["id"] == second
         path = f"/api/projects/{project.id}"
         forged = {"result": [preference("b_3")], "completed_by": other.id}
         attempts = (
