@@ -41,8 +41,10 @@ def bytes_left(path: Path) -> int:
 def disk_shown(path: Path) -> str:
     """How much is left where, for messages."""
     left = bytes_left(path)
-    shown = f"{left} bytes are" if left < 10_000 else f"{left / 1e6:,.1f} MB are"
-    return f"{shown} left on the disk of {path}"
+    shown = (
+        f"{left} bytes" if left < 10_000 else f"{left / 1e3:,.0f} kB" if left < 10_000_000 else f"{left / 1e6:,.0f} MB"
+    )
+    return f"{shown} are left on the disk of {path}"
 
 
 def home_or_here() -> Path:
