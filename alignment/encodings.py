@@ -14,7 +14,7 @@ def text_encoding(head: bytes) -> str:
     return "utf-16" if head.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8"
 
 
-def read_text(path: Path, most: int) -> str:
+def bounded_text(path: Path, most: int) -> str:
     """The text of a regular file of at most `most` bytes, unzipped.
 
     Raises OSError, UnicodeDecodeError, and EOFError or zlib.error for a damaged gzip file.

@@ -14,7 +14,7 @@ from alignment.bounded import MIB
 from alignment.config.stages import RowSource
 from alignment.data.readers import read_comparisons
 from alignment.data.used_columns import SourceNotes
-from alignment.encodings import read_text
+from alignment.encodings import bounded_text
 from alignment.errors import ArtifactError, ConfigError, DataError
 from alignment.records import Comparison, Record, Rejected, read_records, write_records
 from flows.cli.common import AsJson, queries
@@ -136,7 +136,7 @@ def _layout_options(
 
 def _text(path: Path) -> str:
     try:
-        return read_text(path, MIB)
+        return bounded_text(path, MIB)
     except (OSError, EOFError, zlib.error, ValueError) as error:
         raise DataError(
             f"the label config {path} cannot be read: {error}; save the XML of the settings there, as UTF-8"

@@ -22,7 +22,7 @@ from alignment.bounded import (
     loads,
     unkept_number,
 )
-from alignment.encodings import read_text
+from alignment.encodings import bounded_text
 from alignment.records import (
     Comparison,
     Demonstration,
@@ -126,7 +126,7 @@ def _imported(parsed: Parsed, tasks: Mapping[str, Task], rejected: Sequence[Reje
 def _read(path: Path) -> tuple[list[Any], dict[int, str]]:
     """The rows of an export, None in place of those that cannot be read, and the reasons by their number."""
     try:
-        text = read_text(path, MOST_WHOLE)
+        text = bounded_text(path, MOST_WHOLE)
         try:
             rows = loads(text)
         except NestingError:
