@@ -50,7 +50,6 @@ STARTS = {
 REVIEWED = {
     ("flows/stack/processes.py", "subprocess.Popen"): "Launch.environment",
     ("labeling/server/process.py", "subprocess.Popen"): "environment(settings)",
-    ("flows/operations/dumps.py", "subprocess.run"): "child_environment and PGPASSWORD",
     ("flows/stack/postgres.py", "subprocess.run"): "child_environment in the line before",
     ("alignment/distributed/parent_death.py", "os.execvp"): "the program that it was started for gets its environment",
 }
