@@ -122,7 +122,7 @@ class ChatFormat:
     @cached_property
     def _ends_after_answer(self) -> int:
         """How often the template writes the end of a turn after an answer; only the first is for the model."""
-        return _tokens(self.tokenizer, self.closing).count(self.end_of_turn)
+        return sum(token == self.end_of_turn for token in _tokens(self.tokenizer, self.closing))
 
     def prompt(self, messages: Iterable[Message]) -> list[int]:
         """The token ids of a conversation, ready for the assistant's answer. Raises UnfitRowError."""
