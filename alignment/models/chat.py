@@ -119,6 +119,11 @@ class ChatFormat:
         longest_first = sorted(self.special_ids, key=len, reverse=True)
         return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
 
+    @cached_property
+    def _ends_after_answer(self) -> int:
+        """How often the template writes the end of a turn after an answer; only the first is for the model."""
+        return sum(token == self.end_of_turn for token in _tokens(self.tokenizer, self.closing))
+
     def prompt(self, messages: Iterable[Message]) -> list[int]:
         """The token ids of a conversation, ready for the assistant's answer. Raises UnfitRowError."""
         text = _Guarded(self, messages)
@@ -142,7 +147,8 @@ class ChatFormat:
             return Turn(prompt, whole[len(prompt) :], [])
         if self.end_of_turn is None:
             return Turn(prompt, [*whole[len(prompt) :], int(self.tokenizer.eos_token_id)], [])
-        end = len(whole) - whole[::-1].index(self.end_of_turn)
+        ends = [index for index, token in enumerate(whole) if token == self.end_of_turn]
+        end = ends[-self._ends_after_answer] + 1
         return Turn(prompt, whole[len(prompt) : end], whole[end:])
 
     def document(self, document: Document) -> list[int]:

@@ -10,16 +10,16 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
+from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled, StrictDataclassError
 
-from alignment.bounded import MIB, loads, read_bounded
+from alignment.bounded import loads, read_bounded
 from alignment.errors import CheckpointError, RLHFError
 from alignment.hub import check_hub_address, hub_host, hub_read
-from alignment.models.checkpoint_files import check_files
+from alignment.models.checkpoint_files import LARGEST_INDEX, check_files
 
 NEVER_CODE: dict[str, Any] = {"trust_remote_code": False}  # None would prompt on the terminal
 PLAIN: dict[str, Any] = {**NEVER_CODE, "use_safetensors": True}
-LONGEST_REASON, LARGEST_INDEX = 500, 64 * MIB
+LONGEST_REASON = 500
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
 
 
@@ -67,6 +67,12 @@ def _reason(error: Exception) -> str:
     if "ignore_mismatched_sizes" in str(error):
         return "the shapes of its weights are not those that its config.json describes; fetch it again"
     text = " ".join(str(error).split())[:LONGEST_REASON]
+    if isinstance(error, StrictDataclassError):
+        return f"its config.json does not fit its architecture ({text.rpartition('Error: ')[2]})"
+    if isinstance(error, KeyError):
+        return f"it lacks {text}, or has it where `transformers` knows no such value"
+    if "Padding_idx" in text:
+        return "the pad_token_id in its config.json is no token of its vocabulary"
     return text if isinstance(error, OSError | ValueError | ImportError) else f"{type(error).__name__}: {text}"
 
 

@@ -7,7 +7,8 @@ head is read at any token. A reward model carries its normalisation in its confi
 
 import copy
 import math
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,12 @@ from alignment.models.logprobs import at_least_float32, length_batches, read_onl
 from alignment.models.safe_loading import NEVER_CODE, PLAIN, read_plainly
 
 ENSEMBLE_FILE = "ensemble.json"
+LEFT_OUT = re.compile(
+    r"rotary_emb|inv_freq|position_ids"  # buffers in old checkpoints
+    r"|lm_head|embed_out|score|classifier|qa_outputs|v_head|value_head|mtp\w*"  # heads
+    r"|\w*(vision|visual|image|video|audio|speech|multi_?modal|mm_proj)\w*"
+)
+MASKS = re.compile(r"(attn|attention)\.(masked_)?bias$")  # of old checkpoints: masks, no biases
 SPARE_PARAMETERS = 10_000_000  # a head that is shared with the embeddings, or was never stored
 
 
@@ -88,8 +95,32 @@ def _with_all_weights(auto: Any, path: str | Path, dtype: torch.dtype) -> PreTra
             f"{path} has no weights for {', '.join(missing[:3])}{', …' if len(missing) > 3 else ''} of "
             f"{type(model).__name__}, which would be random: it was saved as another kind of model"
         )
+    unused = unused_weights(model, report["unexpected_keys"])
+    if unused:
+        raise CheckpointError(
+            f"{path} has weights that the {type(model).__name__} of its config.json has no place for, and they would "
+            f"be left out: {', '.join(unused[:3])}{', …' if len(unused) > 3 else ''}; correct config.json (layers, "
+            "biases) or fetch the checkpoint again"
+        )
     check_finite(model.state_dict(), path)
     return model
+
+
+def unused_weights(model: nn.Module, unexpected: Iterable[str]) -> list[str]:
+    """Of the weights that a model has no place for, those that belong to it.
+
+    The others belong to a part that is left out on purpose: the head of another task, another modality, or a buffer
+    that models compute. A part that the model does have, such as its layers, is never one of these.
+    """
+    modules = {name for name, _ in model.named_modules()}
+
+    def part(key: str) -> str:
+        """The first name in a key below which the model has nothing."""
+        names = key.split(".")
+        depth = next((i for i in range(len(names)) if ".".join(names[: i + 1]) not in modules), len(names) - 1)
+        return names[depth]
+
+    return sorted(key for key in unexpected if not (MASKS.search(key) or LEFT_OUT.fullmatch(part(key))))
 
 
 def _config_of(path: str | Path) -> PreTrainedConfig:

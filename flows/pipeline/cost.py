@@ -4,17 +4,13 @@ A forward pass is 2·N FLOPs a token and training 6·N (Kaplan et al. 2020, sect
 does not exist yet is estimated from file sizes, and lengths are taken at their maximum.
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from alignment.bounded import loads, open_regular
-from alignment.errors import CheckpointError
+from alignment.models.checkpoint_files import count_parameters
 from alignment.stage import Sizes, Step
 from flows.recipe.schema import TOWN_SCHEME, Recipe
-
-LARGEST_HEADER = 100_000_000  # bytes, as safetensors has it
 
 BYTES_PER_TOKEN = 3.5  # byte-level BPE of about a thousand tokens on English
 TOWN_DOCUMENT_BYTES = 110
@@ -65,20 +61,8 @@ def parameters(recipe: Recipe) -> int | None:
 
 
 def checkpoint_parameters(directory: Path) -> int | None:
-    """Number of parameters in the safetensors files of a directory, from their headers."""
-    files = sorted(directory.glob("*.safetensors")) if directory.is_dir() else []
-    return sum(_numbers_in(file) for file in files) or None
-
-
-def _numbers_in(file: Path) -> int:
-    """The number of values in a safetensors file. Raises CheckpointError for any other file."""
-    try:
-        with open_regular(file) as stream:
-            size = int.from_bytes(stream.read(8), "little")
-            header = loads(stream.read(min(size, LARGEST_HEADER)).decode())
-        return sum(math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
-    except (OSError, ValueError, TypeError, LookupError, AttributeError) as error:
-        raise CheckpointError(f"{file} is damaged, or no safetensors file ({error}): fetch it again") from error
+    """Number of parameters of a checkpoint in a directory, from the headers of its weights."""
+    return count_parameters(directory) or None if directory.is_dir() else None
 
 
 def costs(recipe: Recipe, chain: Mapping[str, Step]) -> dict[str, Cost]:

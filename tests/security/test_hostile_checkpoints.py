@@ -121,6 +121,7 @@ def adapter_alone(directory: Path) -> None:
 
 
 DEEP, DIGITS = "[" * 100_000, '{"hidden_size": ' + "9" * 5000 + "}"
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:abc\nsize 1\n"
 HUGE_HEADER = (99_000_000).to_bytes(8, "little") + b"{" + b" " * 98_999_998 + b"}"
 CASES: dict[str, tuple[Spoil, str]] = {
     "huge hidden size": (config(hidden_size=10**9), r"config\.json describes a model of .* parameters"),
@@ -132,12 +133,23 @@ CASES: dict[str, tuple[Spoil, str]] = {
     "many layers": (config(num_hidden_layers=10**9), r"num_hidden_layers 1000000000, but the weights .* 12 tensors"),
     "many labels": (config(num_labels=10**8), "num_labels 100000000, more than 100000"),
     "many experts": (config(num_local_experts=10**8), "num_local_experts 100000000, more than 4096"),
+    "no heads of keys": (config(num_key_value_heads=0), r"config\.json has num_key_value_heads 0, .* at least 1"),
+    "no context": (config(max_position_embeddings=-1), r"max_position_embeddings -1, .* at least 1"),
+    "a context of one token": (config(max_position_embeddings=1), "max_position_embeddings 1: .* at least 2 tokens"),
+    "a context as text": (config(max_position_embeddings="512"), r"does not fit its architecture \(Field 'max_pos"),
+    "no number for a context": (config(max_position_embeddings=None), r"does not fit its architecture \(Field 'max"),
+    "an EOS as text": (config(eos_token_id="x"), r"does not fit its architecture \(Field 'eos_token_id' with"),
+    "heads that do not divide": (config(num_attention_heads=3, head_dim=None), r"architecture \(The hidden size"),
+    "a PAD beyond the vocabulary": (config(pad_token_id=99999), "the pad_token_id in its config.json is no token"),
+    "a config that is null": (file("config.json", "null"), r"config\.json holds no object but NoneType"),
+    "pointers": (file(WEIGHTS, POINTER), r"model\.safetensors is a Git LFS pointer, .* `git lfs pull`"),
+    "a tokenizer that is a pointer": (file("tokenizer.json", POINTER), r"tokenizer\.json is a Git LFS pointer"),
     "a list for a number": (config(hidden_size=[1, 2]), "model.*hidden_size"),
     "text for a number": (config(hidden_size="x"), "model.*hidden_size"),
     "labels as text": (config(id2label="x"), "model: AttributeError"),
     "a dtype that is none": (config(dtype="float99"), "model.*float99"),
-    "an activation that is none": (config(hidden_act="evil"), "model: KeyError: 'evil'"),
-    "a rope that is none": (config(rope_parameters={"rope_type": "x"}), "model: KeyError: 'x'"),
+    "an activation that is none": (config(hidden_act="evil"), "model .*: it lacks 'evil', or has it where"),
+    "a rope that is none": (config(rope_parameters={"rope_type": "x"}), "model .*: it lacks 'x', or has it where"),
     "another vocabulary": (config(vocab_size=7), "the shapes of its weights are not those that its config"),
     "broken config": (file("config.json", "{"), r"config\.json cannot be read"),
     "a config that is a list": (file("config.json", "[]"), r"config\.json holds no object but list"),
@@ -162,6 +174,7 @@ CASES: dict[str, tuple[Spoil, str]] = {
     ),
     "NaN": (poisoned(float("nan")), r"has NaN or an infinity in lm_head\.weight"),
     "an infinity": (poisoned(float("-inf"), last=True), r"has NaN or an infinity in model\.norm\.weight"),
+    "a tokenizer that is empty": (file("tokenizer.json", "{}"), "no tokenizer .*: it lacks 'added_tokens'"),
     "a tokenizer without vocabulary": (file("tokenizer.json", '{"a": 1}'), "no tokenizer could be loaded"),
     "half a tokenizer": (file("tokenizer.json", "{"), "no tokenizer could be loaded"),
     "a class that is a number": (file("tokenizer_config.json", '{"tokenizer_class": 5}'), "no tokenizer could be"),
@@ -218,6 +231,12 @@ def test_a_hostile_reward_model_and_chat_format_too(tmp_path: Path, name: str) -
     if name != "NaN" and "hidden" not in name:
         with pytest.raises(CheckpointError):
             load_chat(tmp_path / "model")
+
+
+def test_a_threshold_of_layers_may_exceed_the_layers(tmp_path: Path) -> None:
+    write_model(tmp_path)
+    config(max_window_layers=28)(tmp_path)
+    assert import_checkpoint(tmp_path)[0].config.max_window_layers == 28
 
 
 def test_links_inside_a_cache_of_the_hub_are_followed(tmp_path: Path) -> None:

@@ -58,6 +58,7 @@ R1 = (
     "{% if add_generation_prompt %}<|Assistant|><think>\n{% endif %}"
 )
 WITHOUT_GENERATION_PROMPT = CHATML[: CHATML.index("{% if add_generation_prompt")]
+CHATML_TWICE = CHATML.replace("{% endif %}", "{% else %}{{ eos_token }}{% endif %}")
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,7 @@ class Family:
     generation_eos: tuple[str, ...] = ()
 
 
+PHI_TOKENS = ("<|user|>", "<|assistant|>", "<|system|>", "<|end_of_text|>")
 CHATML_TOKENS = ("<|im_start|>", "<|im_end|>")
 FAMILIES = {
     "chatml": Family(CHATML, CHATML_TOKENS, "<|im_end|>", eos="<|im_end|>"),
@@ -92,7 +94,9 @@ FAMILIES = {
         bos="<bos>",
         generation_eos=("<eos>", "<end_of_turn>"),
     ),
-    "phi 3": Family(PHI_3, ("<|user|>", "<|assistant|>", "<|system|>", "<|end_of_text|>"), "<|end_of_text|>"),
+    "phi 3": Family(PHI_3, PHI_TOKENS, "<|end_of_text|>"),
+    "phi 3, closed twice": Family(PHI_3, PHI_TOKENS, "<|end_of_text|>", eos="<|end_of_text|>"),
+    "chatml, closed twice": Family(CHATML_TWICE, CHATML_TOKENS, "<|im_end|>", eos="<|im_end|>"),
     "mistral": Family(MISTRAL, ("[INST]", "[/INST]"), "<eos>", bos="<bos>"),
     "r1": Family(R1, ("<|User|>", "<|Assistant|>"), "<eos>", bos="<bos>"),
     "without generation prompt": Family(WITHOUT_GENERATION_PROMPT, CHATML_TOKENS, "<|im_end|>", eos="<|im_end|>"),

@@ -67,6 +67,18 @@ def test_llama_parameters_are_those_of_transformers(tmp_path: Path) -> None:
     assert counted == llama_parameters(sizes["vocab_size"], 16, 1, 2, 2, 32, tied=tied)
 
 
+def test_parameters_are_counted_in_the_files_that_are_loaded(tmp_path: Path) -> None:
+    write_model(tmp_path)
+    counted = checkpoint_parameters(tmp_path)
+    weights = (tmp_path / "model.safetensors").read_bytes()
+    (tmp_path / "consolidated.safetensors").write_bytes(weights)
+    assert checkpoint_parameters(tmp_path) == counted
+    (tmp_path / "model.safetensors").rename(tmp_path / "model-1-of-1.safetensors")
+    (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": {"a": "model-1-of-1.safetensors"}}')
+    assert checkpoint_parameters(tmp_path) == counted
+    assert checkpoint_parameters(tmp_path / "nowhere") is None
+
+
 def test_costs_follow_six_and_two_times_parameters_and_tokens() -> None:
     by_stage = costs(TOWN, steps(TOWN))
     n = 1024 * 128 + 4 * (4 * 128**2 + 3 * 128 * 344 + 2 * 128) + 128
