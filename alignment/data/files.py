@@ -54,7 +54,6 @@ READABLE = "give JSON lines, JSON, CSV, TSV, Parquet or text, plain or gzipped"
 
 
 @dataclass(frozen=True)
-@dataclass(frozen=True)
 class Repeated:
     """The values of a key that stands more than once in an object of JSON, and not with the same value."""
 

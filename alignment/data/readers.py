@@ -234,9 +234,9 @@ def to_demonstration(row: Row, source: RowSource, number: int) -> Demonstration:
         messages, completion = demonstration_turns(row, columns_for(source, row, "demonstrations")[1])
     if not completion.strip():
         raise BadRow("the completion is empty")
-    identity = stable_id("d", source.path, number)
+    identity, prompt = stable_id("d", source.path, number), make_prompt(messages)
     return Demonstration(
-        id=identity, messages=tuple(messages), completion=completion.strip(), source=source.path, line=number
+        id=identity, messages=prompt.messages, completion=completion.strip(), source=source.path, line=number
     )
 
 
