@@ -18,6 +18,9 @@ ROLES: dict[str, Role] = {
     **dict.fromkeys(("assistant", "gpt", "bot", "model", "chatgpt", "chatbot", "bard", "bing", "ai"), "assistant"),
     **dict.fromkeys(("system", "developer"), "system"),
 }
+PROMPTS = ("prompt", "instruction", "question", "input")
+CONVERSATIONS = ("messages", "conversations", "conversation")
+RESPONSES = ("responses", "completions", "answers", "generations")
 TOOL_KEYS = ("tool_calls", "function_call")
 FORMATTER = Formatter()
 # HelpSteer2: question <extra_id_1>Assistant↵ answer <extra_id_1>User↵ question. Without the role and the end of its

@@ -33,6 +33,7 @@ from alignment.bounded import (
     open_regular,
     size_text,
 )
+from alignment.data.conversations import CONVERSATIONS, PROMPTS, RESPONSES, short
 from alignment.data.parquet import parquet_rows, refuse_doubles
 from alignment.encodings import ZIPPED, text_encoding
 from alignment.errors import DataError
@@ -50,6 +51,9 @@ ARCHIVES = {
     b"BZh": "compressed with bzip2",
     b"ARROW1": "an Arrow file",
 }
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+QUOTED_NAME = re.compile(r'(?:^|(?<=[,;\t]))"(?:[^"]|"")*"(?=[,;\t\r\n]|$)')
+OPEN_NAME = re.compile(r'(?:^|[,;\t])"')
 READABLE = "give JSON lines, JSON, CSV, TSV, Parquet or text, plain or gzipped"
 
 
@@ -80,6 +84,11 @@ def file_kind(path: Path) -> FileKind:
     for magic, what in ARCHIVES.items():
         if head.startswith(magic):
             raise DataError(f"{path}: the file is {what}; {READABLE}")
+    if head.startswith(LFS_POINTER) and b"\noid " in head[:1024]:
+        raise DataError(
+            f"{path}: the file is a Git LFS pointer, which names the data and does not hold it; fetch the data with "
+            "`git lfs pull` in its repository"
+        )
     if head.startswith(b"PAR1"):
         return FileKind("parquet", zipped)
     encoding = text_encoding(head)
@@ -118,7 +127,7 @@ def _json_form(first: str, rest: str, ending: str) -> str:
     except (ValueError, RecursionError):
         value = None
     if isinstance(value, dict):
-        return "json" if not rest and ending not in LINES and _row_keys(value) else "lines"
+        return "json" if not rest and ending not in LINES and _row_keys(value) and not _is_row(value) else "lines"
     if isinstance(value, list):
         rows = any(isinstance(row, dict) for row in value)
         return "lines" if ending in LINES and (rest or not rows) else "json" if rows or ending == ".json" else ""
@@ -136,6 +145,11 @@ def _row_keys(content: dict[str, Any]) -> list[str]:
         for key, value in content.items()
         if isinstance(value, list) and value and isinstance(value[0], dict) and not value[0].keys() & {"role", "from"}
     ]
+
+
+def _is_row(content: dict[str, Any]) -> bool:
+    """Whether an object is one row, which may have several responses, rather than a file of rows."""
+    return bool(content.keys() & {*PROMPTS, *CONVERSATIONS}) and {*_row_keys(content)} <= {*RESPONSES}
 
 
 def _first_bytes(path: Path, zipped: bool) -> bytes:
@@ -256,6 +270,8 @@ def _json_rows(path: Path, kind: FileKind, key: str) -> Iterator[NumberedRow]:
     if isinstance(content, dict):
         for part in key.split(".") if key else ():
             rows = rows.get(part) if isinstance(rows, dict) else None
+    if isinstance(rows, dict) and not key and _is_row(rows):
+        rows = [rows]
     if isinstance(rows, Repeated):
         raise DataError(f"{path}: the key {rows.key!r} stands twice, with different rows; give each a file of its own")
     if not isinstance(rows, list):
@@ -288,13 +304,13 @@ def _table_rows(path: Path, kind: FileKind) -> Iterator[NumberedRow]:
             text: TextIO = io.StringIO(_decode(path, _whole(file), "utf-16"), newline="")
         else:
             text = io.TextIOWrapper(file, kind.encoding, "surrogateescape", newline="")
-        header_line = text.readline(HEAD_BYTES)
-        delimiter = _delimiter(header_line, suffix(path))
-        header = _header(path, header_line, delimiter)
+        above, header_text = _header_text(path, text)
+        delimiter = _delimiter(header_text, suffix(path))
+        header = _header(path, header_text, delimiter)
         lines = _TableLines(text)
         reader = csv.reader(lines, delimiter=delimiter, strict=True)
         while True:
-            number = reader.line_num + 2  # the header is line 1
+            number = above + reader.line_num + 1
             lines.left = LONGEST_LINE
             try:
                 cells = next(reader)
@@ -317,6 +333,26 @@ def _table_rows(path: Path, kind: FileKind) -> Iterator[NumberedRow]:
             yield number, row if not wrong else {**row, "…": cells[len(header) :][:SHOWN_CELLS]}, wrong
 
 
+def _header_text(path: Path, text: TextIO) -> tuple[int, str]:
+    """The number of lines above the first row, and of these the header: blank lines precede it, names may have several.
+
+    Raises DataError if a quotation mark in it is not closed.
+    """
+    number, line = 1, text.readline(HEAD_BYTES)
+    while line and not line.strip(" \r\n"):
+        number, line = number + 1, text.readline(HEAD_BYTES)
+    lines, size = [line], len(line)
+    is_open = line.count('"') % 2 == 1 and OPEN_NAME.search(QUOTED_NAME.sub("", line)) is not None
+    while is_open:
+        line = text.readline(HEAD_BYTES)
+        number, size = number + 1, size + len(line)
+        if not line or size > HEAD_BYTES:
+            raise DataError(f"{path}: a quotation mark in the header is never closed; correct the file")
+        lines.append(line)
+        is_open = line.count('"') % 2 == 0
+    return number, "".join(lines)
+
+
 def _delimiter(header: str, ending: str) -> str:
     """The delimiter that splits the header; a header of one column has that of the file's name."""
     usual = "\t" if ending == ".tsv" else ","
@@ -325,11 +361,17 @@ def _delimiter(header: str, ending: str) -> str:
 
 
 def _cells(line: str, delimiter: str) -> list[str]:
-    return next(csv.reader([line], delimiter=delimiter), [])
+    """The cells of a line; none if the delimiter does not split it, as with a line break outside of quotation marks."""
+    try:
+        return next(csv.reader([line], delimiter=delimiter), [])
+    except csv.Error:
+        return []
 
 
 def _header(path: Path, line: str, delimiter: str) -> list[str]:
     names = [name.strip() for name in _cells(line, delimiter)]
+    if line and not names:
+        raise DataError(f"{path}: the header {short(line)} has no columns; correct its quotation marks")
     refuse_doubles(path, [name for name in names if name])
     return [name or f"column {number}" for number, name in enumerate(names, start=1)]
 

@@ -20,13 +20,14 @@ from alignment.data.conversations import (
     as_messages,
     columns_of,
     fill,
+    is_conversation,
     kind_of,
     make_prompt,
     make_response,
     parse_transcript,
 )
 from alignment.data.files import NumberedRow, file_kind, read_data_set, read_file, read_text, split_files
-from alignment.data.formats import EXPORTED, asked_turns, columns_for, demonstration_turns, judgement
+from alignment.data.formats import EXPORTED, asked_turns, columns_for, demonstration_turns, document_column, judgement
 from alignment.data.plain import plain_row, storable
 from alignment.data.rankings import Group, from_scores, from_tree, tree_demonstration, tree_prompt
 from alignment.data.trl_format import from_preference
@@ -48,7 +49,6 @@ from alignment.records import (
 TOWN = "town://"
 FILE_SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".txt", ".md", ".gz")
 MOST_ROWS, MOST_REJECTED = 20_000_000, 100_000  # of a source, which are held in memory
-CONVERSATIONS = ("messages", "conversations", "conversation")
 RecordT = TypeVar("RecordT", bound=Record)
 SourceT = TypeVar("SourceT", RowSource, TextSource)
 
@@ -97,14 +97,14 @@ def read_documents(
 
 def to_document(row: Row, source: TextSource, number: int) -> Document:
     """A document from a row with a text column or a conversation."""
-    for name in CONVERSATIONS:
-        if name in row:
-            return Document(messages=tuple(as_messages(row[name], "user")))
-    text = row.get(source.text_field)
+    column = document_column(row, source)
+    text = row.get(column)
+    if is_conversation(text):
+        return Document(messages=tuple(as_messages(text, "user")))
     if isinstance(text, bytes):
-        raise BadRow(f"{source.text_field!r} is {kind_of(text)}")
+        raise BadRow(f"{column!r} is {kind_of(text)}")
     if not isinstance(text, str) or not text.strip():
-        raise BadRow(f"no text under {source.text_field!r} and no `messages`; columns: {columns_of(row)}")
+        raise BadRow(f"no text under {column!r} and no list of messages; columns: {columns_of(row)}")
     return Document(text=text)
 
 
