@@ -33,8 +33,8 @@ def split_files(directory: Path, name: str, split: str, *, texts: bool = False) 
     prose = texts and _is_prose(file for file in present if not _is_hidden(file))
     try:
         with _without_wildcards(directory) as folder:
-            load = datasets.load_dataset_builder
-            builder = load("text", data_dir=folder) if prose else load(folder, name or None)
+            options = {"path": "text", "data_dir": folder} if prose else {"path": folder, "name": name or None}
+            builder = datasets.load_dataset_builder(**options)
             found = (builder.config.data_files or {}).get(split or "train", ())
             names = [os.path.relpath(file, Path(folder).resolve()) for file in found]
     except Exception as error:  # of the data set's configuration or its files
