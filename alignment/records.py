@@ -87,6 +87,12 @@ class Demonstration(Record):
     source: str = ""
     line: int | None = Field(None, exclude_if=lambda line: line is None)
 
+    @model_validator(mode="after")
+    def _last_turn_is_the_users(self) -> "Demonstration":
+        if self.messages[-1].role == "assistant":
+            raise ValueError("the turns before the completion must not end with an assistant turn")
+        return self
+
 
 class Response(Record):
     """One sampled answer. `id` is opaque: it reveals neither the model nor the order nor the score.

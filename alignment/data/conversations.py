@@ -18,9 +18,14 @@ ROLES: dict[str, Role] = {
     **dict.fromkeys(("assistant", "gpt", "bot", "model", "chatgpt", "chatbot", "bard", "bing", "ai"), "assistant"),
     **dict.fromkeys(("system", "developer"), "system"),
 }
+PROMPTS = ("prompt", "instruction", "question", "input")
+CONVERSATIONS = ("messages", "conversations", "conversation")
+RESPONSES = ("responses", "completions", "answers", "generations")
 TOOL_KEYS = ("tool_calls", "function_call")
 FORMATTER = Formatter()
-NEMO_MARKER = "<extra_id_1>"  # HelpSteer2: question <extra_id_1>Assistant answer <extra_id_1>User question
+# HelpSteer2: question <extra_id_1>Assistant↵ answer <extra_id_1>User↵ question. Without the role and the end of its
+# line it is text: T5 has a sentinel of the same name.
+NEMO_MARKER = re.compile(r"<extra_id_1>(User|Assistant)\r?\n")
 
 
 class BadRow(ValueError):
@@ -35,6 +40,8 @@ def make_prompt(messages: Sequence[Message]) -> Prompt:
     for message in messages:
         if not message.content.strip():
             raise BadRow(f"an empty {message.role} turn")
+    if all(message.role == "system" for message in messages):
+        raise BadRow("a system turn alone, without a user's")
     return Prompt(id=stable_id("p", *(f"{m.role}:{m.content}" for m in messages)), messages=tuple(messages))
 
 
@@ -122,11 +129,14 @@ def _marked_turns(text: str) -> list[Message]:
     """The turns of a prompt: several where it is a transcript that awaits the Assistant, or has NeMo's markers."""
     if re.match(r"\s*Human:", text) and re.search(r"\n\nAssistant:\s*$", text):
         return parse_transcript(text)[0]
-    if NEMO_MARKER not in text:
+    first, *marked = NEMO_MARKER.split(text)
+    if not marked:
         return [Message(role="user", content=text)]
-    turns = [("User", text.split(NEMO_MARKER)[0])]
-    turns += [(role, content) for role, _, content in (part.partition("\n") for part in text.split(NEMO_MARKER)[1:])]
-    return [as_message({"role": role, "content": content.strip()}) for role, content in turns if content.strip()]
+    if marked[-2] == "Assistant" and not marked[-1].strip():  # the prompt awaits this answer
+        marked = marked[:-2]
+    turns = [("User", first)] if first.strip() else []
+    turns += zip(marked[::2], marked[1::2], strict=True)
+    return [as_message({"role": role, "content": content.strip()}) for role, content in turns]
 
 
 def kind_of(value: Any) -> str:

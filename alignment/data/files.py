@@ -1,9 +1,8 @@
-"""Rows of files and data sets, read by what a file holds rather than by its name.
+"""Rows of files, read by what a file holds rather than by its name.
 
 Read are JSON lines, JSON (a list, or an object with the rows under a key), delimited text (CSV, TSV) and Parquet, each
-also gzipped; text is UTF-8, or UTF-16 with a byte order mark. A directory is a data set as the hub lays it out. JSON
-lines, delimited text and Parquet are streamed; a JSON list is read as a whole. All reads are bounded
-(`alignment.bounded`).
+also gzipped; text is UTF-8, or UTF-16 with a byte order mark. JSON lines, delimited text and Parquet are streamed; a
+JSON list is read as a whole. All reads are bounded (`alignment.bounded`).
 
 A row that cannot be read comes with the reason; a file that cannot be read is a DataError.
 """
@@ -11,12 +10,10 @@ A row that cannot be read comes with the reason; a file that cannot be read is a
 import csv
 import io
 import json
-import os
 import re
-import stat
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
@@ -33,14 +30,13 @@ from alignment.bounded import (
     open_regular,
     size_text,
 )
+from alignment.data.conversations import CONVERSATIONS, PROMPTS, RESPONSES, short
 from alignment.data.parquet import parquet_rows, refuse_doubles
 from alignment.encodings import ZIPPED, text_encoding
 from alignment.errors import DataError
-from alignment.hub import check_hub_address, hub_read
 
 NumberedRow = tuple[int, Any, str]  # line or row number, value, reason why it could not be read
 HEAD_BYTES = 1 << 20
-MOST_FILES = 100_000  # of a directory
 SHOWN_CELLS = 20
 LINES, TABLES, TEXTS = (".jsonl", ".ndjson"), (".csv", ".tsv"), (".txt", ".md", "")
 ARCHIVES = {
@@ -50,6 +46,9 @@ ARCHIVES = {
     b"BZh": "compressed with bzip2",
     b"ARROW1": "an Arrow file",
 }
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+QUOTED_NAME = re.compile(r'(?:^|(?<=[,;\t]))"(?:[^"]|"")*"(?=[,;\t\r\n]|$)')
+OPEN_NAME = re.compile(r'(?:^|[,;\t])"')
 READABLE = "give JSON lines, JSON, CSV, TSV, Parquet or text, plain or gzipped"
 
 
@@ -80,6 +79,11 @@ def file_kind(path: Path) -> FileKind:
     for magic, what in ARCHIVES.items():
         if head.startswith(magic):
             raise DataError(f"{path}: the file is {what}; {READABLE}")
+    if head.startswith(LFS_POINTER) and b"\noid " in head[:1024]:
+        raise DataError(
+            f"{path}: the file is a Git LFS pointer, which names the data and does not hold it; fetch the data with "
+            "`git lfs pull` in its repository"
+        )
     if head.startswith(b"PAR1"):
         return FileKind("parquet", zipped)
     encoding = text_encoding(head)
@@ -118,7 +122,7 @@ def _json_form(first: str, rest: str, ending: str) -> str:
     except (ValueError, RecursionError):
         value = None
     if isinstance(value, dict):
-        return "json" if not rest and ending not in LINES and _row_keys(value) else "lines"
+        return "json" if not rest and ending not in LINES and _row_keys(value) and not _is_row(value) else "lines"
     if isinstance(value, list):
         rows = any(isinstance(row, dict) for row in value)
         return "lines" if ending in LINES and (rest or not rows) else "json" if rows or ending == ".json" else ""
@@ -136,6 +140,11 @@ def _row_keys(content: dict[str, Any]) -> list[str]:
         for key, value in content.items()
         if isinstance(value, list) and value and isinstance(value[0], dict) and not value[0].keys() & {"role", "from"}
     ]
+
+
+def _is_row(content: dict[str, Any]) -> bool:
+    """Whether an object is one row, which may have several responses, rather than a file of rows."""
+    return bool(content.keys() & {*PROMPTS, *CONVERSATIONS}) and {*_row_keys(content)} <= {*RESPONSES}
 
 
 def _first_bytes(path: Path, zipped: bool) -> bytes:
@@ -256,6 +265,8 @@ def _json_rows(path: Path, kind: FileKind, key: str) -> Iterator[NumberedRow]:
     if isinstance(content, dict):
         for part in key.split(".") if key else ():
             rows = rows.get(part) if isinstance(rows, dict) else None
+    if isinstance(rows, dict) and not key and _is_row(rows):
+        rows = [rows]
     if isinstance(rows, Repeated):
         raise DataError(f"{path}: the key {rows.key!r} stands twice, with different rows; give each a file of its own")
     if not isinstance(rows, list):
@@ -288,13 +299,13 @@ def _table_rows(path: Path, kind: FileKind) -> Iterator[NumberedRow]:
             text: TextIO = io.StringIO(_decode(path, _whole(file), "utf-16"), newline="")
         else:
             text = io.TextIOWrapper(file, kind.encoding, "surrogateescape", newline="")
-        header_line = text.readline(HEAD_BYTES)
-        delimiter = _delimiter(header_line, suffix(path))
-        header = _header(path, header_line, delimiter)
+        above, header_text = _header_text(path, text)
+        delimiter = _delimiter(header_text, suffix(path))
+        header = _header(path, header_text, delimiter)
         lines = _TableLines(text)
         reader = csv.reader(lines, delimiter=delimiter, strict=True)
         while True:
-            number = reader.line_num + 2  # the header is line 1
+            number = above + reader.line_num + 1
             lines.left = LONGEST_LINE
             try:
                 cells = next(reader)
@@ -317,6 +328,26 @@ def _table_rows(path: Path, kind: FileKind) -> Iterator[NumberedRow]:
             yield number, row if not wrong else {**row, "…": cells[len(header) :][:SHOWN_CELLS]}, wrong
 
 
+def _header_text(path: Path, text: TextIO) -> tuple[int, str]:
+    """The number of lines above the first row, and of these the header: blank lines precede it, names may have several.
+
+    Raises DataError if a quotation mark in it is not closed.
+    """
+    number, line = 1, text.readline(HEAD_BYTES)
+    while line and not line.strip(" \r\n"):
+        number, line = number + 1, text.readline(HEAD_BYTES)
+    lines, size = [line], len(line)
+    is_open = line.count('"') % 2 == 1 and OPEN_NAME.search(QUOTED_NAME.sub("", line)) is not None
+    while is_open:
+        line = text.readline(HEAD_BYTES)
+        number, size = number + 1, size + len(line)
+        if not line or size > HEAD_BYTES:
+            raise DataError(f"{path}: a quotation mark in the header is never closed; correct the file")
+        lines.append(line)
+        is_open = line.count('"') % 2 == 0
+    return number, "".join(lines)
+
+
 def _delimiter(header: str, ending: str) -> str:
     """The delimiter that splits the header; a header of one column has that of the file's name."""
     usual = "\t" if ending == ".tsv" else ","
@@ -325,11 +356,17 @@ def _delimiter(header: str, ending: str) -> str:
 
 
 def _cells(line: str, delimiter: str) -> list[str]:
-    return next(csv.reader([line], delimiter=delimiter), [])
+    """The cells of a line; none if the delimiter does not split it, as with a line break outside of quotation marks."""
+    try:
+        return next(csv.reader([line], delimiter=delimiter), [])
+    except csv.Error:
+        return []
 
 
 def _header(path: Path, line: str, delimiter: str) -> list[str]:
     names = [name.strip() for name in _cells(line, delimiter)]
+    if line and not names:
+        raise DataError(f"{path}: the header {short(line)} has no columns; correct its quotation marks")
     refuse_doubles(path, [name for name in names if name])
     return [name or f"column {number}" for number, name in enumerate(names, start=1)]
 
@@ -362,88 +399,3 @@ def _parquet_rows(path: Path, kind: FileKind) -> Iterator[NumberedRow]:
             return
     with open_regular(path) as plain:
         yield from parquet_rows(path, plain)
-
-
-# --- data sets -------------------------------------------------------------------------------------------------------
-
-
-def split_files(directory: Path, name: str, split: str) -> tuple[list[Path], list[str]]:
-    """The files of a split, and the names of the directory's files that it does not have.
-
-    There are none of the split if the library must read it: slices, and formats that `read_file` does not read.
-    """
-    import datasets
-
-    check_files(directory)
-    try:
-        data_files = datasets.load_dataset_builder(str(directory), name or None).config.data_files or {}
-    except Exception as error:  # of the data set's configuration or its files
-        raise DataError(_data_set_problem(str(directory), split, error)) from error
-    files = [Path(file) for file in data_files.get(split or "train", ())]
-    names = {os.path.relpath(file, directory.absolute()) for file in files}
-    present = [str(path.relative_to(directory)) for path in directory.rglob("*") if not path.is_dir()]
-    unread = sorted(file for file in present if file not in names and not _is_hidden(file))
-    ours = all(file.is_file() and suffix(file) in (*LINES, ".json", *TABLES, ".parquet") for file in files)
-    return files if ours else [], unread
-
-
-def check_files(directory: Path) -> None:
-    """Raise DataError for what a library would wait for or read without end: pipes, devices, sockets, circles of links.
-
-    Hidden files are not read.
-    """
-    count = 0
-    for folder, folders, names in os.walk(directory, onerror=_refuse_folder):
-        folders[:] = [name for name in folders if name[0] not in "._"]
-        count += len(names)
-        if count > MOST_FILES:
-            raise DataError(f"{directory} has more than {MOST_FILES:,} files: name a directory with the data alone")
-        for path in (Path(folder, name) for name in [*names, *folders] if name[0] not in "._"):
-            try:
-                mode = path.stat().st_mode
-            except OSError as error:
-                raise DataError(f"{path} cannot be read ({error.strerror}): correct or remove it") from error
-            if path.is_symlink() and stat.S_ISDIR(mode) and Path(folder).resolve().is_relative_to(path.resolve()):
-                raise DataError(f"{path} is a link to a directory that contains it: remove it")
-            if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
-                raise DataError(f"{path} is not a file but a pipe, a device or a socket: remove it")
-
-
-def _refuse_folder(error: OSError) -> None:
-    raise DataError(f"{error.filename} cannot be read ({error.strerror}): correct or remove it") from error
-
-
-def _is_hidden(file: str) -> bool:
-    """Whether a file describes the data set or is hidden, as the hub's library sees it."""
-    return Path(file).name in ("README.md", "dataset_infos.json") or any(part[0] in "._" for part in Path(file).parts)
-
-
-def read_data_set(path: str, name: str, split: str, revision: str) -> Iterator[NumberedRow]:
-    """Numbered rows of a data set of the hub, or of a directory that is laid out as one."""
-    import datasets
-
-    check_hub_address()
-    if Path(path).is_dir():
-        check_files(Path(path))
-    try:
-        with nullcontext() if Path(path).is_dir() else hub_read(path, DataError, datasets.config):
-            rows = datasets.load_dataset(path, name or None, split=split or "train", revision=revision or None)
-        yield from ((number, row, "") for number, row in enumerate(rows, start=1))
-    except DataError:
-        raise
-    except Exception as error:  # of the network, the hub, the data set's configuration or its files
-        raise DataError(_data_set_problem(path, split, error)) from error
-
-
-def _data_set_problem(path: str, split: str, error: Exception) -> str:
-    what = " ".join(f"{error} {error.__cause__ or ''}".split())[:500] or type(error).__name__
-    if "split" in what.lower():
-        return f"the data set {path} has no split {split or 'train'!r}: {what}; name one with `split:`"
-    if "config name" in what.lower() or "BuilderConfig" in what:
-        return f"the data set {path} cannot be read: {what}; name a configuration with `name:`"
-    if Path(path).is_dir():
-        return f"the data set {path} cannot be read: {what}. Correct its files, or give one of them as the path"
-    return (
-        f"the data set {path} cannot be read: {what}. Check its name and the network, and log in if it is gated; or "
-        "download it elsewhere and give the directory as the path"
-    )

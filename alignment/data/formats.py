@@ -13,8 +13,11 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from alignment.config.stages import Columns, RowSource
+from alignment.config.stages import Columns, RowSource, TextSource
 from alignment.data.conversations import (
+    CONVERSATIONS,
+    PROMPTS,
+    RESPONSES,
     BadRow,
     Row,
     as_messages,
@@ -32,11 +35,8 @@ from alignment.records import Message
 
 STRONGEST = 3
 EXPORTED = "comparison_id"  # a column that only exported rows have
-PROMPTS = ("prompt", "instruction", "question", "input")
 SYSTEMS = ("system", "system_prompt")
-CONVERSATIONS = ("messages", "conversations", "conversation")
 COMPLETIONS = ("completion", "response", "output", "answer")
-RESPONSES = ("responses", "completions", "answers", "generations")
 TEXTS = ("response", "completion", "text", "content", "answer")
 SCORES = ("score", "overall_score", "rating", "scores", "ratings")
 RANKS = ("rank", "ranks")
@@ -250,6 +250,13 @@ def value_of(row: Row, columns: Columns, option: str) -> Any:
     if value is ABSENT:
         raise BadRow(f"no column {path!r} ({option}) among {columns_of(row)}")
     return value
+
+
+def document_column(row: Row, source: TextSource) -> str:
+    """The column of a document: a conversation if there is one, unless the row has a column that the recipe names."""
+    if source.text_field in row and source.text_field != TextSource.model_fields["text_field"].default:
+        return source.text_field
+    return next((name for name in CONVERSATIONS if is_conversation(row.get(name))), source.text_field)
 
 
 # --- prompts and answers ---------------------------------------------------------------------------------------------

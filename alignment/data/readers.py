@@ -20,13 +20,15 @@ from alignment.data.conversations import (
     as_messages,
     columns_of,
     fill,
+    is_conversation,
     kind_of,
     make_prompt,
     make_response,
     parse_transcript,
 )
-from alignment.data.files import NumberedRow, file_kind, read_data_set, read_file, read_text, split_files
-from alignment.data.formats import EXPORTED, asked_turns, columns_for, demonstration_turns, judgement
+from alignment.data.data_sets import read_data_set, split_files
+from alignment.data.files import NumberedRow, file_kind, read_file, read_text
+from alignment.data.formats import EXPORTED, asked_turns, columns_for, demonstration_turns, document_column, judgement
 from alignment.data.plain import plain_row, storable
 from alignment.data.rankings import Group, from_scores, from_tree, tree_demonstration, tree_prompt
 from alignment.data.trl_format import from_preference
@@ -48,7 +50,6 @@ from alignment.records import (
 TOWN = "town://"
 FILE_SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".txt", ".md", ".gz")
 MOST_ROWS, MOST_REJECTED = 20_000_000, 100_000  # of a source, which are held in memory
-CONVERSATIONS = ("messages", "conversations", "conversation")
 RecordT = TypeVar("RecordT", bound=Record)
 SourceT = TypeVar("SourceT", RowSource, TextSource)
 
@@ -87,24 +88,20 @@ def inside(path: str, scheme: str) -> str:
 def read_documents(
     source: TextSource, town: Path | None = None, notes: SourceNotes | None = None
 ) -> tuple[list[Document], list[Rejected]]:
-    """The documents of a source: paragraphs of a plain file, or rows with a text column or a conversation."""
-    path = locate(source.path, town, source.origin)
-    if path is not None and path.is_file() and (kind := file_kind(path)).form == "text":
-        rows = _paragraphs(read_text(path, kind), source.text_field)
-        return convert_rows(rows, source, to_document, notes=notes)
-    return convert_parts(source, path, to_document, None, notes)
+    """The documents of a source: paragraphs of plain files, or rows with a text column or a conversation."""
+    return convert_parts(source, locate(source.path, town, source.origin), to_document, None, notes)
 
 
 def to_document(row: Row, source: TextSource, number: int) -> Document:
     """A document from a row with a text column or a conversation."""
-    for name in CONVERSATIONS:
-        if name in row:
-            return Document(messages=tuple(as_messages(row[name], "user")))
-    text = row.get(source.text_field)
+    column = document_column(row, source)
+    text = row.get(column)
+    if is_conversation(text):
+        return Document(messages=tuple(as_messages(text, "user")))
     if isinstance(text, bytes):
-        raise BadRow(f"{source.text_field!r} is {kind_of(text)}")
+        raise BadRow(f"{column!r} is {kind_of(text)}")
     if not isinstance(text, str) or not text.strip():
-        raise BadRow(f"no text under {source.text_field!r} and no `messages`; columns: {columns_of(row)}")
+        raise BadRow(f"no text under {column!r} and no list of messages; columns: {columns_of(row)}")
     return Document(text=text)
 
 
@@ -125,8 +122,15 @@ def read_rows(source: Source, path: Path | None) -> Iterator[NumberedRow]:
         options = [option for option in ("split", "name", "revision") if getattr(source, option)]
         if options:
             raise ConfigError(f"{source.path} is a file, which has no `{options[0]}`: remove it, or name a data set")
-        return read_file(path, getattr(source, "rows", ""))
+        return _file_rows(source, path)
     return read_data_set(source.path if path is None else str(path), source.name, source.split, source.revision)
+
+
+def _file_rows(source: Source, path: Path) -> Iterator[NumberedRow]:
+    """Numbered rows of a file; for a source of text, a plain file has one of each paragraph."""
+    if isinstance(source, TextSource) and (kind := file_kind(path)).form == "text":
+        return _paragraphs(read_text(path, kind), source.text_field)
+    return read_file(path, getattr(source, "rows", ""))
 
 
 def read_as(
@@ -149,7 +153,7 @@ def convert_parts(
     """Convert the rows of a source; a directory's files are read one by one, each with the lines of its own."""
     files: list[Path] = []
     if path is not None and path.is_dir():
-        files, unread = split_files(path, source.name, source.split)
+        files, unread = split_files(path, source.name, source.split, texts=isinstance(source, TextSource))
         if notes is not None:
             notes.files = unread
     if path is None or not files:
@@ -159,7 +163,7 @@ def convert_parts(
     for file in files:
         part = source.model_copy(update={"path": f"{source.path.rstrip('/')}/{os.path.relpath(file, path)}"})
         left = None if limit is None else limit - len(good)
-        more, wrong = convert_rows(read_file(file, getattr(source, "rows", "")), part, convert, left, notes)
+        more, wrong = convert_rows(_file_rows(source, file), part, convert, left, notes)
         good += more
         bad += wrong
     return good, bad
@@ -234,9 +238,9 @@ def to_demonstration(row: Row, source: RowSource, number: int) -> Demonstration:
         messages, completion = demonstration_turns(row, columns_for(source, row, "demonstrations")[1])
     if not completion.strip():
         raise BadRow("the completion is empty")
-    identity = stable_id("d", source.path, number)
+    identity, prompt = stable_id("d", source.path, number), make_prompt(messages)
     return Demonstration(
-        id=identity, messages=tuple(messages), completion=completion.strip(), source=source.path, line=number
+        id=identity, messages=prompt.messages, completion=completion.strip(), source=source.path, line=number
     )
 
 

@@ -9,8 +9,8 @@ from string import Formatter
 from typing import Any
 
 from alignment.config.stages import RowSource, TextSource
-from alignment.data.conversations import Row
-from alignment.data.formats import ABSENT, EXPORTED, columns_for, look_up
+from alignment.data.conversations import Row, is_conversation
+from alignment.data.formats import ABSENT, EXPORTED, columns_for, document_column, look_up
 from alignment.journal import Journal
 
 READ_WHOLE = ("records",)  # rows of our own, whose keys are checked
@@ -64,8 +64,8 @@ class SourceNotes:
 def used_columns(row: Row, source: RowSource | TextSource, kind: str) -> tuple[str, set[Path], set[str]]:
     """The format of a row, the paths that are read, and the columns that `columns` names in the recipe."""
     if isinstance(source, TextSource):
-        conversation = next((name for name in ("messages", "conversations", "conversation") if name in row), "")
-        return ("conversations" if conversation else "text"), {(conversation or source.text_field,)}, set()
+        column = document_column(row, source)
+        return ("conversations" if is_conversation(row[column]) else "text"), {(column,)}, set()
     if source.format in READ_WHOLE or (kind == "comparisons" and source.format == "auto" and row.get(EXPORTED)):
         return "records" if source.format in READ_WHOLE else "exported", {(name,) for name in row}, set()
     if source.format == "template":

@@ -201,3 +201,59 @@ def test_a_key_that_stands_twice_with_two_values_puts_its_row_aside(tmp_path: Pa
 def test_thousands_of_keys_that_stand_twice_take_no_time(tmp_path: Path) -> None:
     text = "{" + ",".join(f'"{n % 50_000}": {n}' for n in range(100_000)) + "}"
     assert len(loads(text)) == 50_000
+
+
+# --- turns that are no prompt ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ({"messages": [ASKED, ANSWERED, ANSWERED]}, "must not end with an assistant turn"),
+        ({"messages": [ANSWERED, ANSWERED]}, "must not end with an assistant turn"),
+        ({"prompt": "x <extra_id_1>Assistant\nfoo", "completion": "y"}, "must not end with an assistant turn"),
+        ({"messages": [ASKED | {"content": " "}, ANSWERED]}, "an empty user turn"),
+        ({"messages": [ASKED, ANSWERED | {"content": ""}, ASKED, ANSWERED]}, "an empty assistant turn"),
+        ({"prompt": "a<extra_id_1>Assistant\n<extra_id_1>User\nb", "completion": "y"}, "an empty assistant turn"),
+        ({"prompt": "", "completion": "y"}, "an empty user turn"),
+        ({"messages": [SYSTEM, ANSWERED]}, "a system turn alone"),
+    ],
+)
+def test_turns_that_are_no_prompt_are_put_aside_from_demonstrations_and_prompts(
+    tmp_path: Path, row: Any, words: str
+) -> None:
+    rows = source(tmp_path, row, {"prompt": "Q?", "completion": "A."})
+    for kind in ("demonstrations", "prompts"):
+        check = check_source(rows, kind)  # type: ignore[arg-type]
+        assert check.records == 1 and [bad.line for bad in check.rejected] == [1]
+        assert words in check.rejected[0].reason and check.rejected[0].row == row
+
+
+def test_a_demonstration_as_a_stage_writes_it_is_held_to_the_same(tmp_path: Path) -> None:
+    row = {"id": "d_1", "messages": [ASKED, ANSWERED], "completion": "B."}
+    check = check_source(source(tmp_path, row, format="records"), "demonstrations")
+    assert not check.records and "must not end with an assistant turn" in check.rejected[0].reason
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Explain <extra_id_1> please",
+        "<extra_id_1>User",
+        "The <extra_id_1>Assistant is\nhere",
+        "<extra_id_0> a <extra_id_1>\nb",
+    ],
+)
+def test_a_sentinel_of_t5_is_text(tmp_path: Path, text: str) -> None:
+    (good,), _ = read_as(source(tmp_path, {"prompt": text, "completion": "A."}), to_demonstration, None)
+    assert good.messages == (Message(role="user", content=text),)
+
+
+def test_a_prompt_with_nemos_markers_may_await_its_answer(tmp_path: Path) -> None:
+    text = "Q?\r\n<extra_id_1>Assistant\r\nA.\n<extra_id_1>User\nAnd?\n<extra_id_1>Assistant\n"
+    (good,), _ = read_as(source(tmp_path, {"prompt": text}), to_prompt, None)
+    assert [(turn.role, turn.content) for turn in good.messages] == [
+        ("user", "Q?"),
+        ("assistant", "A."),
+        ("user", "And?"),
+    ]

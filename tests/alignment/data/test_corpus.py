@@ -5,6 +5,7 @@ import json
 import pytest
 
 from alignment.config.stages import CorpusConfig, TextSource
+from alignment.data.check import check_source
 from alignment.data.corpus import clean, drop_near_duplicates, jaccard, prepare_corpus, shingles
 from alignment.errors import DataError
 from alignment.journal import Journal
@@ -131,3 +132,32 @@ def test_an_empty_source_and_one_that_is_cleaned_away_are_errors_in_words(tmp_pa
         prepare(tmp_path, [])
     with pytest.raises(DataError, match="only 1 documents are left of 3"):
         prepare(tmp_path, [{"text": "the same long text"}] * 3)
+
+
+TURNS = [{"role": "user", "content": "Q?"}, {"role": "assistant", "content": "A."}]
+
+
+@pytest.mark.parametrize(
+    ("row", "field", "expected"),
+    [
+        ({"text": "A document.", "conversation": "c1"}, "text", "A document."),
+        ({"text": "A document.", "messages": "m1"}, "text", "A document."),
+        ({"text": "A document.", "conversations": 3}, "text", "A document."),
+        ({"text": "A document.", "messages": []}, "text", "A document."),
+        ({"messages": "m1", "conversation": TURNS}, "text", "Q?\nA."),
+        ({"text": "A document.", "messages": TURNS}, "text", "Q?\nA."),
+        ({"body": "A document.", "messages": TURNS}, "body", "A document."),
+        ({"text": "A document.", "talk": TURNS}, "talk", "Q?\nA."),
+        ({"conversation": "c1"}, "text", None),
+        ({"text": "A document.", "messages": TURNS}, "body", "Q?\nA."),
+        ({"text": "A document.", "messages": "m1"}, "body", None),
+    ],
+)
+def test_which_column_is_the_document(tmp_path, row, field, expected) -> None:
+    path = write_lines(tmp_path / "rows.jsonl", [row])
+    check = check_source(TextSource(path=str(path), text_field=field), "corpus")
+    assert [sample["text"] for sample in check.samples] == ([] if expected is None else [expected])
+    assert {*check.read, *check.unread} == ({*row} if expected else set())
+    assert [bad.reason.split(";")[0] for bad in check.rejected] == (
+        [f"no text under '{field}' and no list of messages"] if expected is None else []
+    )

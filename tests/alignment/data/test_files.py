@@ -383,3 +383,52 @@ def test_the_demonstrations_of_the_cases() -> None:
     assert good.completion == "Fine." and (bad.line, "lone surrogate" in bad.reason) == (1, True)
     (good,), _ = read_as(RowSource(path=str(CASES / "empty_system.jsonl")), to_demonstration, None)
     assert [message.role for message in good.messages] == ["user"]
+
+
+# --- headers, pointers and single rows -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "names", "line"),
+    [
+        ('"prompt\n(en)",completion\nq,"a\nb"\n', ("prompt\n(en)", "completion"), 3),
+        ('id;"prompt\r\n(en)";"the\n""answer"""\r\n1;q;a\r\n', ("id", "prompt\r\n(en)", 'the\n"answer"'), 4),
+        ("\n\r\n \nprompt,completion\nq,a\n", ("prompt", "completion"), 5),
+        ("\ufeff\nprompt,completion\nq,a\n", ("prompt", "completion"), 3),
+        ('size 5",completion\nq,a\n', ('size 5"', "completion"), 2),
+    ],
+)
+def test_blank_lines_above_a_header_and_line_breaks_in_it(tmp_path, text, names, line) -> None:
+    ((number, row, reason),) = read_file(write(tmp_path / "rows.csv", text))
+    assert (number, tuple(row), reason) == (line, names, "")
+
+
+def test_a_header_that_does_not_end_is_an_error(tmp_path) -> None:
+    with pytest.raises(DataError, match="a quotation mark in the header is never closed"):
+        rows_of(write(tmp_path / "rows.csv", 'prompt,"completion\nq,a\n'))
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.parquet", "rows.csv", "rows.txt", "rows.json", "rows.gz", "rows"])
+def test_a_pointer_of_git_lfs_is_named(tmp_path, name) -> None:
+    pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0a' * 32}\nsize 12345\n"
+    path = write(tmp_path / name, pointer)
+    for read in (lambda: rows_of(path), lambda: read_documents(TextSource(path=str(path)))):
+        with pytest.raises(DataError, match=r"is a Git LFS pointer.*`git lfs pull`"):
+            read()
+
+
+SCORED = {"prompt": "Q?", "completions": [{"response": "a", "score": 1}, {"response": "b", "score": 2}]}
+
+
+@pytest.mark.parametrize("indent", [None, 2])
+@pytest.mark.parametrize("row", [SCORED, {"prompt": "Q?", "completion": "A."}])
+def test_a_json_file_with_one_row(tmp_path, row, indent) -> None:
+    assert rows_of(write(tmp_path / "row.json", json.dumps(row, indent=indent))) == [row]
+
+
+def test_a_json_file_with_rows_under_a_key_is_no_row(tmp_path) -> None:
+    path = write(tmp_path / "rows.json", json.dumps({"prompt": "of all", "data": ROWS}))
+    with pytest.raises(DataError, match=r"name the key that holds them.*'data'"):
+        rows_of(path)
+    assert rows_of(path, "data") == ROWS
+    assert rows_of(write(path, json.dumps(SCORED)), "completions") == SCORED["completions"]

@@ -293,7 +293,9 @@ def test_documents_come_from_a_text_column_or_from_turns(tmp_path) -> None:
     file = write_lines(tmp_path / "rows.jsonl", [{"body": "a text"}, {"messages": ASKED}, {"text": "other column"}])
     documents, bad = read_documents(TextSource(path=str(file), text_field="body"))
     assert [d.plain for d in documents] == ["a text", "What does Ada play?"]
-    assert [(row.line, row.reason) for row in bad] == [(3, "no text under 'body' and no `messages`; columns: ['text']")]
+    assert [(row.line, row.reason) for row in bad] == [
+        (3, "no text under 'body' and no list of messages; columns: ['text']")
+    ]
 
 
 def test_what_is_not_there_is_an_error_in_words(tmp_path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants
 
-from alignment.data.files import read_data_set
+from alignment.data.data_sets import read_data_set
 from alignment.errors import CheckpointError, ConfigError
 from alignment.models.safe_loading import read_plainly
 from alignment.models.scalar import load_causal_model
