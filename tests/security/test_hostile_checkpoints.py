@@ -22,7 +22,7 @@ from alignment.models.scalar import load_rewards, load_scalar_model, save_model,
 from tests.flows.tiny import write_model
 
 WEIGHTS = "model.safetensors"
-MOST_SECONDS, MOST_BYTES = 20.0, 1 << 30
+MOST_SECONDS, MOST_BYTES = 60.0, 1 << 30
 Spoil = Callable[[Path], None]
 
 
