@@ -108,7 +108,7 @@ def test_the_pipeline_and_the_round_trip_of_labels_pass_on_postgresql(production
 def test_odd_texts_and_annotations_that_cannot_be_read_on_postgresql(production: Site, tmp_path: Path) -> None:
     with LabelStudio(production.url("label-studio"), production.credentials.label_studio_token) as owner:
         check_odd_texts(owner, tmp_path)
-        assert set(check_poison(owner)) == {1}  # PostgreSQL does not take a lone surrogate, but takes an infinite time
+        assert len(check_poison(owner)) == 1  # PostgreSQL does not take a lone surrogate, but takes an infinite time
 
 
 def test_status_shows_all_parts_and_knows_the_profile(production: Site, home: Path) -> None:
