@@ -14,6 +14,7 @@ from flows.tracking import runs
 from flows.tracking.layout import OUTPUT
 from labeling.collection import Batch, Collection
 from labeling.config import QualityOptions
+from labeling.names import uid_of
 from labeling.reports.report import reports
 from labeling.store.store import Store
 from labeling.tasks.projects import Project
@@ -23,14 +24,16 @@ pytestmark = pytest.mark.server
 URL = "http://127.0.0.1:8080"
 
 
-def collection() -> Collection:
+def collection(store: Store | None = None) -> Collection:
+    """A collection of two projects, with the tasks that the store knows of them."""
     projects = {1: "ranking", 2: "pairwise"}
+    rows = {} if store is None else {seen.number: store.current(seen.project) for seen in store.projects()}
     return Collection(
         batches=tuple(
             Batch(
                 project=Project(id=number, kind=kind, title=kind, overlap=3, screen_hash="1a2b3c4d", url=URL),  # type: ignore[arg-type]
                 tasks=(),
-                task_ids={},
+                task_ids={uid_of(row): int(row["id"]) for row in rows.get(number, ())},
             )
             for number, kind in projects.items()
         )
@@ -45,7 +48,7 @@ def test_mlflow_has_the_page_and_prefect_the_links_and_the_table(workplace: Path
     def labelling() -> str:
         with mlflow.start_run(experiment_id=runs.experiment_id()) as run:
             for _ in range(2):  # the second page takes the place of the first
-                publish_status(collection(), store, QualityOptions(), tmp_path)
+                publish_status(collection(store), store, QualityOptions(), tmp_path)
             return str(run.info.run_id)
 
     run_id = labelling()
