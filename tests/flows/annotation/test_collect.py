@@ -18,6 +18,7 @@ from alignment.records import Comparison, Prompt, RecordT, Rejected, Response, R
 from alignment.town import build_town
 from alignment.town.texts import write_answer
 from alignment.town.world import World
+from flows.annotation.accounts import remember
 from flows.annotation.collect import collect, known_answers
 from flows.releases.trace import trace
 from labeling.collection import ADJUDICATION, pull_collection, read_collection
@@ -167,6 +168,7 @@ def at_work(owner: LabelStudio, title: str) -> Iterator[dict[str, str]]:
         name: ensure_account(owner, f"{name}@rlhf.local", f"password-of-{name}", name)
         for name in ("anna", "bert", "greta2")
     }
+    remember(owner, [account.id for account in accounts.values()])  # who only signed up does not count
     done: set[tuple[int, str]] = set()
     over = threading.Event()
 
