@@ -24,6 +24,7 @@ from alignment.journal import Journal
 from alignment.records import Comparison, read_records
 from alignment.stage import Step
 from alignment.stages import CORPUS
+from flows.annotation.accounts import remember
 from flows.cli.main import main
 from flows.pipeline.dag import keys, needed, steps
 from flows.pipeline.flow import rlhf, run_stage_alone
@@ -229,6 +230,7 @@ def test_a_stage_that_is_killed_counts_as_nothing_and_goes_on_afterwards(workpla
 def person(owner: LabelStudio, title: str, judged: list[int], gone: threading.Event) -> None:
     """Somebody who likes short answers judges the tasks of projects of a title through the API as they come."""
     account = ensure_account(owner, "paul@rlhf.local", "password-of-paul", "Paul")
+    remember(owner, [account.id])  # who only signed up does not count
     done: set[int] = set()
     with LabelStudio(owner.url, account.token.get_secret_value()) as client:
         while not gone.wait(0.3):

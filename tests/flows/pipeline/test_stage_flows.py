@@ -6,6 +6,7 @@ import pytest
 
 from alignment.errors import ConfigError
 from alignment.records import Demonstration, read_records
+from flows.annotation.accounts import remember
 from flows.pipeline.stage_flows import collect_comparisons, collect_demonstrations
 from flows.recipe.schema import Recipe, load_recipe
 from labeling.server.client import LabelStudio
@@ -33,6 +34,7 @@ def test_what_people_wrote_is_taken_as_it_comes(recipe: Recipe, owner: LabelStud
     ours = [project for project in owner.projects() if project["title"].startswith("writers ")]
     assert [project["task_number"] for project in ours] == [2]  # nothing is opened to be judged
     account = ensure_account(owner, "wilma@rlhf.local", "password-of-wilma", "Wilma")
+    remember(owner, [account.id])  # who only signed up does not count
     with LabelStudio(owner.url, account.token.get_secret_value()) as wilma:
         task = next(iter(owner.tasks(ours[0]["id"], "id")))
         wilma.annotate(task["id"], ANSWER, 5.0)
