@@ -11,6 +11,8 @@ RLHFError
 └── GateError         a metric below the threshold of a gate of the recipe
 """
 
+from collections.abc import Iterator
+
 
 class RLHFError(Exception):
     """Base of all errors of this package; the command line prints them without a traceback."""
@@ -50,3 +52,17 @@ class TrainingError(RLHFError):
 
 class GateError(RLHFError):
     """A gate of the recipe that was not passed."""
+
+
+def causes(error: BaseException) -> Iterator[BaseException]:
+    """The error and the chain of its causes, the latest first, with the members of groups."""
+    seen: set[int] = set()
+    waiting: list[BaseException | None] = [error]
+    while waiting:
+        current = waiting.pop()
+        if current is None or id(current) in seen:
+            continue
+        seen.add(id(current))
+        yield current
+        waiting.append(current.__cause__ or current.__context__)
+        waiting += current.exceptions if isinstance(current, BaseExceptionGroup) else ()

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 from huggingface_hub import constants, get_session
 from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
 
-from alignment.errors import ConfigError, RLHFError
+from alignment.errors import ConfigError, RLHFError, causes
 
 log = logging.getLogger(__name__)
 PROBE_SECONDS = 5.0
@@ -80,10 +80,5 @@ def _offline(*libraries: ModuleType) -> Iterator[None]:
 
 def _not_cached(error: BaseException) -> bool:
     """Whether something was not in the cache, if that caused the error."""
-    seen: list[BaseException] = []
-    current: BaseException | None = error
-    while current is not None and current not in seen:
-        seen.append(current)
-        current = current.__cause__ or current.__context__
     kinds = (LocalEntryNotFoundError, OfflineModeIsEnabled, ConnectionError, FileNotFoundError)
-    return any(isinstance(cause, kinds) for cause in seen)
+    return any(isinstance(cause, kinds) for cause in causes(error))

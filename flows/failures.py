@@ -17,7 +17,7 @@ from typing import Any
 import httpx
 import requests
 
-from alignment.errors import ConfigError, RLHFError
+from alignment.errors import ConfigError, RLHFError, causes
 from alignment.stage import Stage
 from flows.disk import MachineFault, bytes_left, disk_shown, full_disk, home_or_here, nearly_full
 from flows.recipe.untrusted import redacted, shown_address
@@ -202,20 +202,6 @@ def refusing_server(error: BaseException) -> str:
                 "PREFECT_API_AUTH_STRING (or PREFECT_API_KEY) to an account that may do this"
             )
     return ""
-
-
-def causes(error: BaseException) -> Iterator[BaseException]:
-    """The error and the chain of its causes, the latest first, with the members of groups."""
-    seen: set[int] = set()
-    waiting: list[BaseException | None] = [error]
-    while waiting:
-        current = waiting.pop()
-        if current is None or id(current) in seen:
-            continue
-        seen.add(id(current))
-        yield current
-        waiting.append(current.__cause__ or current.__context__)
-        waiting += current.exceptions if isinstance(current, BaseExceptionGroup) else ()
 
 
 def _checkpoints(directory: Path) -> str:

@@ -35,8 +35,8 @@ def split_files(directory: Path, name: str, split: str, *, texts: bool = False) 
         with _without_wildcards(directory) as folder:
             options = {"path": "text", "data_dir": folder} if prose else {"path": folder, "name": name or None}
             builder = datasets.load_dataset_builder(**options)
-            found = (builder.config.data_files or {}).get(split or "train", ())
-            names = [os.path.relpath(file, Path(folder).resolve()) for file in found]
+            files_of_split = (builder.config.data_files or {}).get(split or "train", ())
+            names = [os.path.relpath(file, Path(folder).resolve()) for file in files_of_split]
     except Exception as error:  # of the data set's configuration or its files
         raise DataError(_data_set_problem(str(directory), split, error)) from error
     if prose:

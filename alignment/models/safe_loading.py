@@ -13,7 +13,7 @@ from typing import Any
 from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled, StrictDataclassError
 
 from alignment.bounded import loads, read_bounded
-from alignment.errors import CheckpointError, RLHFError
+from alignment.errors import CheckpointError, RLHFError, causes
 from alignment.hub import check_hub_address, hub_host, hub_read
 from alignment.models.checkpoint_files import LARGEST_INDEX, check_files
 
@@ -78,12 +78,11 @@ def _reason(error: Exception) -> str:
 
 def _without_hub(error: BaseException) -> str | None:
     """Why the hub was not available or did not have a file, if that caused the error."""
-    chain, unavailable = [error], False
-    while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None and cause not in chain:
-        chain.append(cause)
-        unavailable |= isinstance(cause, LocalEntryNotFoundError | OfflineModeIsEnabled)
+    chain = [*causes(error)]
+    if not any(isinstance(cause, LocalEntryNotFoundError | OfflineModeIsEnabled) for cause in chain[1:]):
+        return None
     reasons = [str(cause).partition("\n")[0] for cause in chain if not isinstance(cause, LocalEntryNotFoundError)]
-    return next((reason[:200] for reason in reversed(reasons) if reason), "no reason given") if unavailable else None
+    return next((reason[:200] for reason in reversed(reasons) if reason), "no reason given")
 
 
 def check_directory(path: Path) -> None:

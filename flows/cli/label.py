@@ -126,7 +126,7 @@ def sync(
         echo(NEXT_STEP)
     for problem in report.problems:
         echo(problem, err=True)
-    if any("not read" in problem for problem in report.problems):
+    if report.unread:
         raise typer.Exit(1)
 
 

@@ -212,13 +212,13 @@ def main() -> None:
     except Exception as error:
         from flows.failures import explained
 
-        told = explained(error)
-        if told is None:
+        reason = explained(error)
+        if reason is None:
             echo(traceback.format_exc(), err=True, lines=True)  # its text may be of any origin
             sys.exit(1)
         if nearly_full(home_or_here()):
-            _fail_at_once(told)
-        _fail(told, 1)
+            _fail_at_once(reason)
+        _fail(reason, 1)
 
 
 def _fail_at_once(error: Exception) -> NoReturn:

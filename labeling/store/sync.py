@@ -68,10 +68,16 @@ class Synced(Record):
 
 
 class SyncReport(Record):
-    """A sync of all projects. `problems` names the projects that were not synchronised, each with the reason."""
+    """A sync of all projects: sentences on those that could not be read, and on those of others with our signature."""
 
     synced: tuple[Synced, ...]
-    problems: tuple[str, ...] = ()
+    unread: tuple[str, ...] = ()
+    foreign: tuple[str, ...] = ()
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """The projects that were not synchronised, each with the reason."""
+        return (*self.unread, *self.foreign)
 
 
 def sync(client: LabelStudio, store: Store, only: Collection[int] = (), *, whole: bool = False) -> SyncReport:
@@ -82,27 +88,32 @@ def sync(client: LabelStudio, store: Store, only: Collection[int] = (), *, whole
     the others. Raises ServerUnavailable and BadCredentials.
     """
     stored = {project.number for project in store.projects() if project.url == client.url and not project.deleted}
-    listed, problems = _listed_projects(client)
+    listed, unread = _listed_projects(client)
     account = client.whoami()["id"]
     ours: set[int] = set()
+    foreign: dict[int, str] = {}
     for number, raw in listed.items():
         if not str(raw["description"]).startswith(SIGNATURE) or number in stored or number in only:
             continue
         if _creator(raw) == account:
             ours.add(number)
         else:
-            problems[number] = f"has our signature, but account {_creator(raw)} created it: it is not followed"
+            foreign[number] = f"has our signature, but account {_creator(raw)} created it: it is not followed"
     synced: list[Synced] = []
     for number in sorted(only or stored | ours):
         try:
             result = _sync_listed(client, store, number, listed.get(number), whole)
         except FAULTS as error:
             client.whoami()  # raises if the server fails on everything
-            problems[number] = f"was not read: {error}"
+            unread[number] = f"was not read: {error}"
         else:
             synced += [] if result is None else [result]
-    named = {number: text for number, text in problems.items() if not only or number in only}
-    return SyncReport(synced=tuple(synced), problems=tuple(f"project {n} {text}" for n, text in sorted(named.items())))
+    return SyncReport(synced=tuple(synced), unread=_named(unread, only), foreign=_named(foreign, only))
+
+
+def _named(problems: dict[int, str], only: Collection[int]) -> tuple[str, ...]:
+    """The problems of projects as sentences, of those in `only` if it has any."""
+    return tuple(f"project {n} {text}" for n, text in sorted(problems.items()) if not only or n in only)
 
 
 def _listed_projects(client: LabelStudio) -> tuple[dict[int, dict[str, Any]], dict[int, str]]:
