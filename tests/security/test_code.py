@@ -19,7 +19,10 @@ RUNS_WHAT_IT_READS = {
 }
 UNPACKS = ("extract", "extractall")  # methods of archives, whatever opened them
 LINKS = ("symlink_to", "hardlink_to", "os.symlink", "os.link", "os.mkfifo", "os.mknod")
-MAKES_LINKS = ("flows/operations/restore.py",)  # after their targets were checked (`test_backups.py`)
+MAKES_LINKS = (
+    "flows/operations/restore.py",  # after their targets were checked (`test_backups.py`)
+    "alignment/data/data_sets.py",  # in a temporary directory, to files that were checked (`test_data_sets.py`)
+)
 AUTO = ("AutoModel", "AutoConfig", "AutoTokenizer")
 
 

@@ -17,7 +17,7 @@ from alignment.data.readers import read_comparisons
 from alignment.errors import ArtifactError, ConfigError, DataError
 from alignment.journal import Journal
 from alignment.records import Comparison, Rejected, read_records, write_records
-from flows.cli.exchange import _text_of, read_part
+from flows.cli.exchange import _text, read_part
 from flows.cli.main import app
 from flows.releases.dataset_card import write_card
 from flows.releases.trace import trace, trace_view
@@ -223,10 +223,10 @@ def test_import_names_what_nobody_reads(tmp_path: Path) -> None:
 def test_a_label_config_may_be_utf_16(tmp_path: Path) -> None:
     for encoding in ("utf-8", "utf-8-sig", "utf-16"):
         (tmp_path / "config.xml").write_text("<View/>é", encoding=encoding)
-        assert _text_of(tmp_path / "config.xml") == "<View/>é"
+        assert _text(tmp_path / "config.xml") == "<View/>é"
     (tmp_path / "config.xml").write_bytes(b"<View/>\xe9")
-    with pytest.raises(DataError, match=r"config\.xml cannot be read as text .*save it as UTF-8"):
-        _text_of(tmp_path / "config.xml")
+    with pytest.raises(DataError, match=r"config\.xml cannot be read: .*as UTF-8"):
+        _text(tmp_path / "config.xml")
 
 
 def test_an_export_of_label_studio_goes_in_by_command(tmp_path: Path) -> None:

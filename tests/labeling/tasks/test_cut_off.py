@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 import pytest
+from playwright.sync_api import expect
 
 from alignment.records import Response, ResponseSet
 from labeling.collection import open_adjudication, pull_collection
@@ -88,18 +89,22 @@ def test_people_see_where_an_answer_was_cut_off(owner: LabelStudio, tmp_path: Pa
     sets = [ended_set(n, cut[: 2 + (n < 3)] if n % 2 else whole) for n in (1, 2, 3, 4)]
     sets[2] = sets[2].model_copy(update={"responses": ended_set(3, (False, True)).responses})
     opened = open_sets(owner, config, sets, tmp_path)
-    seen: dict[str, list[str]] = {}
+    shown_as_cut = 0
     with logged_in(owner) as page:
         for batch in opened.batches:
             for uid, task_id in batch.task_ids.items():
                 page.goto(f"{owner.url}/projects/{batch.project.id}/data?task={task_id}")
                 answers = page.locator(".answer" if batch.project.kind == "pairwise" else ".htx-ranker-item")
-                answers.first.wait_for()
-                seen[uid] = [text for text in answers.all_inner_texts() if text.strip().endswith(CUT_OFF)]
-    for uid, of_task in opened.tasks.items():
-        cut_texts = [response.text for response in of_task.responses.values() if response.ended is False]
-        assert len(seen[uid]) == len(cut_texts) and all(text in seen[uid][0] for text in cut_texts)
-    assert sum(map(len, seen.values())) == 2
+                of_task = opened.tasks[uid]
+                cut_texts = [response.text for response in of_task.responses.values() if response.ended is False]
+                expect(answers).to_have_count(len(of_task.responses), timeout=60_000)
+                marked = answers.filter(has_text=CUT_OFF)
+                expect(marked).to_have_count(len(cut_texts), timeout=60_000)
+                for text in cut_texts:
+                    expect(marked).to_contain_text(text)
+                    assert marked.inner_text().strip().endswith(CUT_OFF)
+                shown_as_cut += len(cut_texts)
+    assert shown_as_cut == 2
     for batch in opened.batches:
         for of_task in batch.tasks:
             result = [preference("a_2")] if of_task.kind == "pairwise" else [ranker(list(of_task.shown)), RANKED]
