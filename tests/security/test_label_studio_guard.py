@@ -1,6 +1,7 @@
 """The guard within Label Studio: what an annotator's account may do, and which addresses the server connects to."""
 
 import json
+import shutil
 import socket
 import threading
 from collections.abc import Iterator
@@ -135,7 +136,7 @@ def listener() -> Iterator[tuple[int, list[str]]]:
 
 @pytest.mark.long
 def test_not_even_the_owner_makes_the_server_call_its_own_machine(
-    tmp_path: Path, listener: tuple[int, list[str]]
+    tmp_path: Path, listener: tuple[int, list[str]], label_studio_data: Path
 ) -> None:
     port, calls = listener
     key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
@@ -143,7 +144,8 @@ def test_not_even_the_owner_makes_the_server_call_its_own_machine(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     ).decode()
     account = {"type": "service_account", "private_key": pem, "client_email": "a@b.iam", "private_key_id": "1"}
-    guarded = settings(tmp_path).model_copy(update={"local_webhooks": False})
+    shutil.copytree(label_studio_data, tmp_path / "data")
+    guarded = settings(tmp_path / "data").model_copy(update={"local_webhooks": False})
     with running_server(guarded, timeout_seconds=600) as url, LabelStudio(url, TOKEN, timeout_seconds=30.0) as owner:
         project = open_project(owner, "pairwise", "addresses", 2)
         headers = {"Authorization": f"Token {TOKEN}"}
