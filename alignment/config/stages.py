@@ -217,10 +217,11 @@ class ModelConfig(Config):
 class PretrainConfig(Config):
     """Next-token prediction on packed text, from scratch or from a checkpoint.
 
-    With `checkpoint` (a path or a hub id) the model and tokenizer are loaded from it; `epochs: 0` uses them unchanged.
+    With `checkpoint` (a directory, a GGUF file or a hub id) model and tokenizer are read from it; `epochs: 0` uses them
+    unchanged.
     """
 
-    checkpoint: str | None = Field(None, description="a path or a hub id; null: from scratch")
+    checkpoint: str | None = Field(None, description="a directory, a GGUF file or a hub id; null: from scratch")
     model: ModelConfig = ModelConfig()
     epochs: Annotated[float, Field(ge=0)] = Field(4, description="passes over the text; 0 uses a checkpoint unchanged")
     batch_sequences: Count = Field(32, description="packed sequences per optimizer step")

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from alignment.errors import CheckpointError
 from alignment.models.chat import ChatFormat, configured_eos_ids
+from alignment.models.gguf_files import is_gguf
 from alignment.models.scalar import load_causal_model
 from alignment.models.tokenizer import ASSISTANT, CHAT_TEMPLATE, PAD, SYSTEM, USER, load_tokenizer
 
@@ -26,7 +27,8 @@ def import_checkpoint(path: str | Path) -> tuple[PreTrainedModel, PreTrainedToke
     rows = len(weight_of(model.get_input_embeddings()))
     if len(tokenizer) > rows:
         raise CheckpointError(f"the tokenizer of {path} has {len(tokenizer)} tokens but the model embeds only {rows}")
-    changes, known = [], len(tokenizer)
+    changes = ["the weights of a GGUF file, dequantized to float32"] if is_gguf(path) else []
+    known = len(tokenizer)
     if not tokenizer.chat_template:
         tokenizer.add_special_tokens({"additional_special_tokens": [USER, ASSISTANT, SYSTEM]})
         tokenizer.chat_template = CHAT_TEMPLATE

@@ -30,7 +30,7 @@ def read_plainly(what: str, path: str | Path) -> Iterator[None]:
     `what` starts the message ("no tokenizer"). A local directory is checked before anything in it is loaded.
     """
     check_hub_address()
-    local = Path(path).is_dir()
+    local = Path(path).exists() or Path(path).suffix.lower() == ".gguf"
     check_directory(Path(path))
     try:
         with nullcontext() if local else hub_read(str(path), CheckpointError):
@@ -88,6 +88,8 @@ def _without_hub(error: BaseException) -> str | None:
 def check_directory(path: Path) -> None:
     """Reject a local checkpoint with only pickled weights, or with an index of weights outside the directory."""
     if not path.is_dir():
+        if path.exists() and path.suffix.lower() != ".gguf":
+            raise CheckpointError(f"{path} is neither a directory nor a GGUF file: name the checkpoint's directory")
         return
     pickled = sorted({file.name for pattern in PICKLES for file in path.glob(pattern)})
     if pickled and not list(path.glob("*.safetensors")):

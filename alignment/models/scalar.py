@@ -31,6 +31,7 @@ from transformers.utils import find_adapter_config_file
 from alignment.bounded import read_json
 from alignment.distributed.devices import to_device
 from alignment.errors import CheckpointError, ConfigError
+from alignment.models import gguf_files
 from alignment.models.architecture import cache_argument, context_length
 from alignment.models.checkpoint_files import count_parameters, refuse_adapter
 from alignment.models.ensembles import Ensemble, EnsembleFile, combined
@@ -50,10 +51,14 @@ SPARE_PARAMETERS = 10_000_000  # a head that is shared with the embeddings, or w
 
 
 def load_causal_model(path: str | Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-    """A language model from a directory or the hub, in eval mode, on the device of this process."""
+    """A language model from a directory, a GGUF file or the hub, in eval mode, on the device of this process."""
     with read_plainly("no causal language model", path):
-        decoder_config(path)
-        model = _with_all_weights(AutoModelForCausalLM, path, dtype)
+        if gguf_files.is_gguf(path):
+            model = gguf_files.load_model(path, dtype)
+            check_finite(model.state_dict(), path)
+        else:
+            decoder_config(path)
+            model = _with_all_weights(AutoModelForCausalLM, path, dtype)
     model.eval()
     return to_device(model)
 
@@ -72,6 +77,9 @@ def decoder_config(path: str | Path) -> PreTrainedConfig:
 def check_config(path: Path) -> None:
     """Raise CheckpointError for a checkpoint whose config shows that a stage cannot use it; no weights are read."""
     with read_plainly("no causal language model", path):
+        if gguf_files.is_gguf(path):
+            gguf_files.check_file(path)
+            return
         config = decoder_config(path)
         if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
             raise ValueError(f"Unrecognized configuration class {type(config)} for this kind of AutoModel")

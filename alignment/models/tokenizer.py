@@ -8,6 +8,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 from alignment.config.stages import TokenizerConfig
 from alignment.errors import UnfitRowError
 from alignment.journal import Journal
+from alignment.models import gguf_files
 from alignment.models.safe_loading import NEVER_CODE, read_plainly
 from alignment.records import Document, read_records
 
@@ -62,8 +63,10 @@ def train_tokenizer(
 
 
 def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
-    """A tokenizer from a directory or the hub."""
+    """A tokenizer from a directory, a GGUF file or the hub."""
     with read_plainly("no tokenizer", path):
+        if gguf_files.is_gguf(path):
+            return gguf_files.load_tokenizer(path)
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path, **NEVER_CODE)
     return tokenizer
 

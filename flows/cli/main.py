@@ -102,7 +102,7 @@ def run(
 
 def check_checkpoint(config: Recipe) -> None:
     """Refuse a local checkpoint of an architecture that a stage would refuse."""
-    if config.pretrain.checkpoint is not None and Path(config.pretrain.checkpoint).is_dir():
+    if config.pretrain.checkpoint is not None and Path(config.pretrain.checkpoint).exists():
         with waiting("loading the libraries of models"):
             from alignment.models.scalar import check_config
 

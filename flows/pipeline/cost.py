@@ -60,9 +60,13 @@ def parameters(recipe: Recipe) -> int | None:
     )
 
 
-def checkpoint_parameters(directory: Path) -> int | None:
-    """Number of parameters of a checkpoint in a directory, from the headers of its weights."""
-    return count_parameters(directory) or None if directory.is_dir() else None
+def checkpoint_parameters(path: Path) -> int | None:
+    """Number of parameters of a checkpoint in a directory or a GGUF file, from the headers of its weights."""
+    if path.suffix.lower() == ".gguf" and path.is_file():
+        from alignment.models import gguf_files  # with torch, which is slow to import
+
+        return gguf_files.count_parameters(path)
+    return count_parameters(path) or None if path.is_dir() else None
 
 
 def costs(recipe: Recipe, chain: Mapping[str, Step]) -> dict[str, Cost]:

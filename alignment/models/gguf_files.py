@@ -1,0 +1,87 @@
+"""GGUF files, the format of llama.cpp: a model with its tokenizer, read by `transformers`, with plain weights then.
+
+It needs the package `gguf` (extra `gguf`). A file holds tensors and plain values, and no code.
+"""
+
+import math
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from alignment.bounded import open_regular
+from alignment.errors import CheckpointError
+from alignment.models.safe_loading import NEVER_CODE
+
+SUFFIX, MAGIC = ".gguf", b"GGUF"
+
+
+def is_gguf(path: str | Path) -> bool:
+    """Whether a checkpoint is a GGUF file, by its name."""
+    return Path(path).suffix.lower() == SUFFIX
+
+
+def load_model(path: str | Path, dtype: torch.dtype) -> PreTrainedModel:
+    """The language model of a GGUF file, with weights of `dtype`."""
+    with _alone(Path(path)) as directory:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            directory, gguf_file=Path(path).name, dtype=dtype, output_loading_info=True, **NEVER_CODE
+        )
+    model: PreTrainedModel = loaded[0]
+    missing = sorted(loaded[1]["missing_keys"])
+    if missing:
+        raise CheckpointError(f"{path} has no weights for {', '.join(missing[:3])}, which would be random")
+    _forget_quantization(model)
+    return model
+
+
+def _forget_quantization(model: PreTrainedModel) -> None:
+    """The weights are plain ones now; as those of a quantized model they could be neither trained nor saved."""
+    del model.config.quantization_config
+    for name in ("hf_quantizer", "is_quantized", "quantization_method"):
+        if hasattr(model, name):
+            delattr(model, name)
+
+
+def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a GGUF file, with its chat template."""
+    with _alone(Path(path)) as directory:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            directory, gguf_file=Path(path).name, **NEVER_CODE
+        )
+    return tokenizer
+
+
+def count_parameters(path: Path) -> int:
+    """The number of weights in a GGUF file, from its header."""
+    from gguf import GGUFReader
+
+    check_file(path)
+    return sum(math.prod(map(int, tensor.shape)) for tensor in GGUFReader(path).tensors)
+
+
+def check_file(path: Path) -> None:
+    """Raise CheckpointError for what is no GGUF file, and if the package that reads one is missing."""
+    try:
+        with open_regular(path) as file:
+            start = file.read(len(MAGIC))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+    if start != MAGIC:
+        raise CheckpointError(f"{path} is no GGUF file, as its first bytes are {start!r}: fetch it again")
+    if find_spec("gguf") is None:
+        raise CheckpointError(f"{path} needs the package gguf: pip install 'rlhf-flows[gguf]'")
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[str]:
+    """A directory with this file alone: `transformers` would also read configs that lie beside it."""
+    check_file(path)
+    with tempfile.TemporaryDirectory() as directory:
+        (Path(directory) / path.name).symlink_to(path.resolve())
+        yield directory
