@@ -12,10 +12,12 @@ from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from alignment.artifacts import write_json
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-
+ENVIRONMENT_FILE = "environment.json"  # read into provenance and removed when the stage has ended
 Listener = Callable[[Mapping[str, float], int, int], None]
 
 
@@ -70,6 +72,10 @@ class Journal:
     def read(self) -> list[dict[str, Any]]:
         """Every line written so far."""
         return read_metrics(self.metrics_file) if self.metrics_file.exists() else []
+
+    def describe(self, environment: Mapping[str, str]) -> None:
+        """Write where the stage is computed, such as its device, to `environment.json`."""
+        write_json(self.directory / ENVIRONMENT_FILE, environment)
 
     def note(self, name: str, lines: Sequence[str]) -> None:
         """Write a note for later readers of the run: `notes/NAME.txt`."""

@@ -17,6 +17,7 @@ from pydantic import BaseModel
 
 from alignment.artifacts import stage_key
 from alignment.config.stages import ComputeConfig
+from alignment.distributed.devices import computing, description
 from alignment.journal import Journal
 from alignment.rules.options import AlignOptions
 
@@ -121,7 +122,7 @@ class Step:
     """A stage of one recipe: its options, and the stage that makes each of its inputs.
 
     `inputs` maps the stage's name of an input to the name of the stage that makes it. `files` are read by the stage,
-    and enter the key by content. `compute` does not: the number of processes changes results by rounding only.
+    and enter the key by content. `compute` does not: it changes results by rounding only.
     """
 
     stage: Stage[Any]
@@ -154,9 +155,13 @@ class Step:
         )
 
     def perform(self, out: Path, journal: Journal, inputs: Mapping[str, Path]) -> Figures:
-        """Do the work in `out`; every process of a distributed stage calls this."""
+        """Do the work in `out`, on the device and in the precision of `compute`; every process of a distributed stage
+        calls this."""
         shared = {} if self.align is None else {"align": self.align}
-        return self.stage.run(self.config, out, journal, seed=self.seed, **shared, **inputs)
+        with computing(self.compute):
+            if self.stage.cost is not None:
+                journal.describe(description())
+            return self.stage.run(self.config, out, journal, seed=self.seed, **shared, **inputs)
 
     def to_json(self, inputs: Mapping[str, Path]) -> str:
         """The step and the directories of its inputs, for another process; `alignment.stages.read_step` reads it."""

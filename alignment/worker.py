@@ -37,6 +37,9 @@ class ReadOnlyJournal(Journal):
         """The path at which the main process saves the figure."""
         return self.directory / "figures" / f"{name}.png"
 
+    def describe(self, environment: Mapping[str, str]) -> None:
+        """Does nothing: the main process describes itself."""
+
     def note(self, name: str, lines: object) -> None:
         """Does nothing: the main process writes the same note."""
 

@@ -48,6 +48,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("/tmp/rlhf-gpu"), help="a folder for models: 30 GB")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: a rehearsal")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32", help="of what is measured")
     parser.add_argument("--size", choices=tuple(SIZES), default="half", help="of the model that is measured")
     parser.add_argument("--only", help="run stages and functions with this in their name alone")
     options = parser.parse_args()
@@ -117,7 +118,7 @@ def run_tests(options: argparse.Namespace) -> Results:
     command += ["-p", "no:cacheprovider", "-n", str(min(12, os.cpu_count() or 1)), "--dist", "loadfile"]
     log = options.out / "tests.log"
     with log.open("wb") as output:
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "RLHF_DEVICE": "cpu"}
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
         process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT)
         code = _wait(process, SECONDS["tests"])
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
@@ -134,8 +135,9 @@ def _start(
     file.unlink(missing_ok=True)
     command = [sys.executable, "-m", "benchmarks.gpu_work", part, "--size", size, "--world", str(world)]
     command += ["--out", str(file), "--scratch", str(options.work / f"scratch-{name}")]
+    command += ["--device", device, "--precision", options.precision if part == "measure" else "float32"]
     command += ["--only", options.only] if options.only else []
-    environment = os.environ | {"RLHF_DEVICE": device, "TQDM_DISABLE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    environment = os.environ | {"TQDM_DISABLE": "1", "TOKENIZERS_PARALLELISM": "false"}
     environment |= {"HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore"}
     with (options.out / f"{name}.log").open("wb") as log:
         return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT), file

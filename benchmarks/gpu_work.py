@@ -24,9 +24,16 @@ from unittest.mock import patch
 import torch
 from torch import nn
 
-from alignment.config.stages import EvaluationConfig, PretrainConfig, RewardConfig, SamplingConfig, SFTConfig
+from alignment.config.stages import (
+    ComputeConfig,
+    EvaluationConfig,
+    PretrainConfig,
+    RewardConfig,
+    SamplingConfig,
+    SFTConfig,
+)
 from alignment.data import responses
-from alignment.distributed.devices import device, release_memory
+from alignment.distributed.devices import computing, device, release_memory
 from alignment.evaluation import bench, judged_responses
 from alignment.journal import Journal
 from alignment.models.generation import Sample, generate
@@ -363,15 +370,23 @@ def jobs(part: str, world: World, size: str, scratch: Path) -> Iterator[tuple[st
 
 
 def main() -> None:
-    """Run a part and write its results after each job."""
+    """Run a part on a device, in a precision."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("part", choices=("compare", "measure"))
     parser.add_argument("--size", choices=tuple(SIZES), required=True)
+    parser.add_argument("--device", choices=("cpu", "cuda"), required=True)
+    parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--world", type=Path, required=True)
     parser.add_argument("--scratch", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--only", help="run jobs with this in their name alone")
     arguments = parser.parse_args()
+    with computing(ComputeConfig(device=arguments.device, precision=arguments.precision)):
+        work_through(arguments)
+
+
+def work_through(arguments: argparse.Namespace) -> None:
+    """Run the jobs of a part, and write the results after each."""
     world, results = World(arguments.world, SIZES[arguments.size]), dict[str, Figures]()
     for name, work in jobs(arguments.part, world, arguments.size, arguments.scratch):
         if arguments.only and arguments.only not in name:

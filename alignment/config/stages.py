@@ -377,14 +377,28 @@ class ReleaseGate(Config):
 
 
 class ComputeConfig(Config):
-    """Processes of the training stages. They change results by rounding only, so they are not part of a stage's key."""
+    """Where the stages compute, in which precision, and in how many processes.
 
+    None of it is part of a stage's key: it changes results by rounding only, and on another device the random numbers
+    of sampled responses. Provenance has what was used.
+    """
+
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: the GPU if PyTorch finds one")
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto",
+        description="of matrix products and of models that are not trained; trained weights, optimizers and losses are "
+        "float32. auto: bfloat16 if the processor multiplies in it",
+    )
     processes: Annotated[int, Field(ge=1, le=64)] = Field(
         1, description="processes of pretrain, sft, reward, validation and ppo, all on one machine"
     )
     accelerate_config: str | None = Field(
         None, description="a launch file of accelerate; null: processes on the cores of the machine"
     )
+
+    def in_one_process(self) -> "ComputeConfig":
+        """The same device and precision, for a stage that runs in a single process."""
+        return ComputeConfig(device=self.device, precision=self.precision)
 
     @model_validator(mode="after")
     def _file_is_for_several(self) -> "ComputeConfig":

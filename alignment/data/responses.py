@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from alignment.config.stages import SamplingConfig
 from alignment.data.prompts import encode_prompts
+from alignment.distributed.devices import frozen_dtype
 from alignment.errors import DataError
 from alignment.journal import Journal
 from alignment.models.architecture import longest_sequence
@@ -39,7 +40,7 @@ def sample_responses(
     Duplicate responses to a prompt are dropped, and so is a prompt with fewer than two distinct responses. Ids are
     opaque and the order is shuffled.
     """
-    policy, chat = load_causal_model(model / "model"), load_chat(model / "model")
+    policy, chat = load_causal_model(model / "model", frozen_dtype()), load_chat(model / "model")
     context = longest_sequence(policy)
     encoded = encode_prompts(prompts, "train", chat, context, config.max_new_tokens, "sampling.max_new_tokens")
     put_aside(out, encoded)

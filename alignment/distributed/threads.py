@@ -9,6 +9,7 @@ number of threads a run is reproducible bit for bit. With another number the rou
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from contextvars import copy_context
 from typing import TypeVar
 
 import torch
@@ -22,13 +23,14 @@ _helper = ThreadPoolExecutor(1, thread_name_prefix="side-by-side")
 def side_by_side(here: Callable[[], A], beside: Callable[[], B], device: torch.device) -> tuple[A, B]:
     """The results of both jobs; `beside` runs in a second thread on a CPU with at least two threads.
 
-    The jobs must not write to the same tensors. Autograd's modes are thread-local: a job without gradients must disable
+    The jobs must not write to the same tensors. Both see the device and the precision of the stage. Autograd's and
+    autocast's modes are thread-local: a job without gradients must disable
     them itself. Both have ended when this returns or raises; the first job's error takes precedence.
     """
     threads = torch.get_num_threads()
     if device.type != "cpu" or threads < 2:
         return here(), beside()
-    second = _helper.submit(_with_threads, threads // 2, beside)
+    second = _helper.submit(copy_context().run, _with_threads, threads // 2, beside)
     try:
         with _threads(threads - threads // 2):
             first = here()

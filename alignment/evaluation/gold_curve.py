@@ -10,6 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from alignment.distributed.devices import frozen_dtype
 from alignment.evaluation.bench import Bench, Figures, Models
 from alignment.evaluation.judged_responses import means
 from alignment.evaluation.overoptimization import fit_rl
@@ -31,7 +32,7 @@ def snapshot_points(bench: Bench) -> list[Point]:
     """Means over each snapshot's responses, by step; empty if the method keeps no snapshots."""
     points = []
     for step in _read(bench.policy / "snapshots.json", []):
-        model = load_causal_model(bench.policy / "snapshots" / f"step-{step:05d}")
+        model = load_causal_model(bench.policy / "snapshots" / f"step-{step:05d}", frozen_dtype())
         responses = bench.sample(model, bench.curve_prompts, bench.config.samples_per_prompt)
         points.append({"step": float(step)} | means(responses))
     return points

@@ -11,6 +11,7 @@ from typing import Any
 from alignment.artifacts import write_json
 from alignment.config.stages import EvaluationConfig
 from alignment.data.prompts import encode_prompts
+from alignment.distributed.devices import frozen_dtype
 from alignment.evaluation import EVALUATORS
 from alignment.evaluation.bench import Bench, Models, Plot
 from alignment.evaluation.judged_responses import Judge
@@ -37,7 +38,7 @@ def evaluate(
     judge: Judge | None = None,
 ) -> dict[str, float]:
     """Run all evaluators. Writes `evaluation.json`, `samples.jsonl`, `samples.md` and the figures; returns metrics."""
-    models = Models(*(load_causal_model(stage / "model") for stage in (base, sft, policy)))
+    models = Models(*(load_causal_model(stage / "model", frozen_dtype()) for stage in (base, sft, policy)))
     chat = load_chat(policy / "model")
     context = longest_sequence(models.sft)
     encoded = encode_prompts(prompts, "heldout", chat, context, config.max_new_tokens, "evaluation.max_new_tokens")

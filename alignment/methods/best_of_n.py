@@ -71,6 +71,7 @@ def choose(
     """Sample, score and keep the best finished response to each prompt; prompts without one are counted."""
     from alignment.data.prompts import encode_prompts
     from alignment.data.responses import sample
+    from alignment.distributed.devices import frozen_dtype
     from alignment.models.architecture import longest_sequence
     from alignment.models.chat import load_chat
     from alignment.models.encoding import put_aside
@@ -78,7 +79,7 @@ def choose(
     from alignment.rewards.build import reward_parts, rule_rewards
     from alignment.rewards.components import reward_components
 
-    model, chat = load_causal_model(sft / "model"), load_chat(sft / "model")
+    model, chat = load_causal_model(sft / "model", frozen_dtype()), load_chat(sft / "model")
     context = longest_sequence(model)
     encoded = encode_prompts(prompts, "train", chat, context, config.max_new_tokens, "align.best_of_n.max_new_tokens")
     put_aside(out, encoded)

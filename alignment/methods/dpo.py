@@ -47,6 +47,7 @@ def dpo(config: DPOConfig, out: Path, journal: Journal, *, seed: int, sft: Path,
     from trl import DPOConfig as TrainerOptions
     from trl import DPOTrainer
 
+    from alignment.distributed.devices import frozen_dtype
     from alignment.models.chat import load_chat
     from alignment.models.encoding import encode_comparisons, put_aside
     from alignment.models.scalar import check_context, load_causal_model, save_model
@@ -71,7 +72,7 @@ def dpo(config: DPOConfig, out: Path, journal: Journal, *, seed: int, sft: Path,
     )
     trainer = DPOTrainer(
         model=model,
-        ref_model=load_causal_model(sft / "model"),
+        ref_model=load_causal_model(sft / "model", frozen_dtype()),
         args=options,
         train_dataset=dataset,
         processing_class=chat.tokenizer,

@@ -54,6 +54,7 @@ def kto(config: KTOConfig, out: Path, journal: Journal, *, seed: int, sft: Path,
     from trl import KTOConfig as TrainerOptions
     from trl import KTOTrainer
 
+    from alignment.distributed.devices import frozen_dtype
     from alignment.models.chat import load_chat
     from alignment.models.encoding import encode_comparisons, put_aside
     from alignment.models.scalar import check_context, load_causal_model, save_model
@@ -79,7 +80,7 @@ def kto(config: KTOConfig, out: Path, journal: Journal, *, seed: int, sft: Path,
     )
     trainer = KTOTrainer(
         model=model,
-        ref_model=load_causal_model(sft / "model"),
+        ref_model=load_causal_model(sft / "model", frozen_dtype()),
         args=options,
         train_dataset=in_whole_batches(dataset.shuffle(seed=seed), config.batch_size),  # read in this order
         processing_class=chat.tokenizer,

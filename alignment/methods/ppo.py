@@ -68,6 +68,7 @@ def ppo(
     from alignment.artifacts import write_json
     from alignment.data.prompts import encode_prompts
     from alignment.distributed.collectives import on_main
+    from alignment.distributed.devices import in_bfloat16
     from alignment.methods.selection import select_snapshot
     from alignment.models.architecture import longest_sequence, row_length
     from alignment.models.chat import load_chat
@@ -79,7 +80,7 @@ def ppo(
     from alignment.rewards.build import reward_parts, rule_rewards
     from alignment.training.pretrain import pack_documents
 
-    config = config.model_copy(update={"seed": seed})
+    config = config.model_copy(update={"seed": seed, "bfloat16": config.bfloat16 or in_bfloat16()})
     chat = load_chat(sft / "model")
     frozen = torch.bfloat16 if config.bfloat16 else torch.float32
     lora = config.layout == "lora"

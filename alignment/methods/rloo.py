@@ -146,12 +146,17 @@ def trainer_on_own_tokens(chat: "ChatFormat", **options: Any) -> "Trainer":
     """
     from trl import RLOOTrainer
 
+    from alignment.distributed.devices import frozen_dtype
+
     class OwnTokens(RLOOTrainer):
         def _tokenize_prompts(self, prompts: Sequence[Any]) -> tuple[list[list[int]], None, dict[str, Any]]:
             turns = [[Message.model_validate(message) for message in prompt] for prompt in prompts]
             return [chat.prompt(messages) for messages in turns], None, {}
 
-    return OwnTokens(**options)
+    trainer = OwnTokens(**options)
+    if trainer.ref_model is not None:
+        trainer.ref_model.to(dtype=frozen_dtype())  # type: ignore[call-arg]
+    return trainer
 
 
 def reward_function(

@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 
 from alignment.artifacts import write_json
 from alignment.distributed.collectives import from_main, on_main
+from alignment.distributed.devices import frozen_dtype
 from alignment.journal import Journal
 from alignment.models.chat import ChatFormat
 from alignment.models.generation import generate
@@ -54,10 +55,9 @@ def select_snapshot(
     chat: ChatFormat,
 ) -> int:
     """Copy the chosen snapshot to `out/model`; write `selection.json` and a figure; return its step."""
-    judge = load_scalar_model(validation / "model")
-    rewards = torch.stack(
-        [snapshot_rewards(load_causal_model(snapshot_path(out, step)), judge, prompts, chat, config) for step in steps]
-    )
+    judge = load_scalar_model(validation / "model", frozen_dtype())
+    policies = (load_causal_model(snapshot_path(out, step), frozen_dtype()) for step in steps)
+    rewards = torch.stack([snapshot_rewards(policy, judge, prompts, chat, config) for policy in policies])
     chosen = from_main(earliest_as_good(steps, rewards))
     on_main(copy_snapshot, out, chosen.step, out / "model")
     for step in steps:

@@ -38,7 +38,8 @@ class LikelihoodHead(nn.Module):
             )
         self.language_head = copy.deepcopy(language_head).requires_grad_(False)
         weight = language_head.weight
-        self.coef = nn.Linear(language_head.in_features, 1, device=weight.device, dtype=weight.dtype)
+        kind = torch.promote_types(weight.dtype, torch.float32)
+        self.coef = nn.Linear(language_head.in_features, 1, device=weight.device, dtype=kind)
         nn.init.zeros_(self.coef.weight)
         nn.init.zeros_(self.coef.bias)
 
@@ -51,7 +52,8 @@ class LikelihoodHead(nn.Module):
         inside = (predicted >= prompt_lengths.unsqueeze(-1)) & (predicted < lengths.unsqueeze(-1))
         logits = self.language_head(hidden[:, :-1][inside]).float()
         logprobs = -functional.cross_entropy(logits, input_ids[:, 1:][inside], reduction="none")
-        coefs = self.coef(hidden[:, 1:][inside]).squeeze(-1).float()
+        with torch.autocast(hidden.device.type, enabled=False):
+            coefs = self.coef(hidden[:, 1:][inside].to(self.coef.weight)).squeeze(-1).float()
         rows = inside.nonzero()[:, 0]
         totals = torch.zeros(len(input_ids), device=logprobs.device, dtype=logprobs.dtype)
         return totals.index_add(0, rows, coefs * logprobs) / inside.sum(-1).clamp(min=1)

@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from transformers import (
 from transformers.utils import find_adapter_config_file
 
 from alignment.bounded import read_json
-from alignment.distributed.devices import to_device
+from alignment.distributed.devices import autocast, frozen_dtype, to_device
 from alignment.errors import CheckpointError, ConfigError
 from alignment.models import gguf_files
 from alignment.models.architecture import cache_argument, context_length
@@ -168,10 +169,12 @@ def load_scalar_model(path: str | Path, dtype: torch.dtype = torch.float32) -> P
     return to_device(model)
 
 
-def load_rewards(
-    directory: Path, load: Callable[[Path], PreTrainedModel] = load_scalar_model
-) -> PreTrainedModel | Ensemble:
-    """The output of the stage `reward`: a reward model, or the ensemble of all members (`model/`, `model-1/`, …)."""
+def load_rewards(directory: Path, load: Callable[[Path], PreTrainedModel] | None = None) -> PreTrainedModel | Ensemble:
+    """The output of the stage `reward`: a reward model, or the ensemble of all members (`model/`, `model-1/`, …).
+
+    By default they are loaded to be read, not trained: in the precision of the stage.
+    """
+    load = load or partial(load_scalar_model, dtype=frozen_dtype())
     model = load(directory / "model")
     file = directory / ENSEMBLE_FILE
     if not file.exists():
@@ -331,7 +334,8 @@ def _model_scores(
         input_ids = right_pad([sequences[i] for i in rows]).to(model.device)
         prompts = torch.tensor([prompt_lengths[i] for i in rows], device=model.device)
         lengths = torch.tensor([len(sequences[i]) for i in rows], device=model.device)
-        with _reading(model, lengths):
+        with autocast(), _reading(model, lengths):
             hidden = model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
-        scores[rows] = normalised(model, raw_scores(model, hidden, input_ids, prompts, lengths)).to(scores)
+            raw = raw_scores(model, hidden, input_ids, prompts, lengths)
+        scores[rows] = normalised(model, raw).to(scores)
     return scores

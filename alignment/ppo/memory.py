@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from alignment.distributed.devices import has_bfloat16, no_bfloat16
 from alignment.errors import ConfigError
 from alignment.models.logprobs import current_narrowing
 from alignment.ppo.config import PPOConfig
@@ -43,18 +44,8 @@ def check_bfloat16(policy: PreTrainedModel) -> None:
         )
     if not has_bfloat16(policy.device):
         raise ConfigError(
-            f"bfloat16 is true and {policy.device} has no bfloat16 arithmetic (on CPUs that is avx512_bf16 or "
-            "amx_bf16); emulated, it is many times slower than float32: set bfloat16 to false, or use another machine"
+            f"bfloat16 is true and {no_bfloat16(policy.device)}: set bfloat16 to false, or use another machine"
         )
-
-
-def has_bfloat16(device: torch.device) -> bool:
-    """Whether the processor itself multiplies in bfloat16."""
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    if device.type == "cpu":
-        return any(on for name, on in torch.cpu.get_capabilities().items() if "bf16" in name)
-    return bool(torch.amp.is_autocast_available(device.type))
 
 
 def recompute_layers(model: PreTrainedModel) -> None:

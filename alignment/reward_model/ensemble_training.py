@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from alignment.artifacts import write_json
 from alignment.config.stages import RewardConfig
 from alignment.distributed.collectives import on_main
+from alignment.distributed.devices import frozen_dtype
 from alignment.journal import Journal
 from alignment.models.ensembles import Ensemble
 from alignment.models.reward_adapters import save_reward
@@ -65,7 +66,7 @@ def _member(
         directory = out if number == 0 else out / "members" / str(number)
         model = train(number, directory, journal if number == 0 else type(journal)(directory))
         on_main(_publish, model, path, tokenizer)
-    return load_scalar_model(path)
+    return load_scalar_model(path, frozen_dtype())
 
 
 def _publish(model: PreTrainedModel, path: Path, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -21,12 +21,13 @@ from transformers import PreTrainedModel
 
 from alignment.config.stages import RewardConfig
 from alignment.distributed.collectives import share_of
+from alignment.distributed.devices import autocast, frozen_dtype
 from alignment.errors import DataError
 from alignment.journal import Journal
 from alignment.models.chat import Turn, load_chat
 from alignment.models.encoding import Pair, encode_comparison, encode_demonstrations, encode_file, put_aside
 from alignment.models.likelihood import add_likelihood, likelihood_head
-from alignment.models.logprobs import right_pad
+from alignment.models.logprobs import at_least_float32, right_pad
 from alignment.models.reward_adapters import scalar_adapter_over
 from alignment.models.scalar import (
     check_context,
@@ -75,7 +76,8 @@ def train_reward_model(
     others are `model-1/`, …, each normalised by itself, and the test is of the ensemble. `swapped` trains on the
     held-out comparisons and tests on `train.jsonl`: a second reward model from other labels."""
     chat = load_chat(sft / "model")
-    language_model = load_causal_model(sft / "model")
+    whole = config.lora_rank is None
+    language_model = load_causal_model(sft / "model", torch.float32 if whole else frozen_dtype())
     check_context(language_model, config.max_length_tokens, "reward.max_length_tokens")
     encode = partial(encode_comparison, chat, max_length=config.max_length_tokens)
     encoded = {name: encode_file(comparisons / f"{name}.jsonl", Comparison, encode) for name in ("train", *TESTS)}
@@ -218,8 +220,9 @@ def batch_loss(
     tokens = right_pad(sequences).to(model.device)
     lengths = torch.tensor([len(sequence) for sequence in sequences], device=model.device)
     prompts = torch.tensor([group.prompt_length for group in part for _ in group.sequences], device=model.device)
-    hidden = model.base_model(input_ids=tokens, use_cache=False).last_hidden_state
-    scores = raw_scores(model, hidden, tokens, prompts, lengths)
+    with autocast():
+        hidden = model.base_model(input_ids=tokens, use_cache=False).last_hidden_state
+        scores = raw_scores(model, hidden, tokens, prompts, lengths)
     pairs, per_prompt, start = [], [], 0
     for group in part:
         pairs += [(start + chosen, start + rejected) for chosen, rejected in group.pairs]
@@ -233,7 +236,8 @@ def batch_loss(
         won = torch.tensor([share for group in part for share in won_shares(group)], device=model.device)
         weights = won.unsqueeze(-1) * (torch.arange(1, tokens.shape[1], device=model.device) < lengths.unsqueeze(-1))
         counts = weights > 0
-        logits = language_head(hidden[:, :-1][counts])
+        with autocast():
+            logits = at_least_float32(language_head(hidden[:, :-1][counts]))
         losses = functional.cross_entropy(logits, tokens[:, 1:][counts], reduction="none")
         loss = loss + lm_coef * (weights[counts] * losses).sum() / sum(map(weight_of_tokens, batch))
     return torch.stack([loss, in_order.to(loss)])

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from transformers import PreTrainedModel
 
-from alignment.models.scalar import load_rewards, load_scalar_model
+from alignment.models.scalar import load_rewards
 from alignment.rewards.components import Component, ModelReward, RuleReward
 from alignment.rules import RULES, Rule
 from alignment.rules.form import FormatLimits
@@ -31,7 +31,7 @@ def rule_reward(option: RuleOption, rule: Rule, safety: SafetyLists, limits: For
 
 
 def reward_parts(
-    reward: Path, rules: Sequence[RuleReward], load: Callable[[Path], PreTrainedModel] = load_scalar_model
+    reward: Path, rules: Sequence[RuleReward], load: Callable[[Path], PreTrainedModel] | None = None
 ) -> list[Component]:
-    """The reward model or ensemble (weight 1), each model loaded by `load`, and the rules."""
+    """The reward model or ensemble (weight 1), each model loaded by `load` (see `load_rewards`), and the rules."""
     return [ModelReward(REWARD_MODEL, 1.0, load_rewards(reward, load)), *rules]

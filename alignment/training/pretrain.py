@@ -14,7 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrai
 
 from alignment.config.stages import ModelConfig, PretrainConfig
 from alignment.distributed.collectives import on_main, share_of
-from alignment.distributed.devices import to_device
+from alignment.distributed.devices import autocast, to_device
 from alignment.errors import DataError
 from alignment.journal import Journal
 from alignment.models.architecture import cache_argument, check_causal, context_length, row_length
@@ -204,7 +204,8 @@ def batch_rows(step: int, rows: int, batch: int, seed: int) -> list[int]:
 def next_token_loss(model: PreTrainedModel, batch: Tensor, share: float = 1.0) -> Tensor:
     """`share` times the mean over positions of −log p(x_t | x_<t). Shape of batch: (b, context)."""
     batch = batch.to(model.device)
-    logits = model(input_ids=batch, use_cache=False).logits[:, :-1].float()
+    with autocast():
+        logits = model(input_ids=batch, use_cache=False).logits[:, :-1].float()
     return share * functional.cross_entropy(logits.reshape(-1, logits.shape[-1]), batch[:, 1:].reshape(-1))
 
 

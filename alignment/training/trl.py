@@ -12,6 +12,7 @@ from torch import nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
+from alignment.distributed.devices import in_bfloat16
 from alignment.errors import CheckpointError, TrainingError
 from alignment.journal import Journal
 
@@ -83,11 +84,11 @@ class FiniteGradients(TrainerCallback):
 
 
 def shared_options(checkpoints: Path, seed: int, *, on_cpu: bool) -> dict[str, Any]:
-    """Arguments of every trainer: no console output, float32, only the last checkpoint kept."""
+    """Arguments of every trainer: no console output, the stage's precision, only the last checkpoint kept."""
     return {
         "output_dir": str(checkpoints),
         "seed": seed,
-        "bf16": False,
+        "bf16": in_bfloat16(),
         "gradient_checkpointing": False,
         "use_cpu": on_cpu,
         "save_total_limit": 1,

@@ -9,7 +9,7 @@ from operator import attrgetter
 from pathlib import Path
 
 from alignment.artifacts import content_digest
-from alignment.config.stages import ComputeConfig, RowSource, TextSource
+from alignment.config.stages import RowSource, TextSource
 from alignment.errors import ConfigError
 from alignment.stage import Step
 from alignment.stages import (
@@ -32,7 +32,7 @@ from flows.recipe.schema import TOWN_SCHEME, Recipe
 
 def steps(recipe: Recipe) -> dict[str, Step]:
     """The steps of a recipe by their names, in the order in which they run."""
-    alone = ComputeConfig()
+    alone = recipe.compute.in_one_process()
     chain = {
         step.name: replace(step, seed=recipe.seed, compute=recipe.compute if step.stage.distributed else alone)
         for step in _steps(recipe)

@@ -7,6 +7,7 @@ import yaml
 
 from alignment.bounded import read_bounded
 from alignment.config.stages import ComputeConfig
+from alignment.distributed import devices
 from alignment.errors import ConfigError
 from flows.recipe.untrusted import LONGEST_BYTES, plain_yaml
 
@@ -27,6 +28,12 @@ REQUIRED = {  # the options that must keep their value, with the reason for the 
     "num_machines": "a task starts processes on its own machine only; use a work pool to run it on another",
     "mixed_precision": "precision is an option of the stage (ppo.bfloat16)",
 }
+
+
+def check_compute(compute: ComputeConfig) -> None:
+    """Raise ConfigError for a device or a precision that this machine does not have, or an unsupported launch file."""
+    devices.check(compute)
+    launch_options(compute)
 
 
 def launch_options(compute: ComputeConfig) -> dict[str, Any]:

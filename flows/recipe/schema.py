@@ -37,7 +37,7 @@ from alignment.methods.align import AlignConfig
 from alignment.ppo.config import PPOConfig
 from alignment.stage import Stage
 from alignment.stages import EVALUATE, PRETRAIN, RESPONSES, REWARD, SFT
-from flows.recipe.compute import launch_options
+from flows.recipe.compute import check_compute
 from flows.recipe.messages import validation_message
 from flows.recipe.overrides import apply_override
 from flows.recipe.untrusted import LONGEST_BYTES, plain_yaml, refuse_credentials
@@ -220,9 +220,9 @@ def _with_data(value: Any, root: str) -> Any:
 
 
 def check_files(recipe: Recipe) -> None:
-    """Check that every file of the recipe exists before anything runs. Raises DataError for the first missing one, and
-    ConfigError for an unsupported launch file."""
-    launch_options(recipe.compute)
+    """Check before anything runs that this machine has the recipe's device and every file. Raises DataError for the
+    first missing file, and ConfigError for the device or an unsupported launch file."""
+    check_compute(recipe.compute)
     for section in SOURCES:
         for source in getattr(recipe, section).sources:
             locate(source.path, Path(), source.origin)

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import mlflow
 from mlflow import MlflowClient
@@ -35,7 +36,7 @@ from alignment.artifacts import (
     publish,
     write_json,
 )
-from alignment.journal import Journal
+from alignment.journal import ENVIRONMENT_FILE, Journal
 from alignment.records import Rejected, read_records
 from alignment.stage import Figures, Step
 from flows import locks
@@ -177,12 +178,14 @@ def _run_or_resume(job: Job, perform: Perform) -> Artifact:
         links.link_stage(run_id, job.stage)
     with logs.log_context(stage_run_id=run_id), runs.active(run_id=run_id, nested=True), _friendly_errors(job):
         _reclaim_published(job, run_id)
-        MlflowClient().set_tag(run_id, runs.TAG_PROCESSES, str(job.step.compute.processes))
-        seconds, sent = _work_and_clean(job, perform, run_id)
+        provenance, sent = _work_and_clean(job, perform, run_id)
+        seconds = float(provenance["seconds"])
         digest = directory_digest(job.partial)
         send_all(run_id, job.partial, sent)
         model = _upload(job, run_id)
         tags = {runs.TAG_DIGEST: digest, runs.TAG_SECONDS: f"{seconds:.3f}"}
+        used = provenance["compute"]
+        tags |= {tag: str(used[name]) for name, tag in runs.COMPUTE_TAGS.items() if name in used}
         for name, value in (tags | ({runs.TAG_MODEL: model} if model else {})).items():
             MlflowClient().set_tag(run_id, name, value)
         publish(job.partial, job.final)
@@ -233,15 +236,17 @@ def _remove_leftovers(job: Job) -> None:
         shutil.rmtree(path)
 
 
-def _work_and_clean(job: Job, perform: Perform, run_id: str) -> tuple[float, dict[Point, float] | None]:
-    """Run the stage's work, unless a killed run already finished it, and remove checkpoints; return its seconds, and
+def _work_and_clean(job: Job, perform: Perform, run_id: str) -> tuple[dict[str, Any], dict[Point, float] | None]:
+    """Run the stage's work, unless a killed run already finished it, and remove checkpoints; return its provenance, and
     the metrics that were sent to MLflow."""
     out = job.partial
     out.mkdir(parents=True, exist_ok=True)
     sent = None if (out / "result.json").exists() else _perform(job, perform, run_id)
     for checkpoint in [*out.rglob(CHECKPOINTS)]:  # only now: until the work is done it resumes from them
         shutil.rmtree(checkpoint)
-    return float(json.loads((out / "provenance.json").read_text(encoding="utf-8"))["seconds"]), sent
+    (out / ENVIRONMENT_FILE).unlink(missing_ok=True)
+    provenance: dict[str, Any] = json.loads((out / "provenance.json").read_text(encoding="utf-8"))
+    return provenance, sent
 
 
 def _perform(job: Job, perform: Perform, run_id: str) -> dict[Point, float] | None:
@@ -276,8 +281,15 @@ def _provenance(job: Job, run_id: str, seconds: float) -> dict[str, object]:
         "files": files,
         "git_commit": git_commit(),
         "versions": versions(),
-        "compute": job.step.compute.model_dump(),
+        "compute": job.step.compute.model_dump() | _environment(job.partial),
     }
+
+
+def _environment(out: Path) -> dict[str, str]:
+    """The device and the precision that a stage used; a stage without models uses none."""
+    path = out / ENVIRONMENT_FILE
+    used: dict[str, str] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return used
 
 
 def _upload(job: Job, run_id: str) -> str | None:

@@ -1,13 +1,18 @@
-"""The device of a process, and that no tensor of a model stays on the CPU."""
+"""The device and the precision of a stage, and that no tensor of a model stays on the CPU."""
 
+import json
+import weakref
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from alignment.config.stages import EvaluationConfig, PretrainConfig, RewardConfig
-from alignment.distributed.devices import VARIABLE, device, release_memory, to_device
+from alignment.config.stages import ComputeConfig, EvaluationConfig, PretrainConfig, RewardConfig
+from alignment.distributed import devices
+from alignment.distributed.devices import autocast, computing, device, frozen_dtype, to_device
+from alignment.distributed.threads import side_by_side
 from alignment.errors import ConfigError
 from alignment.evaluation.bench import Bench
 from alignment.journal import Journal
@@ -22,12 +27,14 @@ from alignment.ppo import train
 from alignment.records import Document
 from alignment.reward_model.ensemble_training import shake_head
 from alignment.reward_model.train import group_by_prompt, train_groups, untrained
+from alignment.stage import Stage, Step, Tokens
 from alignment.training.pretrain import heldout_loss, pack_documents, starting_point, train_packed
 from tests.alignment.distributed.pretended_gpu import OnGPU, pretended_gpu
 from tests.alignment.ppo import world
 from tests.alignment.ppo.world import PROMPTS
 from tests.alignment.tiny_world import LINES, SIZES, comparison, encoded, make_base, prompt
 
+SFT_LIKE = Stage("sft", run=lambda *_, **__: {}, config=RewardConfig, section="sft", cost=lambda *_: Tokens())
 TEXT = [Document(text=line) for line in LINES * 4]
 pytestmark = pytest.mark.filterwarnings("ignore:for .*copying from a non-meta parameter:UserWarning")  # it is copied
 
@@ -45,35 +52,99 @@ def base(tmp_path_factory) -> Path:
     return place
 
 
-# --- which device -----------------------------------------------------------------------------------------------------
+# --- which device and precision ---------------------------------------------------------------------------------------
 
 
-def test_without_a_word_and_without_a_gpu_everything_is_on_the_cpu(monkeypatch) -> None:
-    monkeypatch.delenv(VARIABLE, raising=False)
-    assert device() == torch.device("cpu")
+def test_outside_of_a_stage_everything_is_on_the_cpu_in_float32() -> None:
+    assert device() == torch.device("cpu") and frozen_dtype() == torch.float32
+    assert isinstance(autocast(), nullcontext)
+
+
+def test_without_a_gpu_auto_is_the_cpu(monkeypatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setenv(VARIABLE, "auto")
-    assert device() == torch.device("cpu") and to_device(nn.Linear(1, 1)).weight.device == torch.device("cpu")
-    release_memory()
+    with computing(ComputeConfig()):
+        assert device() == torch.device("cpu") and to_device(nn.Linear(1, 1)).weight.device == torch.device("cpu")
 
 
 def test_a_gpu_is_taken_where_it_is_asked_for_each_process_its_own(monkeypatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setenv(VARIABLE, "auto")
+    monkeypatch.setattr(devices, "has_bfloat16", lambda device: device.type == "cuda")
     monkeypatch.delenv("LOCAL_RANK", raising=False)
-    assert device() == torch.device("cuda", 0)
+    for choice in ("auto", "cuda"):
+        with computing(ComputeConfig(device=choice)):
+            assert device() == torch.device("cuda", 0) and frozen_dtype() == torch.bfloat16
     monkeypatch.setenv("LOCAL_RANK", "3")
-    assert device() == torch.device("cuda", 3)
-    monkeypatch.setenv(VARIABLE, "cpu")
+    with computing(ComputeConfig()):
+        assert device() == torch.device("cuda", 3)
+    with computing(ComputeConfig(device="cpu")):
+        assert device() == torch.device("cpu") and frozen_dtype() == torch.float32
     assert device() == torch.device("cpu")
 
 
-@pytest.mark.parametrize("choice, problem", [("gpu", "is 'gpu': set it to one of"), ("cuda", "finds no GPU")])
-def test_what_cannot_be_is_refused(monkeypatch, choice, problem) -> None:
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({"device": "cuda"}, "compute.device is 'cuda' and PyTorch .* finds no GPU"),
+        ({"precision": "bfloat16"}, "compute.precision is 'bfloat16' and cpu has no bfloat16 arithmetic"),
+    ],
+)
+def test_what_this_machine_does_not_have_is_refused(monkeypatch, options, problem) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setenv(VARIABLE, choice)
-    with pytest.raises(ConfigError, match=problem):
-        device()
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True, "avx512_bf16": False})
+    with pytest.raises(ConfigError, match=problem), computing(ComputeConfig(**options)):
+        raise AssertionError("it must not begin")
+    with computing(ComputeConfig()):
+        assert frozen_dtype() == torch.float32
+
+
+def test_both_threads_of_a_stage_compute_in_its_precision(monkeypatch) -> None:
+    monkeypatch.setattr(devices, "has_bfloat16", lambda device: True)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    layer, row = nn.Linear(2, 2), torch.ones(1, 2)
+
+    def product() -> torch.dtype:
+        with autocast():
+            return layer(row).dtype
+
+    try:
+        with computing(ComputeConfig(device="cpu", precision="bfloat16")):
+            kinds = side_by_side(product, product, torch.device("cpu"))
+        assert kinds == (torch.bfloat16, torch.bfloat16)
+        assert side_by_side(product, product, torch.device("cpu")) == (torch.float32, torch.float32)
+    finally:
+        torch.set_num_threads(before)
+
+
+class Held:
+    """Stands for a model: its memory is free once nobody holds it."""
+
+
+@pytest.mark.parametrize("ends", [True, False])
+def test_a_stage_holds_no_model_after_its_end_nor_after_an_error(monkeypatch, ends) -> None:
+    held: list[weakref.ref[Held]] = []
+
+    def train() -> None:
+        model = Held()
+        model.trainer = [model]  # a circle, as trainers make
+        held.append(weakref.ref(model))
+        if not ends:
+            raise ZeroDivisionError("no step today")
+
+    monkeypatch.setattr(devices, "device", lambda: torch.device("cuda"))
+    error = None
+    try:
+        with computing(ComputeConfig()):
+            train()
+    except ZeroDivisionError as raised:
+        error = raised  # as a flow keeps it
+    assert (error is None) == ends and held[0]() is None
+
+
+def test_what_a_stage_used_is_described(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(devices, "has_bfloat16", lambda device: True)
+    Step(SFT_LIKE, RewardConfig(), compute=ComputeConfig(device="cpu")).perform(tmp_path, Journal(tmp_path), {})
+    assert json.loads((tmp_path / "environment.json").read_text()) == {"device": "cpu", "precision": "bfloat16"}
 
 
 # --- the pretended GPU finds what it is for ---------------------------------------------------------------------------
