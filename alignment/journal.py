@@ -12,8 +12,6 @@ from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from alignment.artifacts import write_json
-
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -75,7 +73,7 @@ class Journal:
 
     def describe(self, environment: Mapping[str, str]) -> None:
         """Write where the stage is computed, such as its device, to `environment.json`."""
-        write_json(self.directory / ENVIRONMENT_FILE, environment)
+        (self.directory / ENVIRONMENT_FILE).write_text(json.dumps(environment) + "\n", encoding="utf-8")
 
     def note(self, name: str, lines: Sequence[str]) -> None:
         """Write a note for later readers of the run: `notes/NAME.txt`."""

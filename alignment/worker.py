@@ -14,8 +14,11 @@ from matplotlib.figure import Figure
 
 from alignment import errors
 from alignment.artifacts import write_json
-from alignment.distributed.collectives import OtherFailed, on_main, process_count, process_index
+from alignment.config.stages import ComputeConfig
+from alignment.distributed.collectives import OtherFailed, check_same, on_main, process_count, process_index
+from alignment.distributed.devices import device_of
 from alignment.distributed.parent_death import TIED_TO, tie
+from alignment.distributed.sharding import enabled, shard_trainers_on_cpu
 from alignment.errors import ConfigError, RLHFError
 from alignment.journal import Journal
 from alignment.stages import read_step
@@ -47,9 +50,19 @@ class ReadOnlyJournal(Journal):
 def main(directory: Path) -> None:
     """Run one worker process, with its process group."""
     tie(int(os.environ[TIED_TO]))
-    state = PartialState(cpu=True)
+    step, _ = read_step((directory / STEP).read_text(encoding="utf-8"))
+    state = connect(step.compute)
     perform(directory)
     state.destroy_process_group()
+
+
+def connect(compute: ComputeConfig) -> PartialState:
+    """Connect to the other processes: over gloo on the cores, over NCCL with a GPU for each."""
+    on_cpu = device_of(compute).type == "cpu"
+    state = PartialState(cpu=on_cpu)
+    if on_cpu and enabled():
+        shard_trainers_on_cpu()
+    return state
 
 
 def perform(directory: Path) -> None:
@@ -57,6 +70,7 @@ def perform(directory: Path) -> None:
     out = directory.parent
     try:
         step, inputs = read_step((directory / STEP).read_text(encoding="utf-8"))
+        check_same(step.to_json(inputs), lambda *_: "it performs another stage")
         if process_count() != step.compute.processes:
             raise ConfigError(
                 f"the launcher started {process_count()} connected processes, but the recipe asks for "

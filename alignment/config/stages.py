@@ -390,10 +390,16 @@ class ComputeConfig(Config):
         "float32. auto: bfloat16 if the processor multiplies in it",
     )
     processes: Annotated[int, Field(ge=1, le=64)] = Field(
-        1, description="processes of pretrain, sft, reward, validation and ppo, all on one machine"
+        1,
+        description="processes of pretrain, sft, reward, validation and ppo, each on a GPU of its own, or on the cores",
+    )
+    shard: bool = Field(
+        False,
+        description="split weights, gradients and optimizers of what is trained over the processes (FSDP2), instead of "
+        "a whole model in each",
     )
     accelerate_config: str | None = Field(
-        None, description="a launch file of accelerate; null: processes on the cores of the machine"
+        None, description="a launch file of accelerate; null: processes on this machine"
     )
 
     def in_one_process(self) -> "ComputeConfig":
@@ -401,7 +407,11 @@ class ComputeConfig(Config):
         return ComputeConfig(device=self.device, precision=self.precision)
 
     @model_validator(mode="after")
-    def _file_is_for_several(self) -> "ComputeConfig":
+    def _is_for_several(self) -> "ComputeConfig":
+        if self.shard and self.processes == 1:
+            raise ValueError(
+                "shard splits models over several processes, but processes is 1: raise it, or remove shard"
+            )
         if self.accelerate_config is not None and self.processes == 1:
             raise ValueError(
                 f"accelerate_config {self.accelerate_config} starts several processes, but processes is 1: raise "

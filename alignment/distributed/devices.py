@@ -58,16 +58,16 @@ def check(compute: ComputeConfig) -> None:
             f"compute.device is 'cuda' and PyTorch {torch.__version__} finds no GPU: set it to 'auto' or 'cpu', or "
             "install a build of PyTorch with CUDA and check `nvidia-smi`"
         )
-    if compute.precision == "bfloat16" and not has_bfloat16(_device_of(compute)):
+    if compute.precision == "bfloat16" and not has_bfloat16(device_of(compute)):
         raise ConfigError(
-            f"compute.precision is 'bfloat16' and {no_bfloat16(_device_of(compute))}: set it to 'auto' or 'float32', "
+            f"compute.precision is 'bfloat16' and {no_bfloat16(device_of(compute))}: set it to 'auto' or 'float32', "
             "or use another machine"
         )
 
 
 def device() -> "torch.device":
     """The device of this process; with several processes on a machine, the GPU whose number is LOCAL_RANK."""
-    return _device_of(_compute.get())
+    return device_of(_compute.get())
 
 
 def frozen_dtype() -> "torch.dtype":
@@ -135,12 +135,20 @@ def release_memory() -> None:
         sys.modules["torch"].cuda.empty_cache()
 
 
-def _device_of(compute: ComputeConfig) -> "torch.device":
+def device_of(compute: ComputeConfig) -> "torch.device":
+    """The device that the options of a recipe mean on this machine."""
     import torch
 
     if compute.device == "cpu" or not _has_gpu():
         return torch.device("cpu")
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+
+
+def count_gpus() -> int:
+    """The number of GPUs of this machine that PyTorch finds."""
+    import torch
+
+    return torch.cuda.device_count()
 
 
 def _has_gpu() -> bool:

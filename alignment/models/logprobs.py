@@ -115,6 +115,12 @@ def _scoring_batch(
     )
 
 
+def no_tokens(device: torch.device) -> ScoringBatch:
+    """A batch without response tokens: every sum over its tokens is 0."""
+    empty = torch.zeros(0, dtype=torch.long, device=device)
+    return ScoringBatch(torch.zeros(1, 1, dtype=torch.long, device=device), empty, empty, empty, empty, empty, 0)
+
+
 def token_logits(model: PreTrainedModel, input_ids: Tensor, row: Tensor, position: Tensor, **inputs: Any) -> Any:
     """The model's output with logits (n, V) at the positions (row, position) only, at least float32.
 

@@ -231,9 +231,15 @@ def scalar_model_over(language_model: PreTrainedModel) -> PreTrainedModel:
     return model
 
 
-def save_model(model: PreTrainedModel, path: Path, tokenizer: PreTrainedTokenizerBase | None = None) -> None:
-    """Write safetensors, config and, if any, the tokenizer."""
-    weights = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("likelihood.")}
+def save_model(
+    model: PreTrainedModel,
+    path: Path,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    state: Mapping[str, Tensor] | None = None,
+) -> None:
+    """Write safetensors, config and, if any, the tokenizer. `state` has the weights of a model that is sharded."""
+    state = model.state_dict() if state is None else state
+    weights = {name: tensor for name, tensor in state.items() if not name.startswith("likelihood.")}
     model.save_pretrained(path, state_dict=weights)
     save_likelihood(model, path)
     if tokenizer is not None:

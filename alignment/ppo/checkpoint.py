@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from alignment.distributed.collectives import on_main
+from alignment.distributed.sharding import part_of, part_of_optimizer, whole_on_main
 from alignment.errors import CheckpointError, ConfigError
 from alignment.ppo.config import PPOConfig
 from alignment.ppo.learner import Learner
-from alignment.ppo.sharding import part_of, part_of_optimizer, whole_on_main
 from alignment.training.loop import write_state
 
 KEPT = 2

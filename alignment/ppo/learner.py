@@ -6,10 +6,10 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 from transformers import PreTrainedModel
 
+from alignment.distributed.sharding import Shards, split
 from alignment.models.lora import adapter_weights, has_adapter
 from alignment.ppo.config import PPOConfig
 from alignment.ppo.schedule import learning_rate_share
-from alignment.ppo.sharding import Shards, split
 from alignment.ppo.trunk import shares_trunk
 
 
@@ -29,7 +29,8 @@ class Learner:
     @classmethod
     def of(cls, policy: PreTrainedModel, value_model: PreTrainedModel, config: PPOConfig) -> "Learner":
         """Optimizers over the weights that the layout trains, and the average, which starts at the policy's weights."""
-        shards = split(policy, value_model, config)
+        together = shares_trunk(policy, value_model)
+        shards = split((policy, value_model)) if together else split((policy,), (value_model,))
         policy_weights, value_weights = trained_weights(policy, value_model)
         for model in (policy, value_model):
             model.eval()  # no dropout: old and new log-probabilities must come from the same function

@@ -11,10 +11,10 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from alignment.distributed.collectives import on_main
+from alignment.distributed.sharding import whole_models
 from alignment.models.lora import has_adapter, merged
 from alignment.models.scalar import save_model
 from alignment.ppo.learner import Learner
-from alignment.ppo.sharding import whole_models
 
 
 @dataclass(frozen=True)

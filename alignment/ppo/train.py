@@ -19,11 +19,11 @@ from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from alignment.distributed import collectives as processes
+from alignment.distributed import sharding
 from alignment.errors import TrainingError
 from alignment.journal import Journal
 from alignment.models.chat import eos_token_ids
 from alignment.models.ensembles import Ensemble
-from alignment.ppo import sharding
 from alignment.ppo.advantages import explained_variance
 from alignment.ppo.checkpoint import changes, fingerprint, last_checkpoint, read_checkpoint, restore, save_checkpoint
 from alignment.ppo.config import PPOConfig

@@ -14,9 +14,16 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from alignment.distributed.collectives import gathered, share_of, sum_gradients
+from alignment.distributed.sharding import add_gradients, whole_tensor
 from alignment.distributed.threads import side_by_side
 from alignment.errors import TrainingError
-from alignment.models.logprobs import ScoringBatch, response_logprobs, response_logprobs_and_entropy, scoring_batches
+from alignment.models.logprobs import (
+    ScoringBatch,
+    no_tokens,
+    response_logprobs,
+    response_logprobs_and_entropy,
+    scoring_batches,
+)
 from alignment.ppo.config import PPOConfig
 from alignment.ppo.episodes import Rollout, micro_batches
 from alignment.ppo.kl import kl_estimate
@@ -24,7 +31,6 @@ from alignment.ppo.learner import Learner
 from alignment.ppo.losses import clipped_surrogate, clipped_value_loss
 from alignment.ppo.memory import computing
 from alignment.ppo.prompts import cycled_rows, seeded
-from alignment.ppo.sharding import add_gradients, whole_tensor
 from alignment.ppo.values import policy_and_values, response_values, values_with_still_trunk
 
 Sums = defaultdict[str, float]
@@ -81,7 +87,11 @@ def accumulate_gradients(
     def learn(model: PreTrainedModel, loss: Loss) -> Sums:
         loss_sums: Sums = defaultdict(float)
         add_gradients(
-            learner.shards, model, batches, lambda batch: loss(learner, rollout, batch, config, loss_sums) / tokens
+            learner.shards,
+            model,
+            batches,
+            lambda batch: loss(learner, rollout, batch, config, loss_sums) / tokens,
+            no_tokens(device),
         )
         return loss_sums
 
@@ -195,7 +205,7 @@ def accumulate_ptx_gradients(
         return config.ptx_coef * loss
 
     batches = scoring_batches(mine, [1] * len(mine), config.micro_batch_tokens, policy.device)
-    add_gradients(learner.shards, policy, batches, weighted_loss)
+    add_gradients(learner.shards, policy, batches, weighted_loss, no_tokens(policy.device))
     return sum(losses)
 
 

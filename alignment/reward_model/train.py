@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,7 @@ from transformers import PreTrainedModel
 from alignment.config.stages import RewardConfig
 from alignment.distributed.collectives import share_of
 from alignment.distributed.devices import autocast, frozen_dtype
+from alignment.distributed.sharding import split, whole, whole_tensor
 from alignment.errors import DataError
 from alignment.journal import Journal
 from alignment.models.chat import Turn, load_chat
@@ -95,7 +97,7 @@ def train_reward_model(
 
     def member(number: int, directory: Path, member_journal: Journal) -> PreTrainedModel:
         model, language_head = untrained(language_model, config, number)
-        train_groups(model, language_head, groups, config, directory, member_journal, member_seed(seed, number))
+        model = train_groups(model, language_head, groups, config, directory, member_journal, member_seed(seed, number))
         normalise(model, groups, [turn for _, turn in zero.rows])
         return model
 
@@ -154,8 +156,12 @@ def train_groups(
     out: Path,
     journal: Journal,
     seed: int,
-) -> None:
-    """The training loop over batches of prompts: resume, step, log. Each process takes its share of every batch."""
+) -> PreTrainedModel:
+    """The training loop over batches of prompts: resume, step, log. Each process takes its share of every batch.
+
+    Returns the trained model: `model` itself, unless its weights were sharded over the processes.
+    """
+    shards = split((model,))
     per_epoch = math.ceil(len(groups) / config.batch_prompts)
     steps = max(1, round(per_epoch * config.epochs))
     weights, grouped = list(model.parameters()), groups_with_head(model, config)
@@ -171,8 +177,9 @@ def train_groups(
         mine = share_of(batch)
         halves = [half for half in (mine[::2], mine[1::2]) if half]
         losses = [partial(batch_loss, model, half, language_head, config.lm_coef, batch) for half in halves]
-        loss, accuracy = backward(losses, weights)
-        norm = torch.nn.utils.clip_grad_norm_(weights, config.max_grad_norm)
+        idle = partial(no_loss, model, batch[:1], language_head, config.lm_coef, batch)
+        loss, accuracy = backward(losses, weights, shards, idle)
+        norm = whole_tensor(torch.nn.utils.clip_grad_norm_(weights, config.max_grad_norm))
         state.check(loss, norm, step, "reward.learning_rate")
         optimizer.step()
         schedule.step()
@@ -184,6 +191,7 @@ def train_groups(
     journal.figure(
         "loss", curve(journal.read(), ["loss", "train_accuracy"], "reward model: loss and accuracy in training")
     )
+    return whole(shards, model)
 
 
 def groups_with_head(model: PreTrainedModel, config: RewardConfig) -> list[dict[str, object]]:
@@ -241,6 +249,11 @@ def batch_loss(
         losses = functional.cross_entropy(logits, tokens[:, 1:][counts], reduction="none")
         loss = loss + lm_coef * (weights[counts] * losses).sum() / sum(map(weight_of_tokens, batch))
     return torch.stack([loss, in_order.to(loss)])
+
+
+def no_loss(model: PreTrainedModel, part: Sequence[PromptGroup], *options: Any) -> Tensor:
+    """`batch_loss` of a process that has no part of a batch: 0, as are its gradients."""
+    return 0 * batch_loss(model, part, *options)
 
 
 def weight_of_pairs(group: PromptGroup) -> float:

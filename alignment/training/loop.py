@@ -14,6 +14,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedModel
 
 from alignment.distributed.collectives import gathered, on_main, sum_gradients
+from alignment.distributed.sharding import Shards, add_gradients, part_of, part_of_optimizer, whole_on_main
 from alignment.distributed.threads import side_by_side
 from alignment.errors import CheckpointError, TrainingError
 
@@ -31,14 +32,25 @@ def cosine_schedule(optimizer: Optimizer, steps: int, warmup_share: float, min_s
     return LambdaLR(optimizer, factor)
 
 
-def backward(losses: Sequence[Callable[[], Tensor]], weights: Sequence[nn.Parameter]) -> Tensor:
+def backward(
+    losses: Sequence[Callable[[], Tensor]],
+    weights: Sequence[nn.Parameter],
+    shards: Shards | None = None,
+    idle: Callable[[], Tensor] | None = None,
+) -> Tensor:
     """Set each weight's gradient to that of the sum of one or two losses, and return the sum. Each process passes the
     losses of its share (none if its share is empty); sum and gradients are totals over all processes.
 
     Of a loss of shape (n,) the first value is minimised, and the others are metrics. Two losses, such as those of the
     halves of a batch, are computed in parallel threads (`alignment.distributed.threads`) and summed in order. Their
     forwards must not draw random numbers, as dropout does: the order of the draws would not be deterministic.
+
+    Of a model that is sharded, losses are computed one after the other, and a process with fewer than others computes
+    `idle`, a loss of 0.
     """
+    if shards is not None:
+        assert idle is not None
+        return _backward_in_shards(losses, weights, shards, idle)
     learnt = [weight for weight in weights if weight.requires_grad]
 
     def gradients(loss: Callable[[], Tensor]) -> tuple[Tensor, tuple[Tensor | None, ...]]:
@@ -60,6 +72,27 @@ def backward(losses: Sequence[Callable[[], Tensor]], weights: Sequence[nn.Parame
     values = [value for process_values in gathered(share) for value in process_values]
     sum_gradients(learnt)
     return torch.stack(values).sum(dim=0)
+
+
+def _backward_in_shards(
+    losses: Sequence[Callable[[], Tensor]],
+    weights: Sequence[nn.Parameter],
+    shards: Shards,
+    idle: Callable[[], Tensor],
+) -> Tensor:
+    """`backward` of a single sharded model, whose gradients FSDP sums over the processes."""
+    values: list[Tensor] = []
+
+    def first(loss: Callable[[], Tensor]) -> Tensor:
+        value = loss()
+        values.append(value.detach().cpu())
+        return value.flatten()[0]
+
+    for weight in weights:
+        weight.grad = None
+    (model,) = shards.parts
+    add_gradients(shards, model, losses, first, idle)
+    return torch.stack([value for shares in gathered(lambda: values) for value in shares]).sum(dim=0)
 
 
 def write_state(content: Mapping[str, Any], path: Path) -> None:
@@ -87,11 +120,7 @@ class TrainingState:
         self._model, self._optimizer, self._schedule = model, optimizer, schedule
 
     def save(self, step: int) -> None:
-        """Write the state after `step` atomically."""
-        on_main(self._write, step)
-
-    def _write(self, step: int) -> None:
-        self.file.parent.mkdir(parents=True, exist_ok=True)
+        """Write the state after `step` atomically, with whole tensors."""
         content: dict[str, Any] = {
             "step": step,
             "model": self._model.state_dict(),
@@ -99,6 +128,10 @@ class TrainingState:
             "schedule": self._schedule.state_dict(),
             "random": torch.get_rng_state(),
         }
+        on_main(self._write, whole_on_main(content))
+
+    def _write(self, content: Mapping[str, Any]) -> None:
+        self.file.parent.mkdir(parents=True, exist_ok=True)
         write_state(content, self.file)
 
     def resume(self) -> int:
@@ -112,8 +145,10 @@ class TrainingState:
                 f"{self.file} contains objects other than tensors, which could run code, and is not loaded: remove "
                 f"{self.file.parent} to start from step 0"
             ) from error
-        self._model.load_state_dict(content["model"])
-        self._optimizer.load_state_dict(content["optimizer"])
+        own = self._model.state_dict()
+        self._model.load_state_dict({name: part_of(value, own[name]) for name, value in content["model"].items()})
+        weights = [weight for group in self._optimizer.param_groups for weight in group["params"]]
+        self._optimizer.load_state_dict(part_of_optimizer(content["optimizer"], weights))
         self._schedule.load_state_dict(content["schedule"])
         torch.set_rng_state(content["random"])
         return int(content["step"])

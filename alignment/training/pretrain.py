@@ -15,6 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrai
 from alignment.config.stages import ModelConfig, PretrainConfig
 from alignment.distributed.collectives import on_main, share_of
 from alignment.distributed.devices import autocast, to_device
+from alignment.distributed.sharding import split, whole, whole_models, whole_tensor
 from alignment.errors import DataError
 from alignment.journal import Journal
 from alignment.models.architecture import cache_argument, check_causal, context_length, row_length
@@ -62,7 +63,7 @@ def pretrain(
     train, heldout = (pack(corpus / f"{name}.jsonl", chat, length) for name in ("train", "heldout"))
     on_main(write_records, out / "rejected.jsonl", [*train.rejected, *heldout.rejected])
     if config.epochs:
-        train_packed(model, train, heldout, config, out, journal, seed)
+        model = train_packed(model, train, heldout, config, out, journal, seed)
     loss = heldout_loss(model, heldout)
     on_main(save_model, model, out / "model", words)
     return {
@@ -153,8 +154,12 @@ def train_packed(
     out: Path,
     journal: Journal,
     seed: int,
-) -> None:
-    """The training loop: resume, step, log, checkpoint. Each process takes its share of every batch."""
+) -> PreTrainedModel:
+    """The training loop: resume, step, log, checkpoint. Each process takes its share of every batch.
+
+    Returns the trained model: `model` itself, unless its weights were sharded over the processes.
+    """
+    shards = split((model,))
     per_epoch = math.ceil(len(train.rows) / config.batch_sequences)
     steps = max(1, round(per_epoch * config.epochs))
     weights = list(model.parameters())
@@ -169,8 +174,9 @@ def train_packed(
         batch = batch_rows(step, len(train.rows), config.batch_sequences, seed)
         halves = [half for half in train.rows[share_of(batch)].chunk(2) if len(half)]
         losses = [partial(next_token_loss, model, half, len(half) / len(batch)) for half in halves]
-        loss = backward(losses, weights)
-        norm = torch.nn.utils.clip_grad_norm_(weights, config.max_grad_norm)
+        idle = partial(next_token_loss, model, train.rows[batch[:1]], 0.0)
+        loss = backward(losses, weights, shards, idle)
+        norm = whole_tensor(torch.nn.utils.clip_grad_norm_(weights, config.max_grad_norm))
         state.check(loss, norm, step, "pretrain.learning_rate")
         optimizer.step()
         schedule.step()
@@ -180,9 +186,11 @@ def train_packed(
                 step,
             )
         if step % config.checkpoint_every_steps == 0 and step < steps:
-            journal.log({"heldout_loss": heldout_loss(model, heldout.first(64))}, step)
+            with whole_models(shards, model) as (read,):
+                journal.log({"heldout_loss": heldout_loss(read, heldout.first(64))}, step)
             state.save(step)
     journal.figure("loss", curve(journal.read(), ["loss", "heldout_loss"], "pretraining loss (nats per token)"))
+    return whole(shards, model)
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:

@@ -12,6 +12,7 @@ from trl import SFTTrainer
 
 from alignment.config.stages import SFTConfig
 from alignment.distributed.collectives import on_main, process_count, share_of
+from alignment.distributed.sharding import whole_on_main
 from alignment.journal import Journal
 from alignment.models.chat import Turn, load_chat
 from alignment.models.encoding import encode_demonstrations, put_aside
@@ -40,7 +41,7 @@ def finetune(
     trainer = SharingTrainer(model=model, args=options, train_dataset=dataset, processing_class=chat.tokenizer)
     run_trainer(trainer, checkpoints, journal, {"mean_token_accuracy": "mean_token_accuracy"})
     model.eval()
-    on_main(save_model, model, out / "model", chat.tokenizer)
+    on_main(save_model, model, out / "model", chat.tokenizer, whole_on_main(model.state_dict()))
     journal.figure("loss", curve(journal.read(), ["loss"], "SFT loss (nats per response token)"))
     losses = [line["values"]["loss"] for line in journal.read() if "loss" in line["values"]]
     return {

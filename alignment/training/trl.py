@@ -13,6 +13,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.trainer_callback import PrinterCallback
 
 from alignment.distributed.devices import in_bfloat16
+from alignment.distributed.sharding import sum_without_nccl, whole_tensor
 from alignment.errors import CheckpointError, TrainingError
 from alignment.journal import Journal
 
@@ -65,6 +66,18 @@ class FiniteGradients(TrainerCallback):
     def __init__(self, checkpoints: Path) -> None:
         self._checkpoints = checkpoints
 
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: nn.Module | None = None,
+        **_: Any,
+    ) -> None:
+        """Prepares a model that is sharded over processes on the CPU."""
+        if model is not None and args.device.type == "cpu":
+            sum_without_nccl(model)
+
     def on_pre_optimizer_step(
         self,
         args: TrainingArguments,
@@ -75,7 +88,7 @@ class FiniteGradients(TrainerCallback):
     ) -> None:
         """Raises TrainingError with the last good checkpoint."""
         assert model is not None, "the trainer passes its model"
-        sums = [weight.grad.sum() for weight in model.parameters() if weight.grad is not None]
+        sums = [whole_tensor(weight.grad.sum()) for weight in model.parameters() if weight.grad is not None]
         if not torch.isfinite(torch.stack(sums)).all():
             raise TrainingError(
                 f"the gradient is not finite at step {state.global_step + 1}; lower the learning rate of this stage. "

@@ -58,7 +58,7 @@ def launch(step: Step, out: Path, journal: Journal, inputs: Mapping[str, Path]) 
     log_file.parent.mkdir(parents=True, exist_ok=True)
     with log_file.open("ab") as output:
         log_offset = output.tell()  # the end of earlier attempts
-        child = _start_launcher(directory, output, step.compute.processes)
+        child = _start_launcher(directory, output, options)
     try:
         log_lines = _stream_log(child, log_file, log_offset)
     finally:
@@ -70,12 +70,13 @@ def launch(step: Step, out: Path, journal: Journal, inputs: Mapping[str, Path]) 
     return figures
 
 
-def _start_launcher(directory: Path, output: BinaryIO, processes: int) -> subprocess.Popen[bytes]:
+def _start_launcher(directory: Path, output: BinaryIO, options: Mapping[str, Any]) -> subprocess.Popen[bytes]:
     """Start the launcher in its own session. It is tied to the calling thread, which must outlive it."""
     tether = [sys.executable, "-m", "alignment.distributed.parent_death", str(os.getpid())]
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(directory / "accelerate.yaml")]
-    worker = ["--main_process_port", "0", "-m", "alignment.worker", str(directory)]
-    threads = str(max(1, (os.cpu_count() or 1) // processes))
+    port = ["--main_process_port", str(options.get("main_process_port", 0))]  # 0: any that is free
+    worker = [*port, "-m", "alignment.worker", str(directory)]
+    threads = str(max(1, (os.cpu_count() or 1) * options["num_machines"] // options["num_processes"]))
     return subprocess.Popen(
         [*tether, *launcher, *worker],
         env={"OMP_NUM_THREADS": threads, **child_environment("training", os.environ)},

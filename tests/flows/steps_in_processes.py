@@ -7,13 +7,14 @@ import sys
 from pathlib import Path
 
 import torch
-from accelerate import PartialState
 
-from alignment.worker import perform
+from alignment.stages import read_step
+from alignment.worker import STEP, connect, perform
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    state = PartialState(cpu=True)
+    step, _ = read_step((Path(sys.argv[1]) / STEP).read_text(encoding="utf-8"))
+    state = connect(step.compute)
     for place in sys.argv[1:]:
         perform(Path(place))
     state.destroy_process_group()

@@ -17,7 +17,7 @@ import yaml
 from safetensors.torch import load_file
 
 from alignment.distributed import collectives as processes
-from alignment.ppo import sharding
+from alignment.distributed import sharding
 from tests.alignment.ppo import processes as runs
 from tests.alignment.ppo import world
 
@@ -28,7 +28,7 @@ LAUNCH_FILES = ROOT / "deploy" / "accelerate"
 WHOLE = ("uneven", "empty", "stops", "shared_trunk", "lora", "raises", "resumed", "few", "different", "deepspeed")
 SPLIT = ("uneven", "empty", "stops", "shared_trunk", "recomputed", "float32", "bfloat16", "raises", "resumed", "parts")
 REFUSED = {
-    "lora": "layout lora cannot run under FSDP",
+    "lora": "adapters cannot run under FSDP",
     "version_1": "set fsdp_version to 2",
     "offloaded": "set fsdp_offload_params to false",
     "loaded_once": "set fsdp_cpu_ram_efficient_loading to false",
@@ -195,7 +195,7 @@ def test_a_single_process_meets_nobody(monkeypatch) -> None:
     model(torch.ones(1, 2)).sum().backward()
     processes.sum_gradients(list(model.parameters()))
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    assert sharding.split(world.policy(), world.reward_model(), world.config()) is None
+    assert sharding.split((world.policy(),), (world.reward_model(),)) is None
     assert model.weight.grad is not None and model.weight.grad.tolist() == [[1.0, 1.0]]
     assert not torch.distributed.is_initialized()
 

@@ -1,14 +1,15 @@
 """Models sharded over the processes of a run (FSDP2): each keeps a shard of every weight, gradient and optimizer state.
 
-`accelerate launch --config_file deploy/accelerate/fsdp.yaml` enables it. Only trained models are sharded; every process
-holds the reference and reward models whole. The differences from unsharded models are all in this file:
+`compute.shard`, or `accelerate launch --config_file deploy/accelerate/fsdp.yaml` for a script, enables it. Only trained
+models are sharded; every process holds frozen models whole. It serves the training loops of this package, pretraining,
+reward model and PPO; TRL's trainer is sharded by accelerate. What differs from unsharded models is all in this file:
 
 - In the update FSDP gathers the weights layer by layer, forward and backward, and reduces gradients over processes.
-  They are summed, not averaged: each loss is already divided by the tokens of the whole minibatch.
+  They are summed, not averaged: each loss is already divided by the size of the whole batch.
 - Every forward and backward of the update is therefore a collective, and all processes must run equally many: a process
-  with fewer micro-batches appends empty ones, without a response token, whose losses and gradients are 0.
-- A rollout has no collectives, as each process samples for as long as its own responses need. For rollouts and for
-  publishing, the weights are gathered into a plain model beside the sharded one, and freed afterwards.
+  with fewer micro-batches appends idle ones, whose losses and gradients are 0.
+- Inference has no collectives, as each process samples for as long as its own responses need. For rollouts, held-out
+  losses and publishing, the weights are gathered into a plain model beside the sharded one, and freed afterwards.
 - A checkpoint holds whole tensors, so that any number of processes can resume from it.
 """
 
@@ -18,9 +19,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+from accelerate import DistributedType, PartialState
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
@@ -31,16 +33,14 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from alignment.distributed.collectives import OutOfStep, gathered, process_count, process_index
 from alignment.errors import ConfigError
-from alignment.models.logprobs import ScoringBatch
-from alignment.ppo.config import PPOConfig
-from alignment.ppo.trunk import shares_trunk
 
+B = TypeVar("B")
 # Settings of the launcher that would be ignored silently, and what to do instead.
 REFUSED = {
     "FSDP_OFFLOAD_PARAMS": "weights stay on their device: set fsdp_offload_params to false",
     "FSDP_CPU_RAM_EFFICIENT_LOADING": "every process loads the same weights: set fsdp_cpu_ram_efficient_loading to "
     "false",
-    "FSDP_ACTIVATION_CHECKPOINTING": "set fsdp_activation_checkpointing to false, and PPOConfig's "
+    "FSDP_ACTIVATION_CHECKPOINTING": "set fsdp_activation_checkpointing to false, and the stage's "
     "gradient_checkpointing to true",
 }
 
@@ -49,30 +49,43 @@ def _setting(name: str, default: str = "false") -> str:
     return os.environ.get(name, default).lower()
 
 
-def split(policy: PreTrainedModel, value_model: PreTrainedModel, config: PPOConfig) -> "Shards | None":
-    """Shard the models in place if the launcher enables FSDP and there are several processes; None otherwise."""
-    if process_count() == 1 or _setting("ACCELERATE_USE_FSDP") != "true":
+def enabled() -> bool:
+    """Whether there are several processes, and the launcher enables FSDP."""
+    return process_count() > 1 and _setting("ACCELERATE_USE_FSDP") == "true"
+
+
+def shard_trainers_on_cpu() -> None:
+    """Have accelerate shard TRL's trainers over processes on a CPU too, which it does for accelerators alone."""
+    PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+
+
+def sum_without_nccl(model: nn.Module) -> None:
+    """Have a model that accelerate sharded average its gradients by a sum, since only NCCL knows averages."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.set_force_sum_reduction_for_comms(True)
+
+
+def split(*groups: Sequence[PreTrainedModel]) -> "Shards | None":
+    """Shard the models in place if that is enabled, those of a group as one unit; None otherwise."""
+    if not enabled():
         return None
-    for problem in _problems(config):
+    for problem in _problems(groups):
         raise ConfigError(problem)
-    return Shards(policy, value_model)
+    return Shards(groups)
 
 
-def _problems(config: PPOConfig) -> Iterator[str]:
+def _problems(groups: Iterable[Sequence[PreTrainedModel]]) -> Iterator[str]:
     if _setting("FSDP_VERSION", "2") != "2":
         yield "FSDP version 1 is not supported: set fsdp_version to 2, as in deploy/accelerate/fsdp.yaml"
     for name, remedy in REFUSED.items():
         if _setting(name) == "true":
             yield f"{name} is true: {remedy}, as in deploy/accelerate/fsdp.yaml"
-    if config.layout == "lora":
+    if any(".lora_" in name for group in groups for model in group for name, _ in model.named_parameters()):
         yield (
-            "layout lora cannot run under FSDP, and would gain little: its gradients and optimizer state are those of "
-            "adapters alone. Launch it with deploy/accelerate/ddp.yaml, or set layout to separate or shared_trunk"
+            "adapters cannot run under FSDP, and would gain little: their gradients and optimizer state are small. Set "
+            "compute.shard to false (in a script, launch it with deploy/accelerate/ddp.yaml), or train whole models"
         )
-
-
-def _split_as_one(policy: PreTrainedModel, value_model: PreTrainedModel) -> list[tuple[PreTrainedModel, ...]]:
-    return [(policy, value_model)] if shares_trunk(policy, value_model) else [(policy,), (value_model,)]
 
 
 class _Root(nn.Module):
@@ -120,13 +133,13 @@ class _Part:
 
 
 class Shards:
-    """Policy and value model of a run, each weight sharded by rows over all processes."""
+    """The trained models of a run, each weight sharded by rows over all processes."""
 
-    def __init__(self, policy: PreTrainedModel, value_model: PreTrainedModel) -> None:
-        mesh = init_device_mesh(policy.device.type, (process_count(),))
+    def __init__(self, groups: Sequence[Sequence[PreTrainedModel]]) -> None:
+        mesh = init_device_mesh(groups[0][0].device.type, (process_count(),))
         self.parts: dict[PreTrainedModel, _Part] = {}
         self.plain: dict[PreTrainedModel, PreTrainedModel] = {}
-        for models in _split_as_one(policy, value_model):
+        for models in groups:
             part = _Part.of(models, mesh)
             for model, plain in zip(models, part.plain.models, strict=True):
                 assert isinstance(plain, PreTrainedModel)
@@ -157,6 +170,15 @@ def whole_models(shards: Shards | None, *models: PreTrainedModel) -> Iterator[tu
     gathered(_raise, failure)
 
 
+def whole(shards: Shards | None, model: PreTrainedModel) -> PreTrainedModel:
+    """The model after its training: where it is sharded, a plain model that holds all weights. A collective."""
+    if shards is None:
+        return model
+    with _in_step():
+        shards.parts[model].fill()
+    return shards.plain[model]
+
+
 def _raise(failure: Exception | None) -> None:
     if failure is not None:
         raise failure
@@ -165,12 +187,14 @@ def _raise(failure: Exception | None) -> None:
 def add_gradients(
     shards: Shards | None,
     model: PreTrainedModel,
-    batches: Sequence[ScoringBatch],
-    loss_of: Callable[[ScoringBatch], Tensor],
+    batches: Sequence[B],
+    loss_of: Callable[[B], Tensor],
+    idle: B,
 ) -> None:
-    """Add the gradients of each batch's loss, a sum over its response tokens that is computed with `model`.
+    """Add the gradients of each batch's loss, which is computed with `model`.
 
-    With a sharded model all processes must call it, and run as many rounds as the process with the most batches.
+    With a sharded model all processes must call it, and run as many rounds as the process with the most batches; the
+    others repeat `idle`, a batch that uses all weights and whose loss is 0.
     """
     if shards is None:
         for batch in batches:
@@ -178,14 +202,8 @@ def add_gradients(
         return
     with _in_step():
         rounds = max(gathered(len, batches))
-        for batch in [*batches, *[_no_tokens(model.device)] * (rounds - len(batches))]:
+        for batch in [*batches, *[idle] * (rounds - len(batches))]:
             shards.parts[model].root(partial(loss_of, batch)).backward()
-
-
-def _no_tokens(device: torch.device) -> ScoringBatch:
-    """A batch without response tokens: every sum over its tokens is 0."""
-    empty = torch.zeros(0, dtype=torch.long, device=device)
-    return ScoringBatch(torch.zeros(1, 1, dtype=torch.long, device=device), empty, empty, empty, empty, empty, 0)
 
 
 @contextmanager
