@@ -1,1 +1,1 @@
-"""Processes of a training stage: collectives, threads, devices, and the end of processes whose parent died."""
+"""Devices and precision; processes of a stage: collectives, sharded models, threads, and the end of orphans."""

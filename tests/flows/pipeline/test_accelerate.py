@@ -40,7 +40,9 @@ from tests.alignment.tiny_world import LINES, SIZES, comparison, demonstration, 
 from tests.conftest import TINY
 
 ROOT = Path(__file__).parents[3]
-TWO = ComputeConfig(processes=2)
+ONE = ComputeConfig(device="cpu", precision="float32")
+TWO = ONE.model_copy(update={"processes": 2})
+SHARDED = TWO.model_copy(update={"shard": True})
 Work = tuple[Step, dict[str, Path]]  # a step, and the directories of its inputs
 NAMES = ("Ada", "Bo", "Cy", "Dee", "Eve", "Fay", "Gus")
 # Sums in another order, in single precision: seen were 1e-6 of weights and of what is logged.
@@ -106,7 +108,7 @@ def all_steps(inputs: Mapping[str, Path], made: Path) -> dict[str, Work]:
     ]
     return {
         stage.name: (
-            Step(stage, config, seed=3, align=align if stage is PPO else None),
+            Step(stage, config, seed=3, align=align if stage is PPO else None, compute=ONE),
             {name: paths[name] for name in names},
         )
         for stage, config, names in wanted
@@ -132,16 +134,26 @@ def alone(inputs: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> 
 @pytest.fixture(scope="module")
 def together(alone: tuple[Path, dict[str, Work]], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What two processes make of the same steps."""
-    made = tmp_path_factory.mktemp("together")
-    for stage, (step, directories) in alone[1].items():
+    return launched(tmp_path_factory.mktemp("together"), alone[1], TWO)
+
+
+@pytest.fixture(scope="module")
+def sharded(alone: tuple[Path, dict[str, Work]], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What two processes make of them with models that are sharded."""
+    return launched(tmp_path_factory.mktemp("sharded"), alone[1], SHARDED)
+
+
+def launched(made: Path, todo: Mapping[str, Work], compute: ComputeConfig) -> Path:
+    """The steps in several processes, one after the other."""
+    for stage, (step, directories) in todo.items():
         (made / stage / "launch").mkdir(parents=True)
-        text = replace(step, compute=TWO).to_json(directories)
+        text = replace(step, compute=compute).to_json(directories)
         (made / stage / "launch" / "step.json").write_text(text, encoding="utf-8")
     options = made / "accelerate.yaml"
-    options.write_text(yaml.safe_dump(launch_options(TWO)), encoding="utf-8")
+    options.write_text(yaml.safe_dump(launch_options(compute)), encoding="utf-8")
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(options)]
     work = ["--main_process_port", "0", "-m", "tests.flows.steps_in_processes"]
-    places = [str(made / stage / "launch") for stage in alone[1]]
+    places = [str(made / stage / "launch") for stage in todo]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run([*launcher, *work, *places], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -150,8 +162,11 @@ def together(alone: tuple[Path, dict[str, Work]], tmp_path_factory: pytest.TempP
 
 @pytest.mark.long
 @pytest.mark.parametrize("stage", ["pretrain", "sft", "reward", "validation", "ppo"])
-def test_two_processes_make_what_one_makes(alone: tuple[Path, dict[str, Work]], together: Path, stage: str) -> None:
-    one, two = alone[0] / stage, together / stage
+@pytest.mark.parametrize("way", ["together", "sharded"])
+def test_two_processes_make_what_one_makes(
+    alone: tuple[Path, dict[str, Work]], stage: str, way: str, request: pytest.FixtureRequest
+) -> None:
+    one, two = alone[0] / stage, request.getfixturevalue(way) / stage
     figures = [json.loads(path.read_text()) for path in (one / "figures.json", two / "launch" / "figures.json")]
     assert figures[1] == pytest.approx(figures[0], rel=TOLERANCE, abs=TOLERANCE)
     lines = [read_metrics(place / "metrics.jsonl") for place in (one, two)]
@@ -160,9 +175,13 @@ def test_two_processes_make_what_one_makes(alone: tuple[Path, dict[str, Work]], 
         values = [{k: v for k, v in line["values"].items() if not of_the_cut(k)} for line in (here, there)]
         assert values[1] == pytest.approx(values[0], rel=TOLERANCE, abs=TOLERANCE)
     files = [{str(path.relative_to(place)) for path in place.rglob("*")} for place in (one, two)]
-    written, expected = ({name for name in names if "rng_state" not in name} for names in files[::-1])  # one a process
-    assert {name for name in written if not name.startswith("launch")} == expected - {"figures.json"}
-    for name in (name for name in written if name.endswith(".safetensors")):
+    for_resuming = ("launch", "checkpoint") if stage == "sft" and way == "sharded" else ("launch",)
+    written, expected = ({n for n in names if "rng_state" not in n} for names in files[::-1])  # one a process
+    expected -= {"figures.json"}
+    assert {n for n in written if not n.startswith(for_resuming)} == {
+        n for n in expected if not n.startswith(for_resuming)
+    }
+    for name in (n for n in written if n.endswith(".safetensors") and not n.startswith(for_resuming)):
         torch.testing.assert_close(load_file(two / name), load_file(one / name), rtol=0, atol=TOLERANCE)
 
 
@@ -335,6 +354,7 @@ def test_a_step_travels_to_another_process_as_it_is(inputs: dict[str, Path], tmp
     ("told", "words"),
     [
         (["compute.accelerate_config=a.yaml"], "compute: accelerate_config a.yaml starts several processes"),
+        (["compute.shard=true"], "compute: shard splits models over several processes, but processes is 1"),
         (["compute.processes=0"], "compute.processes: 0 is not allowed; allowed is a whole number at least 1"),
         (["compute.processes=2", "align.method=rloo"], "align.method rloo runs in one process: set compute.processes"),
         (["compute.processes=9"], "reward.batch_prompts 8 leaves some of the 9 processes without work"),
@@ -352,11 +372,12 @@ def test_what_cannot_be_done_in_several_processes_is_refused(told: list[str], wo
         ("a: [", "cannot be read"),
         ("- 1", "holds no options"),
         ("distributed_type: DEEPSPEED", "has distributed_type: DEEPSPEED.*DeepSpeed is not supported"),
-        ("distributed_type: FSDP", "has distributed_type: FSDP.*FSDP.* supported by alignment.ppo on its own"),
         ("distributed_type: MULTI_CPU", "has distributed_type: MULTI_CPU"),
-        ("use_cpu: false", "has use_cpu: False.*stages keep their models on the processor"),
-        ("num_machines: 2", "has num_machines: 2.*on its own machine"),
-        ("mixed_precision: bf16", "has mixed_precision: bf16.*ppo.bfloat16"),
+        ("use_cpu: false", "has use_cpu: False, but compute.device 'cpu' is cpu here: remove use_cpu"),
+        ("num_machines: 2", "has num_machines: 2, but says not where they meet: set main_process_ip"),
+        ("num_machines: 3", "has num_machines: 3, over which compute.processes 2 cannot be divided"),
+        ("num_machines: a", "has num_machines: a, over which compute.processes 2 cannot be divided"),
+        ("mixed_precision: bf16", "has mixed_precision: bf16.*set compute.precision"),
     ],
 )
 def test_launch_files_that_no_stage_can_be_started_with_are_refused(
@@ -374,6 +395,41 @@ def test_the_launch_file_of_two_processes_is_accepted_and_processes_are_those_of
     path = str(ROOT / "deploy" / "accelerate" / "cpu-2.yaml")
     assert launch_options(ComputeConfig(processes=3, accelerate_config=path))["num_processes"] == 3
     assert launch_options(ComputeConfig(processes=2, accelerate_config=path)) == launch_options(TWO)
+
+
+def test_models_are_sharded_by_the_recipe_or_by_the_launch_file(tmp_path: Path) -> None:
+    path = str(ROOT / "deploy" / "accelerate" / "fsdp.yaml")
+    options = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    ours = launch_options(SHARDED)
+    assert ours["distributed_type"] == "FSDP" and ours["fsdp_config"] == options["fsdp_config"] and ours["use_cpu"]
+    (tmp_path / "fsdp.yaml").write_text(yaml.safe_dump(options | {"use_cpu": True}), encoding="utf-8")
+    theirs = launch_options(TWO.model_copy(update={"accelerate_config": str(tmp_path / "fsdp.yaml")}))
+    assert theirs == ours
+
+
+def test_several_machines_meet_where_the_environment_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "launch.yaml"
+    path.write_text("num_machines: 2\nmain_process_ip: 10.0.0.1\nmain_process_port: 29500\n", encoding="utf-8")
+    compute = TWO.model_copy(update={"accelerate_config": str(path)})
+    monkeypatch.setenv("NODE_RANK", "1")
+    monkeypatch.setenv("MASTER_ADDR", "10.0.0.2")
+    options = launch_options(compute)
+    assert (options["num_processes"], options["machine_rank"]) == (2, 1)
+    assert (options["main_process_ip"], options["main_process_port"]) == ("10.0.0.2", 29500)
+
+
+def test_each_process_has_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert launch_options(ComputeConfig(processes=2))["use_cpu"] is False
+    with pytest.raises(ConfigError, match=r"compute.processes 3 need 3 GPUs on each machine, but this one has 2"):
+        launch_options(ComputeConfig(processes=3))
+
+
+def test_a_gpu_that_is_not_there_is_refused_before_anything_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match=r"compute.device is 'cuda' and PyTorch .* finds no GPU"):
+        check_files(load_recipe(str(TINY), ["compute.device=cuda"]))
 
 
 def test_processes_are_no_part_of_a_key_and_of_training_stages_alone() -> None:

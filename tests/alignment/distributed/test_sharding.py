@@ -1,0 +1,134 @@
+"""Pretraining and reward model in two processes with sharded models, forked from this one: what one process makes.
+
+`tests/flows/pipeline/test_accelerate.py` does it as the pipeline does, with SFT and PPO, and takes minutes.
+"""
+
+import json
+import multiprocessing
+import os
+import socket
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import PartialState
+from safetensors.torch import load_file
+
+from alignment.config.stages import PretrainConfig, RewardConfig
+from alignment.distributed import sharding
+from alignment.distributed.collectives import on_main
+from alignment.journal import Journal, read_metrics
+from alignment.models.chat import ChatFormat
+from alignment.models.scalar import load_causal_model, save_model
+from alignment.models.tokenizer import load_tokenizer
+from alignment.records import Document
+from alignment.reward_model.train import group_by_prompt, train_groups, untrained
+from alignment.training.pretrain import pack_documents, train_packed
+from tests.alignment.tiny_world import LINES, comparison, encoded, make_base
+
+TOLERANCE = 2e-5
+Work = Callable[[Path, Path], None]
+
+
+class Killed(BaseException):
+    """What ends a run between two checkpoints."""
+
+
+class KilledInStep3(Journal):
+    """A journal with which a run ends in its third step."""
+
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        if step == 3:
+            raise Killed
+        super().log(values, step)
+
+
+def pretrained(base: Path, out: Path, journal: Journal | None = None) -> None:
+    """Batches of five rows and of one, which leaves a process without a row."""
+    model, tokenizer = load_causal_model(base / "model"), load_tokenizer(base / "model")
+    documents = [Document(text=line) for line in LINES * 2]
+    text = pack_documents([(text, ChatFormat.of(tokenizer).document(text)) for text in documents], 32)
+    config = PretrainConfig(epochs=2, batch_sequences=5, log_every_steps=1, checkpoint_every_steps=1)
+    assert len(text.rows) == 6
+    trained = train_packed(model, text, text, config, out, journal or Journal(out), 0)
+    on_main(save_model, trained, out / "model")
+
+
+def rewarded(base: Path, out: Path) -> None:
+    """Four prompts in batches of three and one, with all terms of the loss."""
+    model, tokenizer = load_causal_model(base / "model"), load_tokenizer(base / "model")
+    groups = group_by_prompt(encoded(tokenizer, [comparison(f"Who {n}?", LINES[n], LINES[4]) for n in range(4)]))
+    config = RewardConfig(epochs=2, batch_prompts=3, log_every_steps=1, likelihood=True, lm_coef=0.2)
+    reward, head = untrained(model, config, 1)
+    on_main(save_model, train_groups(reward, head, groups, config, out, Journal(out), 0), out / "model")
+
+
+class Quiet(Journal):
+    """The journal of the second process."""
+
+    def log(self, *_: object, **__: object) -> None: ...
+
+    def figure(self, *_: object) -> Path:
+        return self.directory
+
+
+def process(rank: int, port: int, base: Path, out: Path, names: list[str]) -> None:
+    """One of the two processes: the works in turn, with sharded models."""
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "ACCELERATE_USE_FSDP": "true"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "FSDP_VERSION": "2"}
+    PartialState._reset_state()
+    state = PartialState(cpu=True)
+    assert sharding.enabled()
+    if rank == 1:
+        globals()["Journal"] = Quiet
+    for name in names:
+        WORKS[name](base, out / name)
+    state.destroy_process_group()
+
+
+WORKS: dict[str, Work] = {"pretrained": pretrained, "rewarded": rewarded, "resumed": pretrained}
+
+
+def in_two_processes(base: Path, out: Path, names: list[str]) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    fork = multiprocessing.get_context("fork")  # the libraries are there already
+    children = [fork.Process(target=process, args=(rank, port, base, out, names)) for rank in (0, 1)]
+    for child in children:
+        child.start()
+    for child in children:
+        child.join(120)
+    assert [child.exitcode for child in children] == [0, 0]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """What one process makes, and what two make."""
+    base, one, two = (tmp_path_factory.mktemp(name) for name in ("base", "one", "two"))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # a fork has no threads of its parent
+    make_base(base)
+    for name, work in WORKS.items():
+        work(base, one / name)
+    with pytest.raises(Killed):
+        pretrained(base, two / "resumed", KilledInStep3(two / "resumed"))  # two processes go on
+    in_two_processes(base, two, list(WORKS))
+    torch.set_num_threads(threads)
+    return one, two
+
+
+@pytest.mark.parametrize("name", WORKS)
+def test_sharded_models_learn_what_whole_ones_do(made: tuple[Path, Path], name: str) -> None:
+    one, two = (directory / name for directory in made)
+    logs = [read_metrics(directory / "metrics.jsonl") for directory in (one, two)]
+    assert len(logs[0]) == len(logs[1]) > 3
+    for here, there in zip(*logs, strict=True):
+        assert there["step"] == here["step"]
+        assert there["values"] == pytest.approx(here["values"], rel=TOLERANCE, abs=TOLERANCE)
+    assert json.loads((two / "model" / "config.json").read_text()) == json.loads(
+        (one / "model" / "config.json").read_text()
+    )
+    weights = [load_file(directory / "model" / "model.safetensors") for directory in (one, two)]
+    torch.testing.assert_close(weights[1], weights[0], rtol=0, atol=TOLERANCE)
