@@ -1,6 +1,6 @@
-"""Pretraining and reward model in two processes with sharded models, forked from this one: what one process makes.
+"""Pretraining, SFT and reward model in two processes with sharded models, forked from this one: what one process makes.
 
-`tests/flows/pipeline/test_accelerate.py` does it as the pipeline does, with SFT and PPO, and takes minutes.
+`tests/flows/pipeline/test_accelerate.py` does it as the pipeline does, with PPO, and takes minutes.
 """
 
 import json
@@ -9,13 +9,17 @@ import os
 import socket
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
 from accelerate import PartialState
+from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
+from torch import nn
+from torch.distributed.tensor import DTensor
 
-from alignment.config.stages import PretrainConfig, RewardConfig
+from alignment.config.stages import PretrainConfig, RewardConfig, SFTConfig
 from alignment.distributed import sharding
 from alignment.distributed.collectives import on_main
 from alignment.journal import Journal, read_metrics
@@ -24,8 +28,10 @@ from alignment.models.scalar import load_causal_model, save_model
 from alignment.models.tokenizer import load_tokenizer
 from alignment.records import Document
 from alignment.reward_model.train import group_by_prompt, train_groups, untrained
+from alignment.training import trl
 from alignment.training.pretrain import pack_documents, train_packed
-from tests.alignment.tiny_world import LINES, comparison, encoded, make_base
+from alignment.training.sft import finetune
+from tests.alignment.tiny_world import LINES, comparison, demonstration, encoded, make_base, write
 
 TOLERANCE = 2e-5
 Work = Callable[[Path, Path], None]
@@ -64,6 +70,12 @@ def rewarded(base: Path, out: Path) -> None:
     on_main(save_model, train_groups(reward, head, groups, config, out, Journal(out), 0), out / "model")
 
 
+def finetuned(base: Path, out: Path) -> None:
+    """Five demonstrations in batches of four and one, by TRL's trainer."""
+    config = SFTConfig(epochs=2, batch_size=4, max_length_tokens=64, log_every_steps=1)
+    finetune(config, out, Journal(out), seed=0, base=base, demonstrations=base / "demonstrations")
+
+
 class Quiet(Journal):
     """The journal of the second process."""
 
@@ -77,17 +89,26 @@ def process(rank: int, port: int, base: Path, out: Path, names: list[str]) -> No
     """One of the two processes: the works in turn, with sharded models."""
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "ACCELERATE_USE_FSDP": "true"}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "FSDP_VERSION": "2"}
-    PartialState._reset_state()
+    AcceleratorState._reset_state(reset_partial_state=True)
     state = PartialState(cpu=True)
+    sharding.shard_trainers_on_cpu()
     assert sharding.enabled()
     if rank == 1:
         globals()["Journal"] = Quiet
-    for name in names:
-        WORKS[name](base, out / name)
+    shards = []
+
+    def prepare(model: nn.Module) -> None:
+        shards.extend(weight for weight in model.parameters() if isinstance(weight, DTensor))
+        sharding.sum_without_nccl(model)
+
+    with mock.patch.object(trl, "sum_without_nccl", prepare):
+        for name in names:
+            WORKS[name](base, out / name)
+    assert shards, "the trainer's model is not sharded"
     state.destroy_process_group()
 
 
-WORKS: dict[str, Work] = {"pretrained": pretrained, "rewarded": rewarded, "resumed": pretrained}
+WORKS: dict[str, Work] = {"pretrained": pretrained, "rewarded": rewarded, "resumed": pretrained, "finetuned": finetuned}
 
 
 def in_two_processes(base: Path, out: Path, names: list[str]) -> None:
@@ -110,6 +131,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # a fork has no threads of its parent
     make_base(base)
+    answers = [demonstration(f"What is {line[:3]}?", line) for line in LINES]
+    write(base / "demonstrations" / "demonstrations.jsonl", answers)
     for name, work in WORKS.items():
         work(base, one / name)
     with pytest.raises(Killed):
