@@ -233,6 +233,19 @@ def whole_on_main(state: Any) -> Any:
     return tree_map_only(DTensor, gather, state)
 
 
+def whole_state(model: nn.Module) -> dict[str, Tensor] | None:
+    """The weights of a model that accelerate sharded, on the CPU of the main process; tied ones have one name.
+
+    None where nothing is sharded. A collective.
+    """
+    if not enabled():
+        return None
+    names = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    tied = names - {name for name, _ in model.named_parameters()}
+    state: dict[str, Tensor] = whole_on_main({n: t for n, t in model.state_dict().items() if n not in tied})
+    return state
+
+
 def part_of(tensor: Tensor, like: Tensor) -> Tensor:
     """This process's shard of a full tensor if `like`, of the same shape, is sharded; else the tensor itself."""
     if not isinstance(like, DTensor) or tensor.shape != like.shape:

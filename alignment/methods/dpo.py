@@ -52,7 +52,7 @@ def dpo(config: DPOConfig, out: Path, journal: Journal, *, seed: int, sft: Path,
     from alignment.models.encoding import encode_comparisons, put_aside
     from alignment.models.scalar import check_context, load_causal_model, save_model
     from alignment.plots import panels
-    from alignment.training.trl import by_epochs, run_trainer, shared_options
+    from alignment.training.trl import by_epochs, on_one_gpu, run_trainer, shared_options
 
     model, chat = load_causal_model(sft / "model"), load_chat(sft / "model")
     check_context(model, config.max_length_tokens, "align.dpo.max_length_tokens")
@@ -73,7 +73,7 @@ def dpo(config: DPOConfig, out: Path, journal: Journal, *, seed: int, sft: Path,
     trainer = DPOTrainer(
         model=model,
         ref_model=load_causal_model(sft / "model", frozen_dtype()),
-        args=options,
+        args=on_one_gpu(options),
         train_dataset=dataset,
         processing_class=chat.tokenizer,
         data_collator=own_tokens(chat.pad_token_id),

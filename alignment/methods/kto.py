@@ -59,7 +59,7 @@ def kto(config: KTOConfig, out: Path, journal: Journal, *, seed: int, sft: Path,
     from alignment.models.encoding import encode_comparisons, put_aside
     from alignment.models.scalar import check_context, load_causal_model, save_model
     from alignment.plots import panels
-    from alignment.training.trl import by_epochs, run_trainer, shared_options
+    from alignment.training.trl import by_epochs, on_one_gpu, run_trainer, shared_options
 
     model, chat = load_causal_model(sft / "model"), load_chat(sft / "model")
     check_context(model, config.max_length_tokens, "align.kto.max_length_tokens")
@@ -81,7 +81,7 @@ def kto(config: KTOConfig, out: Path, journal: Journal, *, seed: int, sft: Path,
     trainer = KTOTrainer(
         model=model,
         ref_model=load_causal_model(sft / "model", frozen_dtype()),
-        args=options,
+        args=on_one_gpu(options),
         train_dataset=in_whole_batches(dataset.shuffle(seed=seed), config.batch_size),  # read in this order
         processing_class=chat.tokenizer,
         data_collator=with_other_answers(chat.pad_token_id, config.max_length_tokens),

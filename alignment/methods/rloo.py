@@ -82,7 +82,7 @@ def rloo(
     from alignment.models.scalar import load_causal_model, save_model
     from alignment.rewards.build import reward_parts, rule_rewards
     from alignment.rewards.components import reward_components
-    from alignment.training.trl import run_trainer, shared_options
+    from alignment.training.trl import on_one_gpu, run_trainer, shared_options
 
     model, chat = load_causal_model(sft / "model"), load_chat(sft / "model")
     context = longest_sequence(model)
@@ -111,7 +111,7 @@ def rloo(
         chat,
         model=model,
         reward_funcs=reward_function(components, chat, config.missing_eos_penalty),
-        args=options,
+        args=on_one_gpu(options),
         train_dataset=dataset,
         processing_class=chat.tokenizer,
     )

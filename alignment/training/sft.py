@@ -12,13 +12,13 @@ from trl import SFTTrainer
 
 from alignment.config.stages import SFTConfig
 from alignment.distributed.collectives import on_main, process_count, share_of
-from alignment.distributed.sharding import whole_on_main
+from alignment.distributed.sharding import whole_state
 from alignment.journal import Journal
 from alignment.models.chat import Turn, load_chat
 from alignment.models.encoding import encode_demonstrations, put_aside
 from alignment.models.scalar import check_context, load_causal_model, save_model
 from alignment.plots import curve
-from alignment.training.trl import by_epochs, run_trainer, shared_options
+from alignment.training.trl import by_epochs, on_one_gpu, run_trainer, shared_options
 
 
 def finetune(
@@ -38,10 +38,12 @@ def finetune(
         **by_epochs(config),
         **shared_options(checkpoints, seed, on_cpu=model.device.type == "cpu"),
     )
-    trainer = SharingTrainer(model=model, args=options, train_dataset=dataset, processing_class=chat.tokenizer)
+    trainer = SharingTrainer(
+        model=model, args=on_one_gpu(options), train_dataset=dataset, processing_class=chat.tokenizer
+    )
     run_trainer(trainer, checkpoints, journal, {"mean_token_accuracy": "mean_token_accuracy"})
     model.eval()
-    on_main(save_model, model, out / "model", chat.tokenizer, whole_on_main(model.state_dict()))
+    on_main(save_model, model, out / "model", chat.tokenizer, whole_state(model))
     journal.figure("loss", curve(journal.read(), ["loss"], "SFT loss (nats per response token)"))
     losses = [line["values"]["loss"] for line in journal.read() if "loss" in line["values"]]
     return {

@@ -4,7 +4,7 @@ import json
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from huggingface_hub import constants
@@ -13,11 +13,12 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.trainer_callback import PrinterCallback
 
 from alignment.distributed.devices import in_bfloat16
-from alignment.distributed.sharding import sum_without_nccl, whole_tensor
+from alignment.distributed.sharding import enabled, sum_without_nccl, whole_tensor
 from alignment.errors import CheckpointError, TrainingError
 from alignment.journal import Journal
 
 constants.HF_HUB_DISABLE_TELEMETRY = True  # TRL's trainers report to the hub, which may have been imported before us
+Arguments = TypeVar("Arguments", bound=TrainingArguments)
 ALWAYS = {name: name for name in ("loss", "grad_norm", "learning_rate")}
 
 
@@ -109,7 +110,14 @@ def shared_options(checkpoints: Path, seed: int, *, on_cpu: bool) -> dict[str, A
         "dataloader_num_workers": 0,
         "disable_tqdm": True,
         "logging_nan_inf_filter": False,  # it would hide a loss that is not finite behind earlier ones
+        "accelerator_config": {"use_configured_state": enabled()},  # else accelerate forgets what it was told
     }
+
+
+def on_one_gpu(options: Arguments) -> Arguments:
+    """The trainer's arguments for the GPU of this process: with several in sight, it would copy the model to all."""
+    options._n_gpu = min(options.n_gpu, 1)
+    return options
 
 
 def by_epochs(config: EpochOptions) -> dict[str, Any]:
