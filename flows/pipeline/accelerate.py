@@ -16,9 +16,10 @@ import shutil
 import signal
 import subprocess
 import sys
+import uuid
 from collections import deque
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -26,6 +27,7 @@ import psutil
 import yaml
 
 from alignment import errors
+from alignment.artifacts import write_json
 from alignment.errors import TrainingError
 from alignment.journal import Journal
 from alignment.stage import Figures, Step
@@ -34,7 +36,8 @@ from flows.recipe.compute import launch_options
 from labeling.child_environment import child_environment
 
 log = logging.getLogger(__name__)
-STEP_FILE = "step.json"
+STEP_FILE, CONFIG_FILE = "step.json", "accelerate.yaml"
+ANNOUNCEMENT = "launch.json"  # in the home: what other machines take part in
 DIRECTORY = "launch"  # in the stage's directory, while it runs
 POLL_SECONDS = 0.5
 GRACE_SECONDS = 6.0  # after twice this time all processes have ended
@@ -53,16 +56,16 @@ def launch(step: Step, out: Path, journal: Journal, inputs: Mapping[str, Path]) 
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir(parents=True)
     (directory / STEP_FILE).write_text(step.to_json(inputs), encoding="utf-8")
-    (directory / "accelerate.yaml").write_text(yaml.safe_dump(options), encoding="utf-8")
+    (directory / CONFIG_FILE).write_text(yaml.safe_dump(options), encoding="utf-8")
     log_file = home_directory() / "logs" / f"{out.name.removesuffix('.partial')}.log"
     log_file.parent.mkdir(parents=True, exist_ok=True)
-    with log_file.open("ab") as output:
+    with _announced(directory, options), log_file.open("ab") as output:
         log_offset = output.tell()  # the end of earlier attempts
-        child = _start_launcher(directory, output, options)
-    try:
-        log_lines = _stream_log(child, log_file, log_offset)
-    finally:
-        _terminate(child)
+        child = start_launcher(directory, output, options)
+        try:
+            log_lines = _stream_log(child, log_file, log_offset)
+        finally:
+            terminate(child)
     if child.returncode != 0:
         raise _failure(directory, log_file, log_lines)
     figures: dict[str, float] = json.loads((directory / "figures.json").read_text(encoding="utf-8"))
@@ -70,12 +73,27 @@ def launch(step: Step, out: Path, journal: Journal, inputs: Mapping[str, Path]) 
     return figures
 
 
-def _start_launcher(directory: Path, output: BinaryIO, options: Mapping[str, Any]) -> subprocess.Popen[bytes]:
+@contextmanager
+def _announced(directory: Path, options: Mapping[str, Any]) -> Iterator[None]:
+    """Announce the launch to the other machines, if there are any, for as long as it lasts."""
+    if options["num_machines"] == 1:
+        yield
+        return
+    file = home_directory() / ANNOUNCEMENT
+    write_json(file, {"id": uuid.uuid4().hex, "directory": str(directory)})
+    try:
+        yield
+    finally:
+        file.unlink(missing_ok=True)
+
+
+def start_launcher(directory: Path, output: BinaryIO, options: Mapping[str, Any]) -> subprocess.Popen[bytes]:
     """Start the launcher in its own session. It is tied to the calling thread, which must outlive it."""
     tether = [sys.executable, "-m", "alignment.distributed.parent_death", str(os.getpid())]
-    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(directory / "accelerate.yaml")]
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(directory / CONFIG_FILE)]
+    machine = ["--machine_rank", str(options["machine_rank"])]
     port = ["--main_process_port", str(options.get("main_process_port", 0))]  # 0: any that is free
-    worker = [*port, "-m", "alignment.worker", str(directory)]
+    worker = [*machine, *port, "-m", "alignment.worker", str(directory)]
     threads = str(max(1, (os.cpu_count() or 1) * options["num_machines"] // options["num_processes"]))
     return subprocess.Popen(
         [*tether, *launcher, *worker],
@@ -104,7 +122,7 @@ def _stream_log(child: subprocess.Popen[bytes], log_file: Path, offset: int) -> 
     return list(last_lines)
 
 
-def _terminate(child: subprocess.Popen[bytes]) -> None:
+def terminate(child: subprocess.Popen[bytes]) -> None:
     """Terminate the launcher and its descendants: SIGTERM, and SIGKILL after GRACE_SECONDS."""
     if child.poll() is not None:
         return

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -34,6 +35,7 @@ from alignment.stages import PRETRAIN, REWARD, SFT, VALIDATION, read_step
 from alignment.worker import error_record
 from flows.pipeline.accelerate import launch
 from flows.pipeline.dag import keys, steps
+from flows.pipeline.join import machine_rank
 from flows.recipe.compute import launch_options
 from flows.recipe.schema import check_files, load_recipe
 from tests.alignment.tiny_world import LINES, SIZES, comparison, demonstration, make_tokenizer, prompt, write
@@ -322,6 +324,41 @@ def test_an_error_of_a_process_is_raised_as_what_it_was(long_step: Work, tmp_pat
         launch(diverging, out, Journal(out), long_step[1])
     assert "process 0: the loss is " in raised.value.__notes__[0] and family(out) == []
     assert "process 0: the loss is " in (tmp_path / "home" / "logs" / "pretrain-3.log").read_text()
+
+
+@pytest.mark.long
+def test_two_machines_make_what_one_process_makes(
+    inputs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both machines are this one: a launcher for each, which meet at an address."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    home, one, out = tmp_path / "home", tmp_path / "one", tmp_path / "pretrain-4.partial"
+    for name, value in {"RLHF_HOME": str(home), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}.items():
+        monkeypatch.setenv(name, value)
+    file = tmp_path / "two-machines.yaml"
+    options = {"num_machines": 2, "main_process_ip": "127.0.0.1", "main_process_port": port}
+    file.write_text(yaml.safe_dump(options), encoding="utf-8")
+    paths = {name: inputs[name] for name in ("corpus", "tokenizer")}
+    step = Step(PRETRAIN, pretraining(), seed=3, compute=TWO.model_copy(update={"accelerate_config": str(file)}))
+    environment = os.environ | {"NODE_RANK": "1"}
+    command = [sys.executable, "-m", "flows.pipeline.join"]
+    with subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True) as other:
+        figures = launch(step, out, Journal(out), paths)
+        assert not (home / "launch.json").exists()
+        other.send_signal(signal.SIGTERM)
+        said = other.communicate(timeout=120)[1]
+    assert "machine 1 takes part in pretrain-4" in said and family(out) == []
+    alone = replace(step, compute=ONE).perform(one, Journal(one), paths)
+    assert figures == pytest.approx(alone, rel=TOLERANCE)
+
+
+def test_a_machine_without_a_number_does_not_take_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    for rank in ("", "0", "x"):
+        monkeypatch.setenv("NODE_RANK", rank)
+        with pytest.raises(ConfigError, match=f"NODE_RANK is '{rank}': set it to this machine's number"):
+            machine_rank()
 
 
 def test_an_error_is_told_from_its_echo() -> None:
