@@ -1,7 +1,7 @@
 """Another machine's share of stages in several processes: `NODE_RANK=1 python -m flows.pipeline.join`.
 
-It runs on every machine but the first, with the same RLHF_HOME, at the same path on a file system that all of them have.
-The first machine announces each launch in `RLHF_HOME/launch.json` (`flows.pipeline.accelerate`); here its processes are
+It runs on every machine but the first, with the same RLHF_HOME, at the same path on a file system that all have. The
+first machine announces each launch in `RLHF_HOME/launch.json` (`flows.pipeline.accelerate`); here its processes are
 started once, and ended when the announcement is gone. They meet by torchrun's rendezvous at the address in the launch
 file, or at MASTER_ADDR and MASTER_PORT.
 """
