@@ -118,7 +118,12 @@ def from_pretrained(load: Any, cls: type[PreTrainedModel], *args: Any, **options
 
 
 def moved(move: Any, model: PreTrainedModel, *args: Any, **options: Any) -> PreTrainedModel:
-    """The model with new weights, as those of another type cannot take their place; tied ones are tied again."""
+    """The model with new weights, as those of another type cannot take their place; tied ones are tied again.
+
+    A model that is there already keeps its weights: an optimizer may have them.
+    """
+    if args == (GPU,) and all(isinstance(weight.data, OnGPU) for weight in model.parameters()):
+        return model
     move(model, *args, **options)
     model.tie_weights()
     return model
@@ -140,6 +145,7 @@ def pretended_gpu() -> Iterator[torch.device]:
             patch("torch.optim.optimizer._get_fused_kernels_supported_devices", lambda: ["cpu", GPU.type]),
             patch("torch.__future__.get_overwrite_module_params_on_conversion", lambda: True),
             patch("alignment.distributed.devices.device", lambda: GPU),
+            patch.dict("os.environ", ACCELERATE_TORCH_DEVICE=GPU.type),  # where TRL's trainers work
             PretendedGPU(),
         ):
             yield GPU

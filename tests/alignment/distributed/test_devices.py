@@ -8,15 +8,28 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers import Trainer
 
-from alignment.config.stages import ComputeConfig, EvaluationConfig, PretrainConfig, RewardConfig
+from alignment.config.stages import (
+    ComputeConfig,
+    EvaluationConfig,
+    PretrainConfig,
+    RewardConfig,
+    SamplingConfig,
+    SFTConfig,
+)
+from alignment.data.responses import sample_responses
 from alignment.distributed import devices
 from alignment.distributed.devices import autocast, computing, device, frozen_dtype, to_device
 from alignment.distributed.threads import side_by_side
 from alignment.errors import ConfigError
 from alignment.evaluation.bench import Bench
 from alignment.journal import Journal
-from alignment.models.chat import ChatFormat
+from alignment.methods.dpo import DPOConfig, dpo
+from alignment.methods.kto import KTOConfig, kto
+from alignment.methods.selection import snapshot_rewards
+from alignment.models import scalar
+from alignment.models.chat import ChatFormat, load_chat
 from alignment.models.ensembles import Ensemble
 from alignment.models.generation import generate
 from alignment.models.likelihood import add_likelihood
@@ -28,11 +41,13 @@ from alignment.records import Document
 from alignment.reward_model.ensemble_training import shake_head
 from alignment.reward_model.train import group_by_prompt, train_groups, untrained
 from alignment.stage import Stage, Step, Tokens
+from alignment.training import sft
 from alignment.training.pretrain import heldout_loss, pack_documents, starting_point, train_packed
+from alignment.training.sft import finetune
 from tests.alignment.distributed.pretended_gpu import OnGPU, pretended_gpu
 from tests.alignment.ppo import world
 from tests.alignment.ppo.world import PROMPTS
-from tests.alignment.tiny_world import LINES, SIZES, comparison, encoded, make_base, prompt
+from tests.alignment.tiny_world import LINES, SIZES, comparison, demonstration, encoded, make_base, prompt, write
 
 SFT_LIKE = Stage("sft", run=lambda *_, **__: {}, config=RewardConfig, section="sft", cost=lambda *_: Tokens())
 TEXT = [Document(text=line) for line in LINES * 4]
@@ -49,6 +64,10 @@ def base(tmp_path_factory) -> Path:
     adapter = scalar_adapter_over(model, 2, 4)
     add_likelihood(adapter, model.get_output_embeddings())
     save_scalar_adapter(adapter, place / "adapter")
+    answers = [demonstration(f"What is {line[:3]}?", line) for line in LINES]
+    write(place / "demonstrations" / "demonstrations.jsonl", answers)
+    judged = [comparison(f"Who {n}?", LINES[n % 4], LINES[4]) for n in range(6)]
+    write(place / "comparisons" / "train.jsonl", judged)
     return place
 
 
@@ -275,6 +294,53 @@ def test_ppo_with_a_policy_that_its_caller_put_on_the_gpu(tmp_path, monkeypatch,
         assert {k: v for k, v in now.items() if k not in mismatch} == pytest.approx(
             {k: v for k, v in before.items() if k not in mismatch}, rel=1e-3, abs=1e-5
         )
+
+
+def finetuned(base: Path, out: Path) -> None:
+    config = SFTConfig(epochs=2, batch_size=3, max_length_tokens=64, log_every_steps=1)
+    finetune(config, out, Journal(out), seed=0, base=base, demonstrations=base / "demonstrations")
+
+
+def directly_optimized(base: Path, out: Path) -> None:
+    config = DPOConfig(epochs=2, batch_size=3, max_length_tokens=64, log_every_steps=1)
+    dpo(config, out, Journal(out), seed=0, sft=base, comparisons=base / "comparisons")
+
+
+def kahneman_tversky(base: Path, out: Path) -> None:
+    config = KTOConfig(epochs=1, batch_size=4, max_length_tokens=64, log_every_steps=1)
+    kto(config, out, Journal(out), seed=0, sft=base, comparisons=base / "comparisons")
+
+
+@pytest.mark.parametrize("train", [finetuned, directly_optimized, kahneman_tversky])
+def test_trainers_of_trl(base, tmp_path, monkeypatch, train) -> None:
+    """All of the stage but the writing of weights."""
+    monkeypatch.setattr(Trainer, "_save_checkpoint", lambda *_: None)
+    for module in (scalar, sft):
+        monkeypatch.setattr(module, "save_model", lambda *_: None)
+    train(base, tmp_path / "cpu")
+    with pretended_gpu():
+        train(base, tmp_path / "gpu")
+    ours, theirs = ([line["values"] for line in Journal(tmp_path / name).read()] for name in ("cpu", "gpu"))
+    assert len(ours) == len(theirs) > 2
+    for here, there in zip(ours, theirs, strict=True):
+        assert there == pytest.approx(here, rel=1e-3, abs=1e-6)
+
+
+def test_responses_and_the_choice_of_a_snapshot(base, tmp_path) -> None:
+    write(base / "prompts" / "prompts.jsonl", [prompt("Who?"), prompt("What is it?")])
+    config = SamplingConfig(prompts=2, responses_per_prompt=2, max_new_tokens=4)
+    selected = [[5, 6, 7], [9, 10]]
+
+    def rewards() -> Tensor:
+        chat, ppo = load_chat(base / "model"), world.config(max_new_tokens=4)
+        models = (load_causal_model(base / "model"), load_scalar_model(base / "reward"))
+        return snapshot_rewards(*models, selected, chat, ppo)
+
+    ours = rewards()
+    with pretended_gpu():
+        counts = sample_responses(config, tmp_path, Journal(tmp_path), seed=0, model=base, prompts=base / "prompts")
+        torch.testing.assert_close(rewards(), ours)
+    assert counts["responses"] == 4
 
 
 def test_evaluation(base) -> None:
