@@ -9,9 +9,10 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification, PreTrainedTokenizerFast
 
 from alignment.artifacts import Artifact
+from alignment.config.stages import ComputeConfig
 from alignment.journal import Journal
 from alignment.models.tokenizer import CHAT_TEMPLATE, EOS, PAD, USER
-from alignment.stage import Stage, Step
+from alignment.stage import Stage, Step, Tokens
 from alignment.stages import STAGES
 from flows.tracking.runner import run_step
 
@@ -102,6 +103,9 @@ def run_stage(
         version=version,
         model=model,
         less_memory=hints.get(name, ""),
+        cost=None if name in ("town", "corpus") else lambda *_: Tokens(),
     )
-    step = Step(stage, config, {given: artifact.stage for given, artifact in inputs.items()}, tuple(files), seed)
+    compute = ComputeConfig(device="cpu", precision="float32")
+    sources = {given: artifact.stage for given, artifact in inputs.items()}
+    step = Step(stage, config, sources, tuple(files), seed, compute=compute)
     return run_step(step, inputs, parent=parent)

@@ -78,6 +78,11 @@ def test_a_run_tells_everything_that_went_in(home: Path) -> None:
     assert run.data.params["run_seed"] == "7"
     assert run.data.tags["rlhf.digest"] == directory_digest(sft.path)
     assert "torch" in json.loads(run.data.tags["rlhf.versions"])
+    tags = {name: run.data.tags.get(f"rlhf.{name}") for name in ("device", "precision", "processes", "gpu")}
+    assert tags == {"device": "cpu", "precision": "float32", "processes": "1", "gpu": None}
+    used = json.loads(sft.file("provenance.json").read_text())["compute"]
+    assert (used["device"], used["precision"]) == ("cpu", "float32")
+    assert not (sft.path / "environment.json").exists()
     assert runs.read_inputs(run.data.tags)["corpus"]["run_id"] == corpus.run_id
     (given,) = run.inputs.dataset_inputs
     assert (given.dataset.name, given.dataset.digest) == ("corpus", corpus.digest[:32])
