@@ -37,7 +37,7 @@ METHODS = ("dpo", "kto", "rloo", "best_of_n")
 
 
 class Products(TorchDispatchMode):
-    """Counts matrix products by the dtype in which they are computed."""
+    """Counts the multiplications of matrix products by the dtype in which they are computed."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -45,12 +45,12 @@ class Products(TorchDispatchMode):
 
     def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if operation in PRODUCTS:
-            self.count[args[-1].dtype] += 1
+            self.count[args[-1].dtype] += args[-2].numel() * args[-1].shape[-1]
         return operation(*args, **(kwargs or {}))
 
 
 def perform(step: Step, made: Path, products: dict[str, Counter[torch.dtype]]) -> None:
-    """Perform a step in `made/STAGE` on what other steps made there, and count its products."""
+    """Perform a step in `made/STAGE` on what other steps made there, and count its multiplications."""
     out = made / step.name
     inputs = {name: made / source for name, source in step.inputs.items()}
     with Products() as counted:
@@ -99,7 +99,7 @@ def test_products_are_in_bfloat16_and_figures_finite(
     made, products = stages
     assert json.loads((made / stage / "environment.json").read_text()) == {"device": "cpu", "precision": "bfloat16"}
     share = products[stage][torch.bfloat16] / products[stage].total()
-    assert share > 0.9, products[stage]  # heads of reward and value models are in float32
+    assert share > 0.98, products[stage]  # heads of reward and value models are in float32
     figures = json.loads((made / stage / "figures.json").read_text())
     assert figures and all(math.isfinite(value) for value in figures.values()), figures
 
