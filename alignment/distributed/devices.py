@@ -41,7 +41,7 @@ def computing(compute: ComputeConfig) -> Iterator[None]:
         check(compute)
         yield
     except BaseException as error:
-        if device().type != "cpu":
+        if "torch" in sys.modules and device().type != "cpu":
             _clear_frames(error)
         raise
     finally:

@@ -4,14 +4,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate.data_loader import prepare_data_loader
 from datasets import Dataset
+from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.utils.data import DataLoader, RandomSampler
 from trl import SFTConfig as TrainerOptions
 from trl import SFTTrainer
 
 from alignment.config.stages import SFTConfig
 from alignment.distributed.collectives import on_main, process_count, share_of
+from alignment.distributed.devices import in_bfloat16
 from alignment.distributed.sharding import whole_state
 from alignment.journal import Journal
 from alignment.models.chat import Turn, load_chat
@@ -59,6 +62,13 @@ class SharingTrainer(SFTTrainer):
     accelerate would distribute whole batches, and pad the last ones of an epoch with rows of the first. The loss is a
     mean over the tokens of all processes (TRL counts them), whatever the share of each.
     """
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """accelerate would sum the gradients of sharded models in bfloat16 too."""
+        super().create_accelerator_and_postprocess()
+        plugin = getattr(self.accelerator.state, "fsdp_plugin", None)
+        if plugin is not None and in_bfloat16():
+            plugin.mixed_precision_policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32)
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """The batches of a single process with the same seed; this process collates its share of each."""

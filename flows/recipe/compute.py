@@ -43,7 +43,8 @@ MACHINE = {  # how machines that share a launch file differ, as clusters set it 
 def check_compute(compute: ComputeConfig) -> None:
     """Raise ConfigError for a device or a precision that this machine does not have, or an unsupported launch file."""
     devices.check(compute)
-    launch_options(compute)
+    if compute.processes > 1:
+        launch_options(compute)
 
 
 def launch_options(compute: ComputeConfig) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import Trainer
+from transformers import Trainer, TrainingArguments
 
 from alignment.config.stages import (
     ComputeConfig,
@@ -44,6 +44,7 @@ from alignment.stage import Stage, Step, Tokens
 from alignment.training import sft
 from alignment.training.pretrain import heldout_loss, pack_documents, starting_point, train_packed
 from alignment.training.sft import finetune
+from alignment.training.trl import on_one_gpu
 from tests.alignment.distributed.pretended_gpu import OnGPU, pretended_gpu
 from tests.alignment.ppo import world
 from tests.alignment.ppo.world import PROMPTS
@@ -164,6 +165,12 @@ def test_what_a_stage_used_is_described(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(devices, "has_bfloat16", lambda device: True)
     Step(SFT_LIKE, RewardConfig(), compute=ComputeConfig(device="cpu")).perform(tmp_path, Journal(tmp_path), {})
     assert json.loads((tmp_path / "environment.json").read_text()) == {"device": "cpu", "precision": "bfloat16"}
+
+
+def test_a_trainer_keeps_to_the_gpu_of_its_process(tmp_path) -> None:
+    options = TrainingArguments(str(tmp_path), use_cpu=True)
+    options._n_gpu = 8  # as on a machine with eight
+    assert on_one_gpu(options).n_gpu == 1
 
 
 # --- the pretended GPU finds what it is for ---------------------------------------------------------------------------

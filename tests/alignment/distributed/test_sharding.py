@@ -19,8 +19,8 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from alignment.config.stages import PretrainConfig, RewardConfig, SFTConfig
-from alignment.distributed import sharding
+from alignment.config.stages import ComputeConfig, PretrainConfig, RewardConfig, SFTConfig
+from alignment.distributed import devices, sharding
 from alignment.distributed.collectives import on_main
 from alignment.journal import Journal, read_metrics
 from alignment.models.chat import ChatFormat
@@ -31,6 +31,7 @@ from alignment.reward_model.train import group_by_prompt, train_groups, untraine
 from alignment.training import trl
 from alignment.training.pretrain import pack_documents, train_packed
 from alignment.training.sft import finetune
+from alignment.worker import ReadOnlyJournal
 from tests.alignment.tiny_world import LINES, comparison, demonstration, encoded, make_base, write
 
 TOLERANCE = 2e-5
@@ -76,13 +77,12 @@ def finetuned(base: Path, out: Path) -> None:
     finetune(config, out, Journal(out), seed=0, base=base, demonstrations=base / "demonstrations")
 
 
-class Quiet(Journal):
-    """The journal of the second process."""
-
-    def log(self, *_: object, **__: object) -> None: ...
-
-    def figure(self, *_: object) -> Path:
-        return self.directory
+def finetuned_in_bfloat16(base: Path, out: Path) -> None:
+    with (
+        mock.patch.object(devices, "has_bfloat16", return_value=True),  # emulated where the processor has none
+        devices.computing(ComputeConfig(device="cpu", precision="bfloat16")),
+    ):
+        finetuned(base, out)
 
 
 def process(rank: int, port: int, base: Path, out: Path, names: list[str]) -> None:
@@ -91,10 +91,9 @@ def process(rank: int, port: int, base: Path, out: Path, names: list[str]) -> No
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "FSDP_VERSION": "2"}
     AcceleratorState._reset_state(reset_partial_state=True)
     state = PartialState(cpu=True)
-    sharding.shard_trainers_on_cpu()
     assert sharding.enabled()
     if rank == 1:
-        globals()["Journal"] = Quiet
+        globals()["Journal"] = ReadOnlyJournal
     shards = []
 
     def prepare(model: nn.Module) -> None:
@@ -103,12 +102,20 @@ def process(rank: int, port: int, base: Path, out: Path, names: list[str]) -> No
 
     with mock.patch.object(trl, "sum_without_nccl", prepare):
         for name in names:
+            AcceleratorState._reset_state()  # a stage has its processes for itself
+            sharding.shard_trainers_on_cpu()
             WORKS[name](base, out / name)
     assert shards, "the trainer's model is not sharded"
     state.destroy_process_group()
 
 
-WORKS: dict[str, Work] = {"pretrained": pretrained, "rewarded": rewarded, "resumed": pretrained, "finetuned": finetuned}
+WORKS: dict[str, Work] = {
+    "pretrained": pretrained,
+    "rewarded": rewarded,
+    "resumed": pretrained,
+    "finetuned": finetuned,
+    "bfloat16": finetuned_in_bfloat16,
+}
 
 
 def in_two_processes(base: Path, out: Path, names: list[str]) -> None:
@@ -145,13 +152,14 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 @pytest.mark.parametrize("name", WORKS)
 def test_sharded_models_learn_what_whole_ones_do(made: tuple[Path, Path], name: str) -> None:
     one, two = (directory / name for directory in made)
+    tolerance = 1e-2 if name == "bfloat16" else TOLERANCE
     logs = [read_metrics(directory / "metrics.jsonl") for directory in (one, two)]
     assert len(logs[0]) == len(logs[1]) > 3
     for here, there in zip(*logs, strict=True):
         assert there["step"] == here["step"]
-        assert there["values"] == pytest.approx(here["values"], rel=TOLERANCE, abs=TOLERANCE)
+        assert there["values"] == pytest.approx(here["values"], rel=tolerance, abs=tolerance)
     assert json.loads((two / "model" / "config.json").read_text()) == json.loads(
         (one / "model" / "config.json").read_text()
     )
     weights = [load_file(directory / "model" / "model.safetensors") for directory in (one, two)]
-    torch.testing.assert_close(weights[1], weights[0], rtol=0, atol=TOLERANCE)
+    torch.testing.assert_close(weights[1], weights[0], rtol=0, atol=tolerance)
