@@ -31,6 +31,9 @@ SMALLER = [
     *("town.documents=150", "town.demonstrations=24", "town.heldout_prompts=8", "pretrain.epochs=1"),
     *("sampling.prompts=18", "sft.epochs=1", "reward.epochs=1", "ppo.steps=1", "evaluation.curve_prompts=2"),
     *("align.dpo.batch_size=8", "align.kto.batch_size=8", "align.rloo.steps=1", "align.rloo.batch_size=8"),
+    *("align.dpo.max_length_tokens=96", "align.kto.max_length_tokens=96"),
+    *("align.rloo.max_new_tokens=24", "align.best_of_n.max_new_tokens=24", "align.best_of_n.finetune.epochs=1"),
+    *("align.best_of_n.finetune.max_length_tokens=96",),
     *("align.best_of_n.samples=2", "align.best_of_n.prompts=8", "evaluation.prompts=4"),
 ]
 METHODS = ("dpo", "kto", "rloo", "best_of_n")
@@ -67,6 +70,7 @@ def judge_responses(made: Path) -> None:
         pair = sorted(answers.responses[:2], key=lambda r: judge(answers.prompt, r.text).score)
         rows.append(comparison(answers.prompt.text, pair[1].text, pair[0].text))
     write(made / "labeling" / "comparisons.jsonl", rows)
+    write(made / "labeling" / "quarantine.jsonl", [])
 
 
 @pytest.fixture(scope="module")
