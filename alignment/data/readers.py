@@ -28,7 +28,8 @@ from alignment.data.conversations import (
 )
 from alignment.data.data_sets import read_data_set, split_files
 from alignment.data.files import NumberedRow, file_kind, read_file, read_text
-from alignment.data.formats import EXPORTED, asked_turns, columns_for, demonstration_turns, document_column, judgement
+from alignment.data.formats import EXPORTED, columns_for, document_column
+from alignment.data.judgements import asked_turns, demonstration_turns, judgement, refuse_bad_label
 from alignment.data.plain import plain_row, storable
 from alignment.data.rankings import Group, from_scores, from_tree, tree_demonstration, tree_prompt
 from alignment.data.trl_format import from_preference
@@ -235,7 +236,10 @@ def to_demonstration(row: Row, source: RowSource, number: int) -> Demonstration:
     elif source.format == "oasst":
         messages, completion = tree_demonstration(row)
     else:
-        messages, completion = demonstration_turns(row, columns_for(source, row, "demonstrations")[1])
+        columns = columns_for(source, row, "demonstrations")[1]
+        if source.columns is None and columns.completion:
+            refuse_bad_label(row)
+        messages, completion = demonstration_turns(row, columns)
     if not completion.strip():
         raise BadRow("the completion is empty")
     identity, prompt = stable_id("d", source.path, number), make_prompt(messages)
@@ -287,7 +291,7 @@ def _exported(row: Row) -> Comparison:
 
 
 def _compared(row: Row, source: RowSource, number: int, columns: Columns) -> Group:
-    judged = judgement(row, columns)
+    judged = judgement(row, columns, settled=bool(source.columns and source.columns.chosen))
     prompt = make_prompt(judged.turns)
     comparison = Comparison(
         id=stable_id("c", source.path, number),
