@@ -32,6 +32,10 @@ class BadRow(ValueError):
     """An invalid row; the message is the reason in `rejected.jsonl`."""
 
 
+class MissingColumnError(BadRow):
+    """A row without a column that it needs."""
+
+
 def make_prompt(messages: Sequence[Message]) -> Prompt:
     """A prompt whose id is a hash of its content."""
     messages = without_empty_system(messages)

@@ -14,6 +14,7 @@ from alignment.data.conversations import (
     PROMPTS,
     RESPONSES,
     BadRow,
+    MissingColumnError,
     Row,
     columns_of,
     is_answered,
@@ -95,7 +96,9 @@ def columns_for(source: RowSource, row: Row, kind: str) -> tuple[str, Columns]:
         columns = _variant(name, possible, row)
         if suits(columns, kind) and all(look_up(row, column) is not ABSENT for column in required(columns).values()):
             return name, columns
-    raise BadRow(f"no {WANTED[kind]} among {columns_of(row)}, nor all columns of a named format; set `columns:`")
+    raise MissingColumnError(
+        f"no {WANTED[kind]} among {columns_of(row)}, nor all columns of a named format; set `columns:`"
+    )
 
 
 def _variant(name: str, columns: Columns, row: Row) -> Columns:
@@ -206,7 +209,7 @@ def _first_of(row: Row, names: Sequence[str], what: str) -> str:
     for name in names:
         if name in row:
             return name
-    raise BadRow(f"no {what}: none of {', '.join(names)} among {columns_of(row)}")
+    raise MissingColumnError(f"no {what}: none of {', '.join(names)} among {columns_of(row)}")
 
 
 @lru_cache(maxsize=1024)
@@ -257,7 +260,7 @@ def value_of(row: Row, columns: Columns, option: str) -> Any:
     path = getattr(columns, option)
     value = look_up(row, path)
     if value is ABSENT:
-        raise BadRow(f"no column {path!r} ({option}) among {columns_of(row)}")
+        raise MissingColumnError(f"no column {path!r} ({option}) among {columns_of(row)}")
     return value
 
 

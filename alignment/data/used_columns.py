@@ -30,6 +30,8 @@ class SourceNotes:
     def __init__(self, kind: str) -> None:
         self.kind = kind
         self.cut = 0
+        self.doubts: list[str] = []  # cells that seem to hold rows
+        self.empty: list[str] = []  # files without rows
         self.files: list[str] = []  # of a directory, which are not read
         self.formats: Counter[str] = Counter()
         self.read: Counter[str] = Counter()
@@ -58,6 +60,12 @@ class SourceNotes:
             lines.append(f"{path}: not in the split, or of another format: {', '.join(self.files[:20])}{more}")
         if self.absent:
             lines.append(f"{path}: no row has {', '.join(map(repr, sorted(self.absent)))}, which `columns` names")
+        if self.doubts:
+            lines.append(
+                f"{path}: {len(self.doubts)} cells hold whole rows of the table, as if a quotation mark were closed "
+                f"rows later (first: {self.doubts[0]}); those rows are not read as such: correct the file"
+            )
+        lines += [f"{file}: no rows; the file is empty, or has a header alone" for file in self.empty]
         if self.cut:
             lines.append(f"{path}: {self.cut} conversations go on after the compared answers; later turns are left out")
         return lines

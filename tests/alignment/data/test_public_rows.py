@@ -180,3 +180,15 @@ def test_an_answer_of_weight_0_is_no_demonstration(tmp_path: Path) -> None:
 def test_columns_are_listed_in_the_order_of_the_rows(tmp_path: Path) -> None:
     names = [f"extra {number}" for number in range(12)]
     assert [*check_source(source(tmp_path, PAIR | dict.fromkeys(names, 1)), "comparisons").unread] == names
+
+
+# --- null in a column that decides -----------------------------------------------------------------------------------
+
+
+def test_a_column_that_is_null_is_told_from_one_that_is_not_there(tmp_path: Path) -> None:
+    row = {"history": "Q?", "human_ref_A": "a", "human_ref_B": "b", "labels": None}
+    for form in ("auto", "shp"):
+        _, (bad,) = read_comparisons(source(tmp_path, row, format=form), None)
+        assert bad.reason.endswith("(`labels` is null)")
+    del row["labels"]
+    assert "null" not in read_comparisons(source(tmp_path, row), None)[1][0].reason
