@@ -4,6 +4,7 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from types import ModuleType
 from urllib.parse import urlsplit
 
@@ -32,7 +33,7 @@ def hub_read(name: str, problem: type[RLHFError], *libraries: ModuleType) -> Ite
     if not silence:
         yield
         return
-    log.warning("the hub (%s) does not answer (%s): %s is read from its cache, if it is there", host, silence, name)
+    _warn_once(host, silence, name)
     try:
         with _offline(constants, *libraries):
             yield
@@ -44,6 +45,11 @@ def hub_read(name: str, problem: type[RLHFError], *libraries: ModuleType) -> Ite
             f"network (HF_ENDPOINT, HTTPS_PROXY), or download it elsewhere with `hf download {name} --local-dir "
             "DIRECTORY` (a data set also needs --repo-type dataset) and name that directory"
         ) from error
+
+
+@lru_cache(maxsize=1000)
+def _warn_once(host: str, silence: str, name: str) -> None:
+    log.warning("the hub (%s) does not answer (%s): %s is read from its cache, if it is there", host, silence, name)
 
 
 def hub_host() -> str:

@@ -189,9 +189,10 @@ def read_numbered(path: Path, kind: type[RecordT]) -> tuple[list[tuple[int, Reco
 
 
 def first_problem(error: ValidationError) -> str:
-    """The first problem of a pydantic error as `path: message`."""
+    """The first problem of a pydantic error as `path: message`, or the message if it is about the whole."""
     detail = error.errors()[0]
-    return f"{'.'.join(map(str, detail['loc'])) or 'row'}: {detail['msg'].removeprefix('Value error, ')}"
+    path, message = ".".join(map(str, detail["loc"])), detail["msg"].removeprefix("Value error, ")
+    return f"{path}: {message}" if path else message
 
 
 def as_line(record: Record) -> str:

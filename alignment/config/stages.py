@@ -56,6 +56,9 @@ class Columns(Config):
     prompt: str = Field("", description="text, or messages; not needed beside whole conversations")
     input: str = Field("", description="text that belongs below the prompt, such as Alpaca's input")
     system: str = Field("", description="text of a system turn")
+    history: str = Field(
+        "", exclude_if=_unset, description="earlier turns before the prompt: a list of pairs of question and answer"
+    )
     messages: str = Field("", description="a whole conversation")
     completion: str = Field("", description="the answer of a demonstration")
     chosen: str = Field("", description="the better response")
@@ -87,6 +90,11 @@ class Columns(Config):
     score: str = Field("", description="in an object of responses, or a list beside it: its score, the highest is best")
     rank: str = Field("", description="in an object of responses, or a list beside it: its rank, the lowest is best")
     annotator: str = Field("", description="who judged")
+    turn: str = Field(
+        "",
+        exclude_if=_unset,
+        description="which answer of whole conversations was judged, from 1",
+    )
     json_turns: bool = Field(False, description="prompt and responses are JSON texts, each a list of turns")
 
     @cached_property
@@ -106,6 +114,7 @@ class Columns(Config):
             ("score_a", ("score_b", "a")),
             ("score_b", ("score_a", "b")),
             ("winner", ("a", "b")),
+            ("history", ("prompt",)),
             ("text", ("responses",)),
             ("score", ("responses",)),
             ("rank", ("responses",)),

@@ -6,7 +6,7 @@ Invalid rows raise `BadRow` with the reason for `rejected.jsonl`. An empty syste
 import re
 from collections.abc import Mapping, Sequence
 from string import Formatter
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 from alignment.errors import ConfigError
 from alignment.records import Message, Prompt, Response, stable_id
@@ -30,6 +30,10 @@ NEMO_MARKER = re.compile(r"<extra_id_1>(User|Assistant)\r?\n")
 
 class BadRow(ValueError):
     """An invalid row; the message is the reason in `rejected.jsonl`."""
+
+
+class MissingColumnError(BadRow):
+    """A row without a column that it needs."""
 
 
 def make_prompt(messages: Sequence[Message]) -> Prompt:
@@ -161,6 +165,25 @@ def is_conversation(value: Any) -> bool:
     """Whether a value is a list of messages."""
     first = value[0] if isinstance(value, list) and value else None
     return isinstance(first, Mapping) and bool(first.keys() & {"role", "from"})
+
+
+def is_history(value: Any) -> TypeGuard[list[list[str]]]:
+    """Whether a value is a list of pairs of texts: questions and answers before a prompt."""
+    return isinstance(value, list) and all(
+        isinstance(pair, list) and len(pair) == 2 and all(isinstance(text, str) for text in pair) for pair in value
+    )
+
+
+def system_role(value: Any) -> bool:
+    """Whether a value is a list of messages with a system turn that says something."""
+    if not is_conversation(value):
+        return False
+    roles = (
+        message.get("role", message.get("from"))
+        for message in value
+        if isinstance(message, Mapping) and message.get("content", message.get("value"))
+    )
+    return any(isinstance(role, str) and ROLES.get(role.strip().lower()) == "system" for role in roles)
 
 
 def is_answered(conversation: list[Any]) -> bool:

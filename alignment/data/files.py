@@ -45,7 +45,11 @@ ARCHIVES = {
     b"\xfd7zXZ\x00": "compressed with xz",
     b"BZh": "compressed with bzip2",
     b"ARROW1": "an Arrow file",
+    b"\xff\xfe\x00\x00": "text in UTF-32, not UTF-8",
+    b"\x00\x00\xfe\xff": "text in UTF-32, not UTF-8",
 }
+WEB_PAGE = re.compile(rb"\s*(<!doctype html|<html)\b", re.IGNORECASE)
+SEPARATOR_LINE = re.compile(r"sep=.\s*")  # Excel's, above the header
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 QUOTED_NAME = re.compile(r'(?:^|(?<=[,;\t]))"(?:[^"]|"")*"(?=[,;\t\r\n]|$)')
 OPEN_NAME = re.compile(r'(?:^|[,;\t])"')
@@ -84,6 +88,8 @@ def file_kind(path: Path) -> FileKind:
             f"{path}: the file is a Git LFS pointer, which names the data and does not hold it; fetch the data with "
             "`git lfs pull` in its repository"
         )
+    if WEB_PAGE.match(head) and suffix(path) not in TEXTS:
+        raise DataError(f"{path}: the file is a web page (HTML), perhaps of an error or a login; fetch the data again")
     if head.startswith(b"PAR1"):
         return FileKind("parquet", zipped)
     encoding = text_encoding(head)
@@ -122,7 +128,8 @@ def _json_form(first: str, rest: str, ending: str) -> str:
     except (ValueError, RecursionError):
         value = None
     if isinstance(value, dict):
-        return "json" if not rest and ending not in LINES and _row_keys(value) and not _is_row(value) else "lines"
+        whole = not rest and ending not in LINES
+        return "json" if whole and (table_by_column(value) or (_row_keys(value) and not _is_row(value))) else "lines"
     if isinstance(value, list):
         rows = any(isinstance(row, dict) for row in value)
         return "lines" if ending in LINES and (rest or not rows) else "json" if rows or ending == ".json" else ""
@@ -131,6 +138,20 @@ def _json_form(first: str, rest: str, ending: str) -> str:
     if ending == ".json":
         return "json" if first[:1] in ("{", "[") and not rest.startswith("{") else "lines"
     return "lines" if ending in LINES else ""
+
+
+def table_by_column(content: dict[str, Any]) -> str:
+    """How an object of JSON holds a table, if it is neither a row nor a file of rows; "" if it does not."""
+    values = [*content.values()]
+    if len(values) < 2:
+        return ""
+    if all(isinstance(value, dict) and value for value in values):
+        keys = {frozenset(value) for value in values}
+        if len(keys) == 1 and not keys.pop() & {"role", "from"}:
+            return "an object of objects, rows by their ids or columns by row numbers"
+    lists = [value for value in values if isinstance(value, list) and not any(isinstance(item, dict) for item in value)]
+    same = len(lists) == len(values) and len({*map(len, lists)}) == 1
+    return "a list for each column" if same and len(lists[0]) > 1 else ""
 
 
 def _row_keys(content: dict[str, Any]) -> list[str]:
@@ -168,13 +189,15 @@ def _opened(path: Path, zipped: bool) -> Iterator[BinaryIO]:
 # --- rows ------------------------------------------------------------------------------------------------------------
 
 
-def read_file(path: Path, key: str = "") -> Iterator[NumberedRow]:
-    """Numbered rows of a file. `key` is where an object of JSON holds its rows."""
+def read_file(path: Path, key: str = "", doubts: list[str] | None = None) -> Iterator[NumberedRow]:
+    """Numbered rows of a file. `key` is where an object of JSON holds its rows; `doubts` collects what may be wrong
+    with rows that are read."""
+    doubts = [] if doubts is None else doubts
     kind = file_kind(path)
     if kind.form == "parquet":
         yield from _parquet_rows(path, kind)
     elif kind.form == "table":
-        yield from _table_rows(path, kind)
+        yield from _table_rows(path, kind, doubts)
     elif kind.form == "json" or (key and kind.form == "lines"):
         yield from _json_rows(path, kind, key)
     elif kind.form == "lines":
@@ -244,7 +267,12 @@ def _json_line(number: int, raw: bytes) -> NumberedRow:
     except NestingError:
         return number, raw[:200].decode("utf-8", "replace"), "the row is nested too deeply"
     except ValueError as error:
-        return number, raw[:200].decode("utf-8", "replace"), f"not a line of UTF-8 JSON: {error}"
+        hint = "; the line ends with a comma, as in a list: write it with its brackets" if _ends_in_comma(raw) else ""
+        return number, raw[:200].decode("utf-8", "replace"), f"not a line of UTF-8 JSON: {error}{hint}"
+
+
+def _ends_in_comma(raw: bytes) -> bool:
+    return raw.rstrip().endswith(b",")
 
 
 def _json_rows(path: Path, kind: FileKind, key: str) -> Iterator[NumberedRow]:
@@ -256,6 +284,11 @@ def _json_rows(path: Path, kind: FileKind, key: str) -> Iterator[NumberedRow]:
         return
     except json.JSONDecodeError as error:
         if error.msg == "Extra data" and not key:
+            if text.lstrip().partition("\n")[0].strip() == "{":
+                raise DataError(
+                    f"{path}: the file holds one JSON object after another, each over several lines; write each on a "
+                    "line of its own (`jq -c . FILE`)"
+                ) from error
             yield from _json_lines(path, kind)
             return
         raise DataError(f"{path}: the file is not valid JSON: {error}; correct it, or fetch it again") from error
@@ -263,6 +296,10 @@ def _json_rows(path: Path, kind: FileKind, key: str) -> Iterator[NumberedRow]:
         raise DataError(f"{path}: {error}; give JSON lines") from error
     rows = content
     if isinstance(content, dict):
+        if not key and (table := table_by_column(content)):
+            raise DataError(
+                f"{path}: the file is {table}; give a list of rows, as pandas writes it with orient='records'"
+            )
         for part in key.split(".") if key else ():
             rows = rows.get(part) if isinstance(rows, dict) else None
     if isinstance(rows, dict) and not key and _is_row(rows):
@@ -291,7 +328,7 @@ def _items(path: Path, text: str, problem: NestingError) -> Iterator[NumberedRow
         yield _json_line(number, item.encode("utf-8", "surrogateescape"))
 
 
-def _table_rows(path: Path, kind: FileKind) -> Iterator[NumberedRow]:
+def _table_rows(path: Path, kind: FileKind, doubts: list[str]) -> Iterator[NumberedRow]:
     """Rows of delimited text under its header; every cell is text, and an empty one is absent."""
     csv.field_size_limit(LONGEST_LINE)
     with _opened(path, kind.zipped) as file:
@@ -324,8 +361,25 @@ def _table_rows(path: Path, kind: FileKind) -> Iterator[NumberedRow]:
             if not cells:
                 continue
             row = {name: cell for name, cell in zip(header, cells, strict=False) if cell}
+            doubts += (f"line {number}, {header[n]!r}" for n in _swallowing(cells, len(header), delimiter))
             wrong = "" if len(cells) == len(header) else f"{len(cells)} cells under a header of {len(header)} columns"
             yield number, row if not wrong else {**row, "…": cells[len(header) :][:SHOWN_CELLS]}, wrong
+
+
+def _swallowing(cells: list[str], columns: int, delimiter: str) -> Iterator[int]:
+    """The cells that hold whole rows of the table, as behind a quotation mark that is closed some rows later.
+
+    Their first line has the rest of its row, the last line the beginning of its own. A delimiter before a blank may be
+    prose.
+    """
+    if columns < 2 or len(cells) != columns:
+        return
+    for index, cell in enumerate(cells):
+        first, *lines = cell.splitlines()[:2000] or [""]
+        if lines:
+            counts = [len(re.findall(re.escape(delimiter) + r"(?! )", line)) for line in (first, *lines)]
+            if counts == [columns - 1 - index, *[columns - 1] * (len(lines) - 1), index]:
+                yield index
 
 
 def _header_text(path: Path, text: TextIO) -> tuple[int, str]:
@@ -334,7 +388,7 @@ def _header_text(path: Path, text: TextIO) -> tuple[int, str]:
     Raises DataError if a quotation mark in it is not closed.
     """
     number, line = 1, text.readline(HEAD_BYTES)
-    while line and not line.strip(" \r\n"):
+    while line and (not line.strip(" \r\n") or SEPARATOR_LINE.fullmatch(line)):
         number, line = number + 1, text.readline(HEAD_BYTES)
     lines, size = [line], len(line)
     is_open = line.count('"') % 2 == 1 and OPEN_NAME.search(QUOTED_NAME.sub("", line)) is not None
@@ -351,7 +405,7 @@ def _header_text(path: Path, text: TextIO) -> tuple[int, str]:
 def _delimiter(header: str, ending: str) -> str:
     """The delimiter that splits the header; a header of one column has that of the file's name."""
     usual = "\t" if ending == ".tsv" else ","
-    cuts = [mark for mark in dict.fromkeys((usual, "\t", ",", ";")) if len(_cells(header, mark)) > 1]
+    cuts = [mark for mark in dict.fromkeys((usual, "\t", ",", ";", "|")) if len(_cells(header, mark)) > 1]
     return cuts[0] if cuts else usual
 
 

@@ -14,7 +14,8 @@ from typing import Any
 
 from alignment.config.stages import Columns
 from alignment.data.conversations import BadRow, Row, columns_of, kind_of, make_prompt, make_response
-from alignment.data.formats import ABSENT, STRONGEST, as_number, look_up, prompt_turns, value_of
+from alignment.data.formats import ABSENT, look_up, value_of
+from alignment.data.judgements import STRONGEST, as_number, prompt_turns
 from alignment.records import Comparison, Message, Prompt, Record, Rejected, Response, stable_id
 
 

@@ -16,6 +16,7 @@ from alignment.bounded import LONGEST_LINE, size_text
 from alignment.config.stages import Columns, RowSource, Source, TextSource
 from alignment.data.conversations import (
     BadRow,
+    MissingColumnError,
     Row,
     as_messages,
     columns_of,
@@ -28,7 +29,8 @@ from alignment.data.conversations import (
 )
 from alignment.data.data_sets import read_data_set, split_files
 from alignment.data.files import NumberedRow, file_kind, read_file, read_text
-from alignment.data.formats import EXPORTED, asked_turns, columns_for, demonstration_turns, document_column, judgement
+from alignment.data.formats import EXPORTED, columns_for, document_column
+from alignment.data.judgements import asked_turns, demonstration_turns, judgement, refuse_bad_label
 from alignment.data.plain import plain_row, storable
 from alignment.data.rankings import Group, from_scores, from_tree, tree_demonstration, tree_prompt
 from alignment.data.trl_format import from_preference
@@ -116,21 +118,21 @@ def _paragraphs(text: str, name: str) -> Iterator[NumberedRow]:
         line += part.count("\n")
 
 
-def read_rows(source: Source, path: Path | None) -> Iterator[NumberedRow]:
+def read_rows(source: Source, path: Path | None, doubts: list[str]) -> Iterator[NumberedRow]:
     """Numbered rows of a file, of a directory that is laid out as a data set, or of a data set of the hub."""
     if path is not None and not path.is_dir():
         options = [option for option in ("split", "name", "revision") if getattr(source, option)]
         if options:
             raise ConfigError(f"{source.path} is a file, which has no `{options[0]}`: remove it, or name a data set")
-        return _file_rows(source, path)
+        return _file_rows(source, path, doubts)
     return read_data_set(source.path if path is None else str(path), source.name, source.split, source.revision)
 
 
-def _file_rows(source: Source, path: Path) -> Iterator[NumberedRow]:
+def _file_rows(source: Source, path: Path, doubts: list[str]) -> Iterator[NumberedRow]:
     """Numbered rows of a file; for a source of text, a plain file has one of each paragraph."""
     if isinstance(source, TextSource) and (kind := file_kind(path)).form == "text":
         return _paragraphs(read_text(path, kind), source.text_field)
-    return read_file(path, getattr(source, "rows", ""))
+    return read_file(path, getattr(source, "rows", ""), doubts)
 
 
 def read_as(
@@ -152,18 +154,19 @@ def convert_parts(
 ) -> tuple[list[RecordT], list[Rejected]]:
     """Convert the rows of a source; a directory's files are read one by one, each with the lines of its own."""
     files: list[Path] = []
+    doubts: list[str] = [] if notes is None else notes.doubts
     if path is not None and path.is_dir():
         files, unread = split_files(path, source.name, source.split, texts=isinstance(source, TextSource))
         if notes is not None:
             notes.files = unread
     if path is None or not files:
-        return convert_rows(read_rows(source, path), source, convert, limit, notes)
+        return convert_rows(read_rows(source, path, doubts), source, convert, limit, notes)
     good: list[RecordT] = []
     bad: list[Rejected] = []
     for file in files:
         part = source.model_copy(update={"path": f"{source.path.rstrip('/')}/{os.path.relpath(file, path)}"})
         left = None if limit is None else limit - len(good)
-        more, wrong = convert_rows(_file_rows(source, file), part, convert, left, notes)
+        more, wrong = convert_rows(_file_rows(source, file, doubts), part, convert, left, notes)
         good += more
         bad += wrong
     return good, bad
@@ -193,9 +196,18 @@ def convert_rows(
         except ValidationError as error:
             bad.append(Rejected(file=source.path, line=number, reason=first_problem(error), row=storable(row)))
         except BadRow as error:
-            bad.append(Rejected(file=source.path, line=number, reason=str(error), row=storable(row)))
+            reason = f"{error}{_nulls(row) if isinstance(error, MissingColumnError) else ''}"
+            bad.append(Rejected(file=source.path, line=number, reason=reason, row=storable(row)))
         _check_counts(source.path, good, bad)
+    if notes is not None and not good and not bad and limit != 0:
+        notes.empty.append(source.path)
     return good, bad
+
+
+def _nulls(row: Row) -> str:
+    """The columns of a row that are there and null, as they stand in a reason."""
+    names = [f"`{name}`" for name, value in row.items() if value is None]
+    return f" ({', '.join(names[:5])} {'is' if len(names) == 1 else 'are'} null)" if names else ""
 
 
 def _check_counts(path: str, good: Sequence[Record], bad: Sequence[Rejected]) -> None:
@@ -235,7 +247,10 @@ def to_demonstration(row: Row, source: RowSource, number: int) -> Demonstration:
     elif source.format == "oasst":
         messages, completion = tree_demonstration(row)
     else:
-        messages, completion = demonstration_turns(row, columns_for(source, row, "demonstrations")[1])
+        columns = columns_for(source, row, "demonstrations")[1]
+        if source.columns is None and columns.completion:
+            refuse_bad_label(row)
+        messages, completion = demonstration_turns(row, columns)
     if not completion.strip():
         raise BadRow("the completion is empty")
     identity, prompt = stable_id("d", source.path, number), make_prompt(messages)
@@ -287,7 +302,7 @@ def _exported(row: Row) -> Comparison:
 
 
 def _compared(row: Row, source: RowSource, number: int, columns: Columns) -> Group:
-    judged = judgement(row, columns)
+    judged = judgement(row, columns, settled=bool(source.columns and source.columns.chosen))
     prompt = make_prompt(judged.turns)
     comparison = Comparison(
         id=stable_id("c", source.path, number),

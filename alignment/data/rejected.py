@@ -16,7 +16,7 @@ def write_rejected(rejected: Sequence[Rejected], good: int, max_share: Share, ou
     write_records(out / "rejected.jsonl", rejected)
     total = good + len(rejected)
     if total == 0:
-        raise DataError("the sources have no rows; check their paths")
+        raise DataError("the sources have no rows: their files are empty, or have a header alone; check their paths")
     if len(rejected) / total > max_share:
         first = rejected[0]
         raise DataError(

@@ -11,6 +11,7 @@ from typing import Any
 from alignment.config.stages import RowSource, TextSource
 from alignment.data.conversations import Row, is_conversation
 from alignment.data.formats import ABSENT, EXPORTED, columns_for, document_column, look_up
+from alignment.data.judgements import verdicts_beside
 from alignment.journal import Journal
 
 READ_WHOLE = ("records",)  # rows of our own, whose keys are checked
@@ -29,6 +30,8 @@ class SourceNotes:
     def __init__(self, kind: str) -> None:
         self.kind = kind
         self.cut = 0
+        self.doubts: list[str] = []  # cells that seem to hold rows
+        self.empty: list[str] = []  # files without rows
         self.files: list[str] = []  # of a directory, which are not read
         self.formats: Counter[str] = Counter()
         self.read: Counter[str] = Counter()
@@ -42,7 +45,8 @@ class SourceNotes:
         self.formats[form] += 1
         first = {path[0] for path in paths}
         self.read.update(name for name in row if name in first)
-        self.unread.update({name for name in row if name not in first} | {*_unread_within(row, paths)})
+        unread = [*(name for name in row if name not in first), *_unread_within(row, paths)]
+        self.unread.update([*dict.fromkeys(unread)])  # each once, in the order of the row
         self._present |= {path for path in wanted if look_up(row, path) is not ABSENT}
         self.absent = (self.absent | wanted) - self._present
 
@@ -56,6 +60,12 @@ class SourceNotes:
             lines.append(f"{path}: not in the split, or of another format: {', '.join(self.files[:20])}{more}")
         if self.absent:
             lines.append(f"{path}: no row has {', '.join(map(repr, sorted(self.absent)))}, which `columns` names")
+        if self.doubts:
+            lines.append(
+                f"{path}: {len(self.doubts)} cells hold whole rows of the table, as if a quotation mark were closed "
+                f"rows later (first: {self.doubts[0]}); those rows are not read as such: correct the file"
+            )
+        lines += [f"{file}: no rows; the file is empty, or has a header alone" for file in self.empty]
         if self.cut:
             lines.append(f"{path}: {self.cut} conversations go on after the compared answers; later turns are left out")
         return lines
@@ -76,6 +86,8 @@ def used_columns(row: Row, source: RowSource | TextSource, kind: str) -> tuple[s
         return "oasst", {("prompt",), ("message_tree_id",), ("tree_state",)}, set()
     form, columns = columns_for(source, row, kind)
     paths = {_path(row, path) for option, path in columns.names.items() if option != "responses"}
+    if kind == "comparisons" and columns.chosen and not (source.columns and source.columns.chosen):
+        paths |= {(name,) for name in verdicts_beside(row, columns)}
     ranks = [name for name in (columns.score, columns.rank) if name]
     paths |= {(name,) for name in ranks if name in row}
     if columns.responses:

@@ -24,7 +24,8 @@ from alignment.models.safe_loading import NEVER_CODE, read_plainly
 from alignment.models.tokenizer import check_unicode, load_tokenizer, plain_tokens
 from alignment.records import Document, Message
 
-QUESTION, ANSWER, THOUGHT = "Which one?", "Answer7x1", "Thought7x2"  # texts of the conversations that are probed
+# texts of the conversations that are probed
+QUESTION, ANSWER, THOUGHT, INSTRUCTION = "Which one?", "Answer7x1", "Thought7x2", "Instruction7x3"
 THOUGHT_MARKS, WHOLE_THOUGHT = ("<think>", "</think>"), re.compile(r"\s*<think>\s*</think>\s*")
 OFFSETS = ("input_ids", "offset_mapping")
 REFUSALS = (TemplateError, ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
@@ -109,9 +110,20 @@ class ChatFormat:
     def special_ids(self) -> dict[str, int]:
         """The ids of the tokens that are special or mark turns. Those around thoughts do not count as such."""
         added = self.tokenizer.added_tokens_decoder.items()
-        special = {token.content: int(i) for i, token in added if token.special}
-        marks = {token.content: int(i) for i, token in added if token.content.strip() and token.content in self.frame}
-        return special | {token: i for token, i in marks.items() if token not in THOUGHT_MARKS}
+        ids = {
+            token.content: int(i)
+            for i, token in added
+            if token.special or (token.content.strip() and token.content in self.frame)
+        }
+        return {token: i for token, i in ids.items() if token not in THOUGHT_MARKS}
+
+    @cached_property
+    def _special_without_thoughts(self) -> frozenset[int] | None:
+        """The special tokens that decoding leaves out, if those around thoughts are special too; else None."""
+        special = {token.content: int(i) for i, token in self.tokenizer.added_tokens_decoder.items() if token.special}
+        if not special.keys() & {*THOUGHT_MARKS}:
+            return None
+        return frozenset(i for token, i in special.items() if token not in THOUGHT_MARKS)
 
     @cached_property
     def special(self) -> re.Pattern[str]:
@@ -161,9 +173,12 @@ class ChatFormat:
         return [*bos, *plain_tokens(tokenizer, document.text), int(tokenizer.eos_token_id)]
 
     def decode(self, tokens: Sequence[int]) -> str:
-        """The text of an answer, without the token that ended it."""
+        """The text of an answer, without the token that ended it and other special ones. Thoughts keep their marks."""
         text = list(tokens[:-1] if len(tokens) and tokens[-1] in self.end_ids else tokens)
-        return str(self.tokenizer.decode(text, skip_special_tokens=True)).strip()
+        left_out = self._special_without_thoughts
+        if left_out is not None:
+            text = [token for token in text if int(token) not in left_out]
+        return str(self.tokenizer.decode(text, skip_special_tokens=left_out is None)).strip()
 
     def notes(self) -> list[str]:
         """What of the template cannot be honoured, or may surprise, and what is done about it."""
@@ -184,7 +199,17 @@ class ChatFormat:
             )
         if self._leaves_out_thoughts():
             notes.append("the chat template leaves out what an answer has before </think>, and so do training rows")
-        return notes
+        return [*notes, *self._notes_on_system_turns()]
+
+    def _notes_on_system_turns(self) -> list[str]:
+        messages = Message(role="system", content=INSTRUCTION), Message(role="user", content=QUESTION)
+        try:
+            self.turn(messages, ANSWER)
+        except UnfitRowError as error:
+            return [f"conversations with a system turn are put aside: {error}"]
+        if INSTRUCTION not in self._prompt_text(_turns(messages)):
+            return ["the chat template leaves out system turns, and so do training rows"]
+        return []
 
     def _prompt_text(self, turns: list[dict[str, str]]) -> str:
         return _render(self.tokenizer, turns, add_generation_prompt=True).removesuffix(self.dropped) + self.header

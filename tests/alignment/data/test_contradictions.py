@@ -80,7 +80,7 @@ def test_the_system_column_of_alpaca_is_a_turn(tmp_path: Path) -> None:
 def test_keys_of_messages_that_nobody_reads_are_named(tmp_path: Path) -> None:
     asked = {**ASKED, "images": ["a.png"], "name": "paula", "tool_calls": []}
     parts = [{"type": "text", "text": "A.", "cache_control": {"type": "ephemeral"}}]
-    answered = {"role": "assistant", "content": parts, "reasoning_content": "Hm.", "weight": 0}
+    answered = {"role": "assistant", "content": parts, "reasoning_content": "Hm.", "weight": 1}
     row = {"messages": [asked, answered]}
     answer = {"messages[].reasoning_content", "messages[].weight", "messages[].content[].cache_control"}
     question = {"messages[].images", "messages[].name"}

@@ -300,7 +300,7 @@ def test_a_format_without_comparisons_is_refused_as_such(tmp_path) -> None:
     [
         ({"instruction": Q, "input": "", "output": GOOD}, Q),
         ({"instruction": Q, "input": "It is large.", "output": GOOD}, f"{Q}\n\nIt is large."),
-        ({"instruction": Q, "context": "It is large.", "response": GOOD}, Q),
+        ({"instruction": Q, "context": "It is large.", "response": GOOD}, f"{Q}\n\nIt is large."),
         ({"conversations": [{"from": "human", "value": Q}, {"from": "gpt", "value": GOOD}], "id": 1}, Q),
         ({"conversation": [{"role": "user", "content": Q, "toxic": False}, *turns("", GOOD)[1:]], "model": "m"}, Q),
         ({"prompt": Q, "completion": turns("", GOOD)[1:]}, Q),

@@ -51,6 +51,12 @@ MISTRAL = (
     "{% elif m.role == 'assistant' %} {{ m.content }}{{ eos_token }}"
     "{% else %}{{ raise_exception('Only user and assistant roles are supported') }}{% endif %}{% endfor %}"
 )
+MISTRAL_SYSTEM_LAST = (
+    "{% set ns = namespace(system='') %}{{ bos_token }}{% for m in messages %}"
+    "{% if m.role == 'system' %}{% set ns.system = m.content + '\n\n' %}"
+    "{% elif m.role == 'user' %}[INST] {% if loop.last %}{{ ns.system }}{% endif %}{{ m.content }}[/INST]"
+    "{% else %} {{ m.content }}{{ eos_token }}{% endif %}{% endfor %}"
+)
 R1 = (
     "{{ bos_token }}{% for m in messages %}{% if m.role == 'system' %}{{ m.content }}"
     "{% elif m.role == 'user' %}<|User|>{{ m.content }}"
@@ -103,13 +109,13 @@ FAMILIES = {
 }
 
 
-def family_tokenizer(directory: Path, family: Family) -> PreTrainedTokenizerBase:
-    """A small byte-level tokenizer with the special tokens and the template of a family; <think> is not special."""
+def family_tokenizer(directory: Path, family: Family, *, special_thoughts: bool = False) -> PreTrainedTokenizerBase:
+    """A small byte-level tokenizer with the special tokens and the template of a family; <think> is special or not."""
     tokenizer = make_tokenizer(directory)
     tokenizer.add_special_tokens({"additional_special_tokens": list(family.special)})
     tokenizer.add_special_tokens({"eos_token": family.eos} | ({} if family.bos is None else {"bos_token": family.bos}))
     tokenizer.add_tokens(["<eos>"], special_tokens=True)
-    tokenizer.add_tokens([AddedToken("<think>", special=False), AddedToken("</think>", special=False)])
+    tokenizer.add_tokens([AddedToken(mark, special=special_thoughts) for mark in ("<think>", "</think>")])
     tokenizer.chat_template = family.template
     return tokenizer
 

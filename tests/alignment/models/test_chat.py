@@ -13,7 +13,14 @@ from alignment.models.chat import ChatFormat, load_chat
 from alignment.models.generation import generate
 from alignment.models.importing import import_checkpoint
 from alignment.records import Message
-from tests.alignment.models.templates import CHATML, FAMILIES, Family, family_tokenizer, generation_config
+from tests.alignment.models.templates import (
+    CHATML,
+    FAMILIES,
+    MISTRAL_SYSTEM_LAST,
+    Family,
+    family_tokenizer,
+    generation_config,
+)
 from tests.alignment.tiny_world import make_tokenizer
 
 QUESTION, ANSWER = Message(role="user", content="What does Ada play?"), "Ada plays the violin."
@@ -94,7 +101,10 @@ def test_what_cannot_be_honoured_is_said_in_words(tmp_path) -> None:
     def notes(name: str) -> list[str]:
         return ChatFormat.of(family_tokenizer(tmp_path / name, FAMILIES[name])).notes()
 
-    assert notes("chatml") == notes("llama 3") == notes("gemma") == notes("mistral") == notes("qwen 3") == []
+    assert notes("chatml") == notes("llama 3") == notes("qwen 3") == []
+    for name, words in (("gemma", "System role not supported"), ("mistral", "Only user and assistant roles")):
+        (refused,) = notes(name)
+        assert refused.startswith("conversations with a system turn are put aside") and words in refused
     (dropped, left_out) = notes("r1")
     assert dropped.startswith("the generation prompt ends with '<think>\\n', which the template leaves out")
     assert "leaves out what an answer has before </think>" in left_out
@@ -102,6 +112,46 @@ def test_what_cannot_be_honoured_is_said_in_words(tmp_path) -> None:
     assert header.startswith("the generation prompt lacks '<|im_start|>assistant\\n'")
     (closed,) = notes("qwen 3 thinking")
     assert closed.startswith("the generation prompt lacks '\\n</think>\\n\\n'")
+
+
+@pytest.mark.parametrize(
+    ("template", "words"),
+    [
+        (MISTRAL_SYSTEM_LAST, "conversations with a system turn are put aside: the chat template renders this"),
+        (
+            MISTRAL_SYSTEM_LAST.replace("{{ ns.system }}", ""),
+            "the chat template leaves out system turns, and so do training rows",
+        ),
+    ],
+)
+def test_what_a_template_does_to_system_turns_is_said(tmp_path, template: str, words: str) -> None:
+    tokenizer = family_tokenizer(tmp_path, FAMILIES["mistral"])
+    tokenizer.chat_template = template
+    (note,) = ChatFormat.of(tokenizer).notes()
+    assert note.startswith(words)
+
+
+THOUGHT = Message(role="assistant", content="<think>\nold\n</think>\n\nThe violin.")
+
+
+@pytest.mark.parametrize("special", [False, True])
+@pytest.mark.parametrize("name", ["qwen 3", "r1", "chatml"])
+def test_thoughts_are_rendered_as_by_the_template_whether_their_tokens_are_special_or_not(
+    tmp_path, name: str, special: bool
+) -> None:
+    tokenizer = family_tokenizer(tmp_path, FAMILIES[name], special_thoughts=special)
+    chat = ChatFormat.of(tokenizer)
+    answer = "<think>\nnew\n</think>\n\nBo sings."
+    for messages in (SINGLE, (QUESTION, THOUGHT, Message(role="user", content="And Bo?"))):
+        turn = chat.turn(messages, answer)
+        whole = (*messages, Message(role="assistant", content=answer))
+        assert turn.prompt + turn.response + turn.rest == rendered(tokenizer, whole)
+        text = tokenizer.decode(turn.ids)
+        assert "old" not in text or name == "chatml"
+        assert ("new" in text) == (name != "r1")
+    marks = tokenizer.convert_tokens_to_ids(["<think>", "</think>"])
+    response = [marks[0], *tokenizer("hm", add_special_tokens=False)["input_ids"], marks[1], *turn.response[-1:]]
+    assert chat.decode(response).replace(" ", "") == "<think>hm</think>"
 
 
 def test_answers_never_start_inside_a_thought(tmp_path) -> None:
