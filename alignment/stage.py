@@ -18,6 +18,7 @@ from pydantic import BaseModel
 from alignment.artifacts import stage_key
 from alignment.config.stages import ComputeConfig
 from alignment.distributed.devices import computing, description
+from alignment.footprint.model import Footprint
 from alignment.journal import Journal
 from alignment.rules.options import AlignOptions
 
@@ -42,6 +43,7 @@ class Sizes:
     judged_responses: float = 0.0
     heldout_share: float = 0.0
     snapshots: int = 0
+    responses_per_prompt: int = 2
 
     def episode_tokens(self, max_new_tokens: int) -> int:
         """Tokens of a prompt with its response; the prompt may fill the rest of a conversation's length."""
@@ -64,7 +66,7 @@ class Stage(Generic[C]):
     directories of the stages that it reads; the field `inputs` names those that it always has. `section` is where a
     recipe has its options. `version` is raised when the code changes the result: it is part of the cache key. `model`
     is the name under which `out/model` is registered. `cost` estimates the tokens; None if no model runs or the corpus
-    is not known yet.
+    is not known yet. `memory` predicts the bytes of the models at the stage's peak (`alignment.footprint.peaks`).
     """
 
     name: str
@@ -75,6 +77,7 @@ class Stage(Generic[C]):
     version: int = 1
     model: str | None = None
     cost: Callable[[C, Sizes], Tokens | None] | None = None
+    memory: Callable[[C, Footprint, Sizes], int] | None = None
     # Options of `config`, by their names there. Lengths above the model's context are rejected before anything runs.
     sequence_options: tuple[str, ...] = ()  # tokens of a whole sequence
     response_options: tuple[str, ...] = ()  # tokens of a response alone

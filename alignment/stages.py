@@ -25,6 +25,8 @@ from alignment.config.stages import (
     TokenizerConfig,
     TownConfig,
 )
+from alignment.footprint import peaks
+from alignment.footprint.model import Footprint
 from alignment.journal import Journal
 from alignment.methods import METHODS
 from alignment.rules.options import AlignOptions
@@ -162,6 +164,27 @@ def _evaluate_cost(config: EvaluationConfig, sizes: Sizes) -> Tokens:
     return Tokens(read=4 * answers * sizes.episode_tokens(config.max_new_tokens))
 
 
+def _pretrain_memory(config: PretrainConfig, model: Footprint, sizes: Sizes) -> int:
+    return peaks.of_pretraining(config, model, sizes.context_length)
+
+
+def _sft_memory(config: SFTConfig, model: Footprint, sizes: Sizes) -> int:
+    return peaks.of_adapter_training(config, model, config.batch_size, config.max_length_tokens)
+
+
+def _responses_memory(config: SamplingConfig, model: Footprint, sizes: Sizes) -> int:
+    return peaks.of_reading(model, 1, config.batch_size, sizes.episode_tokens(config.max_new_tokens))
+
+
+def _reward_memory(config: RewardConfig, model: Footprint, sizes: Sizes) -> int:
+    return peaks.of_reward_training(config, model, sizes.responses_per_prompt)
+
+
+def _evaluate_memory(config: EvaluationConfig, model: Footprint, sizes: Sizes) -> int:
+    """Base, SFT, policy and reward model are held at the same time."""
+    return peaks.of_reading(model, 4, SAMPLED_ROWS, sizes.episode_tokens(config.max_new_tokens))
+
+
 class PretrainStage(Stage[PretrainConfig]):
     """The stage `pretrain`, whose key also has the version of the import where a checkpoint is imported."""
 
@@ -171,6 +194,7 @@ class PretrainStage(Stage[PretrainConfig]):
 
 
 PREFERENCES = ("sft", "comparisons", "demonstrations")
+SAMPLED_ROWS = 128  # at a time in the evaluation
 IMPORT_VERSION = 2  # raised when an imported checkpoint changes
 
 TOWN = Stage("town", run=_town, config=TownConfig, section="town", version=2)
@@ -185,8 +209,9 @@ PRETRAIN = PretrainStage(
     version=2,
     model="base",
     cost=_pretrain_cost,
+    memory=_pretrain_memory,
     batch_option="batch_sequences",
-    less_memory="lower pretrain.batch_sequences, pretrain.model.context_length",
+    less_memory="lower pretrain.micro_batch_tokens, set pretrain.gradient_checkpointing: true",
 )
 DEMONSTRATIONS = Stage("demonstrations", run=_demonstrations, config=DemonstrationsConfig, section="demonstrations")
 PROMPTS = Stage("prompts", run=_prompts, config=PromptsConfig, section="prompts")
@@ -198,9 +223,10 @@ SFT = Stage(
     inputs=("base", "demonstrations"),
     model="sft",
     cost=_sft_cost,
+    memory=_sft_memory,
     sequence_options=("max_length_tokens",),
     batch_option="batch_size",
-    less_memory="lower sft.batch_size, sft.max_length_tokens",
+    less_memory="lower sft.micro_batch_tokens, set sft.gradient_checkpointing: true or sft.lora_rank",
 )
 RESPONSES = Stage(
     "responses",
@@ -209,6 +235,7 @@ RESPONSES = Stage(
     section="sampling",
     inputs=("model", "prompts"),
     cost=_responses_cost,
+    memory=_responses_memory,
     response_options=("max_new_tokens",),
     less_memory="lower sampling.batch_size, sampling.max_new_tokens",
 )
@@ -222,9 +249,10 @@ REWARD = Stage(
     version=3,
     model="reward",
     cost=_reward_cost,
+    memory=_reward_memory,
     sequence_options=("max_length_tokens",),
     batch_option="batch_prompts",
-    less_memory="lower reward.batch_prompts, reward.max_length_tokens",
+    less_memory="lower reward.micro_batch_tokens, set reward.gradient_checkpointing: true or reward.lora_rank",
 )
 VALIDATION = Stage(
     "validation",
@@ -234,8 +262,9 @@ VALIDATION = Stage(
     inputs=PREFERENCES,
     version=2,
     cost=_validation_cost,
+    memory=_reward_memory,
     batch_option="batch_prompts",
-    less_memory="lower reward.batch_prompts, reward.max_length_tokens",
+    less_memory="lower reward.micro_batch_tokens, set reward.gradient_checkpointing: true or reward.lora_rank",
 )
 EVALUATE = Stage(
     "evaluate",
@@ -245,6 +274,7 @@ EVALUATE = Stage(
     inputs=("base", "sft", "policy", "reward", "prompts", "corpus"),
     version=2,
     cost=_evaluate_cost,
+    memory=_evaluate_memory,
     response_options=("max_new_tokens",),
     less_memory="lower evaluation.max_new_tokens",
 )

@@ -11,7 +11,7 @@ from tests import layers
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("alignment", "flows", "labeling")
 FOUNDATIONS = {
-    *("alignment.config.base", "alignment.config.stages"),
+    *("alignment.config.base", "alignment.config.stages", "alignment.config.training", "alignment.footprint.model"),
     *("alignment.records", "alignment.criteria", "alignment.errors", "alignment.bounded", "alignment.encodings"),
 }
 SHARED_WITH_LABELING = (  # rows, what a response is rated on, and how a file from outside is read
@@ -19,7 +19,13 @@ SHARED_WITH_LABELING = (  # rows, what a response is rated on, and how a file fr
 )
 MATHEMATICS = {
     *("alignment.ppo.advantages", "alignment.ppo.losses", "alignment.ppo.kl", "alignment.ppo.shaping"),
-    *("alignment.models.logprobs", "alignment.reward_model.loss", "alignment.statistics", "alignment.models.ensembles"),
+    *(
+        "alignment.models.heads",
+        "alignment.models.logprobs",
+        "alignment.reward_model.loss",
+        "alignment.statistics",
+        "alignment.models.ensembles",
+    ),
     "alignment.evaluation.overoptimization",
 }
 FORBIDDEN = {

@@ -9,11 +9,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from alignment.config.base import Combine, Config, Count, Natural, Positive, Share
-
-
-def _unset(value: object) -> bool:
-    """Whether an option is at its default; it is then no part of a dump, so that recipes without it keep their keys."""
-    return value in ("", None)
+from alignment.config.training import QUANTIZE, AdapterOptions, TrainingMemory, check_adapter_options, unset
 
 
 class TownConfig(Config):
@@ -30,9 +26,9 @@ class Source(Config):
     """Where rows or text come from: a file, a directory laid out as a data set, a data set of the hub, or the town."""
 
     path: str = Field(description="a file, a data set of the hub, or town://NAME for a file of the town")
-    split: str = Field("", exclude_if=_unset, description="split of a data set; train if empty")
-    name: str = Field("", exclude_if=_unset, description="configuration of a data set")
-    revision: str = Field("", exclude_if=_unset, description="branch, tag or commit of a data set of the hub")
+    split: str = Field("", exclude_if=unset, description="split of a data set; train if empty")
+    name: str = Field("", exclude_if=unset, description="configuration of a data set")
+    revision: str = Field("", exclude_if=unset, description="branch, tag or commit of a data set of the hub")
     origin: str = Field("", exclude=True, description="where to get the file; named in the error if it is missing")
 
 
@@ -163,7 +159,7 @@ class RowSource(Source):
 
     format: Format = Field("auto", description="format of the rows; auto: what TRL reads, and what the columns show")
     columns: Columns | None = Field(
-        None, exclude_if=_unset, description="which column holds what, for rows of other names"
+        None, exclude_if=unset, description="which column holds what, for rows of other names"
     )
     prompt: str = Field("", description="template of the prompt, as in {question}; only with format template")
     completion: str = Field("", description="template of the answer, as in {answers[0]}; only with format template")
@@ -223,7 +219,7 @@ class ModelConfig(Config):
         return self
 
 
-class PretrainConfig(Config):
+class PretrainConfig(TrainingMemory):
     """Next-token prediction on packed text, from scratch or from a checkpoint.
 
     With `checkpoint` (a directory, a GGUF file or a hub id) model and tokenizer are read from it; `epochs: 0` uses them
@@ -241,6 +237,17 @@ class PretrainConfig(Config):
     max_grad_norm: Positive = Field(1.0, description="gradient clipping norm")
     log_every_steps: Count = Field(10, description="optimizer steps between logged metrics")
     checkpoint_every_steps: Count = Field(200, description="optimizer steps between checkpoints for resuming")
+    heldout_row_tokens: Count | None = Field(
+        None,
+        exclude_if=unset,
+        description="tokens of a row of held-out text; null: the model's context, at most 512",
+    )
+    heldout_tokens: Natural | None = Field(
+        None,
+        exclude_if=unset,
+        description="held-out tokens that are measured, from all parts of the text, 0 for all; null: 16384 where the "
+        "context is longer than 512 tokens, all elsewhere",
+    )
 
     @model_validator(mode="after")
     def _scratch_needs_training(self) -> "PretrainConfig":
@@ -268,7 +275,7 @@ class PromptsConfig(Config):
     max_rejected_share: Share = Field(0.05, description="greatest share of unreadable rows; above it the stage fails")
 
 
-class SFTConfig(Config):
+class SFTConfig(AdapterOptions):
     """Supervised fine-tuning on demonstrations, loss on the response only."""
 
     epochs: Positive = Field(3, description="passes over the demonstrations")
@@ -307,7 +314,7 @@ class ComparisonsConfig(Config):
     max_rejected_share: Share = Field(0.05, description="greatest share of unreadable rows; above it the stage fails")
 
 
-class RewardConfig(Config):
+class RewardConfig(TrainingMemory):
     """The reward model: Bradley-Terry over all pairs of a prompt."""
 
     lm_coef: Annotated[float, Field(ge=0)] = Field(
@@ -329,6 +336,7 @@ class RewardConfig(Config):
     lora_targets: tuple[str, ...] | None = Field(
         None, description="names of the layers with adapters; null: all linear layers"
     )
+    quantize: Literal["nf4"] | None = Field(None, exclude_if=unset, description=QUANTIZE)
 
     epochs: Positive = Field(4, description="passes over the comparisons")
     batch_prompts: Count = Field(16, description="prompts, with all their pairs, per optimizer step")
@@ -348,9 +356,8 @@ class RewardConfig(Config):
         return self
 
     @model_validator(mode="after")
-    def _targets_of_an_adapter(self) -> "RewardConfig":
-        if self.lora_targets is not None and self.lora_rank is None:
-            raise ValueError("lora_targets need an adapter: set lora_rank, for example to 16")
+    def _options_of_an_adapter(self) -> "RewardConfig":
+        check_adapter_options(self.lora_rank, self.lora_targets, self.quantize)
         return self
 
 

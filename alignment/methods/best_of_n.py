@@ -13,6 +13,8 @@ from pydantic import Field
 from alignment.config.base import Config, Count, Natural, Positive
 from alignment.config.stages import SFTConfig
 from alignment.errors import DataError
+from alignment.footprint import peaks
+from alignment.footprint.model import Footprint
 from alignment.journal import Journal
 from alignment.records import Demonstration, Prompt, write_records
 from alignment.rules.options import AlignOptions
@@ -140,6 +142,13 @@ def cost(config: BestOfNConfig, sizes: Sizes) -> Tokens:
     return Tokens(trained=prompts * config.finetune.max_length_tokens * config.finetune.epochs, read=2 * sampled)
 
 
+def memory(config: BestOfNConfig, model: Footprint, sizes: Sizes) -> int:
+    """Sampling beside the reward model, or the fine-tuning."""
+    tuning = config.finetune
+    sampling = peaks.of_reading(model, 2, config.batch_size, sizes.episode_tokens(config.max_new_tokens))
+    return max(sampling, peaks.of_adapter_training(tuning, model, tuning.batch_size, tuning.max_length_tokens))
+
+
 METHOD = Method(
     "best_of_n",
     run=best_of_n,
@@ -147,6 +156,7 @@ METHOD = Method(
     section="align.best_of_n",
     inputs=("sft", "reward", "prompts"),
     cost=cost,
+    memory=memory,
     sequence_options=("finetune.max_length_tokens",),
     response_options=("max_new_tokens",),
     less_memory="lower align.best_of_n.batch_size, align.best_of_n.finetune.batch_size",

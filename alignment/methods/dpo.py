@@ -10,7 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
-from alignment.config.base import Config, Count, Positive
+from alignment.config.base import Count, Positive
+from alignment.config.training import AdapterOptions
+from alignment.footprint import peaks
+from alignment.footprint.model import Footprint
 from alignment.journal import Journal
 from alignment.records import Comparison
 from alignment.stage import Method, Sizes, Tokens
@@ -30,7 +33,7 @@ LOGGED = {
 TOKENS = {"prompt_ids": "prompt_tokens", "chosen_ids": "chosen_tokens", "rejected_ids": "rejected_tokens"}
 
 
-class DPOConfig(Config):
+class DPOConfig(AdapterOptions):
     """Direct preference optimization on the training comparisons (Rafailov et al. 2023)."""
 
     epochs: Positive = Field(1, description="passes over the comparisons")
@@ -50,16 +53,30 @@ def dpo(config: DPOConfig, out: Path, journal: Journal, *, seed: int, sft: Path,
     from alignment.distributed.devices import frozen_dtype
     from alignment.models.chat import load_chat
     from alignment.models.encoding import encode_comparisons, put_aside
+    from alignment.models.quantized import load_base
     from alignment.models.scalar import check_context, load_causal_model, save_model
     from alignment.plots import panels
-    from alignment.training.trl import by_epochs, on_one_gpu, run_trainer, shared_options
+    from alignment.training.trl import (
+        WeightedByRows,
+        adapter,
+        by_epochs,
+        micro_batches,
+        on_one_gpu,
+        run_trainer,
+        shared_options,
+        trained_model,
+    )
 
-    model, chat = load_causal_model(sft / "model"), load_chat(sft / "model")
+    class Trainer(WeightedByRows, DPOTrainer):
+        """TRL's trainer, in micro-batches."""
+
+    model, chat = load_base(sft / "model", config.lora_rank, config.quantize), load_chat(sft / "model")
     check_context(model, config.max_length_tokens, "align.dpo.max_length_tokens")
     train, option = comparisons / "train.jsonl", "align.dpo.max_length_tokens"
     encoded = encode_comparisons(train, chat, config.max_length_tokens, option)
     put_aside(out, encoded)
     dataset = pairs(encoded.rows)
+    longest = max(len(pair.prompt) + max(len(pair.chosen), len(pair.rejected)) for _, pair in encoded.rows)
     checkpoints = out / "checkpoint"
     options = TrainerOptions(
         beta=config.beta,
@@ -68,18 +85,21 @@ def dpo(config: DPOConfig, out: Path, journal: Journal, *, seed: int, sft: Path,
         remove_unused_columns=False,  # the collator reads their tokens
         logging_first_step=True,
         **by_epochs(config),
+        **micro_batches(config, model, config.batch_size, 2 * longest),
         **shared_options(checkpoints, seed, on_cpu=model.device.type == "cpu"),
     )
-    trainer = DPOTrainer(
+    trainer = Trainer(
         model=model,
-        ref_model=load_causal_model(sft / "model", frozen_dtype()),
+        # the reference of an adapter is its base
+        ref_model=load_causal_model(sft / "model", frozen_dtype()) if config.lora_rank is None else None,
+        peft_config=adapter(config, model, seed),
         args=on_one_gpu(options),
         train_dataset=dataset,
         processing_class=chat.tokenizer,
         data_collator=own_tokens(chat.pad_token_id),
     )
-    run_trainer(trainer, checkpoints, journal, LOGGED)
-    save_model(model, out / "model", chat.tokenizer)
+    run_trainer(trainer, checkpoints, journal, LOGGED, "dpo")
+    save_model(trained_model(model), out / "model", chat.tokenizer)
     lines = journal.read()
     journal.figure("dpo", panels(lines, ["loss", *LOGGED.values()], "DPO"))
     last: dict[str, float] = next((line["values"] for line in reversed(lines) if "loss" in line["values"]), {})
@@ -125,6 +145,11 @@ def cost(config: DPOConfig, sizes: Sizes) -> Tokens:
     return Tokens(trained=tokens, read=tokens)
 
 
+def memory(config: DPOConfig, model: Footprint, sizes: Sizes) -> int:
+    """An update; a pair is two sequences."""
+    return peaks.of_adapter_training(config, model, config.batch_size, 2 * config.max_length_tokens, reference=True)
+
+
 METHOD = Method(
     "dpo",
     run=dpo,
@@ -132,7 +157,8 @@ METHOD = Method(
     section="align.dpo",
     inputs=("sft", "comparisons"),
     cost=cost,
+    memory=memory,
     sequence_options=("max_length_tokens",),
-    less_memory="lower align.dpo.batch_size, align.dpo.max_length_tokens",
+    less_memory="lower align.dpo.micro_batch_tokens, set align.dpo.gradient_checkpointing: true or lora_rank",
     weights_comparisons=False,
 )

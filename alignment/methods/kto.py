@@ -15,8 +15,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
-from alignment.config.base import Config, Count, Positive
+from alignment.config.base import Count, Positive
+from alignment.config.training import AdapterOptions
 from alignment.errors import DataError
+from alignment.footprint import peaks
+from alignment.footprint.model import Footprint
 from alignment.journal import Journal
 from alignment.records import Comparison
 from alignment.stage import Method, Sizes, Tokens
@@ -34,7 +37,7 @@ LOGGED = {
 }
 
 
-class KTOConfig(Config):
+class KTOConfig(AdapterOptions):
     """Kahneman-Tversky optimization on the training comparisons (Ethayarajh et al. 2024)."""
 
     epochs: Positive = Field(1, description="passes over the responses")
@@ -52,21 +55,32 @@ class KTOConfig(Config):
 def kto(config: KTOConfig, out: Path, journal: Journal, *, seed: int, sft: Path, comparisons: Path) -> dict[str, float]:
     """Train `sft/model` on `comparisons/train.jsonl` and write `model/`; resumes from its last complete epoch."""
     from trl import KTOConfig as TrainerOptions
-    from trl import KTOTrainer
 
     from alignment.distributed.devices import frozen_dtype
     from alignment.models.chat import load_chat
     from alignment.models.encoding import encode_comparisons, put_aside
+    from alignment.models.quantized import load_base
     from alignment.models.scalar import check_context, load_causal_model, save_model
     from alignment.plots import panels
-    from alignment.training.trl import by_epochs, on_one_gpu, run_trainer, shared_options
+    from alignment.training.kto import WholeBatchKTO
+    from alignment.training.trl import (
+        adapter,
+        by_epochs,
+        micro_batches,
+        on_one_gpu,
+        run_trainer,
+        shared_options,
+        trained_model,
+    )
 
-    model, chat = load_causal_model(sft / "model"), load_chat(sft / "model")
+    model, chat = load_base(sft / "model", config.lora_rank, config.quantize), load_chat(sft / "model")
     check_context(model, config.max_length_tokens, "align.kto.max_length_tokens")
     train, option = comparisons / "train.jsonl", "align.kto.max_length_tokens"
     encoded = encode_comparisons(train, chat, config.max_length_tokens, option)
     put_aside(out, encoded)
     dataset = labelled_answers(encoded.rows)
+    longest = max(len(pair.prompt) + max(len(pair.chosen), len(pair.rejected)) for _, pair in encoded.rows)
+    shuffled = in_whole_batches(dataset.shuffle(seed=seed), config.batch_size)  # the trainer reads them in this order
     checkpoints = out / "checkpoint"
     options = TrainerOptions(
         beta=config.beta,
@@ -76,18 +90,21 @@ def kto(config: KTOConfig, out: Path, journal: Journal, *, seed: int, sft: Path,
         remove_unused_columns=False,  # the collator reads their tokens
         logging_first_step=True,
         **by_epochs(config),
+        **micro_batches(config, model, config.batch_size, longest),
         **shared_options(checkpoints, seed, on_cpu=model.device.type == "cpu"),
     )
-    trainer = KTOTrainer(
+    trainer = WholeBatchKTO(
         model=model,
-        ref_model=load_causal_model(sft / "model", frozen_dtype()),
+        # the reference of an adapter is its base
+        ref_model=load_causal_model(sft / "model", frozen_dtype()) if config.lora_rank is None else None,
+        peft_config=adapter(config, model, seed),
         args=on_one_gpu(options),
-        train_dataset=in_whole_batches(dataset.shuffle(seed=seed), config.batch_size),  # read in this order
+        train_dataset=beside_others(shuffled, config.batch_size),
         processing_class=chat.tokenizer,
-        data_collator=with_other_answers(chat.pad_token_id, config.max_length_tokens),
+        data_collator=both_answers(chat.pad_token_id, config.max_length_tokens),
     )
-    run_trainer(trainer, checkpoints, journal, LOGGED)
-    save_model(model, out / "model", chat.tokenizer)
+    run_trainer(trainer, checkpoints, journal, LOGGED, "kto")
+    save_model(trained_model(model), out / "model", chat.tokenizer)
     lines = journal.read()
     journal.figure("kto", panels(lines, ["loss", *LOGGED.values()], "KTO"))
     last = {name: value for line in lines for name, value in line["values"].items()}  # a batch may have one label only
@@ -102,23 +119,30 @@ def in_whole_batches(dataset: "Dataset", batch_size: int) -> "Dataset":
     return dataset.select(range(len(dataset) - 1)) if len(dataset) % batch_size == 1 else dataset
 
 
-def with_other_answers(pad_token_id: int, max_length: int) -> Callable[[Sequence[Mapping[str, Any]]], dict[str, Any]]:
-    """A collator of prompts with their answers, and with the previous answer of the batch, for z0."""
+def beside_others(dataset: "Dataset", batch_size: int) -> "Dataset":
+    """The rows, each with the answer of the row before it in its batch (of the last, for the first), for z0."""
+    answers = list(dataset["answer_tokens"])
+    batches = [answers[start : start + batch_size] for start in range(0, len(answers), batch_size)]
+    others = [other for batch in batches for other in (batch[-1], *batch[:-1])]
+    return dataset.add_column("other_tokens", others)
+
+
+def both_answers(pad_token_id: int, max_length: int) -> Callable[[Sequence[Mapping[str, Any]]], dict[str, Any]]:
+    """A collator of prompts with their answers, and with those of other rows."""
     from trl.trainer.kto_trainer import DataCollatorForUnpairedPreference
 
     collate = DataCollatorForUnpairedPreference(pad_token_id=pad_token_id, max_length=max_length)
 
     def collate_batch(examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        answers = [example["answer_tokens"] for example in examples]
         batch: dict[str, Any] = collate(
             [
                 {
                     "prompt_ids": example["prompt_tokens"],
                     "completion_ids": example["answer_tokens"],
-                    "KL_completion_ids": other,
+                    "KL_completion_ids": example["other_tokens"],
                     "label": example["label"],
                 }
-                for example, other in zip(examples, [*answers[-1:], *answers[:-1]], strict=True)
+                for example in examples
             ]
         )
         return batch
@@ -151,6 +175,11 @@ def cost(config: KTOConfig, sizes: Sizes) -> Tokens:
     return Tokens(trained=tokens, read=3 * tokens)
 
 
+def memory(config: KTOConfig, model: Footprint, sizes: Sizes) -> int:
+    """An update."""
+    return peaks.of_adapter_training(config, model, config.batch_size, config.max_length_tokens, reference=True)
+
+
 METHOD = Method(
     "kto",
     run=kto,
@@ -158,7 +187,8 @@ METHOD = Method(
     section="align.kto",
     inputs=("sft", "comparisons"),
     cost=cost,
+    memory=memory,
     sequence_options=("max_length_tokens",),
-    less_memory="lower align.kto.batch_size, align.kto.max_length_tokens",
+    less_memory="lower align.kto.micro_batch_tokens, set align.kto.gradient_checkpointing: true or lora_rank",
     weights_comparisons=False,
 )

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from alignment.errors import DataError, UnfitRowError
+from alignment.footprint.model import Footprint
 from alignment.journal import Journal
 from alignment.ppo.config import PPOConfig
 from alignment.records import Document
@@ -164,6 +165,25 @@ def cost(config: PPOConfig, sizes: Sizes) -> Tokens:
     return Tokens(trained=2 * config.epochs * rollout + ptx, read=5 * rollout)
 
 
+def memory(config: PPOConfig, model: Footprint, sizes: Sizes) -> int:
+    """Sampling, or the update of policy and value model, which work at the same time."""
+    row_tokens = sizes.episode_tokens(config.max_new_tokens)
+    frozen = model.weights // 2 if config.bfloat16 else model.weights
+    lora, apart = config.layout == "lora", config.layout == "separate"
+    rank = config.lora_rank if lora else None
+    models = 2 if lora or apart else 1
+    if lora:
+        weights = frozen + frozen  # the base, which is the reference, and the reward model
+    else:
+        weights = models * model.weights + 2 * frozen
+    state = models * model.training_state(rank)
+    recompute, tokens = config.gradient_checkpointing, max(config.micro_batch_tokens, row_tokens)
+    activations = models * model.activations(tokens, recompute=recompute, adapter=lora)
+    update = activations + model.logits(tokens)
+    rows = min(config.generation_batch_size, config.batch_size)
+    return weights + state + max(update, model.cache(rows, row_tokens))
+
+
 METHOD = Method(
     "ppo",
     run=ppo,
@@ -172,6 +192,7 @@ METHOD = Method(
     inputs=("sft", "reward", "prompts", "corpus"),
     version=3,
     cost=cost,
+    memory=memory,
     response_options=("max_new_tokens",),
     batch_option="batch_size",
     less_memory="lower ppo.micro_batch_tokens, ppo.generation_batch_size, ppo.batch_size, set ppo.layout: lora",

@@ -10,7 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field, model_validator
 
-from alignment.config.base import Config, Count, NonNegative, Positive
+from alignment.config.base import Count, NonNegative, Positive
+from alignment.config.training import AdapterOptions
+from alignment.footprint import peaks
+from alignment.footprint.model import Footprint
 from alignment.journal import Journal
 from alignment.records import Message, Prompt
 from alignment.rules.options import AlignOptions
@@ -34,7 +37,7 @@ LOGGED = {
 TOKEN_BUDGET = 8192
 
 
-class RLOOConfig(Config):
+class RLOOConfig(AdapterOptions):
     """REINFORCE with a leave-one-out baseline (Ahmadian et al. 2024): k responses per prompt, no value model."""
 
     steps: Count = Field(60, description="number of rollouts, each followed by an update")
@@ -79,22 +82,23 @@ def rloo(
     from alignment.models.architecture import longest_sequence
     from alignment.models.chat import load_chat
     from alignment.models.encoding import put_aside
-    from alignment.models.scalar import load_causal_model, save_model
+    from alignment.models.quantized import load_base
+    from alignment.models.scalar import save_model
     from alignment.rewards.build import reward_parts, rule_rewards
     from alignment.rewards.components import reward_components
-    from alignment.training.trl import on_one_gpu, run_trainer, shared_options
+    from alignment.training.trl import adapter, micro_batches, on_one_gpu, run_trainer, shared_options, trained_model
 
-    model, chat = load_causal_model(sft / "model"), load_chat(sft / "model")
+    model, chat = load_base(sft / "model", config.lora_rank, config.quantize), load_chat(sft / "model")
     context = longest_sequence(model)
     encoded = encode_prompts(prompts, "train", chat, context, config.max_new_tokens, "align.rloo.max_new_tokens")
     put_aside(out, encoded)
     dataset = conversations(encoded.rows)
     components = reward_components(reward_parts(reward, rule_rewards(align)), chat.tokenizer)
+    longest = max(len(tokens) for _, tokens in encoded.rows)
     checkpoints = out / "checkpoint"
     options = TrainerOptions(
         max_steps=config.steps,
-        per_device_train_batch_size=config.batch_size,
-        steps_per_generation=1,
+        **micro_batches(config, model, config.batch_size, longest + config.max_new_tokens),
         num_generations=config.responses_per_prompt,
         max_completion_length=config.max_new_tokens,
         temperature=config.temperature,
@@ -110,14 +114,15 @@ def rloo(
     trainer = trainer_on_own_tokens(
         chat,
         model=model,
+        peft_config=adapter(config, model, seed),
         reward_funcs=reward_function(components, chat, config.missing_eos_penalty),
         args=on_one_gpu(options),
         train_dataset=dataset,
         processing_class=chat.tokenizer,
     )
     names = LOGGED | {f"reward/{component.name}": f"reward/{component.name}" for component in components}
-    run_trainer(trainer, checkpoints, journal, names)
-    save_model(model, out / "model", chat.tokenizer)
+    run_trainer(trainer, checkpoints, journal, names, "rloo")
+    save_model(trained_model(model), out / "model", chat.tokenizer)
     return figures_of(journal) | {
         "prompts": float(len(dataset)),
         "prompts_too_long": float(encoded.too_long),
@@ -198,6 +203,15 @@ def cost(config: RLOOConfig, sizes: Sizes) -> Tokens:
     return Tokens(trained=tokens, read=4 * tokens)
 
 
+def memory(config: RLOOConfig, model: Footprint, sizes: Sizes) -> int:
+    """An update or sampling, beside the reward model."""
+    row = sizes.episode_tokens(config.max_new_tokens)
+    update = peaks.of_adapter_training(config, model, config.batch_size, row, reference=True)
+    held = 1 if config.lora_rank is not None else 2
+    sampling = held * model.weights + model.training_state(config.lora_rank) + model.cache(config.batch_size, row)
+    return model.weights + max(update, sampling)
+
+
 METHOD = Method(
     "rloo",
     run=rloo,
@@ -205,6 +219,7 @@ METHOD = Method(
     section="align.rloo",
     inputs=("sft", "reward", "prompts"),
     cost=cost,
+    memory=memory,
     response_options=("max_new_tokens",),
-    less_memory="lower align.rloo.batch_size, align.rloo.max_new_tokens",
+    less_memory="lower align.rloo.micro_batch_tokens, set align.rloo.gradient_checkpointing: true or lora_rank",
 )

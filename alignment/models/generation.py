@@ -11,7 +11,8 @@ from transformers import DynamicCache, PreTrainedModel
 
 from alignment.errors import ConfigError
 from alignment.models.architecture import ATTENTION_CACHE, cache_argument, context_length
-from alignment.models.logprobs import at_least_float32, token_logits
+from alignment.models.heads import at_least_float32
+from alignment.models.logprobs import token_logits
 
 # Ended rows are removed once they are this share of the batch: selecting rows copies the cache.
 ENDED_SHARE_TO_DROP = 0.125

@@ -17,11 +17,11 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.nn import functional
 from transformers import PreTrainedModel
 
 from alignment.errors import CheckpointError
 from alignment.models.finite import read_weights
+from alignment.models.heads import Head, log_likelihoods
 
 FILE = "likelihood.safetensors"
 
@@ -50,8 +50,8 @@ class LikelihoodHead(nn.Module):
         """
         predicted = torch.arange(1, input_ids.shape[1], device=input_ids.device)
         inside = (predicted >= prompt_lengths.unsqueeze(-1)) & (predicted < lengths.unsqueeze(-1))
-        logits = self.language_head(hidden[:, :-1][inside]).float()
-        logprobs = -functional.cross_entropy(logits, input_ids[:, 1:][inside], reduction="none")
+        head = Head.linear(self.language_head)
+        logprobs = log_likelihoods(head, hidden[:, :-1][inside], input_ids[:, 1:][inside]).float()
         with torch.autocast(hidden.device.type, enabled=False):
             coefs = self.coef(hidden[:, 1:][inside].to(self.coef.weight)).squeeze(-1).float()
         rows = inside.nonzero()[:, 0]

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -19,6 +20,15 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from alignment.errors import CheckpointError
+from alignment.models.heads import (
+    at_least_float32,
+    exceeds_chunk,
+    head_of,
+    log_likelihoods,
+    log_likelihoods_and_entropies,
+    logprobs_and_entropy,
+    trunk_states,
+)
 
 # Fixed cost of a batch, as a share of the token budget (dispatch, kernel launches, gradient accumulation).
 BATCH_COST = 1 / 16
@@ -48,19 +58,21 @@ class ScoringBatch:
         return 1.0 - self.real_tokens / self.input_ids.numel()
 
 
-def length_batches(lengths: Sequence[int], token_budget: int) -> list[list[int]]:
-    """Group row numbers by similar length so that rows x longest stays within `token_budget`.
+def length_batches(lengths: Sequence[int], token_budget: int, rows: Sequence[int] | None = None) -> list[list[int]]:
+    """Group items by similar length so that rows x longest stays within `token_budget`. An item is a row, or as many
+    rows as `rows` says, of which the longest has the item's length.
 
-    Of all partitions of the rows sorted by length, that with the least work: padded tokens, plus BATCH_COST for each
-    batch. Longest first, so that an out-of-memory error comes at once. A row above the budget is a batch by itself.
+    Of all partitions of the items sorted by length, that with the least work: padded tokens, plus BATCH_COST for each
+    batch. Longest first, so that an out-of-memory error comes at once. An item above the budget is a batch by itself.
     """
     order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
     batch_cost = BATCH_COST * token_budget
-    least, start = [0.0], [0]  # of the first n rows: their least work, and where their last batch begins
+    least, start = [0.0], [0]  # of the first n items: their least work, and where their last batch begins
+    before = list(accumulate((1 if rows is None else rows[i] for i in order), initial=0))  # rows of the first n items
     for end in range(1, len(order) + 1):
         work, begin = math.inf, end - 1
         for first in range(end - 1, -1, -1):
-            padded = lengths[order[first]] * (end - first)
+            padded = lengths[order[first]] * (before[end] - before[first])
             if padded > token_budget and first < end - 1:
                 break
             if least[first] + padded < work:
@@ -195,13 +207,10 @@ def _last_feed_forward(model: PreTrainedModel) -> nn.Module | None:
     return mlp if isinstance(mlp, nn.Module) else None
 
 
-def at_least_float32(tensor: Tensor) -> Tensor:
-    """Cast to float32, as half precision is not enough to compare log-probabilities; float64 stays float64."""
-    return tensor if tensor.dtype == torch.float64 else tensor.float()
-
-
 def response_logprobs(model: PreTrainedModel, batch: ScoringBatch, temperature: float = 1.0) -> Tensor:
     """log π(token) of each response token. Shape: (n,)."""
+    if exceeds_chunk(model, len(batch.targets)):
+        return log_likelihoods(head_of(model), response_states(model, batch), batch.targets, temperature)
     logits = token_logits(model, batch.input_ids, batch.row, batch.position, use_cache=False).logits
     return -functional.cross_entropy(logits / temperature, batch.targets, reduction="none")
 
@@ -211,10 +220,16 @@ def response_logprobs_and_entropy(
 ) -> tuple[Tensor, Tensor]:
     """log π(token) and the entropy -Σ π log π of the distribution it was drawn from. Shapes: (n,), (n,).
 
-    Entropy that is only logged (`learn_entropy=False`) carries no gradient, which saves three tensors (n, V).
+    Entropy that is only logged (`learn_entropy=False`) carries no gradient, which saves memory.
     """
+    if exceeds_chunk(model, len(batch.targets)):
+        hidden = response_states(model, batch)
+        return log_likelihoods_and_entropies(head_of(model), hidden, batch.targets, temperature, learn_entropy)
     logits = token_logits(model, batch.input_ids, batch.row, batch.position, use_cache=False).logits
-    logs = functional.log_softmax(logits / temperature, dim=-1)
-    with torch.set_grad_enabled(learn_entropy and torch.is_grad_enabled()):
-        entropy = -(logs.exp() * logs).sum(-1)
-    return logs.gather(-1, batch.targets.unsqueeze(-1)).squeeze(-1), entropy
+    return logprobs_and_entropy(logits, batch.targets, temperature, learn_entropy)
+
+
+def response_states(model: PreTrainedModel, batch: ScoringBatch) -> Tensor:
+    """The hidden states from which each response token is predicted. Shape: (n, h)."""
+    with read_only_at(model, batch.row, batch.position):
+        return trunk_states(model, batch.input_ids)[batch.row, batch.position]

@@ -16,8 +16,8 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from alignment.errors import ConfigError
+from alignment.models.heads import at_least_float32
 from alignment.models.likelihood import likelihood_head
-from alignment.models.logprobs import at_least_float32
 
 NAME = "default"
 EXPERT_LAYERS = {"gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3"}
@@ -80,6 +80,18 @@ def add_adapter(
     model: PreTrainedModel, rank: int, alpha: int, targets: Sequence[str] | None = None, seed: int = 0
 ) -> None:
     """Add a zero-initialized adapter to the linear layers of the trunk (those in `targets`, or all)."""
+    config = lora_config(model, rank, alpha, targets)
+    try:
+        inject(model, config, seed)
+    except ValueError as error:
+        raise ConfigError(
+            f"{type(model).__name__} cannot have adapters on {sorted(config.target_modules or ())}: {error} Name other "
+            "lora_targets, or train whole models"
+        ) from error
+
+
+def lora_config(model: PreTrainedModel, rank: int, alpha: int, targets: Sequence[str] | None = None) -> LoraConfig:
+    """peft's options for an adapter on these layers of the trunk. Raises ConfigError for a layer it does not have."""
     available = linear_layers(model)
     matched = sorted(available if targets is None else available & set(targets))
     if not matched or (targets is not None and set(targets) - set(matched)):
@@ -88,14 +100,7 @@ def add_adapter(
             f"{sorted(available)}: choose from these, or leave lora_targets out for all"
         )
     transposed = any(isinstance(module, Conv1D) for module in model.base_model.modules())
-    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=matched, fan_in_fan_out=transposed)
-    try:
-        inject(model, config, seed)
-    except ValueError as error:
-        raise ConfigError(
-            f"{type(model).__name__} cannot have adapters on {matched}: {error} Name other lora_targets, or train "
-            "whole models"
-        ) from error
+    return LoraConfig(r=rank, lora_alpha=alpha, target_modules=matched, fan_in_fan_out=transposed)
 
 
 def linear_layers(model: PreTrainedModel) -> set[str]:
@@ -126,19 +131,23 @@ def merged(model: PreTrainedModel) -> PreTrainedModel:
     It is in float32 or better, since an adapter's delta may be below the resolution of half precision. Weights without
     an adapter may share memory with `model`: train a copy of the result, not the result itself.
     """
-    plain = over_base(model)
-    for name, layer in list(plain.named_modules()):
+    return merge_adapters(over_base(model))
+
+
+def merge_adapters(model: PreTrainedModel) -> PreTrainedModel:
+    """The same as `merged`, in place: no second copy of the weights, and the adapters are gone."""
+    for name, layer in list(model.named_modules()):
         if isinstance(layer, LoraLayer):
             base: Any = layer.get_base_layer()
-            weight = at_least_float32(base.weight) + _delta(layer)
+            weight = at_least_float32(base.weight) + adapter_delta(layer)
             base.weight = nn.Parameter(weight.detach(), requires_grad=False)
-            plain.set_submodule(name, base)
-    for parameter in plain.parameters():
+            model.set_submodule(name, base)
+    for parameter in model.parameters():
         parameter.data = at_least_float32(parameter.data)
-    return plain
+    return model
 
 
-def _delta(layer: Any) -> Tensor:
+def adapter_delta(layer: Any) -> Tensor:
     """The delta of an adapter to the weight of its layer."""
     delta: Tensor = sum(layer.get_delta_weight(name) for name in layer.active_adapters)
     return delta

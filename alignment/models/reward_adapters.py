@@ -14,12 +14,15 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from alignment.errors import CheckpointError
 from alignment.models.checkpoint_files import read_config
 from alignment.models.finite import read_weights
-from alignment.models.likelihood import load_likelihood, save_likelihood
+from alignment.models.likelihood import likelihood_head, load_likelihood, save_likelihood
 from alignment.models.lora import NAME, adapter_weights, add_adapter, has_adapter, inject, merged, over_base, rebased
+from alignment.models.quantized import before_quantization, is_quantized, merged_over
 from alignment.models.scalar import (
+    load_causal_model,
     load_scalar_model,
     read_normalisation,
     save_model,
+    scalar_head,
     scalar_model_over,
     set_normalisation,
 )
@@ -45,7 +48,7 @@ def scalar_adapter_over(
     language_model: PreTrainedModel, rank: int, alpha: int, targets: Sequence[str] | None = None, seed: int = 0
 ) -> PreTrainedModel:
     """A scalar model over the language model's weights, with a zero-initialized adapter and a zero head."""
-    model = scalar_model_over(over_base(language_model))
+    model = scalar_model_over(language_model if is_quantized(language_model) else over_base(language_model))
     add_adapter(model, rank, alpha, targets, seed)
     return model
 
@@ -121,9 +124,23 @@ def _lora_config(file: Path) -> LoraConfig:
 
 def save_reward(model: PreTrainedModel, path: Path, tokenizer: PreTrainedTokenizerBase | None = None) -> None:
     """Write a reward model; one with an adapter is written as a plain merged model and as the adapter."""
-    save_model(merged(model) if has_adapter(model) else model, path, tokenizer)
+    save_model(_plain(model), path, tokenizer)
     if has_adapter(model):
         save_scalar_adapter(model, path / BESIDE)
+
+
+def _plain(model: PreTrainedModel) -> PreTrainedModel:
+    """The model with its adapter merged; over quantized weights, into those of the checkpoint they were read from."""
+    if not is_quantized(model):
+        return merged(model) if has_adapter(model) else model
+    source = before_quantization(model)
+    plain = merged_over(scalar_model_over(load_causal_model(source)), model)
+    scalar_head(plain).load_state_dict(scalar_head(model).state_dict())
+    set_normalisation(plain, *read_normalisation(source, vars(model.config)))
+    term = likelihood_head(model)
+    if term is not None:
+        plain.add_module("likelihood", term)
+    return plain
 
 
 def load_reward(

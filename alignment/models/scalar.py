@@ -28,17 +28,19 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 from transformers.utils import find_adapter_config_file
+from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from alignment.bounded import read_json
-from alignment.distributed.devices import autocast, frozen_dtype, to_device
+from alignment.distributed.devices import autocast, device, frozen_dtype, to_device
 from alignment.errors import CheckpointError, ConfigError
 from alignment.models import gguf_files
 from alignment.models.architecture import cache_argument, context_length
 from alignment.models.checkpoint_files import count_parameters, refuse_adapter
 from alignment.models.ensembles import Ensemble, EnsembleFile, combined
 from alignment.models.finite import check_finite
+from alignment.models.heads import at_least_float32
 from alignment.models.likelihood import likelihood_head, load_likelihood, save_likelihood
-from alignment.models.logprobs import at_least_float32, length_batches, read_only_at, right_pad
+from alignment.models.logprobs import length_batches, read_only_at, right_pad
 from alignment.models.safe_loading import NEVER_CODE, PLAIN, read_plainly
 
 ENSEMBLE_FILE = "ensemble.json"
@@ -51,7 +53,9 @@ MASKS = re.compile(r"(attn|attention)\.(masked_)?bias$")  # of old checkpoints: 
 SPARE_PARAMETERS = 10_000_000  # a head that is shared with the embeddings, or was never stored
 
 
-def load_causal_model(path: str | Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+def load_causal_model(
+    path: str | Path, dtype: torch.dtype = torch.float32, quantization: QuantizationConfigMixin | None = None
+) -> PreTrainedModel:
     """A language model from a directory, a GGUF file or the hub, in eval mode, on the device of this process."""
     with read_plainly("no causal language model", path):
         if gguf_files.is_gguf(path):
@@ -59,9 +63,9 @@ def load_causal_model(path: str | Path, dtype: torch.dtype = torch.float32) -> P
             check_finite(model.state_dict(), path)
         else:
             decoder_config(path)
-            model = _with_all_weights(AutoModelForCausalLM, path, dtype)
+            model = _with_all_weights(AutoModelForCausalLM, path, dtype, quantization)
     model.eval()
-    return to_device(model)
+    return to_device(model) if quantization is None else model
 
 
 def decoder_config(path: str | Path) -> PreTrainedConfig:
@@ -91,13 +95,19 @@ def check_config(path: Path) -> None:
     check_scalar_form(config, model.__name__)
 
 
-def _with_all_weights(auto: Any, path: str | Path, dtype: torch.dtype) -> PreTrainedModel:
-    """The model; transformers would draw weights at random that the checkpoint does not have."""
+def _with_all_weights(
+    auto: Any, path: str | Path, dtype: torch.dtype, quantization: QuantizationConfigMixin | None = None
+) -> PreTrainedModel:
+    """The model; transformers would draw weights at random that the checkpoint does not have. `quantization` happens on
+    the device, as weights are read."""
     config = _config_of(path)
     if Path(path).is_dir():
         _check_parameters(auto, config, Path(path))
     model: PreTrainedModel
-    model, report = auto.from_pretrained(path, dtype=dtype, output_loading_info=True, **PLAIN)
+    options: dict[str, Any] = {}
+    if quantization is not None:
+        options = {"quantization_config": quantization, "device_map": {"": device()}}
+    model, report = auto.from_pretrained(path, dtype=dtype, output_loading_info=True, **options, **PLAIN)
     missing = sorted(report["missing_keys"])
     if missing:
         raise CheckpointError(
@@ -151,7 +161,7 @@ def _check_parameters(auto: Any, config: PreTrainedConfig, path: Path) -> None:
         )
 
 
-def check_context(model: PreTrainedModel, length_tokens: int, option: str) -> None:
+def check_context(model: PreTrainedModel | PreTrainedConfig, length_tokens: int, option: str) -> None:
     """Raise ConfigError if an option allows longer sequences than the model's context."""
     context = context_length(model)
     if context is not None and length_tokens > context:
@@ -192,6 +202,7 @@ def scalar_config(language_model: PreTrainedModel) -> PreTrainedConfig:
     check_scalar_form(language_model.config, type(language_model).__name__)
     config = copy.deepcopy(language_model.config)
     config.num_labels = 1
+    vars(config).pop("quantization_config", None)  # is of the loaded weights, not of the model
     return config
 
 

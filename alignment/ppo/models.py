@@ -25,10 +25,11 @@ from alignment.models.lora import (
     over_base,
     rebased,
 )
+from alignment.models.recomputation import recompute_layers
 from alignment.models.reward_adapters import scalar_adapter_over
 from alignment.models.scalar import scalar_config, scalar_head, scalar_model_from, scalar_model_over, set_normalisation
 from alignment.ppo.config import PPOConfig
-from alignment.ppo.memory import check_bfloat16, has_half_weights, recompute_layers
+from alignment.ppo.memory import check_bfloat16, has_half_weights
 from alignment.ppo.trunk import shares_trunk
 from alignment.rewards.components import Component, ModelReward, named_models
 

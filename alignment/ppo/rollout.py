@@ -8,7 +8,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from alignment.distributed.threads import side_by_side
 from alignment.models.generation import generate
-from alignment.models.logprobs import ScoringBatch, at_least_float32, response_logprobs
+from alignment.models.heads import at_least_float32
+from alignment.models.logprobs import ScoringBatch, response_logprobs
 from alignment.ppo.advantages import gae, whiten
 from alignment.ppo.config import PPOConfig
 from alignment.ppo.episodes import Episodes, Rollout, Scored, micro_batches

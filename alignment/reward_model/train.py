@@ -5,7 +5,6 @@ single batch element (Ouyang 2022, section 3.5): K responses cost K forward pass
 prompt are in the same step.
 """
 
-import copy
 import math
 from collections import defaultdict
 from collections.abc import Sequence
@@ -16,24 +15,26 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
-from tqdm import tqdm
 from transformers import PreTrainedModel
 
+from alignment import progress
 from alignment.config.stages import RewardConfig
 from alignment.distributed.collectives import share_of
-from alignment.distributed.devices import autocast, frozen_dtype
+from alignment.distributed.devices import autocast
 from alignment.distributed.sharding import split, whole, whole_tensor
 from alignment.errors import DataError
 from alignment.journal import Journal
 from alignment.models.chat import Turn, load_chat
 from alignment.models.encoding import Pair, encode_comparison, encode_demonstrations, encode_file, put_aside
+from alignment.models.heads import Head, log_likelihoods
 from alignment.models.likelihood import add_likelihood, likelihood_head
-from alignment.models.logprobs import at_least_float32, right_pad
+from alignment.models.logprobs import length_batches, right_pad
+from alignment.models.quantized import load_base
+from alignment.models.recomputation import recompute_layers
 from alignment.models.reward_adapters import scalar_adapter_over
 from alignment.models.scalar import (
     check_context,
-    load_causal_model,
+    decoder_config,
     raw_scores,
     reward_scores,
     scalar_head,
@@ -45,7 +46,7 @@ from alignment.records import Comparison
 from alignment.reward_model.ensemble_training import member_seed, shake_head, train_members
 from alignment.reward_model.evaluate import TESTS, examine, transposed
 from alignment.reward_model.loss import bradley_terry_loss
-from alignment.training.loop import TrainingState, backward, cosine_schedule
+from alignment.training.loop import TrainingState, backward, cosine_schedule, is_small, token_budget
 from alignment.training.pretrain import parameter_groups
 
 COEFFICIENT_SPEED = 10.0  # a scalar must change by more than each of the head's weights
@@ -78,9 +79,7 @@ def train_reward_model(
     others are `model-1/`, …, each normalised by itself, and the test is of the ensemble. `swapped` trains on the
     held-out comparisons and tests on `train.jsonl`: a second reward model from other labels."""
     chat = load_chat(sft / "model")
-    whole = config.lora_rank is None
-    language_model = load_causal_model(sft / "model", torch.float32 if whole else frozen_dtype())
-    check_context(language_model, config.max_length_tokens, "reward.max_length_tokens")
+    check_context(decoder_config(sft / "model"), config.max_length_tokens, "reward.max_length_tokens")
     encode = partial(encode_comparison, chat, max_length=config.max_length_tokens)
     encoded = {name: encode_file(comparisons / f"{name}.jsonl", Comparison, encode) for name in ("train", *TESTS)}
     put_aside(out, *encoded.values())
@@ -96,7 +95,9 @@ def train_reward_model(
     zero = encode_demonstrations(demonstrations, chat, config.max_length_tokens, "reward.max_length_tokens")
 
     def member(number: int, directory: Path, member_journal: Journal) -> PreTrainedModel:
+        language_model = load_base(sft / "model", config.lora_rank, config.quantize).requires_grad_(False)
         model, language_head = untrained(language_model, config, number)
+        del language_model  # of a full reward model only the head is needed
         model = train_groups(model, language_head, groups, config, directory, member_journal, member_seed(seed, number))
         normalise(model, groups, [turn for _, turn in zero.rows])
         return model
@@ -121,7 +122,8 @@ def untrained(language_model: PreTrainedModel, config: RewardConfig, number: int
         scalar_head(model).requires_grad_(True)
     if number > 0:
         shake_head(model, number)
-    language_head = copy.deepcopy(language_model.get_output_embeddings()).requires_grad_(False)
+    language_head = language_model.get_output_embeddings()
+    assert isinstance(language_head, nn.Module), "a causal language model has a head"
     if config.likelihood:
         add_likelihood(model, language_head)
     return model, language_head
@@ -161,22 +163,24 @@ def train_groups(
 
     Returns the trained model: `model` itself, unless its weights were sharded over the processes.
     """
+    if config.gradient_checkpointing:
+        recompute_layers(model)
     shards = split((model,))
     per_epoch = math.ceil(len(groups) / config.batch_prompts)
     steps = max(1, round(per_epoch * config.epochs))
+    budget = token_budget(config.micro_batch_tokens, model, recompute=config.gradient_checkpointing)
     weights, grouped = list(model.parameters()), groups_with_head(model, config)
     optimizer = torch.optim.AdamW(grouped, lr=config.learning_rate, betas=(0.9, 0.98), fused=True)
     schedule = cosine_schedule(optimizer, steps, config.warmup_share, 0.1)
     state = TrainingState(out / "checkpoint", model, optimizer, schedule)
     first = state.resume()
     journal.rewind(first)
-    for step in tqdm(range(first + 1, steps + 1), desc="reward model", initial=first, total=steps, disable=None):
+    for step in progress.steps("reward model", first, steps):
         epoch, number = divmod(step - 1, per_epoch)
         order = torch.randperm(len(groups), generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch)).tolist()
         batch = [groups[i] for i in order[number * config.batch_prompts : (number + 1) * config.batch_prompts]]
-        mine = share_of(batch)
-        halves = [half for half in (mine[::2], mine[1::2]) if half]
-        losses = [partial(batch_loss, model, half, language_head, config.lm_coef, batch) for half in halves]
+        parts = micro_batches(share_of(batch), budget, in_halves=is_small(weights))
+        losses = [partial(batch_loss, model, part, language_head, config.lm_coef, batch) for part in parts]
         idle = partial(no_loss, model, batch[:1], language_head, config.lm_coef, batch)
         loss, accuracy = backward(losses, weights, shards, idle)
         norm = whole_tensor(torch.nn.utils.clip_grad_norm_(weights, config.max_grad_norm))
@@ -192,6 +196,18 @@ def train_groups(
         "loss", curve(journal.read(), ["loss", "train_accuracy"], "reward model: loss and accuracy in training")
     )
     return whole(shards, model)
+
+
+def micro_batches(groups: Sequence[PromptGroup], token_budget: int, *, in_halves: bool) -> list[list[PromptGroup]]:
+    """The prompts of a batch in parts of at most so many padded tokens; a prompt above the budget is a part by itself.
+
+    `in_halves` leaves a batch that fits the budget in two halves for `backward`.
+    """
+    lengths = [max(map(len, group.sequences)) for group in groups]
+    rows = [len(group.sequences) for group in groups]
+    if in_halves and groups and max(lengths) * sum(rows) <= token_budget:
+        return [half for half in (list(groups[::2]), list(groups[1::2])) if half]
+    return [[groups[i] for i in part] for part in length_batches(lengths, token_budget, rows)]
 
 
 def groups_with_head(model: PreTrainedModel, config: RewardConfig) -> list[dict[str, object]]:
@@ -245,8 +261,7 @@ def batch_loss(
         weights = won.unsqueeze(-1) * (torch.arange(1, tokens.shape[1], device=model.device) < lengths.unsqueeze(-1))
         counts = weights > 0
         with autocast():
-            logits = at_least_float32(language_head(hidden[:, :-1][counts]))
-        losses = functional.cross_entropy(logits, tokens[:, 1:][counts], reduction="none")
+            losses = -log_likelihoods(Head.linear(language_head), hidden[:, :-1][counts], tokens[:, 1:][counts])
         loss = loss + lm_coef * (weights[counts] * losses).sum() / sum(map(weight_of_tokens, batch))
     return torch.stack([loss, in_order.to(loss)])
 

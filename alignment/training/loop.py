@@ -1,9 +1,9 @@
-"""Shared parts of training loops: gradients of two losses in parallel, a learning-rate schedule, resumable state."""
+"""Shared parts of training loops: micro-batches and their gradients, a learning-rate schedule, resumable state."""
 
 import math
 import os
 import pickle
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,9 @@ from alignment.distributed.collectives import gathered, on_main, sum_gradients
 from alignment.distributed.sharding import Shards, add_gradients, part_of, part_of_optimizer, whole_on_main
 from alignment.distributed.threads import side_by_side
 from alignment.errors import CheckpointError, TrainingError
+from alignment.footprint.model import ACTIVATION_BYTES, micro_batch_tokens, shape_of
+
+SMALL_MODEL = 2**25  # parameters
 
 
 def cosine_schedule(optimizer: Optimizer, steps: int, warmup_share: float, min_share: float) -> LambdaLR:
@@ -32,46 +35,74 @@ def cosine_schedule(optimizer: Optimizer, steps: int, warmup_share: float, min_s
     return LambdaLR(optimizer, factor)
 
 
+def token_budget(option: int | None, model: PreTrainedModel, *, recompute: bool = False) -> int:
+    """Padded tokens of a micro-batch: the recipe's, or as many as keep activations within ACTIVATION_BYTES (on a GPU a
+    quarter of its memory). Results do not depend on it."""
+    memory = ACTIVATION_BYTES
+    if model.device.type == "cuda":
+        memory = torch.cuda.get_device_properties(model.device).total_memory // 4
+    return micro_batch_tokens(shape_of(model.config), option, memory, recompute=recompute)
+
+
+def is_small(weights: Iterable[nn.Parameter]) -> bool:
+    """Whether two halves of a batch are computed faster in a thread each than one after the other by all threads."""
+    return sum(weight.numel() for weight in weights) <= SMALL_MODEL
+
+
 def backward(
     losses: Sequence[Callable[[], Tensor]],
     weights: Sequence[nn.Parameter],
     shards: Shards | None = None,
     idle: Callable[[], Tensor] | None = None,
 ) -> Tensor:
-    """Set each weight's gradient to that of the sum of one or two losses, and return the sum. Each process passes the
-    losses of its share (none if its share is empty); sum and gradients are totals over all processes.
+    """Set each weight's gradient to that of the sum of the losses, and return the sum. Each process passes the losses
+    of its share (none if its share is empty); sum and gradients are totals over all processes.
 
-    Of a loss of shape (n,) the first value is minimised, and the others are metrics. Two losses, such as those of the
-    halves of a batch, are computed in parallel threads (`alignment.distributed.threads`) and summed in order. Their
-    forwards must not draw random numbers, as dropout does: the order of the draws would not be deterministic.
+    Of a loss of shape (n,) the first value is minimised, and the others are metrics. Losses are those of a batch's
+    micro-batches: each is computed and its activations are released before the next. Two losses of a small model are
+    computed in parallel threads (`alignment.distributed.threads`) and summed in order. Their forwards must not draw
+    random numbers, as dropout does: the order of the draws would not be deterministic.
 
-    Of a model that is sharded, losses are computed one after the other, and a process with fewer than others computes
-    `idle`, a loss of 0.
+    Of a model that is sharded, a process with fewer losses than others computes `idle`, a loss of 0.
     """
     if shards is not None:
         assert idle is not None
         return _backward_in_shards(losses, weights, shards, idle)
     learnt = [weight for weight in weights if weight.requires_grad]
 
+    def accumulate(loss: Callable[[], Tensor]) -> Tensor:
+        with torch.enable_grad():
+            value = loss()
+            value.flatten()[0].backward()
+        return value.detach().cpu()
+
+    def share() -> list[Tensor]:
+        for weight in learnt:
+            weight.grad = None
+        if len(losses) == 2 and is_small(weights):
+            return _backward_in_threads(losses[0], losses[1], learnt)
+        return [accumulate(loss) for loss in losses]
+
+    values = [value for process_values in gathered(share) for value in process_values]
+    sum_gradients(learnt)
+    return torch.stack(values).sum(dim=0)
+
+
+def _backward_in_threads(
+    first: Callable[[], Tensor], second: Callable[[], Tensor], learnt: Sequence[nn.Parameter]
+) -> list[Tensor]:
+    """The values of two losses, and the sum of their gradients in the weights."""
+
     def gradients(loss: Callable[[], Tensor]) -> tuple[Tensor, tuple[Tensor | None, ...]]:
         with torch.enable_grad():
             value = loss()
             return value.detach(), torch.autograd.grad(value.flatten()[0], learnt, allow_unused=True)
 
-    def share() -> list[Tensor]:
-        if len(losses) == 2:
-            first, second = losses
-            shares = list(side_by_side(lambda: gradients(first), lambda: gradients(second), learnt[0].device))
-        else:
-            shares = [gradients(loss) for loss in losses]
-        for weight, *parts in zip(learnt, *(gradient for _, gradient in shares), strict=True):
-            present = [part for part in parts if part is not None]
-            weight.grad = sum(present[1:], present[0]) if present else None
-        return [value.cpu() for value, _ in shares]
-
-    values = [value for process_values in gathered(share) for value in process_values]
-    sum_gradients(learnt)
-    return torch.stack(values).sum(dim=0)
+    shares = side_by_side(lambda: gradients(first), lambda: gradients(second), learnt[0].device)
+    for weight, *parts in zip(learnt, *(gradient for _, gradient in shares), strict=True):
+        present = [part for part in parts if part is not None]
+        weight.grad = sum(present[1:], present[0]) if present else None
+    return [value.cpu() for value, _ in shares]
 
 
 def _backward_in_shards(

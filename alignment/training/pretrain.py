@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from tqdm import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
+from alignment import progress
 from alignment.config.stages import ModelConfig, PretrainConfig
 from alignment.distributed.collectives import on_main, share_of
 from alignment.distributed.devices import autocast, to_device
@@ -21,14 +21,18 @@ from alignment.journal import Journal
 from alignment.models.architecture import cache_argument, check_causal, context_length, row_length
 from alignment.models.chat import ChatFormat
 from alignment.models.encoding import encode_file
+from alignment.models.heads import exceeds_chunk, head_of, log_likelihoods, trunk_states
 from alignment.models.importing import import_checkpoint
+from alignment.models.recomputation import recompute_layers
 from alignment.models.scalar import save_model, scalar_config
 from alignment.models.tokenizer import load_tokenizer
 from alignment.plots import curve
 from alignment.records import Document, Rejected, write_records
-from alignment.training.loop import TrainingState, backward, cosine_schedule
+from alignment.training.loop import TrainingState, backward, cosine_schedule, is_small, token_budget
 
-HELDOUT_TOKENS = 8192  # in one forward: its logits are 5 GB at a vocabulary of 150 thousand
+HELDOUT_TOKENS = 8192  # in one forward
+HELDOUT_ROW = 512  # tokens of a held-out row, and the longest context whose held-out text is measured as a whole
+HELDOUT_SAMPLE = 16_384  # tokens: the standard error of a loss is then about 0.02 nats
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,14 @@ class PackedText:
         """The first rows, at most `count`."""
         return self if count >= len(self.rows) else replace(self, rows=self.rows[:count], filling=0)
 
+    def sample(self, tokens: int) -> "PackedText":
+        """Whole rows of at most so many tokens (but one row), evenly spaced over the text; all rows for 0 tokens."""
+        count = max(1, tokens // self.rows.shape[1])
+        if not tokens or count >= len(self.rows):
+            return self
+        whole = len(self.rows) - 1 if self.filling else len(self.rows)
+        return replace(self, rows=self.rows[torch.arange(count) * whole // count], filling=0)
+
 
 def pretrain(
     config: PretrainConfig, out: Path, journal: Journal, *, seed: int, corpus: Path, tokenizer: Path | None = None
@@ -60,7 +72,8 @@ def pretrain(
     model, words = starting_point(config, tokenizer, journal)
     chat = ChatFormat.of(words, model.generation_config)
     length = row_length(model) if config.checkpoint else config.model.context_length
-    train, heldout = (pack(corpus / f"{name}.jsonl", chat, length) for name in ("train", "heldout"))
+    train = pack(corpus / "train.jsonl", chat, length)
+    heldout = heldout_text(corpus, chat, length, config.heldout_row_tokens, config.heldout_tokens)
     on_main(write_records, out / "rejected.jsonl", [*train.rejected, *heldout.rejected])
     if config.epochs:
         model = train_packed(model, train, heldout, config, out, journal, seed)
@@ -126,6 +139,15 @@ def build_model(config: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> Llam
     )
 
 
+def heldout_text(
+    corpus: Path, chat: ChatFormat, length: int, row_tokens: int | None = None, tokens: int | None = None
+) -> PackedText:
+    """The held-out text of a corpus for a model that is trained on rows of `length`; see the options of pretrain."""
+    if tokens is None:
+        tokens = HELDOUT_SAMPLE if length > HELDOUT_ROW else 0
+    return pack(corpus / "heldout.jsonl", chat, min(length, row_tokens or HELDOUT_ROW)).sample(tokens)
+
+
 def pack(path: Path, chat: ChatFormat, context: int) -> PackedText:
     """Read documents and pack them, without conversations that the chat template refuses; see `pack_documents`."""
     encoded = encode_file(path, Document, chat.document)
@@ -159,6 +181,8 @@ def train_packed(
 
     Returns the trained model: `model` itself, unless its weights were sharded over the processes.
     """
+    if config.gradient_checkpointing:
+        recompute_layers(model)
     shards = split((model,))
     per_epoch = math.ceil(len(train.rows) / config.batch_sequences)
     steps = max(1, round(per_epoch * config.epochs))
@@ -169,11 +193,12 @@ def train_packed(
     state = TrainingState(out / "checkpoint", model, optimizer, schedule)
     first = state.resume()
     journal.rewind(first)
+    budget = token_budget(config.micro_batch_tokens, model, recompute=config.gradient_checkpointing)
     model.eval()  # no dropout: halves in parallel threads would draw random numbers in any order
-    for step in tqdm(range(first + 1, steps + 1), desc="pretrain", initial=first, total=steps, disable=None):
+    for step in progress.steps("pretrain", first, steps):
         batch = batch_rows(step, len(train.rows), config.batch_sequences, seed)
-        halves = [half for half in train.rows[share_of(batch)].chunk(2) if len(half)]
-        losses = [partial(next_token_loss, model, half, len(half) / len(batch)) for half in halves]
+        parts = micro_batches(train.rows[share_of(batch)], budget, at_least=2 if is_small(weights) else 1)
+        losses = [partial(next_token_loss, model, part, len(part) / len(batch)) for part in parts]
         idle = partial(next_token_loss, model, train.rows[batch[:1]], 0.0)
         loss = backward(losses, weights, shards, idle)
         norm = whole_tensor(torch.nn.utils.clip_grad_norm_(weights, config.max_grad_norm))
@@ -209,12 +234,22 @@ def batch_rows(step: int, rows: int, batch: int, seed: int) -> list[int]:
     return list(order[number * batch : (number + 1) * batch])
 
 
+def micro_batches(rows: Tensor, token_budget: int, at_least: int = 1) -> list[Tensor]:
+    """The rows of a batch in order, in parts of about the same size that stay within the budget; none without rows."""
+    size = max(1, token_budget // rows.shape[1])
+    return [part for part in rows.chunk(max(at_least, math.ceil(len(rows) / size))) if len(part)]
+
+
 def next_token_loss(model: PreTrainedModel, batch: Tensor, share: float = 1.0) -> Tensor:
     """`share` times the mean over positions of −log p(x_t | x_<t). Shape of batch: (b, context)."""
     batch = batch.to(model.device)
+    targets = batch[:, 1:].reshape(-1)
     with autocast():
+        if exceeds_chunk(model, batch.numel()):
+            hidden = trunk_states(model, batch)[:, :-1].flatten(0, 1)
+            return share * -log_likelihoods(head_of(model), hidden, targets).mean()
         logits = model(input_ids=batch, use_cache=False).logits[:, :-1].float()
-    return share * functional.cross_entropy(logits.reshape(-1, logits.shape[-1]), batch[:, 1:].reshape(-1))
+    return share * functional.cross_entropy(logits.reshape(-1, logits.shape[-1]), targets)
 
 
 @torch.no_grad()

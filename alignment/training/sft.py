@@ -19,16 +19,25 @@ from alignment.distributed.sharding import whole_state
 from alignment.journal import Journal
 from alignment.models.chat import Turn, load_chat
 from alignment.models.encoding import encode_demonstrations, put_aside
-from alignment.models.scalar import check_context, load_causal_model, save_model
+from alignment.models.quantized import load_base
+from alignment.models.scalar import check_context, save_model
 from alignment.plots import curve
-from alignment.training.trl import by_epochs, on_one_gpu, run_trainer, shared_options
+from alignment.training.trl import (
+    adapter,
+    by_epochs,
+    micro_batches,
+    on_one_gpu,
+    run_trainer,
+    shared_options,
+    trained_model,
+)
 
 
 def finetune(
     config: SFTConfig, out: Path, journal: Journal, *, seed: int, base: Path, demonstrations: Path
 ) -> dict[str, float]:
     """Fine-tune `base/model` on `demonstrations.jsonl` and write `model/`; resumes after its last complete epoch."""
-    model, chat = load_causal_model(base / "model"), load_chat(base / "model")
+    model, chat = load_base(base / "model", config.lora_rank, config.quantize), load_chat(base / "model")
     check_context(model, config.max_length_tokens, "sft.max_length_tokens")
     encoded = encode_demonstrations(demonstrations, chat, config.max_length_tokens, "sft.max_length_tokens")
     put_aside(out, encoded)
@@ -39,13 +48,19 @@ def finetune(
         max_length=config.max_length_tokens,
         completion_only_loss=True,
         **by_epochs(config),
+        **micro_batches(config, model, config.batch_size, max(map(len, dataset["input_ids"]))),
         **shared_options(checkpoints, seed, on_cpu=model.device.type == "cpu"),
     )
     trainer = SharingTrainer(
-        model=model, args=on_one_gpu(options), train_dataset=dataset, processing_class=chat.tokenizer
+        model=model,
+        args=on_one_gpu(options),
+        train_dataset=dataset,
+        processing_class=chat.tokenizer,
+        peft_config=adapter(config, model, seed),
     )
-    run_trainer(trainer, checkpoints, journal, {"mean_token_accuracy": "mean_token_accuracy"})
-    model.eval()
+    run_trainer(trainer, checkpoints, journal, {"mean_token_accuracy": "mean_token_accuracy"}, "sft")
+    del trainer  # with its optimizer
+    model = trained_model(model)
     on_main(save_model, model, out / "model", chat.tokenizer, whole_state(model))
     journal.figure("loss", curve(journal.read(), ["loss"], "SFT loss (nats per response token)"))
     losses = [line["values"]["loss"] for line in journal.read() if "loss" in line["values"]]

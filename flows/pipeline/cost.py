@@ -7,23 +7,29 @@ does not exist yet is estimated from file sizes, and lengths are taken at their 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
-from alignment.models.checkpoint_files import count_parameters
+from alignment.footprint import peaks
+from alignment.footprint.model import Footprint, Shape, shape_of
+from alignment.models.checkpoint_files import count_parameters, read_config
 from alignment.stage import Sizes, Step
 from flows.recipe.schema import TOWN_SCHEME, Recipe
 
 BYTES_PER_TOKEN = 3.5  # byte-level BPE of about a thousand tokens on English
 TOWN_DOCUMENT_BYTES = 110
+LONGEST_ROW = 2048  # of packed text, as in alignment.models.architecture
 ROW_BYTES = 400  # a prompt with its answer, in external files
 
 
 @dataclass(frozen=True)
 class Cost:
-    """The cost of a stage: parameters of its model, tokens trained on, tokens read. None if not known yet."""
+    """The cost of a stage: parameters of its model, tokens trained on, tokens read, and the process's peak memory in
+    bytes. None if not known yet."""
 
     parameters: int | None = None
     trained: int | None = None
     read: int | None = None
+    peak_bytes: int | None = None
 
     @property
     def flops(self) -> int | None:
@@ -69,15 +75,38 @@ def checkpoint_parameters(path: Path) -> int | None:
     return count_parameters(path) or None if path.is_dir() else None
 
 
+def footprint(recipe: Recipe) -> Footprint | None:
+    """The sizes of the recipe's language model; None for a checkpoint that is not available locally."""
+    count = parameters(recipe)
+    if count is None:
+        return None
+    if recipe.pretrain.checkpoint is not None:
+        config = read_config(Path(recipe.pretrain.checkpoint) / "config.json")
+        return Footprint(count, shape_of(SimpleNamespace(**(config.get("text_config") or config))))
+    model = recipe.pretrain.model
+    vocabulary = recipe.tokenizer.vocab_size
+    return Footprint(
+        count, Shape(model.layers, model.hidden_size, model.intermediate_size, model.hidden_size, vocabulary)
+    )
+
+
+def peak_bytes(step: Step, model: Footprint | None, known: Sizes) -> int | None:
+    """The peak memory of a process of a stage: models, batches and libraries."""
+    if model is None or step.stage.memory is None:
+        return None
+    return int(step.stage.memory(step.config, model, known)) + peaks.LIBRARIES
+
+
 def costs(recipe: Recipe, chain: Mapping[str, Step]) -> dict[str, Cost]:
     """The cost of every stage that runs a model."""
-    n, known = parameters(recipe), sizes(recipe)
+    n, known, model = parameters(recipe), sizes(recipe), footprint(recipe)
     costs_by_stage = {}
     for name, step in chain.items():
         if step.stage.cost is None:
             continue
         tokens = step.stage.cost(step.config, known)
-        costs_by_stage[name] = Cost(n) if tokens is None else Cost(n, round(tokens.trained), round(tokens.read))
+        trained, read = (None, None) if tokens is None else (round(tokens.trained), round(tokens.read))
+        costs_by_stage[name] = Cost(n, trained, read, peak_bytes(step, model, known))
     return costs_by_stage
 
 
@@ -86,7 +115,7 @@ def sizes(recipe: Recipe) -> Sizes:
     ppo = recipe.ppo if recipe.align.method == "ppo" else None
     return Sizes(
         conversation_tokens=recipe.sft.max_length_tokens,
-        context_length=recipe.pretrain.model.context_length,
+        context_length=_row_length(recipe),
         corpus_tokens=_corpus_tokens(recipe),
         demonstrations=_rows(recipe, "demonstrations"),
         prompts=_rows(recipe, "prompts"),
@@ -94,8 +123,17 @@ def sizes(recipe: Recipe) -> Sizes:
         comparisons=_judged_pairs(recipe),
         judged_responses=_judged_responses(recipe),
         heldout_share=recipe.comparisons.heldout_share,
+        responses_per_prompt=2 if recipe.labeling is None else recipe.sampling.responses_per_prompt,
         snapshots=ppo.steps // ppo.snapshot_every_steps if ppo else 0,
     )
+
+
+def _row_length(recipe: Recipe) -> int:
+    """Tokens of a packed row; a checkpoint's context where it is available locally."""
+    if recipe.pretrain.checkpoint is None or not Path(recipe.pretrain.checkpoint).is_dir():
+        return recipe.pretrain.model.context_length
+    config = read_config(Path(recipe.pretrain.checkpoint) / "config.json")
+    return min(int((config.get("text_config") or config).get("max_position_embeddings", LONGEST_ROW)), LONGEST_ROW)
 
 
 def _corpus_tokens(recipe: Recipe) -> int | None:

@@ -1,13 +1,18 @@
 """`rlhf run --plan`: a dry run that lists stages, cache state and cost."""
 
+import time
 from dataclasses import dataclass
+from datetime import timedelta
 
+import numpy as np
 from rich.table import Table
 
 from alignment.stages import EVALUATE
 from flows.pipeline.cost import Cost, costs, format_count
 from flows.pipeline.dag import keys, needed, steps
 from flows.recipe.schema import Recipe
+
+MATRIX_SHARE = 0.5  # of the rate of a plain matrix product: what training and sampling reach
 
 
 @dataclass(frozen=True)
@@ -51,7 +56,11 @@ def plan_table(recipe: Recipe, rows: list[PlannedStage]) -> Table:
     """The plan as a table for the terminal."""
     total = sum(row.cost.flops or 0 for row in rows if row.state != "cached")
     title = f"{recipe.name}, seed {recipe.seed}: about {format_count(total)}FLOP to do"
-    caption = "tokens and FLOPs are estimates at full lengths: 6·N a trained token, 2·N a read one"
+    rate = MATRIX_SHARE * matrix_rate()
+    caption = (
+        "tokens and FLOPs are estimates at full lengths: 6·N a trained token, 2·N a read one; times are for the cores\n"
+        f"of this machine at {format_count(round(rate))}FLOP/s, memory is the peak of one process in float32"
+    )
     if any(row.state == "?" for row in rows):
         caption += "\n? : MLflow does not answer, so cached stages are unknown; `rlhf up` starts the one of this home"
     table = Table(title=title, caption=caption)
@@ -63,10 +72,31 @@ def plan_table(recipe: Recipe, rows: list[PlannedStage]) -> Table:
         ("trained", "right"),
         ("read", "right"),
         ("FLOPs", "right"),
+        ("time", "right"),
+        ("memory", "right"),
     ):
         table.add_column(name, justify="right" if side == "right" else "left")
     for row in rows:
-        cost = [row.cost.parameters, row.cost.trained, row.cost.read, row.cost.flops]
-        figures = ["", "", "", ""] if row.cost == Cost() else [format_count(value) for value in cost]
-        table.add_row(row.stage, row.key[:12], row.state, *figures)
+        table.add_row(row.stage, row.key[:12], row.state, *_figures(row.cost, rate))
     return table
+
+
+def _figures(cost: Cost, rate: float) -> list[str]:
+    """The columns of a stage's cost; empty for a stage that runs no model."""
+    if cost == Cost():
+        return [""] * 6
+    counts = [format_count(value) for value in (cost.parameters, cost.trained, cost.read, cost.flops)]
+    duration = "?" if cost.flops is None else str(timedelta(seconds=round(cost.flops / rate)))
+    memory = "?" if cost.peak_bytes is None else f"{cost.peak_bytes / 2**30:.1f} GiB"
+    return [*counts, duration, memory]
+
+
+def matrix_rate(size: int = 1024, repeats: int = 5) -> float:
+    """FLOP/s of a matrix product in float32 on the cores of this machine, measured in a tenth of a second."""
+    matrix = np.ones((size, size), dtype=np.float32)
+    seconds = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        matrix @ matrix
+        seconds.append(time.perf_counter() - start)
+    return 2.0 * size**3 / min(seconds)

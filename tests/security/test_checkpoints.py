@@ -155,7 +155,7 @@ def test_a_hostile_state_of_fine_tuning_is_not_read(tmp_path: Path, mark: Path, 
     torch.save({"state": Evil(mark)}, tmp_path / "checkpoint-1" / file)
     told.max_steps = 2
     with pytest.raises(CheckpointError, match=r"checkpoint-1 contains objects other than tensors"):
-        run_trainer(Trainer(small(), told, train_dataset=rows), tmp_path, Journal(tmp_path / "journal"), {})  # type: ignore[arg-type]
+        run_trainer(Trainer(small(), told, train_dataset=rows), tmp_path, Journal(tmp_path / "journal"), {}, "sft")  # type: ignore[arg-type]
     assert not mark.exists()
 
 

@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 from alignment.errors import DataError
 from alignment.journal import Journal
-from alignment.methods.kto import KTOConfig, in_whole_batches, kto, labelled_answers, with_other_answers
+from alignment.methods.kto import KTOConfig, beside_others, both_answers, in_whole_batches, kto, labelled_answers
 from alignment.models.logprobs import response_logprobs, scoring_batches
 from alignment.models.scalar import load_causal_model
 from alignment.models.tokenizer import ASSISTANT, load_tokenizer
@@ -64,12 +64,17 @@ def test_each_answer_is_read_beside_the_one_before_it_in_the_batch() -> None:
         {"prompt_tokens": [4], "answer_tokens": [5, 6], "label": False},
         {"prompt_tokens": [7], "answer_tokens": [8], "label": True},
     ]
-    batch = with_other_answers(0, 3)(rows)
+    batch = both_answers(0, 3)(list(beside_others(Dataset.from_list(rows), 3)))
     assert batch["input_ids"].tolist() == [[1, 2, 3], [4, 5, 6], [7, 8, 0]]
     assert batch["completion_mask"].tolist() == [[0, 0, 1], [0, 1, 1], [0, 1, 0]]
     assert batch["KL_input_ids"].tolist() == [[1, 2, 8], [4, 3, 0], [7, 5, 6]]
     assert batch["KL_completion_mask"].tolist() == [[0, 0, 1], [0, 1, 0], [0, 1, 1]]
     assert batch["label"].tolist() == [True, False, True]
+
+
+def test_no_answer_is_of_another_batch() -> None:
+    rows = Dataset.from_list([{"answer_tokens": [n]} for n in range(5)])
+    assert beside_others(rows, 2)["other_tokens"] == [[1], [0], [3], [2], [4]]
 
 
 def test_answers_are_read_as_every_other_stage_reads_them(sft) -> None:

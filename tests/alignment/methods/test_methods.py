@@ -9,6 +9,7 @@ from trl import RLOOConfig as RLOOTrainerOptions
 from alignment.journal import Journal
 from alignment.methods.best_of_n import BestOfNConfig, best_indices, best_of_n
 from alignment.methods.dpo import DPOConfig, dpo, own_tokens, pairs
+from alignment.methods.kto import KTOConfig, kto
 from alignment.methods.rloo import RLOOConfig, conversations, rloo, trainer_on_own_tokens
 from alignment.models.chat import ChatFormat
 from alignment.models.logprobs import response_logprobs, scoring_batches
@@ -102,6 +103,69 @@ def test_dpo_reads_a_comparison_as_every_other_stage_does(place) -> None:
     for row, mask, text in zip(tokens, masks, (GOOD, BAD), strict=True):
         tail = response_tokens(tokenizer, text)
         assert row[: len(head) + len(tail)] == head + tail and sum(mask) == len(tail)
+
+
+# --- memory ---------------------------------------------------------------------------------------------------------
+
+UNEVEN = [comparison(f"Who {n}?", GOOD * (1 + n % 3), BAD) for n in range(7)]
+
+
+@pytest.fixture(scope="module")
+def uneven(place, tmp_path_factory):
+    """Seven comparisons of uneven length."""
+    directory = tmp_path_factory.mktemp("uneven")
+    return write(directory / "train.jsonl", UNEVEN)
+
+
+def aligned(method, place, rows, out, **options):
+    """The weights after two steps of DPO or KTO, the second with a smaller batch, and the last figures."""
+    function, config = {"dpo": (dpo, DPOConfig), "kto": (kto, KTOConfig)}[method]
+    defaults = {"epochs": 1, "batch_size": 4 if method == "dpo" else 8, "learning_rate": 1e-2, "max_length_tokens": 64}
+    values = config(**{**defaults, "log_every_steps": 1, **options})
+    figures = function(values, out, Journal(out), seed=0, sft=place, comparisons=rows)
+    return load_file(out / "model" / "model.safetensors"), figures
+
+
+@pytest.mark.parametrize("method", ["dpo", "kto"])
+def test_micro_batches_and_recomputation_leave_the_same_weights(place, uneven, tmp_path, method) -> None:
+    expected, figures = aligned(method, place, uneven, tmp_path / "whole")
+    options = {"micro_batch_tokens": 100 if method == "kto" else 200, "gradient_checkpointing": True}
+    weights, other = aligned(method, place, uneven, tmp_path / "parts", **options)
+    assert all(torch.allclose(weights[name], expected[name], atol=5e-6) for name in expected)
+    assert not all(torch.equal(weights[name], expected[name]) for name in expected)
+    assert other["loss"] == pytest.approx(figures["loss"], abs=1e-4)
+
+
+@pytest.mark.parametrize("method", ["dpo", "kto"])
+def test_an_adapter_s_reference_is_its_base_and_its_checkpoint_is_plain(place, tmp_path, method) -> None:
+    before = load_file(place / "model" / "model.safetensors")
+    weights, figures = aligned(method, place, place, tmp_path, epochs=4, lora_rank=2, lora_targets=("q_proj",))
+    assert weights.keys() == before.keys()
+    assert {name for name in before if not torch.equal(before[name], weights[name])} == {
+        "model.layers.0.self_attn.q_proj.weight"
+    }
+    assert figures["margin"] > 0
+    first = Journal(tmp_path).read()[0]["values"]
+    assert first["loss"] == pytest.approx({"dpo": 0.6931, "kto": 0.5}[method], abs=1e-3)
+
+
+@pytest.mark.parametrize("options", [{"micro_batch_tokens": 100}, {"gradient_checkpointing": True}, {"lora_rank": 2}])
+def test_rloo_with_less_memory(place, tmp_path, rule, options) -> None:
+    rule("letters", letters)
+    common = {"steps": 2, "batch_size": 16, "kl_coef": 0.05}
+    figures = run_rloo(place, tmp_path / "whole", **common)
+    other = run_rloo(place, tmp_path / "less", **common, **options)
+    whole, less = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("whole", "less"))
+    assert whole.keys() == less.keys()
+    first, second = (Journal(tmp_path / name).read()[0]["values"] for name in ("whole", "less"))
+    assert second["reward"] == pytest.approx(first["reward"])  # the same responses are drawn
+    if "lora_rank" in options:
+        start = load_file(place / "model" / "model.safetensors")
+        changed = {name for name in less if not torch.equal(less[name], start[name])}
+        assert changed and all("_proj" in name for name in changed)
+    else:
+        assert all(torch.allclose(whole[name], less[name], atol=2e-5) for name in whole)
+        assert other["reward"] == pytest.approx(figures["reward"], abs=1e-5)
 
 
 # --- RLOO ------------------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from alignment.errors import ConfigError
 from alignment.models.logprobs import response_logprobs
+from alignment.models.recomputation import recompute_layers
 from alignment.ppo import memory
 from alignment.ppo.episodes import micro_batches
 from alignment.ppo.learner import Learner
@@ -148,4 +149,4 @@ def test_layers_that_cannot_be_recomputed_are_refused() -> None:
     model = world.policy()
     model.model.layers = torch.nn.ModuleList()
     with pytest.raises(ConfigError, match="gradient_checkpointing to false"):
-        memory.recompute_layers(model)
+        recompute_layers(model)

@@ -95,3 +95,48 @@ def test_weights_that_are_spoilt_stop_the_training_before_the_step_and_the_check
         run(place, tmp_path, ANSWERS, epochs=2)
     kept = tmp_path / "out" / "checkpoint" / "checkpoint-3"
     assert all(value.isfinite().all() for value in load_file(kept / "model.safetensors").values())
+
+
+UNEVEN = [demonstration(f"What does Ada play {i}?", "Ada plays the violin." * (1 + i % 3)) for i in range(10)]
+
+
+def weights_of(path):
+    return load_file(path / "out" / "model" / "model.safetensors")
+
+
+@pytest.mark.parametrize("options", [{"micro_batch_tokens": 70}, {"gradient_checkpointing": True}])
+def test_micro_batches_and_recomputation_leave_the_same_weights(place, tmp_path, options) -> None:
+    """Ten rows in batches of four: three steps, the last with two rows."""
+    common = {"learning_rate": 1e-2, "lora_rank": None}
+    plain = run(place, tmp_path / "plain", UNEVEN, **common)
+    parts = run(place, tmp_path / "parts", UNEVEN, **common, **options)
+    whole, other = weights_of(tmp_path / "plain"), weights_of(tmp_path / "parts")
+    assert all(torch.allclose(whole[name], other[name], atol=2e-6) for name in whole)
+    assert parts["loss"] == pytest.approx(plain["loss"], abs=2e-4)
+
+
+def test_an_adapter_leaves_a_plain_checkpoint_that_differs_by_its_rank(place, tmp_path) -> None:
+    figures = run(place, tmp_path, ANSWERS, epochs=6, learning_rate=3e-2, lora_rank=2, micro_batch_tokens=64)
+    losses = [line["values"]["loss"] for line in Journal(tmp_path / "out").read() if "loss" in line["values"]]
+    assert figures["loss"] == losses[-1] < losses[0] - 0.1
+    before, after = load_file(place / "model" / "model.safetensors"), weights_of(tmp_path)
+    assert before.keys() == after.keys()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed and all("_proj" in name for name in changed)
+    assert all(torch.linalg.matrix_rank(after[n] - before[n], rtol=1e-3) <= 2 for n in changed)
+
+
+def test_an_adapter_that_is_resumed_gives_the_weights_of_one_run(place, tmp_path, monkeypatch) -> None:
+    options = {"epochs": 2, "learning_rate": 1e-2, "lora_rank": 2}
+    run(place, tmp_path / "whole", ANSWERS, **options)
+
+    def stop(self, args, state, control, **_) -> None:
+        if state.epoch > 1:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(JournalCallback, "on_step_begin", stop)
+        run(place, tmp_path / "killed", ANSWERS, **options)
+    run(place, tmp_path / "killed", ANSWERS, **options)
+    whole, resumed = weights_of(tmp_path / "whole"), weights_of(tmp_path / "killed")
+    assert all(torch.allclose(whole[name], resumed[name], atol=1e-7) for name in whole)

@@ -1,0 +1,1 @@
+"""Memory that models take, predicted from sizes alone."""
