@@ -177,15 +177,24 @@ def read_numbered(path: Path, kind: type[RecordT]) -> tuple[list[tuple[int, Reco
     """Like `read_records`, each record with its line."""
     good: list[tuple[int, RecordT]] = []
     bad: list[Rejected] = []
+    for row in stream_numbered(path, kind):
+        if isinstance(row, Rejected):
+            bad.append(row)
+        else:
+            good.append(row)
+    return good, bad
+
+
+def stream_numbered(path: Path, kind: type[RecordT]) -> Iterator[tuple[int, RecordT] | Rejected]:
+    """The records of a JSONL file, each with its line, and the invalid rows, one by one."""
     for number, row, reason in read_lines(path):
         if reason:
-            bad.append(Rejected(file=str(path), line=number, reason=reason))
+            yield Rejected(file=str(path), line=number, reason=reason)
             continue
         try:
-            good.append((number, kind.model_validate(row)))
+            yield number, kind.model_validate(row)
         except ValidationError as error:
-            bad.append(Rejected(file=str(path), line=number, reason=first_problem(error), row=row))
-    return good, bad
+            yield Rejected(file=str(path), line=number, reason=first_problem(error), row=row)
 
 
 def first_problem(error: ValidationError) -> str:
