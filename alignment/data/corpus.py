@@ -10,7 +10,7 @@ import math
 import random
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator, MutableSequence, Sequence
+from collections.abc import Callable, Iterable, Iterator, MutableSequence, Sequence
 from functools import partial
 from hashlib import blake2b
 from pathlib import Path
@@ -22,6 +22,7 @@ from alignment.config.stages import CorpusConfig
 from alignment.data.cleaned import Batch, CleanedDocuments
 from alignment.data.cleaning import clean
 from alignment.data.deduplication import EXACT_COPY, KEPT, NEAR_COPY, Status, band_names, mark_copies
+from alignment.data.filters import language_identifier, reason_to_leave_out, reasons, write_evaluation
 from alignment.data.near_copies import SHINGLE_WORDS, band_hashes, bands, gram_hashes, word_hashes
 from alignment.data.progress import Progress, progress
 from alignment.data.readers import local_files, stream_documents
@@ -38,21 +39,29 @@ FORMAT = 1  # of the working files: raised when a run cannot go on from those of
 
 
 def prepare_corpus(
-    config: CorpusConfig, out: Path, journal: Journal, *, seed: int, town: Path | None = None
+    config: CorpusConfig,
+    out: Path,
+    journal: Journal,
+    *,
+    seed: int,
+    town: Path | None = None,
+    prompts: Path | None = None,
 ) -> dict[str, float]:
-    """Read all sources, clean them, drop exact and near copies, and write `train.jsonl` and `heldout.jsonl`.
+    """Read all sources, clean and filter them, drop exact and near copies, and write `train.jsonl` and `heldout.jsonl`.
 
     A large split continues in `train-00001.jsonl` and so on. Rows that cannot be read go to `rejected.jsonl`; more of
     them than `max_rejected_share` is an error. Started again in the same directory after a kill, it uses what was done.
+    `prompts` is the output of the stage of that name, if documents with its held-out prompts are to be left out.
     """
     columns = ("characters", "low", "high", *band_names(config.near_duplicate_similarity))
-    documents = CleanedDocuments(out / "work", columns, describe_inputs(config, town))
+    documents = CleanedDocuments(out / "work", columns, describe_inputs(config, town, prompts))
     if documents.is_new:
         for name in ("train", "heldout"):
             for path in out.glob(f"{name}*.jsonl"):
                 path.unlink()
     rejected = RejectedFile(out / "rejected.jsonl")
-    read = read_sources(config, documents, rejected, journal, town)
+    clean_lines = partial(clean_batch, config, prepare_filters(config, documents.directory, journal, town, prompts))
+    read = read_sources(config, clean_lines, documents, rejected, journal, town)
     rejected.check(read, config.max_rejected_share, "corpus")
     status = mark_copies(documents, config.near_duplicate_similarity) if len(documents) else np.empty(0, np.uint8)
     kept = int(np.count_nonzero(status == KEPT))
@@ -79,15 +88,36 @@ def prepare_corpus(
     return {name: float(count) for name, count in counts.items()}
 
 
-def describe_inputs(config: CorpusConfig, town: Path | None) -> str:
+def describe_inputs(config: CorpusConfig, town: Path | None, prompts: Path | None) -> str:
     """What the working files of a run depend on: the options, and the sizes and times of the files that are read."""
-    files = [path for source in config.sources for path in local_files(source, town)]
+    files = [path for source in config.files for path in local_files(source, town)]
+    files += [] if prompts is None else [prompts / "prompts.jsonl"]
     stamps = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
     return json.dumps([FORMAT, BATCH_CHARACTERS, config.model_dump(mode="json"), stamps])
 
 
+def prepare_filters(
+    config: CorpusConfig, directory: Path, journal: Journal, town: Path | None, prompts: Path | None
+) -> Path:
+    """Write what the filters need to a file, and return its path."""
+    path = directory / "evaluation.npz"
+    if config.language is not None:
+        language_identifier()
+    if config.decontamination is not None:
+        short = write_evaluation(config.decontamination, path, town, prompts)
+        if short:
+            least = config.decontamination.min_words
+            journal.note("decontamination", [f"{short} texts of fewer than {least} words are not looked for"])
+    return path
+
+
 def read_sources(
-    config: CorpusConfig, documents: CleanedDocuments, rejected: RejectedFile, journal: Journal, town: Path | None
+    config: CorpusConfig,
+    clean_lines: Callable[[Sequence[str]], Batch],
+    documents: CleanedDocuments,
+    rejected: RejectedFile,
+    journal: Journal,
+    town: Path | None,
 ) -> int:
     """Read and clean all sources into `documents`, put rows that cannot be read aside, and return the number of the
     others. Batches that are there already are read again, but not cleaned."""
@@ -98,7 +128,7 @@ def read_sources(
     with progress("corpus", total or None, "B") as shown:
         good = Good((row for stream in streams for row in stream), rejected)
         batches = batched(good, documents.batches, shown)
-        for batch in ordered_map(partial(clean_batch, config), batches):
+        for batch in ordered_map(clean_lines, batches):
             documents.append(batch)
     documents.commit()
     write_notes(journal, notes)
@@ -140,10 +170,18 @@ def _counted(batch: list[str], is_done: bool, size: int, shown: Progress) -> Ite
         yield batch
 
 
-def clean_batch(config: CorpusConfig, lines: Sequence[str]) -> Batch:
-    """Clean documents, leave short ones out, and hash what decides whether they are copies."""
-    cleaned = [clean_document(Document.model_validate_json(line)) for line in lines]
-    kept = [document for document in cleaned if document and len(document.plain) >= config.min_characters]
+def clean_batch(config: CorpusConfig, evaluation: Path, lines: Sequence[str]) -> Batch:
+    """Clean documents, leave out short ones and those that the filters name, and hash what decides whether they are
+    copies."""
+    left_out = Counter(dict.fromkeys(("too_short", *reasons(config)), 0))
+    kept: list[Document] = []
+    for document in map(clean_document, map(Document.model_validate_json, lines)):
+        if document is None or len(document.plain) < config.min_characters:
+            left_out["too_short"] += 1
+        elif reason := reason_to_leave_out(document.plain, config, evaluation):
+            left_out[reason] += 1
+        else:
+            kept.append(document)
     texts = [document.plain for document in kept]
     written = [as_line(document).encode() + b"\n" for document in kept]
     digests = np.frombuffer(b"".join(blake2b(t.encode(), digest_size=16).digest() for t in texts), np.uint64)
@@ -158,7 +196,7 @@ def clean_batch(config: CorpusConfig, lines: Sequence[str]) -> Batch:
         hashed = [band_hashes(gram_hashes(word_hashes(text), SHINGLE_WORDS), count, width) for text in texts]
         rows = np.array(hashed, np.uint64).reshape(len(texts), count)
         columns |= {f"band{number}": rows[:, number] for number in range(count)}
-    return Batch(b"".join(written), columns, Counter(too_short=len(lines) - len(kept)))
+    return Batch(b"".join(written), columns, left_out)
 
 
 def clean_document(document: Document) -> Document | None:
