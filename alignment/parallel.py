@@ -18,12 +18,15 @@ def ordered_map(function: Callable[[ItemT], ResultT], items: Iterable[ItemT]) ->
 
     Few items are in memory at a time. A single item, and all of them on a single core, are worked on in this process.
     """
-    from loky import ProcessPoolExecutor, cpu_count
-
     waiting = iter(items)
     first = list(islice(waiting, 2))
+    if len(first) < 2:
+        yield from map(function, first)
+        return
+    from loky import ProcessPoolExecutor, cpu_count
+
     cores = cpu_count()
-    if len(first) < 2 or cores == 1:
+    if cores == 1:
         yield from map(function, chain(first, waiting))
         return
     executor = ProcessPoolExecutor(max_workers=cores, initializer=_follow, initargs=(os.getpid(),))
