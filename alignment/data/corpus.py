@@ -21,7 +21,7 @@ import numpy as np
 from alignment.config.stages import CorpusConfig
 from alignment.data.cleaned import Batch, CleanedDocuments
 from alignment.data.cleaning import clean
-from alignment.data.deduplication import EXACT_COPY, KEPT, NEAR_COPY, Status, band_names, mark_copies
+from alignment.data.deduplication import KEPT, Status, band_names, count_states, mark_copies
 from alignment.data.filters import language_identifier, reason_to_leave_out, reasons, write_evaluation
 from alignment.data.near_copies import SHINGLE_WORDS, band_hashes, bands, gram_hashes, word_hashes
 from alignment.data.progress import Progress, progress
@@ -35,6 +35,7 @@ from alignment.records import Document, Rejected, as_line, write_lines
 
 BATCH_CHARACTERS = 4 << 20
 SHARD_BYTES = 256 << 20
+COMPRESSED = (".gz", ".parquet")  # files whose size says little of how much text they hold
 FORMAT = 1  # of the working files: raised when a run cannot go on from those of an earlier version
 
 
@@ -54,7 +55,7 @@ def prepare_corpus(
     `prompts` is the output of the stage of that name, if documents with its held-out prompts are to be left out.
     """
     columns = ("characters", "low", "high", *band_names(config.near_duplicate_similarity))
-    documents = CleanedDocuments(out / "work", columns, describe_inputs(config, town, prompts))
+    documents = CleanedDocuments(out / "work", columns, describe_inputs(config, seed, town, prompts))
     if documents.is_new:
         for name in ("train", "heldout"):
             for path in out.glob(f"{name}*.jsonl"):
@@ -64,7 +65,7 @@ def prepare_corpus(
     read = read_sources(config, clean_lines, documents, rejected, journal, town)
     rejected.check(read, config.max_rejected_share, "corpus")
     status = mark_copies(documents, config.near_duplicate_similarity) if len(documents) else np.empty(0, np.uint8)
-    kept = int(np.count_nonzero(status == KEPT))
+    kept, exact, near = count_states(status)
     if kept < 2:
         raise DataError(f"only {kept} documents are left of {read}; check `corpus.sources` and `min_characters`")
     heldout = max(1, round(kept * config.heldout_share))
@@ -73,8 +74,8 @@ def prepare_corpus(
         "read": read,
         "rejected": rejected.count,
         **documents.left_out,
-        "exact_copies": int(np.count_nonzero(status == EXACT_COPY)),
-        "near_copies": int(np.count_nonzero(status == NEAR_COPY)),
+        "exact_copies": exact,
+        "near_copies": near,
         "documents_train": kept - heldout,
         "documents_heldout": heldout,
         "characters": sum(
@@ -88,12 +89,12 @@ def prepare_corpus(
     return {name: float(count) for name, count in counts.items()}
 
 
-def describe_inputs(config: CorpusConfig, town: Path | None, prompts: Path | None) -> str:
+def describe_inputs(config: CorpusConfig, seed: int, town: Path | None, prompts: Path | None) -> str:
     """What the working files of a run depend on: the options, and the sizes and times of the files that are read."""
     files = [path for source in config.files for path in local_files(source, town)]
     files += [] if prompts is None else [prompts / "prompts.jsonl"]
     stamps = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
-    return json.dumps([FORMAT, BATCH_CHARACTERS, config.model_dump(mode="json"), stamps])
+    return json.dumps([FORMAT, BATCH_CHARACTERS, seed, config.model_dump(mode="json"), stamps])
 
 
 def prepare_filters(
@@ -124,7 +125,8 @@ def read_sources(
     notes = [(source.path, SourceNotes("corpus")) for source in config.sources]
     streams = (stream_documents(source, town, note) for source, (_, note) in zip(config.sources, notes, strict=True))
     files = [path for source in config.sources for path in local_files(source, town)]
-    total = sum(path.stat().st_size for path in files)
+    compressed = any(path.suffix in COMPRESSED for path in files)
+    total = 0 if compressed else sum(path.stat().st_size for path in files)
     with progress("corpus", total or None, "B") as shown:
         good = Good((row for stream in streams for row in stream), rejected)
         batches = batched(good, documents.batches, shown)

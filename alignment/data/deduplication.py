@@ -46,6 +46,15 @@ def mark_copies(documents: CleanedDocuments, similarity: float) -> Status:
     return status
 
 
+def count_states(status: Status) -> list[int]:
+    """How many documents are kept, exact copies and near copies."""
+    blocks = (status[start : start + BLOCK] for start in range(0, len(status), BLOCK))
+    counts = np.zeros(3, np.int64)
+    for block in blocks:
+        counts += np.bincount(block, minlength=3)
+    return [int(count) for count in counts]
+
+
 def partitions(documents: CleanedDocuments, status: Status, *names: str) -> Iterator[tuple[NDArray[np.int64], Column]]:
     """The documents that are kept so far, with their values in columns: numbers in order, and an array of shape
     (names, n). Documents with the same value in the first column are in the same partition."""
