@@ -177,15 +177,24 @@ def read_numbered(path: Path, kind: type[RecordT]) -> tuple[list[tuple[int, Reco
     """Like `read_records`, each record with its line."""
     good: list[tuple[int, RecordT]] = []
     bad: list[Rejected] = []
+    for row in stream_numbered(path, kind):
+        if isinstance(row, Rejected):
+            bad.append(row)
+        else:
+            good.append(row)
+    return good, bad
+
+
+def stream_numbered(path: Path, kind: type[RecordT]) -> Iterator[tuple[int, RecordT] | Rejected]:
+    """The records of a JSONL file, each with its line, and the invalid rows, one by one."""
     for number, row, reason in read_lines(path):
         if reason:
-            bad.append(Rejected(file=str(path), line=number, reason=reason))
+            yield Rejected(file=str(path), line=number, reason=reason)
             continue
         try:
-            good.append((number, kind.model_validate(row)))
+            yield number, kind.model_validate(row)
         except ValidationError as error:
-            bad.append(Rejected(file=str(path), line=number, reason=first_problem(error), row=row))
-    return good, bad
+            yield Rejected(file=str(path), line=number, reason=first_problem(error), row=row)
 
 
 def first_problem(error: ValidationError) -> str:
@@ -205,13 +214,23 @@ def as_line(record: Record) -> str:
 
 def write_records(path: Path, records: Iterable[Record]) -> int:
     """Write records as JSONL atomically (a reader sees the whole file or none); return their number."""
+    return write_lines(path, (as_line(record).encode() + b"\n" for record in records))
+
+
+def write_lines(path: Path, lines: Iterable[bytes]) -> int:
+    """Write lines, each with its end, atomically; return their number."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".partial")
     count = 0
-    with temporary.open("w", encoding="utf-8") as file:
-        for count, record in enumerate(records, start=1):  # noqa: B007
-            file.write(as_line(record) + "\n")
+    with temporary.open("wb") as file:
+        for count, line in enumerate(lines, start=1):  # noqa: B007
+            file.write(line)
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
     return count
+
+
+def shard_files(path: Path) -> list[Path]:
+    """A file of records and those in which it continues: `train.jsonl`, `train-00001.jsonl` and so on."""
+    return [path, *sorted(path.parent.glob(f"{path.stem}-?????{path.suffix}"))]

@@ -46,10 +46,10 @@ def _town(config: TownConfig, out: Path, journal: Journal, *, seed: int) -> Figu
     return town.build_town(config, seed, out)
 
 
-def _corpus(config: CorpusConfig, out: Path, journal: Journal, *, seed: int, town: Path | None = None) -> Figures:
+def _corpus(config: CorpusConfig, out: Path, journal: Journal, *, seed: int, **inputs: Path) -> Figures:
     from alignment.data.corpus import prepare_corpus
 
-    return prepare_corpus(config, out, journal, seed=seed, town=town)
+    return prepare_corpus(config, out, journal, seed=seed, **inputs)
 
 
 def _tokenizer(config: TokenizerOptions, out: Path, journal: Journal, *, seed: int, corpus: Path) -> Figures:

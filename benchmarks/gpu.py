@@ -3,7 +3,7 @@
     python -m benchmarks.gpu --out results            # all of it, fifteen minutes at most
     python -m benchmarks.gpu --out results --device cpu --parts compare    # a rehearsal where there is no GPU
 
-Needs torch, transformers, accelerate, peft, trl, datasets, datasketch and pydantic; no server. Parts, each in processes
+Needs torch, transformers, accelerate, peft, trl, datasets, loky and pydantic; no server. Parts, each in processes
 of its own with a time limit, so that a failure or a hang does not affect the others:
 
     compare   every function and stage on a model of 0.1 M weights, on the CPU and on the device, with the same inputs

@@ -53,7 +53,7 @@ class Columns(Config):
     input: str = Field("", description="text that belongs below the prompt, such as Alpaca's input")
     system: str = Field("", description="text of a system turn")
     history: str = Field(
-        "", exclude_if=_unset, description="earlier turns before the prompt: a list of pairs of question and answer"
+        "", exclude_if=unset, description="earlier turns before the prompt: a list of pairs of question and answer"
     )
     messages: str = Field("", description="a whole conversation")
     completion: str = Field("", description="the answer of a demonstration")
@@ -88,7 +88,7 @@ class Columns(Config):
     annotator: str = Field("", description="who judged")
     turn: str = Field(
         "",
-        exclude_if=_unset,
+        exclude_if=unset,
         description="which answer of whole conversations was judged, from 1",
     )
     json_turns: bool = Field(False, description="prompt and responses are JSON texts, each a list of turns")
@@ -179,6 +179,34 @@ class RowSource(Source):
         return self
 
 
+class LanguageFilter(Config):
+    """Which languages the corpus keeps; needs the extra `corpus`."""
+
+    keep: tuple[str, ...] = Field(min_length=1, description="languages by their codes of two letters (ISO 639-1)")
+    min_probability: Share = Field(0.5, description="least probability of a language, by py3langid")
+
+
+class QualityFilter(Config):
+    """Gopher's heuristics: number and length of words, symbols, bullets, stop words, repetition."""
+
+    min_words: Natural = Field(50, description="shorter documents are left out")
+    max_words: Count = Field(100_000, description="longer documents are left out")
+    stop_words: tuple[str, ...] = Field(
+        ("the", "be", "to", "of", "and", "that", "have", "with"), description="frequent words of the language"
+    )
+    min_stop_words: Natural = Field(2, description="documents with fewer different stop words are left out")
+    repetition: bool = Field(True, description="leave out documents that repeat lines or n-grams")
+
+
+class Decontamination(Config):
+    """Leave out documents that share an n-gram of words with the evaluation."""
+
+    sources: tuple[Source, ...] = Field((), description="evaluation sets; every text of their rows is looked for")
+    heldout_prompts: bool = Field(False, description="look for the held-out prompts of this recipe too")
+    words: Count = Field(13, description="length of the n-grams in words")
+    min_words: Count = Field(8, description="texts of fewer words are not looked for; those between are, as a whole")
+
+
 class CorpusConfig(Config):
     """Cleaning, deduplication and split of the pretraining text."""
 
@@ -193,6 +221,25 @@ class CorpusConfig(Config):
         0.04, description="share of documents held out to measure the loss"
     )
     max_rejected_share: Share = Field(0.02, description="greatest share of unreadable rows; above it the stage fails")
+    language: LanguageFilter | None = Field(
+        None, exclude_if=unset, description="keep documents in some languages; null: in all"
+    )
+    quality: QualityFilter | None = Field(
+        None, exclude_if=unset, description="keep documents that look like text; null: all"
+    )
+    decontamination: Decontamination | None = Field(
+        None, exclude_if=unset, description="leave out what the evaluation asks for; null: nothing"
+    )
+
+    @property
+    def files(self) -> tuple[Source, ...]:
+        """All sources that are read, for the corpus and for decontamination."""
+        return (*self.sources, *(self.decontamination.sources if self.decontamination else ()))
+
+    @property
+    def needs_prompts(self) -> bool:
+        """Whether the prompts of the recipe are read."""
+        return self.decontamination is not None and self.decontamination.heldout_prompts
 
 
 class TokenizerConfig(Config):

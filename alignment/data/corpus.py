@@ -1,77 +1,204 @@
-"""Stage `corpus`: raw text to clean, deduplicated, split documents."""
+"""Stage `corpus`: raw text to clean, deduplicated, split documents.
 
+Everything is streamed: documents are read in batches, cleaned and hashed by a process for each core and appended to
+files (`alignment.data.cleaned`); copies are found by sorting hashes (`alignment.data.deduplication`); the split is
+drawn and written. Memory does not grow with the text. A killed run goes on after its last commit.
+"""
+
+import json
+import math
 import random
-import re
-import unicodedata
-from collections.abc import Sequence
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, MutableSequence, Sequence
+from functools import partial
+from hashlib import blake2b
 from pathlib import Path
-from textwrap import dedent
+from typing import cast
 
-from datasketch import MinHash, MinHashLSH
+import numpy as np
 
 from alignment.config.stages import CorpusConfig
-from alignment.data.readers import read_documents
-from alignment.data.rejected import write_rejected
+from alignment.data.cleaned import Batch, CleanedDocuments
+from alignment.data.cleaning import clean
+from alignment.data.deduplication import KEPT, Status, band_names, count_states, mark_copies
+from alignment.data.filters import language_identifier, reason_to_leave_out, reasons, write_evaluation
+from alignment.data.near_copies import SHINGLE_WORDS, band_hashes, bands, gram_hashes, word_hashes
+from alignment.data.progress import Progress, progress
+from alignment.data.readers import local_files, stream_documents
+from alignment.data.rejected import RejectedFile
 from alignment.data.used_columns import SourceNotes, write_notes
 from alignment.errors import DataError
 from alignment.journal import Journal
-from alignment.records import Document, Rejected, write_records
+from alignment.parallel import ordered_map
+from alignment.records import Document, Rejected, as_line, write_lines
 
-# Control characters, surrogates, private use and noncharacters; and of the format characters, which join letters
-# (Persian, Hindi), emoji and digits or set the direction, those that say nothing: soft hyphens, byte order marks, and
-# zero-width spaces except in the scripts that part words by them (Thai, Lao, Burmese, Khmer).
-MEANINGLESS = re.compile(
-    "[\x00-\x08\x0e-\x1f\x7f-\x9f\xad\ufeff\ufdd0-\ufdef\ufffe\uffff\ud800-\udfff\ue000-\uf8ff"
-    "\U000f0000-\U0010ffff]|(?<![\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff])\u200b"
-)
-SHINGLE_WORDS = 5
-PERMUTATIONS = 64
-RECALL = 0.99
+BATCH_CHARACTERS = 4 << 20
+SHARD_BYTES = 256 << 20
+COMPRESSED = (".gz", ".parquet")  # files whose size says little of how much text they hold
+FORMAT = 1  # of the working files: raised when a run cannot go on from those of an earlier version
 
 
 def prepare_corpus(
-    config: CorpusConfig, out: Path, journal: Journal, *, seed: int, town: Path | None = None
+    config: CorpusConfig,
+    out: Path,
+    journal: Journal,
+    *,
+    seed: int,
+    town: Path | None = None,
+    prompts: Path | None = None,
 ) -> dict[str, float]:
-    """Read all sources, clean them, drop exact and near copies, and write `train.jsonl` and `heldout.jsonl`.
+    """Read all sources, clean and filter them, drop exact and near copies, and write `train.jsonl` and `heldout.jsonl`.
 
-    Rows that cannot be read go to `rejected.jsonl`; more of them than `max_rejected_share` is an error.
+    A large split continues in `train-00001.jsonl` and so on. Rows that cannot be read go to `rejected.jsonl`; more of
+    them than `max_rejected_share` is an error. Started again in the same directory after a kill, it uses what was done.
+    `prompts` is the output of the stage of that name, if documents with its held-out prompts are to be left out.
     """
-    documents: list[Document] = []
-    rejected: list[Rejected] = []
-    notes = [(source.path, SourceNotes("corpus")) for source in config.sources]
-    for source, (_, note) in zip(config.sources, notes, strict=True):
-        more, bad = read_documents(source, town, note)
-        documents += more
-        rejected += bad
-    write_notes(journal, notes)
-    write_rejected(rejected, len(documents), config.max_rejected_share, out, "corpus")
-    cleaned = [
-        document
-        for document in map(clean_document, documents)
-        if document is not None and len(document.plain) >= config.min_characters
-    ]
-    distinct = list({document.plain: document for document in reversed(cleaned)}.values())[::-1]
-    kept = drop_near_duplicates(distinct, config.near_duplicate_similarity)
-    if len(kept) < 2:
-        raise DataError(
-            f"only {len(kept)} documents are left of {len(documents)}; check `corpus.sources` and `min_characters`"
-        )
-    random.Random(f"corpus-{seed}").shuffle(kept)
-    heldout = max(1, round(len(kept) * config.heldout_share))
-    write_records(out / "heldout.jsonl", kept[:heldout])
-    write_records(out / "train.jsonl", kept[heldout:])
+    columns = ("characters", "low", "high", *band_names(config.near_duplicate_similarity))
+    documents = CleanedDocuments(out / "work", columns, describe_inputs(config, seed, town, prompts))
+    if documents.is_new:
+        for name in ("train", "heldout"):
+            for path in out.glob(f"{name}*.jsonl"):
+                path.unlink()
+    rejected = RejectedFile(out / "rejected.jsonl")
+    clean_lines = partial(clean_batch, config, prepare_filters(config, documents.directory, journal, town, prompts))
+    read = read_sources(config, clean_lines, documents, rejected, journal, town)
+    rejected.check(read, config.max_rejected_share, "corpus")
+    status = mark_copies(documents, config.near_duplicate_similarity) if len(documents) else np.empty(0, np.uint8)
+    kept, exact, near = count_states(status)
+    if kept < 2:
+        raise DataError(f"only {kept} documents are left of {read}; check `corpus.sources` and `min_characters`")
+    heldout = max(1, round(kept * config.heldout_share))
+    write_splits(documents, shuffled(documents, status, kept, seed), heldout, out)
     counts = {
-        "read": len(documents),
-        "rejected": len(rejected),
-        "too_short": len(documents) - len(cleaned),
-        "exact_copies": len(cleaned) - len(distinct),
-        "near_copies": len(distinct) - len(kept),
-        "documents_train": len(kept) - heldout,
+        "read": read,
+        "rejected": rejected.count,
+        **documents.left_out,
+        "exact_copies": exact,
+        "near_copies": near,
+        "documents_train": kept - heldout,
         "documents_heldout": heldout,
-        "characters": sum(len(document.plain) for document in kept),
+        "characters": sum(
+            int(block[status[start : start + len(block)] == KEPT].sum())
+            for start, block in documents.blocks("characters")
+        ),
     }
+    documents.close()
+    shutil.rmtree(documents.directory)
     journal.log(counts, step=0)
     return {name: float(count) for name, count in counts.items()}
+
+
+def describe_inputs(config: CorpusConfig, seed: int, town: Path | None, prompts: Path | None) -> str:
+    """What the working files of a run depend on: the options, and the sizes and times of the files that are read."""
+    files = [path for source in config.files for path in local_files(source, town)]
+    files += [] if prompts is None else [prompts / "prompts.jsonl"]
+    stamps = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    return json.dumps([FORMAT, BATCH_CHARACTERS, seed, config.model_dump(mode="json"), stamps])
+
+
+def prepare_filters(
+    config: CorpusConfig, directory: Path, journal: Journal, town: Path | None, prompts: Path | None
+) -> Path:
+    """Write what the filters need to a file, and return its path."""
+    path = directory / "evaluation.npz"
+    if config.language is not None:
+        language_identifier()
+    if config.decontamination is not None:
+        short = write_evaluation(config.decontamination, path, town, prompts)
+        if short:
+            least = config.decontamination.min_words
+            journal.note("decontamination", [f"{short} texts of fewer than {least} words are not looked for"])
+    return path
+
+
+def read_sources(
+    config: CorpusConfig,
+    clean_lines: Callable[[Sequence[str]], Batch],
+    documents: CleanedDocuments,
+    rejected: RejectedFile,
+    journal: Journal,
+    town: Path | None,
+) -> int:
+    """Read and clean all sources into `documents`, put rows that cannot be read aside, and return the number of the
+    others. Batches that are there already are read again, but not cleaned."""
+    notes = [(source.path, SourceNotes("corpus")) for source in config.sources]
+    streams = (stream_documents(source, town, note) for source, (_, note) in zip(config.sources, notes, strict=True))
+    files = [path for source in config.sources for path in local_files(source, town)]
+    compressed = any(path.suffix in COMPRESSED for path in files)
+    total = 0 if compressed else sum(path.stat().st_size for path in files)
+    with progress("corpus", total or None, "B") as shown:
+        good = Good((row for stream in streams for row in stream), rejected)
+        batches = batched(good, documents.batches, shown)
+        for batch in ordered_map(clean_lines, batches):
+            documents.append(batch)
+    documents.commit()
+    write_notes(journal, notes)
+    return good.count
+
+
+class Good:
+    """The lines of the documents among rows that are read; the others go to a file."""
+
+    def __init__(self, rows: Iterable[Document | Rejected], rejected: RejectedFile) -> None:
+        self._rows, self._rejected, self.count = rows, rejected, 0
+
+    def __iter__(self) -> Iterator[str]:
+        for row in self._rows:
+            if isinstance(row, Rejected):
+                self._rejected.add(row)
+            else:
+                self.count += 1
+                yield as_line(row)
+
+
+def batched(lines: Iterable[str], done: int, shown: Progress) -> Iterator[list[str]]:
+    """The lines in lists of about as many characters, without the first `done` lists."""
+    batch: list[str] = []
+    size = number = 0
+    for line in lines:
+        batch.append(line)
+        size += len(line)
+        if size >= BATCH_CHARACTERS:
+            yield from _counted(batch, number < done, size, shown)
+            batch, size, number = [], 0, number + 1
+    if batch:
+        yield from _counted(batch, number < done, size, shown)
+
+
+def _counted(batch: list[str], is_done: bool, size: int, shown: Progress) -> Iterator[list[str]]:
+    (shown.skip if is_done else shown.add)(size)
+    if not is_done:
+        yield batch
+
+
+def clean_batch(config: CorpusConfig, evaluation: Path, lines: Sequence[str]) -> Batch:
+    """Clean documents, leave out short ones and those that the filters name, and hash what decides whether they are
+    copies."""
+    left_out = Counter(dict.fromkeys(("too_short", *reasons(config)), 0))
+    kept: list[Document] = []
+    for document in map(clean_document, map(Document.model_validate_json, lines)):
+        if document is None or len(document.plain) < config.min_characters:
+            left_out["too_short"] += 1
+        elif reason := reason_to_leave_out(document.plain, config, evaluation):
+            left_out[reason] += 1
+        else:
+            kept.append(document)
+    texts = [document.plain for document in kept]
+    written = [as_line(document).encode() + b"\n" for document in kept]
+    digests = np.frombuffer(b"".join(blake2b(t.encode(), digest_size=16).digest() for t in texts), np.uint64)
+    columns = {
+        "length": np.array([len(line) for line in written], np.uint64),
+        "characters": np.array([len(text) for text in texts], np.uint64),
+        "low": digests[::2],
+        "high": digests[1::2],
+    }
+    count, width = bands(config.near_duplicate_similarity)
+    if count:
+        hashed = [band_hashes(gram_hashes(word_hashes(text), SHINGLE_WORDS), count, width) for text in texts]
+        rows = np.array(hashed, np.uint64).reshape(len(texts), count)
+        columns |= {f"band{number}": rows[:, number] for number in range(count)}
+    return Batch(b"".join(written), columns, left_out)
 
 
 def clean_document(document: Document) -> Document | None:
@@ -83,61 +210,32 @@ def clean_document(document: Document) -> Document | None:
     return Document(messages=turns) if all(m.content for m in turns) else None
 
 
-def clean(text: str) -> str:
-    """Normalise to NFC, drop characters without meaning, empty lines and runs of blanks; keep indentation and tabs.
-
-    The indentation that all lines share is dropped.
-    """
-    text = re.sub("\r\n?|[\v\f\x85]", "\n", unicodedata.normalize("NFC", text))
-    lines = [clean_line(line) for line in MEANINGLESS.sub("", text).split("\n")]
-    return dedent("\n".join(line for line in lines if line.strip()))
-
-
-def clean_line(line: str) -> str:
-    """A line with its indentation, without runs of blanks after it; a run with a tab becomes a tab."""
-    words = line.lstrip(" \t")
-    indentation = line[: len(line) - len(words)]
-    return indentation + re.sub(r"[ \t]{2,}", lambda run: "\t" if "\t" in run.group() else " ", words.rstrip())
+def shuffled(documents: CleanedDocuments, status: Status, kept: int, seed: int) -> "memoryview[int]":
+    """The numbers of the documents that are kept, in random order."""
+    order = documents.array("order", np.int64, (kept,))
+    filled = 0
+    for start, block in documents.blocks("length"):
+        numbers = np.flatnonzero(status[start : start + len(block)] == KEPT) + start
+        order[filled : filled + len(numbers)] = numbers
+        filled += len(numbers)
+    view = order.data
+    random.Random(f"corpus-{seed}").shuffle(cast(MutableSequence[int], view))
+    return view
 
 
-def shingles(text: str) -> set[str]:
-    """The word 5-grams of a text, in lower case; a shorter text is a single shingle."""
-    words = text.lower().split()
-    return {" ".join(words[i : i + SHINGLE_WORDS]) for i in range(max(1, len(words) - SHINGLE_WORDS + 1))}
-
-
-def drop_near_duplicates(documents: Sequence[Document], similarity: float) -> list[Document]:
-    """Keep the first of each group of documents whose shingles have a Jaccard similarity of `similarity` or more.
-
-    MinHash with banding finds the candidates (Broder 1997); the exact similarity decides, so that no distinct text is
-    dropped.
-    """
-    if similarity >= 1:
-        return list(documents)
-    index = MinHashLSH(params=bands(similarity), num_perm=PERMUTATIONS)
-    kept: list[Document] = []
-    sets = [shingles(document.plain) for document in documents]
-    hashes = MinHash.bulk([[s.encode() for s in group] for group in sets], num_perm=PERMUTATIONS, seed=1)
-    for number, (document, minhash) in enumerate(zip(documents, hashes, strict=True)):
-        if any(jaccard(sets[number], sets[int(other)]) >= similarity for other in index.query(minhash)):
-            continue
-        index.insert(str(number), minhash)
-        kept.append(document)
-    return kept
-
-
-def bands(similarity: float) -> tuple[int, int]:
-    """The number b of bands and r of hashes in each: the widest bands that find `RECALL` of the pairs at the threshold.
-
-    A pair of similarity s shares a band with probability 1 − (1 − s^r)^b; wider bands give fewer false candidates.
-    """
-    for rows in range(PERMUTATIONS, 1, -1):
-        count = PERMUTATIONS // rows
-        if 1 - (1 - similarity**rows) ** count >= RECALL:
-            return count, rows
-    return PERMUTATIONS, 1
-
-
-def jaccard(a: set[str], b: set[str]) -> float:
-    """|a ∩ b| / |a ∪ b|."""
-    return len(a & b) / len(a | b)
+def write_splits(documents: CleanedDocuments, order: "memoryview[int]", heldout: int, out: Path) -> None:
+    """Write the first `heldout` documents and the others, in files of about `SHARD_BYTES`; finished ones stay."""
+    lines = documents.lines()
+    mean = documents.bytes / len(documents)
+    with progress("corpus: shards", len(order), "documents") as shown:
+        for name, numbers in (("heldout", order[:heldout]), ("train", order[heldout:])):
+            size = math.ceil(len(numbers) / math.ceil(len(numbers) * mean / SHARD_BYTES))
+            for shard, start in enumerate(range(0, len(numbers), size)):
+                path = out / (f"{name}-{shard:05d}.jsonl" if shard else f"{name}.jsonl")
+                part = numbers[start : start + size]
+                if path.exists():
+                    shown.skip(len(part))
+                    continue
+                write_lines(path, map(lines.__getitem__, part))
+                shown.add(len(part))
+    lines.close()

@@ -11,12 +11,14 @@ import csv
 import io
 import json
 import re
+import shutil
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, TextIO
+from tempfile import TemporaryFile
+from typing import Any, BinaryIO, TextIO, cast
 
 from alignment import bounded
 from alignment.bounded import (
@@ -212,6 +214,22 @@ def read_text(path: Path, kind: FileKind) -> str:
         return _decode(path, _whole(file), kind.encoding)
 
 
+def text_lines(path: Path, kind: FileKind) -> Iterator[str]:
+    """The lines of a plain text, those that are too long in pieces; bytes that cannot be decoded become lone
+    surrogates."""
+    with _opened(path, kind.zipped) as file:
+        text = _text(path, file, kind, newline="\n")
+        while line := text.readline(LONGEST_LINE):
+            yield line
+
+
+def _text(path: Path, file: BinaryIO, kind: FileKind, newline: str) -> TextIO:
+    """The text of a file; UTF-16 is decoded as a whole."""
+    if kind.encoding == "utf-16":
+        return io.StringIO(_decode(path, _whole(file), "utf-16"), newline=newline)
+    return io.TextIOWrapper(file, kind.encoding, "surrogateescape", newline=newline)
+
+
 def _whole(file: BinaryIO) -> bytes:
     """All bytes of a file, which are held in memory."""
     content = file.read(MOST_WHOLE + 1)
@@ -332,10 +350,7 @@ def _table_rows(path: Path, kind: FileKind, doubts: list[str]) -> Iterator[Numbe
     """Rows of delimited text under its header; every cell is text, and an empty one is absent."""
     csv.field_size_limit(LONGEST_LINE)
     with _opened(path, kind.zipped) as file:
-        if kind.encoding == "utf-16":
-            text: TextIO = io.StringIO(_decode(path, _whole(file), "utf-16"), newline="")
-        else:
-            text = io.TextIOWrapper(file, kind.encoding, "surrogateescape", newline="")
+        text = _text(path, file, kind, newline="")
         above, header_text = _header_text(path, text)
         delimiter = _delimiter(header_text, suffix(path))
         header = _header(path, header_text, delimiter)
@@ -449,7 +464,9 @@ class _TableLines:
 def _parquet_rows(path: Path, kind: FileKind) -> Iterator[NumberedRow]:
     with _opened(path, kind.zipped) as file:
         if kind.zipped:
-            yield from parquet_rows(path, io.BytesIO(_whole(file)))
+            with TemporaryFile() as unzipped:
+                shutil.copyfileobj(file, unzipped)
+                yield from parquet_rows(path, cast(BinaryIO, unzipped))
             return
     with open_regular(path) as plain:
         yield from parquet_rows(path, plain)

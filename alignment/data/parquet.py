@@ -14,6 +14,7 @@ from alignment.errors import DataError
 
 BATCH_ROWS = 1024
 BATCH_BYTES = 512 << 20
+BUFFER_BYTES = 1 << 20  # of a column that are read ahead; without a limit, a whole row group is
 LARGEST_CHUNK = 2 << 30  # bytes of a column in a row group, unpacked
 MOST_VALUES = 1 << 28  # of a column in a row group
 HEADER_BYTES = 32
@@ -26,7 +27,7 @@ def parquet_rows(path: Path, source: BinaryIO) -> Iterator[tuple[int, Any, str]]
     import pyarrow.parquet
 
     try:
-        table = pyarrow.parquet.ParquetFile(source)
+        table = pyarrow.parquet.ParquetFile(source, buffer_size=BUFFER_BYTES)
         refuse_doubles(path, table.schema_arrow.names)
         number = 0
         for group in range(table.metadata.num_row_groups):

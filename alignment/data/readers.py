@@ -6,7 +6,8 @@ and the rejected rows: none is dropped silently.
 
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
@@ -28,7 +29,7 @@ from alignment.data.conversations import (
     parse_transcript,
 )
 from alignment.data.data_sets import read_data_set, split_files
-from alignment.data.files import NumberedRow, file_kind, read_file, read_text
+from alignment.data.files import NumberedRow, file_kind, read_file, text_lines
 from alignment.data.formats import EXPORTED, columns_for, document_column
 from alignment.data.judgements import asked_turns, demonstration_turns, judgement, refuse_bad_label
 from alignment.data.plain import plain_row, storable
@@ -94,6 +95,22 @@ def read_documents(
     return convert_parts(source, locate(source.path, town, source.origin), to_document, None, notes)
 
 
+def stream_documents(
+    source: TextSource, town: Path | None = None, notes: SourceNotes | None = None
+) -> Iterator[Document | Rejected]:
+    """The documents of a source, and the rows that are none, one by one."""
+    for part, rows in parts_of(source, locate(source.path, town, source.origin), notes):
+        yield from stream_rows(rows, part, to_document, notes)
+
+
+def local_files(source: Source, town: Path | None) -> list[Path]:
+    """The files of a source on this machine; none for a data set of the hub."""
+    path = locate(source.path, town, source.origin)
+    if path is None or not path.is_dir():
+        return [] if path is None else [path]
+    return sorted(file for file in path.rglob("*") if file.is_file())
+
+
 def to_document(row: Row, source: TextSource, number: int) -> Document:
     """A document from a row with a text column or a conversation."""
     column = document_column(row, source)
@@ -107,15 +124,24 @@ def to_document(row: Row, source: TextSource, number: int) -> Document:
     return Document(text=text)
 
 
-def _paragraphs(text: str, name: str) -> Iterator[NumberedRow]:
-    """The paragraphs of a plain text as rows, with the line where each begins."""
-    line = 1
-    for part in re.split(r"(\n\s*\n)", text):
-        if part.strip():
-            long = len(part) > LONGEST_LINE
+def _paragraphs(lines: Iterable[str], name: str) -> Iterator[NumberedRow]:
+    """The paragraphs of a plain text, which blank lines part, as rows with the line where each begins."""
+    number = first = 1
+    parts: list[str] = []
+    size = 0
+    for line in chain(lines, (None,)):
+        if line is not None and line.strip():
+            first = first if parts else number
+            size += len(line)
+            if size <= LONGEST_LINE or not parts:
+                parts.append(line)
+        elif parts:
+            text = "".join(parts) if line is None else "".join(parts).removesuffix("\n")
+            long = size > LONGEST_LINE
             reason = f"the paragraph has more than {size_text(LONGEST_LINE)}; split it" if long else ""
-            yield line, {name: part[:200] if long else part}, reason
-        line += part.count("\n")
+            yield first, {name: text[:200] if long else text}, reason
+            parts, size = [], 0
+        number += line is not None and line.endswith("\n")
 
 
 def read_rows(source: Source, path: Path | None, doubts: list[str]) -> Iterator[NumberedRow]:
@@ -131,7 +157,7 @@ def read_rows(source: Source, path: Path | None, doubts: list[str]) -> Iterator[
 def _file_rows(source: Source, path: Path, doubts: list[str]) -> Iterator[NumberedRow]:
     """Numbered rows of a file; for a source of text, a plain file has one of each paragraph."""
     if isinstance(source, TextSource) and (kind := file_kind(path)).form == "text":
-        return _paragraphs(read_text(path, kind), source.text_field)
+        return _paragraphs(text_lines(path, kind), source.text_field)
     return read_file(path, getattr(source, "rows", ""), doubts)
 
 
@@ -152,7 +178,26 @@ def convert_parts(
     limit: int | None,
     notes: SourceNotes | None,
 ) -> tuple[list[RecordT], list[Rejected]]:
-    """Convert the rows of a source; a directory's files are read one by one, each with the lines of its own."""
+    """The converted rows of a source, at most `limit`, and the rejected ones."""
+    good: list[RecordT] = []
+    bad: list[Rejected] = []
+    for part, rows in parts_of(source, path, notes):
+        for row in stream_rows(rows, part, convert, notes, None if limit is None else limit - len(good)):
+            if isinstance(row, Rejected):
+                bad.append(row)
+            else:
+                good.append(row)
+            if len(good) > MOST_ROWS:
+                raise DataError(
+                    f"{source.path} has more than {MOST_ROWS:,} rows; split it, and read the parts in runs of their own"
+                )
+    return good, bad
+
+
+def parts_of(
+    source: SourceT, path: Path | None, notes: SourceNotes | None
+) -> Iterator[tuple[SourceT, Iterator[NumberedRow]]]:
+    """The rows of a source; a directory's files are read one by one, each with the lines of its own."""
     files: list[Path] = []
     doubts: list[str] = [] if notes is None else notes.doubts
     if path is not None and path.is_dir():
@@ -160,48 +205,46 @@ def convert_parts(
         if notes is not None:
             notes.files = unread
     if path is None or not files:
-        return convert_rows(read_rows(source, path, doubts), source, convert, limit, notes)
-    good: list[RecordT] = []
-    bad: list[Rejected] = []
+        yield source, read_rows(source, path, doubts)
+        return
     for file in files:
         part = source.model_copy(update={"path": f"{source.path.rstrip('/')}/{os.path.relpath(file, path)}"})
-        left = None if limit is None else limit - len(good)
-        more, wrong = convert_rows(_file_rows(source, file, doubts), part, convert, left, notes)
-        good += more
-        bad += wrong
-    return good, bad
+        yield part, _file_rows(source, file, doubts)
 
 
-def convert_rows(
+def stream_rows(
     rows: Iterator[NumberedRow],
     source: SourceT,
     convert: Callable[[Row, SourceT, int], RecordT],
-    limit: int | None = None,
     notes: SourceNotes | None = None,
-) -> tuple[list[RecordT], list[Rejected]]:
+    limit: int | None = None,
+) -> Iterator[RecordT | Rejected]:
     """The converted rows, at most `limit`, and the rejected ones. `notes` are told which columns were read."""
-    good: list[RecordT] = []
-    bad: list[Rejected] = []
     keep_nulls = isinstance(source, RowSource) and source.format == "records"
+    good = bad = 0
+    first: Rejected | None = None
     for number, row, reason in rows:
-        if limit is not None and len(good) >= limit:
+        if limit is not None and good >= limit:
             break
         try:
             if reason or not isinstance(row, dict):
                 raise BadRow(reason or f"expected an object, not {type(row).__name__}")
             plain = plain_row(row, keep_nulls=keep_nulls)
-            good.append(convert(plain, source, number))
+            record = convert(plain, source, number)
             if notes is not None:
                 notes.add(plain, source)
-        except ValidationError as error:
-            bad.append(Rejected(file=source.path, line=number, reason=first_problem(error), row=storable(row)))
-        except BadRow as error:
-            reason = f"{error}{_nulls(row) if isinstance(error, MissingColumnError) else ''}"
-            bad.append(Rejected(file=source.path, line=number, reason=reason, row=storable(row)))
-        _check_counts(source.path, good, bad)
-    if notes is not None and not good and not bad and limit != 0:
+        except (BadRow, ValidationError) as error:
+            why = str(error) if isinstance(error, BadRow) else first_problem(error)
+            missing = _nulls(row) if isinstance(error, MissingColumnError) else ""
+            rejected = Rejected(file=source.path, line=number, reason=f"{why}{missing}", row=storable(row))
+            first, bad = first or rejected, bad + 1
+            _check_rejected(first, good, bad)
+            yield rejected
+        else:
+            good += 1
+            yield record
+    if notes is not None and good + bad == 0 and limit != 0:
         notes.empty.append(source.path)
-    return good, bad
 
 
 def _nulls(row: Row) -> str:
@@ -210,14 +253,12 @@ def _nulls(row: Row) -> str:
     return f" ({', '.join(names[:5])} {'is' if len(names) == 1 else 'are'} null)" if names else ""
 
 
-def _check_counts(path: str, good: Sequence[Record], bad: Sequence[Rejected]) -> None:
-    """Raise DataError before the rows of a source fill the memory."""
-    if len(good) > MOST_ROWS:
-        raise DataError(f"{path} has more than {MOST_ROWS:,} rows; split it, and read the parts in runs of their own")
-    if len(bad) > MOST_REJECTED and len(bad) > len(good):
+def _check_rejected(first: Rejected, good: int, bad: int) -> None:
+    """Raise DataError before most rows of a large source are put aside."""
+    if bad > MOST_REJECTED and bad > good:
         raise DataError(
-            f"{path}: {len(bad):,} of the first {len(good) + len(bad):,} rows cannot be used; the first is line "
-            f"{bad[0].line}: {bad[0].reason}. Correct the file, or its options in the recipe"
+            f"{first.file}: {bad:,} of the first {good + bad:,} rows cannot be used; the first is line {first.line}: "
+            f"{first.reason}. Correct the file, or its options in the recipe"
         )
 
 

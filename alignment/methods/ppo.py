@@ -1,7 +1,8 @@
 """Method `ppo`: PPO from the fine-tuned policy, with the reward model and the prompts, by `alignment.ppo`."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,7 +10,7 @@ from alignment.errors import DataError, UnfitRowError
 from alignment.footprint.model import Footprint
 from alignment.journal import Journal
 from alignment.ppo.config import PPOConfig
-from alignment.records import Document
+from alignment.records import Document, shard_files
 from alignment.rules.options import AlignOptions
 from alignment.stage import Method, Sizes, Tokens
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
     from alignment.models.chat import ChatFormat
     from alignment.models.ensembles import Ensemble
+    from alignment.training.pretrain import PackedText
 
 CURVES = (
     "reward",
@@ -36,6 +38,7 @@ CURVES = (
     "policy_grad_norm",
     "value_grad_norm",
 )
+SCORED_DOCUMENTS = 1 << 14  # of PPO-ptx's text, at a time
 FIGURES = ("reward", "objective", "kl", "entropy", "length", "missing_eos", "explained_variance")
 
 
@@ -73,13 +76,13 @@ def ppo(
     from alignment.methods.selection import select_snapshot
     from alignment.models.architecture import longest_sequence, row_length
     from alignment.models.chat import load_chat
-    from alignment.models.encoding import encode_file, put_aside
+    from alignment.models.encoding import put_aside
     from alignment.models.reward_adapters import load_reward
     from alignment.models.scalar import load_causal_model, load_rewards
     from alignment.plots import panels
     from alignment.ppo.train import train_ppo
     from alignment.rewards.build import reward_parts, rule_rewards
-    from alignment.training.pretrain import pack_documents
+    from alignment.training.tokens import TokenRows
 
     config = config.model_copy(update={"seed": seed, "bfloat16": config.bfloat16 or in_bfloat16()})
     chat = load_chat(sft / "model")
@@ -91,17 +94,17 @@ def ppo(
     put_aside(out, encoded)
     prompt_ids = [tokens for _, tokens in encoded.rows]
     load = partial(load_reward, language_model=policy, dtype=frozen, shared=lora)
-    documents = encode_file(corpus / "train.jsonl", Document, chat.document).rows if config.ptx_coef else []
-    if documents and align.ptx_min_reward is not None:
-        model = load_rewards(reward, load)
-        documents = drop_low_reward_conversations(documents, chat, context, model, align.ptx_min_reward)
+    rewards = None if align.ptx_min_reward is None or not config.ptx_coef else load_rewards(reward, load)
+    text = None
+    if config.ptx_coef:
+        text = pretraining_text(corpus, out, chat, row_length(policy), context, rewards, align.ptx_min_reward)
     result = train_ppo(
         policy,
         chat.tokenizer,
         prompt_ids,
         reward_parts(reward, rule_rewards(align), load),
         config,
-        ptx_sequences=pack_documents(documents, row_length(policy)).rows.tolist() if documents else None,
+        ptx_sequences=None if text is None else TokenRows(text.rows),
         out=out,
         journal=journal,
     )
@@ -114,11 +117,59 @@ def ppo(
         )
     on_main(write_json, out / "snapshots.json", steps)
     journal.figure("ppo", panels(journal.read(), CURVES, "PPO"))
-    counts = {"prompts": len(prompt_ids), "ptx_documents": len(documents), "steps": result.steps}
+    counts = {"prompts": len(prompt_ids), "ptx_documents": 0 if text is None else text.documents, "steps": result.steps}
     counts |= {"policy_step": policy_step, "stopped_early": result.stopped_early}
     figures = {name: result.metrics[name] for name in FIGURES if name in result.metrics}
     figures |= {f"prompts_{name}": count for name, count in encoded.counts.items()}
     return figures | {name: float(count) for name, count in counts.items()}
+
+
+def pretraining_text(
+    corpus: Path,
+    out: Path,
+    chat: "ChatFormat",
+    row_tokens: int,
+    context: float,
+    rewards: "PreTrainedModel | Ensemble | None",
+    minimum: float | None,
+) -> "PackedText":
+    """The training documents as rows of token ids, without conversations whose rewards are below `minimum`."""
+    from alignment.distributed.collectives import on_main
+    from alignment.training.pretrain import packed
+    from alignment.training.tokens import remove_leftovers
+
+    documents = encoded_corpus(corpus, chat)
+    if rewards is not None and minimum is not None:
+        documents = without_low_rewards(documents, chat, context, rewards, minimum)
+    on_main(remove_leftovers, out)
+    return packed(documents, row_tokens, corpus / "train.jsonl", out)
+
+
+def encoded_corpus(corpus: Path, chat: "ChatFormat") -> Iterator[tuple[Document, list[int]]]:
+    """The training documents that the chat template takes, with their tokens."""
+    from alignment.models.encoding import Unfit
+    from alignment.training.pretrain import encoded_documents
+
+    rows = (row for shard in shard_files(corpus / "train.jsonl") for row in encoded_documents(shard, chat))
+    yield from (row for row in rows if not isinstance(row, Unfit))
+
+
+def without_low_rewards(
+    documents: Iterator[tuple[Document, list[int]]],
+    chat: "ChatFormat",
+    context: float,
+    reward: "PreTrainedModel | Ensemble",
+    minimum: float,
+) -> Iterator[tuple[Document, list[int]]]:
+    """`drop_low_reward_conversations` of a bounded number of documents at a time. Raises DataError if nothing is left
+    of all."""
+    total = 0
+    while block := list(islice(documents, SCORED_DOCUMENTS)):
+        kept = drop_low_reward_conversations(block, chat, context, reward, minimum)
+        total += len(kept)
+        yield from kept
+    if not total:
+        raise DataError(f"the reward of every answer in the corpus is below {minimum}; lower `align.ptx_min_reward`")
 
 
 def drop_low_reward_conversations(
@@ -130,7 +181,7 @@ def drop_low_reward_conversations(
 ) -> list[tuple[Document, list[int]]]:
     """The documents, each with its tokens, without the conversations in which an answer scores below `minimum`.
 
-    Plain text is kept, and so are answers that cannot be scored. Raises DataError if nothing is left."""
+    Plain text is kept, and so are answers that cannot be scored."""
     from alignment.distributed.collectives import from_main
     from alignment.models.encoding import check_length
     from alignment.models.scalar import reward_scores
@@ -150,10 +201,7 @@ def drop_low_reward_conversations(
         return list(documents)
     scores = reward_scores(reward, *transposed(answers)).tolist()
     low = from_main({index for index, score in zip(indices, scores, strict=True) if score < minimum})
-    kept = [document for index, document in enumerate(documents) if index not in low]
-    if not kept:
-        raise DataError(f"the reward of every answer in the corpus is below {minimum}; lower `align.ptx_min_reward`")
-    return kept
+    return [document for index, document in enumerate(documents) if index not in low]
 
 
 def cost(config: PPOConfig, sizes: Sizes) -> Tokens:

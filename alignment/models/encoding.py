@@ -1,6 +1,6 @@
 """Rows of a file as token ids for a model. A row that a model cannot read is put aside with its line and the reason."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -9,7 +9,7 @@ from typing import Generic, TypeVar
 from alignment.distributed.collectives import on_main
 from alignment.errors import DataError, TooLongError, UnfitRowError
 from alignment.models.chat import ChatFormat, Turn
-from alignment.records import Comparison, Demonstration, Record, Rejected, ResponseSet, read_numbered, write_records
+from alignment.records import Comparison, Demonstration, Record, Rejected, ResponseSet, stream_numbered, write_records
 
 RecordT = TypeVar("RecordT", bound=Record)
 EncodedT = TypeVar("EncodedT")
@@ -35,6 +35,14 @@ class Encoded(Generic[RecordT, EncodedT]):
 
 
 @dataclass(frozen=True)
+class Unfit:
+    """A row that is put aside."""
+
+    rejected: Rejected
+    is_too_long: bool = False
+
+
+@dataclass(frozen=True)
 class Pair:
     """A comparison as token ids: the prompt, and each response with the token that ends it, if it ended."""
 
@@ -50,20 +58,37 @@ def encode_file(
     where: Callable[[RecordT], bool] = lambda _: True,
 ) -> Encoded[RecordT, EncodedT]:
     """Read records of `kind`, those that fulfil `where`, and encode each. `encode` raises UnfitRowError."""
+    rows, rejected, too_long = [], list[Rejected](), 0
+    for row in stream_encoded(path, kind, encode, where):
+        if isinstance(row, Unfit):
+            rejected.append(row.rejected)
+            too_long += row.is_too_long
+        else:
+            rows.append(row)
+    return Encoded(rows, rejected, too_long)
+
+
+def stream_encoded(
+    path: Path,
+    kind: type[RecordT],
+    encode: Callable[[RecordT], EncodedT],
+    where: Callable[[RecordT], bool] = lambda _: True,
+) -> Iterator[tuple[RecordT, EncodedT] | Unfit]:
+    """Like `encode_file`, row by row."""
     name = f"{path.parent.name}/{path.name}"  # of the stage's output: the same in every home
-    numbered, unreadable = read_numbered(path, kind)
-    rejected = [row.model_copy(update={"file": name}) for row in unreadable]
-    rows, too_long = [], 0
-    for line, record in numbered:
+    for numbered in stream_numbered(path, kind):
+        if isinstance(numbered, Rejected):
+            yield Unfit(numbered.model_copy(update={"file": name}))
+            continue
+        line, record = numbered
         if not where(record):
             continue
         try:
-            rows.append((record, encode(record)))
+            yield record, encode(record)
         except UnfitRowError as error:
-            too_long += isinstance(error, TooLongError)
             file, number = _origin(record) or (name, line)
-            rejected.append(Rejected(file=file, line=number, reason=str(error), row=record.model_dump(mode="json")))
-    return Encoded(rows, rejected, too_long)
+            rejected = Rejected(file=file, line=number, reason=str(error), row=record.model_dump(mode="json"))
+            yield Unfit(rejected, isinstance(error, TooLongError))
 
 
 def _origin(record: Record) -> tuple[str, int] | None:

@@ -176,10 +176,13 @@ def _check(
     check_prompts_fit(model, prompts, max_new_tokens)
 
 
-def check_prompts_fit(model: PreTrainedModel, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
-    """Raise ConfigError for an empty prompt, and for one without room for `max_new_tokens` in the context."""
+def check_prompts_fit(
+    model: PreTrainedModel, prompts: Sequence[Sequence[int]], max_new_tokens: int, first: int = 0
+) -> None:
+    """Raise ConfigError for an empty prompt, and for one without room for `max_new_tokens` in the context. `first`
+    numbers the first prompt."""
     context = context_length(model)
-    for number, prompt in enumerate(prompts):
+    for number, prompt in enumerate(prompts, start=first):
         if not prompt:
             raise ConfigError(f"prompt {number} has no tokens; start it with a BOS token or remove it")
         if context is not None and len(prompt) + max_new_tokens > context:

@@ -1,5 +1,7 @@
 """Stage `tokenizer`: a byte-level BPE with the special tokens and the chat template that every later stage uses."""
 
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -10,7 +12,7 @@ from alignment.errors import UnfitRowError
 from alignment.journal import Journal
 from alignment.models import gguf_files
 from alignment.models.safe_loading import NEVER_CODE, read_plainly
-from alignment.records import Document, read_records
+from alignment.records import Document, Rejected, shard_files, stream_numbered
 
 PAD, EOS, USER, ASSISTANT, SYSTEM = "<|pad|>", "<|end|>", "<|user|>", "<|assistant|>", "<|system|>"
 
@@ -43,8 +45,7 @@ def train_tokenizer(
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    texts = [document.plain for document in read_records(corpus / "train.jsonl", Document)[0]]
-    tokenizer.train_from_iterator(texts, trainer=trainer)
+    tokenizer.train_from_iterator(corpus_texts(corpus), trainer=trainer)
     wrapped = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token=PAD,
@@ -55,11 +56,19 @@ def train_tokenizer(
     )
     wrapped.chat_template = CHAT_TEMPLATE
     wrapped.save_pretrained(out)
-    sample = texts[:2000]
+    sample = list(islice(corpus_texts(corpus), 2000))
     tokens = sum(map(len, wrapped(sample)["input_ids"]))
     figures = {"vocab_size": float(len(wrapped)), "bytes_per_token": sum(len(t.encode()) for t in sample) / tokens}
     journal.log(figures, step=0)
     return figures
+
+
+def corpus_texts(corpus: Path) -> Iterator[str]:
+    """The texts of the training documents, one by one."""
+    for path in shard_files(corpus / "train.jsonl"):
+        for row in stream_numbered(path, Document):
+            if not isinstance(row, Rejected):
+                yield row[1].plain
 
 
 def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:

@@ -22,17 +22,31 @@ KEPT = 2
 
 
 def fingerprint(
-    config: PPOConfig, prompts: Sequence[Sequence[int]], models: dict[str, nn.Module], ptx: object
+    config: PPOConfig,
+    prompts: Sequence[Sequence[int]],
+    models: dict[str, nn.Module],
+    ptx: Sequence[Sequence[int]] | None,
 ) -> dict[str, str]:
     """Digests of all inputs of a run, by name; every option has its own entry."""
     parts = {f"option {name}": json.dumps(value) for name, value in config.model_dump(mode="json").items()}
     parts["prompts"] = _digest(json.dumps(list(map(list, prompts))))
-    parts["ptx_sequences"] = _digest(repr(ptx))
+    parts["ptx_sequences"] = _rows_digest(ptx)
     return parts | {name: _weights_digest(model) for name, model in models.items()}
 
 
 def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _rows_digest(rows: Sequence[Sequence[int]] | None) -> str:
+    """The digest of `repr(rows)`, row by row."""
+    if rows is None:
+        return _digest("None")
+    digest = hashlib.sha256(b"[")
+    for number, row in enumerate(rows):
+        digest.update(f"{', ' if number else ''}{row!r}".encode())
+    digest.update(b"]")
+    return digest.hexdigest()[:16]
 
 
 def _weights_digest(model: nn.Module, sampled: int = 256) -> str:

@@ -15,6 +15,8 @@ from alignment.models.chat import ChatFormat, eos_token_ids
 from alignment.models.generation import check_prompts_fit
 from alignment.records import Message, first_problem
 
+CHECKED_ROWS = 1024  # of pretraining text, which may be larger than the memory, at a time
+
 
 def tokenized_prompts(
     prompts: Sequence[Sequence[int]] | Dataset, tokenizer: PreTrainedTokenizerBase
@@ -116,9 +118,9 @@ def _check_language_model(policy: PreTrainedModel, ends: Collection[int], prompt
         )
 
 
-def check_vocabulary(name: str, sequences: Sequence[Sequence[int]], rows: int) -> None:
-    """Raise CheckpointError for token ids outside a vocabulary of `rows` tokens."""
-    for number, ids in enumerate(sequences):
+def check_vocabulary(name: str, sequences: Sequence[Sequence[int]], rows: int, first: int = 0) -> None:
+    """Raise CheckpointError for token ids outside a vocabulary of `rows` tokens. `first` numbers the first sequence."""
+    for number, ids in enumerate(sequences, start=first):
         if min(ids) < 0 or max(ids) >= rows:
             raise CheckpointError(
                 f"{name} {number} has the token ids {min(ids)} to {max(ids)} and the policy has 0 to {rows - 1}: "
@@ -130,11 +132,13 @@ def check_ptx(policy: PreTrainedModel, sequences: Sequence[Sequence[int]] | None
     """Raise for sequences of the pretraining loss that are missing, too long or of another vocabulary."""
     if coef and not sequences:
         raise ConfigError(f"ptx_coef is {coef} but there are no ptx_sequences: pass some, or set it to 0")
-    plain = [_token_ids(sequence, number, "ptx sequence") for number, sequence in enumerate(sequences or [])]
-    check_prompts_fit(policy, plain, 0)
     embeddings = policy.get_input_embeddings().weight
     assert isinstance(embeddings, Tensor)
-    check_vocabulary("ptx sequence", plain, len(embeddings))
+    for first in range(0, len(sequences or ()), CHECKED_ROWS):
+        part = (sequences or ())[first : first + CHECKED_ROWS]
+        plain = [_token_ids(sequence, number, "ptx sequence") for number, sequence in enumerate(part, start=first)]
+        check_prompts_fit(policy, plain, 0, first)
+        check_vocabulary("ptx sequence", plain, len(embeddings), first)
 
 
 def seeded(seed: int, purpose: str, number: int, device: torch.device | str = "cpu") -> torch.Generator:
@@ -145,11 +149,11 @@ def seeded(seed: int, purpose: str, number: int, device: torch.device | str = "c
 
 def cycled_rows(count: int, batch_size: int, step: int, seed: int, purpose: str) -> list[int]:
     """Rows of batch number `step` (from 0) when `count` rows are traversed in a new random order each epoch."""
-    orders: dict[int, list[int]] = {}
+    orders: dict[int, Tensor] = {}
     rows = []
     for index in range(step * batch_size, (step + 1) * batch_size):
         epoch = index // count
         if epoch not in orders:
-            orders[epoch] = torch.randperm(count, generator=seeded(seed, purpose, epoch)).tolist()
-        rows.append(orders[epoch][index % count])
+            orders[epoch] = torch.randperm(count, generator=seeded(seed, purpose, epoch))
+        rows.append(int(orders[epoch][index % count]))
     return rows

@@ -238,7 +238,11 @@ def _errors_with_last_checkpoint(run: _Run) -> Iterator[None]:
 
 
 def _identity(
-    config: PPOConfig, prompts: Sequence[Sequence[int]], ptx: object, policy: PreTrainedModel, laid_out: Models
+    config: PPOConfig,
+    prompts: Sequence[Sequence[int]],
+    ptx: Sequence[Sequence[int]] | None,
+    policy: PreTrainedModel,
+    laid_out: Models,
 ) -> dict[str, str]:
     components = laid_out.components
     models = {"policy": policy, "reference": laid_out.reference, "value_model": laid_out.value_model}

@@ -1,7 +1,8 @@
 """Stage `pretrain`: next-token prediction on packed text, from scratch or from a checkpoint."""
 
 import math
-from collections.abc import Iterator, Sequence
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -13,22 +14,24 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrai
 
 from alignment import progress
 from alignment.config.stages import ModelConfig, PretrainConfig
-from alignment.distributed.collectives import on_main, share_of
+from alignment.distributed.collectives import from_main, gathered, on_main, process_index, share_of
 from alignment.distributed.devices import autocast, to_device
 from alignment.distributed.sharding import split, whole, whole_models, whole_tensor
 from alignment.errors import DataError
 from alignment.journal import Journal
 from alignment.models.architecture import cache_argument, check_causal, context_length, row_length
 from alignment.models.chat import ChatFormat
-from alignment.models.encoding import encode_file
+from alignment.models.encoding import stream_encoded
 from alignment.models.heads import exceeds_chunk, head_of, log_likelihoods, trunk_states
 from alignment.models.importing import import_checkpoint
 from alignment.models.recomputation import recompute_layers
 from alignment.models.scalar import save_model, scalar_config
 from alignment.models.tokenizer import load_tokenizer
 from alignment.plots import curve
-from alignment.records import Document, Rejected, write_records
+from alignment.records import Document, Rejected, shard_files, write_records
 from alignment.training.loop import TrainingState, backward, cosine_schedule, is_small, token_budget
+from alignment.training.tokens import Encoded as EncodedDocument
+from alignment.training.tokens import TokenFile, in_temporary_file, write_tokens
 
 HELDOUT_TOKENS = 8192  # in one forward
 HELDOUT_ROW = 512  # tokens of a held-out row, and the longest context whose held-out text is measured as a whole
@@ -39,6 +42,8 @@ HELDOUT_SAMPLE = 16_384  # tokens: the standard error of a loss is then about 0.
 class PackedText:
     """Concatenated documents, each followed by EOS, split into rows, shape (n, context), and those put aside.
 
+    The rows are 32-bit integers in a file that is mapped into memory.
+
     The last `filling` tokens are the first ones again, which fill up the last row.
     """
 
@@ -46,6 +51,7 @@ class PackedText:
     bytes_per_token: float
     filling: int = 0
     rejected: Sequence[Rejected] = ()
+    documents: int = 0
 
     def first(self, count: int) -> "PackedText":
         """The first rows, at most `count`."""
@@ -72,13 +78,14 @@ def pretrain(
     model, words = starting_point(config, tokenizer, journal)
     chat = ChatFormat.of(words, model.generation_config)
     length = row_length(model) if config.checkpoint else config.model.context_length
-    train = pack(corpus / "train.jsonl", chat, length)
+    train = pack(corpus / "train.jsonl", chat, length, out / "tokens" / "train")
     heldout = heldout_text(corpus, chat, length, config.heldout_row_tokens, config.heldout_tokens)
     on_main(write_records, out / "rejected.jsonl", [*train.rejected, *heldout.rejected])
     if config.epochs:
         model = train_packed(model, train, heldout, config, out, journal, seed)
     loss = heldout_loss(model, heldout)
     on_main(save_model, model, out / "model", words)
+    on_main(shutil.rmtree, out / "tokens")
     return {
         "heldout_loss": loss,
         "bits_per_byte": loss / math.log(2) / heldout.bytes_per_token,
@@ -148,24 +155,40 @@ def heldout_text(
     return pack(corpus / "heldout.jsonl", chat, min(length, row_tokens or HELDOUT_ROW)).sample(tokens)
 
 
-def pack(path: Path, chat: ChatFormat, context: int) -> PackedText:
-    """Read documents and pack them, without conversations that the chat template refuses; see `pack_documents`."""
-    encoded = encode_file(path, Document, chat.document)
-    if not encoded.rows:
-        raise DataError(f"{path} has no text; check `corpus.sources`. {encoded.first_reason}")
-    return pack_documents(encoded.rows, context, encoded.rejected)
+def pack(path: Path, chat: ChatFormat, context: int, tokens: Path | None = None) -> PackedText:
+    """Documents of a file and those in which it continues, packed without conversations that the chat template refuses.
+
+    The main process writes their token ids to the file `tokens`, and all map it into memory; see `packed`.
+    """
+    if tokens is None:
+        return packed((row for shard in shard_files(path) for row in encoded_documents(shard, chat)), context, path)
+    shards = [partial(encoded_documents, shard, chat) for shard in shard_files(path)]
+    file = from_main(gathered(lambda: write_tokens(shards, tokens, context) if process_index() == 0 else None)[0])
+    assert file is not None
+    check_text(file, path)
+    rows, filling = file.rows(context)
+    return PackedText(rows, file.text_bytes / file.tokens, filling, file.rejected, file.documents)
 
 
-def pack_documents(
-    rows: Sequence[tuple[Document, list[int]]], context: int, rejected: Sequence[Rejected] = ()
-) -> PackedText:
+def packed(documents: Iterable[EncodedDocument], context: int, source: Path, near: Path | None = None) -> PackedText:
     """Concatenate documents and split them into rows; a shorter last row is filled up from the start, so that no token
-    is lost."""
-    stream = [token for _, tokens in rows for token in tokens]
-    bytes_per_token = sum(len(document.plain.encode()) for document, _ in rows) / len(stream)
-    missing = -len(stream) % context
-    stream += (stream * (missing // len(stream) + 1))[:missing]
-    return PackedText(torch.tensor(stream).view(-1, context), bytes_per_token, missing, rejected)
+    is lost. The tokens are in a temporary file in the directory `near`. `source` is named in errors."""
+    file, rows, filling = in_temporary_file(documents, context, near)
+    check_text(file, source)
+    return PackedText(rows, file.text_bytes / file.tokens, filling, file.rejected, file.documents)
+
+
+def encoded_documents(path: Path, chat: ChatFormat) -> Iterator[EncodedDocument]:
+    """The documents of a file with their token ids, one by one."""
+    return stream_encoded(path, Document, chat.document)
+
+
+def check_text(file: TokenFile, path: Path) -> None:
+    """Raise DataError if there is no text."""
+    if not file.documents:
+        first = file.rejected[0] if file.rejected else None
+        reason = f"First: line {first.line}: {first.reason}" if first else "There is no row"
+        raise DataError(f"{path} has no text; check `corpus.sources`. {reason}")
 
 
 def train_packed(
@@ -230,8 +253,8 @@ def batch_rows(step: int, rows: int, batch: int, seed: int) -> list[int]:
     """The rows of step 1, 2, …: a new order each epoch, a function of seed and epoch, not of resuming."""
     per_epoch = math.ceil(rows / batch)
     epoch, number = divmod(step - 1, per_epoch)
-    order = torch.randperm(rows, generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch)).tolist()
-    return list(order[number * batch : (number + 1) * batch])
+    order = torch.randperm(rows, generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch))
+    return [int(row) for row in order[number * batch : (number + 1) * batch]]
 
 
 def micro_batches(rows: Tensor, token_budget: int, at_least: int = 1) -> list[Tensor]:
@@ -242,7 +265,7 @@ def micro_batches(rows: Tensor, token_budget: int, at_least: int = 1) -> list[Te
 
 def next_token_loss(model: PreTrainedModel, batch: Tensor, share: float = 1.0) -> Tensor:
     """`share` times the mean over positions of −log p(x_t | x_<t). Shape of batch: (b, context)."""
-    batch = batch.to(model.device)
+    batch = batch.to(model.device).long()
     targets = batch[:, 1:].reshape(-1)
     with autocast():
         if exceeds_chunk(model, batch.numel()):

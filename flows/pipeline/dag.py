@@ -9,7 +9,7 @@ from operator import attrgetter
 from pathlib import Path
 
 from alignment.artifacts import content_digest
-from alignment.config.stages import RowSource, TextSource
+from alignment.config.stages import Source
 from alignment.errors import ConfigError
 from alignment.stage import Step
 from alignment.stages import (
@@ -48,10 +48,15 @@ def _steps(recipe: Recipe) -> Iterator[Step]:
     town = {} if recipe.town is None else {"town": "town"}
     if recipe.town is not None:
         yield Step(TOWN, recipe.town)
-    yield Step(CORPUS, recipe.corpus, town, _files(recipe.corpus.sources))
+    prompts = Step(PROMPTS, recipe.prompts, town, _files(recipe.prompts.sources))
+    asked = _same("prompts") if recipe.corpus.needs_prompts else {}
+    if asked:
+        yield prompts
+    yield Step(CORPUS, recipe.corpus, {**town, **asked}, _files(recipe.corpus.files))
     yield from _base(recipe)
     yield Step(DEMONSTRATIONS, recipe.demonstrations, town, _files(recipe.demonstrations.sources))
-    yield Step(PROMPTS, recipe.prompts, town, _files(recipe.prompts.sources))
+    if not asked:
+        yield prompts
     yield Step(SFT, recipe.sft, {"base": "pretrain", **_same("demonstrations")})
     yield from _judgements(recipe, town)
     yield Step(REWARD, recipe.reward, _same("sft", "comparisons", "demonstrations"))
@@ -102,7 +107,7 @@ def _same(*names: str) -> dict[str, str]:
     return {name: name for name in names}
 
 
-def _files(sources: Sequence[RowSource | TextSource]) -> tuple[Path, ...]:
+def _files(sources: Sequence[Source]) -> tuple[Path, ...]:
     """Local files among the sources; the town's files are an input, and data sets of the hub have no local file."""
     return _existing(source.path for source in sources if not source.path.startswith(TOWN_SCHEME))
 

@@ -154,6 +154,9 @@ class Recipe(Config):
         for section in SOURCES:
             for number, source in enumerate(getattr(self, section).sources):
                 yield f"{section}.sources.{number}.path", source.path
+        if self.corpus.decontamination is not None:
+            for number, source in enumerate(self.corpus.decontamination.sources):
+                yield f"corpus.decontamination.sources.{number}.path", source.path
 
     def _lengths(self) -> Iterator[str]:
         """Check lengths against the context of a model from scratch; a checkpoint's is checked when it is loaded."""
@@ -224,7 +227,8 @@ def check_files(recipe: Recipe) -> None:
     first missing file, and ConfigError for the device or an unsupported launch file."""
     check_compute(recipe.compute)
     for section in SOURCES:
-        for source in getattr(recipe, section).sources:
+        options = getattr(recipe, section)
+        for source in options.files if section == "corpus" else options.sources:
             locate(source.path, Path(), source.origin)
     if recipe.pretrain.checkpoint is not None:
         locate(recipe.pretrain.checkpoint, None)

@@ -6,7 +6,7 @@ import pytest
 
 from alignment.config.stages import CorpusConfig, TextSource
 from alignment.data.check import check_source
-from alignment.data.corpus import clean, drop_near_duplicates, jaccard, prepare_corpus, shingles
+from alignment.data.corpus import prepare_corpus
 from alignment.errors import DataError
 from alignment.journal import Journal
 from alignment.records import Document, Rejected, read_records
@@ -26,59 +26,6 @@ def texts(*parts) -> list[str]:
 
 def distinct(count: int) -> list[dict[str, str]]:
     return [{"text": f"Text number {i} speaks of {i * i} and of {i + 7}."} for i in range(count)]
-
-
-@pytest.mark.parametrize(
-    ("raw", "wanted"),
-    [
-        ("  a   b  ", "a b"),
-        ("  a \t b\tc  ", "a\tb\tc"),
-        ("a\r\nb\r\n\r\n\r\nc\rd", "a\nb\nc\nd"),
-        ("a \n \n  b", "a\n  b"),
-        ("def f(x):\n    if x:\n\treturn  1\n", "def f(x):\n    if x:\n\treturn 1"),
-        ("\n    indented\n        more\n", "indented\n    more"),
-        (
-            "می\u200cخواهم क्\u200dष 👨\u200d👩\u200d👧 \u2067ab\u2069",
-            "می\u200cخواهم क्\u200dष 👨\u200d👩\u200d👧 \u2067ab\u2069",
-        ),
-        ("ខ្ញុំ\u200bទៅ hy\xadphen", "ខ្ញុំ\u200bទៅ hyphen"),
-        ("🫨🪿 \ue000\ufffe", "🫨🪿"),  # newer than some versions of Python know
-        ("e\u0301", "é"),
-        ("a\x00b\u200b\ufeffc\x1b", "abc"),
-        ("漢字 🎉", "漢字 🎉"),
-        (" \n\t ", ""),
-    ],
-)
-def test_cleaning(raw, wanted) -> None:
-    assert clean(raw) == wanted
-    assert clean(wanted) == wanted
-
-
-def test_jaccard_of_shingles_by_hand() -> None:
-    a, b = "one two three four five six seven", "one two three four five six eight"
-    assert shingles(a) == {"one two three four five", "two three four five six", "three four five six seven"}
-    assert jaccard(shingles(a), shingles(b)) == 2 / 4
-    assert shingles("Too SHORT") == {"too short"} and jaccard({"x"}, {"y"}) == 0
-
-
-def test_near_copies_are_dropped_from_the_threshold_on_and_the_first_is_kept() -> None:
-    words = [f"w{i}" for i in range(24)]  # 20 shingles; with another last word 19 are shared of 21
-    first, near = " ".join(words), " ".join([*words[:-1], "other"])
-    assert jaccard(shingles(first), shingles(near)) == 19 / 21
-    documents = [Document(text=text) for text in (first, near, "something else that is not at all like it")]
-    kept = {share: [d.text for d in drop_near_duplicates(documents, share)] for share in (0.9, 0.92, 1.0)}
-    assert kept[0.9] == [first, documents[2].text]  # 19/21 = 0.905
-    assert kept[0.92] == kept[1.0] == [d.text for d in documents]
-
-
-def test_hardly_any_near_copy_is_missed() -> None:
-    documents = []
-    for number in range(60):
-        words = [f"w{number}x{i}" for i in range(24)]
-        documents += [Document(text=" ".join(words)), Document(text=" ".join([*words[:-1], "other"]))]
-    kept = drop_near_duplicates(documents, 19 / 21)
-    # 60 originals, and of 60 copies each missed with probability 1 % at most: more than 4 in 0.03 % of all cases
-    assert 60 <= len(kept) <= 64
 
 
 def test_exact_copies_and_short_texts_are_counted_and_left_out(tmp_path) -> None:

@@ -4,6 +4,8 @@ import gzip
 import json
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from alignment.config.stages import RowSource, TextSource
@@ -71,3 +73,19 @@ def test_a_pointer_of_git_lfs_in_a_directory_is_named(tmp_path: Path) -> None:
         (folder / name).write_text(f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0a' * 32}\nsize 9\n")
         with pytest.raises(DataError, match=rf"{name}: the file is a Git LFS pointer"):
             documents(folder)
+
+
+@pytest.mark.parametrize("ending", ["jsonl.gz", "parquet"])
+def test_shards_that_datatrove_wrote_are_a_source(tmp_path: Path, ending: str) -> None:
+    """One file for each task, named by its rank, with the columns of its documents."""
+    rows = [{"text": f"Document {n}.", "id": f"a/{n}", "metadata": {"url": f"u{n}"}} for n in range(4)]
+    for rank, part in enumerate((rows[:3], rows[3:])):
+        path = tmp_path / f"{rank:05d}.{ending}"
+        if ending == "parquet":
+            pq.write_table(pa.Table.from_pylist(part), path)
+        else:
+            path.write_bytes(gzip.compress("".join(json.dumps(row) + "\n" for row in part).encode()))
+    notes = SourceNotes("corpus")
+    good, bad = read_documents(TextSource(path=str(tmp_path)), None, notes)
+    assert [document.text for document in good] == [row["text"] for row in rows] and not bad
+    assert set(notes.unread) == {"id", "metadata"}

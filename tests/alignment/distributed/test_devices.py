@@ -42,7 +42,7 @@ from alignment.reward_model.ensemble_training import shake_head
 from alignment.reward_model.train import group_by_prompt, train_groups, untrained
 from alignment.stage import Stage, Step, Tokens
 from alignment.training import sft
-from alignment.training.pretrain import heldout_loss, pack_documents, starting_point, train_packed
+from alignment.training.pretrain import heldout_loss, packed, starting_point, train_packed
 from alignment.training.sft import finetune
 from alignment.training.trl import on_one_gpu
 from tests.alignment.distributed.pretended_gpu import OnGPU, pretended_gpu
@@ -232,7 +232,7 @@ def test_scores(base) -> None:
 def pretrained(base: Path, out: Path) -> list[float]:
     """Losses of a few steps, and at their end."""
     model, tokenizer = load_causal_model(base / "model"), load_tokenizer(base / "model")
-    text = pack_documents([(text, ChatFormat.of(tokenizer).document(text)) for text in TEXT], 32)
+    text = packed([(text, ChatFormat.of(tokenizer).document(text)) for text in TEXT], 32, Path("text"))
     config = PretrainConfig(epochs=1, batch_sequences=4, log_every_steps=1, checkpoint_every_steps=1000)
     train_packed(model, text, text, config, out, Journal(out), 0)
     losses = [line["values"]["loss"] for line in Journal(out).read()]

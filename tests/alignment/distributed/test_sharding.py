@@ -29,7 +29,7 @@ from alignment.models.tokenizer import load_tokenizer
 from alignment.records import Document
 from alignment.reward_model.train import group_by_prompt, train_groups, untrained
 from alignment.training import trl
-from alignment.training.pretrain import pack_documents, train_packed
+from alignment.training.pretrain import packed, train_packed
 from alignment.training.sft import finetune
 from alignment.worker import ReadOnlyJournal
 from tests.alignment.tiny_world import LINES, comparison, demonstration, encoded, make_base, write
@@ -55,7 +55,7 @@ def pretrained(base: Path, out: Path, journal: Journal | None = None) -> None:
     """Batches of five rows and of one, which leaves a process without a row."""
     model, tokenizer = load_causal_model(base / "model"), load_tokenizer(base / "model")
     documents = [Document(text=line) for line in LINES * 2]
-    text = pack_documents([(text, ChatFormat.of(tokenizer).document(text)) for text in documents], 32)
+    text = packed([(text, ChatFormat.of(tokenizer).document(text)) for text in documents], 32, Path("text"))
     config = PretrainConfig(epochs=2, batch_sequences=5, log_every_steps=1, checkpoint_every_steps=1)
     assert len(text.rows) == 6
     trained = train_packed(model, text, text, config, out, journal or Journal(out), 0)

@@ -6,7 +6,7 @@ from torch import nn
 
 from alignment.errors import DataError
 from alignment.journal import Journal
-from alignment.methods.ppo import drop_low_reward_conversations, ppo
+from alignment.methods.ppo import drop_low_reward_conversations, ppo, without_low_rewards
 from alignment.models.chat import ChatFormat
 from alignment.models.lora import adapter_weights, has_adapter
 from alignment.models.reward_adapters import save_reward, save_scalar_adapter, scalar_adapter_over
@@ -103,5 +103,7 @@ def test_conversations_with_a_poor_answer_are_not_repeated(tmp_path, monkeypatch
     assert asked == [[0, 0, 1, 1]]  # each answer after all that was said before it
     assert drop_low_reward_conversations(documents, chat, 64, model, -1.0) == documents
     assert drop_low_reward_conversations([plain], chat, 64, model, 9.0) == [plain]
+    monkeypatch.setattr("alignment.methods.ppo.SCORED_DOCUMENTS", 1)
+    assert list(without_low_rewards(iter([poor, good, late]), chat, 64, model, 0.0)) == [good]
     with pytest.raises(DataError, match="lower `align"):
-        drop_low_reward_conversations([good, poor], chat, 64, model, 9.0)
+        list(without_low_rewards(iter([good, poor]), chat, 64, model, 9.0))
