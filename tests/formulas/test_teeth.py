@@ -175,8 +175,8 @@ MUTANTS = [
     ("models.generation", "columns >= longest - lengths", "columns >= 0 * lengths", indexing.check_sampling),
     (
         "models.generation",
-        "log_softmax(logits / (temperature or 1.0), dim=-1)",
-        "log_softmax(logits, dim=-1)",
+        "logits if temperature in (0, 1) else logits / temperature",
+        "logits",
         indexing.check_sampling,
     ),
     (
@@ -279,6 +279,14 @@ MUTANTS = [
     ),
     # sampling by given numbers
     ("models.generation", "* cumulative[:, -1:], right=True)", ", right=True)", indexing.check_quantile),
+    ("models.generation", "* ends[:, -1:] - start)", "* ends[:, -1:])", indexing.check_large_vocabulary),
+    ("models.generation", "* BLOCK + token", "+ token", indexing.check_large_vocabulary),
+    ("models.generation", "ends.gather(-1, (block - 1)", "ends.gather(-1, block", indexing.check_large_vocabulary),
+    ("models.generation", "/ inside[:, -1:]", "/ ends[:, -1:]", indexing.check_large_vocabulary),
+    # the cache
+    ("models.cache", "before:after].copy_(new)", "before:after].copy_(new.flip(2))", indexing.check_cache),
+    ("models.cache", ".index_select(0, beam_idx))", "[: len(beam_idx)])", indexing.check_cache),
+    ("models.cache", "new.shape[0], after + SPARE_COLUMNS, old)", "new.shape[0], after, None)", indexing.check_cache),
     (
         "models.generation",
         "cumulative[:, -1:], right=True)",
