@@ -7,15 +7,18 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, StaticCache
 
 from alignment.errors import ConfigError
 from alignment.models.architecture import ATTENTION_CACHE, cache_argument, context_length
 from alignment.models.cache import spare_cache
 from alignment.models.logprobs import at_least_float32, token_logits
+from alignment.models.static_decoding import StaticStep, decodes_in_graphs, static_cache
 
 # Ended rows are removed once they are this share of the batch: selecting rows copies the cache.
 ENDED_SHARE_TO_DROP = 0.125
+# A graph is recorded again when rows are removed, and asking a GPU which have ended makes it wait.
+ENDED_SHARE_IN_GRAPHS, TOKENS_BETWEEN_QUESTIONS = 0.5, 8
 BLOCK = 256  # of a large vocabulary, whose tokens are searched in two steps
 
 
@@ -140,7 +143,9 @@ class _Batch:
         columns = torch.arange(longest + max_new_tokens, device=model.device)
         self.mask = (columns >= longest - lengths.unsqueeze(-1)).long()  # of all columns, also of those to come
         self.position = lengths - 1  # of the token read last
-        self.cache, self.cache_name = spare_cache(model), cache_argument(model)
+        graphs = static_cache(model, longest + max_new_tokens) if decodes_in_graphs(model) else None
+        self.cache, self.cache_name = graphs or spare_cache(model), cache_argument(model)
+        self.step: StaticStep | None = None
         row = torch.arange(len(prompts), device=model.device)
         positions = (columns[:longest] - (longest - lengths).unsqueeze(-1)).clamp(min=0)
         last, inputs = torch.full_like(row, longest - 1), self._inputs(positions)
@@ -157,11 +162,15 @@ class _Batch:
         ends_now = torch.isin(tokens, self.ends) & ~self.ended
         self.lengths[self.rows[ends_now]] = time + 1
         self.ended = self.ended | ends_now
-        alive = len(self.ended) - int(self.ended.sum())
-        if not alive or time + 1 == self.tokens.shape[1]:
+        if time + 1 == self.tokens.shape[1]:
             return False
-        if alive <= (1 - ENDED_SHARE_TO_DROP) * len(self.ended):
-            tokens = self._keep((~self.ended).nonzero().squeeze(-1), tokens)
+        graphs = isinstance(self.cache, StaticCache)
+        if not graphs or (time + 1) % TOKENS_BETWEEN_QUESTIONS == 0:
+            alive = len(self.ended) - int(self.ended.sum())
+            if not alive:
+                return False
+            if alive <= (1 - (ENDED_SHARE_IN_GRAPHS if graphs else ENDED_SHARE_TO_DROP)) * len(self.ended):
+                tokens = self._keep((~self.ended).nonzero().squeeze(-1), tokens)
         self._read(tokens, self.longest + time + 1)
         return True
 
@@ -180,11 +189,16 @@ class _Batch:
         self.rows, self.ended = self.rows[index], self.ended[index]
         self.mask, self.position = self.mask[index], self.position[index]
         self.uniforms = None if self.uniforms is None else self.uniforms[index]
+        self.step = None
         return tokens[index]
 
     def _read(self, tokens: Tensor, length: int) -> None:
         """Compute the logits after these tokens, the last of `length` columns."""
         self.position = self.position + 1
+        if isinstance(self.cache, StaticCache):
+            self.step = self.step or StaticStep(self.model, self.cache, self.mask)
+            self.logits = at_least_float32(self.step(tokens, self.position, length))
+            return
         inputs = self._inputs(self.position.unsqueeze(-1))
         if self.cache_name == ATTENTION_CACHE:
             inputs["attention_mask"] = self.mask[:, :length]  # a purely recurrent state has no past tokens to mask
