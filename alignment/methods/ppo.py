@@ -34,6 +34,8 @@ CURVES = (
     "ptx_loss",
     "policy_grad_norm",
     "value_grad_norm",
+    "sampler_kl",
+    "truncated_share",
 )
 FIGURES = ("reward", "objective", "kl", "entropy", "length", "missing_eos", "explained_variance")
 
