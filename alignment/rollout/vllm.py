@@ -80,6 +80,8 @@ class VLLMEngine:
     def __init__(
         self, url: str, options: RolloutConfig, directory: Path, tokenizer: PreTrainedTokenizerBase | None = None
     ) -> None:
+        if not url.startswith(("http://", "https://")):
+            raise ConfigError(f"the address of the vLLM server is {url!r}: write it as in http://localhost:8000")
         self.url, self.options, self.directory, self.tokenizer = url, options, directory, tokenizer
         key = os.environ.get(KEY)
         self.client = httpx.Client(
@@ -197,7 +199,8 @@ class VLLMEngine:
         if response.status_code >= 500 or response.status_code == 429:
             raise Unavailable(f"{path}: status {response.status_code}, {response.text[:SHOWN]!r}")
         if response.status_code >= 400:
-            hint = "; start it with VLLM_SERVER_DEV_MODE=1" if response.status_code == 404 else ""
+            hint = "; start it with VLLM_SERVER_DEV_MODE=1, and leave /v1 out of the address"
+            hint = hint if response.status_code == 404 else ""
             raise TrainingError(
                 f"the server at {self.url} refused {method} {path} with status {response.status_code}: "
                 f"{response.text[:SHOWN]!r}{hint} (docs/rollout.md)"

@@ -22,6 +22,7 @@ from alignment.rollout.build import URL
 from tests.alignment.ppo import processes as runs
 from tests.alignment.ppo import world
 from tests.alignment.rollout.stand_in import StandIn
+from tests.rounding import norms_in_double_precision
 
 pytestmark = pytest.mark.slow
 
@@ -43,7 +44,7 @@ OF_THE_CUT = ("padding_share", "sampling_mismatch")  # these tell how the work w
 @pytest.fixture(scope="module", autouse=True)
 def server() -> Iterator[StandIn]:
     """What "vllm" samples from, and all of its processes are told of."""
-    with StandIn(world.policy().double()) as server, pytest.MonkeyPatch.context() as patch:
+    with norms_in_double_precision(), StandIn(world.policy().double()) as server, pytest.MonkeyPatch.context() as patch:
         patch.setenv(URL, server.url)
         yield server
 

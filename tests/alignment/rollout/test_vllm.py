@@ -255,6 +255,8 @@ def test_a_server_must_be_named(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv(server_process.COMMAND, "vllm serve {model}")
     with pytest.raises(ConfigError, match=r"lacks \{port\}"):
         start(tmp_path / "b")
+    with pytest.raises(ConfigError, match=r"address of the vLLM server is 'gpu:8000'"):
+        start(tmp_path / "c", url="gpu:8000")
 
 
 def test_a_command_that_ends_is_reported_with_its_last_words(tmp_path: Path, monkeypatch) -> None:
