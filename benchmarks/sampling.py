@@ -54,14 +54,15 @@ def main(
     batch: Annotated[list[int], typer.Option(help="responses at a time; can be repeated")] = [16, 64],  # noqa: B006
     dtype: Annotated[list[str], typer.Option(help="can be repeated")] = ["float32", "bfloat16"],  # noqa: B006
     tokens: Annotated[int, typer.Option(help="the longest response")] = 48,
+    ending: Annotated[list[float], typer.Option(help="share of tokens that are EOS; repeatable")] = [0, 0.03],  # noqa: B006
 ) -> None:
     """Run all combinations and print a table."""
     torch.set_num_threads(threads)
     path, results = model or _smollm2(), []
     for name in dtype:
         network = AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, name)).eval()
-        for size, sampled, ending in product(batch, (False, True), (0.0, 0.03)):
-            work = Work(name, size, sampled, ending, tokens)
+        for size, sampled, share in product(batch, (False, True), ending):
+            work = Work(name, size, sampled, share, tokens)
             results.append(asdict(work) | measured(network, work, rounds))
             print(_row(work.name, results[-1]), file=sys.stderr, flush=True)
     facts = {"processor": processor(), "cores": len(os.sched_getaffinity(0)), "threads": threads, "rounds": rounds}
