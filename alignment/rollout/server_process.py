@@ -1,12 +1,14 @@
 """A vLLM server that this run starts and ends. The command is in the environment, never in a recipe."""
 
 import os
+import re
 import shlex
 import signal
 import socket
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import httpx
@@ -16,6 +18,8 @@ from alignment.errors import ConfigError, TrainingError
 COMMAND = "RLHF_VLLM_COMMAND"
 GRACE_SECONDS = 10.0
 SHOWN_LINES = 20
+SECRET = re.compile(r"TOKEN(_|$)|SECRET|PASS|CREDENTIAL|KEY|AUTH|COOKIE|DSN|(^|_)(PAT|PW)(_|$)|_PWD$", re.IGNORECASE)
+CREDENTIALS_IN_ADDRESS = re.compile(r"://[^/\s:@]*:[^/\s@]+@")
 
 
 class ServerProcess:
@@ -30,7 +34,7 @@ class ServerProcess:
         with log_file.open("ab") as output:
             self.process = subprocess.Popen(
                 [*tether, *words],
-                env=os.environ | {"VLLM_SERVER_DEV_MODE": "1"},
+                env=without_secrets(os.environ) | {"VLLM_SERVER_DEV_MODE": "1"},
                 start_new_session=True,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
@@ -68,6 +72,15 @@ class ServerProcess:
 
     def _last_lines(self) -> str:
         return "\n".join(self.log_file.read_text(encoding="utf-8", errors="replace").splitlines()[-SHOWN_LINES:])
+
+
+def without_secrets(environment: Mapping[str, str]) -> dict[str, str]:
+    """Variables for libraries and hardware, and vLLM's own; no tokens, keys and passwords of others."""
+    return {
+        name: value
+        for name, value in environment.items()
+        if name.startswith("VLLM_") or not (SECRET.search(name) or CREDENTIALS_IN_ADDRESS.search(value))
+    }
 
 
 def command() -> str:
