@@ -26,8 +26,8 @@ class SpareLayer(DynamicLayer):
                 for new, old in ((key_states, self.keys), (value_states, self.values))
             ]
         for buffer, new in zip(self.buffers, (key_states, value_states), strict=True):
-            buffer[:, :, before:after].copy_(new)
-        self.keys, self.values = (buffer[:, :, :after] for buffer in self.buffers)
+            buffer.narrow(2, before, after - before).copy_(new)
+        self.keys, self.values = (buffer.narrow(2, 0, after) for buffer in self.buffers)
         return self.keys, self.values
 
     def reorder_cache(self, beam_idx: Tensor) -> None:

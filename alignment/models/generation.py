@@ -152,16 +152,15 @@ class _Batch:
         mask = self.mask[:, :longest]
         self.logits = token_logits(model, input_ids, row, last, attention_mask=mask, **inputs).logits
         self.rows, self.ended = row, torch.zeros_like(row, dtype=torch.bool)  # of the rows that are still computed
-        self.lengths = torch.full_like(row, max_new_tokens)
+        self.drawn: list[tuple[Tensor, Tensor]] = []  # of these rows: tokens and log-probabilities, a step each
+        self.written = 0
         self.tokens = torch.zeros(len(prompts), max_new_tokens, dtype=torch.long, device=model.device)
         self.logprobs = self.logits.new_zeros(self.tokens.shape)
 
     def advance(self, tokens: Tensor, logprobs: Tensor, time: int) -> bool:
         """Append a token to each row and compute the next logits; False once no further token is wanted."""
-        self.tokens[self.rows, time], self.logprobs[self.rows, time] = tokens, logprobs
-        ends_now = torch.isin(tokens, self.ends) & ~self.ended
-        self.lengths[self.rows[ends_now]] = time + 1
-        self.ended = self.ended | ends_now
+        self.drawn.append((tokens, logprobs))
+        self.ended = self.ended | torch.isin(tokens, self.ends)
         if time + 1 == self.tokens.shape[1]:
             return False
         graphs = isinstance(self.cache, StaticCache)
@@ -176,16 +175,26 @@ class _Batch:
 
     def samples(self) -> list[Sample]:
         """What was sampled, in the order of the prompts."""
-        written = zip(self.tokens.tolist(), self.logprobs.tolist(), self.lengths.tolist(), strict=True)
-        ends = set(self.ends.tolist())
-        return [
-            Sample(tokens[:length], logprobs[:length], tokens[length - 1] in ends)
-            for tokens, logprobs, length in written
-        ]
+        self._write()
+        ends = torch.isin(self.tokens, self.ends)
+        ended = ends.any(-1)
+        lengths = torch.where(ended, ends.int().argmax(-1) + 1, self.tokens.shape[1])  # what follows an end is not read
+        rows = zip(self.tokens.tolist(), self.logprobs.tolist(), lengths.tolist(), ended.tolist(), strict=True)
+        return [Sample(tokens[:length], logprobs[:length], end) for tokens, logprobs, length, end in rows]
+
+    def _write(self) -> None:
+        """Put what was drawn for these rows into its place."""
+        if self.drawn:
+            columns = slice(self.written, self.written + len(self.drawn))
+            tokens, logprobs = zip(*self.drawn, strict=True)
+            self.tokens[self.rows, columns] = torch.stack(tokens, -1)
+            self.logprobs[self.rows, columns] = torch.stack(logprobs, -1)
+            self.written, self.drawn = columns.stop, []
 
     def _keep(self, index: Tensor, tokens: Tensor) -> Tensor:
         """Remove all other rows. Padding columns that no row needs are kept: copying costs more."""
         self.cache.reorder_cache(index)  # type: ignore[arg-type]  # unlike batch_select_indices, of recurrent states too
+        self._write()
         self.rows, self.ended = self.rows[index], self.ended[index]
         self.mask, self.position = self.mask[index], self.position[index]
         self.uniforms = None if self.uniforms is None else self.uniforms[index]

@@ -305,7 +305,7 @@ MUTANTS = [
     ("models.generation", "ends.gather(-1, (block - 1)", "ends.gather(-1, block", indexing.check_large_vocabulary),
     ("models.generation", "/ inside[:, -1:]", "/ ends[:, -1:]", indexing.check_large_vocabulary),
     # the cache
-    ("models.cache", "before:after].copy_(new)", "before:after].copy_(new.flip(2))", indexing.check_cache),
+    ("models.cache", ".copy_(new)", ".copy_(new.flip(2))", indexing.check_cache),
     ("models.cache", ".index_select(0, beam_idx))", "[: len(beam_idx)])", indexing.check_cache),
     ("models.cache", "new.shape[0], after + SPARE_COLUMNS, old)", "new.shape[0], after, None)", indexing.check_cache),
     (
