@@ -16,6 +16,7 @@ from typing import Any, Concatenate, Generic, TypeVar
 from pydantic import BaseModel
 
 from alignment.artifacts import stage_key
+from alignment.config.rollout import WHOLE
 from alignment.config.stages import ComputeConfig
 from alignment.distributed.devices import computing, description
 from alignment.footprint.model import Footprint
@@ -171,7 +172,7 @@ class Step:
         return json.dumps(
             {
                 "stage": self.name,
-                "config": self.config.model_dump(mode="json"),
+                "config": self.config.model_dump(mode="json", context=WHOLE),
                 "align": None if self.align is None else self.align.model_dump(mode="json"),
                 "seed": self.seed,
                 "compute": self.compute.model_dump(mode="json"),

@@ -7,6 +7,7 @@ They run independently: a failure is recorded with its traceback, and the next s
 
 import argparse
 import json
+import os
 import shutil
 import sys
 import time
@@ -39,6 +40,7 @@ from alignment.journal import Journal
 from alignment.models.generation import Sample, generate
 from alignment.models.likelihood import add_likelihood
 from alignment.models.scalar import load_causal_model, load_scalar_model, member_scores
+from alignment.models.static_decoding import VARIABLE as CUDA_GRAPHS
 from alignment.ppo.config import PPOConfig
 from alignment.rules.options import AlignOptions
 from alignment.training.loop import backward
@@ -93,6 +95,12 @@ def sampled(world: World, **options: Any) -> Figures:
     return {"tokens": [s.tokens for s in samples], "logprobs": [s.logprobs for s in samples]}
 
 
+def in_graphs(work: Callable[..., Mapping[str, Any]], *inputs: Any, **options: Any) -> dict[str, Any]:
+    """The same with tokens that are sampled in CUDA graphs (no difference on a CPU)."""
+    with patch.dict(os.environ, {CUDA_GRAPHS: "1"}):
+        return dict(work(*inputs, **options))
+
+
 def scores(world: World, likelihood: bool) -> Figures:
     """A reward model's scores, with and without its likelihood term."""
     reward = load_scalar_model(world.path / "reward" / "model")
@@ -120,6 +128,7 @@ FUNCTIONS: dict[str, Callable[[World], Figures]] = {
     "loss and gradient": loss_and_gradient,
     "sampling, greedy": partial(sampled, temperature=0.0),
     "sampling, from uniforms": sampled,
+    "sampling, in graphs": partial(in_graphs, sampled),
     "sampling, top_p": partial(sampled, top_p=0.8, temperature=0.7),
     "scores": partial(scores, likelihood=False),
     "scores with likelihood": partial(scores, likelihood=True),
@@ -275,12 +284,14 @@ ROWS = {
     "pretrain": Row(run_pretrain, lambda size: size.batch * size.context),
     "sft": Row(run_sft, lambda size: size.batch * size.sequence_tokens),
     "responses": Row(run_responses, same=False),
+    "responses, in graphs": Row(partial(in_graphs, run_responses), same=False),
     "reward": Row(run_reward, lambda size: REWARD_TOKENS * size.sequence_tokens),
     "reward, lora": Row(partial(run_reward, lora_rank=8), lambda size: REWARD_TOKENS * size.sequence_tokens),
     "reward, likelihood, lm_coef, ensemble": Row(
         partial(run_reward, likelihood=True, lm_coef=0.1, members=2, combine="uncertainty"), sizes=TINY
     ),
     "ppo, separate": Row(run_ppo),
+    "ppo, separate, in graphs": Row(partial(in_graphs, run_ppo)),
     "ppo, separate, bfloat16": Row(partial(run_ppo, bfloat16=True), same=False),
     "ppo, shared_trunk": Row(partial(run_ppo, layout="shared_trunk")),
     "ppo, lora": Row(partial(run_ppo, layout="lora")),

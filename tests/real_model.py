@@ -35,11 +35,12 @@ def download(cache: Path) -> Path:
 
 def convert(gguf: Path, checkpoint: Path) -> None:
     """Save tokenizer and dequantized weights as safetensors."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
+    from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     quantized = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name)
     config = quantized.config
+    assert isinstance(config, LlamaConfig)
     del config.quantization_config  # the weights are plain float32 now, and are to be saved as such
     model = LlamaForCausalLM(config)
     model.load_state_dict(quantized.state_dict())

@@ -18,6 +18,7 @@ import typer.core
 import yaml
 from pydantic import TypeAdapter
 
+from alignment.config.rollout import RolloutConfig
 from alignment.errors import ConfigError
 from alignment.ppo import PPOConfig
 from flows.annotation import collect as stage
@@ -165,8 +166,14 @@ def test_the_reference_of_options_is_made_from_the_schema() -> None:
 def test_the_page_has_every_option_once_with_its_default() -> None:
     documented = [(name, ast.literal_eval(default)) for name, default in OPTIONS]
     options = {name: field.default for name, field in PPOConfig.model_fields.items()}
-    assert dict(documented) == options
+    assert dict(documented) == options | {"rollout": {}} and options["rollout"] == RolloutConfig()
     assert len(documented) == len(options)
+
+
+def test_the_page_of_engines_has_every_option_with_its_default() -> None:
+    rows = re.findall(r"^\| `(\w+)` \| `([^`]*)` \|", (ROOT / "docs" / "rollout.md").read_text(encoding="utf-8"), re.M)
+    documented = {name: yaml.safe_load(default) for name, default in rows if name in RolloutConfig.model_fields}
+    assert documented == {name: field.default for name, field in RolloutConfig.model_fields.items()}
 
 
 @pytest.fixture(scope="module")

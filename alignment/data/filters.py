@@ -150,7 +150,7 @@ def _in_repeated_grams(words: Hashes, lengths: NDArray[np.int64], length: int) -
 def write_evaluation(config: Decontamination, path: Path, town: Path | None, prompts: Path | None) -> int:
     """Write the hashes of what the evaluation asks for, by the number of words; return how many texts are too short to
     be looked for."""
-    rows = (row for source in config.sources for _, row, _ in read_rows(source, locate(source.path, town)), [])
+    rows = (row for source in config.sources for _, row, _ in read_rows(source, locate(source.path, town), []))
     asked = () if prompts is None else read_records(prompts / "prompts.jsonl", Prompt)[0]
     heldout = (m.content for prompt in asked if prompt.split == "heldout" for m in prompt.messages)
     grams: dict[int, list[Hashes]] = {}

@@ -37,6 +37,8 @@ CURVES = (
     "ptx_loss",
     "policy_grad_norm",
     "value_grad_norm",
+    "sampler_kl",
+    "truncated_share",
 )
 SCORED_DOCUMENTS = 1 << 14  # of PPO-ptx's text, at a time
 FIGURES = ("reward", "objective", "kl", "entropy", "length", "missing_eos", "explained_variance")

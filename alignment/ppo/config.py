@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from alignment.config.base import Config, Count, Natural, NonNegative, Positive, Share
+from alignment.config.rollout import RolloutConfig
 
 # Options of a single layout; in other layouts they must have their defaults.
 LAYOUT_OF = {"value_coef": "shared_trunk", "lora_rank": "lora", "lora_alpha": "lora", "lora_targets": "lora"}
@@ -45,6 +46,11 @@ class PPOConfig(Config):
     max_new_tokens: Count = Field(48, description="maximum response length in tokens")
     temperature: Positive = Field(1.0, description="temperature of sampling and of all log-probabilities")
     generation_batch_size: Count = Field(256, description="responses generated at a time")
+    rollout: RolloutConfig = Field(
+        RolloutConfig(),
+        exclude_if=lambda options: options == RolloutConfig(),
+        description="the engine that samples, and the correction of its difference to the learner",
+    )
 
     # score
     missing_eos: Literal["subtract", "replace"] = Field(

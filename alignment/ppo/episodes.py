@@ -15,13 +15,15 @@ from alignment.ppo.kl import kl_estimate
 class Episodes:
     """B prompts with their sampled responses.
 
-    Shapes: response_mask, logprobs (B, T), T the longest response; ended (B,) bool.
+    `logprobs` are the learner's and `sampler_logprobs` the engine's, which are the same where the policy itself sampled
+    in float32. Shapes: response_mask, logprobs, sampler_logprobs (B, T), T the longest response; ended (B,) bool.
     """
 
     sequences: list[list[int]]
     prompt_lengths: list[int]
     response_mask: Tensor
     logprobs: Tensor
+    sampler_logprobs: Tensor
     ended: Tensor
 
     @property
@@ -47,7 +49,10 @@ class Scored:
 
 @dataclass(frozen=True)
 class Rollout:
-    """Episodes with all inputs of an update. Shapes: (B, T) for values per token, (B,) for `score`."""
+    """Episodes with all inputs of an update; `weights` are importance weights.
+
+    Shapes: (B, T) for values per token, (B,) for `score`.
+    """
 
     episodes: Episodes
     components: dict[str, Tensor]
@@ -57,6 +62,7 @@ class Rollout:
     values: Tensor
     advantages: Tensor
     returns: Tensor
+    weights: Tensor
     padding_share: float
 
     @property

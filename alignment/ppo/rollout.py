@@ -7,18 +7,20 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from alignment.distributed.threads import side_by_side
-from alignment.models.generation import generate
+from alignment.models.generation import Sample
 from alignment.models.heads import at_least_float32
 from alignment.models.logprobs import ScoringBatch, response_logprobs
 from alignment.ppo.advantages import gae, whiten
 from alignment.ppo.config import PPOConfig
 from alignment.ppo.episodes import Episodes, Rollout, Scored, micro_batches
+from alignment.ppo.importance import truncated_weights
 from alignment.ppo.kl import kl_estimate
 from alignment.ppo.memory import computes_in_half, computing
 from alignment.ppo.shaping import clipped_score, length_penalised, missing_eos_score, token_rewards
 from alignment.ppo.trunk import shares_trunk
 from alignment.ppo.values import policy_and_values, response_values
 from alignment.rewards.components import Component, component_scores, total_score
+from alignment.rollout.engine import Engine, NativeEngine, Sampling
 
 
 def sample_episodes(
@@ -27,24 +29,25 @@ def sample_episodes(
     config: PPOConfig,
     eos_token_ids: Collection[int],
     uniforms: Tensor,
+    engine: Engine | None = None,
 ) -> Episodes:
-    """Sample a response to each prompt, with its log-probabilities under the policy.
+    """Sample a response to each prompt, with its log-probabilities as the engine (by default `native`) computed them.
 
     `uniforms`, (B, max_new_tokens) in [0, 1), determine the tokens, so that a response does not depend on the rest of
     its batch (see `generate`).
-    In float32 the log-probabilities equal those of a full forward to about 1e-6 (logged as `sampling_mismatch`), so no
-    forward is spent on them; in half precision the difference would matter, and scoring recomputes them.
+    Those of the native engine in float32 equal those of a full forward to about 1e-6 (logged as `sampling_mismatch`),
+    so no forward is spent on them; in half precision, or from another engine, they differ, and scoring recomputes them.
     """
+    sampling = Sampling(
+        config.max_new_tokens, config.temperature, frozenset(eos_token_ids), config.generation_batch_size
+    )
     with computing(config, policy.device):
-        samples = generate(
-            policy,
-            prompts,
-            max_new_tokens=config.max_new_tokens,
-            eos_token_ids=eos_token_ids,
-            temperature=config.temperature,
-            uniforms=uniforms,
-            batch_size=config.generation_batch_size,
-        )
+        samples = (engine or NativeEngine()).sample(policy, prompts, sampling, uniforms)
+    return episodes_of(prompts, samples, policy)
+
+
+def episodes_of(prompts: Sequence[Sequence[int]], samples: Sequence[Sample], policy: PreTrainedModel) -> Episodes:
+    """Prompts with their responses, on the policy's device."""
     sequences = [[*prompt, *sample.tokens] for prompt, sample in zip(prompts, samples, strict=True)]
     lengths = torch.tensor([len(sample.tokens) for sample in samples])
     mask = torch.arange(int(lengths.max())) < lengths.unsqueeze(-1)
@@ -55,6 +58,7 @@ def sample_episodes(
         prompt_lengths=[len(prompt) for prompt in prompts],
         response_mask=mask.to(policy.device),
         logprobs=logprobs.to(policy.device),
+        sampler_logprobs=logprobs.to(policy.device, copy=True),
         ended=torch.tensor([sample.ended for sample in samples], device=policy.device),
     )
 
@@ -71,7 +75,8 @@ def score_episodes(
 ) -> Scored:
     """Score the responses, and compute reference log-probabilities and values.
 
-    In half precision the episodes' log-probabilities are replaced by those of a full forward, as in the update.
+    Where the sampler's log-probabilities are not the policy's (half precision, another engine), the episodes' are
+    replaced by those of a full forward, as in the update.
     """
     device = episodes.logprobs.device
     parts = component_scores(
@@ -92,7 +97,7 @@ def score_episodes(
         for batch in batches:
             at = (batch.sequence, batch.time)
             with computing(config, device):
-                if not computes_in_half(policy, config):
+                if not recomputes_logprobs(policy, config):
                     values[at] = response_values(value_model, batch).to(values)
                 else:
                     logprobs, values_now = _logprobs_and_values(policy, value_model, batch, config.temperature)
@@ -102,6 +107,11 @@ def score_episodes(
     positions = sum(batch.input_ids.numel() for batch in batches)
     real_positions = sum(batch.real_tokens for batch in batches)
     return Scored(episodes, parts, reference_logprobs, values, real_positions, positions)
+
+
+def recomputes_logprobs(policy: PreTrainedModel, config: PPOConfig) -> bool:
+    """Whether the sampler's log-probabilities differ from a full forward's by more than the rounding of float32."""
+    return config.rollout.engine != "native" or computes_in_half(policy, config)
 
 
 def _logprobs_and_values(
@@ -132,7 +142,17 @@ def rollout_of(scored: Scored, components: Sequence[Component], config: PPOConfi
         advantages = whiten(advantages, mask)
     parts, reference_logprobs = scored.components, scored.reference_logprobs
     padding_share = 1 - scored.real_positions / scored.positions
-    return Rollout(episodes, parts, reward, score, reference_logprobs, values, advantages, returns, padding_share)
+    weights = importance_weights(episodes, config)
+    return Rollout(
+        episodes, parts, reward, score, reference_logprobs, values, advantages, returns, weights, padding_share
+    )
+
+
+def importance_weights(episodes: Episodes, config: PPOConfig) -> Tensor:
+    """The weight of each token's policy loss: 1 where the policy itself sampled. Shape: (B, T)."""
+    if config.rollout.engine == "native" or not config.rollout.correct:
+        return torch.ones_like(episodes.logprobs)
+    return truncated_weights(episodes.logprobs, episodes.sampler_logprobs, config.rollout.truncation)
 
 
 def shaped_score(reward: Tensor, episodes: Episodes, config: PPOConfig) -> Tensor:

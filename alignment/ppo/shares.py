@@ -26,6 +26,7 @@ def joined(shares: Sequence[Scored], device: torch.device) -> Scored:
         prompt_lengths=interleaved([part.prompt_lengths for part in parts]),
         response_mask=_rows([part.response_mask for part in parts]),
         logprobs=_rows([part.logprobs for part in parts]),
+        sampler_logprobs=_rows([part.sampler_logprobs for part in parts]),
         ended=_rows([part.ended for part in parts]),
     )
     scored = Scored(
@@ -56,6 +57,7 @@ def _moved(scored: Scored, device: torch.device) -> Scored:
             episodes,
             response_mask=episodes.response_mask.to(device),
             logprobs=episodes.logprobs.to(device),
+            sampler_logprobs=episodes.sampler_logprobs.to(device),
             ended=episodes.ended.to(device),
         ),
         reference_logprobs=scored.reference_logprobs.to(device),

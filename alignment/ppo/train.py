@@ -28,16 +28,18 @@ from alignment.ppo.advantages import explained_variance
 from alignment.ppo.checkpoint import changes, fingerprint, last_checkpoint, read_checkpoint, restore, save_checkpoint
 from alignment.ppo.config import PPOConfig
 from alignment.ppo.episodes import Rollout, Scored
+from alignment.ppo.importance import mismatch
 from alignment.ppo.kl import adapted_kl_coef
 from alignment.ppo.learner import Learner, set_learning_rates
-from alignment.ppo.memory import computes_in_half
 from alignment.ppo.models import Models, lay_out
 from alignment.ppo.prompts import check_inputs, check_ptx, cycled_rows, seeded, tokenized_prompts
-from alignment.ppo.rollout import rollout_of, sample_episodes, score_episodes
+from alignment.ppo.rollout import recomputes_logprobs, rollout_of, sample_episodes, score_episodes
 from alignment.ppo.shares import whole
 from alignment.ppo.snapshots import Snapshot, copy_snapshot, last_within, publish, snapshot_path
 from alignment.ppo.update import update
 from alignment.rewards.components import Component, ModelReward, Reward, named_models, reward_components, with_columns
+from alignment.rollout.build import open_engine
+from alignment.rollout.engine import Engine
 
 
 @dataclass(frozen=True)
@@ -107,10 +109,19 @@ def train_ppo(
     run = _prepare(policy, tokenizer, prompts, reward, config, value_model, reference, ptx_sequences, out)
     journal = journal or Journal(out)
     _resume(run, journal)
-    metrics = _last_metrics(journal, run.step)
+    if run.step >= config.steps or run.stopped_early:
+        return _finish(run, _last_metrics(journal, run.step))
+    with open_engine(config.rollout, out / "rollout", policy, tokenizer) as engine:
+        metrics = _train(run, engine, journal)
+    return _finish(run, metrics)
+
+
+def _train(run: _Run, engine: Engine, journal: Journal) -> dict[str, float]:
+    """All steps that are left; returns the metrics of the last one."""
+    config, metrics = run.config, dict[str, float]()
     while run.step < config.steps and not run.stopped_early:
         with _errors_with_last_checkpoint(run):
-            metrics = _one_step(run)
+            metrics = _one_step(run, engine)
         run.step += 1
         processes.on_main(journal.log, metrics, run.step)
         last = run.step == config.steps or run.stopped_early
@@ -118,7 +129,7 @@ def train_ppo(
             _snapshot(run)
         if run.step % config.checkpoint_every_steps == 0 or last:
             _checkpoint(run)
-    return _finish(run, metrics)
+    return metrics
 
 
 def _prepare(
@@ -155,14 +166,19 @@ def _prepare(
     )
 
 
-def _one_step(run: _Run) -> dict[str, float]:
+def _one_step(run: _Run, engine: Engine) -> dict[str, float]:
     """Steps (1) to (4) of the loop; returns the metrics."""
     config, learner = run.config, run.learner
     seconds: dict[str, float] = {}
     rows = cycled_rows(len(run.prompts), config.batch_size, run.step, config.seed, "prompts")
-    rollout = rollout_of(
-        whole(lambda: _scored_share(run, rows, seconds), learner.policy.device), run.components, config, run.kl_coef
-    )
+    if engine.has_own_weights:
+        with (
+            _timed("weights", seconds),
+            sharding.whole_models(learner.shards, learner.policy) as (policy,),
+        ):
+            processes.on_main(engine.update_weights, run.step, policy)
+    scored = whole(lambda: _scored_share(run, engine, rows, seconds), learner.policy.device)
+    rollout = rollout_of(scored, run.components, config, run.kl_coef)
     metrics = processes.from_main(_rollout_metrics(rollout, run))
     _track_kl(run, metrics["kl"])
     if not run.stopped_early:
@@ -179,7 +195,7 @@ def _one_step(run: _Run) -> dict[str, float]:
     return metrics
 
 
-def _scored_share(run: _Run, rows: Sequence[int], seconds: dict[str, float]) -> Scored:
+def _scored_share(run: _Run, engine: Engine, rows: Sequence[int], seconds: dict[str, float]) -> Scored:
     """Steps (1) and (2) for this process's share of the rows, each row with its own random numbers."""
     config, learner = run.config, run.learner
     uniforms = torch.rand(
@@ -188,16 +204,17 @@ def _scored_share(run: _Run, rows: Sequence[int], seconds: dict[str, float]) -> 
     indices = processes.share_of(range(len(rows)))
     prompts = [run.prompts[rows[index]] for index in indices]
     with _timed("sampling", seconds), sharding.whole_models(learner.shards, learner.policy) as (policy,):
-        episodes = sample_episodes(policy, prompts, config, run.eos_token_ids, uniforms[indices])
-    read = [learner.value_model, *([learner.policy] if computes_in_half(learner.policy, config) else [])]
+        episodes = sample_episodes(policy, prompts, config, run.eos_token_ids, uniforms[indices], engine)
+    read = [learner.value_model, *([learner.policy] if recomputes_logprobs(learner.policy, config) else [])]
     with _timed("scoring", seconds), sharding.whole_models(learner.shards, *read) as (value_model, *policies):
         models = (run.reference, policies[0] if policies else learner.policy, value_model)
         return score_episodes(episodes, run.components, *models, run.tokenizer, config)
 
 
 def _rollout_metrics(rollout: Rollout, run: _Run) -> dict[str, float]:
-    episodes = rollout.episodes
+    episodes, options = rollout.episodes, run.config.rollout
     kl = float(rollout.kl.mean())
+    sampled = (episodes.logprobs, episodes.sampler_logprobs, episodes.response_mask, options.truncation)
     return {
         "reward": float(rollout.reward.mean()),
         "reward_std": float(rollout.reward.std(correction=0)),
@@ -210,6 +227,7 @@ def _rollout_metrics(rollout: Rollout, run: _Run) -> dict[str, float]:
         "missing_eos": 1.0 - float(episodes.ended.double().mean()),
         "explained_variance": explained_variance(rollout.values, rollout.returns, episodes.response_mask),
         "padding_share": rollout.padding_share,
+        **({} if options.engine == "native" else mismatch(*sampled)),
     }
 
 

@@ -139,10 +139,10 @@ def _loss_of_both(learner: Learner, rollout: Rollout, batch: ScoringBatch, confi
 def _policy_loss(
     logprobs: Tensor, entropy: Tensor, rollout: Rollout, batch: ScoringBatch, config: PPOConfig, sums: Sums
 ) -> Tensor:
-    """Clipped surrogate minus the entropy bonus, summed. Shapes: (n,), (n,) -> ()."""
+    """Clipped surrogate, times the importance weight, minus the entropy bonus, summed. Shapes: (n,), (n,) -> ()."""
     at = (batch.sequence, batch.time)
     old = rollout.episodes.logprobs[at]
-    surrogate = clipped_surrogate(logprobs, old, rollout.advantages[at], config.clip_range)
+    surrogate = rollout.weights[at] * clipped_surrogate(logprobs, old, rollout.advantages[at], config.clip_range)
     _add_policy_sums(sums, surrogate.detach(), logprobs.detach(), old, entropy.detach(), config)
     return (surrogate - config.entropy_coef * entropy).sum()
 

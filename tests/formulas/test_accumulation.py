@@ -20,9 +20,10 @@ def _rollout() -> Rollout:
     ]
     mask = torch.arange(7) < torch.tensor(lengths).unsqueeze(-1)
     old, values, a, returns = torch.randn(4, 8, 7, dtype=torch.float64, generator=generator)
-    episodes = Episodes(sequences, prompts, mask, old - 2, torch.ones(8, dtype=torch.bool))
+    episodes = Episodes(sequences, prompts, mask, old - 2, old - 2, torch.ones(8, dtype=torch.bool))
     scores = torch.zeros(8, dtype=torch.float64)
-    return Rollout(episodes, {}, scores, scores, old, values, a, returns, 0.0)
+    weights = torch.rand(8, 7, dtype=torch.float64, generator=generator) + 0.5
+    return Rollout(episodes, {}, scores, scores, old, values, a, returns, weights, 0.0)
 
 
 def _config(micro_batch_tokens: int) -> PPOConfig:
@@ -95,7 +96,7 @@ def check_minibatch_mean(m: ModuleType) -> None:
         for t in range(len(sequence) - prompt):
             ratio = (logs[prompt + t - 1, sequence[prompt + t]] - rollout.episodes.logprobs[i, t]).exp().item()
             a, old_v, target = (x[i, t].item() for x in (rollout.advantages, rollout.values, rollout.returns))
-            surrogates -= min(ratio * a, min(max(ratio, 0.8), 1.2) * a)
+            surrogates -= rollout.weights[i, t].item() * min(ratio * a, min(max(ratio, 0.8), 1.2) * a)
             new_v = v[prompt + t - 1].item()
             near_v = min(max(new_v, old_v - 0.2), old_v + 0.2)
             values += 0.5 * max((new_v - target) ** 2, (near_v - target) ** 2)

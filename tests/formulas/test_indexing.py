@@ -7,8 +7,8 @@ from types import ModuleType
 import pytest
 import torch
 
+from alignment.models import cache, logprobs
 from alignment.models import generation as sampling
-from alignment.models import logprobs
 from alignment.ppo import values
 from tests.formulas.models import tiny_llama, tiny_value_model
 
@@ -93,6 +93,35 @@ def check_quantile(m: ModuleType) -> None:
     assert m.quantile(torch.tensor([[0.0, 1.0]]), torch.zeros(1, dtype=torch.float64)).tolist() == [1]
 
 
+def check_large_vocabulary(m: ModuleType) -> None:
+    """Found in two steps, the token is the one at which the plain cumulative sum passes u; weights of 0 never are."""
+    random = torch.Generator().manual_seed(0)
+    for size in (16 * m.BLOCK, 49_152, 50_257):
+        weights = torch.rand(64, size, generator=random) ** 20
+        weights[:, torch.rand(size, generator=random) < 0.5] = 0
+        weights[0, 4:] = 0
+        uniforms = torch.rand(64, dtype=torch.float64, generator=random)
+        uniforms[:4] = torch.tensor([1 - 2**-53, 0.0, 1 - 2**-53, 2**-53], dtype=torch.float64)
+        tokens = m.quantile(weights, uniforms)
+        above = weights.double().cumsum(-1)
+        assert tokens.tolist() == (above > uniforms.unsqueeze(-1) * above[:, -1:]).int().argmax(-1).tolist()
+        assert (weights[torch.arange(64), tokens] > 0).all()
+
+
+def check_cache(m: ModuleType) -> None:
+    """What a layer returns is what concatenation gives, whatever was removed in between and however often it grew."""
+    layer, expected = m.SpareLayer(), torch.zeros(5, 2, 0, 3)
+    for columns, rows in ((4, [0, 1, 2, 3, 4]), (1, [0, 2, 3]), (m.SPARE_COLUMNS, [2, 1]), (1, [1]), (1, [0])):
+        new = torch.randn(len(expected), 2, columns, 3)
+        expected = torch.cat([expected, new], 2)
+        keys, values = layer.update(new, -new)
+        assert torch.equal(keys, expected) and torch.equal(values, -expected)
+        assert layer.get_seq_length() == expected.shape[2]
+        expected = expected[rows]
+        layer.reorder_cache(torch.tensor(rows))
+    assert torch.equal(layer.keys, expected)
+
+
 def check_own_numbers(m: ModuleType) -> None:
     """A response is decided by its own numbers: sampled alone it is the same as among any others."""
     model = tiny_llama(vocab_size=7)
@@ -125,9 +154,13 @@ def test_logprobs(check) -> None:
     check(logprobs)
 
 
-@pytest.mark.parametrize("check", [check_sampling, check_quantile, check_own_numbers])
+@pytest.mark.parametrize("check", [check_sampling, check_quantile, check_large_vocabulary, check_own_numbers])
 def test_sampling(check) -> None:
     check(sampling)
+
+
+def test_the_cache() -> None:
+    check_cache(cache)
 
 
 def test_values() -> None:

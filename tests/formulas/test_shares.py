@@ -26,7 +26,8 @@ def _scored(rows: list[int]) -> Scored:
         drawn = torch.randn(3, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(row))
         numbers[:, i, : LENGTHS[row]] = drawn[:, : LENGTHS[row]] + row
     sequences = [[row] * (1 + LENGTHS[row]) for row in rows]
-    episodes = Episodes(sequences, [1] * len(rows), mask, numbers[0], torch.tensor([row % 2 == 0 for row in rows]))
+    ended = torch.tensor([row % 2 == 0 for row in rows])
+    episodes = Episodes(sequences, [1] * len(rows), mask, numbers[0], numbers[0] / 2, ended)
     scores = {"a": torch.tensor([row / 2 for row in rows], dtype=torch.float64)}
     return Scored(episodes, scores, numbers[1], numbers[2], real_positions=sum(map(len, sequences)), positions=100)
 
@@ -60,6 +61,7 @@ def check_whitening_over_shares(m: ModuleType) -> None:
         for row, (advantages, returns) in enumerate(zip(*_expected(), strict=True)):
             n = LENGTHS[row]
             assert found.episodes.sequences[row] == [row] * (1 + n)
+            assert torch.equal(found.episodes.sampler_logprobs[row, :n] * 2, found.episodes.logprobs[row, :n])
             np.testing.assert_allclose(found.advantages[row, :n], advantages, atol=1e-6)  # ε = 1e-8 under the roots
             np.testing.assert_allclose(found.returns[row, :n], returns, atol=1e-6)
             assert not found.advantages[row, n:].any()

@@ -6,6 +6,7 @@ from tests.formulas import test_accumulation as accumulation
 from tests.formulas import test_advantages as advantages
 from tests.formulas import test_bandit as bandit
 from tests.formulas import test_ensemble as ensemble
+from tests.formulas import test_importance as importance
 from tests.formulas import test_indexing as indexing
 from tests.formulas import test_kl as kl
 from tests.formulas import test_layouts as layouts
@@ -175,8 +176,8 @@ MUTANTS = [
     ("models.generation", "columns >= longest - lengths", "columns >= 0 * lengths", indexing.check_sampling),
     (
         "models.generation",
-        "log_softmax(logits / (temperature or 1.0), dim=-1)",
-        "log_softmax(logits, dim=-1)",
+        "logits if temperature in (0, 1) else logits / temperature",
+        "logits",
         indexing.check_sampling,
     ),
     (
@@ -238,6 +239,26 @@ MUTANTS = [
         "rollout.returns[at], rollout.values[at]",
         accumulation.check_minibatch_mean,
     ),
+    # importance weights of another engine's samples
+    ("ppo.importance", "torch.exp(logprobs - s", "torch.exp(-logprobs + s", importance.check_by_hand),
+    ("ppo.importance", ".clamp(max=truncation)", ".clamp(min=truncation)", importance.check_by_hand),
+    ("ppo.importance", ".clamp(max=truncation)", "", importance.check_expectation),
+    ("ppo.importance", "kl_estimate(sampler, learner", "kl_estimate(learner, sampler", importance.check_mismatch),
+    (
+        "ppo.importance",
+        "ratio = torch.exp(learner - sampler)",
+        "ratio = torch.exp(sampler - learner)",
+        importance.check_mismatch,
+    ),
+    (
+        "ppo.importance",
+        "logprobs[mask].double(), sampler_logprobs[mask].double()",
+        "logprobs.double(), sampler_logprobs.double()",
+        importance.check_mismatch,
+    ),
+    ("ppo.importance", "(ratio > truncation)", "(ratio < truncation)", importance.check_mismatch),
+    ("ppo.update", "rollout.weights[at] * clipped", "clipped", accumulation.check_minibatch_mean),
+    ("ppo.shares", "[part.sampler_logprobs for", "[part.logprobs for", shares.check_whitening_over_shares),
     # shares of several processes
     (
         "ppo.update",
@@ -279,6 +300,14 @@ MUTANTS = [
     ),
     # sampling by given numbers
     ("models.generation", "* cumulative[:, -1:], right=True)", ", right=True)", indexing.check_quantile),
+    ("models.generation", "* ends[:, -1:] - start)", "* ends[:, -1:])", indexing.check_large_vocabulary),
+    ("models.generation", "* BLOCK + token", "+ token", indexing.check_large_vocabulary),
+    ("models.generation", "ends.gather(-1, (block - 1)", "ends.gather(-1, block", indexing.check_large_vocabulary),
+    ("models.generation", "/ inside[:, -1:]", "/ ends[:, -1:]", indexing.check_large_vocabulary),
+    # the cache
+    ("models.cache", ".copy_(new)", ".copy_(new.flip(2))", indexing.check_cache),
+    ("models.cache", ".index_select(0, beam_idx))", "[: len(beam_idx)])", indexing.check_cache),
+    ("models.cache", "new.shape[0], after + SPARE_COLUMNS, old)", "new.shape[0], after, None)", indexing.check_cache),
     (
         "models.generation",
         "cumulative[:, -1:], right=True)",

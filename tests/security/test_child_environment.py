@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from alignment.rollout.server_process import without_secrets
 from flows.stack import commands
 from flows.stack.services import DEFAULT_PORTS, Credentials, Name, Secrets, Site
 from labeling.child_environment import child_environment
@@ -50,6 +51,7 @@ STARTS = {
 REVIEWED = {
     ("flows/stack/processes.py", "subprocess.Popen"): "Launch.environment",
     ("labeling/server/process.py", "subprocess.Popen"): "environment(settings)",
+    ("alignment/rollout/server_process.py", "subprocess.Popen"): "without_secrets(os.environ), tested below",
     ("flows/stack/postgres.py", "subprocess.run"): "child_environment in the line before",
     ("alignment/distributed/parent_death.py", "os.execvp"): "the program that it was started for gets its environment",
 }
@@ -105,6 +107,12 @@ def test_no_part_of_a_stack_has_foreign_secrets(name: Name, tmp_path: Path, monk
     expected = worker if name.endswith("worker") else needed.get(name, set())
     assert {key for key, value in SECRETS.items() if environment.get(key) == value} == expected
     assert not HOOKS.keys() & environment.keys() and environment["PATH"]
+
+
+def test_a_server_of_vllm_has_no_foreign_secrets() -> None:
+    passed = without_secrets({**ENVIRONMENT, "VLLM_API_KEY": "its own"})
+    secrets = {name for name in SECRETS if name in passed}
+    assert not secrets and passed.items() >= HARDWARE.items() and passed["VLLM_API_KEY"] == "its own"
 
 
 def test_label_studio_by_itself_has_no_foreign_secrets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

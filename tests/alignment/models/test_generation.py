@@ -5,8 +5,10 @@ import torch
 from transformers import Gemma2Config, Gemma2ForCausalLM, GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
 from alignment.errors import ConfigError
+from alignment.models import generation
 from alignment.models.generation import draw, generate, nucleus
 from alignment.models.logprobs import response_logprobs, scoring_batches
+from alignment.models.static_decoding import StaticStep
 from tests.alignment.ppo import world
 
 
@@ -82,6 +84,24 @@ def test_greedy_is_what_transformers_generates() -> None:
     for prompt, sample in zip(world.PROMPTS[:6], samples, strict=False):
         expected = model.generate(torch.tensor([prompt]), max_new_tokens=8, do_sample=False)[0, len(prompt) :]
         assert sample.tokens == expected.tolist()
+
+
+@pytest.mark.parametrize("make", [world.policy, _gpt2, _gemma2])
+def test_a_cache_of_fixed_size_gives_the_same_samples(make, monkeypatch) -> None:
+    """What a GPU records as a graph, on the CPU; an architecture with sliding windows keeps the growing cache."""
+    model = make().eval()
+    uniforms = torch.rand(24, 20, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    options = {"max_new_tokens": 20, "eos_token_ids": {1, 4}, "uniforms": uniforms, "batch_size": 12}
+    growing = generate(model, world.PROMPTS, **options)
+    assert len({len(sample.tokens) for sample in growing}) > 3
+    steps = []
+    monkeypatch.setattr(generation, "decodes_in_graphs", lambda _: True)
+    monkeypatch.setattr(generation, "StaticStep", lambda *inputs: steps.append(inputs) or StaticStep(*inputs))
+    fixed = generate(model, world.PROMPTS, **options)
+    assert [sample.tokens for sample in fixed] == [sample.tokens for sample in growing]
+    for a, b in zip(fixed, growing, strict=True):
+        assert a.logprobs == pytest.approx(b.logprobs, abs=1e-5) and a.ended == b.ended
+    assert (len(steps) > 2) == (make is not _gemma2)
 
 
 def test_a_generator_decides_all() -> None:

@@ -53,6 +53,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     },
     "shared_trunk": {"layout": "shared_trunk", "value_warmup_steps": 1, "batch_size": 15, "minibatch_size": 5},
     "lora": {"layout": "lora", "lora_rank": 4, "batch_size": 15, "minibatch_size": 5},
+    "vllm": {"rollout": {"engine": "vllm", "patience_seconds": 20}, "batch_size": 15, "minibatch_size": 5},
     "raises": {},
     "resumed": {},
     "recomputed": {"gradient_checkpointing": True, "steps": 2, "batch_size": 15, "minibatch_size": 5},

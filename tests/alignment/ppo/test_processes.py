@@ -8,7 +8,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -18,15 +18,19 @@ from safetensors.torch import load_file
 
 from alignment.distributed import collectives as processes
 from alignment.distributed import sharding
+from alignment.rollout.build import URL
 from tests.alignment.ppo import processes as runs
 from tests.alignment.ppo import world
+from tests.alignment.rollout.stand_in import StandIn
+from tests.rounding import norms_in_double_precision
 
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[3]
 LAUNCH_FILES = ROOT / "deploy" / "accelerate"
-WHOLE = ("uneven", "empty", "stops", "shared_trunk", "lora", "raises", "resumed", "few", "different", "deepspeed")
-SPLIT = ("uneven", "empty", "stops", "shared_trunk", "recomputed", "float32", "bfloat16", "raises", "resumed", "parts")
+COMPARED = ("uneven", "empty", "stops", "shared_trunk", "vllm")
+WHOLE = (*COMPARED, "lora", "raises", "resumed", "few", "different", "deepspeed")
+SPLIT = (*COMPARED, "recomputed", "float32", "bfloat16", "raises", "resumed", "parts")
 REFUSED = {
     "lora": "adapters cannot run under FSDP",
     "version_1": "set fsdp_version to 2",
@@ -37,11 +41,19 @@ REFUSED = {
 OF_THE_CUT = ("padding_share", "sampling_mismatch")  # these tell how the work was cut, and of rounding
 
 
+@pytest.fixture(scope="module", autouse=True)
+def server() -> Iterator[StandIn]:
+    """What "vllm" samples from, and all of its processes are told of."""
+    with norms_in_double_precision(), StandIn(world.policy().double()) as server, pytest.MonkeyPatch.context() as patch:
+        patch.setenv(URL, server.url)
+        yield server
+
+
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory) -> Path:
     """The runs in this process."""
     out = tmp_path_factory.mktemp("alone")
-    for name in ("uneven", "empty", "stops", "shared_trunk", "lora", "recomputed", "float32", "bfloat16", "raises"):
+    for name in (*COMPARED, "lora", "recomputed", "float32", "bfloat16", "raises"):
         runs.run(out, name)
     assert not torch.distributed.is_initialized()
     return out
@@ -96,14 +108,14 @@ def assert_same_run(one: Path, two: Path) -> None:
         torch.testing.assert_close(load_file(two / place), load_file(one / place), rtol=0, atol=1e-10)
 
 
-@pytest.mark.parametrize("name", ["uneven", "empty", "stops", "shared_trunk", "lora"])
+@pytest.mark.parametrize("name", [*COMPARED, "lora"])
 def test_two_processes_make_what_one_makes(alone, together, name) -> None:
     out, done = together
     assert (out / name / "model").exists(), done.stderr
     assert_same_run(alone / name, out / name)
 
 
-@pytest.mark.parametrize("name", ["uneven", "empty", "stops", "shared_trunk", "recomputed"])
+@pytest.mark.parametrize("name", [*COMPARED, "recomputed"])
 def test_two_processes_with_split_models_make_what_one_makes(alone, split, name) -> None:
     out, done = split
     assert (out / name / "model").exists(), done.stderr
