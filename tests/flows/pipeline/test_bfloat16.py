@@ -32,9 +32,9 @@ SMALLER = [
     *("sampling.prompts=18", "sft.epochs=1", "reward.epochs=1", "ppo.steps=1", "evaluation.curve_prompts=2"),
     *("align.dpo.batch_size=8", "align.kto.batch_size=8", "align.rloo.steps=1", "align.rloo.batch_size=8"),
     *("align.dpo.max_length_tokens=96", "align.kto.max_length_tokens=96"),
-    *("align.rloo.max_new_tokens=24", "align.best_of_n.max_new_tokens=24", "align.best_of_n.finetune.epochs=1"),
+    *("align.rloo.max_new_tokens=24", "align.best_of_n.max_new_tokens=40", "align.best_of_n.finetune.epochs=1"),
     *("align.best_of_n.finetune.max_length_tokens=96",),
-    *("align.best_of_n.samples=2", "align.best_of_n.prompts=8", "evaluation.prompts=4"),
+    *("align.best_of_n.samples=6", "align.best_of_n.prompts=40", "evaluation.prompts=4"),
 ]
 METHODS = ("dpo", "kto", "rloo", "best_of_n")
 
