@@ -69,7 +69,7 @@ audit: $(READY)
 
 # uv keeps the versions in a lock that still fit. The CPU build of torch only tells uv that no CUDA library is needed.
 lock: $(TOOLS_READY)
-	$(COMPILE) pyproject.toml deploy/locks/torch-cpu.in --all-extras --find-links $(TORCH_CPU) --no-emit-package torch \
+	$(COMPILE) pyproject.toml deploy/locks/torch-cpu.in --extra corpus --extra gguf --extra s3 --extra dev --extra docs --find-links $(TORCH_CPU) --no-emit-package torch \
 		-o requirements.lock
 	$(COMPILE) deploy/locks/torch.in --constraint requirements.lock -o requirements-torch.lock
 	$(COMPILE) deploy/locks/label-studio.in -o requirements-label-studio.lock

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
 from alignment.models.generation import Sample, check_prompts_fit, generate
-from alignment.models.logprobs import at_least_float32
+from alignment.models.heads import at_least_float32
 
 SEEDS = 2**53  # that a number in double precision tells apart
 
