@@ -21,7 +21,7 @@ from rich.progress import Progress as Bar
 
 from alignment.artifacts import write_json
 from alignment.errors import DataError
-from flows.annotation.accounts import known_accounts
+from flows.annotation.accounts import remember
 from flows.annotation.publish import publish_status
 from flows.annotation.waiting import Standing
 from flows.console import console
@@ -77,7 +77,7 @@ def measure_progress(
     label_studio: LabelStudio, collection: Collection, config: LabelingConfig, store: Store, directory: Path
 ) -> Standing:
     """Synchronise the store and measure the collection's progress. Raises CollectionLost for a deleted project."""
-    known = known_accounts(label_studio)
+    known = remember(label_studio)
     status = progress(collection, store, sync_annotations(label_studio, collection, store), known)
     agreement = None
     if config.minimum_agreement is not None and status.done >= config.minimum_share * status.needed:

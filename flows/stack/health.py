@@ -33,11 +33,13 @@ FORMS = {
 
 @dataclass(frozen=True)
 class Health:
-    """The result of a health check: `version` when healthy, else the `problem`."""
+    """The result of a health check: `version` when healthy, else the `problem`. `refused`: of the account, so that
+    waiting does not help."""
 
     ok: bool
     version: str = ""
     problem: str = ""
+    refused: bool = False
 
 
 def health_of(name: Name, site: Site) -> Health:
@@ -170,7 +172,7 @@ def _label_studio_health(http: httpx.Client, url: str, token: str) -> Health:
     try:
         ready, seen = label_studio.is_ready(url, token, PROBE_SECONDS)
     except BadCredentials as error:
-        return Health(ok=False, problem=str(error))
+        return Health(ok=False, problem=str(error), refused=True)
     if not ready:
         return Health(ok=False, problem=seen)
     return Health(ok=True, version=str(http.get("/api/version").raise_for_status().json()["release"]))

@@ -27,6 +27,7 @@ from flows.stack.services import HOST, NAMES, POOLS, TITLES, WAVES, Credentials,
 from flows.stack.state import Server, State, check_restored, exists, locked
 from flows.stack.state import read as read_state
 from flows.stack.state import write as write_state
+from labeling.server import process as label_studio
 
 BEHIND_TLS = "RLHF_BEHIND_TLS"
 START_SECONDS = 600.0
@@ -189,6 +190,16 @@ def entrance_link(home: Path | None = None) -> str:
     return "" if known is None else entrance.link(read_state(home).site(home, known))
 
 
+def pages_link(home: Path | None = None) -> str:
+    """The link that opens Label Studio's pages in a browser of this machine; "" without a stack."""
+    home = home_directory(home)
+    known = credentials.read(home)
+    site = None if known is None else read_state(home).site(home, known)
+    if site is None or not site.url("label-studio"):
+        return ""
+    return label_studio.pages_link(commands.label_studio_settings(site, Path("label-studio")))
+
+
 def _use_no_proxy(state: State) -> None:
     """Let this process ask the stack directly: health checks and the libraries of the servers read these variables."""
     os.environ.update(direct_loopback(os.environ, state.bind))
@@ -298,6 +309,11 @@ def _wait_for(name: Name, home: Path, state: State, known: Credentials) -> None:
     deadline = time.monotonic() + START_SECONDS
     process = state.servers[name].process
     while not (health := health_of(name, state.site(home, known))).ok:
+        if health.refused:
+            raise StackError(
+                f"{TITLES[name]} refuses the token of its owner: it is not the server that this home started, or its "
+                f"account was removed. See {_log(home, name)}; a copy of the home is restored with `rlhf restore`"
+            )
         ended = process is None or not processes.is_alive(process)
         if ended or time.monotonic() > deadline:
             log = _log(home, name)
