@@ -28,7 +28,7 @@ from flows.console import console
 from flows.failures import NotYet
 from flows.flow_runs import BY_WATCHER
 from flows.stack.outages import through_outages
-from labeling.collection import Collection, progress, pull_collection, sync_collection
+from labeling.collection import Collection, progress, pull_collection, reopen_full, sync_collection
 from labeling.config import LabelingConfig
 from labeling.errors import CollectionLost
 from labeling.server.client import LabelStudio
@@ -79,6 +79,7 @@ def measure_progress(
     """Synchronise the store and measure the collection's progress. Raises CollectionLost for a deleted project."""
     known = remember(label_studio)
     status = progress(collection, store, sync_annotations(label_studio, collection, store), known)
+    reopen_full(label_studio, status.full)
     agreement = None
     if config.minimum_agreement is not None and status.done >= config.minimum_share * status.needed:
         pulled = pull_collection(label_studio, collection, store, config.quality, known=known)

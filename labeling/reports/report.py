@@ -15,6 +15,7 @@ from labeling.reports.status import ProjectStatus, project_status
 from labeling.store.store import Store
 from labeling.store.versions import SeenProject, moment
 from labeling.tasks.gold import Answers
+from labeling.tasks.reopen import needed_overlaps
 
 
 class Plan(Record):
@@ -92,6 +93,7 @@ def project_report(
         assessed.agreement,
         overlap=overlap,
         quarantined=len(parsed.quarantined),
+        full=len(needed_overlaps(rows, parsed.judgements, overlap)),
         lost=len(store.lost(project.project)),
     )
     judged = (raw for row in rows for raw in counted(row["annotations"]) if not raw["was_cancelled"])
