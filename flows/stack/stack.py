@@ -20,7 +20,15 @@ from flows.disk import check_disk
 from flows.home import home_directory
 from flows.recipe.untrusted import shown_address
 from flows.stack import commands, credentials, entrance, postgres, processes, services
-from flows.stack.health import ADDRESSES, Health, check_address, health_elsewhere, health_of, lets_strangers_in
+from flows.stack.health import (
+    ADDRESSES,
+    Health,
+    check_address,
+    health_elsewhere,
+    health_of,
+    lets_strangers_in,
+    serves_pages_to_any_name,
+)
 from flows.stack.processes import NotReady, Process, StackError
 from flows.stack.proxies import direct_loopback
 from flows.stack.services import HOST, NAMES, POOLS, TITLES, WAVES, Credentials, Name, Profile, Site
@@ -94,11 +102,16 @@ def up(home: Path | None = None, profile: Profile | None = None, workers: bool =
 
 
 def _stop_unguarded(home: Path, state: State, known: Credentials) -> None:
-    """Stop a Prefect server without password or checks, from before this project had them, and its workers."""
+    """Stop a Prefect server without password or checks, from before this project had them, with its workers, and a
+    Label Studio whose pages have no host name of their own."""
     if _is_running("prefect", state) and lets_strangers_in(state.site(home, known)):
         for name in ("prefect", *POOLS):
             if name in state.servers:
                 _stop(name, state.servers[name].process)
+    if _is_running("label-studio", state):
+        site, process = state.site(home, known), state.servers["label-studio"].process
+        if _label_studio(site).page_host and serves_pages_to_any_name(site):
+            _stop("label-studio", process)
 
 
 def up_database(home: Path) -> Site:
@@ -197,7 +210,11 @@ def pages_link(home: Path | None = None) -> str:
     site = None if known is None else read_state(home).site(home, known)
     if site is None or not site.url("label-studio"):
         return ""
-    return label_studio.pages_link(commands.label_studio_settings(site, Path("label-studio")))
+    return label_studio.pages_link(_label_studio(site))
+
+
+def _label_studio(site: Site) -> label_studio.ServerSettings:
+    return commands.label_studio_settings(site, Path("label-studio"))
 
 
 def _use_no_proxy(state: State) -> None:

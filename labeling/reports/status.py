@@ -35,8 +35,8 @@ class ProjectStatus(Record):
 
     `per_hour` is over the 24 hours before the last sync, or since the first judgement if that is later; `expected_end`
     is when all would be done at that pace, None without recent judgements. `quarantined` counts annotations that could
-    not be parsed or do not count, and `full` the tasks that they fill. `overlap` was planned, `overlap_on_server` is its
-    setting now. `screen_changed`: the label config was edited on the server.
+    not be parsed or do not count, and `full` the tasks that they fill. `overlap` was planned, `overlap_on_server` is
+    its setting now. `screen_changed`: the label config was edited on the server.
     """
 
     title: str

@@ -151,7 +151,7 @@ def test_tasks_that_are_full_with_what_does_not_count_are_offered_again(
     assert status.share == 1.0 and status.full == {number: {}}
     pulled = pull_collection(owner, collection, store, known=known)
     assert {row.annotator_id for row in pulled.all_judgements} == {str(person) for person in ids}
-    assert len(pulled.quarantined) == 6 and not store.lost(batch.project.id)
+    assert len(pulled.quarantined) == 6 and not store.lost(store.projects()[0].project)
 
 
 def test_an_imported_judgement_in_the_name_of_somebody_else_does_not_count(
