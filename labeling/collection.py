@@ -16,6 +16,7 @@ from labeling.judgements.parse import parse
 from labeling.names import uid_of
 from labeling.quality.assess import Assessment, assess
 from labeling.quality.screening import Dispute
+from labeling.reopen import needed_overlaps, reopen
 from labeling.server.client import LabelStudio
 from labeling.simulation.crew import (
     Annotator,
@@ -31,7 +32,6 @@ from labeling.store.sync import Synced, sync_project
 from labeling.tasks.gold import Answers
 from labeling.tasks.plan import Planned
 from labeling.tasks.projects import Project, open_project
-from labeling.tasks.reopen import needed_overlaps, reopen
 from labeling.tasks.tasks import Task
 from labeling.tasks.upload import push
 

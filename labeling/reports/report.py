@@ -11,11 +11,11 @@ from labeling.judgements.parse import parse
 from labeling.names import uid_of
 from labeling.quality.assess import assess
 from labeling.quality.results import Agreement, AnnotatorQuality
+from labeling.reopen import needed_overlaps
 from labeling.reports.status import ProjectStatus, project_status
 from labeling.store.store import Store
 from labeling.store.versions import SeenProject, moment
 from labeling.tasks.gold import Answers
-from labeling.tasks.reopen import needed_overlaps
 
 
 class Plan(Record):
