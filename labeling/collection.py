@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Container, Sequence
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 
 from pydantic import Field
@@ -13,8 +13,10 @@ from labeling.config import CrewConfig, Kind, LabelingConfig, QualityOptions
 from labeling.errors import ServerFault, UnexpectedAnswer, UnreadableAnswer
 from labeling.judgements.judgement import Judged
 from labeling.judgements.parse import parse
+from labeling.names import uid_of
 from labeling.quality.assess import Assessment, assess
 from labeling.quality.screening import Dispute
+from labeling.reopen import needed_overlaps, reopen
 from labeling.server.client import LabelStudio
 from labeling.simulation.crew import (
     Annotator,
@@ -74,11 +76,15 @@ class Collection(Record):
 
 
 class Progress(Record):
-    """Judgements done and needed; `by_kind` has both for each kind of task."""
+    """Judgements done and needed; `by_kind` has both for each kind of task.
+
+    `full` are tasks that are full with annotations that do not count: by project, the overlaps that they need.
+    """
 
     done: int
     needed: int
     by_kind: dict[str, tuple[int, int]]
+    full: dict[int, dict[int, int]] = Field(default_factory=dict)
 
     @property
     def share(self) -> float:
@@ -218,11 +224,26 @@ def progress(
     counter of a task may miss one of two that are saved at the same time.
     """
     by_kind: dict[str, tuple[int, int]] = {}
+    full: dict[int, dict[int, int]] = {}
     for batch, result in zip(collection.batches, synced, strict=True):
-        parsed = parse(store.current(result.project.project, known), batch.tasks, batch.project.overlap, "")
+        rows = [row for row in store.current(result.project.project, known) if uid_of(row) in batch.task_ids]
+        parsed = parse(rows, batch.tasks, batch.project.overlap, "")
+        full[batch.project.id] = needed_overlaps(rows, parsed.judgements, batch.project.overlap)
         by_kind[batch.project.kind] = (len(parsed.judgements), batch.needed)
     done, needed = (sum(counts[i] for counts in by_kind.values()) for i in (0, 1))
-    return Progress(done=done, needed=needed, by_kind=by_kind)
+    return Progress(done=done, needed=needed, by_kind=by_kind, full=full)
+
+
+def reopen_full(client: LabelStudio, full: Mapping[int, Mapping[int, int]]) -> None:
+    """Offer the tasks again that are full with annotations that do not count (`Progress.full`)."""
+    for project, needed in full.items():
+        if count := reopen(client, project, needed):
+            log.warning(
+                "%d tasks of project %d were full with annotations that do not count: they are offered again, and "
+                "`rlhf label status` says why these do not count",
+                count,
+                project,
+            )
 
 
 def _pull_all(

@@ -14,7 +14,7 @@ from flows.home import home_directory
 from labeling.errors import BadCredentials
 from labeling.locks import exclusive_lock
 from labeling.server.client import LabelStudio
-from labeling.server.users import ensure_account, members
+from labeling.server.users import ensure_account, let_annotate, members
 
 FILE = "annotators.json"
 State = Literal["new", "ready", "token changed", "signed up", "own password"]
@@ -91,10 +91,14 @@ def ensure_people(owner: LabelStudio, emails: Iterable[str]) -> dict[str, State]
     return before
 
 
-def remember(owner: LabelStudio, ids: Iterable[int]) -> None:
-    """Let the judgements of these accounts count, and those of the owner."""
+def remember(owner: LabelStudio, ids: Iterable[int] = ()) -> frozenset[int]:
+    """Let the judgements of these accounts count, and those of the owner; returns all whose judgements count.
+
+    The guard of the server is told each time: without it only accounts that were named before could judge.
+    """
     with exclusive_lock(f"accounts {home_directory()}"):
         _remember(owner, ids)
+    return known_accounts(owner)
 
 
 def _remember(owner: LabelStudio, ids: Iterable[int]) -> None:
@@ -102,6 +106,7 @@ def _remember(owner: LabelStudio, ids: Iterable[int]) -> None:
     known = {*accounts.known.get(owner.url, ()), *ids, int(owner.whoami()["id"])}
     if known != {*accounts.known.get(owner.url, ())}:
         _write(accounts.model_copy(update={"known": accounts.known | {owner.url: tuple(sorted(known))}}))
+    let_annotate(owner, {*known, *accounts.ids(owner.url)})
 
 
 def known_accounts(owner: LabelStudio) -> frozenset[int]:

@@ -56,7 +56,7 @@ def collect(
         planned = plan_tasks(config, material.sets, known, material.pairs)
         collection = through_outages(label_studio, lambda: open_planned(label_studio, config, planned, out))
         write_balance(planned, material, out)
-        through_outages(label_studio, lambda: remember(label_studio, ()))
+        through_outages(label_studio, lambda: remember(label_studio))
         link_projects(collection.urls)
         if config.annotators == "simulated":
             assert town is not None, "the recipe rejects simulated annotators without a town"

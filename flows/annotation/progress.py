@@ -95,6 +95,12 @@ def hints(reports: Sequence[ProjectReport]) -> list[str]:
             for row in rows
             if row.overlap != row.overlap_on_server and not row.deleted
         ),
+        *(
+            f"{row.full} tasks of {row.title} are full with annotations that do not count: a run that waits for people "
+            "has Label Studio offer them again"
+            for row in rows
+            if row.full and not row.deleted
+        ),
         *(line for report in reports for line in _set_aside(report)),
     ]
 

@@ -21,14 +21,14 @@ from rich.progress import Progress as Bar
 
 from alignment.artifacts import write_json
 from alignment.errors import DataError
-from flows.annotation.accounts import known_accounts
+from flows.annotation.accounts import remember
 from flows.annotation.publish import publish_status
 from flows.annotation.waiting import Standing
 from flows.console import console
 from flows.failures import NotYet
 from flows.flow_runs import BY_WATCHER
 from flows.stack.outages import through_outages
-from labeling.collection import Collection, progress, pull_collection, sync_collection
+from labeling.collection import Collection, progress, pull_collection, reopen_full, sync_collection
 from labeling.config import LabelingConfig
 from labeling.errors import CollectionLost
 from labeling.server.client import LabelStudio
@@ -77,8 +77,9 @@ def measure_progress(
     label_studio: LabelStudio, collection: Collection, config: LabelingConfig, store: Store, directory: Path
 ) -> Standing:
     """Synchronise the store and measure the collection's progress. Raises CollectionLost for a deleted project."""
-    known = known_accounts(label_studio)
+    known = remember(label_studio)
     status = progress(collection, store, sync_annotations(label_studio, collection, store), known)
+    reopen_full(label_studio, status.full)
     agreement = None
     if config.minimum_agreement is not None and status.done >= config.minimum_share * status.needed:
         pulled = pull_collection(label_studio, collection, store, config.quality, known=known)

@@ -146,9 +146,11 @@ def print_servers(servers: Sequence[ServerStatus]) -> None:
 
 
 def print_entrance() -> None:
-    """The one-time link into Prefect's pages."""
+    """The links into the pages of Prefect, which works once, and of Label Studio."""
     if link := stack.entrance_link():
         echo(f"Prefect's pages open with {link} (once, within ten minutes)")
+    if link := stack.pages_link():
+        echo(f"Label Studio's pages open with {link}")
 
 
 def print_runs(*, prefect_answers: bool) -> None:

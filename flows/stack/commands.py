@@ -13,7 +13,16 @@ from pydantic import SecretStr
 from flows.stack import postgres
 from flows.stack.databases import check_database
 from flows.stack.proxies import direct_loopback
-from flows.stack.services import LABEL_STUDIO, NO_NETRC, POOLS, QUIET, Name, Site, label_studio_executable
+from flows.stack.services import (
+    LABEL_STUDIO,
+    NO_NETRC,
+    POOLS,
+    QUIET,
+    Name,
+    Site,
+    is_loopback,
+    label_studio_executable,
+)
 from labeling.child_environment import Child, child_environment
 from labeling.server import gunicorn
 from labeling.server import process as label_studio
@@ -136,12 +145,14 @@ def mlflow_accounts(site: Site) -> str:
 def label_studio_settings(site: Site, executable: Path) -> label_studio.ServerSettings:
     """Settings of Label Studio in the environment of `executable`."""
     credentials = site.credentials
+    local = not site.public_url and is_loopback(site.bind)
     return label_studio.ServerSettings(
         executable=executable,
         data_dir=site.home / "label-studio",
         port=site.port("label-studio"),
         host=site.bind,
         public_url=site.public_url or site.url("label-studio"),
+        page_host=label_studio.page_host(credentials.label_studio_secret_key) if local else "",
         username=credentials.label_studio_email,
         password=SecretStr(credentials.label_studio_password),
         token=SecretStr(credentials.label_studio_token),

@@ -33,11 +33,13 @@ FORMS = {
 
 @dataclass(frozen=True)
 class Health:
-    """The result of a health check: `version` when healthy, else the `problem`."""
+    """The result of a health check: `version` when healthy, else the `problem`. `refused`: of the account, so that
+    waiting does not help."""
 
     ok: bool
     version: str = ""
     problem: str = ""
+    refused: bool = False
 
 
 def health_of(name: Name, site: Site) -> Health:
@@ -143,6 +145,15 @@ def lets_strangers_in(site: Site) -> bool:
         return False
 
 
+def serves_pages_to_any_name(site: Site) -> bool:
+    """Whether Label Studio shows its pages, with a cookie, under 127.0.0.1: it was started before they had a name."""
+    url, headers = f"{site.url('label-studio')}/user/login/", {"Accept": "text/html"}
+    try:
+        return httpx.get(url, headers=headers, timeout=PROBE_SECONDS, trust_env=False).status_code == 200
+    except httpx.HTTPError:
+        return False
+
+
 def _prefect_health(http: httpx.Client, auth: str) -> Health:
     if auth:
         http.auth = httpx.BasicAuth(*auth.split(":", 1))
@@ -170,7 +181,7 @@ def _label_studio_health(http: httpx.Client, url: str, token: str) -> Health:
     try:
         ready, seen = label_studio.is_ready(url, token, PROBE_SECONDS)
     except BadCredentials as error:
-        return Health(ok=False, problem=str(error))
+        return Health(ok=False, problem=str(error), refused=True)
     if not ready:
         return Health(ok=False, problem=seen)
     return Health(ok=True, version=str(http.get("/api/version").raise_for_status().json()["release"]))

@@ -20,13 +20,22 @@ from flows.disk import check_disk
 from flows.home import home_directory
 from flows.recipe.untrusted import shown_address
 from flows.stack import commands, credentials, entrance, postgres, processes, services
-from flows.stack.health import ADDRESSES, Health, check_address, health_elsewhere, health_of, lets_strangers_in
+from flows.stack.health import (
+    ADDRESSES,
+    Health,
+    check_address,
+    health_elsewhere,
+    health_of,
+    lets_strangers_in,
+    serves_pages_to_any_name,
+)
 from flows.stack.processes import NotReady, Process, StackError
 from flows.stack.proxies import direct_loopback
 from flows.stack.services import HOST, NAMES, POOLS, TITLES, WAVES, Credentials, Name, Profile, Site
 from flows.stack.state import Server, State, check_restored, exists, locked
 from flows.stack.state import read as read_state
 from flows.stack.state import write as write_state
+from labeling.server import process as label_studio
 
 BEHIND_TLS = "RLHF_BEHIND_TLS"
 START_SECONDS = 600.0
@@ -93,11 +102,16 @@ def up(home: Path | None = None, profile: Profile | None = None, workers: bool =
 
 
 def _stop_unguarded(home: Path, state: State, known: Credentials) -> None:
-    """Stop a Prefect server without password or checks, from before this project had them, and its workers."""
+    """Stop a Prefect server without password or checks, from before this project had them, with its workers, and a
+    Label Studio whose pages have no host name of their own."""
     if _is_running("prefect", state) and lets_strangers_in(state.site(home, known)):
         for name in ("prefect", *POOLS):
             if name in state.servers:
                 _stop(name, state.servers[name].process)
+    if _is_running("label-studio", state):
+        site, process = state.site(home, known), state.servers["label-studio"].process
+        if _label_studio(site).page_host and serves_pages_to_any_name(site):
+            _stop("label-studio", process)
 
 
 def up_database(home: Path) -> Site:
@@ -187,6 +201,20 @@ def entrance_link(home: Path | None = None) -> str:
     home = home_directory(home)
     known = credentials.read(home)
     return "" if known is None else entrance.link(read_state(home).site(home, known))
+
+
+def pages_link(home: Path | None = None) -> str:
+    """The link that opens Label Studio's pages in a browser of this machine; "" without a stack."""
+    home = home_directory(home)
+    known = credentials.read(home)
+    site = None if known is None else read_state(home).site(home, known)
+    if site is None or not site.url("label-studio"):
+        return ""
+    return label_studio.pages_link(_label_studio(site))
+
+
+def _label_studio(site: Site) -> label_studio.ServerSettings:
+    return commands.label_studio_settings(site, Path("label-studio"))
 
 
 def _use_no_proxy(state: State) -> None:
@@ -298,6 +326,11 @@ def _wait_for(name: Name, home: Path, state: State, known: Credentials) -> None:
     deadline = time.monotonic() + START_SECONDS
     process = state.servers[name].process
     while not (health := health_of(name, state.site(home, known))).ok:
+        if health.refused:
+            raise StackError(
+                f"{TITLES[name]} refuses the token of its owner: it is not the server that this home started, or its "
+                f"account was removed. See {_log(home, name)}; a copy of the home is restored with `rlhf restore`"
+            )
         ended = process is None or not processes.is_alive(process)
         if ended or time.monotonic() > deadline:
             log = _log(home, name)

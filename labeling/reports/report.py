@@ -11,6 +11,7 @@ from labeling.judgements.parse import parse
 from labeling.names import uid_of
 from labeling.quality.assess import assess
 from labeling.quality.results import Agreement, AnnotatorQuality
+from labeling.reopen import needed_overlaps
 from labeling.reports.status import ProjectStatus, project_status
 from labeling.store.store import Store
 from labeling.store.versions import SeenProject, moment
@@ -92,6 +93,7 @@ def project_report(
         assessed.agreement,
         overlap=overlap,
         quarantined=len(parsed.quarantined),
+        full=len(needed_overlaps(rows, parsed.judgements, overlap)),
         lost=len(store.lost(project.project)),
     )
     judged = (raw for row in rows for raw in counted(row["annotations"]) if not raw["was_cancelled"])

@@ -35,8 +35,8 @@ class ProjectStatus(Record):
 
     `per_hour` is over the 24 hours before the last sync, or since the first judgement if that is later; `expected_end`
     is when all would be done at that pace, None without recent judgements. `quarantined` counts annotations that could
-    not be parsed or do not count. `overlap` was planned, `overlap_on_server` is its setting now. `screen_changed`: the
-    label config was edited on the server.
+    not be parsed or do not count, and `full` the tasks that they fill. `overlap` was planned, `overlap_on_server` is
+    its setting now. `screen_changed`: the label config was edited on the server.
     """
 
     title: str
@@ -52,6 +52,7 @@ class ProjectStatus(Record):
     alpha: float | None
     annotators: tuple[AnnotatorStatus, ...]
     quarantined: int
+    full: int = 0
     lost: int
     overlap: int
     overlap_on_server: int
@@ -67,6 +68,7 @@ def project_status(
     *,
     overlap: int,
     quarantined: int,
+    full: int,
     lost: int,
 ) -> ProjectStatus:
     """The status of one project as of its last sync. `rows` are its tasks with their annotations, as in the store.
@@ -95,6 +97,7 @@ def project_status(
         alpha=agreement.alpha,
         annotators=annotator_statuses(annotations),
         quarantined=quarantined,
+        full=full,
         lost=lost,
         overlap=overlap,
         overlap_on_server=project.overlap,

@@ -4,6 +4,9 @@
 a `with` block.
 """
 
+import errno
+import hashlib
+import hmac
 import os
 import signal
 import socket
@@ -39,6 +42,7 @@ class ServerSettings(BaseModel):
     port: int = Field(ge=1, le=65535)
     host: str = "127.0.0.1"
     public_url: str = Field(default="", description="public URL; host and port if empty")
+    page_host: str = Field(default="", description="the only host name under which browsers get pages; any if empty")
     username: str = "owner@rlhf.local"
     password: SecretStr = Field(min_length=8)
     token: SecretStr
@@ -68,6 +72,20 @@ class ServerSettings(BaseModel):
     def working_dir(self) -> Path:
         """An empty directory: the server puts it on `sys.path` and would import a stray `core.py` from it."""
         return self.data_dir / "cwd"
+
+
+def page_host(secret_key: str) -> str:
+    """The host name of a local server's pages, which browsers resolve to this machine and nobody else knows.
+
+    Cookies go to every port of a host, and programs of others can listen on other ports: they do not know this one.
+    """
+    return f"labels-{hmac.new(secret_key.encode(), b'page host', hashlib.sha256).hexdigest()[:16]}.localhost"
+
+
+def pages_link(settings: ServerSettings) -> str:
+    """The link that opens the pages; at the same origin the browser remembers their host name for all other links."""
+    name = settings.page_host.partition(".")[0]
+    return f"{settings.url}/#{name}" if name else settings.public_url or settings.url
 
 
 def command(settings: ServerSettings) -> list[str]:
@@ -110,11 +128,13 @@ def switches(settings: ServerSettings) -> dict[str, str]:
     """The variables that are set for the server."""
     public_url = settings.public_url or settings.url
     secret = {} if settings.secret_key is None else {"SECRET_KEY": settings.secret_key.get_secret_value()}
+    if settings.page_host:  # pages call the host that served them, and those for programs do not contain its name
+        secret |= {"RLHF_PAGE_HOST": f"{settings.page_host}:{settings.port}"}
     return secret | {
         "LABEL_STUDIO_USERNAME": settings.username,
         "LABEL_STUDIO_PASSWORD": settings.password.get_secret_value(),
         "LABEL_STUDIO_USER_TOKEN": settings.token.get_secret_value(),
-        "LABEL_STUDIO_HOST": public_url,
+        "LABEL_STUDIO_HOST": "" if settings.page_host else public_url,
         "LABEL_STUDIO_DISABLE_SIGNUP_WITHOUT_LINK": "true",
         "LABEL_STUDIO_COLLECT_ANALYTICS": "false",
         "LABEL_STUDIO_LATEST_VERSION_CHECK": "false",
@@ -141,12 +161,21 @@ def prepare(settings: ServerSettings, *, sqlite: bool = True) -> None:
         raise ServerStartFailed(f"{settings.working_dir} must be empty: the server would import modules from it")
     if sqlite:
         _use_write_ahead_log(settings.data_dir / "label_studio.sqlite3")
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+    _check_port(socket.AF_INET, settings.host, settings.port)
+    if settings.page_host and socket.has_ipv6:  # browsers look for the name there as well
+        _check_port(socket.AF_INET6, "::1", settings.port)
+
+
+def _check_port(family: socket.AddressFamily, host: str, port: int) -> None:
+    """Raise ServerStartFailed if a port is in use."""
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind((settings.host, settings.port))
+            probe.bind((host, port))
         except OSError as error:
-            raise ServerStartFailed(f"port {settings.port} of {settings.host} is in use ({error})") from error
+            if error.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT) and family == socket.AF_INET6:
+                return
+            raise ServerStartFailed(f"port {port} of {host} is in use ({error})") from error
 
 
 def _use_write_ahead_log(database: Path) -> None:

@@ -14,8 +14,10 @@ from typing import Any
 import httpx
 import pytest
 
-from labeling.collection import Collection, progress, pull_collection, sync_collection
+from flows.annotation.progress import hints
+from labeling.collection import Collection, progress, pull_collection, reopen_full, sync_collection
 from labeling.config import LabelingConfig, PairwiseTasks, RankingTasks
+from labeling.errors import RequestRefused
 from labeling.reports.report import Plan, reports
 from labeling.server.client import LabelStudio
 from labeling.server.users import Account, ensure_account
@@ -111,6 +113,45 @@ def test_honest_judgements_count_beside_generated_ones(owner: LabelStudio, peopl
 @pytest.mark.long
 def test_honest_judgements_count_beside_a_thousand(owner: LabelStudio, people: Any, tmp_path: Path) -> None:
     attack(owner, people, tmp_path, 1000, 40)
+
+
+def offered(client: LabelStudio, project: int) -> int | None:
+    """The task that somebody is asked to judge."""
+    try:
+        return int(client.post("/api/dm/actions", {}, id="next_task", project=project)["id"])
+    except RequestRefused as refusal:
+        assert refusal.status == 404
+        return None
+
+
+def test_tasks_that_are_full_with_what_does_not_count_are_offered_again(
+    owner: LabelStudio, people: Any, tmp_path: Path
+) -> None:
+    """A sock that nobody named and a named annotator answer every task with nothing, as on a server of others."""
+    clients, ids, sock = people
+    (batch,) = (collection := opened(owner, "full", 3, tmp_path)).batches
+    mallory = ensure_account(owner, "mallory@honest.local", "password of mallory")
+    known, store, number = {*ids, mallory.id}, Store(), batch.project.id
+    for account in (sock, mallory):
+        with LabelStudio(owner.url, account.token.get_secret_value()) as client:
+            for task in batch.task_ids.values():
+                client.annotate(task, [], 1.0)
+    assert [offered(client, number) for client in clients] == [None, None]
+    status = progress(collection, store, sync_collection(owner, collection, store), known)
+    assert status.full == {number: dict.fromkeys(batch.task_ids.values(), 4)}
+    plan = {(owner.url, number): Plan(overlap=2, uids=frozenset(batch.task_ids))}
+    (page,) = reports(store, [number], known={owner.url: known}, plans=plan)
+    assert any("3 tasks" in hint and "full" in hint for hint in hints([page]))
+    for _ in range(2):  # the second time there is nothing to do
+        reopen_full(owner, status.full)
+    for client in clients:
+        while (task := offered(client, number)) is not None:
+            client.annotate(task, [preference("a_2")], 5.0)
+    status = progress(collection, store, sync_collection(owner, collection, store), known)
+    assert status.share == 1.0 and status.full == {number: {}}
+    pulled = pull_collection(owner, collection, store, known=known)
+    assert {row.annotator_id for row in pulled.all_judgements} == {str(person) for person in ids}
+    assert len(pulled.quarantined) == 6 and not store.lost(store.projects()[0].project)
 
 
 def test_an_imported_judgement_in_the_name_of_somebody_else_does_not_count(

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import httpx
 import pytest
@@ -14,8 +15,17 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
 from labeling.errors import RequestRefused
+from labeling.server import users
 from labeling.server.client import LabelStudio
-from labeling.server.guard.rlhf_guard import body_refusal, is_open, is_outside
+from labeling.server.guard.rlhf_guard import (
+    MOST_FILTERS,
+    account_refusal,
+    body_refusal,
+    filter_refusal,
+    is_open,
+    is_outside,
+    query_refusal,
+)
 from labeling.server.process import running_server
 from labeling.server.users import ensure_account
 from labeling.tasks.projects import open_project
@@ -65,6 +75,66 @@ def test_bodies_are_plain_and_in_ones_own_name() -> None:
     assert "plain JSON" in body_refusal({"result": ["\ud800"]}, 5)
     assert "plain JSON" in body_refusal({"lead_time": float("inf")}, 5)
     assert body_refusal([1], 5) == "not an object"
+    for field in ("updated_by", "last_created_by", "user"):
+        assert "own name" in body_refusal({field: 6}, 5)
+    assert "ground truths" in body_refusal({"ground_truth": True}, 5)
+    assert not body_refusal({"ground_truth": False, "lead_time": "9.5"}, 5)
+
+
+class Form(dict[str, list[str]]):
+    """A form as Django has it: a field may be repeated."""
+
+    def lists(self) -> list[tuple[str, list[str]]]:
+        return [*self.items()]
+
+    def getlist(self, name: str) -> list[str]:
+        return self.get(name, [])
+
+
+SURROGATE = json.dumps([{"x": "\ud800"}])  # ASCII, with an escape
+ODD_RESULTS = (
+    *(SURROGATE, json.dumps(SURROGATE), "[NaN]", "[1e999]", "[-Infinity]", "[", "{}", '"[]', "7", f"[{2**63}]"),
+    *("[" * 60 + "]" * 60, "[" * 100_000, "[" + "9" * 5000 + "]"),
+)
+ODD_TIMES = ("inf", "-inf", "nan", "Infinity", " inf ", "1e999", "NaN", "x", "\uff11e999", "9" * 400)
+
+
+@pytest.mark.parametrize("result", ODD_RESULTS)
+def test_results_are_decoded_and_plain(result: str) -> None:
+    assert body_refusal({"result": result}, 5)
+    assert body_refusal(Form(result=["[]", result]), 5)
+    assert body_refusal(Form(result=[json.dumps(result)]), 5)
+
+
+@pytest.mark.parametrize("time", ODD_TIMES)
+def test_times_are_finite_numbers_also_as_texts(time: str) -> None:
+    assert body_refusal({"lead_time": time}, 5) and body_refusal(Form(lead_time=["1.0", time]), 5)
+
+
+def test_results_as_texts_are_taken() -> None:
+    good = [preference("a_1"), {"text": "\u00e9\U0001f600", "number": 1e308}]
+    for text in (json.dumps(good), json.dumps(good, ensure_ascii=False), json.dumps(json.dumps(good))):
+        assert not body_refusal({"result": text}, 5) and not body_refusal(Form(result=[text], lead_time=["2"]), 5)
+
+
+class Filter(NamedTuple):
+    operator: str
+    child_filter: "Filter | None" = None
+
+
+def test_regular_expressions_and_huge_queries_are_the_owners() -> None:
+    assert not filter_refusal([Filter("contains")] * MOST_FILTERS)
+    assert "filters" in filter_refusal([Filter("contains")] * (MOST_FILTERS + 1))
+    for items in ([Filter("regex")], [Filter("equal"), Filter("less", Filter("greater", Filter("Regex")))]):
+        assert "regular expressions" in filter_refusal(items)
+    assert not query_refusal("project=1", "1000") and query_refusal("", "1001") and query_refusal("x" * 20_001, "")
+
+
+def test_an_account_has_its_own_name() -> None:
+    own = {"username": "mia", "active_organization": 1}
+    assert not account_refusal({"first_name": "Mia", "username": "mia", "active_organization": "1"}, own)
+    for change in ({"username": "ned"}, {"active_organization": 2}, {"last_name": "ned@guard.local"}):
+        assert account_refusal(change, own)
 
 
 @pytest.mark.server
@@ -108,6 +178,108 @@ def test_an_annotator_annotates_and_does_not_administer(owner: LabelStudio) -> N
             with pytest.raises(RequestRefused, match="refused with 403"):
                 attempt()
     assert owner.project(project.id)["task_number"] == 2
+
+
+def stranger(owner: LabelStudio, email: str) -> str:
+    """The token of somebody who signed up with the invitation, and whom nobody named."""
+    with httpx.Client(base_url=owner.url, trust_env=False, timeout=60) as http:
+        users._sign_up(owner, http, email, "password of a stranger")
+        users._log_in(http, email, "password of a stranger")
+        return str(http.get("/api/current-user/token").json()["token"])
+
+
+@pytest.mark.server
+def test_somebody_whom_nobody_named_takes_no_task_from_others(owner: LabelStudio) -> None:
+    project = open_project(owner, "pairwise", "strangers", 2)
+    (task,) = push(owner, project, build_tasks("pairwise", [response_set(0)], 0)[0]).ids.values()
+    mia = ensure_account(owner, "mia@guard.local", "password of mia")
+    offer = {"id": "next_task", "project": project.id}
+    for number in range(2):
+        with LabelStudio(owner.url, stranger(owner, f"sock{number}@puppet.local")) as sock:
+            attempts = (
+                lambda sock=sock: sock.post(f"/api/tasks/{task}/annotations/", {"result": []}),
+                lambda sock=sock: sock.post(f"/api/tasks/{task}/drafts", {"result": []}),
+                lambda sock=sock: sock.post("/api/dm/actions", {}, **offer),
+                lambda sock=sock: sock.get(f"/api/projects/{project.id}/next"),
+                lambda sock=sock: sock.post("/api/dm/views/", {"project": project.id, "data": {}}),
+                lambda sock=sock: sock.post("/api/rlhf/annotators", {"ids": [sock.whoami()["id"]]}),
+            )
+            for attempt in attempts:
+                with pytest.raises(RequestRefused, match="refused with 403"):
+                    attempt()
+    with LabelStudio(owner.url, mia.token.get_secret_value()) as client:
+        assert client.post("/api/dm/actions", {}, **offer)["id"] == task
+        client.annotate(task, [preference("a_1")], 1.0)
+
+
+def refused(http: httpx.Client, method: str, path: str, **content: Any) -> None:
+    answer = http.request(method, path, **content)
+    assert answer.status_code == 403, (method, path, content, answer.status_code, answer.text[:200])
+
+
+@pytest.mark.server
+def test_what_others_started_is_theirs_and_what_pages_fail_on_is_refused(owner: LabelStudio) -> None:
+    """Drafts, tabs, stars and names of others; odd values in every content type; filters that run for hours."""
+    project = open_project(owner, "pairwise", "drafts", 3)
+    tasks = build_tasks("pairwise", [response_set(number) for number in range(2)], 0)[0]
+    first, second = push(owner, project, tasks).ids.values()
+    mine, other = (ensure_account(owner, f"{name}@guard.local", f"password of {name}") for name in ("mia", "ned"))
+    regex = {"filter": "filter:tasks:annotations_results", "operator": "regex", "type": "String", "value": "(a+)+$"}
+    filters = {"filters": {"conjunction": "and", "items": [regex]}}
+    view = owner.post("/api/dm/views/", {"project": project.id, "data": {"title": "the owner's", **filters}})["id"]
+    starred = owner.post(f"/api/tasks/{first}/annotations/", {"result": [preference("a_1")], "ground_truth": True})
+    with LabelStudio(owner.url, other.token.get_secret_value()) as ned:
+        draft = ned.post(f"/api/tasks/{first}/drafts", {"result": [preference("a_3")]})["id"]
+        theirs = ned.annotate(first, [preference("a_3")], 1.0)
+        headers = {"Authorization": f"Token {mine.token.get_secret_value()}"}
+        with httpx.Client(base_url=owner.url, headers=headers, trust_env=False, timeout=30) as http:
+            own = http.post(f"/api/tasks/{first}/drafts", json={"result": [preference("b_1")]}).json()["id"]
+            kept = http.post(f"/api/tasks/{first}/annotations/", json={"result": [preference("b_1")]}).json()["id"]
+            for method, path, body in (
+                ("GET", f"/api/drafts/{draft}/", None),
+                ("PATCH", f"/api/drafts/{draft}/", {"result": [preference("b_3")]}),
+                ("PUT", f"/api/drafts/{draft}/", {"result": [preference("b_3")]}),
+                ("DELETE", f"/api/drafts/{draft}/", None),
+                ("PATCH", f"/api/drafts/{own}/", {"task": second}),
+                ("PATCH", f"/api/drafts/{own}/", {"annotation": theirs}),
+                ("PATCH", f"/api/drafts/{own}/", {"user": other.id}),
+                ("POST", f"/api/tasks/{first}/annotations/{theirs}/drafts", {"result": []}),
+                ("POST", f"/api/annotations/{theirs}/convert-to-draft", {}),
+                ("PATCH", f"/api/annotations/{kept}/", {"task": second}),
+                ("PATCH", f"/api/annotations/{kept}/", {"updated_by": other.id}),
+                ("PATCH", f"/api/annotations/{kept}/", {"ground_truth": True}),
+                ("POST", f"/api/tasks/{first}/annotations/", {"result": [], "ground_truth": "true"}),
+                ("PATCH", f"/api/dm/views/{view}/", {"data": {"title": "mine"}}),
+                ("DELETE", f"/api/dm/views/{view}/", None),
+                ("POST", "/api/dm/views/order/", {"project": project.id, "ids": [view]}),
+                ("POST", "/api/dm/views/", {"project": project.id, "data": {"title": "x" * 60_000}}),
+                ("DELETE", f"/api/dm/views/reset/?project={project.id}", None),
+                ("PATCH", f"/api/users/{mine.id}/", {"username": "ned"}),
+                ("PATCH", f"/api/users/{mine.id}/", {"first_name": "ned@guard.local"}),
+                ("GET", f"/api/projects/{project.id}/export?exportType=JSON", None),
+                ("POST", "/api/predictions/", {"task": first, "result": []}),
+            ):
+                refused(http, method, path, **({} if body is None else {"json": body}))
+            for path in (f"/api/tasks/{second}/annotations/", f"/api/tasks/{second}/drafts"):
+                for odd in ({"result": SURROGATE}, {"result": "[]", "lead_time": "inf"}, {"result": "[NaN]"}):
+                    refused(http, "POST", path, json=odd)
+                    refused(http, "POST", path, data=odd)
+                    refused(http, "POST", path, files={name: (None, value) for name, value in odd.items()})
+                refused(http, "POST", path, files={"result": ("result.json", "[]")})
+            query = {"project": project.id, "query": json.dumps(filters)}
+            refused(http, "GET", "/api/tasks", params=query)
+            refused(http, "GET", "/api/tasks", params={"project": project.id, "view": view})
+            refused(http, "GET", "/api/tasks", params={"project": project.id, "page_size": 100_000})
+            refused(http, "POST", f"/api/dm/actions?id=next_task&project={project.id}", json=filters)
+            answer = http.post("/api/dm/views/", json={"project": project.id, "data": {"title": "mine"}})
+            mine_view = answer.json()["id"]
+            assert http.patch(f"/api/dm/views/{mine_view}/", json={"data": {"title": "x"}}).status_code == 200
+            assert [row["id"] for row in http.get(f"/api/tasks/{first}/drafts").json()] == [own]
+            good = {"result": json.dumps([preference("b_1")]), "lead_time": "2.5"}
+            assert http.post(f"/api/tasks/{second}/annotations/", data=good).status_code == 201
+        assert ned.get(f"/api/drafts/{draft}/")["result"] == [preference("a_3")]
+    assert owner.get(f"/api/annotations/{starred['id']}/")["ground_truth"] is True
+    assert owner.get(f"/api/projects/{project.id}/export", exportType="JSON")
 
 
 @pytest.fixture

@@ -88,6 +88,7 @@ ALLOWED: dict[str, str] = {
     "flows/tracking/runner.py:_work_and_clean": OWN,
     "flows/tracking/runs.py:read_inputs": OWN,
     "flows/tracking/served_model.py:load_context": OWN,
+    "labeling/server/guard/rlhf_guard.py:_result_refusal": "a request of at most 1.5 MB",
     "labeling/collection.py:read_collection": OWN,
     "labeling/judgements/layout.py:_tags": "what it parses was read within limits",
     "labeling/screens/render.py:_layout": OWN,

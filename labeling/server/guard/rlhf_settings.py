@@ -8,3 +8,5 @@ SENTRY_DSN = FRONTEND_SENTRY_DSN = ""  # the next module asks for them while it 
 from core.settings.label_studio import *  # noqa: E402, F403
 
 MIDDLEWARE = ["rlhf_guard.Guard", *MIDDLEWARE]  # noqa: F405
+
+ROOT_URLCONF = "rlhf_urls"
