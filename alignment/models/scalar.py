@@ -40,6 +40,7 @@ from alignment.models.finite import check_finite
 from alignment.models.likelihood import likelihood_head, load_likelihood, save_likelihood
 from alignment.models.logprobs import at_least_float32, length_batches, read_only_at, right_pad
 from alignment.models.safe_loading import NEVER_CODE, PLAIN, read_plainly
+from alignment.paths import is_directory
 
 ENSEMBLE_FILE = "ensemble.json"
 LEFT_OUT = re.compile(
@@ -94,7 +95,7 @@ def check_config(path: Path) -> None:
 def _with_all_weights(auto: Any, path: str | Path, dtype: torch.dtype) -> PreTrainedModel:
     """The model; transformers would draw weights at random that the checkpoint does not have."""
     config = _config_of(path)
-    if Path(path).is_dir():
+    if is_directory(path):
         _check_parameters(auto, config, Path(path))
     model: PreTrainedModel
     model, report = auto.from_pretrained(path, dtype=dtype, output_loading_info=True, **PLAIN)

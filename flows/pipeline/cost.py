@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from alignment.models.checkpoint_files import count_parameters
+from alignment.paths import is_file
 from alignment.stage import Sizes, Step
 from flows.recipe.schema import TOWN_SCHEME, Recipe
 
@@ -107,7 +108,7 @@ def _corpus_tokens(recipe: Recipe) -> int | None:
 def _source_bytes(recipe: Recipe, path: str) -> int | None:
     if path.startswith(TOWN_SCHEME):
         return recipe.town.documents * TOWN_DOCUMENT_BYTES if recipe.town else None
-    return Path(path).stat().st_size if Path(path).is_file() else None
+    return Path(path).stat().st_size if is_file(path) else None
 
 
 def _rows(recipe: Recipe, section: str) -> int:
@@ -118,7 +119,7 @@ def _rows(recipe: Recipe, section: str) -> int:
             total += getattr(recipe.town, section, 0)
         elif source.limit:
             total += source.limit
-        elif Path(source.path).is_file():
+        elif is_file(source.path):
             total += Path(source.path).stat().st_size // ROW_BYTES
     return total
 
