@@ -16,6 +16,8 @@ import httpx
 import pytest
 import requests
 
+from alignment.artifacts import file_digest
+from alignment.bounded import read_bounded
 from alignment.errors import ConfigError
 from flows import disk, failures
 from flows.cli import main
@@ -248,3 +250,15 @@ def test_a_home_whose_path_means_something_else_in_an_address(tmp_path: Path, ch
     with pytest.raises(ConfigError, match=re.escape(f"'{character}' in its path has a meaning of its own")):
         home_directory(tmp_path / f"what{character}" / "home")
     assert home_directory(tmp_path / 'it\'s an "é&;"')
+
+
+@pytest.mark.skipif(not Path("/proc/version").is_file(), reason="there is no /proc")
+@pytest.mark.parametrize("name", ["/proc/version", "/proc/kmsg", "/proc/self/environ"])
+def test_what_the_kernel_makes_is_no_file_of_rows(tmp_path: Path, name: str) -> None:
+    link = tmp_path / "rows.jsonl"
+    link.symlink_to(name)
+    for read in (read_bounded, file_digest):
+        with pytest.raises(
+            OSError, match=r"what the kernel makes while it is read; save it to a file|Permission denied"
+        ):
+            read(link)

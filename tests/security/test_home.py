@@ -6,6 +6,7 @@ import re
 import stat
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,8 @@ import pytest
 from flows import home, locks
 from flows.operations import doctor
 from flows.stack import environment, state
+from labeling.errors import LabelingError
+from labeling.locks import exclusive_lock
 
 
 def mode(path: Path) -> int:
@@ -92,3 +95,20 @@ def test_a_link_in_place_of_a_lock_is_not_followed(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="symbolic links"), state.locked(tmp_path):
         pass
     assert (tmp_path / "text").read_text() == "mine"
+
+
+def test_a_directory_of_locks_that_another_account_could_write_to_is_not_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with exclusive_lock("a"):
+        pass
+    (directory,) = tmp_path.iterdir()
+    assert mode(directory) == 0o700
+    directory.chmod(0o777)
+    with pytest.raises(LabelingError, match="this account alone can write to"), exclusive_lock("a"):
+        pass
+    directory.rename(tmp_path / "elsewhere")
+    directory.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(LabelingError, match="this account alone can write to"), exclusive_lock("a"):
+        pass
