@@ -38,6 +38,7 @@ FULL_WORDS = (
     "unexpected pos",
 )  # the last two are torch.save's messages for a file that could not be written
 REFUSED = (401, 403)
+BUSY = (502, 503, 504)  # Prefect's 503 means that its database is busy; a proxy before it answers the others
 MEMORY_WORDS = ("can't allocate memory", "cannot allocate memory", "out of memory", "not enough memory")
 RESUMES = "the same command resumes from there (in a deployment: `rlhf retry`)"
 
@@ -188,6 +189,8 @@ def unreachable_server(error: BaseException) -> str:
             return "MLflow" + (f" ({shown_address(str(cause.request.url))})" if cause.request is not None else "")
         if isinstance(cause, httpx.TransportError):
             return f"Prefect ({_short(cause)})"
+        if isinstance(cause, httpx.HTTPStatusError) and cause.response.status_code in BUSY:
+            return f"Prefect (status {cause.response.status_code})"
     return ""
 
 

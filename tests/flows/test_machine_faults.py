@@ -156,6 +156,14 @@ def prefect_500() -> Exception:
     return httpx.HTTPStatusError("Server error '500'", request=REQUEST, response=httpx.Response(500))
 
 
+def test_a_prefect_whose_database_is_busy_is_named_in_one_sentence() -> None:
+    busy = httpx.HTTPStatusError("Service Unavailable", request=REQUEST, response=httpx.Response(503))
+    with pytest.raises(failures.RunStopped, match=r"because Prefect \(status 503\) did not answer after minutes"):
+        with failures.friendly_errors():
+            raise chain(busy, ValueError("what follows"))
+    assert failures.unreachable_server(prefect_500()) == ""
+
+
 def test_what_follows_from_a_full_disk_does_not_hide_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RLHF_HOME", str(tmp_path))
     stopped = StageStopped("stage 'sft' has no disk space left")
