@@ -158,9 +158,9 @@ def prefect_500() -> Exception:
 
 def test_a_prefect_whose_database_is_busy_is_named_in_one_sentence() -> None:
     busy = httpx.HTTPStatusError("Service Unavailable", request=REQUEST, response=httpx.Response(503))
-    with pytest.raises(failures.RunStopped, match=r"because Prefect \(status 503\) did not answer after minutes"):
-        with failures.friendly_errors():
-            raise chain(busy, ValueError("what follows"))
+    message = r"because Prefect \(status 503\) did not answer after minutes"
+    with pytest.raises(failures.RunStopped, match=message), failures.friendly_errors():
+        raise chain(busy, ValueError("what follows"))
     assert failures.unreachable_server(prefect_500()) == ""
 
 
