@@ -200,15 +200,6 @@ def test_half_made_outputs_that_nobody_goes_on_with(tmp_path: Path) -> None:
     assert found.seen.startswith("1 unfinished") and "sft-1.partial" in found.seen and "rlhf gc" in found.fix
 
 
-def test_directories_of_servers_that_everybody_can_read(tmp_path: Path) -> None:
-    (tmp_path / "mlflow").mkdir(mode=0o755)
-    (tmp_path / "mlflow").chmod(0o755)
-    assert not list(doctor.secrets(tmp_path))  # the home around it is closed
-    tmp_path.chmod(0o755)
-    (found,) = doctor.secrets(tmp_path)
-    assert found.fix == f"chmod 700 {tmp_path / 'mlflow'}"
-
-
 def test_pools_without_a_worker(prefect_server: str) -> None:
     with get_client(sync_client=True) as prefect:
         name = f"doctor-{uuid4().hex[:6]}"
