@@ -17,6 +17,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from alignment.bounded import open_regular
 from alignment.errors import ArtifactError, DataError
 
 KEY_LENGTH_IN_NAMES = 16
@@ -118,7 +119,7 @@ def output_name(stage: str, key: str) -> str:
 def file_digest(path: Path) -> str:
     """SHA-256 of a file's bytes."""
     digest = hashlib.sha256()
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         while block := file.read(READ_BYTES):
             digest.update(block)
     return digest.hexdigest()

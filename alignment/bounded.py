@@ -25,6 +25,7 @@ MOST_PLAIN = 32 << 30  # bytes of a file that is read line by line
 MOST_EXPANDED, MOST_RATIO = 256 * MIB, 100  # a gzip file may expand to the first, or to this many times its size
 MOST_WHOLE = 2 << 30  # bytes of a file that is held in memory
 MOST_DOCUMENT = 64 * MIB  # bytes of a recipe, a manifest, a configuration
+KERNEL = (Path("/proc"), Path("/sys"))  # below them are files of no size that may have no end
 LONGEST_LINE = 64 * MIB
 CHUNK = MIB
 FREE_CONTAINERS, BYTES_PER_CONTAINER = 1_000_000, 32  # of JSON: an empty list takes 2 bytes there and 56 in memory
@@ -51,11 +52,15 @@ def open_regular(path: Path) -> BinaryIO:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except ValueError as error:  # a null character in the name
         raise UnreadableFileError(f"its name is no name of a file: {error}") from error
-    mode = os.fstat(descriptor).st_mode
+    status = os.fstat(descriptor)
+    mode = status.st_mode
     if not stat.S_ISREG(mode):
         os.close(descriptor)
         what = "a directory" if stat.S_ISDIR(mode) else "a pipe, a device or a socket, which is read once"
         raise UnreadableFileError(f"not a file but {what}; save it to a file")
+    if any(root.is_mount() and root.stat().st_dev == status.st_dev for root in KERNEL):
+        os.close(descriptor)
+        raise UnreadableFileError("not a file but what the kernel makes while it is read; save it to a file")
     return os.fdopen(descriptor, "rb")
 
 
@@ -71,6 +76,8 @@ class _Limited(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         data = self._source.read(min(len(buffer), self._left + 1))
+        if data is None:  # of a file that was opened without waiting and has nothing yet
+            raise UnreadableFileError("it has no end and gives no bytes now; save it to a file")
         if len(data) > self._left:
             raise UnreadableFileError(self._problem)
         self._left -= len(data)

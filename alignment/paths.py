@@ -1,11 +1,44 @@
-"""The path of a name that comes from outside (a recipe, a backup): always below its root."""
+"""Paths that come from outside (a recipe, a command line, a backup): names stay below their root, and a path that
+cannot be looked up is an error in words."""
 
+import errno
+import os
+import stat
 import unicodedata
 from pathlib import Path
 
 from alignment.errors import PathError
 
+NOTHING_THERE = {errno.ENOENT, errno.ENOTDIR}
+
 LONGEST_PART_BYTES = 255
+
+
+def exists(path: str | Path) -> bool:
+    """Whether anything has this path. Raises PathError for one that cannot be looked up."""
+    return _mode(path) is not None
+
+
+def is_file(path: str | Path) -> bool:
+    """Whether this is the path of a regular file. Raises PathError for one that cannot be looked up."""
+    mode = _mode(path)
+    return mode is not None and stat.S_ISREG(mode)
+
+
+def is_directory(path: str | Path) -> bool:
+    """Whether this is the path of a directory. Raises PathError for one that cannot be looked up."""
+    mode = _mode(path)
+    return mode is not None and stat.S_ISDIR(mode)
+
+
+def _mode(path: str | Path) -> int | None:
+    try:
+        return os.stat(path).st_mode  # noqa: PTH116 - Path("") is the working directory
+    except (OSError, ValueError) as error:  # no right to look, a name that is too long, a null character
+        if isinstance(error, OSError) and error.errno in NOTHING_THERE:
+            return None
+        reason = getattr(error, "strerror", None) or error
+        raise PathError(f"{str(path)[:200]!r} cannot be looked up ({reason}); give the path of a file") from error
 
 
 def path_below(root: Path, name: str) -> Path:

@@ -1,5 +1,7 @@
 """How much is left on a disk, and the errors of a machine that stops a command."""
 
+import getpass
+import os
 import shutil
 from pathlib import Path
 
@@ -21,21 +23,49 @@ def full_disk(path: Path, cause: str) -> MachineFault:
     )
 
 
+def denied(path: Path | str, reason: str) -> MachineFault:
+    """The error of a file or directory that this account may not use."""
+    return MachineFault(
+        f"{path} cannot be used by the user {user_name()} ({reason}): change its owner or mode, or choose another home "
+        f"with --home or RLHF_HOME (it is {home_or_here()})"
+    )
+
+
+def user_name() -> str:
+    """The account of this process; its number where it has no name, as in containers."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return str(os.geteuid())
+
+
 def check_disk(path: Path) -> None:
-    """Raise MachineFault if so little is left on the disk of a path that servers fail: nothing is started then."""
+    """Raise MachineFault if a path cannot be written, or so little is left on its disk that servers fail: nothing is
+    started then."""
+    if not _writable(path):
+        raise denied(_existing(path), "it cannot be written")
     if nearly_full(path):
         raise full_disk(path, f"nothing was started, which needs {NEARLY_FULL_BYTES >> 20} MiB")
 
 
 def nearly_full(path: Path) -> bool:
-    """Whether so little is left on the disk of a path that servers fail."""
-    return bytes_left(path) < NEARLY_FULL_BYTES
+    """Whether so little is left on the disk of a path that servers fail. A path that cannot be written has another
+    fault, however little is left there."""
+    return bytes_left(path) < NEARLY_FULL_BYTES and _writable(path)
+
+
+def _writable(path: Path) -> bool:
+    return os.access(_existing(path), os.W_OK)
+
+
+def _existing(path: Path) -> Path:
+    """The path, or the nearest directory above that exists."""
+    return next(parent for parent in (path, *path.parents) if parent.is_dir())
 
 
 def bytes_left(path: Path) -> int:
     """Bytes that are free on the disk of a directory, or of the nearest existing one above."""
-    existing = next(parent for parent in (path, *path.parents) if parent.is_dir())
-    return shutil.disk_usage(existing).free
+    return shutil.disk_usage(_existing(path)).free
 
 
 def disk_shown(path: Path) -> str:
@@ -53,4 +83,4 @@ def home_or_here() -> Path:
         home = home_directory()
     except ConfigError:
         return Path.cwd()
-    return next(path for path in (home, *home.parents) if path.is_dir())
+    return _existing(home)

@@ -5,7 +5,6 @@ errors of some library; here they are recognised and raised as a `StageStopped`.
 """
 
 import errno
-import getpass
 import os
 import resource
 import tempfile
@@ -19,7 +18,7 @@ import requests
 
 from alignment.errors import ConfigError, RLHFError, causes
 from alignment.stage import Stage
-from flows.disk import MachineFault, bytes_left, disk_shown, full_disk, home_or_here, nearly_full
+from flows.disk import MachineFault, bytes_left, denied, disk_shown, full_disk, home_or_here, nearly_full
 from flows.recipe.untrusted import redacted, shown_address
 from labeling.errors import LabelingError, ServerStartFailed, ServerUnavailable
 
@@ -27,6 +26,7 @@ ON_PURPOSE = (RLHFError, LabelingError)
 DENIED = {errno.EACCES, errno.EPERM, errno.EROFS}
 # names of classes whose modules are slow to import, or above this one
 ALSO_OF_SERVERS = {"NotReady", "RunStopped", "MlflowException", "RestException", "OperationalError"}
+NO_FILE_NAME = {errno.ENAMETOOLONG, errno.ELOOP}
 TOO_MANY_FILES = {errno.EMFILE, errno.ENFILE}
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 FULL_WORDS = (
@@ -38,6 +38,7 @@ FULL_WORDS = (
     "unexpected pos",
 )  # the last two are torch.save's messages for a file that could not be written
 REFUSED = (401, 403)
+BUSY = (502, 503, 504)  # Prefect's 503 means that its database is busy; a proxy before it answers the others
 MEMORY_WORDS = ("can't allocate memory", "cannot allocate memory", "out of memory", "not enough memory")
 RESUMES = "the same command resumes from there (in a deployment: `rlhf retry`)"
 
@@ -126,7 +127,8 @@ def explained(error: BaseException) -> Exception | None:
         return plain
     if _is_of_servers(error) and nearly_full(home_or_here()):
         return full_disk(home_or_here(), _short(error))
-    return next((cause for cause in causes(error) if isinstance(cause, ON_PURPOSE)), None)
+    on_purpose = next((cause for cause in causes(error) if isinstance(cause, ON_PURPOSE)), None)
+    return on_purpose or _no_file_name(error)
 
 
 def _is_of_servers(error: BaseException) -> bool:
@@ -138,10 +140,16 @@ def _is_of_servers(error: BaseException) -> bool:
 def _denied(error: BaseException) -> MachineFault | None:
     for cause in causes(error):
         if isinstance(cause, OSError) and cause.errno in DENIED and cause.filename is not None:
-            return MachineFault(
-                f"{cause.filename} cannot be used by the user {getpass.getuser()} ({cause.strerror}): change its owner "
-                f"or mode, or choose another home with --home or RLHF_HOME (it is {home_or_here()})"
-            )
+            return denied(str(cause.filename), str(cause.strerror))
+    return None
+
+
+def _no_file_name(error: BaseException) -> MachineFault | None:
+    for cause in causes(error):
+        if isinstance(cause, OSError) and cause.errno in NO_FILE_NAME:
+            name = str(cause.filename)
+            shown = name if len(name) < 200 else f"{name[:200]}…"
+            return MachineFault(f"{shown!r} cannot be opened ({cause.strerror}): name another file")
     return None
 
 
@@ -181,6 +189,8 @@ def unreachable_server(error: BaseException) -> str:
             return "MLflow" + (f" ({shown_address(str(cause.request.url))})" if cause.request is not None else "")
         if isinstance(cause, httpx.TransportError):
             return f"Prefect ({_short(cause)})"
+        if isinstance(cause, httpx.HTTPStatusError) and cause.response.status_code in BUSY:
+            return f"Prefect (status {cause.response.status_code})"
     return ""
 
 

@@ -13,7 +13,9 @@ EMAIL = re.compile(r"[^@\s<>\"]+@[^@\s<>\"]+\.[^@\s<>\"]+")
 class Options(BaseModel):
     """Frozen options; unknown names are errors. Forms show the key itself, as in recipes."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", field_title_generator=lambda name, _: name)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, field_title_generator=lambda name, _: name
+    )
 
 
 class RankingTasks(Options):

@@ -36,8 +36,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(autouse=True)
 def restored_environment() -> Iterator[None]:
     """Environment variables as before each test: commands and MLflow set some, and no test may lean on another's."""
-    before = dict(os.environ)
+    before, umask = dict(os.environ), os.umask(0o022)
     yield
+    os.umask(umask)
     os.environ.clear()
     os.environ.update(before)
 

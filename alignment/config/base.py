@@ -15,4 +15,6 @@ Combine = Literal["mean", "worst", "uncertainty"]  # see alignment.models.ensemb
 class Config(BaseModel):
     """Base of all options: frozen, and an unknown key is an error. Forms show the key as it is in recipes."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", field_title_generator=lambda name, _: name)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, field_title_generator=lambda name, _: name
+    )

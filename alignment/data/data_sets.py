@@ -14,6 +14,7 @@ from tempfile import TemporaryDirectory
 from alignment.data.files import LINES, TABLES, NumberedRow, suffix
 from alignment.errors import DataError
 from alignment.hub import check_hub_address, hub_read
+from alignment.paths import is_directory
 
 MOST_FILES = 100_000  # of a directory
 ROWS, TEXTS = (*LINES, ".json", *TABLES, ".parquet"), (".txt", ".md")
@@ -107,10 +108,10 @@ def read_data_set(path: str, name: str, split: str, revision: str) -> Iterator[N
     import datasets
 
     check_hub_address()
-    if Path(path).is_dir():
+    if is_directory(path):
         check_files(Path(path))
     try:
-        if Path(path).is_dir():
+        if is_directory(path):
             with _without_wildcards(Path(path)) as folder:
                 rows = datasets.load_dataset(folder, name or None, split=split or "train")
         else:
@@ -129,7 +130,7 @@ def _data_set_problem(path: str, split: str, error: Exception) -> str:
         return f"the data set {path} has no split {split or 'train'!r}: {what}; name one with `split:`"
     if "config name" in what.lower() or "BuilderConfig" in what:
         return f"the data set {path} cannot be read: {what}; name a configuration with `name:`"
-    if Path(path).is_dir():
+    if is_directory(path):
         return f"the data set {path} cannot be read: {what}. Correct its files, or give one of them as the path"
     return (
         f"the data set {path} cannot be read: {what}. Check its name and the network, and log in if it is gated; or "

@@ -37,7 +37,7 @@ from alignment.data.rankings import Group, from_scores, from_tree, tree_demonstr
 from alignment.data.trl_format import from_preference
 from alignment.data.used_columns import SourceNotes
 from alignment.errors import ConfigError, DataError, PathError
-from alignment.paths import path_below
+from alignment.paths import exists, path_below
 from alignment.records import (
     Comparison,
     Demonstration,
@@ -63,19 +63,12 @@ def locate(path: str, town: Path | None, origin: str = "") -> Path | None:
         if town is None:
             raise ConfigError(f"{path!r} names a file of the town, but the recipe has no `town:` section")
         return town / inside(path, TOWN)
-    if _exists(path):
+    if exists(path):
         return Path(path)
     if re.fullmatch(r"[\w.-]+/[\w.-]+", path) and Path(path).suffix not in FILE_SUFFIXES:
         return None
     remedy = f"it is {origin}" if origin else "give a file, or a data set as owner/name"
     raise DataError(f"{path!r} does not exist (relative to {Path.cwd()}); {remedy}")
-
-
-def _exists(path: str) -> bool:
-    try:
-        return Path(path).exists()
-    except (OSError, ValueError) as error:  # no right to look, a name that is too long, a null character
-        raise DataError(f"{path[:200]!r} cannot be looked up ({error}); give the path of a file") from error
 
 
 def inside(path: str, scheme: str) -> str:

@@ -27,6 +27,7 @@ CONTEXTS = ("max_position_embeddings", "n_positions")
 POINTED = (".safetensors", ".json", ".jinja", ".model")
 POINTER = b"version https://git-lfs"  # what Git LFS leaves in place of a file that was not fetched
 MOST_LABELS, MOST_EXPERTS = 100_000, 4096
+MOST_TENSORS = 100_000  # of all files; an empty one takes no bytes of a file and milliseconds of every library
 ADAPTER = "adapter_config.json"
 
 
@@ -42,6 +43,8 @@ def check_files(directory: Path) -> None:
             raise CheckpointError(f"{path} has more than {size_text(limit)}: fetch the checkpoint again")
     configs = {name: read_config(directory / name) for name in CONFIGS if (directory / name).exists()}
     tensors = sum(count_tensors(path) for path in files if path.suffix == ".safetensors")
+    if tensors > MOST_TENSORS:
+        raise CheckpointError(f"the weights in {directory} are {tensors} tensors, more than {MOST_TENSORS}")
     _check_claims(directory / "config.json", configs.get("config.json", {}), tensors)
 
 

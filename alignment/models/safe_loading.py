@@ -16,6 +16,7 @@ from alignment.bounded import loads, read_bounded
 from alignment.errors import CheckpointError, RLHFError, causes
 from alignment.hub import check_hub_address, hub_host, hub_read
 from alignment.models.checkpoint_files import LARGEST_INDEX, check_files
+from alignment.paths import exists, is_directory
 
 NEVER_CODE: dict[str, Any] = {"trust_remote_code": False}  # None would prompt on the terminal
 PLAIN: dict[str, Any] = {**NEVER_CODE, "use_safetensors": True}
@@ -30,7 +31,7 @@ def read_plainly(what: str, path: str | Path) -> Iterator[None]:
     `what` starts the message ("no tokenizer"). A local directory is checked before anything in it is loaded.
     """
     check_hub_address()
-    local = Path(path).exists() or Path(path).suffix.lower() == ".gguf"
+    local = exists(path) or Path(path).suffix.lower() == ".gguf"
     check_directory(Path(path))
     try:
         with nullcontext() if local else hub_read(str(path), CheckpointError):
@@ -87,8 +88,8 @@ def _without_hub(error: BaseException) -> str | None:
 
 def check_directory(path: Path) -> None:
     """Reject a local checkpoint with only pickled weights, or with an index of weights outside the directory."""
-    if not path.is_dir():
-        if path.exists() and path.suffix.lower() != ".gguf":
+    if not is_directory(path):
+        if exists(path) and path.suffix.lower() != ".gguf":
             raise CheckpointError(f"{path} is neither a directory nor a GGUF file: name the checkpoint's directory")
         return
     pickled = sorted({file.name for pattern in PICKLES for file in path.glob(pattern)})

@@ -42,6 +42,7 @@ from alignment.models.heads import at_least_float32
 from alignment.models.likelihood import likelihood_head, load_likelihood, save_likelihood
 from alignment.models.logprobs import length_batches, read_only_at, right_pad
 from alignment.models.safe_loading import NEVER_CODE, PLAIN, read_plainly
+from alignment.paths import is_directory
 
 ENSEMBLE_FILE = "ensemble.json"
 LEFT_OUT = re.compile(
@@ -101,7 +102,7 @@ def _with_all_weights(
     """The model; transformers would draw weights at random that the checkpoint does not have. `quantization` happens on
     the device, as weights are read."""
     config = _config_of(path)
-    if Path(path).is_dir():
+    if is_directory(path):
         _check_parameters(auto, config, Path(path))
     model: PreTrainedModel
     options: dict[str, Any] = {}

@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from alignment.artifacts import content_digest, stage_key, write_text
 from alignment.errors import ArtifactError, ConfigError, DataError
+from alignment.paths import is_directory
 from alignment.records import Record, Rejected, Response, ResponseSet, read_records
 from flows.home import home_directory
 from labeling.config import Kind, LabelingConfig
@@ -81,7 +82,7 @@ def read_material(config: LabelingConfig, responses: Path | None) -> Material:
 
 
 def _file(path: str) -> Path:
-    return Path(path) / RESPONSES if Path(path).is_dir() else Path(path)
+    return Path(path) / RESPONSES if is_directory(path) else Path(path)
 
 
 def order_material(

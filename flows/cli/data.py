@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import asdict
 from enum import StrEnum
-from pathlib import Path
 from typing import Annotated, Any, get_args
 
 import typer
@@ -31,6 +30,7 @@ from alignment.data.check import (
 )
 from alignment.errors import ConfigError
 from alignment.hub import hub_host
+from alignment.paths import exists
 from flows.cli.common import BAD, GOOD, AsJson, Overrides
 from flows.console import console, echo
 from flows.recipe.schema import TOWN_SCHEME, Recipe, load_recipe
@@ -129,7 +129,7 @@ def _of_recipe(recipe: Recipe, tokens: Measure | None, show: int) -> Iterator[So
 
 def _reading(path: str) -> AbstractContextManager[None]:
     """Says on stderr what is read, and from where, if that takes seconds."""
-    return waiting(f"reading {visible(path)}" + ("" if Path(path).exists() else f" from the hub ({hub_host()})"))
+    return waiting(f"reading {visible(path)}" + ("" if exists(path) else f" from the hub ({hub_host()})"))
 
 
 def _mapping(columns: str) -> Any:

@@ -16,6 +16,7 @@ from alignment.data.readers import read_comparisons
 from alignment.data.used_columns import SourceNotes
 from alignment.encodings import bounded_text
 from alignment.errors import ArtifactError, ConfigError, DataError
+from alignment.paths import is_directory, is_file
 from alignment.records import Comparison, Record, Rejected, read_records, write_records
 from flows.cli.common import AsJson, queries
 from flows.console import console, echo
@@ -80,7 +81,7 @@ def import_judgements(
 
     A recipe takes the result with comparisons.sources: [{path: OUT/comparisons.jsonl, format: records}].
     """
-    if not file.is_file():
+    if not is_file(file):
         raise DataError(f"the file {file} does not exist; check the path (relative paths start at {Path.cwd()})")
     if form is ImportFormat.label_studio:
         files, bad = _from_label_studio(file, _layout_options(columns, label_config, control, choice or [], buckets))
@@ -122,7 +123,7 @@ def _layout_options(
     meanings = [part.partition("=") for part in choices]
     if invalid := [name for name, sign, value in [*pairs, *meanings] if not (name and sign and value)]:
         raise ConfigError(f"{invalid[0]!r} is not NAME=VALUE; --columns takes such as prompt=question,left=a,right=b")
-    if label_config is not None and not label_config.is_file():
+    if label_config is not None and not is_file(label_config):
         raise DataError(f"the label config {label_config} does not exist; save the XML of the project's settings there")
     options = LayoutOptions(
         columns={name.strip(): value.strip() for name, _, value in pairs},
@@ -203,12 +204,12 @@ def read_part(source: str, part: str) -> list[Comparison]:
     if part not in PARTS:
         raise ConfigError(f"--part {part}: choose one of {', '.join(PARTS)}")
     path = Path(source)
-    if not path.is_file():
-        directory = path if path.is_dir() else release_comparisons(source)
+    if not is_file(path):
+        directory = path if is_directory(path) else release_comparisons(source)
         path = directory / f"{'comparisons' if part == 'all' else part}.jsonl"
     elif part != "all":
         raise ConfigError(f"--part {part} needs a directory or a release, but {source} is a file")
-    if not path.is_file():
+    if not is_file(path):
         raise DataError(f"{path} does not exist; name the output of a comparisons stage, a file or a release")
     rows, bad = read_records(path, Comparison)
     if bad:

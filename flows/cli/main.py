@@ -15,6 +15,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from alignment.errors import ConfigError
+from alignment.paths import exists
 from flows.cli import operations, runs, stack
 from flows.cli.common import AsJson, Overrides, print_table, queries
 from flows.cli.data import app as data_app
@@ -102,7 +103,7 @@ def run(
 
 def check_checkpoint(config: Recipe) -> None:
     """Refuse a local checkpoint of an architecture that a stage would refuse."""
-    if config.pretrain.checkpoint is not None and Path(config.pretrain.checkpoint).exists():
+    if config.pretrain.checkpoint is not None and exists(config.pretrain.checkpoint):
         with waiting("loading the libraries of models"):
             from alignment.models.scalar import check_config
 

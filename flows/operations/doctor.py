@@ -20,11 +20,11 @@ import httpx
 import psutil
 from packaging.requirements import Requirement
 
-from flows.home import home_directory
+from flows.home import home_directory, open_to_others
 from flows.locks import held_locks
 from flows.operations.manifest import KEY_FILE
 from flows.stack import health, postgres, processes, services, stack, state
-from flows.stack.databases import damage
+from flows.stack.databases import TABLES, damage
 from flows.stack.processes import StackError
 from flows.stack.services import HOST, NAMES, TITLES
 
@@ -129,10 +129,11 @@ def memory() -> Finding:
 
 
 def secrets(home: Path) -> Iterator[Finding]:
-    """Credentials and the directories of databases with tokens: readable by their owner only."""
-    for data in (home / name for name in NAMES):
-        if data.is_dir() and home.stat().st_mode & 0o007 and data.stat().st_mode & 0o007:
-            yield Finding(what=f"{data.name}/", ok=False, seen="accessible to all users", fix=f"chmod 700 {data}")
+    """The home and its credentials: for their owner only."""
+    if open_to_others(home):
+        mode = stat.S_IMODE(home.stat().st_mode)
+        fix = f"chmod 700 {home}, or another home with --home: judgements, logs and locks are in it"
+        yield Finding(what="home", ok=False, seen=f"other accounts may enter it (mode {mode:o})", fix=fix)
     for path in (home / "credentials.json", home / "annotators.json", home / KEY_FILE):
         if path.exists():
             mode = stat.S_IMODE(path.stat().st_mode)
@@ -149,11 +150,12 @@ def ports() -> Iterator[Finding]:
 
 
 def databases(home: Path) -> Iterator[Finding]:
-    """The SQLite files of the home: readable, with intact pages."""
+    """The SQLite files of the home: with content, intact pages and the tables of their program."""
     for path in sorted([*home.glob("*.db"), *home.glob("*/*.db"), *home.glob("*/*.sqlite3")]):
-        if problem := damage(path):
+        name = path.relative_to(home).as_posix()
+        if problem := damage(path, TABLES.get(name, "")):
             fix = "`rlhf down`, then restore a backup (`rlhf restore`), or move the file away"
-            yield Finding(what=str(path.relative_to(home)), ok=False, seen=problem, fix=fix)
+            yield Finding(what=name, ok=False, seen=problem, fix=fix)
 
 
 def leftovers(home: Path) -> Iterator[Finding]:

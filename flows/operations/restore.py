@@ -24,7 +24,7 @@ from flows.stack import stack, state
 from flows.stack.processes import StackError
 
 SECRETS = ("credentials.json", "annotators.json")
-SAFE_MODES = 0o755  # no setuid, and nothing that others may write
+SAFE_MODES = 0o700  # no setuid, and nothing for other accounts
 HOME, DUMPS = "home", "databases"  # directories of a backup
 
 

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from alignment.footprint import peaks
 from alignment.footprint.model import Footprint, Shape, shape_of
 from alignment.models.checkpoint_files import count_parameters, read_config
+from alignment.paths import is_file
 from alignment.stage import Sizes, Step
 from flows.recipe.schema import TOWN_SCHEME, Recipe
 
@@ -145,7 +146,7 @@ def _corpus_tokens(recipe: Recipe) -> int | None:
 def _source_bytes(recipe: Recipe, path: str) -> int | None:
     if path.startswith(TOWN_SCHEME):
         return recipe.town.documents * TOWN_DOCUMENT_BYTES if recipe.town else None
-    return Path(path).stat().st_size if Path(path).is_file() else None
+    return Path(path).stat().st_size if is_file(path) else None
 
 
 def _rows(recipe: Recipe, section: str) -> int:
@@ -156,7 +157,7 @@ def _rows(recipe: Recipe, section: str) -> int:
             total += getattr(recipe.town, section, 0)
         elif source.limit:
             total += source.limit
-        elif Path(source.path).is_file():
+        elif is_file(source.path):
             total += Path(source.path).stat().st_size // ROW_BYTES
     return total
 

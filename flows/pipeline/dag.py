@@ -11,6 +11,7 @@ from pathlib import Path
 from alignment.artifacts import content_digest
 from alignment.config.stages import Source
 from alignment.errors import ConfigError
+from alignment.paths import exists
 from alignment.stage import Step
 from alignment.stages import (
     CORPUS,
@@ -113,7 +114,7 @@ def _files(sources: Sequence[Source]) -> tuple[Path, ...]:
 
 
 def _existing(paths: Iterable[str]) -> tuple[Path, ...]:
-    return tuple(path for path in map(Path, paths) if path.exists())
+    return tuple(path for path in map(Path, paths) if exists(path))
 
 
 def keys(chain: Mapping[str, Step]) -> dict[str, str]:

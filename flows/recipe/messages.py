@@ -21,7 +21,7 @@ def validation_message(error: ValidationError, model: type[BaseModel], values: M
 
 def _line(detail: ErrorDetails, model: type[BaseModel], values: Mapping[str, Any]) -> str:
     location = detail["loc"]
-    path = ".".join(map(str, location))
+    path = shortened(".".join(map(str, location)))
     if detail["type"] == "extra_forbidden":
         return _unknown(path, location, model)
     if detail["type"] == "missing":
@@ -29,21 +29,27 @@ def _line(detail: ErrorDetails, model: type[BaseModel], values: Mapping[str, Any
     if detail["type"] == "value_error":
         message = detail["msg"].removeprefix("Value error, ")
         return f"{path}: {message}" if path else message
+    if detail["type"] == "finite_number":
+        return f"{path}: {_shown(detail['input'])} is not finite; {_expected(model, location)}"
     return f"{path}: {_shown(detail['input'])} is not allowed; {_expected(model, location)}"
 
 
 def _unknown(path: str, location: Location, model: type[BaseModel]) -> str:
     owner = _model_at(model, location[:-1])
     allowed = sorted(owner.model_fields) if owner is not None else []
-    close = difflib.get_close_matches(str(location[-1]), allowed, n=1)
+    close = difflib.get_close_matches(str(location[-1])[:LONGEST_VALUE], allowed, n=1)
     guess = f" Did you mean {'.'.join([*map(str, location[:-1]), close[0]])}?" if close else ""
-    where = ".".join(map(str, location[:-1])) or "a recipe"
+    where = shortened(".".join(map(str, location[:-1]))) or "a recipe"
     return f"{path}: unknown key.{guess} {where} has: {', '.join(allowed)}"
 
 
 def _shown(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= LONGEST_VALUE else f"{text[:LONGEST_VALUE]}…"
+    return shortened(repr(value))
+
+
+def shortened(text: str, most: int = LONGEST_VALUE) -> str:
+    """The first characters of a text from outside, for messages."""
+    return text if len(text) <= most else f"{text[:most]}…"
 
 
 def _expected(model: type[BaseModel], location: Location) -> str:

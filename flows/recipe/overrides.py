@@ -6,18 +6,21 @@ from typing import Any
 import yaml
 
 from alignment.errors import ConfigError
+from flows.recipe.messages import shortened
 from flows.recipe.untrusted import plain_yaml
+
+LONGEST_OVERRIDE = 200  # characters in messages
 
 
 def apply_override(values: dict[str, Any], override: str) -> None:
     """Apply one `a.b=VALUE` (VALUE is YAML) to nested mappings; numbers index lists."""
     key, equals, text = override.partition("=")
     if not equals or not all(key.split(".")):
-        raise ConfigError(f"--set {override}: write KEY=VALUE, for example --set ppo.kl_coef=0.1")
+        raise ConfigError(f"--set {_shown(override)}: write KEY=VALUE, for example --set ppo.kl_coef=0.1")
     try:
         value = plain_yaml(text)
     except (ValueError, yaml.YAMLError) as error:
-        raise ConfigError(f"--set {override}: the value is not YAML: {error}") from error
+        raise ConfigError(f"--set {_shown(override)}: the value is not YAML: {error}") from error
     *parents, last = key.split(".")
     section: Any = values
     for part in parents:
@@ -35,7 +38,10 @@ def _step(section: Any, part: str, override: str) -> Any:
         return section[index]
     if not isinstance(section.get(part), dict | list):
         if section.get(part) is not None:
-            raise ConfigError(f"--set {override}: {part} is {section[part]!r} and has no options below it")
+            raise ConfigError(
+                f"--set {_shown(override)}: {shortened(part)} is {shortened(repr(section[part]))} and has "
+                "no options below it"
+            )
         section[part] = {}
     return section[part]
 
@@ -43,6 +49,11 @@ def _step(section: Any, part: str, override: str) -> Any:
 def _index(items: Sequence[Any], part: str, override: str) -> int:
     if not part.isdigit() or int(part) >= len(items):
         raise ConfigError(
-            f"--set {override}: '{part}' must be a number from 0 to {len(items) - 1}: it is an index into a list"
+            f"--set {_shown(override)}: '{shortened(part)}' must be a number from 0 to {len(items) - 1}: it is an "
+            "index into a list"
         )
     return int(part)
+
+
+def _shown(override: str) -> str:
+    return shortened(override, LONGEST_OVERRIDE)

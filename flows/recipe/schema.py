@@ -34,6 +34,7 @@ from alignment.data.formats import check_kind
 from alignment.data.readers import inside, locate
 from alignment.errors import ConfigError, DataError
 from alignment.methods.align import AlignConfig
+from alignment.paths import exists, is_file
 from alignment.ppo.config import PPOConfig
 from alignment.stage import Stage
 from alignment.stages import EVALUATE, PRETRAIN, RESPONSES, REWARD, SFT
@@ -43,6 +44,7 @@ from flows.recipe.overrides import apply_override
 from flows.recipe.untrusted import LONGEST_BYTES, plain_yaml, refuse_credentials
 from labeling.config import LabelingConfig
 
+LONGEST_NAME = 200  # characters of a packaged recipe's
 RECIPES = Path(__file__).parent.parent / "recipes"
 TOWN_SCHEME, DATA_SCHEME = "town://", "data://"
 EXPECTED_FILES = {
@@ -235,7 +237,7 @@ def check_files(recipe: Recipe) -> None:
     if recipe.labeling is None:
         return
     for key, path in recipe.labeling.files.items():
-        if not Path(path).exists():
+        if not exists(path):
             raise DataError(f"labeling.{key} {path} does not exist: name {EXPECTED_FILES[key.split('.')[0]]}")
 
 
@@ -261,13 +263,15 @@ def recipes() -> dict[str, str]:
 def find_recipe(name_or_path: str) -> Path:
     """The file of a recipe. Raises ConfigError with the available names."""
     own = RECIPES / f"{name_or_path}.yaml"
-    if own.is_file():
+    if len(name_or_path) <= LONGEST_NAME and is_file(own):
         return own
     path = Path(name_or_path)
-    if path.is_file():
+    if is_file(path):
         return path
     known = ", ".join(sorted(path.stem for path in RECIPES.glob("*.yaml")))
-    raise ConfigError(f"there is no recipe '{name_or_path}': name a YAML file, or one of {known or '(none installed)'}")
+    raise ConfigError(
+        f"there is no recipe '{name_or_path[:LONGEST_NAME]}': name a YAML file, or one of {known or '(none installed)'}"
+    )
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -11,7 +11,6 @@ from pathlib import Path
 from pydantic import SecretStr
 
 from flows.stack import postgres
-from flows.stack.databases import check_database
 from flows.stack.proxies import direct_loopback
 from flows.stack.services import (
     LABEL_STUDIO,
@@ -197,7 +196,6 @@ def prepare(name: Name, site: Site) -> None:
     if name == "postgres":
         postgres.create_cluster(site.home, site.credentials.secrets.postgres_password)
         return
-    check_database(site.home, name)
     (site.home / name).mkdir(parents=True, exist_ok=True)
     (site.home / name).chmod(0o700)  # databases of the servers contain tokens, whatever the mode of the home
     if name == "mlflow" and site.profile == "production":

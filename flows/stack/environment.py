@@ -20,7 +20,7 @@ from pathlib import Path
 
 import psutil
 
-from flows.home import home_directory
+from flows.home import home_directory, keep_files_private
 from flows.stack import stack, state
 from flows.stack.health import ADDRESSES, check_address
 from flows.stack.processes import StackError
@@ -39,7 +39,11 @@ FOREIGN = (  # of Prefect and MLflow: other servers, accounts on them, and runs 
 
 
 def prepare() -> None:
-    """Switch off telemetry, Prefect's temporary server, and proxies to this machine. The first thing a command does."""
+    """Keep files private; switch off telemetry, Prefect's temporary server, and proxies to this machine.
+
+    The first thing that a command does.
+    """
+    keep_files_private()
     for entry in unreadable_exemptions(os.environ):
         _note(f"{entry!r} in NO_PROXY is ignored, because it is neither a host, HOST:PORT nor an address")
     os.environ.update(QUIET | NO_TEMPORARY_SERVER | direct_loopback(os.environ))

@@ -13,13 +13,14 @@ import signal
 import time
 from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from flows.disk import check_disk
-from flows.home import home_directory
+from flows.home import create_home, home_directory
 from flows.recipe.untrusted import shown_address
 from flows.stack import commands, credentials, entrance, postgres, processes, services
+from flows.stack.databases import check_database
 from flows.stack.health import (
     ADDRESSES,
     Health,
@@ -92,13 +93,14 @@ def up(home: Path | None = None, profile: Profile | None = None, workers: bool =
     """
     home = home_directory(home)
     check_restored(home)
-    home.mkdir(parents=True, exist_ok=True, mode=0o700)
+    note = create_home(home)
     with locked(home):
         state = _requested_state(home, profile, workers)
         _use_no_proxy(state)
         known = credentials.ensure(home, state.profile)
         _stop_unguarded(home, state, known)
-        return _up(home, state, known, state.waves)
+        running = _up(home, state, known, state.waves)
+    return replace(running, notes=(note, *running.notes)) if note else running
 
 
 def _stop_unguarded(home: Path, state: State, known: Credentials) -> None:
@@ -123,6 +125,9 @@ def up_database(home: Path) -> Site:
 
 def _up(home: Path, state: State, known: Credentials, waves: Collection[tuple[Name, ...]]) -> Stack:
     notes: list[str] = []
+    for name in NAMES:  # before any is started: one that is refused stops all
+        if state.profile == "default" and not _is_running(name, state):
+            check_database(home, name)
     for wave in waves:
         for name in wave:
             if not _is_healthy(name, home, state, known):

@@ -1,6 +1,5 @@
 """The state of a stack between commands: its profile, ports and processes."""
 
-import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,10 +10,14 @@ from pydantic import Field, ValidationError
 from alignment.artifacts import PRIVATE, write_text
 from alignment.bounded import read_bounded
 from alignment.records import Record
+from flows.console import echo
+from flows.disk import user_name
+from flows.home import STATE
+from flows.locks import open_private, wait_for
 from flows.stack.processes import Process, StackError
 from flows.stack.services import HOST, NAMES, WAVES, Credentials, Name, Profile, Site
 
-FILE = "stack.json"
+FILE = STATE
 UNFINISHED = "restore.unfinished"  # in a home during a restore
 STAGING = ".restoring"  # suffix of the directory beside a home, or name of the one in it, that a restore works in
 
@@ -96,8 +99,13 @@ def read(home: Path) -> State:
         return State()
     try:
         return State.model_validate_json(read_bounded(path))
-    except (OSError, ValidationError) as error:
-        problem = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
+    except OSError as error:
+        raise StackError(
+            f"{path} cannot be read by the user {user_name()} ({error.strerror or error}): change its owner or mode, "
+            "or choose another home with --home or RLHF_HOME"
+        ) from error
+    except ValidationError as error:
+        problem = error.errors()[0]["msg"]
         raise StackError(f"{path} cannot be read: {problem}; stop the servers by hand and remove the file") from error
 
 
@@ -109,6 +117,7 @@ def write(home: Path, state: State) -> None:
 @contextmanager
 def locked(home: Path) -> Iterator[None]:
     """Hold the lock of the stack, so that two commands do not change it at once."""
-    with (home / "stack.lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    path = home / "stack.lock"
+    with open_private(path) as file:
+        wait_for(file, lambda who: echo(f"rlhf: waiting for {path}, which {who} holds", err=True))
         yield

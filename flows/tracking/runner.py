@@ -6,7 +6,6 @@ that training resumes from its checkpoint. Outputs are published by one rename, 
 partial output is never mistaken for a finished one.
 """
 
-import fcntl
 import json
 import logging
 import math
@@ -319,9 +318,7 @@ def _exclusive(job: Job) -> Iterator[None]:
     """Ensure that only one process produces an output at a time: a second one waits and then finds it in the cache."""
     while True:
         with locks.open_lock(job.home, job.final.name) as file:
-            if not locks.take(file):
-                log.info("stage '%s' is running in another process; waiting for it", job.stage)
-                fcntl.flock(file, fcntl.LOCK_EX)
+            locks.wait_for(file, lambda who: log.info("stage '%s' is running in %s; waiting for it", job.stage, who))
             if locks.is_current(file):
                 yield
                 return

@@ -2,10 +2,12 @@
 
 import sqlite3
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy import (
+    URL,
     Boolean,
     Column,
     Connection,
@@ -30,6 +32,7 @@ BUSY_SECONDS = 60
 CHUNK = 500
 
 PRIMARY_CODE = 0xFF  # extended codes of SQLite hold the primary one in the last byte
+FORMAT = 1
 DAMAGED = (
     "is damaged, and nothing was written to it: restore a backup into a new home (`rlhf restore`), or move the file "
     "away and `rlhf label sync`, which reads what Label Studio has now, without edits and deletions of the past"
@@ -130,7 +133,8 @@ def engine(path: Path | None) -> Engine:
     if path is None:
         sqlite = create_engine("sqlite://", poolclass=StaticPool, connect_args={"check_same_thread": False})
     else:
-        sqlite = create_engine(f"sqlite:///{path}", connect_args={"timeout": BUSY_SECONDS})
+        address = URL.create("sqlite", database=str(path))
+        sqlite = create_engine(address, connect_args={"timeout": BUSY_SECONDS})
 
     @event.listens_for(sqlite, "connect")
     def set_up(connection: Any, _: Any) -> None:
@@ -144,6 +148,27 @@ def engine(path: Path | None) -> Engine:
             raise StoreError(f"{path} {PROBLEMS[code]} ({context.original_exception})")
 
     return sqlite
+
+
+def check_tables(path: Path) -> None:
+    """Raise StoreError for another program's SQLite file, or a store without its tables, before anything is written.
+
+    A file that cannot be opened or read is left to the engine, which says why.
+    """
+    try:
+        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as database:
+            (version,) = database.execute("PRAGMA user_version").fetchone()
+            names = {name for (name,) in database.execute("SELECT name FROM sqlite_master")}
+    except sqlite3.Error:
+        return
+    if version == 0 and names:
+        raise StoreError(
+            f"{path} is a database of another program (with the table {min(names)[:100]!r}), and nothing was written "
+            "to it: move it away, or choose another file for the annotations"
+        )
+    needed = {*metadata.tables, *(f"current_{table.name}" for table in IDS)}
+    if version == FORMAT and (missing := sorted(needed - names)):
+        raise StoreError(f"{path} has no table {missing[0]!r}: it is another program's, or {DAMAGED}")
 
 
 def newest(

@@ -27,7 +27,9 @@ from labeling.authors import Account, with_author
 from labeling.errors import StoreError
 from labeling.set_aside import SET_ASIDE
 from labeling.store.schema import (
+    FORMAT,
     annotations,
+    check_tables,
     earlier_versions,
     engine,
     metadata,
@@ -53,7 +55,6 @@ from labeling.store.versions import (
     task_values,
 )
 
-FORMAT = 1
 EMPTY_SECONDS, EMPTY_CHECKS = 2.0, 20
 
 
@@ -69,6 +70,8 @@ class Store:
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
             _refuse_empty(path)
+            if path.exists():
+                check_tables(path)
         self._engine = engine(path)
         is_new = path is not None and not path.exists()
         try:

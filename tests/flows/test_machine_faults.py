@@ -16,15 +16,18 @@ import httpx
 import pytest
 import requests
 
+from alignment.artifacts import file_digest
+from alignment.bounded import read_bounded
 from alignment.errors import ConfigError
 from flows import disk, failures
 from flows.cli import main
 from flows.disk import MachineFault
 from flows.failures import StageStopped, explained
 from flows.home import LONGEST_BYTES, home_directory
-from flows.stack import commands, credentials, outages, state
-from flows.stack.databases import FILES, check_database
+from flows.stack import credentials, outages, stack, state
+from flows.stack.databases import DATABASES, check_database
 from flows.stack.processes import NotReady, StackError
+from flows.stack.services import Name
 from labeling.errors import ServerUnavailable, StoreError
 from tests.flows.faulty import until
 from tests.labeling.helpers import REPOSITORY
@@ -53,7 +56,7 @@ def test_a_home_of_400_characters_opens_its_databases_and_a_longer_one_is_refuse
     home = tmp_path / ("a" * 200)
     home /= "b" * (LONGEST_BYTES - len(str(home)) - 1)
     assert home_directory(home) == home and len(str(home)) == LONGEST_BYTES
-    path = home / FILES["label-studio"]
+    path = home / DATABASES["label-studio"].file
     path.parent.mkdir(parents=True)
     with closing(sqlite3.connect(path)) as database:
         database.executescript("PRAGMA journal_mode=DELETE; CREATE TABLE a (b); INSERT INTO a VALUES (1);")
@@ -98,22 +101,42 @@ def test_a_low_limit_is_raised_where_the_system_allows_it(tmp_path: Path) -> Non
 # --- databases --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", FILES)
-def test_a_damaged_database_is_named_before_its_server_starts(tmp_path: Path, name: str) -> None:
-    path = tmp_path / FILES[name]  # type: ignore[index]
+@pytest.mark.parametrize("name", DATABASES)
+def test_a_damaged_database_is_named_before_its_server_starts(tmp_path: Path, name: Name) -> None:
+    path = tmp_path / DATABASES[name].file
     path.parent.mkdir()
-    check_database(tmp_path, name)  # type: ignore[arg-type]
+    check_database(tmp_path, name)
     with closing(sqlite3.connect(path)) as database:
-        database.executescript("CREATE TABLE a (b); INSERT INTO a VALUES (randomblob(50000));")
-    check_database(tmp_path, name)  # type: ignore[arg-type]
+        database.executescript(f"CREATE TABLE {DATABASES[name].table} (b);")
+        database.executescript(f"INSERT INTO {DATABASES[name].table} VALUES (randomblob(50000));")
+    check_database(tmp_path, name)
     path.write_bytes(path.read_bytes()[:20_000])
-    known = credentials.ensure(tmp_path)
     with pytest.raises(StackError, match=rf"{path.name}, the database of .* is damaged .*rlhf restore"):
-        commands.prepare(name, state.State().site(tmp_path, known))  # type: ignore[arg-type]
+        check_database(tmp_path, name)
     path.write_bytes(b"garbage" * 1000)
     with pytest.raises(StackError, match="not a database"):
-        check_database(tmp_path, name)  # type: ignore[arg-type]
+        check_database(tmp_path, name)
     assert path.read_bytes() == b"garbage" * 1000
+
+
+@pytest.mark.parametrize("name", DATABASES)
+def test_an_empty_database_and_another_programs_are_refused_before_any_server_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: Name
+) -> None:
+    monkeypatch.setattr(stack, "_start", lambda *arguments: pytest.fail("a server was started"))
+    path = tmp_path / DATABASES[name].file
+    path.parent.mkdir()
+    path.touch()
+    with pytest.raises(StackError, match=rf"{path.name}, the database of .* is empty, .*rlhf restore"):
+        stack.up(tmp_path)
+    assert path.stat().st_size == 0
+    with closing(sqlite3.connect(path)) as database:
+        database.executescript("PRAGMA journal_mode=WAL; CREATE TABLE alembic_version (a);")  # a first start was killed
+    check_database(tmp_path, name)
+    with closing(sqlite3.connect(path)) as database:
+        database.executescript("CREATE TABLE recipes_for_cakes (a);")
+    with pytest.raises(StackError, match="is another program's or damaged"):
+        stack.up(tmp_path)
 
 
 # --- which error is shown ---------------------------------------------------------------------------------------------
@@ -131,6 +154,14 @@ REQUEST = httpx.Request("POST", "http://127.0.0.1:4200/api/flow_runs/set_state")
 
 def prefect_500() -> Exception:
     return httpx.HTTPStatusError("Server error '500'", request=REQUEST, response=httpx.Response(500))
+
+
+def test_a_prefect_whose_database_is_busy_is_named_in_one_sentence() -> None:
+    busy = httpx.HTTPStatusError("Service Unavailable", request=REQUEST, response=httpx.Response(503))
+    message = r"because Prefect \(status 503\) did not answer after minutes"
+    with pytest.raises(failures.RunStopped, match=message), failures.friendly_errors():
+        raise chain(busy, ValueError("what follows"))
+    assert failures.unreachable_server(prefect_500()) == ""
 
 
 def test_what_follows_from_a_full_disk_does_not_hide_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -199,3 +230,43 @@ def test_nothing_is_printed_after_the_line_that_names_the_disk(tmp_path: Path) -
     told = os.environ | {"RLHF_HOME": str(tmp_path), "PYTHONPATH": str(REPOSITORY)}
     done = subprocess.run([sys.executable, "-c", LATE], env=told, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (1, "rlhf: the disk is full\n")
+
+
+def test_a_disk_that_cannot_be_written_is_not_called_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RLHF_HOME", str(tmp_path))
+    monkeypatch.setattr(disk, "bytes_left", lambda path: 0)
+    assert disk.nearly_full(tmp_path)
+    monkeypatch.setattr(disk.os, "access", lambda path, mode: False)
+    assert not disk.nearly_full(tmp_path)
+    with pytest.raises(MachineFault, match=f"{tmp_path} cannot be used by the user .*it cannot be written"):
+        disk.check_disk(tmp_path / "home")
+
+
+def test_a_name_that_is_too_long_is_said_in_words(tmp_path: Path) -> None:
+    long = tmp_path / ("x" * 300) / "rows.jsonl"
+    assert "cannot be opened (File name too long)" in str(
+        explained(OSError(errno.ENAMETOOLONG, "File name too long", str(long)))
+    )
+    for command in (("data", "check", str(long)), ("run", str(long), "--plan")):
+        done = ended(tmp_path / "home", *command)
+        assert done.returncode == 1 and done.stderr.startswith(f"rlhf: '{str(long)[:150]}"), done.stderr
+        assert "cannot be looked up (File name too long)" in done.stderr
+
+
+@pytest.mark.parametrize("character", "?#%")
+def test_a_home_whose_path_means_something_else_in_an_address(tmp_path: Path, character: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(f"'{character}' in its path has a meaning of its own")):
+        home_directory(tmp_path / f"what{character}" / "home")
+    assert home_directory(tmp_path / 'it\'s an "é&;"')
+
+
+@pytest.mark.skipif(not Path("/proc/version").is_file(), reason="there is no /proc")
+@pytest.mark.parametrize("name", ["/proc/version", "/proc/kmsg", "/proc/self/environ"])
+def test_what_the_kernel_makes_is_no_file_of_rows(tmp_path: Path, name: str) -> None:
+    link = tmp_path / "rows.jsonl"
+    link.symlink_to(name)
+    for read in (read_bounded, file_digest):
+        with pytest.raises(
+            OSError, match=r"what the kernel makes while it is read; save it to a file|Permission denied"
+        ):
+            read(link)

@@ -271,7 +271,7 @@ def test_modes_of_a_backup_give_no_rights(home: Path, kept: Path, tmp_path: Path
     (kept / "home" / "artifacts" / "sft-1" / "text.txt").chmod(0o6777)
     restore.restore(kept, tmp_path / "new", key=home / manifest.KEY_FILE)
     assert stat.S_IMODE((tmp_path / "new" / "credentials.json").stat().st_mode) == 0o600
-    assert stat.S_IMODE((tmp_path / "new" / "artifacts" / "sft-1" / "text.txt").stat().st_mode) == 0o755
+    assert stat.S_IMODE((tmp_path / "new" / "artifacts" / "sft-1" / "text.txt").stat().st_mode) == 0o700
 
 
 # --- what a backup leaves out, encryption, interruptions --------------------------------------------------------------

@@ -86,6 +86,13 @@ def without_layers(directory: Path) -> None:
     config(intermediate_size=10**9)(directory)
 
 
+def many_tensors(directory: Path) -> None:
+    """Empty tensors, which take a name in the header and nothing else."""
+    empty = {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}
+    header = json.dumps({f"t{number}": empty for number in range(300_000)}).encode()
+    (directory / "more.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+
+
 def pipe(name: str) -> Spoil:
     """A pipe in place of a file."""
 
@@ -131,6 +138,7 @@ CASES: dict[str, tuple[Spoil, str]] = {
     "negative layers": (config(num_hidden_layers=-1), r"config\.json has num_hidden_layers -1, .* at least 1"),
     "no heads": (config(num_attention_heads=0), r"config\.json has num_attention_heads 0, .* at least 1"),
     "many layers": (config(num_hidden_layers=10**9), r"num_hidden_layers 1000000000, but the weights .* 12 tensors"),
+    "many tensors": (many_tensors, "are 300012 tensors, more than 100000"),
     "many labels": (config(num_labels=10**8), "num_labels 100000000, more than 100000"),
     "many experts": (config(num_local_experts=10**8), "num_local_experts 100000000, more than 4096"),
     "no heads of keys": (config(num_key_value_heads=0), r"config\.json has num_key_value_heads 0, .* at least 1"),

@@ -53,3 +53,35 @@ def test_it_ends_when_what_happens_at_the_very_end_hangs() -> None:
         assert run.stdout is not None and run.stdout.readline() == "working\n"
         run.send_signal(signal.SIGINT)
         assert run.wait(120) == 130
+
+
+FLOW = """
+import os, signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from flows import disk
+from flows.cli import interrupts
+from prefect.utilities.engine import capture_sigterm
+sys.argv[1:] = ["run", "town"]
+disk.bytes_left = lambda path: {"full": 4096, "free": 10**9}[DISK]
+with interrupts.print_resume_command(), capture_sigterm():
+    try:
+        print("working", flush=True)
+        time.sleep(600)
+    finally:
+        print("Crashed: as Prefect says", file=sys.stderr, flush=True)
+"""
+
+
+@pytest.mark.parametrize("disk", ["free", "full"])
+def test_sigterm_ends_a_flow_and_the_last_line_says_how_to_go_on(tmp_path: Path, disk: str) -> None:
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[3]), "RLHF_HOME": str(tmp_path)}
+    command = [sys.executable, "-c", FLOW.replace("DISK", repr(disk))]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as run:
+        assert run.stdout is not None and run.stdout.readline() == "working\n"
+        run.send_signal(signal.SIGTERM)
+        lines = run.communicate(timeout=120)[1].splitlines()
+    assert run.returncode == 143 and "Crashed: as Prefect says" in lines
+    full = (
+        f"the disk is full: 4096 bytes are left on the disk of {tmp_path}; free some space. " if disk == "full" else ""
+    )
+    assert lines[-1] == f"{full}stopped; finished stages are kept, and this command resumes it: rlhf run town"

@@ -6,7 +6,8 @@ import os
 import re
 import shutil
 import socket
-import sqlite3
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -28,6 +29,8 @@ from flows.operations import doctor
 from flows.stack import credentials, postgres, processes, state
 from flows.stack.processes import Process
 from flows.stack.stack import Server, State
+from labeling.store.store import Store
+from tests.labeling.helpers import REPOSITORY
 
 
 def test_what_is_not_there_yet_is_well(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -160,10 +163,30 @@ def test_a_port_that_is_none(monkeypatch: pytest.MonkeyPatch, value: str) -> Non
 
 def test_a_damaged_database_and_one_that_is_well(tmp_path: Path) -> None:
     (tmp_path / "mlflow").mkdir()
-    sqlite3.connect(tmp_path / "annotations.db").close()
+    Store(tmp_path / "annotations.db").close()
     (tmp_path / "mlflow" / "mlflow.db").write_bytes(b"no database at all" * 100)
     (found,) = doctor.databases(tmp_path)
     assert (found.what, found.ok) == ("mlflow/mlflow.db", False) and "not a database" in found.seen
+    (tmp_path / "mlflow" / "mlflow.db").write_bytes(b"")
+    (found,) = doctor.databases(tmp_path)
+    assert (found.what, found.ok) == ("mlflow/mlflow.db", False) and "is empty" in found.seen
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or shutil.which("setpriv") is None, reason="becoming another user needs root")
+def test_the_stack_of_another_account_is_not_to_be_stopped_by_hand() -> None:
+    home = Path("/tmp/rlhf-doctor-of-another")
+    shutil.rmtree(home, ignore_errors=True)
+    home.mkdir(mode=0o755)
+    try:
+        state.write(home, State())
+        code = f"from pathlib import Path; from flows.operations import doctor; print(*doctor.servers(Path('{home}')))"
+        user = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")
+        told = os.environ | {"PYTHONPATH": str(REPOSITORY), "PYTHONDONTWRITEBYTECODE": "1"}
+        run = subprocess.run([*user, sys.executable, "-c", code], env=told, cwd="/", capture_output=True, text=True)
+        assert "(Permission denied): change its owner or mode" in run.stdout, run.stderr
+        assert "by hand" not in run.stdout
+    finally:
+        shutil.rmtree(home)
 
 
 def test_half_made_outputs_that_nobody_goes_on_with(tmp_path: Path) -> None:
@@ -175,15 +198,6 @@ def test_half_made_outputs_that_nobody_goes_on_with(tmp_path: Path) -> None:
         assert take(running)
         (found,) = doctor.leftovers(tmp_path)
     assert found.seen.startswith("1 unfinished") and "sft-1.partial" in found.seen and "rlhf gc" in found.fix
-
-
-def test_directories_of_servers_that_everybody_can_read(tmp_path: Path) -> None:
-    (tmp_path / "mlflow").mkdir(mode=0o755)
-    (tmp_path / "mlflow").chmod(0o755)
-    assert not list(doctor.secrets(tmp_path))  # the home around it is closed
-    tmp_path.chmod(0o755)
-    (found,) = doctor.secrets(tmp_path)
-    assert found.fix == f"chmod 700 {tmp_path / 'mlflow'}"
 
 
 def test_pools_without_a_worker(prefect_server: str) -> None:

@@ -143,6 +143,33 @@ def test_files_that_are_no_store_are_named(tmp_path: Path) -> None:
         Store(tmp_path / "a.db")
 
 
+def test_the_database_of_another_program_is_named_and_stays_as_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "cakes ?#%.db"
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("CREATE TABLE cakes (a)")
+    before = path.read_bytes()
+    with pytest.raises(StoreError, match=r"is a database of another program \(with the table 'cakes'\)"):
+        Store(path)
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("PRAGMA user_version=1")
+    with pytest.raises(StoreError, match=r"has no table 'annotations': it is another program's, or is damaged"):
+        Store(path)
+    assert path.read_bytes()[100:] == before[100:] and [file.name for file in tmp_path.iterdir()] == [path.name]
+
+
+def test_a_store_that_lacks_a_table_is_named(large: Path) -> None:
+    with closing(sqlite3.connect(large)) as connection:
+        connection.execute("DROP TABLE syncs")
+    with pytest.raises(StoreError, match=r"annotations\.db has no table 'syncs': .*`rlhf restore`"):
+        Store(large)
+
+
+def test_a_store_has_its_own_file_whatever_its_name(tmp_path: Path) -> None:
+    path = tmp_path / "what?cache=shared#%41.db"
+    Store(path).close()
+    assert {file.name for file in tmp_path.iterdir()} == {path.name}
+
+
 @pytest.mark.parametrize("text", ["\ud800 half a pair", "a\0b", "مرحبا", "你好", "<script>", "x" * 100_000])
 def test_any_text_is_kept_as_it_is(text: str) -> None:
     store, result = Store(), [{"value": {"text": [text]}}]
