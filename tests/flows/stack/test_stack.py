@@ -10,6 +10,7 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event
 
 import httpx
 import psutil
@@ -106,7 +107,7 @@ def test_a_server_that_ends_shows_the_end_of_its_log(tmp_path: Path) -> None:
     dead = Server(port=free_port(), process=Process(pid=2**22 - 1, started_at=0.0, mark="x"))
     state = State(servers={"mlflow": dead})
     with pytest.raises(StackError, match=r"MLflow ended before it was ready(.|\n)*the reason"):
-        stack._wait_for("mlflow", tmp_path, state, credentials.ensure(tmp_path))
+        stack._wait_for("mlflow", tmp_path, state, credentials.ensure(tmp_path), Event())
 
 
 def test_a_missing_label_studio_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
