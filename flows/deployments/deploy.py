@@ -13,12 +13,13 @@ from operator import getitem
 from pathlib import Path
 from typing import Any, Literal
 
+import httpx
 import yaml
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import DeploymentScheduleCreate, WorkPoolCreate, WorkPoolUpdate
 from prefect.client.schemas.objects import ConcurrencyLimitConfig
 from prefect.client.schemas.schedules import IntervalSchedule
-from prefect.deployments.runner import RunnerDeployment
+from prefect.deployments.runner import DeploymentApplyError, RunnerDeployment
 from prefect.exceptions import ObjectNotFound
 from prefect.runner.storage import LocalStorage
 from prefect.workers.process import ProcessWorker
@@ -26,13 +27,16 @@ from pydantic import Field
 
 from alignment.errors import ConfigError
 from alignment.records import Record
+from flows.failures import causes
 from flows.recipe.schema import DATA_SCHEME, RECIPES, TOWN_SCHEME, Recipe, find_recipe, load_recipe, raw_values
+from flows.stack.processes import NotReady
 from labeling.child_environment import child_environment
 
 FILE = Path(__file__).with_name("prefect.yaml")
 PIPELINE, TRAIN = "pipeline", "train"
 SET_DIRECTORY = "prefect.deployments.steps.set_working_directory"
 HERE = "."
+SERVER_FAILS = 500  # and above: statuses of a server, or of a proxy before it, that fails
 
 
 class Pool(Record):
@@ -163,14 +167,26 @@ def _is_here(path: str) -> bool:
 
 
 def deploy(names: Sequence[str] = (), slots: int | None = None) -> list[str]:
-    """Create or update pools and deployments on the server at PREFECT_API_URL; returns the names, pools first."""
+    """Create or update pools and deployments on the server at PREFECT_API_URL; returns the names, pools first.
+
+    Raises NotReady for a server that fails, after the retries of Prefect's client.
+    """
     pools, specs = read_file()
     pipeline = next(spec for spec in specs if spec.name == PIPELINE)
     specs += recipe_specs(pipeline, names)
-    with get_client(sync_client=True) as client:
-        for name, pool in pools.items():
-            set_up_pool(client, name, pool, slots if name == TRAIN else None)
-    return [*(f"pool {name}" for name in pools), *map(set_up_deployment, specs)]
+    try:
+        with get_client(sync_client=True) as client:
+            for name, pool in pools.items():
+                set_up_pool(client, name, pool, slots if name == TRAIN else None)
+        return [*(f"pool {name}" for name in pools), *map(set_up_deployment, specs)]
+    except (httpx.HTTPStatusError, DeploymentApplyError, ValueError) as error:  # ValueError: an answer without JSON
+        statuses = [cause.response.status_code for cause in causes(error) if isinstance(cause, httpx.HTTPStatusError)]
+        if not any(status >= SERVER_FAILS for status in statuses):
+            raise
+        raise NotReady(
+            f"Prefect answers {max(statuses)}, so not everything was deployed: `rlhf status` shows the servers, and "
+            "`rlhf deploy` creates what is missing"
+        ) from error
 
 
 def accelerators() -> int:

@@ -97,7 +97,8 @@ except Exception as error:
 """
     environment = {**os.environ, **own_servers([f"127.0.0.1:{port}"]), "RLHF_HOME": str(tmp_path)}
     environment |= {"PREFECT_API_URL": url, "PREFECT_API_AUTH_STRING": "rlhf:secret", "PREFECT_CLIENT_MAX_RETRIES": "0"}
-    asked = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
+    command = [sys.executable, "-c", code]
+    asked = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
     assert "another account" in asked.stdout or "connection attempts failed" in asked.stdout, (
         asked.stdout + asked.stderr
     )
