@@ -110,6 +110,15 @@ def test_a_server_that_ends_shows_the_end_of_its_log(tmp_path: Path) -> None:
         stack._wait_for("mlflow", tmp_path, state, credentials.ensure(tmp_path), Event())
 
 
+@pytest.mark.parametrize("name", ["prefect", "ops-worker"])
+def test_backups_configure_nothing(name: services.Name, tmp_path: Path) -> None:
+    site = Site(home=tmp_path, credentials=credentials.ensure(tmp_path), addresses={name: "127.0.0.1:1"})
+    commands.prepare(name, site)
+    (tmp_path / name / "prefect.toml").touch()
+    with pytest.raises(StackError, match=r"prefect.toml would configure the server"):
+        commands.prepare(name, site)
+
+
 def test_a_missing_label_studio_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("RLHF_LABEL_STUDIO", str(tmp_path / "label-studio"))
     with pytest.raises(StackError, match="make setup"):
