@@ -74,6 +74,7 @@ ALLOWED: dict[str, str] = {
     "flows/releases/trace.py:_find": OWN,
     "flows/releases/trace.py:_was_adjudicated": OWN,
     "flows/stack/credentials.py:read": OWN,
+    "flows/stack/listeners.py:listening_accounts": "a table of the kernel",
     "flows/stack/stack.py:_reason": OWN,
     "flows/stack/state.py:read": "what it parses was read within limits",
     "flows/tracking/logs.py:_flow_run": OWN,
