@@ -16,7 +16,7 @@ import pytest
 from flows.stack import credentials, listeners, processes, stack
 from flows.stack.listeners import NotOurs, check_listener, guard, guard_own_servers, listening_accounts, own_servers
 from flows.stack.processes import PortLost
-from flows.stack.stack import Server, State
+from flows.stack.state import Server, State
 from tests.labeling.helpers import free_port
 
 LISTEN = """
