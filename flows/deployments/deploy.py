@@ -25,9 +25,8 @@ from prefect.runner.storage import LocalStorage
 from prefect.workers.process import ProcessWorker
 from pydantic import Field
 
-from alignment.errors import ConfigError
+from alignment.errors import ConfigError, causes
 from alignment.records import Record
-from flows.failures import causes
 from flows.recipe.schema import DATA_SCHEME, RECIPES, TOWN_SCHEME, Recipe, find_recipe, load_recipe, raw_values
 from flows.stack.processes import NotReady
 from labeling.child_environment import child_environment
@@ -137,7 +136,7 @@ def _filled(values: Any, raw: Any) -> Any:
 
 def _parameters(recipe: Recipe, raw: dict[str, Any]) -> dict[str, Any]:
     """All values of a recipe, with the paths of files of the current directory as absolute ones."""
-    values = _filled(recipe.model_dump(mode="json"), raw)
+    values: dict[str, Any] = _filled(recipe.model_dump(mode="json"), raw)
     for option, path in _files(recipe):
         *sections, last = (int(part) if part.isdigit() else part for part in option.split("."))
         section = reduce(getitem, sections, values)

@@ -301,10 +301,10 @@ def test_what_a_job_may_say() -> None:
             check_entrypoint(entrypoint)
     check_steps([{SET_DIRECTORY: {"directory": "."}}])
     check_steps([])
-    further = {SET_DIRECTORY: {"directory": ".", "requires": "evil"}}
-    for steps in ([{}], [{SET_DIRECTORY: {"directory": "/data"}}], [{"x": {"directory": "."}}], [further]):
+    further: dict[str, object] = {SET_DIRECTORY: {"directory": ".", "requires": "evil"}}
+    for step in ({}, {SET_DIRECTORY: {"directory": "/data"}}, {"x": {"directory": "."}}, further):
         with pytest.raises(Refused, match="pull steps"):
-            check_steps(steps)
+            check_steps([step])
 
 
 def test_prefect_looks_for_hooks_where_the_worker_has_none() -> None:
