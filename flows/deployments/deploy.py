@@ -137,9 +137,10 @@ def _filled(values: Any, raw: Any) -> Any:
 def _parameters(recipe: Recipe, raw: dict[str, Any]) -> dict[str, Any]:
     """All values of a recipe, with the paths of files of the current directory as absolute ones."""
     values: dict[str, Any] = _filled(recipe.model_dump(mode="json"), raw)
+    parts: Any = values  # mappings and lists
     for option, path in _files(recipe):
         *sections, last = (int(part) if part.isdigit() else part for part in option.split("."))
-        section = reduce(getitem, sections, values)
+        section = reduce(getitem, sections, parts)
         if str(section[last]).startswith(DATA_SCHEME):
             values["data_root"] = str(Path(recipe.data_root).absolute())
         elif _is_here(path):

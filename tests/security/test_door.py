@@ -302,7 +302,9 @@ def test_what_a_job_may_say() -> None:
     check_steps([{SET_DIRECTORY: {"directory": "."}}])
     check_steps([])
     further: dict[str, object] = {SET_DIRECTORY: {"directory": ".", "requires": "evil"}}
-    for step in ({}, {SET_DIRECTORY: {"directory": "/data"}}, {"x": {"directory": "."}}, further):
+    elsewhere: dict[str, object] = {SET_DIRECTORY: {"directory": "/data"}}
+    foreign: dict[str, object] = {"x": {"directory": "."}}
+    for step in ({}, elsewhere, foreign, further):
         with pytest.raises(Refused, match="pull steps"):
             check_steps([step])
 
