@@ -64,7 +64,7 @@ check: $(READY)
 # pip-audit does not fail if its service is unusable, so audit.py first queries a release with a known vulnerability.
 # Without a network the audit is skipped, with a message and exit code 0; AUDIT_REQUIRED=1 makes that an error.
 audit: $(READY)
-	@$(BIN)/python deploy/audit.py $(if $(AUDIT_REQUIRED),--require) \
+	@$(BIN)/python deploy/audit.py $(if $(filter-out 0,$(AUDIT_REQUIRED)),--require) \
 		requirements.lock requirements-torch.lock requirements-label-studio.lock requirements-release.lock
 
 # uv keeps the versions in a lock that still fit. The CPU build of torch only tells uv that no CUDA library is needed.

@@ -89,7 +89,9 @@ def run(
     with waiting("loading Prefect and MLflow"):
         from flows.failures import friendly_errors
         from flows.pipeline.flow import rlhf, run_stage_alone
+        from flows.results import refuse_results
 
+    refuse_results()
     configure_logging()
     with friendly_errors(), print_resume_command():
         if stage:

@@ -6,30 +6,36 @@ whether a schedule is paused.
 
 import os
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 from typing import Any, Literal
 
+import httpx
 import yaml
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import DeploymentScheduleCreate, WorkPoolCreate, WorkPoolUpdate
 from prefect.client.schemas.objects import ConcurrencyLimitConfig
 from prefect.client.schemas.schedules import IntervalSchedule
-from prefect.deployments.runner import RunnerDeployment
+from prefect.deployments.runner import DeploymentApplyError, RunnerDeployment
 from prefect.exceptions import ObjectNotFound
 from prefect.runner.storage import LocalStorage
 from prefect.workers.process import ProcessWorker
 from pydantic import Field
 
-from alignment.errors import ConfigError
+from alignment.errors import ConfigError, causes
 from alignment.records import Record
 from flows.recipe.schema import DATA_SCHEME, RECIPES, TOWN_SCHEME, Recipe, find_recipe, load_recipe, raw_values
+from flows.stack.processes import NotReady
 from labeling.child_environment import child_environment
 
 FILE = Path(__file__).with_name("prefect.yaml")
 PIPELINE, TRAIN = "pipeline", "train"
 SET_DIRECTORY = "prefect.deployments.steps.set_working_directory"
+HERE = "."
+SERVER_FAILS = 500  # and above: statuses of a server, or of a proxy before it, that fails
 
 
 class Pool(Record):
@@ -69,26 +75,25 @@ class Spec(Record):
     description: str = ""
     tags: tuple[str, ...] = ()
     parameters: dict[str, Any] = Field(default_factory=dict)
-    directory: str = Field(".", description="the working directory of its runs; not a key of prefect.yaml")
     schedules: tuple[Every, ...] = ()
     concurrency_limit: Limit | None = None
 
 
 class WorkingDirectory(LocalStorage):
-    """The only pull step of our deployments: the directory in which a run works.
+    """The only pull step of our deployments: a run works in an empty temporary directory with our worker, and in the
+    image's working directory in a container.
 
-    "." is an empty temporary directory with a process worker, and the image's working directory in a container. Without
-    a pull step Prefect copies the current directory of the worker, environments and outputs included, for every run.
+    Without a pull step Prefect copies the current directory of the worker, environments and outputs included, for every
+    run. Our worker refuses any other directory: Prefect reads its configuration where it starts.
     """
 
-    def __init__(self, directory: str) -> None:
-        """`directory` stays as it is: "." is resolved where a run works, not where it is deployed from."""
-        super().__init__(directory)
-        self.directory = directory
+    def __init__(self) -> None:
+        """The directory stays relative: it is resolved where a run works, not where it is deployed from."""
+        super().__init__(HERE)
 
     def to_pull_step(self) -> dict[str, Any]:
         """The step as in prefect.yaml."""
-        return {SET_DIRECTORY: {"directory": self.directory}}
+        return {SET_DIRECTORY: {"directory": HERE}}
 
 
 def read_file(path: Path = FILE) -> tuple[dict[str, Pool], list[Spec]]:
@@ -101,7 +106,7 @@ def read_file(path: Path = FILE) -> tuple[dict[str, Pool], list[Spec]]:
 def recipe_specs(pipeline: Spec, names: Sequence[str]) -> list[Spec]:
     """One deployment of the pipeline for each recipe of the package and of `names`, with every value filled in.
 
-    A recipe with relative paths runs in the current directory, so that they resolve.
+    Relative paths are those of the current directory, and are deployed as absolute ones: runs work elsewhere.
     """
     own = [path.stem for path in sorted(RECIPES.glob("*.yaml"))]
     specs: dict[str, Spec] = {}
@@ -114,8 +119,7 @@ def recipe_specs(pipeline: Spec, names: Sequence[str]) -> list[Spec]:
                 "name": recipe.name,
                 "description": recipe.description,
                 "tags": (*pipeline.tags, "recipe"),
-                "parameters": {"recipe": _filled(recipe.model_dump(mode="json"), raw_values(find_recipe(name)))},
-                "directory": str(Path.cwd()) if _reads_relative_files(recipe) else ".",
+                "parameters": {"recipe": _parameters(recipe, raw_values(find_recipe(name)))},
             }
         )
     return list(specs.values())
@@ -130,20 +134,59 @@ def _filled(values: Any, raw: Any) -> Any:
     return raw if isinstance(raw, str) and (raw.startswith(DATA_SCHEME) or values is None) else values
 
 
-def _reads_relative_files(recipe: Recipe) -> bool:
-    paths = [path for _, path in recipe.paths() if not path.startswith(TOWN_SCHEME)]
-    return any(not Path(path).is_absolute() and (path.startswith(".") or Path(path).exists()) for path in paths)
+def _parameters(recipe: Recipe, raw: dict[str, Any]) -> dict[str, Any]:
+    """All values of a recipe, with the paths of files of the current directory as absolute ones."""
+    values: dict[str, Any] = _filled(recipe.model_dump(mode="json"), raw)
+    parts: Any = values  # mappings and lists
+    for option, path in _files(recipe):
+        *sections, last = (int(part) if part.isdigit() else part for part in option.split("."))
+        section = reduce(getitem, sections, parts)
+        if str(section[last]).startswith(DATA_SCHEME):
+            values["data_root"] = str(Path(recipe.data_root).absolute())
+        elif _is_here(path):
+            section[last] = str(Path(path).absolute())
+    return values
+
+
+def _files(recipe: Recipe) -> Iterator[tuple[str, str]]:
+    """The options that name files or directories, with their values."""
+    yield from recipe.paths()
+    if recipe.pretrain.checkpoint is not None:
+        yield "pretrain.checkpoint", recipe.pretrain.checkpoint
+    if recipe.compute.accelerate_config is not None:
+        yield "compute.accelerate_config", recipe.compute.accelerate_config
+    for option, path in recipe.labeling.files.items() if recipe.labeling is not None else ():
+        yield f"labeling.{option}", path
+
+
+def _is_here(path: str) -> bool:
+    """Whether a path is relative to the current directory; data://NAME, town://NAME and ids of the hub are not."""
+    if path.startswith((TOWN_SCHEME, DATA_SCHEME)) or Path(path).is_absolute():
+        return False
+    return path.startswith(".") or Path(path).exists()
 
 
 def deploy(names: Sequence[str] = (), slots: int | None = None) -> list[str]:
-    """Create or update pools and deployments on the server at PREFECT_API_URL; returns the names, pools first."""
+    """Create or update pools and deployments on the server at PREFECT_API_URL; returns the names, pools first.
+
+    Raises NotReady for a server that fails, after the retries of Prefect's client.
+    """
     pools, specs = read_file()
     pipeline = next(spec for spec in specs if spec.name == PIPELINE)
     specs += recipe_specs(pipeline, names)
-    with get_client(sync_client=True) as client:
-        for name, pool in pools.items():
-            set_up_pool(client, name, pool, slots if name == TRAIN else None)
-    return [*(f"pool {name}" for name in pools), *map(set_up_deployment, specs)]
+    try:
+        with get_client(sync_client=True) as client:
+            for name, pool in pools.items():
+                set_up_pool(client, name, pool, slots if name == TRAIN else None)
+        return [*(f"pool {name}" for name in pools), *map(set_up_deployment, specs)]
+    except (httpx.HTTPStatusError, DeploymentApplyError, ValueError) as error:  # ValueError: an answer without JSON
+        statuses = [cause.response.status_code for cause in causes(error) if isinstance(cause, httpx.HTTPStatusError)]
+        if not any(status >= SERVER_FAILS for status in statuses):
+            raise
+        raise NotReady(
+            f"Prefect answers {max(statuses)}, so not everything was deployed: `rlhf status` shows the servers, and "
+            "`rlhf deploy` creates what is missing"
+        ) from error
 
 
 def accelerators() -> int:
@@ -195,6 +238,6 @@ def set_up_deployment(spec: Spec) -> str:
         DeploymentScheduleCreate(schedule=IntervalSchedule(interval=timedelta(seconds=every.interval)), slug=every.slug)
         for every in spec.schedules
     ]  # without `active`: a paused schedule stays paused
-    deployment.storage = WorkingDirectory(spec.directory)
+    deployment.storage = WorkingDirectory()
     deployment.apply()
     return deployment.full_name

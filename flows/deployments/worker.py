@@ -1,10 +1,11 @@
 """A worker for the pools of `rlhf deploy` that runs the flows of this project and nothing else.
 
-    python -m flows.deployments.worker --pool train --name train-worker
+    python -P -m flows.deployments.worker --pool train --name train-worker
 
-Whoever may write to Prefect's API decides what a worker of Prefect runs: pull steps, commands and variables of a
-deployment are programs. This one reads the deployment once, refuses all of these, and starts the flow itself, so that
-what was checked is what runs. A refused run is CRASHED, and its state says why.
+Whoever may write to Prefect's API decides what a worker of Prefect runs: pull steps, commands, directories and
+variables of a deployment are programs, and so is the result in a run's state. This one reads the deployment once,
+refuses all of these, and starts the flow itself, so that what was checked is what runs. A refused run is CRASHED, and
+its state says why.
 """
 
 import argparse
@@ -25,8 +26,10 @@ from prefect.workers import process
 from prefect.workers.process import ProcessJobConfiguration, ProcessWorker
 
 from alignment.errors import ConfigError
-from flows.deployments.deploy import SET_DIRECTORY, read_file
+from flows.deployments.deploy import HERE, SET_DIRECTORY, read_file
 from flows.deployments.watcher import HEARTBEATS
+from flows.results import refuse_results
+from flows.stack.listeners import guard_own_servers
 
 VARIABLES = {HEARTBEATS}  # which a deployment may set
 
@@ -52,11 +55,13 @@ class Job(ProcessJobConfiguration):
             raise Refused("the run has no deployment: start it from a deployment that `rlhf deploy` creates")
         check_job(self.command, self.working_dir, self.env)
         entrypoint = check_entrypoint(deployment.entrypoint)
-        directory = directory_of(deployment.pull_steps or [])
+        check_steps(deployment.pull_steps or [])
         if deployment.storage_document_id or deployment.infrastructure_document_id:
             raise Refused("the deployment has a block for storage or infrastructure: `rlhf deploy` sets none")
-        self.working_dir = None if directory == "." else Path(directory)  # None: an empty temporary directory
-        self.command = command_to_string([sys.executable, "-P", "-m", "prefect.engine"])
+        if flow_run.state is not None and flow_run.state.is_final():
+            raise Refused(f"the run is {flow_run.state.name} already: `rlhf retry` restarts it")
+        self.working_dir = None  # an empty temporary directory: Prefect reads its configuration where it starts
+        self.command = command_to_string([sys.executable, "-P", "-m", "flows.deployments.engine"])
         super().prepare_for_flow_run(flow_run, deployment, flow, work_pool, worker_name, worker_id)
         self.env["PREFECT__FLOW_ENTRYPOINT"] = entrypoint  # else Prefect reads the deployment again
 
@@ -93,17 +98,12 @@ def check_entrypoint(entrypoint: str | None) -> str:
     return entrypoint
 
 
-def directory_of(steps: list[dict[str, object]]) -> str:
-    """The directory that the only pull step sets, "." without steps, as in deployments from before they had one. Raises
-    Refused for any other step."""
-    match steps:
-        case []:
-            return "."
-        case [{**step}] if list(step) == [SET_DIRECTORY]:
-            match step[SET_DIRECTORY]:
-                case {"directory": str(directory), **further} if not further:
-                    return directory
-    raise Refused(f"the deployment has pull steps other than {SET_DIRECTORY}: `rlhf deploy` sets them again")
+def check_steps(steps: list[dict[str, object]]) -> None:
+    """Raise Refused for pull steps other than ours, which sets no directory. Deployments from before may have none."""
+    if steps not in ([], [{SET_DIRECTORY: {"directory": HERE}}]):
+        raise Refused(
+            "the deployment has pull steps, or a directory, of its own: `rlhf deploy` sets it, with absolute paths"
+        )
 
 
 @flow(name="no-hooks")
@@ -127,6 +127,8 @@ def main() -> None:
     parser.add_argument("--run-once", action="store_true", help="run what is due now, and end")
     options = parser.parse_args()
     setup_signal_handlers_worker(os.getpid(), "the worker", print)
+    refuse_results()
+    guard_own_servers()
     worker = Worker(work_pool_name=options.pool, name=options.name)
     asyncio.run(worker.start(run_once=options.run_once, with_healthcheck=not options.run_once))
 

@@ -11,12 +11,15 @@ from pathlib import Path
 from pydantic import SecretStr
 
 from flows.stack import postgres
+from flows.stack.processes import StackError
 from flows.stack.proxies import direct_loopback
 from flows.stack.services import (
     LABEL_STUDIO,
+    NO_CONFIGURATION,
     NO_NETRC,
     POOLS,
     QUIET,
+    SAFE_PATH,
     Name,
     Site,
     is_loopback,
@@ -25,6 +28,8 @@ from flows.stack.services import (
 from labeling.child_environment import Child, child_environment
 from labeling.server import gunicorn
 from labeling.server import process as label_studio
+
+CONFIGURATION_FILES = ("prefect.toml", "pyproject.toml", ".env")  # which Prefect reads in its working directory
 
 
 @dataclass(frozen=True)
@@ -81,9 +86,11 @@ def _postgres(site: Site) -> Launch:
 def prefect_launch(site: Site) -> Launch:
     """Prefect's server behind its password, only for known host names; in production on PostgreSQL."""
     data = site.home / "prefect"
-    switches = QUIET | {
+    switches = {
+        **QUIET,
+        **NO_CONFIGURATION,
+        **SAFE_PATH,
         "PREFECT_HOME": str(data),
-        "PREFECT_PROFILES_PATH": str(data / "profiles.toml"),
         "PREFECT_SERVER_UI_API_URL": "/api",  # the pages call the host that served them, on any port
         "PREFECT_SERVER_UI_STATIC_DIRECTORY": str(data / "pages"),  # else it writes into the installed package
         "PREFECT_SERVER_UI_V2_ENABLED": "false",  # the V2 pages call an analytics host from the browser
@@ -110,7 +117,9 @@ def mlflow_launch(site: Site) -> Launch:
     Without --allowed-hosts MLflow accepts every name that begins like a private address, such as 10.example.org.
     """
     data = site.home / "mlflow"
-    switches = QUIET | {
+    switches = {
+        **QUIET,
+        **SAFE_PATH,
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # else 15 processes and 3 GB
     }
     command: tuple[str, ...] = (
@@ -183,6 +192,7 @@ def worker_launch(name: Name, site: Site) -> Launch:
     elsewhere = {variable: os.environ.get(variable, "") for variable in LABEL_STUDIO}
     switches = site.client_environment() | (elsewhere if all(elsewhere.values()) else {})
     switches |= {
+        **SAFE_PATH,
         "PREFECT_WORKER_WEBSERVER_HOST": site.addresses[name].rpartition(":")[0],
         "PREFECT_WORKER_WEBSERVER_PORT": str(site.port(name)),
     }
@@ -197,9 +207,21 @@ def prepare(name: Name, site: Site) -> None:
         postgres.create_cluster(site.home, site.credentials.secrets.postgres_password)
         return
     (site.home / name).mkdir(parents=True, exist_ok=True)
+    check_configuration(site.home / name)
     (site.home / name).chmod(0o700)  # databases of the servers contain tokens, whatever the mode of the home
     if name == "mlflow" and site.profile == "production":
         (site.home / name / "basic_auth.ini").write_text(mlflow_accounts(site), encoding="utf-8")
     if name == "label-studio":
         sqlite = site.profile == "default"
         label_studio.prepare(label_studio_settings(site, label_studio_executable()), sqlite=sqlite)
+
+
+def check_configuration(directory: Path) -> None:
+    """Raise StackError for files in the working directory of a part that Prefect reads as its configuration: this
+    project writes none, but a backup of others may contain them, and they name code to run."""
+    for name in CONFIGURATION_FILES:
+        if os.path.lexists(directory / name):
+            raise StackError(
+                f"{directory / name} would configure the server that starts there, and this project writes no such "
+                "file: read it, move it away, and set the variables of Prefect instead"
+            )

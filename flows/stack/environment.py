@@ -88,7 +88,9 @@ def load_clients(*needed: Name) -> None:
             if name == "mlflow":
                 import mlflow.tracking  # noqa: F401
             elif name == "prefect":
-                import prefect.client.orchestration  # noqa: F401
+                from flows.results import refuse_results
+
+                refuse_results()
             elif name == "label-studio":
                 import labeling.server.client  # noqa: F401
 

@@ -36,6 +36,10 @@ class NotReady(StackError):
     """A server of the local stack that does not answer."""
 
 
+class PortLost(StackError):
+    """Another process took the port of a server before it listened there."""
+
+
 class Process(Record):
     """A started server: enough to identify it again from a file, also after a reboot."""
 
@@ -98,6 +102,20 @@ def members(process: Process) -> list[psutil.Process]:
     if leader is None and not _may_have_orphans(process):
         return []
     return [other for other in psutil.process_iter() if _belongs(other, process, leader)]
+
+
+def listens(process: Process, port: int) -> bool:
+    """Whether the started process, or one of its group, listens on a port."""
+    leader = _leader(process)
+    return any(_listens(member, port) for member in ([] if leader is None else [leader, *members(process)]))
+
+
+def _listens(process: psutil.Process, port: int) -> bool:
+    try:
+        sockets = process.net_connections("tcp")
+    except psutil.Error:
+        return False
+    return any(sock.status == psutil.CONN_LISTEN and sock.laddr.port == port for sock in sockets)
 
 
 def _leader(process: Process) -> psutil.Process | None:

@@ -15,6 +15,7 @@ from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from threading import Event
 
 from flows.disk import check_disk
 from flows.home import create_home, home_directory
@@ -30,7 +31,8 @@ from flows.stack.health import (
     lets_strangers_in,
     serves_pages_to_any_name,
 )
-from flows.stack.processes import NotReady, Process, StackError
+from flows.stack.listeners import guard, listening_accounts
+from flows.stack.processes import NotReady, PortLost, Process, StackError
 from flows.stack.proxies import direct_loopback
 from flows.stack.services import HOST, NAMES, POOLS, TITLES, WAVES, Credentials, Name, Profile, Site
 from flows.stack.state import Server, State, check_restored, exists, locked
@@ -42,6 +44,7 @@ BEHIND_TLS = "RLHF_BEHIND_TLS"
 START_SECONDS = 600.0
 POLL_SECONDS = 0.25
 LOG_TAIL_CHARACTERS = 1500
+STARTS = 5  # of a part whose port is taken between its choice and its use
 
 
 @dataclass(frozen=True)
@@ -103,10 +106,18 @@ def up(home: Path | None = None, profile: Profile | None = None, workers: bool =
     return replace(running, notes=(note, *running.notes)) if note else running
 
 
+def _site(home: Path, state: State, known: Credentials) -> Site:
+    """Addresses, accounts and settings of a stack. From now on this process connects to a server only while our account
+    listens on its port."""
+    site = state.site(home, known)
+    guard([site.addresses[name] for name in NAMES if name in site.addresses], home)
+    return site
+
+
 def _stop_unguarded(home: Path, state: State, known: Credentials) -> None:
     """Stop a Prefect server without password or checks, from before this project had them, with its workers, and a
     Label Studio whose pages have no host name of their own."""
-    if _is_running("prefect", state) and lets_strangers_in(state.site(home, known)):
+    if _is_running("prefect", state) and _listens("prefect", state) and lets_strangers_in(_site(home, state, known)):
         for name in ("prefect", *POOLS):
             if name in state.servers:
                 _stop(name, state.servers[name].process)
@@ -129,14 +140,25 @@ def _up(home: Path, state: State, known: Credentials, waves: Collection[tuple[Na
         if state.profile == "default" and not _is_running(name, state):
             check_database(home, name)
     for wave in waves:
-        for name in wave:
-            if not _is_healthy(name, home, state, known):
-                state = _start(name, home, state, known, notes)
-        _wait_for_all(wave, home, state, known)
+        state = _start_wave(wave, home, state, known, notes)
         if "postgres" in wave:
-            address = state.site(home, known).addresses["postgres"]
+            address = _site(home, state, known).addresses["postgres"]
             postgres.create_databases(address, known.secrets.postgres_password, known.secrets.databases)
-    return Stack(site=state.site(home, known), notes=tuple(notes))
+    return Stack(site=_site(home, state, known), notes=tuple(notes))
+
+
+def _start_wave(names: Collection[Name], home: Path, state: State, known: Credentials, notes: list[str]) -> State:
+    """Start what is not running and wait for all. A part whose port somebody else took meanwhile is started again, on
+    another port."""
+    to_start = [name for name in names if not _is_healthy(name, home, state, known)]
+    for _ in range(STARTS):
+        for name in to_start:
+            state = _start(name, home, state, known, notes)
+        to_start = _wait_for_all(names, home, state, known)
+        if not to_start:
+            return state
+    lost = " and ".join(f"{TITLES[name]} ({state.servers[name].port})" for name in to_start)
+    raise NotReady(f"other processes took the ports of {lost}, {STARTS} times: `rlhf up` tries again")
 
 
 def _requested_state(home: Path, profile: Profile | None, workers: bool) -> State:
@@ -205,7 +227,7 @@ def entrance_link(home: Path | None = None) -> str:
     """A link that opens Prefect's pages once; "" without a stack."""
     home = home_directory(home)
     known = credentials.read(home)
-    return "" if known is None else entrance.link(read_state(home).site(home, known))
+    return "" if known is None else entrance.link(_site(home, read_state(home), known))
 
 
 def pages_link(home: Path | None = None) -> str:
@@ -248,15 +270,15 @@ def connect(home: Path | None = None, needed: Collection[Name] = NAMES) -> Stack
     known = credentials.read(home)
     if silent or known is None:
         raise NotReady(f"{' and '.join(silent)} of the stack in {home}: start the servers with `rlhf up`")
-    return Stack(site=read_state(home).site(home, known))
+    return Stack(site=_site(home, read_state(home), known))
 
 
 def _status_of(name: Name, home: Path, state: State, known: Credentials | None) -> ServerStatus:
     server, running = state.servers.get(name), _is_running(name, state)
     health = Health(ok=False, problem="not running")
     if known is not None and running:
-        health = health_of(name, state.site(home, known))
-    url = state.site(home, known).url(name) if known is not None and server is not None else ""
+        health = _health(name, home, state, known)
+    url = _site(home, state, known).url(name) if known is not None and server is not None else ""
     return ServerStatus(
         name=name,
         title=TITLES[name],
@@ -274,7 +296,7 @@ def _is_running(name: Name, state: State) -> bool:
 
 
 def _is_healthy(name: Name, home: Path, state: State, known: Credentials) -> bool:
-    return _is_running(name, state) and health_of(name, state.site(home, known)).ok
+    return _is_running(name, state) and _health(name, home, state, known).ok
 
 
 def _start(name: Name, home: Path, state: State, known: Credentials, notes: list[str]) -> State:
@@ -287,7 +309,7 @@ def _start(name: Name, home: Path, state: State, known: Credentials, notes: list
     taken = [server.port for other, server in state.servers.items() if other != name]
     port = _port(name, before, taken, notes)
     state = state.model_copy(update={"servers": {**state.servers, name: Server(port=port)}})
-    site = state.site(home, known)
+    site = _site(home, state, known)
     commands.prepare(name, site)
     launch = commands.launch_of(name, site)
     process = processes.launch(
@@ -318,32 +340,59 @@ def _port(name: Name, before: Server | None, taken: list[int], notes: list[str])
     return port
 
 
-def _wait_for_all(names: Collection[Name], home: Path, state: State, known: Credentials) -> None:
+def _wait_for_all(names: Collection[Name], home: Path, state: State, known: Credentials) -> list[Name]:
+    """Wait until all are healthy; returns those whose port is taken. Raises NotReady at the first that ended."""
+    failed = Event()
     with ThreadPoolExecutor(len(names)) as pool:
-        waits = [pool.submit(_wait_for, name, home, state, known) for name in names]
-    problems = [str(wait.exception()) for wait in waits if wait.exception() is not None]
-    if problems:
+        waits = {name: pool.submit(_wait_for, name, home, state, known, failed) for name in names}
+    errors = {name: error for name, wait in waits.items() if (error := wait.exception()) is not None}
+    lost = [name for name, error in errors.items() if isinstance(error, PortLost)]
+    if problems := [str(error) for name, error in errors.items() if name not in lost]:
         raise NotReady("\n".join(problems))
+    return lost
 
 
-def _wait_for(name: Name, home: Path, state: State, known: Credentials) -> None:
-    """Wait until a part is healthy. Raises StackError with the end of its log if it ended or took too long."""
+def _wait_for(name: Name, home: Path, state: State, known: Credentials, failed: Event) -> None:
+    """Wait until a part is healthy, or another failed. Raises PortLost, or StackError with the end of its log if it
+    ended or took too long. It is asked, with its password, only when it listens itself."""
     deadline = time.monotonic() + START_SECONDS
-    process = state.servers[name].process
-    while not (health := health_of(name, state.site(home, known))).ok:
-        if health.refused:
-            raise StackError(
-                f"{TITLES[name]} refuses the token of its owner: it is not the server that this home started, or its "
-                f"account was removed. See {_log(home, name)}; a copy of the home is restored with `rlhf restore`"
-            )
-        ended = process is None or not processes.is_alive(process)
-        if ended or time.monotonic() > deadline:
-            log = _log(home, name)
-            not_ready = f"is not ready after {START_SECONDS:.0f} s: {health.problem}"
-            reason = "ended before it was ready" if ended else not_ready
-            tail = log.read_text(errors="replace")[-LOG_TAIL_CHARACTERS:].strip()
-            raise StackError(f"{TITLES[name]} {reason}. `rlhf up` tries again; the end of {log}:\n{tail}")
+    server = state.servers[name]
+    while not (health := _health(name, home, state, known)).ok and not failed.is_set():
+        ended = server.process is None or not processes.is_alive(server.process)
+        try:
+            if health.refused:
+                raise StackError(
+                    f"{TITLES[name]} refuses the token of its owner: its account was removed. See {_log(home, name)}; "
+                    "a copy of the home is restored with `rlhf restore`"
+                )
+            if listening_accounts(HOST, server.port) and not _listens(name, state):  # in this order: it may just begin
+                raise PortLost(f"another process has port {server.port} of {TITLES[name]}")
+            if ended or time.monotonic() > deadline:
+                raise StackError(_reason(name, home, health, ended=ended))
+        except StackError:
+            failed.set()
+            raise
         time.sleep(POLL_SECONDS)
+
+
+def _reason(name: Name, home: Path, health: Health, *, ended: bool) -> str:
+    """Why a part did not start, with the end of its log."""
+    log = _log(home, name)
+    reason = "ended before it was ready" if ended else f"is not ready after {START_SECONDS:.0f} s: {health.problem}"
+    tail = log.read_text(errors="replace")[-LOG_TAIL_CHARACTERS:].strip()
+    return f"{TITLES[name]} {reason}. `rlhf up` tries again; the end of {log}:\n{tail}"
+
+
+def _health(name: Name, home: Path, state: State, known: Credentials) -> Health:
+    """The health of a part that listens on its port itself; nothing is sent to another process there."""
+    if not _listens(name, state):
+        return Health(ok=False, problem=f"it does not listen on its port {state.servers[name].port}")
+    return health_of(name, _site(home, state, known))
+
+
+def _listens(name: Name, state: State) -> bool:
+    server = state.servers[name]
+    return server.process is not None and processes.listens(server.process, server.port)
 
 
 def _log(home: Path, name: Name) -> Path:

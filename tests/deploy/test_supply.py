@@ -104,10 +104,34 @@ def test_an_audit_that_cannot_look_says_so_and_can_be_made_to_fail(capsys: pytes
     assert "audit: FAILED, no package was checked" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(("value", "required"), [("1", True), ("0", False), ("", False)])
+def test_a_required_audit(value: str, required: bool) -> None:
+    command = ["make", "--dry-run", "audit", f"AUDIT_REQUIRED={value}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert ("--require " in done.stdout) == required
+
+
+def test_a_package_that_was_skipped_fails_the_audit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """pip-audit itself ends with 0 after "could not be audited", unless it is strict."""
+    (tmp_path / "answer").write_text('{"vulnerabilities": [{"id": "CVE-2014-0012"}]}')
+    (tmp_path / "bin").mkdir()
+    program = tmp_path / "bin" / "pip-audit"
+    program.write_text('#!/bin/sh\ncase "$*" in *--strict*) exit 1;; esac\n')
+    program.chmod(0o755)
+    audit = script("audit")
+    monkeypatch.setattr(audit, "ENVIRONMENT", tmp_path)
+    (tmp_path / "Makefile").write_text(f"{tmp_path}/.ready:\n\ttrue\n")
+    monkeypatch.chdir(tmp_path)
+    assert audit.main(["requirements.lock", "--service", f"file://{tmp_path}/answer"]) == 1
+
+
 def test_a_service_that_knows_no_vulnerability_is_no_service(tmp_path: Path) -> None:
     (tmp_path / "answer").write_text('{"vulnerabilities": []}')
     audit = script("audit")
     assert "no vulnerability of a vulnerable release" in audit.unreachable(f"file://{tmp_path}/answer")
+    for answer in ("[]", "null", '{"a"', "", "[" * 200_000, '{"vulnerabilities": null}'):
+        (tmp_path / "answer").write_text(answer)
+        assert audit.unreachable(f"file://{tmp_path}/answer"), answer[:20]
     (tmp_path / "answer").write_text('{"vulnerabilities": [{"id": "CVE-2014-0012"}]}')
     assert audit.unreachable(f"file://{tmp_path}/answer") == ""
 

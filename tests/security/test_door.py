@@ -1,8 +1,10 @@
 """Prefect attacked as pages, other accounts and holders of its password would: one real server, Chromium, a worker."""
 
+import base64
 import inspect
 import json
 import os
+import pickle
 import subprocess
 import sys
 import threading
@@ -24,7 +26,7 @@ from prefect.workers import process
 from prefect.workers.base import BaseWorker
 
 from flows.deployments.deploy import SET_DIRECTORY, deploy
-from flows.deployments.worker import Refused, check_entrypoint, check_job, directory_of, without_hooks
+from flows.deployments.worker import Refused, check_entrypoint, check_job, check_steps, without_hooks
 from flows.stack import credentials, entrance, processes
 from flows.stack.health import health_of, lets_strangers_in
 from flows.stack.services import Site
@@ -54,6 +56,25 @@ const tries = {
   document.title = JSON.stringify(results);
 })();
 </script>"""
+
+LOGGING = """version: 1
+handlers: {{file: {{class: logging.FileHandler, filename: {mark}}}}}
+root: {{handlers: [file]}}
+"""
+PROFILES = 'active = "x"\n[profiles.x]\nPREFECT_LOGGING_CONFIG_PATH = "{path}"\n'
+READ_RESULT = """
+import sys
+from uuid import UUID
+from prefect.client.orchestration import get_client
+from flows.results import refuse_results
+refuse_results()
+with get_client(sync_client=True) as client:
+    try:
+        client.read_flow_run(UUID(sys.argv[1])).state.result(_sync=True)
+    except Exception as error:
+        print(type(error).__name__)
+print("antigravity" in sys.modules)
+"""
 
 
 @pytest.fixture(scope="module")
@@ -187,15 +208,84 @@ def test_who_has_the_password_still_runs_no_commands_on_our_workers(
         "of the run": run(client, "of the run", {}, job_variables=startup),
         "dotted": run(client, "dotted", {}, job_variables={"env.PREFECT__FLOW_ENTRYPOINT": f"{tmp_path}/evil.py:f"}),
     }
-    command = [sys.executable, "-m", "flows.deployments.worker", "--pool", "ops", "--run-once"]
+    (tmp_path / "prefect.toml").write_text('[logging]\nconfig_path = "logging.yml"\n')
+    (tmp_path / "logging.yml").write_text(LOGGING.format(mark=mark))
+    attacks["files"] = run(client, "files", {"pull_steps": elsewhere})
+    (site.home / "prefect" / "logging.yml").write_text(LOGGING.format(mark=mark))  # as a backup of others brings it
+    (site.home / "prefect" / "profiles.toml").write_text(PROFILES.format(path=tmp_path / "logging.yml"))
+    command = [sys.executable, "-P", "-m", "flows.deployments.worker", "--pool", "ops", "--run-once"]
     environment = {**os.environ, **site.client_environment()}
-    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(command, env=environment, cwd=site.home, capture_output=True, text=True, timeout=600)
     assert not mark.exists()
     states = {name: client.read_flow_run(attack.id).state for name, attack in attacks.items()}
     for name, state in states.items():
         assert state is not None and state.name == "Crashed" and "Refused" in str(state.message), (name, state)
     state = client.read_flow_run(good.id).state
     assert state is not None and state.name == "Completed", (state, done.stdout[-3000:], done.stderr[-3000:])
+
+
+class Attack:
+    """Code in a pickle."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (open, (str(self.mark), "w"))
+
+
+def result_file(directory: Path, mark: Path) -> Path:
+    """A result as Prefect stores it, whose reading opens `mark`."""
+    record = {
+        "metadata": {"storage_key": "result", "serializer": {"type": "pickle"}, "prefect_version": "3.8.8"},
+        "result": base64.b64encode(pickle.dumps(Attack(mark))).decode(),
+    }
+    (directory / "result").write_text(json.dumps(record))
+    return directory / "result"
+
+
+def block_of(client: SyncPrefectClient, url: str) -> str:
+    """A block of storage that reads from a server."""
+    http = client._client
+    kind = http.get("/block_types/slug/remote-file-system").json()["id"]
+    condition = {"block_schemas": {"block_type_id": {"any_": [kind]}}}
+    schema = http.post("/block_schemas/filter", json=condition).json()[0]["id"]
+    block = {"name": "attack", "block_type_id": kind, "block_schema_id": schema}
+    answer = http.post("/block_documents/", json={**block, "data": {"basepath": url, "settings": {}}})
+    return str(answer.json()["id"])
+
+
+def complete(client: SyncPrefectClient, run: FlowRun, data: dict[str, Any]) -> None:
+    """Say that a run is completed, and where its result is."""
+    state = {"type": "COMPLETED", "name": "Completed", "data": {"type": "reference", **data}}
+    client._client.post(f"/flow_runs/{run.id}/set_state", json={"state": state, "force": True})
+
+
+@pytest.mark.server
+def test_a_result_that_a_state_names_is_not_read(site: Site, client: SyncPrefectClient, tmp_path: Path) -> None:
+    """By the engine of a worker's run that was completed meanwhile, from a file and from a block, and by any process
+    that asks for it; and reading the state imports no module that it names."""
+    mark = tmp_path / "mark"
+    file = result_file(tmp_path, mark)
+    pickled = {"serializer": {"type": "pickle", "picklelib": "cloudpickle"}, "prefect_version": "3.8.8"}
+    with pages(tmp_path) as url:
+        results = {
+            "file": {**pickled, "storage_key": str(file)},
+            "block": {**pickled, "storage_key": "result", "storage_block_id": block_of(client, url)},
+            "module": {"storage_key": str(file), "serializer": {"type": "pickle", "picklelib": "antigravity"}},
+        }
+        for name, data in results.items():
+            attack = run(client, f"result of a {name}", {})
+            complete(client, attack, data)
+            environment = {**os.environ, **site.client_environment(), "PREFECT__FLOW_RUN_ID": str(attack.id)}
+            environment |= {"PREFECT__FLOW_ENTRYPOINT": "flows.deployments.watcher.watch"}
+            engine = [sys.executable, "-P", "-m", "flows.deployments.engine"]
+            ended = subprocess.run(engine, env=environment, capture_output=True, text=True, timeout=300)
+            assert ended.returncode == 1 and "Completed already" in ended.stderr, ended.stderr
+            script = [sys.executable, "-P", "-c", READ_RESULT, str(attack.id)]
+            asked = subprocess.run(script, env=environment, capture_output=True, text=True, timeout=300)
+            assert asked.stdout.split() == ["ResultRefused", "False"], (name, asked.stdout, asked.stderr)
+    assert not mark.exists()
 
 
 def test_what_a_job_may_say() -> None:
@@ -209,13 +299,14 @@ def test_what_a_job_may_say() -> None:
     for entrypoint in (None, "", "flows.pipeline.flow", "flows/pipeline/flow.py:rlhf", "os.system"):
         with pytest.raises(Refused, match="no flow of this project"):
             check_entrypoint(entrypoint)
-    assert directory_of([{SET_DIRECTORY: {"directory": "/data"}}]) == "/data"
-    assert directory_of([]) == "."
-    for steps in ([{}], [{SET_DIRECTORY: {}}], [{SET_DIRECTORY: {"directory": 3}}], [{"x": {"directory": "."}}]):
+    check_steps([{SET_DIRECTORY: {"directory": "."}}])
+    check_steps([])
+    further: dict[str, object] = {SET_DIRECTORY: {"directory": ".", "requires": "evil"}}
+    elsewhere: dict[str, object] = {SET_DIRECTORY: {"directory": "/data"}}
+    foreign: dict[str, object] = {"x": {"directory": "."}}
+    for step in ({}, elsewhere, foreign, further):
         with pytest.raises(Refused, match="pull steps"):
-            directory_of(steps)
-    with pytest.raises(Refused, match="pull steps"):
-        directory_of([{SET_DIRECTORY: {"directory": ".", "requires": "evil"}}])
+            check_steps([step])
 
 
 def test_prefect_looks_for_hooks_where_the_worker_has_none() -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from threading import Event
 from typing import Any
 from uuid import UUID
 
@@ -108,7 +109,7 @@ class Place:
         for name in OURS:
             state = stack._start(name, self.home, state, self.credentials, [])
         for name in OURS:
-            stack._wait_for(name, self.home, state, self.credentials)
+            stack._wait_for(name, self.home, state, self.credentials, Event())
 
     def kill(self) -> None:
         """The power fails: worker, flows and servers are gone at once."""

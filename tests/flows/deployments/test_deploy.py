@@ -1,12 +1,16 @@
 """`rlhf deploy` on a real Prefect server: what it creates, idempotence, and what its deployments refuse."""
 
+import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 import yaml
@@ -16,6 +20,7 @@ from prefect.client.schemas.actions import DeploymentUpdate
 from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId
 from prefect.client.schemas.objects import StateType
 from prefect.exceptions import PrefectHTTPStatusError
+from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
 from alignment.errors import ConfigError
 from alignment.methods import METHODS
@@ -23,6 +28,7 @@ from flows.deployments import deploy as deploying
 from flows.deployments.deploy import deploy, read_file, recipe_specs
 from flows.pipeline.stage_flows import TOWN
 from flows.recipe.schema import Recipe, load_recipe
+from flows.stack.processes import NotReady
 from flows.tracking import runs
 from flows.tracking.links import TAG_NOTE, TAG_PAGE, mlflow_page
 from tests.conftest import HERE, TINY
@@ -122,6 +128,38 @@ def test_the_prefect_command_makes_the_same_from_the_same_file(
     assert shown(client, made) == before
 
 
+class Failing(BaseHTTPRequestHandler):
+    """Prefect behind a proxy that answers 503; with `flows` in its path a request is answered."""
+
+    def do_GET(self) -> None:
+        self.send_response(422 if "csrf-token" in self.path else 503)
+        self.end_headers()
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        flow = json.dumps({"id": str(uuid4()), "name": "watch", "created": None, "updated": None}).encode()
+        self.send_response(201 if self.path.endswith("/flows/") else 503)
+        self.end_headers()
+        self.wfile.write(flow if self.path.endswith("/flows/") else b"<html>no server")
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Nothing."""
+
+
+@pytest.mark.parametrize("pools", [True, False])
+def test_a_prefect_that_fails_is_named_in_one_sentence(pools: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While pools are created, and while deployments are."""
+    if not pools:
+        monkeypatch.setattr(deploying, "set_up_pool", lambda *_: None)
+    with ThreadingHTTPServer(("127.0.0.1", 0), Failing) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_address[1]}/api"
+        settings = temporary_settings({PREFECT_API_URL: url, PREFECT_CLIENT_MAX_RETRIES: 0})
+        with settings, pytest.raises(NotReady, match="Prefect answers 503"):
+            deploying.deploy()
+        server.shutdown()
+
+
 def deploying_environment() -> dict[str, str]:
     """Ours without what would lead to another server."""
     return {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
@@ -133,12 +171,18 @@ def test_recipes_are_deployments_with_every_value_filled_in(made: list[str], cli
         deployment = client.read_deployment_by_name(f"rlhf/{recipe.name}")
         given = deployment.parameters["recipe"]
         assert given.keys() == Recipe.model_fields.keys()
-        assert Recipe.model_validate(given) == recipe
+        if given["data_root"] == recipe.data_root:  # else its files are here, and named by absolute paths
+            assert Recipe.model_validate(given) == recipe
         assert deployment.description == recipe.description and "recipe" in deployment.tags
     hh = client.read_deployment_by_name("rlhf/hh")
     assert hh.parameters["recipe"]["corpus"]["sources"][0]["path"].startswith("data://")
-    assert hh.pull_steps == [{"prefect.deployments.steps.set_working_directory": {"directory": str(Path.cwd())}}]
-    assert client.read_deployment_by_name("rlhf/town").pull_steps == [{deploying.SET_DIRECTORY: {"directory": "."}}]
+    assert hh.parameters["recipe"]["data_root"] == str(Path(load_recipe("hh").data_root).absolute())
+    assert {path for _, path in Recipe.model_validate(hh.parameters["recipe"]).paths()} == {
+        str(Path.cwd() / path) for _, path in load_recipe("hh").paths()
+    }
+    for name in ("hh", "town"):
+        steps = client.read_deployment_by_name(f"rlhf/{name}").pull_steps
+        assert steps == [{deploying.SET_DIRECTORY: {"directory": "."}}]
 
 
 def test_a_run_of_a_worker_copies_no_files(made: list[str], client: SyncPrefectClient, tmp_path: Path) -> None:

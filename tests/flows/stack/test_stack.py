@@ -10,6 +10,7 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event
 
 import httpx
 import psutil
@@ -106,7 +107,16 @@ def test_a_server_that_ends_shows_the_end_of_its_log(tmp_path: Path) -> None:
     dead = Server(port=free_port(), process=Process(pid=2**22 - 1, started_at=0.0, mark="x"))
     state = State(servers={"mlflow": dead})
     with pytest.raises(StackError, match=r"MLflow ended before it was ready(.|\n)*the reason"):
-        stack._wait_for("mlflow", tmp_path, state, credentials.ensure(tmp_path))
+        stack._wait_for("mlflow", tmp_path, state, credentials.ensure(tmp_path), Event())
+
+
+@pytest.mark.parametrize("name", ["prefect", "ops-worker"])
+def test_backups_configure_nothing(name: services.Name, tmp_path: Path) -> None:
+    site = Site(home=tmp_path, credentials=credentials.ensure(tmp_path), addresses={name: "127.0.0.1:1"})
+    commands.prepare(name, site)
+    (tmp_path / name / "prefect.toml").touch()
+    with pytest.raises(StackError, match=r"prefect.toml would configure the server"):
+        commands.prepare(name, site)
 
 
 def test_a_missing_label_studio_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
