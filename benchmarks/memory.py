@@ -106,7 +106,9 @@ def predicted(case: str, checkpoint: Path) -> int:
     stage = next(stage for stage in STAGES if stage.name == name)
     assert stage.memory is not None, f"{name} predicts no memory"
     config = stage.config.model_validate(options | ({"checkpoint": str(checkpoint)} if name == "pretrain" else {}))
-    model = Footprint(count_parameters(checkpoint), shape_of(AutoConfig.from_pretrained(checkpoint)))
+    model = Footprint(
+        count_parameters(checkpoint), shape_of(AutoConfig.from_pretrained(checkpoint, trust_remote_code=False))
+    )
     return stage.memory(config, model, Sizes(conversation_tokens=LENGTH, context_length=2048)) + peaks.LIBRARIES
 
 

@@ -60,7 +60,7 @@ def main(
     torch.set_num_threads(threads)
     path, results = model or _smollm2(), []
     for name in dtype:
-        network = AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, name)).eval()
+        network = AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, name), trust_remote_code=False).eval()
         for size, sampled, share in product(batch, (False, True), ending):
             work = Work(name, size, sampled, share, tokens)
             results.append(asdict(work) | measured(network, work, rounds))

@@ -59,6 +59,15 @@ def check_entropy_beside_logprobs(m: ModuleType) -> None:
         torch.testing.assert_close(entropy, torch.distributions.Categorical(logits=full).entropy())
 
 
+def check_logprobs_and_entropy(m: ModuleType) -> None:
+    logits = torch.randn(5, 7, generator=torch.Generator().manual_seed(0))
+    targets = torch.tensor([0, 3, 6, 2, 2])
+    expected = torch.distributions.Categorical(logits=logits / 0.7)
+    logprobs, entropy = m.logprobs_and_entropy(logits, targets, 0.7, True)
+    torch.testing.assert_close(logprobs, expected.log_prob(targets))
+    torch.testing.assert_close(entropy, expected.entropy())
+
+
 def check_micro_batches(m: ModuleType) -> None:
     lengths = [3, 9, 4, 4, 8, 1, 30]
     batches = m.length_batches(lengths, 18)

@@ -21,6 +21,8 @@ UNPACKS = ("extract", "extractall")  # methods of archives, whatever opened them
 LINKS = ("symlink_to", "hardlink_to", "os.symlink", "os.link", "os.mkfifo", "os.mknod")
 MAKES_LINKS = (
     "flows/operations/restore.py",  # after their targets were checked (`test_backups.py`)
+    "alignment/models/gguf_files.py",  # in a temporary directory, to a GGUF file that was checked
+    "benchmarks/memory.py",  # in a temporary directory, to a checkpoint of its own
     "alignment/data/data_sets.py",  # in a temporary directory, to files that were checked (`test_data_sets.py`)
 )
 AUTO = ("AutoModel", "AutoConfig", "AutoTokenizer")
