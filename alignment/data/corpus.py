@@ -24,13 +24,13 @@ from alignment.data.cleaning import clean
 from alignment.data.deduplication import KEPT, Status, band_names, count_states, mark_copies
 from alignment.data.filters import language_identifier, reason_to_leave_out, reasons, write_evaluation
 from alignment.data.near_copies import SHINGLE_WORDS, band_hashes, bands, gram_hashes, word_hashes
-from alignment.data.progress import Progress, progress
 from alignment.data.readers import local_files, stream_documents
 from alignment.data.rejected import RejectedFile
 from alignment.data.used_columns import SourceNotes, write_notes
 from alignment.errors import DataError
 from alignment.journal import Journal
 from alignment.parallel import ordered_map
+from alignment.progress import Progress, progress
 from alignment.records import Document, Rejected, as_line, write_lines
 
 BATCH_CHARACTERS = 4 << 20

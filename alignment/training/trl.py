@@ -79,7 +79,8 @@ class ProgressCallback(TrainerCallback):
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Start at the step from which the training resumes."""
-        self._progress = Progress(self._name, state.max_steps, state.global_step)
+        self._progress = Progress(self._name, state.max_steps)
+        self._progress.skip(state.global_step)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Show the step."""

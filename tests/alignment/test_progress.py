@@ -1,4 +1,4 @@
-"""Progress in the log: steps, rate and the time left, for our loops and for TRL's trainers."""
+"""Progress: what is done, at which rate, and what is left, in the log."""
 
 import logging
 
@@ -8,11 +8,39 @@ from alignment import progress
 from alignment.progress import Progress, steps
 
 
-def test_the_rate_and_the_time_left_are_of_the_steps_of_this_run() -> None:
-    resumed = Progress("sft", total=100, done=40)
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The time, which the test sets."""
+    now = [100.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    return now
+
+
+def test_the_log_has_rate_and_time_left(clock: list[float], caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO), progress.progress("corpus", 100e6, "B") as shown:
+        shown.skip(20e6)  # by an earlier run: not part of the rate
+        clock[0] += 10
+        shown.add(20e6)
+        assert not caplog.messages
+        assert shown.line() == "corpus: 40 of 100 MB, 2 MB/s, 30 seconds left"
+        clock[0] += 30
+        shown.add(20e6)
+    assert caplog.messages == ["corpus: 60 of 100 MB, 1 MB/s, 40 seconds left"]
+
+
+def test_without_a_known_size_there_is_a_rate_alone(clock: list[float]) -> None:
+    with progress.progress("shards", None, "documents") as shown:
+        clock[0] += 4
+        shown.add(10)
+        assert shown.line() == "shards: 10 documents, 2.5 documents/s"
+
+
+def test_the_rate_is_of_the_steps_of_this_run(clock: list[float]) -> None:
+    resumed = Progress("sft", total=100)
+    resumed.skip(40)
+    clock[0] += 20
     resumed.reach(50)
-    assert resumed.line(20.0) == "sft: step 50 of 100, 2 seconds a step, about 0:01:40 left"
-    assert resumed.line(2.0) == "sft: step 50 of 100, 5 steps a second, about 0:00:10 left"
+    assert resumed.line() == "sft: 50 of 100 steps, 0.5 steps/s, 2 minutes left"
     resumed.close()
 
 
@@ -20,7 +48,7 @@ def test_lines_come_at_intervals_from_the_first_process_alone(monkeypatch, caplo
     caplog.set_level(logging.INFO, logger="alignment.progress")
     monkeypatch.setattr(progress, "LOG_SECONDS", 0.0)
     assert list(steps("reward", 2, 5)) == [3, 4, 5]
-    assert [message.split(",")[0] for message in caplog.messages] == [f"reward: step {n} of 5" for n in (3, 4, 5)]
+    assert [message.split(",")[0] for message in caplog.messages] == [f"reward: {n} of 5 steps" for n in (3, 4, 5)]
     monkeypatch.setenv("RANK", "1")
     caplog.clear()
     assert list(steps("reward", 0, 2)) == [1, 2] and not caplog.messages
