@@ -1,5 +1,6 @@
 """A disk that fills up in any stage of a run: the last line names it, and freed, the same command ends well."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -37,14 +38,26 @@ def small_disk(directory: Path) -> Iterator[Path]:
         subprocess.run(["umount", "--lazy", str(directory)], check=True)
 
 
+def fill(disk: Path, descriptor: int, kilobytes: int) -> bool:
+    """Take all but so much of a disk for a file; False if less is free by then."""
+    free = os.statvfs(disk)
+    try:
+        os.posix_fallocate(descriptor, 0, max(1, free.f_bavail * free.f_bsize - kilobytes * 1024))
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        return free.f_bavail == 0
+    return True
+
+
 @contextmanager
 def filled(disk: Path, kilobytes: int) -> Iterator[None]:
     """Within, so much is left on the disk."""
     filler = disk / "filler"
     try:
-        free = os.statvfs(disk)
         with filler.open("wb") as file:
-            os.posix_fallocate(file.fileno(), 0, max(1, free.f_bavail * free.f_bsize - kilobytes * 1024))
+            while not fill(disk, file.fileno(), kilobytes):  # the process writes meanwhile
+                pass
         yield
     finally:
         filler.unlink(missing_ok=True)

@@ -13,6 +13,7 @@ import pytest
 import yaml
 from playwright.sync_api import Locator, Page, expect
 from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterId
 
 from flows.stack import credentials, entrance, processes
 from flows.stack.health import health_of
@@ -141,7 +142,8 @@ def test_a_run_from_the_form_and_the_links_between_the_pages(servers: Stack, pag
     api = f"{servers.urls['prefect']}/api"
     with SyncPrefectClient(api, auth_string=servers.site.prefect_auth) as client:
         deployment = client.read_deployment_by_name("rlhf/small").id
-        (started,) = client.read_flow_runs()
+        of_deployment = DeploymentFilter(id=DeploymentFilterId(any_=[deployment]))
+        (started,) = client.read_flow_runs(deployment_filter=of_deployment)
         run_page = f"{servers.urls['prefect']}/runs/flow-run/{started.id}"
         refused_run = client.create_flow_run_from_deployment(deployment, parameters=impossible)
         for _ in range(2):  # the pool has one slot

@@ -218,10 +218,11 @@ def test_up_mends_a_database_that_was_killed(production: Site, home: Path, linea
 def test_a_backup_restored_into_an_empty_place_has_the_lineage_intact(
     production: Site, home: Path, lineage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    tables = [("label-studio", "task_completion"), ("mlflow", "metrics"), ("prefect", "flow_run")]
+    before = [rows(production, *table) for table in tables]
     made = backup.backup(tmp_path / "kept", home)
+    after = [rows(production, *table) for table in tables]  # Prefect schedules runs meanwhile
     assert {"databases/mlflow.dump", "home/annotations.db", "home/credentials.json"} <= made.files.keys()
-    counted = {("label-studio", "task_completion"): 0, ("mlflow", "metrics"): 0, ("prefect", "flow_run"): 0}
-    before = {place: rows(production, *place) for place in counted}
     for name in PARTS:
         monkeypatch.setenv(services.port_variable(name), str(free_port()))
     new = home.with_name(home.name + "-restored")
@@ -231,7 +232,9 @@ def test_a_backup_restored_into_an_empty_place_has_the_lineage_intact(
             restore.restore(tmp_path / "kept", new, key=home / "backup.key")
         remembered, known = state.read(new), credentials.ensure(new)
         site = stack._up(new, remembered, known, [("postgres",), ("mlflow",)]).site
-        assert {place: rows(site, *place) for place in counted} == before
+        restored = [rows(site, *table) for table in tables]
+        assert all(low <= count <= high for low, count, high in zip(before, restored, after, strict=True)), restored
+        assert restored[:2] == before[:2]
         found = rlhf(new, "lineage", "policy@candidate", "--json")
         assert found.stdout == lineage, found.stderr
     finally:
