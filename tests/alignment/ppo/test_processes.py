@@ -24,7 +24,7 @@ from tests.alignment.ppo import world
 from tests.alignment.rollout.stand_in import StandIn
 from tests.rounding import norms_in_double_precision
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 ROOT = Path(__file__).parents[3]
 LAUNCH_FILES = ROOT / "deploy" / "accelerate"

@@ -23,7 +23,7 @@ from flows.recipe.schema import load_recipe
 from tests.alignment.tiny_world import comparison, write
 from tests.conftest import TINY
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 aten = torch.ops.aten
 PRODUCTS = {aten.mm.default, aten.addmm.default, aten.bmm.default}

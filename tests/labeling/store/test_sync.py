@@ -61,7 +61,7 @@ def people(owner: LabelStudio) -> list[Account]:
 @pytest.fixture(scope="module")
 def database(owner: LabelStudio, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The server's own database, for faults that its API cannot make."""
-    (found,) = tmp_path_factory.getbasetemp().glob("label-studio[0-9]*/label_studio.sqlite3")
+    (found,) = tmp_path_factory.getbasetemp().glob("label-studio[0-9]*/data/label_studio.sqlite3")
     return found
 
 
