@@ -1,6 +1,6 @@
 """Method `ppo`: PPO from the fine-tuned policy, with the reward model and the prompts, by `alignment.ppo`."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
@@ -96,9 +96,9 @@ def ppo(
     put_aside(out, encoded)
     prompt_ids = [tokens for _, tokens in encoded.rows]
     load = partial(load_reward, language_model=policy, dtype=frozen, shared=lora)
-    rewards = None if align.ptx_min_reward is None or not config.ptx_coef else load_rewards(reward, load)
     text = None
     if config.ptx_coef:
+        rewards = partial(load_rewards, reward, load)
         text = pretraining_text(corpus, out, chat, row_length(policy), context, rewards, align.ptx_min_reward)
     result = train_ppo(
         policy,
@@ -132,17 +132,19 @@ def pretraining_text(
     chat: "ChatFormat",
     row_tokens: int,
     context: float,
-    rewards: "PreTrainedModel | Ensemble | None",
+    load_rewards: "Callable[[], PreTrainedModel | Ensemble]",
     minimum: float | None,
 ) -> "PackedText":
-    """The training documents as rows of token ids, without conversations whose rewards are below `minimum`."""
+    """The training documents as rows of token ids, without conversations whose rewards are below `minimum`.
+
+    The reward model is held while it scores, and no longer."""
     from alignment.distributed.collectives import on_main
     from alignment.training.pretrain import packed
     from alignment.training.tokens import remove_leftovers
 
     documents = encoded_corpus(corpus, chat)
-    if rewards is not None and minimum is not None:
-        documents = without_low_rewards(documents, chat, context, rewards, minimum)
+    if minimum is not None:
+        documents = without_low_rewards(documents, chat, context, load_rewards(), minimum)
     on_main(remove_leftovers, out)
     return packed(documents, row_tokens, corpus / "train.jsonl", out)
 

@@ -50,8 +50,6 @@ def test_the_lock_has_every_dependency_of_the_package_and_what_was_tested() -> N
     locked = entries(ROOT / "requirements.lock") | entries(ROOT / "requirements-torch.lock")
     for line in requires("rlhf-flows") or []:
         requirement = Requirement(line)
-        if requirement.marker is not None and 'extra == "gpu"' in str(requirement.marker):
-            continue  # packages for a GPU are not locked
         versions = locked[canonicalize_name(requirement.name)]
         assert any(one in requirement.specifier for one in versions), f"{line} does not admit {versions}"
     for name in ("prefect", "mlflow", "transformers", "trl", "torch", "label-studio-sdk", "pydantic"):
