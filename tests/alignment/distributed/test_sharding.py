@@ -1,4 +1,4 @@
-"""Pretraining, SFT and reward model in two processes with sharded models, forked from this one: what one process makes.
+"""Pretraining, SFT and reward model in two processes with sharded models: what one process makes.
 
 `tests/flows/pipeline/test_accelerate.py` does it as the pipeline does, with PPO, and takes minutes.
 """
@@ -34,6 +34,7 @@ from alignment.training.sft import finetune
 from alignment.worker import ReadOnlyJournal
 from tests.alignment.tiny_world import LINES, comparison, demonstration, encoded, make_base, write
 
+SPAWN = multiprocessing.get_context("spawn")  # a fork would inherit the threads of whatever ran before
 TOLERANCE = 2e-5
 Work = Callable[[Path, Path], None]
 
@@ -122,12 +123,11 @@ def in_two_processes(base: Path, out: Path, names: list[str]) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    fork = multiprocessing.get_context("fork")  # the libraries are there already
-    children = [fork.Process(target=process, args=(rank, port, base, out, names)) for rank in (0, 1)]
+    children = [SPAWN.Process(target=process, args=(rank, port, base, out, names)) for rank in (0, 1)]
     for child in children:
         child.start()
     for child in children:
-        child.join(120)
+        child.join(300)
     assert [child.exitcode for child in children] == [0, 0]
 
 
@@ -135,8 +135,6 @@ def in_two_processes(base: Path, out: Path, names: list[str]) -> None:
 def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """What one process makes, and what two make."""
     base, one, two = (tmp_path_factory.mktemp(name) for name in ("base", "one", "two"))
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # a fork has no threads of its parent
     make_base(base)
     answers = [demonstration(f"What is {line[:3]}?", line) for line in LINES]
     write(base / "demonstrations" / "demonstrations.jsonl", answers)
@@ -145,7 +143,6 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     with pytest.raises(Killed):
         pretrained(base, two / "resumed", KilledInStep3(two / "resumed"))  # two processes go on
     in_two_processes(base, two, list(WORKS))
-    torch.set_num_threads(threads)
     return one, two
 
 
