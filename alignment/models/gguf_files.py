@@ -12,7 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from alignment.bounded import open_regular
 from alignment.errors import CheckpointError
@@ -55,6 +62,14 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
             directory, gguf_file=Path(path).name, **NEVER_CODE
         )
     return tokenizer
+
+
+def load_config(path: Path) -> PretrainedConfig:
+    """The architecture and the sizes of the model in a GGUF file, without its weights."""
+    check_file(path)
+    with _alone(path) as directory:
+        config: PretrainedConfig = AutoConfig.from_pretrained(directory, gguf_file=path.name, **NEVER_CODE)
+    return config
 
 
 def count_parameters(path: Path) -> int:

@@ -16,6 +16,7 @@ from alignment.paths import is_file
 from alignment.stage import Sizes, Step
 from flows.recipe.schema import TOWN_SCHEME, Recipe
 
+GGUF = ".gguf"
 BYTES_PER_TOKEN = 3.5  # byte-level BPE of about a thousand tokens on English
 TOWN_DOCUMENT_BYTES = 110
 LONGEST_ROW = 2048  # of packed text, as in alignment.models.architecture
@@ -67,9 +68,19 @@ def parameters(recipe: Recipe) -> int | None:
     )
 
 
+def checkpoint_shape(path: Path) -> Shape:
+    """The sizes of the decoder in a directory or a GGUF file."""
+    if path.suffix.lower() == GGUF:
+        from alignment.models import gguf_files  # with torch, which is slow to import
+
+        return shape_of(gguf_files.load_config(path))
+    config = read_config(path / "config.json")
+    return shape_of(SimpleNamespace(**(config.get("text_config") or config)))
+
+
 def checkpoint_parameters(path: Path) -> int | None:
     """Number of parameters of a checkpoint in a directory or a GGUF file, from the headers of its weights."""
-    if path.suffix.lower() == ".gguf" and path.is_file():
+    if path.suffix.lower() == GGUF and path.is_file():
         from alignment.models import gguf_files  # with torch, which is slow to import
 
         return gguf_files.count_parameters(path)
@@ -82,8 +93,7 @@ def footprint(recipe: Recipe) -> Footprint | None:
     if count is None:
         return None
     if recipe.pretrain.checkpoint is not None:
-        config = read_config(Path(recipe.pretrain.checkpoint) / "config.json")
-        return Footprint(count, shape_of(SimpleNamespace(**(config.get("text_config") or config))))
+        return Footprint(count, checkpoint_shape(Path(recipe.pretrain.checkpoint)))
     model = recipe.pretrain.model
     vocabulary = recipe.tokenizer.vocab_size
     return Footprint(

@@ -9,11 +9,13 @@ import torch
 from tokenizers import pre_tokenizers
 
 from alignment.errors import CheckpointError
+from alignment.footprint.model import Shape
 from alignment.models.gguf_files import count_parameters
 from alignment.models.importing import import_checkpoint
 from alignment.models.logprobs import right_pad
 from alignment.models.scalar import check_config, load_causal_model, save_model
 from alignment.models.tokenizer import load_tokenizer
+from flows.pipeline.cost import checkpoint_shape
 
 HIDDEN, LAYERS, HEADS, FFN, CONTEXT = 16, 2, 2, 24, 64
 TOKENS = [*sorted(pre_tokenizers.ByteLevel.alphabet()), "th", "<|endoftext|>", "<|im_start|>", "<|im_end|>"]
@@ -109,3 +111,7 @@ def test_a_file_that_is_none_and_a_missing_one_are_refused(tmp_path: Path) -> No
         check_config(tmp_path / "model.safetensors")
     with pytest.raises(CheckpointError, match=r"missing\.gguf cannot be read"):
         check_config(tmp_path / "missing.gguf")
+
+
+def test_a_plan_reads_the_sizes_of_a_file_from_its_header(file: Path) -> None:
+    assert checkpoint_shape(file) == Shape(LAYERS, HIDDEN, FFN, HIDDEN, len(TOKENS))

@@ -25,6 +25,13 @@ def test_a_file_gives_a_recipe_named_after_it(file: Path) -> None:
     assert recipe == Recipe(name="mine", description="a town", town={}, labeling={})  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("name", recipes.recipes())
+def test_shipped_recipes_are_valid_and_have_a_description(name: str) -> None:
+    recipe = load_recipe(name)
+    assert recipe.name == name
+    assert recipe.description
+
+
 def test_overrides_are_yaml_and_open_sections(file: Path) -> None:
     told = ["ppo.kl_coef=0.25", "labeling.rankings.prompts=7", "ppo.score_clip=null"]
     recipe = load_recipe(str(file), [*told, "sft.learning_rate=1e-4", "corpus.sources=[{path: a.txt}]"])
