@@ -268,7 +268,7 @@ FLOW = """
 import sys, time
 from pathlib import Path
 from prefect import flow, task
-from flows.failures import told_in_words
+from flows.failures import friendly_errors
 
 @task
 def first():
@@ -285,7 +285,7 @@ def away():
     first()
     second()
 
-with told_in_words():
+with friendly_errors():
     away()
 """
 
