@@ -13,6 +13,7 @@ from typing import Any
 from labeling.set_aside import SET_ASIDE
 
 Account = int | str
+CREW = "@crew.rlhf.local"  # end of the addresses of simulated annotators
 AUTHOR = "author"  # key of an annotation whose author was found in its history
 
 
@@ -111,6 +112,8 @@ def _unknown(raw: Mapping[str, Any]) -> str:
     """The reason to set aside an annotation of an account that nobody named."""
     person = author(raw)
     name = str(raw.get("created_username") or "").rpartition(",")[0].strip() if owner(raw) == person else ""
+    if CREW in name:
+        return f"account {person} ({name}) is a simulated annotator, and people are asked here"
     return (
         f"account {person}{f' ({name})' if name else ''} is no annotator of this home: name its address in "
         "labeling.people and run `rlhf label open` to count its judgements"

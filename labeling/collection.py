@@ -7,9 +7,9 @@ from pathlib import Path
 
 from pydantic import Field
 
-from alignment.records import Record, Rejected, write_records
+from alignment.records import Record, Rejected, stable_id, write_records
 from labeling.authors import Account
-from labeling.config import CrewConfig, Kind, LabelingConfig, QualityOptions
+from labeling.config import Annotators, CrewConfig, Kind, LabelingConfig, QualityOptions
 from labeling.errors import ServerFault, UnexpectedAnswer, UnreadableAnswer
 from labeling.judgements.judgement import Judged
 from labeling.judgements.parse import parse
@@ -31,7 +31,7 @@ from labeling.store.store import Store
 from labeling.store.sync import Synced, sync_project
 from labeling.tasks.gold import Answers
 from labeling.tasks.plan import Planned
-from labeling.tasks.projects import Project, open_project
+from labeling.tasks.projects import Origin, Project, open_project, screen_hash
 from labeling.tasks.tasks import Task
 from labeling.tasks.upload import push
 
@@ -40,7 +40,6 @@ PAUSE_SECONDS = 5.0
 COLLECTION_FILE = "collection.json"
 REJECTED_FILE = "rejected.jsonl"
 ADJUDICATION = "adjudication"  # directory of the second collection
-FINAL = "final"  # suffix of its project titles, whose length is limited
 
 
 class Batch(Record):
@@ -55,12 +54,18 @@ class Batch(Record):
         """Number of judgements required: tasks × overlap."""
         return len(self.tasks) * self.project.overlap
 
+    def holds(self, tasks: Sequence[Task], overlap: int, screen: str) -> bool:
+        """Whether these are the batch's tasks, on the same screen and for as many annotators."""
+        same = (self.project.overlap, self.project.screen_hash) == (overlap, screen)
+        return same and self.task_ids.keys() == {task.uid for task in tasks}
+
 
 class Collection(Record):
     """All tasks of a collection. `rejected` are response sets that no task could be built from, and tasks that the
-    server does not take; `answers` are the known answers of gold tasks."""
+    server does not take; `answers` are the known answers of gold tasks, `people` the addresses of invited people."""
 
     batches: tuple[Batch, ...]
+    people: tuple[str, ...] = ()
     rejected: tuple[Rejected, ...] = ()
     answers: Answers = Field(default_factory=dict)
 
@@ -109,53 +114,105 @@ class CrewReport(Record):
     annotators: dict[str, str]
 
 
-def open_planned(client: LabelStudio, config: LabelingConfig, planned: Planned, out: Path) -> Collection:
+def open_planned(
+    client: LabelStudio,
+    config: LabelingConfig,
+    planned: Planned,
+    out: Path,
+    recipe: str = "",
+    seed: int = 0,
+    earlier: Sequence[Batch] = (),
+) -> Collection:
     """Store the planned tasks on the server, each kind in a project of its own, and write `out/collection.json` and
     `out/rejected.jsonl`.
 
-    Idempotent: existing projects and tasks are reused.
+    `recipe` and `seed` name the projects. `earlier` are batches of versions without collections: those with the same
+    tasks go on in their projects. Idempotent: existing projects and tasks are reused.
     """
-    opened = [
-        _open_batch(client, kind, config.title, config.overlaps[kind], tasks, any(task.cut_off for task in tasks))
-        for kind, tasks in planned.tasks.items()
-        if tasks
-    ]
-    return _write_collection(opened, planned.rejected, planned.answers, out)
+    opened = []
+    for kind, tasks in planned.tasks.items():
+        if tasks:
+            origin = collection_origin(config, kind, tasks, recipe, seed)
+            opened.append(_open_batch(client, kind, config.title, config.overlaps[kind], tasks, origin, earlier))
+    return _write_collection(opened, planned.rejected, planned.answers, out, config.people)
+
+
+def collection_origin(config: LabelingConfig, kind: Kind, tasks: Sequence[Task], recipe: str, seed: int) -> Origin:
+    """What the collection of one kind of task is opened for.
+
+    Tasks to judge are one collection as a whole. Answers are written as they come, so that more prompts extend the
+    collection of a recipe and seed. A simulated crew with other options is another crew.
+    """
+    annotators: Annotators = "people" if kind == "demonstration" else config.annotators
+    if kind == "demonstration":
+        content = stable_id("writing", recipe, seed, config.demonstrations.draft)
+    else:
+        crew = config.crew.model_dump_json(exclude={"threads"}) if annotators == "simulated" else ""
+        content = stable_id("tasks", crew, *sorted(task.uid for task in tasks))
+    return Origin(recipe=recipe, seed=seed, annotators=annotators, content=content)
 
 
 def open_adjudication(
-    client: LabelStudio, title: str, collection: Collection, disputed: Sequence[Dispute], out: Path
+    client: LabelStudio,
+    title: str,
+    collection: Collection,
+    disputed: Sequence[Dispute],
+    out: Path,
+    earlier: Sequence[Batch] = (),
 ) -> Collection:
-    """Open a second project with the disputed tasks, for a senior annotator. Idempotent like `open_planned`."""
+    """Open a second project with the disputed tasks, for a senior annotator. Idempotent like `open_planned`.
+
+    It belongs to the first project, whatever its tasks are: disputes may come and go while it is judged.
+    """
     tasks = collection.tasks
     kinds: dict[Kind, list[Task]] = {}
     for dispute in disputed:
         kinds.setdefault(dispute.kind, []).append(tasks[dispute.task_uid])
-    cut_off = {kind: any(task.cut_off for task in tasks.values() if task.kind == kind) for kind in kinds}
-    opened = [
-        _open_batch(client, kind, f"{title} {FINAL}", 1, of_kind, cut_off[kind]) for kind, of_kind in kinds.items()
-    ]
+    first = {batch.project.kind: batch.project for batch in collection.batches}
+    opened = []
+    for kind, of_kind in kinds.items():
+        cut_off = any(task.cut_off for task in tasks.values() if task.kind == kind)
+        named = first[kind].origin or Origin()
+        origin = Origin(recipe=named.recipe, seed=named.seed, content=first[kind].key, final=True)
+        opened.append(_open_batch(client, kind, title, 1, of_kind, origin, earlier, cut_off=cut_off))
     return _write_collection(opened, (), {}, out)
 
 
 def _open_batch(
-    client: LabelStudio, kind: Kind, title: str, overlap: int, tasks: Sequence[Task], cut_off: bool
+    client: LabelStudio,
+    kind: Kind,
+    title: str,
+    overlap: int,
+    tasks: Sequence[Task],
+    origin: Origin,
+    earlier: Sequence[Batch] = (),
+    *,
+    cut_off: bool | None = None,
 ) -> tuple[Batch, tuple[Rejected, ...]]:
     """The batch, and the tasks that the server does not take."""
-    project = open_project(client, kind, title, overlap, cut_off=cut_off)
+    cut_off = any(task.cut_off for task in tasks) if cut_off is None else cut_off
+    continued = {
+        batch.project.id for batch in earlier if batch.holds(tasks, overlap, screen_hash(kind, cut_off=cut_off))
+    }
+    project = open_project(client, kind, title, overlap, cut_off=cut_off, origin=origin, continued=continued)
     pushed = push(client, project, tasks)
     there = tuple(task for task in tasks if task.uid in pushed.ids)
     return Batch(project=project, tasks=there, task_ids=pushed.ids), pushed.rejected
 
 
 def _write_collection(
-    opened: Sequence[tuple[Batch, tuple[Rejected, ...]]], rejected: Sequence[Rejected], answers: Answers, out: Path
+    opened: Sequence[tuple[Batch, tuple[Rejected, ...]]],
+    rejected: Sequence[Rejected],
+    answers: Answers,
+    out: Path,
+    people: tuple[str, ...] = (),
 ) -> Collection:
     """The collection of the opened batches; written to `out`, as are the rows that no task was created for."""
     collection = Collection(
         batches=tuple(batch for batch, _ in opened),
         rejected=(*rejected, *(row for _, refused in opened for row in refused)),
         answers=answers,
+        people=people,
     )
     out.mkdir(parents=True, exist_ok=True)
     write_records(out / REJECTED_FILE, collection.rejected)

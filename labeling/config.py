@@ -7,6 +7,8 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Kind = Literal["ranking", "pairwise", "demonstration"]
+Annotators = Literal["simulated", "people"]
+DEFAULT_TITLE = "rlhf"
 EMAIL = re.compile(r"[^@\s<>\"]+@[^@\s<>\"]+\.[^@\s<>\"]+")
 
 
@@ -191,14 +193,17 @@ class LabelingConfig(Options):
     latest `deadline_hours` after the collection was opened, including restarts.
     """
 
-    annotators: Literal["simulated", "people"] = Field(
+    annotators: Annotators = Field(
         default="simulated", description="people, or annotators simulated from the town's facts"
     )
     url: str | None = Field(
         default=None, description="URL of Label Studio; null: LABEL_STUDIO_URL, else the local stack's"
     )
     title: str = Field(
-        default="rlhf", min_length=3, max_length=24, description="prefix of the project titles in Label Studio"
+        default=DEFAULT_TITLE,
+        min_length=3,
+        max_length=24,
+        description="first word of the collections' names in Label Studio; unless set, the recipe's name",
     )
     rankings: RankingTasks = RankingTasks()
     pairwise: PairwiseTasks = PairwiseTasks()

@@ -1,12 +1,9 @@
-"""Identifiers that mark our projects and tasks on a server: titles, label config hashes, task uids."""
+"""Identifiers that mark our projects and tasks on a server: collection keys, label config hashes, task uids."""
 
 import hashlib
 import re
 from collections.abc import Mapping
-from typing import Any, get_args
-
-from alignment.records import Record
-from labeling.config import Kind
+from typing import Any
 
 SIGNATURE = "Made by rlhf-flows"
 HASH_CHARACTERS = 8
@@ -18,21 +15,13 @@ SETTINGS: dict[str, object] = {  # of a project, besides its title, label config
     "enable_empty_annotation": True,
     "show_skip_button": True,
 }
-TITLE = re.compile(rf"(?P<name>.*) (?P<kind>{'|'.join(get_args(Kind))}) \[(?P<screen_hash>[0-9a-f]{{8}})\]")
+COLLECTION = re.compile(r"\((?P<key>collection_[0-9a-f]{12})\)")
 
 
-class Title(Record):
-    """The parts of a project title; `screen_hash` is the hash of the label config that the project was created with."""
-
-    name: str
-    kind: Kind
-    screen_hash: str
-
-
-def title_of(title: str) -> Title | None:
-    """The parts of a project's title; None if it does not have our format."""
-    match = TITLE.fullmatch(title)
-    return None if match is None else Title.model_validate(match.groupdict())
+def collection_of(raw: Mapping[str, Any]) -> str:
+    """The key of the collection that a project on the server belongs to, from its description; "" without one."""
+    match = COLLECTION.search(str(raw.get("description") or ""))
+    return "" if match is None else match["key"]
 
 
 def config_hash(config: str) -> str:

@@ -11,6 +11,8 @@ from alignment.artifacts import PRIVATE, write_text
 from alignment.errors import ArtifactError
 from alignment.records import Record
 from flows.home import home_directory
+from labeling.authors import CREW
+from labeling.config import Annotators
 from labeling.errors import BadCredentials
 from labeling.locks import exclusive_lock
 from labeling.server.client import LabelStudio
@@ -31,18 +33,22 @@ class Account(Record):
 class Accounts(Record):
     """All accounts that this home created, by the server's address and the e-mail address.
 
-    `known` are the ids of other accounts whose judgements count, by the server's address: of people who were named and
-    had signed up themselves, of simulated annotators, and of the owner.
+    `known` are the ids of other people whose judgements count, by the server's address: of those who were named and had
+    signed up themselves, and of the owner. `crew` are those of simulated annotators.
     """
 
     model_config = ConfigDict(hide_input_in_errors=True)
 
     servers: dict[str, dict[str, Account]] = Field(default_factory=dict)
     known: dict[str, tuple[int, ...]] = Field(default_factory=dict)
+    crew: dict[str, tuple[int, ...]] = Field(default_factory=dict)
 
-    def ids(self, url: str) -> frozenset[int]:
-        """The accounts of a server whose judgements count."""
-        return frozenset({*self.known.get(url, ()), *(account.id for account in self.servers.get(url, {}).values())})
+    def ids(self, url: str, annotators: Annotators = "people") -> frozenset[int]:
+        """The accounts of a server whose judgements count in a collection of these annotators."""
+        if annotators == "simulated":
+            return frozenset(self.crew.get(url, ()))
+        people = {*self.known.get(url, ()), *(account.id for account in self.servers.get(url, {}).values())}
+        return frozenset(people - {*self.crew.get(url, ())})
 
 
 def states(owner: LabelStudio, emails: Iterable[str]) -> dict[str, State]:
@@ -91,33 +97,47 @@ def ensure_people(owner: LabelStudio, emails: Iterable[str]) -> dict[str, State]
     return before
 
 
-def remember(owner: LabelStudio, ids: Iterable[int] = ()) -> frozenset[int]:
-    """Let the judgements of these accounts count, and those of the owner; returns all whose judgements count.
+def remember(owner: LabelStudio, ids: Iterable[int] = (), annotators: Annotators = "people") -> frozenset[int]:
+    """Let the judgements of these accounts count, and those of the owner; returns all that count with `annotators`.
 
     The guard of the server is told each time: without it only accounts that were named before could judge.
     """
     with exclusive_lock(f"accounts {home_directory()}"):
-        _remember(owner, ids)
-    return known_accounts(owner)
+        _remember(owner, ids, annotators)
+    return known_accounts(owner, annotators)
 
 
-def _remember(owner: LabelStudio, ids: Iterable[int]) -> None:
+def _remember(owner: LabelStudio, ids: Iterable[int], annotators: Annotators = "people") -> None:
     accounts = _read()
-    known = {*accounts.known.get(owner.url, ()), *ids, int(owner.whoami()["id"])}
-    if known != {*accounts.known.get(owner.url, ())}:
-        _write(accounts.model_copy(update={"known": accounts.known | {owner.url: tuple(sorted(known))}}))
-    let_annotate(owner, {*known, *accounts.ids(owner.url)})
+    people, crew = {*accounts.known.get(owner.url, ())}, {*accounts.crew.get(owner.url, ())}
+    if owner.url not in accounts.crew:  # a file of an earlier version has them among the people
+        crew = {number for email, number in members(owner).items() if email.endswith(CREW) and number in people}
+    if annotators == "simulated":
+        crew |= {*ids}
+    people = ({*people, int(owner.whoami()["id"])} | ({*ids} if annotators == "people" else set())) - crew
+    known = accounts.known | {owner.url: tuple(sorted(people))}
+    changed = accounts.model_copy(update={"known": known, "crew": accounts.crew | {owner.url: tuple(sorted(crew))}})
+    if changed != accounts:
+        _write(changed)
+    let_annotate(owner, {*changed.ids(owner.url), *changed.ids(owner.url, "simulated")})
 
 
-def known_accounts(owner: LabelStudio) -> frozenset[int]:
-    """The accounts whose judgements count: the owner, people whom `labeling.people` named, simulated annotators."""
-    return _read().ids(owner.url) | {int(owner.whoami()["id"])}
+def known_accounts(owner: LabelStudio, annotators: Annotators = "people") -> frozenset[int]:
+    """The accounts whose judgements count: simulated annotators, or the owner and people named in `labeling.people`."""
+    ids = _read().ids(owner.url, annotators)
+    return ids | {int(owner.whoami()["id"])} if annotators == "people" else ids
 
 
-def accounts_by_server() -> dict[str, frozenset[int]]:
+def accounts_by_server(annotators: Annotators = "people") -> dict[str, frozenset[int]]:
     """The accounts whose judgements count, by the server's address; a server without any is not among them."""
     accounts = _read()
-    return {url: accounts.ids(url) for url in {*accounts.known, *accounts.servers}}
+    return {url: accounts.ids(url, annotators) for url in {*accounts.known, *accounts.servers, *accounts.crew}}
+
+
+def addresses_by_server() -> dict[str, dict[int, str]]:
+    """The e-mail addresses of the accounts that this home created for people, by id, by the server's address."""
+    servers = _read().servers
+    return {url: {account.id: email for email, account in known.items()} for url, known in servers.items()}
 
 
 def _write(accounts: Accounts) -> None:

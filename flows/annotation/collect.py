@@ -1,6 +1,7 @@
 """Stage `labeling`: people or simulated annotators judge responses in Label Studio."""
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from functools import cache
@@ -13,10 +14,12 @@ from alignment.journal import Journal
 from alignment.records import Comparison, Rejected, ResponseSet, read_records, stable_id, write_records
 from alignment.town import Judge
 from flows.annotation.accounts import known_accounts, remember
+from flows.annotation.collections import already_judged
 from flows.annotation.label_studio import annotation_store, client
+from flows.annotation.planned import earlier_batches
 from flows.annotation.publish import publish_status
 from flows.annotation.select import Material, read_material, within_budget
-from flows.annotation.wait import wait_for_people
+from flows.annotation.wait import sync_annotations, wait_for_people
 from flows.stack.outages import through_outages
 from flows.tracking.links import link_projects
 from labeling.collection import (
@@ -37,14 +40,22 @@ from labeling.tasks.balance import balance
 from labeling.tasks.plan import Planned, plan_tasks
 from labeling.tasks.projects import label_config, screen_hash
 
+log = logging.getLogger(__name__)
 SCREENS = "screens"
 CLEAR = 0.5  # of a gold score from 0 to 1
 
 
 def collect(
-    config: LabelingConfig, out: Path, journal: Journal, *, responses: Path | None, town: Path | None
+    config: LabelingConfig,
+    out: Path,
+    journal: Journal,
+    *,
+    responses: Path | None,
+    town: Path | None,
+    recipe: str = "",
+    seed: int = 0,
 ) -> Mapping[str, float]:
-    """Open the projects, wait until enough is judged, and write the results.
+    """Open the projects, wait until enough is judged, and write the results. `recipe` and `seed` name the projects.
 
     Every annotation is stored locally, and the output is derived from the store. After a kill, existing projects and
     judgements are reused, and only the missing ones are collected. Raises WaitingForPeople to suspend the run.
@@ -54,16 +65,20 @@ def collect(
         config, _ = within_budget(config, material, store, responses)
         known, unread = known_answers(config, material.sets, town)
         planned = plan_tasks(config, material.sets, known, material.pairs)
-        collection = through_outages(label_studio, lambda: open_planned(label_studio, config, planned, out))
-        write_balance(planned, material, out)
         through_outages(label_studio, lambda: remember(label_studio))
+        earlier = earlier_batches(store, config.annotators)
+        collection = through_outages(
+            label_studio, lambda: open_planned(label_studio, config, planned, out, recipe, seed, earlier)
+        )
+        write_balance(planned, material, out)
         link_projects(collection.urls)
+        through_outages(label_studio, lambda: say_what_is_there(label_studio, collection, store))
         if config.annotators == "simulated":
             assert town is not None, "the recipe rejects simulated annotators without a town"
             crew = through_outages(
                 label_studio, lambda: run_simulated_annotators(label_studio, collection, config, material.sets, town)
             )
-            remember(label_studio, map(int, crew.annotators))
+            remember(label_studio, map(int, crew.annotators), "simulated")
         else:
             wait_for_people(label_studio, collection, config, store, out)
         pulled = through_outages(label_studio, lambda: pull(label_studio, collection, store, config))
@@ -71,7 +86,9 @@ def collect(
             disputes = pulled.disputes
             second = through_outages(
                 label_studio,
-                lambda: open_adjudication(label_studio, config.title, collection, disputes, out / ADJUDICATION),
+                lambda: open_adjudication(
+                    label_studio, config.title, collection, disputes, out / ADJUDICATION, earlier
+                ),
             )
             alone = config.model_copy(
                 update={"minimum_agreement": None}
@@ -82,6 +99,13 @@ def collect(
             publish_status(collection, store, config.quality, out)
     figures = write_output(pulled, collection, out, journal, [*material.rejected, *unread])
     return {**figures, "collapsed_responses": float(planned.collapsed)}
+
+
+def say_what_is_there(label_studio: LabelStudio, collection: Collection, store: Store) -> None:
+    """Say what is judged already and by whom, here and in other collections of the recipe."""
+    sync_annotations(label_studio, collection, store)
+    for line in already_judged(store, collection):
+        log.info("%s", line)
 
 
 def known_answers(
@@ -145,8 +169,9 @@ def pull(
     config: LabelingConfig,
     senior: Collection | None = None,
 ) -> Pulled:
-    """All judgements so far of the accounts that this home knows."""
-    return pull_collection(label_studio, collection, store, config.quality, senior, known_accounts(label_studio))
+    """All judgements so far of the annotators that the collection asks."""
+    known = known_accounts(label_studio, config.annotators)
+    return pull_collection(label_studio, collection, store, config.quality, senior, known)
 
 
 def write_balance(planned: Planned, material: Material, out: Path) -> None:

@@ -6,15 +6,26 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from alignment.errors import ArtifactError
-from alignment.records import Prompt, Rejected, read_records
+from alignment.records import Prompt, Rejected, read_records, stable_id
 from flows.annotation.accounts import State, accounts_file, ensure_people
 from flows.annotation.collect import known_answers
+from flows.annotation.collections import already_judged
 from flows.annotation.label_studio import annotation_store
+from flows.annotation.planned import earlier_batches
 from flows.annotation.select import COLLECTIONS, Budget, Material, needed_stages, read_material, within_budget
 from flows.home import home_directory
 from flows.recipe.schema import Recipe
 from flows.tracking.runner import find
-from labeling.collection import REJECTED_FILE, open_planned
+from labeling.collection import (
+    COLLECTION_FILE,
+    REJECTED_FILE,
+    Batch,
+    Collection,
+    collection_origin,
+    open_planned,
+    read_collection,
+    sync_collection,
+)
 from labeling.config import Kind, LabelingConfig
 from labeling.reports.effort import Pace, hours
 from labeling.server.client import LabelStudio
@@ -22,20 +33,39 @@ from labeling.server.users import invite_link
 from labeling.server.webhooks import ensure_webhook, has_webhook
 from labeling.tasks.balance import Balance, balance
 from labeling.tasks.plan import Planned, plan_tasks, plan_writing
-from labeling.tasks.projects import full_title, project_versions
+from labeling.tasks.projects import Opening, differences, find_project
 from labeling.tasks.tasks import Task
 from labeling.tasks.upload import task_ids
 
 
 @dataclass(frozen=True)
 class Planning:
-    """The tasks to open, with their material and budget."""
+    """The tasks to open, with their material and budget, for a recipe and its seed.
 
+    `earlier` are batches in projects of an earlier version, in which people go on.
+    """
+
+    recipe: str
+    seed: int
     config: LabelingConfig
     planned: Planned
     material: Material
     budget: Budget
     unread: Sequence[Rejected]
+    earlier: Sequence[Batch] = ()
+
+    def opening(self, kind: Kind) -> Opening:
+        """All that determines the collection of a kind of task."""
+        config, tasks = self.config, self.planned.tasks[kind]
+        origin = collection_origin(config, kind, tasks, self.recipe, self.seed)
+        cut_off = any(task.cut_off for task in tasks)
+        return Opening(kind=kind, title=config.title, overlap=config.overlaps[kind], cut_off=cut_off, origin=origin)
+
+    @property
+    def directory(self) -> Path:
+        """Where the home keeps what was opened for these collections, named by their keys."""
+        kinds = [kind for kind, tasks in self.planned.tasks.items() if tasks]
+        return home_directory() / COLLECTIONS / stable_id("opened", *(self.opening(kind).key for kind in kinds))
 
     @property
     def hours(self) -> dict[Kind, float]:
@@ -46,7 +76,10 @@ class Planning:
 
 @dataclass(frozen=True)
 class ProjectState:
-    """The project of a kind of task on the server: its current state, and what opening would change."""
+    """The project of a collection on the server: its current state, and what opening would change.
+
+    `others` are sentences on other collections of the recipe and kind.
+    """
 
     kind: Kind
     title: str
@@ -54,7 +87,7 @@ class ProjectState:
     there: int
     new: int
     overlap_from: int | None
-    older: Mapping[str, int]
+    others: Sequence[str]
     webhook: bool
 
     @property
@@ -76,6 +109,7 @@ def planning(recipe: Recipe, keys: Mapping[str, str], command: str) -> Planning:
     material = read_material(config, responses) if shown else Material(sets=[])
     with closing(annotation_store()) as store:
         config, budget = within_budget(config, material, store, responses)
+        earlier = earlier_batches(store, config.annotators)
     known, unread = known_answers(config, material.sets, outputs.get("town"))
     planned = plan_tasks(config, material.sets, known, material.pairs)
     if config.demonstrations.prompts:
@@ -85,7 +119,7 @@ def planning(recipe: Recipe, keys: Mapping[str, str], command: str) -> Planning:
             prompts, unread = [row for row in rows if row.split == "train"], [*unread, *rejected]
         writing: dict[Kind, list[Task]] = {"demonstration": plan_writing(config, prompts, material.sets)}
         planned = replace(planned, tasks=planned.tasks | writing)
-    return Planning(config, planned, material, budget, unread)
+    return Planning(recipe.name, recipe.seed, config, planned, material, budget, unread, earlier)
 
 
 def stage_output(stage: str, key: str, command: str) -> Path:
@@ -102,43 +136,58 @@ def projects(owner: LabelStudio, planning: Planning) -> list[ProjectState]:
 
 
 def _project(owner: LabelStudio, planning: Planning, kind: Kind) -> ProjectState:
-    config, tasks = planning.config, planning.planned.tasks[kind]
-    uids, cut_off = {task.uid for task in tasks}, any(task.cut_off for task in tasks)
-    versions = project_versions(owner, kind, config.title, cut_off=cut_off)
-    older = {str(raw["title"]): int(raw["total_annotations_number"]) for raw in versions.older}
-    title = full_title(kind, config.title, cut_off=cut_off)
-    if versions.current is None:
-        return ProjectState(kind, title, None, 0, len(uids), None, older, config.webhook is not None)
-    number, overlap = int(versions.current["id"]), int(versions.current["maximum_annotations"])
+    config, tasks, opening = planning.config, planning.planned.tasks[kind], planning.opening(kind)
+    uids, overlap = {task.uid for task in tasks}, config.overlaps[kind]
+    continued = {batch.project.id for batch in planning.earlier if batch.holds(tasks, overlap, opening.screen_hash)}
+    found = find_project(owner, opening, continued)
+    others = [
+        f"{raw['title']} is another collection ({differences(raw, opening)}) and stays with its "
+        f"{raw['total_annotations_number']} annotations"
+        for raw in found.others
+    ]
+    if found.current is None:
+        return ProjectState(kind, found.name, None, 0, len(uids), None, others, config.webhook is not None)
+    number, there = int(found.current["id"]), int(found.current["maximum_annotations"])
     existing = {*task_ids(owner, number)}
     return ProjectState(
         kind,
-        title,
+        found.name,
         number,
         len(uids & existing),
         len(uids - existing),
-        None if overlap == config.overlaps[kind] else overlap,
-        older,
+        None if there == overlap else there,
+        others,
         config.webhook is not None and not has_webhook(owner, number, config.webhook),
     )
 
 
-def open_plan(owner: LabelStudio, planning: Planning) -> list[str]:
+def standing(owner: LabelStudio, planning: Planning) -> list[str]:
+    """Sentences on what is judged already and by whom; none before the collections were opened from this home."""
+    if not (planning.directory / COLLECTION_FILE).is_file():
+        return []
+    collection = read_collection(planning.directory)
+    with closing(annotation_store()) as store:
+        sync_collection(owner, collection, store)
+        return already_judged(store, collection)
+
+
+def open_plan(owner: LabelStudio, planning: Planning) -> tuple[Collection, list[str]]:
     """Create accounts, then projects with their tasks, then webhooks. Idempotent, also after an interruption.
 
-    Returns notes on tasks that the server does not take.
+    Returns the collection, and notes on tasks that the server does not take.
     """
-    config, out = planning.config, home_directory() / COLLECTIONS / planning.config.title
+    config, out = planning.config, planning.directory
     ensure_people(owner, config.people)
-    opened = open_planned(owner, config, planning.planned, out)
+    opened = open_planned(owner, config, planning.planned, out, planning.recipe, planning.seed, planning.earlier)
     if config.webhook is not None:
         for batch in opened.batches:
             ensure_webhook(owner, batch.project.id, config.webhook)
     refused = opened.rejected[len(planning.planned.rejected) :]
-    return [f"{len(refused)} tasks are not taken by Label Studio: {out / REJECTED_FILE}"] if refused else []
+    notes = [f"{len(refused)} tasks are not taken by Label Studio: {out / REJECTED_FILE}"] if refused else []
+    return opened, notes
 
 
-PLAN_COLUMNS = ("project", "tasks", "there", "new", "judges per task", "hours of work", "time per judgement")
+PLAN_COLUMNS = ("collection", "tasks", "there", "new", "judges per task", "hours of work", "time per judgement")
 
 
 def plan_rows(planning: Planning, projects: Sequence[ProjectState]) -> list[list[str]]:
@@ -165,7 +214,7 @@ def _pace(pace: Pace) -> str:
 
 
 def notes(planning: Planning, projects: Sequence[ProjectState], people: Mapping[str, State]) -> list[str]:
-    """Notes on hours, older screens, rejected rows, balance of screen positions, webhooks and accounts."""
+    """Notes on hours, other collections, rejected rows, balance of screen positions, webhooks and accounts."""
     material, planned = planning.material, planning.planned
     rejected = [*material.rejected, *planning.unread, *planned.rejected]
     counts = (
@@ -178,11 +227,7 @@ def notes(planning: Planning, projects: Sequence[ProjectState], people: Mapping[
     )
     return [
         f"about {sum(planning.hours.values()):.1f} annotator hours in total",
-        *(
-            f"the screen of {project.title.rpartition(' [')[0]} was changed: {title} stays with its {count} annotations"
-            for project in projects
-            for title, count in project.older.items()
-        ),
+        *(sentence for project in projects for sentence in project.others),
         *(f"{count} {what}" for count, what in counts if count),
         *(
             _balance(kind, positions)
@@ -206,7 +251,7 @@ def _balance(kind: Kind, positions: Balance) -> str:
 def links(owner: LabelStudio, planning: Planning, projects: Sequence[ProjectState]) -> list[str]:
     """The projects' addresses, and how people log in."""
     return [
-        *(f"{project.kind}: {owner.url}/projects/{project.number}/data?labeling=1" for project in projects),
+        *(f"{project.title}: {owner.url}/projects/{project.number}/data?labeling=1" for project in projects),
         *([f"passwords and tokens: {accounts_file()}"] if planning.config.people else []),
         f"anyone with this link can sign up, and counts once labeling.people names the address: {invite_link(owner)}",
     ]

@@ -1,14 +1,16 @@
 """Progress of collections, as tables for the terminal and for Prefect's pages."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from datetime import datetime
 
 from labeling.quality.results import Rate
 from labeling.reports.report import ProjectReport
+from labeling.reports.today import Item, facts, project_url, today
 from labeling.store.sync import SyncReport
 
 Table = tuple[tuple[str, ...], list[list[str]]]  # columns, rows
 PROJECTS = ("project", "judged", "per hour", "expected end", "agreement", "alpha", "quarantined", "last sync")
-SHOWN_REASONS, SHOWN_IDS = 8, 10
+SHOWN_REASONS, SHOWN_IDS, SHOWN_ITEMS = 8, 10, 20
 ANNOTATORS = (
     *("project", "annotator", "judgements", "skips", "median seconds"),
     *("agreement", "reliability", "concerns"),
@@ -16,7 +18,7 @@ ANNOTATORS = (
 
 
 def tables(reports: Sequence[ProjectReport]) -> list[Table]:
-    """Projects, and the annotators of each. Times are UTC."""
+    """Projects, and the annotators of each. Times are those of this machine's time zone."""
     people = [row for report in reports for row in _annotator_rows(report)]
     return [(PROJECTS, [_project_row(report) for report in reports]), (ANNOTATORS, people)]
 
@@ -24,7 +26,7 @@ def tables(reports: Sequence[ProjectReport]) -> list[Table]:
 def _project_row(report: ProjectReport) -> list[str]:
     status = report.status
     judged = f"{status.done} of {status.needed} ({status.done / status.needed:.0%})" if status.needed else "no tasks"
-    end = f"{status.expected_end:%Y-%m-%d %H:%M}" if status.expected_end else "no recent activity"
+    end = f"{status.expected_end.astimezone():%Y-%m-%d %H:%M}" if status.expected_end else "no recent activity"
     return [
         status.title + (" (deleted)" if status.deleted else ""),
         judged,
@@ -33,7 +35,7 @@ def _project_row(report: ProjectReport) -> list[str]:
         _rate(report.agreement.overall),
         "-" if report.agreement.alpha is None else f"{report.agreement.alpha:.2f}",
         str(status.quarantined),
-        f"{status.last_sync:%Y-%m-%d %H:%M}" if status.last_sync else "never",
+        f"{status.last_sync.astimezone():%Y-%m-%d %H:%M}" if status.last_sync else "never",
     ]
 
 
@@ -61,6 +63,25 @@ def _annotator_rows(report: ProjectReport) -> list[list[str]]:
             ]
         )
     return rows
+
+
+def today_lines(report: ProjectReport, now: datetime) -> Iterator[str]:
+    """A collection in words: what it is, its progress, and what to look at today, with addresses."""
+    status, work = report.status, today(report, now)
+    yield f"{status.title}: {facts(report)}; {status.done} of {status.needed} judged; {project_url(report)}"
+    if work.empty:
+        yield "  nothing to look at today"
+    yield from _list("disputed", work.disputed)
+    for group in work.set_aside:
+        yield from _list(f"set aside, {group.reason}", group.items)
+    yield from _list("quiet", work.quiet)
+
+
+def _list(what: str, items: Sequence[Item]) -> Iterator[str]:
+    for item in items[:SHOWN_ITEMS]:
+        yield f"  {what}: {item.text}" + (f"  {item.url}" if item.url else "")
+    if len(items) > SHOWN_ITEMS:
+        yield f"  {what}: {len(items) - SHOWN_ITEMS} more; `rlhf label status NAME --html FILE` lists all"
 
 
 def links(reports: Sequence[ProjectReport]) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """The stages that use Label Studio or its annotations."""
 
 from dataclasses import replace
+from functools import cache, partial
 from pathlib import Path
 
 from alignment import stages
@@ -18,10 +19,11 @@ def _labeling(
     seed: int,
     responses: Path | None = None,
     town: Path | None = None,
+    recipe: str = "",
 ) -> Figures:
     from flows.annotation.collect import collect
 
-    return collect(config, out, journal, responses=responses, town=town)
+    return collect(config, out, journal, responses=responses, town=town, recipe=recipe, seed=seed)
 
 
 def _comparisons(config: ComparisonsConfig, out: Path, journal: Journal, *, seed: int, **inputs: Path) -> Figures:
@@ -36,3 +38,9 @@ def _comparisons(config: ComparisonsConfig, out: Path, journal: Journal, *, seed
 
 LABELING = Stage("labeling", run=_labeling, config=LabelingConfig, section="labeling", version=4)
 COMPARISONS = replace(stages.COMPARISONS, run=_comparisons)
+
+
+@cache
+def labeling_of(recipe: str) -> Stage[LabelingConfig]:
+    """The stage `labeling` of a recipe, whose name the collections in Label Studio have; it is no part of the key."""
+    return replace(LABELING, run=partial(_labeling, recipe=recipe))

@@ -128,8 +128,8 @@ def poll(
 ) -> None:
     """Show the projects' addresses and a progress bar until enough is judged; publish the page every ten minutes."""
     out = console()
-    for kind, url in collection.urls.items():
-        out.print(f"waiting for people: {kind} at {url}", soft_wrap=True)
+    for project in (batch.project for batch in collection.batches):
+        out.print(f"waiting for people: {project.title} at {project.labeling_url}", soft_wrap=True, markup=False)
     out.print("Ctrl-C stops waiting; the same command resumes with what was judged", soft_wrap=True)
     published_at: float | None = None
     columns = (TextColumn("judged"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())

@@ -18,7 +18,7 @@ def written_demonstrations(store: Store, projects: Collection[int] = ()) -> tupl
     for project in store.projects():
         if not projects or project.number in projects:
             annotations = store.current(project.project, known.get(project.url))
-            tasks = tasks_of(project.title, annotations)
+            tasks = tasks_of(annotations)
             parsed = parse(annotations, tasks.values(), project.overlap, f"label-studio/project/{project.number}")
             rows += demonstrations(parsed.judgements, tasks)
             rejected += parsed.quarantined

@@ -180,18 +180,20 @@ def export(
 
 def export_written(
     out: Annotated[Path, typer.Option(help="Output JSONL file; rejected rows are written next to it.")],
-    project: Annotated[
-        list[int] | None, typer.Option("--project", metavar="NUMBER", help="Only this project; can be repeated.")
+    name: Annotated[
+        list[str] | None, typer.Argument(metavar="[NAME]", help="The name of a collection; all without one.")
     ] = None,
 ) -> None:
     """Export the answers that people wrote, as of the last sync, as demonstrations.
 
     A recipe takes them with demonstrations.sources: [{path: OUT, format: records}].
     """
+    from flows.annotation.collections import find_numbers
     from flows.annotation.label_studio import annotation_store
     from flows.annotation.written import written_demonstrations
 
-    rows, rejected = written_demonstrations(annotation_store(), project or ())
+    store = annotation_store()
+    rows, rejected = written_demonstrations(store, find_numbers(name or (), store.projects()))
     if not rows:
         raise DataError("the store has no written answers yet; `rlhf label sync` updates it")
     rejected_path = out.with_name(f"{out.stem}.rejected.jsonl")

@@ -2,8 +2,9 @@
 
 import json
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING, Annotated
@@ -21,18 +22,19 @@ from labeling.config import LabelingConfig
 from labeling.errors import LabelingError, ServerFault
 
 if TYPE_CHECKING:
+    from labeling.reports.report import ProjectReport
     from labeling.server.client import LabelStudio
 
 app = typer.Typer(help="Collections of judgements: open, follow, import and export.", no_args_is_help=True)
-Projects = Annotated[
-    list[int] | None, typer.Option("--project", metavar="NUMBER", help="Only this project; can be repeated.")
+Names = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[NAME]", help="The name of a collection, or words of it; all collections without one."),
 ]
 app.command("import")(exchange.import_judgements)
 app.command("export")(exchange.export)
 app.command("demonstrations")(exchange.export_written)
-app.command("show")(exchange.show)
 NEXT_STEP = (
-    "no project is known: `rlhf label open RECIPE` opens one and prints its address; `rlhf recipes` lists the recipes"
+    "no collection is known: `rlhf label open RECIPE` opens one and prints its address; `rlhf recipes` lists recipes"
 )
 
 
@@ -78,36 +80,38 @@ def open_collection(
             return
         else:
             with waiting(f"opening the projects at {owner.url}"):
-                remarks = opening.open_plan(owner, planning)
+                _, remarks = opening.open_plan(owner, planning)
                 projects = opening.projects(owner, planning)
-            for note in remarks:
-                echo(note)
-        for line in opening.links(owner, planning, projects):
+            for remark in remarks:
+                echo(remark)
+        for line in (*opening.standing(owner, planning), *opening.links(owner, planning, projects)):
             echo(line)
 
 
 @app.command()
 def sync(
+    name: Names = None,
     whole: Annotated[bool, typer.Option("--whole", help="Read everything, not only changes.")] = False,
-    project: Projects = None,
     as_json: AsJson = False,
 ) -> None:
     """Synchronise the local store of annotations with Label Studio: new ones, edits, skips and deletions."""
     with waiting("loading the libraries"):
         from flows.annotation import progress
+        from flows.annotation.collections import find_numbers
         from flows.annotation.label_studio import annotation_store
         from labeling.store import sync as syncing
 
     store = annotation_store()
+    numbers = find_numbers(name or (), store.projects())
     with _label_studio() as client:
-        report = syncing.sync(client, store, project or (), whole=whole)
+        report = syncing.sync(client, store, numbers, whole=whole)
     synced = report.synced
     if as_json:
         rows = [result.model_dump(mode="json", exclude={"project": {"config"}}) for result in synced]
         echo(json.dumps(rows, indent=2), lines=True)
     elif synced:
         print_table(
-            ["project", "read", "tasks read", "new", "changed", "deleted"],
+            ["collection", "read", "tasks read", "new", "changed", "deleted"],
             [
                 (
                     result.project.title,
@@ -132,21 +136,23 @@ def sync(
 
 @app.command()
 def listen(
+    name: Names = None,
     port: Annotated[int, typer.Option(help="Port on 127.0.0.1; labeling.webhook of the recipe names it.")] = 8099,
     every: Annotated[float, typer.Option(min=1.0, help="Seconds between syncs without a webhook.")] = 60.0,
-    project: Projects = None,
 ) -> None:
     """Keep the local store synchronised until Ctrl-C: on each webhook of Label Studio, and periodically."""
     use_stack("label-studio")
     load_clients("label-studio")
     with waiting("loading the libraries"):
         from flows.annotation import progress
+        from flows.annotation.collections import find_numbers
         from flows.annotation.label_studio import annotation_store, client
         from labeling.server.receiver import sync_when_woken, webhook_receiver
         from labeling.server.webhooks import secret_of
         from labeling.store import sync as syncing
 
     store, wake = annotation_store(), Event()
+    numbers = find_numbers(name or (), store.projects())
     with (
         client(LabelingConfig()) as label_studio,
         webhook_receiver(port, wake, secret_of(label_studio)) as url,
@@ -155,7 +161,7 @@ def listen(
 
         def once() -> None:
             try:
-                report = syncing.sync(label_studio, store, project or ())
+                report = syncing.sync(label_studio, store, numbers)
             except LabelingError as error:
                 echo(f"sync failed, retrying: {error}", err=True)
                 return
@@ -171,24 +177,83 @@ def listen(
 
 @app.command()
 def status(
-    project: Projects = None,
+    name: Names = None,
     as_json: AsJson = False,
     html: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Also write a page with plots.")] = None,
 ) -> None:
-    """Show progress, pace, expected end, agreement and each annotator, by project."""
+    """Show progress, pace, expected end, agreement, each annotator, and what to look at today, by collection."""
+    with waiting("loading the libraries"):
+        from flows.annotation import progress
+        from labeling.reports.page import status_page
+
+    reports = _reports(name or ())
+    if html is not None:
+        html.parent.mkdir(parents=True, exist_ok=True)
+        html.write_text(status_page(reports), encoding="utf-8")
+        echo(f"the page is {html}", err=as_json)
+    if as_json:
+        echo(json.dumps([report.status.model_dump(mode="json") for report in reports], indent=2), lines=True)
+        return
+    for columns, rows in progress.tables(reports) if reports else []:
+        print_table(columns, rows)
+    for hint in progress.hints(reports) if reports else [NEXT_STEP]:
+        echo(hint)
+
+
+@app.command()
+def show(
+    name: Annotated[list[str], typer.Argument(help="A comparison's id (cmp_...), or the name of a collection.")],
+    as_json: AsJson = False,
+) -> None:
+    """Show a comparison with annotator, task and guidelines, or a collection with what to look at in it today."""
+    if name[0].startswith("cmp_"):
+        exchange.show(name[0], as_json)
+        return
+    with waiting("loading the libraries"):
+        from flows.annotation.progress import today_lines
+        from labeling.reports.today import today
+
+    reports, now = _reports(name), datetime.now(UTC)
+    if as_json:
+        views = {report.status.title: today(report, now).model_dump(mode="json") for report in reports}
+        echo(json.dumps(views, indent=2, ensure_ascii=False), lines=True)
+        return
+    for report in reports:
+        for line in today_lines(report, now):
+            echo(line)
+
+
+@app.command()
+def collections(name: Names = None, as_json: AsJson = False) -> None:
+    """List the collections: recipe, kind of task, annotators, progress, disagreements, and who judged."""
+    with waiting("loading the libraries"):
+        from flows.annotation.collections import COLUMNS, table
+
+    rows = table(_reports(name or ()))
+    if as_json:
+        echo(json.dumps([dict(zip(COLUMNS, row, strict=True)) for row in rows], indent=2), lines=True)
+    elif rows:
+        print_table(COLUMNS, rows)
+    else:
+        echo(NEXT_STEP)
+
+
+def _reports(words: Sequence[str]) -> "list[ProjectReport]":
+    """The reports on the collections of a name, after a sync if Label Studio answers."""
     with waiting("loading the libraries"):
         from flows.annotation import progress
         from flows.annotation.accounts import accounts_by_server
+        from flows.annotation.collections import find_numbers
         from flows.annotation.label_studio import annotation_store
         from flows.annotation.planned import plans
-        from labeling.reports.page import status_page
         from labeling.reports.report import reports
         from labeling.store import sync as syncing
 
     store = annotation_store()
+    numbers = find_numbers(words, store.projects())
     try:
         with _label_studio() as client:
-            synced = syncing.sync(client, store, project or ())
+            synced = syncing.sync(client, store, numbers)
         for line in (*progress.remarks(synced), *synced.problems):
             echo(line, err=True)
     except ServerFault as error:
@@ -200,18 +265,7 @@ def status(
         if isinstance(fault := explained(error), MachineFault):
             raise fault from error
         echo(f"as of the last sync, because Label Studio is not available: {error}", err=True)
-    project_reports = reports(store, project or (), known=accounts_by_server(), plans=plans())
-    if html is not None:
-        html.parent.mkdir(parents=True, exist_ok=True)
-        html.write_text(status_page(project_reports), encoding="utf-8")
-        echo(f"the page is {html}", err=as_json)
-    if as_json:
-        echo(json.dumps([report.status.model_dump(mode="json") for report in project_reports], indent=2), lines=True)
-        return
-    for columns, rows in progress.tables(project_reports) if project_reports else []:
-        print_table(columns, rows)
-    for hint in progress.hints(project_reports) if project_reports else [NEXT_STEP]:
-        echo(hint)
+    return reports(store, numbers, known=accounts_by_server(), plans=plans())
 
 
 @contextmanager

@@ -27,7 +27,7 @@ from alignment.stages import (
     VALIDATION,
     TokenizerOptions,
 )
-from flows.annotation.stages import COMPARISONS, LABELING
+from flows.annotation.stages import COMPARISONS, labeling_of
 from flows.recipe.schema import TOWN_SCHEME, Recipe
 
 
@@ -88,7 +88,8 @@ def _judgements(recipe: Recipe, town: Mapping[str, str]) -> Iterator[Step]:
     if not recipe.labeling.responses:
         yield Step(RESPONSES, recipe.sampling, {"model": "sft", **_same("prompts")})
         responses = _same("responses")
-    yield Step(LABELING, recipe.labeling.judging, {**responses, **town}, _existing(recipe.labeling.files.values()))
+    files = _existing(recipe.labeling.files.values())
+    yield Step(labeling_of(recipe.name), recipe.labeling.judging, {**responses, **town}, files)
     yield Step(COMPARISONS, recipe.comparisons, {"labelled": "labeling"})
 
 

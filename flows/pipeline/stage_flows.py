@@ -10,17 +10,14 @@ from prefect import flow, get_run_logger
 from alignment.artifacts import Artifact
 from alignment.errors import ConfigError
 from alignment.records import write_records
-from flows.annotation import accounts
 from flows.annotation.label_studio import annotation_store, client
-from flows.annotation.open import planning
-from flows.annotation.select import COLLECTIONS
+from flows.annotation.open import open_plan, planning
 from flows.annotation.written import written_demonstrations
-from flows.home import home_directory
 from flows.pipeline.dag import keys, steps
 from flows.pipeline.flow import run_stage_alone
 from flows.recipe.schema import Recipe, check_files, load_recipe
 from flows.tracking import links
-from labeling.collection import open_planned, sync_collection
+from labeling.collection import sync_collection
 
 TOWN = load_recipe("town")  # the default of the forms
 WRITING = "demonstrations.jsonl"
@@ -88,14 +85,12 @@ def open_writing(recipe: Recipe) -> tuple[int, Path, int]:
     config = recipe.labeling.with_prompts({"ranking": 0, "pairwise": 0})
     writing = recipe.model_copy(update={"labeling": config})
     plan = planning(writing, keys(steps(writing)), recipe.name)
-    directory = home_directory() / COLLECTIONS / f"{config.title}-writing"
-    planned = replace(plan.planned, tasks={"demonstration": plan.planned.tasks["demonstration"]})
+    plan = replace(plan, planned=replace(plan.planned, tasks={"demonstration": plan.planned.tasks["demonstration"]}))
     with client(plan.config) as owner, closing(annotation_store()) as store:
-        accounts.ensure_people(owner, plan.config.people)
-        opened = open_planned(owner, plan.config, planned, directory)
+        opened, _ = open_plan(owner, plan)
         links.link_projects(opened.urls)
         sync_collection(owner, opened, store)
         rows, bad = written_demonstrations(store, [batch.project.id for batch in opened.batches])
-    write_records(directory / "rejected.jsonl", bad)
-    write_records(directory / WRITING, rows)
-    return sum(batch.needed for batch in opened.batches), directory / WRITING, len(rows)
+    write_records(plan.directory / "rejected.jsonl", bad)
+    write_records(plan.directory / WRITING, rows)
+    return sum(batch.needed for batch in opened.batches), plan.directory / WRITING, len(rows)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from prefect import task
+from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas import State
 from prefect.states import Completed
@@ -28,9 +28,17 @@ def run_task(step: Step, inputs: Mapping[str, Artifact]) -> Artifact:
     result: Artifact | NotYet = state.result()
     if isinstance(result, NotYet):
         raise result
-    if step.stage is LABELING and result.cached:
+    if step.name == LABELING.name and result.cached:
         links.link_known_projects(result.run_id)
+        say_what_was_judged(result)
     return result
+
+
+def say_what_was_judged(labelled: Artifact) -> None:
+    """Say whose judgements a cached labelling stage has."""
+    from flows.annotation.collections import collected
+
+    get_run_logger().info("the labelling is finished: %s", collected(labelled))
 
 
 @task(cache_policy=NO_CACHE, persist_result=False)

@@ -41,7 +41,6 @@ from labeling.judgements.judgement import Judged
 from labeling.judgements.layout import LayoutOptions, layout_of
 from labeling.judgements.parse import Parsed, parse
 from labeling.judgements.templates import is_task, read_template
-from labeling.names import title_of
 from labeling.tasks.characters import NO_UNICODE, is_unicode, shown, unicode_only
 from labeling.tasks.tasks import SPEAKERS, Task, completed
 
@@ -175,15 +174,23 @@ def task_of(row: Any) -> Task:
 
 def _shown(data: Mapping[str, Any]) -> tuple[Kind, dict[str, Response]]:
     """The kind of a task, and its responses by opaque id in the order shown."""
-    if "response_a" in data:
+    kind = kind_of(data)
+    if kind == "pairwise":
         sides = [(data.get(f"{side}_id"), data.get(f"response_{side}"), bool(data.get(f"{side}_cut"))) for side in "ab"]
-        return "pairwise", _responses(sides)
-    if "responses" in data:
+        return kind, _responses(sides)
+    if kind == "ranking":
         listed = data["responses"]
         if not isinstance(listed, list) or not all(isinstance(item, Mapping) for item in listed):
             raise TaskError("`responses` is not a list of objects")
-        return "ranking", _responses([(item.get("id"), item.get("body"), "html" in item) for item in listed])
-    return "demonstration", {}
+        return kind, _responses([(item.get("id"), item.get("body"), "html" in item) for item in listed])
+    return kind, {}
+
+
+def kind_of(data: Mapping[str, Any]) -> Kind:
+    """The kind of a task of ours, from its data."""
+    if "response_a" in data:
+        return "pairwise"
+    return "ranking" if "responses" in data else "demonstration"
 
 
 def _responses(answers: list[tuple[Any, Any, bool]]) -> dict[str, Response]:
@@ -207,14 +214,14 @@ def _messages(data: Mapping[str, Any]) -> tuple[Message, ...]:
     return tuple(Message.model_validate(turn) for turn in turns)
 
 
-def tasks_of(title: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, Task]:
+def tasks_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, Task]:
     """Tasks rebuilt from the server's data, by uid, for parsing and comparing annotations.
 
-    `title` is the project's title; if it does not have our format the result is empty. A task's opaque response ids are
-    the same for all annotators, so agreement is exact; the models behind the responses are unknown.
+    Rows that are no tasks of ours are left out. A task's opaque response ids are the same for all annotators, so
+    agreement is exact; the models behind the responses are unknown.
     """
     tasks = {}
-    for row in rows if title_of(title) else ():
+    for row in rows:
         try:
             task = task_of(row)
         except (TaskError, ValidationError):

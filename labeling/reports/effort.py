@@ -5,15 +5,15 @@ from statistics import fmean
 from typing import Any, get_args
 
 from alignment.records import Record
-from labeling.authors import counted
+from labeling.authors import CREW, counted
 from labeling.config import Kind
-from labeling.names import title_of
+from labeling.judgements.imports import kind_of
+from labeling.names import uid_of
 from labeling.store.store import Store
 
 LONGEST = 1800.0
 ENOUGH = 20
 ASSUMED: Mapping[Kind, float] = {"ranking": 240.0, "pairwise": 120.0, "demonstration": 600.0}
-CREW = "@crew.rlhf.local"
 
 
 class Pace(Record):
@@ -31,9 +31,9 @@ def measured_paces(store: Store) -> dict[Kind, Pace]:
     """
     times: dict[Kind, list[float]] = {kind: [] for kind in get_args(Kind)}
     for project in store.projects():
-        title = title_of(project.title)
-        if title is not None:
-            times[title.kind] += lead_times(store.current(project.project))
+        for row in store.current(project.project):
+            if uid_of(row):
+                times[kind_of(row["data"])] += lead_times([row])
     return {kind: pace(kind, seconds) for kind, seconds in times.items()}
 
 

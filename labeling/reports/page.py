@@ -1,4 +1,8 @@
-"""The status page: one HTML file without scripts or external resources, for light and dark mode, all text escaped."""
+"""The status page: one HTML file without scripts or external resources, for light and dark mode, all text escaped.
+
+It shows one collection at a time, the first one unless the address names another (`#collection-3`). Times are those of
+the machine's time zone.
+"""
 
 import io
 import warnings
@@ -13,6 +17,7 @@ from matplotlib.figure import Figure
 from labeling.quality.results import AnnotatorQuality, Rate
 from labeling.reports.figures import answers_chart, habits_chart, progress_chart
 from labeling.reports.report import ProjectReport
+from labeling.reports.today import Item, Today, facts, name_of_annotator, project_url, today
 
 INK = "#102030"  # replaced by the page's text colour
 INKED: dict[Any, str] = dict.fromkeys(
@@ -34,38 +39,75 @@ progress::-webkit-progress-value { background: var(--good); } progress::-moz-pro
 figure { margin: 14px 0; overflow-x: auto; } figure svg { max-width: 100%; height: auto; }
 table { border-collapse: collapse; width: 100%; font-size: 14px; } .wide { overflow-x: auto; }
 th, td { text-align: left; padding: 5px 10px 5px 0; border-bottom: 1px solid var(--line); vertical-align: top; }
+td.day { white-space: nowrap; }
 td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; }
+nav ul { list-style: none; padding: 0; display: flex; flex-wrap: wrap; gap: 6px 10px; }
+nav a { display: block; border: 1px solid var(--line); border-radius: 8px; padding: 6px 12px; text-decoration: none; }
+nav small { display: block; opacity: .75; }
+main > section { display: none; } main > section:target { display: block; }
+main:not(:has(> section:target)) > section:first-of-type { display: block; }
+.today { border: 1px solid var(--line); border-radius: 8px; padding: 4px 18px 14px; margin: 14px 0; }
+.today h3 { margin-top: 12px; } .today h4 { font-size: 15px; margin: 12px 0 2px; }
+.today ul { margin: 4px 0; padding-left: 22px; overflow-wrap: anywhere; }
 .doubt { color: light-dark(#b3261e, #ff9a8f); } .note { border-left: 3px solid currentColor; padding-left: 10px; }
 """
 POLICY = "default-src 'none'; style-src 'unsafe-inline'"
+OPEN_ITEMS = 10  # lists of more are folded
 
 
 def status_page(reports: Sequence[ProjectReport], now: datetime | None = None) -> str:
     """The status page for the reports, in their order."""
-    time = f"{(now or datetime.now(UTC)).astimezone(UTC):%Y-%m-%d %H:%M} UTC"
+    time = now or datetime.now(UTC)
     with matplotlib.rc_context(INKED):
-        body = "".join(_project(report) for report in reports) or "<p>No projects in the store yet.</p>"
+        sections = "".join(_collection(report, time) for report in reports)
+    body = f"{_navigation(reports, time)}<main>{sections}</main>" if reports else "<p>No collections are known yet.</p>"
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>Labeling status</title><style>{STYLE}</style></head>\n<body><h1>Labeling status</h1>"
-        f'<p class="quiet">generated {time}; intervals are 95 %</p>{body}</body></html>\n'
+        f'<p class="quiet">generated {_time(time)} {escape(time.astimezone().tzname() or "")}; '
+        f"intervals are 95 %</p>{body}</body></html>\n"
     )
 
 
-def _project(report: ProjectReport) -> str:
-    row = report.status
-    address = f"{row.url}/projects/{row.number}/data?labeling=1"
-    link = (
-        f'<a href="{escape(address)}">open in Label Studio</a>' if row.url.startswith(("http://", "https://")) else ""
+def _navigation(reports: Sequence[ProjectReport], now: datetime) -> str:
+    """Links to the collections of the page; nothing for a single one."""
+    if len(reports) < 2:
+        return ""
+    links = "".join(
+        f'<li><a href="#{_anchor(report)}">{escape(report.status.title)}'
+        f"<small>{report.status.done} of {report.status.needed}{_to_do(today(report, now))}</small></a></li>"
+        for report in reports
     )
+    return f'<nav aria-label="Collections"><ul>{links}</ul></nav>'
+
+
+def _anchor(report: ProjectReport) -> str:
+    return f"collection-{report.status.number}"
+
+
+def _to_do(work: Today) -> str:
+    count = len(work.disputed) + sum(len(group.items) for group in work.set_aside) + len(work.quiet)
+    return f", {count} to look at" if count else ""
+
+
+def _collection(report: ProjectReport, now: datetime) -> str:
+    row, address, work = report.status, project_url(report), today(report, now)
+    links = (("tasks in Label Studio", ""), ("label", "?labeling=1"))
+    link = " · ".join(f'<a href="{escape(address + part)}">{text}</a>' for text, part in links if address)
     parts = [
-        f"<section><h2>{escape(row.title)}</h2><p>{'deleted on the server' if row.deleted else link}</p>",
+        f'<section id="{_anchor(report)}"><h2>{escape(row.title)}</h2>'
+        f"<p>{escape(facts(report))}. {'Deleted on the server.' if row.deleted else link}</p>",
+        _bar(report),
+        _today(work),
         _tiles(report),
         *(f'<p class="note">{escape(note)}</p>' for note in _notes(report)),
         svg_figure(
-            progress_chart(report.times, row.done, row.needed, row.last_sync, row.expected_end), "judgements over time"
+            progress_chart(
+                [time.astimezone() for time in report.times], row.done, row.needed, row.last_sync, row.expected_end
+            ),
+            "judgements over time",
         ),
     ]
     judged = [person for person in report.crew if person.agreement.share is not None]
@@ -74,7 +116,50 @@ def _project(report: ProjectReport) -> str:
         parts.append(svg_figure(habits_chart(judged, report.names), "habits by annotator"))
     if report.crew:
         parts.append(_people(report))
+    if work.days:
+        parts.append(_days(report, work))
     return "\n".join([*parts, "</section>\n"])
+
+
+def _today(work: Today) -> str:
+    """The list of today, before all figures."""
+    if work.empty:
+        return '<div class="today"><h3>Today</h3><p>Nothing to look at.</p></div>'
+    parts = ['<div class="today"><h3>Today</h3>']
+    if work.disputed:
+        parts.append(f"<h4>{len(work.disputed)} disputed tasks</h4>{_items(work.disputed)}")
+    if work.set_aside:
+        parts.append(f"<h4>{sum(len(group.items) for group in work.set_aside)} annotations do not count</h4>")
+        parts += [f"<p>{len(group.items)}: {escape(group.reason)}</p>{_items(group.items)}" for group in work.set_aside]
+    if work.quiet:
+        parts.append(f"<h4>{len(work.quiet)} quiet annotators</h4>{_items(work.quiet)}")
+    return "".join([*parts, "</div>"])
+
+
+def _items(items: Sequence[Item]) -> str:
+    rows = [
+        f'<li><a href="{escape(item.url)}">{escape(item.text)}</a></li>'
+        if item.url
+        else f"<li>{escape(item.text)}</li>"
+        for item in items
+    ]
+    first, rest = "".join(rows[:OPEN_ITEMS]), "".join(rows[OPEN_ITEMS:])
+    more = f"<details><summary>{len(rows) - OPEN_ITEMS} more</summary><ul>{rest}</ul></details>" if rest else ""
+    return f"<ul>{first}</ul>{more}"
+
+
+def _days(report: ProjectReport, work: Today) -> str:
+    """Judgements by day and annotator, the newest day first."""
+    people = list(dict.fromkeys(annotator for day in work.days for annotator in sorted(day.judgements)))
+    head = "".join(f"<th class=number>{escape(name_of_annotator(report, annotator))}</th>" for annotator in people)
+    rows = "".join(
+        f"<tr><td class=day>{day.day}</td><td class=number>{sum(day.judgements.values())}</td>"
+        + "".join(f"<td class=number>{day.judgements.get(annotator, '')}</td>" for annotator in people)
+        + "</tr>"
+        for day in work.days
+    )
+    table = f"<table><tr><th>day</th><th class=number>all</th>{head}</tr>{rows}</table>"
+    return f'<h3>Judgements per day</h3><div class="wide">{table}</div>'
 
 
 def svg_figure(figure: Figure, title: str) -> str:
@@ -102,12 +187,17 @@ def _tiles(report: ProjectReport) -> str:
     shown = "".join(
         f'<div class="tile"><b>{escape(value)}</b><span>{escape(what)}</span></div>' for value, what in tiles
     )
-    bar = f'<progress max="{max(row.needed, 1)}" value="{row.done}">{row.done} of {row.needed}</progress>'
-    return f'{bar}<div class="tiles">{shown}</div>'
+    return f'<div class="tiles">{shown}</div>'
+
+
+def _bar(report: ProjectReport) -> str:
+    row = report.status
+    text = f"{row.done} of {row.needed}"
+    return f'<progress aria-label="judgements" max="{max(row.needed, 1)}" value="{row.done}">{text}</progress>'
 
 
 def _time(time: datetime | None) -> str:
-    return "" if time is None else f"{time.astimezone(UTC):%Y-%m-%d %H:%M}"
+    return "" if time is None else f"{time.astimezone():%Y-%m-%d %H:%M}"
 
 
 def _rate(rate: Rate) -> str:
@@ -125,8 +215,7 @@ def _alpha(report: ProjectReport) -> str:
 
 def _notes(report: ProjectReport) -> list[str]:
     row = report.status
-    notes = [f"{row.quarantined} annotations are set aside: see `rlhf label status`"] if row.quarantined else []
-    notes += [f"{row.lost} annotations were deleted on the server; the store keeps them"] if row.lost else []
+    notes = [f"{row.lost} annotations were deleted on the server; the store keeps them"] if row.lost else []
     notes += ["the label config was edited on the server after the project was created"] if row.screen_changed else []
     rated = [f"{name} {_rate(rate)}" for name, rate in report.agreement.criteria.items() if rate.share is not None]
     return notes + ([f"agreement by criterion: {', '.join(rated)}"] if rated else [])

@@ -8,8 +8,10 @@ from typing import Any
 
 from alignment.records import Record
 from labeling.authors import Account, author, counted, judges, owner
+from labeling.config import Kind
+from labeling.judgements.imports import kind_of
 from labeling.judgements.parse import LONGEST_SECONDS
-from labeling.names import title_of
+from labeling.names import uid_of
 from labeling.quality.results import Agreement, Rate
 from labeling.store.versions import SeenProject, Sync, moment
 
@@ -40,6 +42,7 @@ class ProjectStatus(Record):
     """
 
     title: str
+    kind: Kind | None = None
     number: int
     url: str
     deleted: bool
@@ -70,21 +73,22 @@ def project_status(
     quarantined: int,
     full: int,
     lost: int,
+    screen_hash: str,
 ) -> ProjectStatus:
     """The status of one project as of its last sync. `rows` are its tasks with their annotations, as in the store.
 
-    `overlap` annotators per task were planned, whatever the server says.
+    `overlap` annotators per task and the screen with this hash were planned, whatever the server says.
     """
     annotations = [raw for row in rows for raw in counted(row["annotations"])]
     judged = [raw for raw in annotations if not raw["was_cancelled"]]
-    done = sum(min(judges(row["annotations"]), overlap) for row in rows)
-    needed = len(rows) * overlap
+    total = tally(rows, overlap)
+    done, needed = total.done, total.needed
     now = syncs[-1].seen_at if syncs else None
     per_hour = pace([moment(raw["created_at"]) for raw in judged], now) if now else 0.0
     remaining = timedelta(hours=(needed - done) / per_hour) if per_hour else None
-    title = title_of(project.title)
     return ProjectStatus(
         title=project.title,
+        kind=next((kind_of(row["data"]) for row in rows if uid_of(row)), None),
         number=project.number,
         url=project.url,
         deleted=project.deleted,
@@ -101,8 +105,28 @@ def project_status(
         lost=lost,
         overlap=overlap,
         overlap_on_server=project.overlap,
-        screen_changed=title is not None and title.screen_hash != project.config_hash,
+        screen_changed=screen_hash != project.config_hash,
         last_sync=now,
+    )
+
+
+class Tally(Record):
+    """Judgements done and needed, the number of people who made them, and the time of the last one."""
+
+    done: int
+    needed: int
+    people: int
+    last: datetime | None
+
+
+def tally(rows: Sequence[Mapping[str, Any]], overlap: int) -> Tally:
+    """Count the judgements of tasks, at most `overlap` of each. Annotations that are set aside do not count."""
+    judged = [raw for row in rows for raw in counted(row["annotations"]) if not raw.get("was_cancelled")]
+    return Tally(
+        done=sum(min(judges(row["annotations"]), overlap) for row in rows),
+        needed=len(rows) * overlap,
+        people=len({author(raw) for raw in judged}),
+        last=max((moment(raw["created_at"]) for raw in judged), default=None),
     )
 
 

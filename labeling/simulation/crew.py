@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 from alignment.criteria import CRITERIA, CRITERION_NAMES
 from alignment.records import Record
-from labeling.authors import author
+from labeling.authors import CREW, author
 from labeling.config import CrewConfig
 from labeling.server.client import LabelStudio
 from labeling.server.users import Account, derived_password, ensure_account
@@ -71,7 +71,7 @@ def make_crew(config: CrewConfig) -> list[Annotator]:
         name = NAMES[index % len(NAMES)] + (str(index // len(NAMES) + 1) if index >= len(NAMES) else "")
         crew.append(
             Annotator(
-                email=f"{name.lower()}.{config.seed}@crew.rlhf.local",
+                email=f"{name.lower()}.{config.seed}{CREW}",
                 name=name,
                 weights=tuple(weight / sum(raw) for weight in raw),
                 likes_length=config.bias * rng.gauss(0.04, 0.04),
@@ -231,8 +231,9 @@ def _work_left(
 ) -> dict[str, list[dict[str, Any]]]:
     """The remaining tasks (id and data) of each annotator, by e-mail."""
     rows = {row["data"].get("uid"): row for row in owner.tasks_with_annotations(project.id)}
+    ids = {account.id for account in accounts.values()}
     judged_by = {
-        uid: {author(annotation) for annotation in row["annotations"] if not annotation["was_cancelled"]}
+        uid: {author(annotation) for annotation in row["annotations"] if not annotation["was_cancelled"]} & ids
         for uid, row in rows.items()
     }
     work: dict[str, list[dict[str, Any]]] = {annotator.email: [] for annotator in crew}
@@ -256,8 +257,8 @@ def annotate_project(
 ) -> int:
     """Have the crew judge the remaining tasks in `prompt_ids` (uid → prompt id); return the number submitted.
 
-    A task gets as many judgements as the project's overlap, including those of people outside the crew. Nobody judges a
-    task twice, even over several calls.
+    A task gets as many judgements of the crew as the project's overlap, whatever others judge in the project. Nobody
+    judges a task twice, even over several calls.
     """
     work = _work_left(owner, project, set(prompt_ids), crew, accounts, config.seed)
 

@@ -124,6 +124,12 @@ class Store:
             row = connection.execute(query.order_by(projects.c.seq.desc()).limit(1)).first()
             return None if row is None else _project(row)
 
+    def first_screen(self, project: str) -> str:
+        """The hash of the label config with which a project was first seen."""
+        query = select(projects.c.config_hash).where(projects.c.project == project)
+        with self._engine.connect() as connection:
+            return str(connection.execute(query.order_by(projects.c.seq).limit(1)).scalar_one())
+
     def syncs(self, project: str) -> list[Sync]:
         """All syncs of a project, the oldest first."""
         query = select(syncs).where(syncs.c.project == project).order_by(syncs.c.seq)

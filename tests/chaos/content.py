@@ -20,6 +20,7 @@ RECORDS = [
         r"cmp_[0-9a-f]{12}",  # a comparison's name, made from that number
         r'"task_[0-9a-f]{12}":\d+',  # a task's number on the server
         r'"project":\{"id":\d+,"kind":"\w+","title":"[^"]+"',  # a project's number, and the title that a test gives it
+        r'"key":"collection_[0-9a-f]{12}"',  # a collection's key, in which the title counts
         r"http://[\w.]+:\d+(/projects/\d+[\w/?=]*)?",  # where the servers are
         r"comparisons-[0-9a-f]{16}",  # an output's directory, named by its key, in which the title counts
     )

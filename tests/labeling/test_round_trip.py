@@ -99,7 +99,11 @@ def test_a_project_is_found_again_until_its_screen_changes(owner: LabelStudio, m
     one = open_project(owner, "pairwise", "versions", 2)
     assert open_project(owner, "pairwise", "versions", 2) == one
     more = open_project(owner, "pairwise", "versions", 3)
-    assert more.id == one.id and owner.get(f"/api/projects/{one.id}/")["maximum_annotations"] == 3
+    assert more.id != one.id and owner.get(f"/api/projects/{one.id}/")["maximum_annotations"] == 2
+    assert (one.title, more.title) == ("versions pairwise", "versions pairwise 2")
+    owner.call(owner.sdk.projects.update, one.id, title="renamed by hand", maximum_annotations=5)
+    assert open_project(owner, "pairwise", "versions", 2) == one.model_copy(update={"title": "renamed by hand"})
+    assert owner.get(f"/api/projects/{one.id}/")["maximum_annotations"] == 2
     screen = projects.screen("pairwise").replace("The person asks", "Someone asks")
     monkeypatch.setattr(projects, "screen", lambda kind: screen)
     assert open_project(owner, "pairwise", "versions", 2).id != one.id

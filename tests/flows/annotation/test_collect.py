@@ -4,13 +4,14 @@ import json
 import random
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from alignment.config.stages import ComparisonsConfig, TokenizerConfig, TownConfig
+from alignment.criteria import CRITERION_NAMES
 from alignment.data.comparisons import build_comparisons
 from alignment.errors import DataError
 from alignment.journal import Journal
@@ -18,10 +19,19 @@ from alignment.records import Comparison, Prompt, RecordT, Rejected, Response, R
 from alignment.town import build_town
 from alignment.town.texts import write_answer
 from alignment.town.world import World
-from flows.annotation.accounts import remember
+from flows.annotation.accounts import accounts_file, remember
 from flows.annotation.collect import collect, known_answers
+from flows.annotation.label_studio import annotation_store
+from flows.annotation.planned import plans
 from flows.releases.trace import trace
-from labeling.collection import ADJUDICATION, pull_collection, read_collection
+from labeling.collection import (
+    ADJUDICATION,
+    COLLECTION_FILE,
+    Collection,
+    pull_collection,
+    read_collection,
+    simulate_collection,
+)
 from labeling.config import (
     CrewConfig,
     GoldTasks,
@@ -31,10 +41,13 @@ from labeling.config import (
     RankingTasks,
     Screening,
 )
+from labeling.names import collection_of
 from labeling.quality.screening import SENIOR, Dispute, SetAside
+from labeling.reports.report import reports
 from labeling.server.client import LabelStudio
 from labeling.server.users import ensure_account
 from labeling.simulation.crew import pairwise_result, ranking_result, responses_of
+from labeling.store.sync import sync
 from labeling.tasks.tasks import distinct
 from tests.flows.tiny import run_stage
 from tests.labeling.helpers import TOKEN, response_set
@@ -245,6 +258,126 @@ def test_people_gold_answers_from_a_file_and_a_senior(owner: LabelStudio, home: 
         place = f"projects/{batch.project.id}/data?task={batch.task_ids[row.task_uid]}"
         assert found["task"]["task_url"].endswith(place)
         assert owner.get(f"/api/annotations/{row.annotation_id}/")["completed_by"] == int(who)
+
+
+# --- several collections -----------------------------------------------------------------------------------------
+
+
+def pairs_config(annotators: str, overlap: int = 2, **options: Any) -> LabelingConfig:
+    """Three pairs; a run that asks people ends at once, with what is there."""
+    return LabelingConfig.model_validate(
+        {
+            "annotators": annotators,
+            "rankings": {"prompts": 0},
+            "pairwise": {"prompts": 3, "overlap": overlap},
+            "crew": {"annotators": 3},
+            "deadline_hours": 1e-6,
+            **options,
+        }
+    )
+
+
+def judge_pairs(owner: LabelStudio, number: int, count: int) -> None:
+    """Paula judges the first tasks of a project."""
+    paula = ensure_account(owner, "paula@rlhf.local", "password-of-paula", "Paula")
+    remember(owner, [paula.id])
+    with LabelStudio(owner.url, paula.token.get_secret_value()) as client:
+        for row in owner.tasks(number, "id")[:count]:
+            client.annotate(row["id"], pairwise_result(3.0, STARS), 5.0)
+
+
+def numbers_of(owner: LabelStudio, recipe: str) -> dict[str, int]:
+    """The projects of a recipe on the server, by title."""
+    return {str(raw["title"]): int(raw["id"]) for raw in owner.projects() if raw["title"].startswith(recipe)}
+
+
+def test_a_demo_people_a_second_seed_and_another_overlap_are_four_collections(
+    owner: LabelStudio, town: Path, home: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_records(tmp_path / "seed-1" / "responses.jsonl", rows(town, "responses", ResponseSet)[10:13])
+
+    def run(name: str, config: LabelingConfig, responses: Path = town, seed: int = 0) -> tuple[float, list[str]]:
+        """The judgements of a run, and what it said; a run in which nobody judged ends with an error."""
+        caplog.clear()
+        out = home / "artifacts" / f"labeling-{name}.partial"
+        options: dict[str, Any] = {"responses": responses, "town": town, "recipe": "village", "seed": seed}
+        try:
+            with caplog.at_level("INFO", logger="flows.annotation.collect"):
+                return collect(config, out, Journal(out), **options)["judgements"], caplog.messages
+        except DataError as error:
+            assert "nothing was judged" in str(error)
+            return 0.0, caplog.messages
+
+    demo, people, threefold = pairs_config("simulated"), pairs_config("people"), pairs_config("people", overlap=3)
+    count, said = run("demo", demo)
+    assert count == 6 and said[0] == "village pairwise (crew): nothing is judged yet, 6 judgements are asked for"
+    count, said = run("people", people)  # the crew's judgements are not theirs
+    assert count == 0 and said[:2] == [
+        "village pairwise: nothing is judged yet, 6 judgements are asked for",
+        "6 of 6 in village pairwise (crew), by 3 simulated annotators, are another collection",
+    ]
+    projects = numbers_of(owner, "village")
+    judge_pairs(owner, projects["village pairwise"], 2)
+    judge_pairs(owner, projects["village pairwise (crew)"], 1)  # nor is hers the crew's
+    count, said = run("people", people)
+    assert count == 2 and "village pairwise: 2 of 6 were judged by 1 person, last on 20" in said[0]
+    assert run("seed-1", people, tmp_path / "seed-1", seed=1)[0] == 0
+    judge_pairs(owner, numbers_of(owner, "village")["village pairwise (seed 1)"], 1)
+    assert run("seed-1", people, tmp_path / "seed-1", seed=1)[0] == 1
+    count, said = run("threefold", threefold)
+    assert count == 0 and "2 of 6 in village pairwise, by 1 person, are another collection" in said
+    assert run("demo", demo)[0] == 6  # as it was
+
+    opened = numbers_of(owner, "village")
+    with closing(annotation_store()) as store:
+        found = reports(store, [*opened.values()], plans=plans())
+    statuses = [report.status for report in found]
+    assert {status.title: (status.done, status.needed, status.quarantined) for status in statuses} == {
+        "village pairwise (crew)": (6, 6, 1),
+        "village pairwise": (2, 6, 0),
+        "village pairwise (seed 1)": (1, 6, 0),
+        "village pairwise 2": (0, 9, 0),
+    }
+    overlaps = {title: owner.project(number)["maximum_annotations"] for title, number in opened.items()}
+    assert sorted(overlaps.values()) == [2, 2, 2, 3] and overlaps["village pairwise 2"] == 3
+
+
+@pytest.mark.parametrize("with_crew", [False, True])
+def test_people_go_on_in_a_project_of_an_earlier_version_unless_the_crew_judged_there(
+    owner: LabelStudio, town: Path, home: Path, with_crew: bool
+) -> None:
+    recipe, out = f"earlier{with_crew:d}", home / "artifacts" / "labeling-0.partial"
+    config = pairs_config("people", title=recipe)
+
+    def run() -> Mapping[str, float]:
+        return collect(config, out, Journal(out), responses=town, town=None, recipe=recipe)
+
+    with pytest.raises(DataError, match="nothing was judged"):
+        run()
+    (batch,) = read_collection(out).batches
+    number, title = batch.project.id, f"{recipe} pairwise [0a1b2c3d]"
+    owner.patch(f"/api/projects/{number}/", {"title": title, "description": "Made by rlhf-flows; screen 0a1b2c3d."})
+    project = batch.project.model_copy(update={"key": "", "origin": None, "title": title})
+    collection = Collection(batches=(batch.model_copy(update={"project": project}),))
+    (out / COLLECTION_FILE).write_text(collection.model_dump_json())
+    if with_crew:
+        crew = simulate_collection(
+            owner, collection, CrewConfig(annotators=3), lambda *_: dict.fromkeys(CRITERION_NAMES, 1.0)
+        )
+        accounts = {"known": {owner.url: [*map(int, crew.annotators)]}}  # as that version wrote them
+        accounts_file().write_text(json.dumps(accounts))
+    else:
+        judge_pairs(owner, number, 1)
+    with closing(annotation_store()) as store:
+        sync(owner, store, [number])
+    if with_crew:
+        with pytest.raises(DataError, match="nothing was judged"):
+            run()
+        assert read_collection(out).batches[0].project.id != number
+    else:
+        assert run()["judgements"] == 1
+        assert read_collection(out).batches[0].project.id == number
+        assert collection_of(owner.project(number)) == batch.project.key
 
 
 def test_a_file_without_any_answer_is_an_error(tmp_path: Path) -> None:

@@ -113,13 +113,13 @@ def test_open_again_changes_nothing_and_a_new_screen_keeps_the_old_project(
     screens["ranking"] = screens["ranking"].replace("Done?", "Finished?")
     monkeypatch.setattr(projects, "screen", screens.get)
     changed = open_(recipe, "--yes")
-    assert "the screen of opened ranking was changed" in changed.output
-    assert "stays with its 1 annotations" in changed.output
-    assert sorted(of_title().values()) == [2, 4, 4]
+    assert "opened ranking is another collection (another screen or other guidelines)" in changed.output
+    assert "stays with its 1 annotations" in changed.output and "opened ranking 2 (new)" in changed.output
+    assert of_title() == {"opened ranking": 4, "opened ranking 2": 4, "opened pairwise": 2}
 
 
 @pytest.mark.server
-def test_more_tasks_another_overlap_and_demonstrations_are_added(on_server: Path, owner: LabelStudio) -> None:
+def test_another_overlap_is_another_collection_and_answers_are_added(on_server: Path, owner: LabelStudio) -> None:
     recipe = recipe_file(on_server, "grows", [response_set(n) for n in range(9)])
     assert open_(recipe, "--yes").exit_code == 0
     writing = ["--set", "labeling.demonstrations={prompts: 3, overlap: 2, draft: true}"]
@@ -127,21 +127,27 @@ def test_more_tasks_another_overlap_and_demonstrations_are_added(on_server: Path
     more = [*writing, *hook, "--set", "labeling.rankings={prompts: 5, overlap: 3}"]
     shown = open_(recipe, "--yes", *more)
     assert shown.exit_code == 0, shown.output
-    assert "3, not 2 as now" in shown.output and "600 s, assumed" in shown.output
-    assert "3 webhooks to http://127.0.0.1:9/ are missing" in shown.output
-    found = {p["title"].split()[1]: p for p in owner.projects() if p["title"].startswith("grows ")}
-    # the fifth prompt is now ranked and not compared: its place among the pairs goes to the seventh
-    assert {kind: (p["task_number"], p["maximum_annotations"]) for kind, p in found.items()} == {
-        "ranking": (5, 3),
-        "pairwise": (3, 1),
-        "demonstration": (3, 2),
+    assert "grows ranking is another collection (2 per task) and stays with its 0 annotations" in shown.output
+    assert "grows pairwise is another collection (other prompts or responses)" in shown.output
+    assert "600 s, assumed" in shown.output and "3 webhooks to http://127.0.0.1:9/ are missing" in shown.output
+    everything = {p["title"]: p for p in owner.projects() if p["title"].startswith("grows ")}
+    assert {title: (p["task_number"], p["maximum_annotations"]) for title, p in everything.items()} == {
+        "grows ranking": (4, 2),  # as they were opened
+        "grows pairwise": (2, 1),
+        "grows ranking 2": (5, 3),
+        "grows pairwise 2": (2, 1),  # the fifth prompt is now ranked, and the seventh compared
+        "grows demonstration": (3, 2),
     }
+    found = {title: p for title, p in everything.items() if title not in ("grows ranking", "grows pairwise")}
     assert all(has_webhook(owner, p["id"], "http://127.0.0.1:9/") for p in found.values())
-    (row, *_) = owner.tasks(found["demonstration"]["id"], "id", "data", "total_predictions", "predictions")
+    (row, *_) = owner.tasks(found["grows demonstration"]["id"], "id", "data", "total_predictions", "predictions")
     assert row["data"]["draft"] in {response.text for response in response_set(0).responses}
     assert "nothing to do" in open_(recipe, *more).output
-    number, out = found["demonstration"]["id"], on_server / "written.jsonl"
-    asked = ("label", "demonstrations", "--out", str(out), "--project", str(number))
+    assert "nothing to do" in open_(recipe).output
+    assert open_(recipe, "--yes", *more, "--set", "labeling.demonstrations.prompts=4").exit_code == 0
+    assert owner.project(found["grows demonstration"]["id"])["task_number"] == 4  # answers are written as they come
+    number, out = found["grows demonstration"]["id"], on_server / "written.jsonl"
+    asked = ("label", "demonstrations", "--out", str(out), str(number))
     assert "`rlhf label sync`" in str(CliRunner().invoke(app, asked).exception)
     answer = {"from_name": "answer", "to_name": "prompt", "type": "textarea", "value": {"text": [" Mara Lind. "]}}
     owner.annotate(row["id"], [answer], 30.0)

@@ -74,7 +74,7 @@ def test_without_servers_the_page_is_written_and_nothing_stops(
         raise mlflow.exceptions.MlflowException("the server is away")
 
     publish_status(collection(), Store(), QualityOptions(), tmp_path / "alone")
-    assert "No projects in the store" in (tmp_path / "alone" / PAGE).read_text()
+    assert "No collections are known yet" in (tmp_path / "alone" / PAGE).read_text()
     monkeypatch.setattr("flows.annotation.publish.to_mlflow", broken)
     with caplog.at_level(logging.WARNING, logger="flows.annotation.publish"):
         publish_status(collection(), Store(), QualityOptions(), tmp_path / "broken")

@@ -47,7 +47,7 @@ def test_sync_and_status(home: Path, owner: LabelStudio, monkeypatch: pytest.Mon
     (batch,) = collection.batches
     for task in batch.tasks:
         owner.annotate(batch.task_ids[task.uid], ranking_result(task.shown), 12.0)
-    mine = ("--project", str(batch.project.id))
+    mine = (str(batch.project.id),)
     first, again = rlhf("sync", *mine), rlhf("sync", *mine)
     assert first.exit_code == 0, first.output
     assert "at the terminal ranking" in first.output and "first sync" in first.output
@@ -57,6 +57,14 @@ def test_sync_and_status(home: Path, owner: LabelStudio, monkeypatch: pytest.Mon
     shown = rlhf("status", *mine)  # which syncs first
     assert "2 of 4 (50%)" in shown.output and "owner@rlhf.local" in shown.output and "12" in shown.output
     assert f"{owner.url}/projects/{batch.project.id}/data?labeling=1" in shown.output
+    named = rlhf("status", "at", "the", "terminal", "ranking")
+    assert named.output == shown.output
+    unknown = rlhf("status", "no", "such", "collection")
+    assert unknown.exit_code == 1 and "at the terminal ranking" in str(unknown.exception)
+    listed = rlhf("collections", *mine)
+    assert listed.exit_code == 0 and "at the terminal ranking" in listed.output and "2 of 4 (50%)" in listed.output
+    looked = rlhf("show", "terminal")
+    assert "ranking tasks, 2 annotators per task" in looked.output and "nothing to look at today" in looked.output
     page = home / "pages" / "status.html"
     assert f"the page is {page}" in rlhf("status", "--html", str(page), *mine).output
     assert "at the terminal ranking" in page.read_text() and page.read_text().count("<svg") == 1

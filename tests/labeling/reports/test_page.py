@@ -10,7 +10,8 @@ import pytest
 
 from labeling.reports.figures import progress_chart
 from labeling.reports.page import status_page
-from labeling.reports.report import reports
+from labeling.reports.report import Plan, reports
+from labeling.reports.today import Item, facts, today
 from labeling.simulation.crew import pairwise_result, ranking_result
 from labeling.store.store import Store
 from labeling.store.versions import SeenProject, Sync
@@ -54,14 +55,14 @@ def filled(store: Store, tasks: int = 40) -> None:
         stamp = max((one["updated_at"] for one in said), default="2026-03-02T09:00:00Z")
         rows.append({"id": place, "data": task.data, "updated_at": stamp, "annotations": said if place < 31 else []})
     end = START + timedelta(hours=12)
-    record(store, 1, "town & country <b> ranking [1a2b3c4d]", rows, end)
+    record(store, 1, "town & country <b> ranking", rows, end)
     paired, _ = build_tasks("pairwise", [response_set(n) for n in range(3)], 0)
     said = [annotation(95, 1, 1, pairwise_result(2.0, [(5, 5, 5), (2, 4, 5)]), 30.0)]
     rows = [
         {"id": n, "data": task.data, "updated_at": said[0]["updated_at"], "annotations": said if n == 1 else []}
         for n, task in enumerate(paired, start=1)
     ]
-    record(store, 2, "town pairwise [5e6f7a8b]", rows, end)
+    record(store, 2, "town pairwise", rows, end)
 
 
 def record(store: Store, number: int, title: str, rows: list[dict[str, Any]], when: datetime) -> None:
@@ -71,7 +72,7 @@ def record(store: Store, number: int, title: str, rows: list[dict[str, Any]], wh
         url="http://127.0.0.1:8080",
         title=title,
         overlap=3,
-        config_hash=title[-9:-1],
+        config_hash="1a2b3c4d",
         config="<View/>",
     )
     store.record(project, rows, Sync(seen_at=when, whole=True, newest=when, cursor=when, tasks_read=len(rows)))
@@ -99,6 +100,39 @@ def test_the_page_says_how_it_goes_and_who_is_a_concern(page: str) -> None:
     assert pairwise.crew[0].judgements == 1 and not pairwise.crew[0].concerns
 
 
+def test_the_list_of_today_comes_from_the_report_and_the_time() -> None:
+    """Two of opposite minds about one ranking, one whom nobody named, and one who was invited and never came."""
+    (task,), _ = build_tasks("ranking", [response_set(1)], 0)
+    orders = {1: task.shown, 3: task.shown[::-1], 4: task.shown}
+    said = [annotation(number, 7, number, ranking_result(order), 60.0) for number, order in orders.items()]
+    store, now = Store(), START + timedelta(hours=30)
+    record(
+        store,
+        5,
+        "town ranking",
+        [{"id": 7, "data": task.data, "updated_at": said[-1]["updated_at"], "annotations": said}],
+        now,
+    )
+    plan = Plan(overlap=3, uids=frozenset({task.uid}), known=frozenset({1, 3, 9}), invited={1: "ada@x", 9: "quinn@x"})
+    (report,) = reports(store, plans={("http://127.0.0.1:8080", 5): plan})
+    url = "http://127.0.0.1:8080/projects/5/data?task=7"
+    found = today(report, now, UTC)
+    assert found.disputed == (
+        Item(text=f"task 7, 100% of the pairs: {NAMES[1]}, {NAMES[3]}: “Who is the baker of town 1?”", url=url),
+    )
+    ((reason, items),) = [(group.reason, group.items) for group in found.set_aside]
+    assert items == (Item(text=f"annotation 4 of {NAMES[4]}", url=url),) and "is no annotator of this home" in reason
+    first, *silent = found.quiet
+    assert first == Item(text="quinn@x has judged nothing here yet")
+    assert [item.text.partition(" judged last on ")[0] for item in silent] == [NAMES[1], NAMES[3]]
+    assert silent[0].text.endswith(", 1 day ago")
+    (day,) = found.days
+    assert (day.day, day.judgements) == (START.date(), {"1": 1, "3": 1})
+    assert today(report, START + timedelta(hours=20)).quiet == (first,)
+    assert today(report.model_copy(update={"disputes": (), "aside": ()}), START).empty is False
+    assert facts(report) == "ranking tasks, 3 annotators per task; not opened from here, or by an earlier version"
+
+
 def test_every_text_stays_text_and_nothing_is_loaded(page: str) -> None:
     assert "<script" not in page and "&lt;script&gt;document.title" in page
     assert "town &amp; country &lt;b&gt; ranking" in page and "佐藤 花子" in page
@@ -110,9 +144,9 @@ def test_every_text_stays_text_and_nothing_is_loaded(page: str) -> None:
 
 
 def test_nothing_yet_is_a_page_too() -> None:
-    assert "No projects in the store yet" in status_page([])
+    assert "No collections are known yet" in status_page([])
     store = Store()
-    record(store, 1, "empty ranking [1a2b3c4d]", [], START)
+    record(store, 1, "empty ranking", [], START)
     assert "0 of 0" in status_page(reports(store)) and "no recent activity" in status_page(reports(store))
 
 
@@ -135,9 +169,12 @@ def test_it_is_readable_in_chromium_light_and_dark(page: str, tmp_path: Path) ->
             shown.on("request", lambda request: asked.append(request.url))
             shown.goto(file.as_uri())
             assert shown.title() == "Labeling status"
-            assert EVIL in shown.locator("table").last.inner_text()
+            assert shown.locator("section:visible h2").inner_text() == "town pairwise"
+            shown.get_by_role("link", name="town & country <b> ranking").click()
+            assert shown.locator("section:visible h2").inner_text() == "town & country <b> ranking"  # one at a time
+            assert EVIL in shown.locator("table:visible").first.inner_text()
             assert shown.evaluate("document.documentElement.scrollWidth") <= 1280
-            back, ink = luminance(shown, "body", "backgroundColor"), luminance(shown, "svg text", "fill")
+            back, ink = luminance(shown, "body", "backgroundColor"), luminance(shown, "section:target svg text", "fill")
             contrast = (max(back, ink) + 0.05) / (min(back, ink) + 0.05)
             assert contrast > 7 and (back > 0.9) is (scheme == "light")  # WCAG 2.2, 1.4.6
             shown.screenshot(path=tmp_path / f"status-{scheme}.png", full_page=True)

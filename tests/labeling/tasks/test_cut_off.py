@@ -14,7 +14,7 @@ from labeling.judgements.imports import import_export, task_of
 from labeling.quality.screening import Dispute
 from labeling.screens.render import screen, screen_with_cuts
 from labeling.server.client import LabelStudio
-from labeling.tasks.projects import full_title, screen_hash
+from labeling.tasks.projects import Opening, screen_hash
 from labeling.tasks.tasks import CUT_OFF, Task, make_task
 from tests.labeling.browser import logged_in
 from tests.labeling.helpers import open_sets, response_set
@@ -55,8 +55,8 @@ def test_the_mark_is_at_the_answer_and_not_in_its_text() -> None:
 
 def test_projects_without_cut_off_answers_keep_their_screen() -> None:
     assert screen_with_cuts("ranking") == screen("ranking") and screen_with_cuts("pairwise") != screen("pairwise")
-    assert full_title("pairwise", "t") == f"t pairwise [{screen_hash('pairwise')}]"
-    assert full_title("pairwise", "t", cut_off=True) != full_title("pairwise", "t")
+    plain, cut = (Opening(kind="pairwise", title="t", overlap=1, cut_off=cut_off) for cut_off in (False, True))
+    assert plain.name(1) == cut.name(1) == "t pairwise" and plain.key != cut.key
     assert "a_cut" not in screen("pairwise")
 
 
