@@ -40,6 +40,7 @@ ALLOWED: dict[str, str] = {
     "alignment/models/chat.py:load_chat": "read_plainly stands before it",
     "alignment/models/checkpoint_files.py:_opened": "the header was checked, or is checked here",
     "alignment/models/finite.py:read_weights": "the header was checked, or is checked here",
+    "alignment/models/gguf_files.py:load_config": "check_file stands before it",
     "alignment/models/scalar.py:_config_of": "read_plainly stands before it",
     "alignment/ppo/checkpoint.py:read_checkpoint": OWN,
     "alignment/records.py:read_lines": "what it parses was read within limits",
