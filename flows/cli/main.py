@@ -16,7 +16,7 @@ import typer
 
 from alignment.errors import ConfigError
 from alignment.paths import exists
-from flows.cli import operations, runs, stack
+from flows.cli import operations, runs, stack, sweep
 from flows.cli.common import AsJson, Overrides, print_table, queries
 from flows.cli.data import app as data_app
 from flows.cli.interrupts import print_resume_command
@@ -35,7 +35,7 @@ app.add_typer(label_app, name="label")
 app.add_typer(data_app, name="data")
 for command in (
     *(stack.up, stack.down, stack.status, stack.doctor, stack.backup, stack.restore),
-    *(runs.watch, runs.resume, runs.retry, operations.logs, operations.gc),
+    *(sweep.sweep, runs.watch, runs.resume, runs.retry, operations.logs, operations.gc),
 ):
     app.command()(command)
 

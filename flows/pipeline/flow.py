@@ -27,8 +27,11 @@ SHOWN_FIGURES = ("gold_curve.png", "criteria.png", "ppo.png", "calibration.png")
 
 
 @flow(name="rlhf", persist_result=False)
-def rlhf(recipe: Recipe) -> dict[str, Any]:
-    """One round of alignment. Running it again skips what is unchanged; returns the release's manifest."""
+def rlhf(recipe: Recipe, promote: bool = True) -> dict[str, Any]:
+    """One round of alignment. Running it again skips what is unchanged; returns the release's manifest.
+
+    `promote`: the policy becomes the candidate, and the champion if it passes the gate.
+    """
     check_files(recipe)
     check_judged(recipe)
     for line in recipe.align.warnings():
@@ -38,7 +41,7 @@ def rlhf(recipe: Recipe) -> dict[str, Any]:
     with watched_disk(home_directory()), suspended_while_people_label(), parent as run_id:
         links.link_pipeline(run_id)
         artifacts = run_steps(recipe, steps(recipe))
-        return register(recipe, artifacts, run_id)
+        return register(recipe, artifacts, run_id, promote=promote)
 
 
 def run_steps(recipe: Recipe, chain: Mapping[str, Step], last: str = EVALUATE.name) -> dict[str, Artifact]:
@@ -72,15 +75,16 @@ def run_stage_alone(recipe: Recipe, stage: str) -> Artifact:
     return artifact
 
 
-def register(recipe: Recipe, artifacts: Mapping[str, Artifact], run_id: str) -> dict[str, Any]:
+def register(recipe: Recipe, artifacts: Mapping[str, Artifact], run_id: str, *, promote: bool = True) -> dict[str, Any]:
     """Set the alias `candidate`, and `champion` if the gate is passed; log the manifest to the pipeline's run."""
     log = get_run_logger()
     manifest = release_manifest(recipe, artifacts)
     missed = missed_gates(recipe.release_gate, manifest)
     policy = artifacts[recipe.align.method].model
     assert policy is not None, "the policy is always registered"
-    registry.set_alias(policy, "candidate")
-    if not missed:
+    if promote:
+        registry.set_alias(policy, "candidate")
+    if promote and not missed:
         registry.set_alias(policy, "champion")
     manifest |= {"gate": {"passed": not missed, "missed": missed}, "mlflow_run_id": run_id}
     for line in missed:
