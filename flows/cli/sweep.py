@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def sweep(
-    recipes: Annotated[list[str], typer.Argument(metavar="RECIPE...", help="Names of recipes, or YAML files.")],
+    recipes: Annotated[list[str], typer.Argument(metavar="RECIPE", help="Names of recipes, or YAML files.")],
     overrides: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE,VALUE", help="Values of an option, as in --set ppo.kl_coef=0.02,0.05"),

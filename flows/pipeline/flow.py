@@ -15,6 +15,7 @@ from alignment.stages import EVALUATE, REWARD
 from flows.annotation.stages import LABELING
 from flows.annotation.suspend import suspended_while_people_label
 from flows.home import home_directory
+from flows.notifications import notify, notifying
 from flows.pipeline.dag import needed, steps
 from flows.pipeline.tasks import run_task
 from flows.recipe.schema import Recipe, check_files, check_judged
@@ -37,8 +38,10 @@ def rlhf(recipe: Recipe, promote: bool = True) -> dict[str, Any]:
     for line in recipe.align.warnings():
         get_run_logger().warning(line)
     alone = deployment.id is None
-    parent = runs.pipeline_run(recipe.name, recipe=recipe, flow_run_id=str(flow_run.id or ""), alone=alone)
-    with watched_disk(home_directory()), suspended_while_people_label(), parent as run_id:
+    untold = recipe.model_copy(update={"notify": ()})  # who is told is no part of the run
+    parent = runs.pipeline_run(recipe.name, recipe=untold, flow_run_id=str(flow_run.id or ""), alone=alone)
+    disk, people = watched_disk(home_directory()), suspended_while_people_label()
+    with notifying(recipe.notify, f"{recipe.name}, seed {recipe.seed}"), disk, people, parent as run_id:
         links.link_pipeline(run_id)
         artifacts = run_steps(recipe, steps(recipe))
         return register(recipe, artifacts, run_id, promote=promote)
@@ -68,7 +71,8 @@ def run_stage_alone(recipe: Recipe, stage: str) -> Artifact:
         check_judged(recipe)
     flow_run_id = str(flow_run.id or "")
     log_file = logs.log_to_file(f"{stage}-{flow_run_id}", flow_run_id=flow_run_id)
-    with watched_disk(home_directory()), log_file, suspended_while_people_label():
+    disk, people = watched_disk(home_directory()), suspended_while_people_label()
+    with notifying(recipe.notify, f"{recipe.name}, stage {stage}"), disk, log_file, people:
         artifact = run_steps(recipe, chain, stage)[stage]
     if artifact.cached:
         links.link_stage(artifact.run_id, stage)
@@ -89,6 +93,8 @@ def register(recipe: Recipe, artifacts: Mapping[str, Artifact], run_id: str, *, 
     manifest |= {"gate": {"passed": not missed, "missed": missed}, "mlflow_run_id": run_id}
     for line in missed:
         log.warning("%s stays candidate. %s", policy, line)
+    if missed:
+        notify("gate_failed", "\n".join([f"{policy} stays candidate", *missed]))
     log_release(run_id, manifest)
     log_report(artifacts, manifest, run_id)
     skipped = [stage for stage, artifact in artifacts.items() if artifact.cached]
