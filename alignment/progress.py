@@ -54,14 +54,15 @@ class Progress:
         text = f"{self._name}: {self._done / self._size:,.0f}{of} {self._unit}, {rate / self._size:,.3g} {self._unit}/s"
         if self._total is None or not rate:
             return text
-        return f"{text}, {_duration(max(0.0, self._total - self._done) / rate)} left"
+        return f"{text}, {duration(max(0.0, self._total - self._done) / rate)} left"
 
     def close(self) -> None:
         """Remove the bar."""
         self._bar.close()
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """A time in a suitable unit."""
     if seconds < 90:
         return f"{seconds:.0f} seconds"
     return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"

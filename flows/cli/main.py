@@ -126,7 +126,8 @@ def print_plan(config: Recipe, last: str) -> None:
     except StackError as error:
         echo(f"rlhf: {error}", err=True, lines=True)
         rows = plan(config, last, ask_mlflow=False)
-    console().print(plan_table(config, rows))
+    out = console()
+    out.print(plan_table(config, rows, out.width))
 
 
 @app.command()

@@ -70,7 +70,7 @@ def run_stage_alone(recipe: Recipe, stage: str) -> Artifact:
     if LABELING.name in needed(chain, stage):
         check_judged(recipe)
     flow_run_id = str(flow_run.id or "")
-    log_file = logs.log_to_file(f"{stage}-{flow_run_id}", flow_run_id=flow_run_id)
+    log_file = logs.log_to_file(f"{stage}-{flow_run_id}", flow_run_id=flow_run_id, recipe=recipe.name)
     disk, people = watched_disk(home_directory()), suspended_while_people_label()
     with notifying(recipe.notify, f"{recipe.name}, stage {stage}"), disk, log_file, people:
         artifact = run_steps(recipe, chain, stage)[stage]

@@ -247,5 +247,5 @@ def pipeline_run(name: str, *, recipe: Any, flow_run_id: str = "", alone: bool =
                 MlflowClient().set_tag(run_id, TAG_FLOW_RUN, flow_run_id)
             if not unfinished or not unfinished[0].data.params:  # the earlier attempt may have been killed before this
                 log_params(run_id, flatten(recipe))
-            with logs.log_to_file(run_id, run_id=run_id, flow_run_id=flow_run_id):
+            with logs.log_to_file(run_id, run_id=run_id, flow_run_id=flow_run_id, recipe=name):
                 yield run_id
