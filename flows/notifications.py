@@ -21,8 +21,6 @@ from prefect.blocks.abstract import NotificationBlock, NotificationError
 from prefect.blocks.notifications import (
     AppriseNotificationBlock,
     CustomWebhookNotificationBlock,
-    DiscordWebhook,
-    MattermostWebhook,
     MicrosoftTeamsWebhook,
     SlackWebhook,
 )
@@ -55,10 +53,8 @@ class Email(AppriseNotificationBlock):
 BLOCKS: Mapping[str, type[NotificationBlock]] = {
     "custom-webhook": CustomWebhookNotificationBlock,
     "slack-webhook": SlackWebhook,
-    "email": Email,
     "ms-teams-webhook": MicrosoftTeamsWebhook,
-    "mattermost-webhook": MattermostWebhook,
-    "discord-webhook": DiscordWebhook,
+    "email": Email,
 }
 TITLES: Mapping[Event, str] = {
     "people_done": "people are done",

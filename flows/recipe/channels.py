@@ -21,7 +21,7 @@ from flows.recipe.untrusted import LONGEST_BYTES, plain_yaml
 FILE = "notify.yaml"  # in the home
 Event = Literal["people_done", "quota_reached", "deadline_reached", "gate_failed", "run_died", "disk_low"]
 EVENTS: tuple[Event, ...] = get_args(Event)
-KINDS = ("custom-webhook", "slack-webhook", "email", "ms-teams-webhook", "mattermost-webhook", "discord-webhook")
+KINDS = ("custom-webhook", "slack-webhook", "ms-teams-webhook", "email")
 BLOCK = re.compile(rf"({'|'.join(KINDS)})/[a-z0-9][a-z0-9-]*")
 
 
