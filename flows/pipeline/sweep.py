@@ -91,9 +91,8 @@ def rlhf_sweep(sweep: Sweep) -> list[Outcome]:
             log.info("cell %d of %d: %s", number, len(sweep.cells), cell.name)
             outcomes[cell.name] = outcome_of(cell, sweep.directory / CELLS)
             write_report(sweep, list(outcomes.values()), run_id)
-        create_markdown_artifact(
-            markdown=(sweep.directory / REPORT).read_text(encoding="utf-8"), key="sweep", description=sweep.name
-        )
+        report = markdown(sweep.name, list(outcomes.values()))
+        create_markdown_artifact(markdown=report, key="sweep", description=sweep.name)
     return list(outcomes.values())
 
 

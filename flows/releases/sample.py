@@ -1,6 +1,5 @@
 """`rlhf sample`: responses of registered models, or of checkpoints, to prompts from a file."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 import mlflow
 
 from alignment.artifacts import content_digest, fingerprint, write_json
+from alignment.bounded import read_json
 from alignment.config.stages import ComputeConfig, RowSource
 from alignment.errors import ArtifactError, ConfigError
 from alignment.paths import exists, is_directory
@@ -84,7 +84,7 @@ def _claim(directory: Path, identity: Mapping[str, Any]) -> None:
     """Note what the directory holds. Raises ConfigError if it holds something else."""
     path = directory / IDENTITY
     if path.exists():
-        if json.loads(path.read_text(encoding="utf-8")) != identity:
+        if read_json(path) != identity:
             raise ConfigError(
                 f"{directory} has responses of other models, prompts or options ({path}): choose another --out"
             )

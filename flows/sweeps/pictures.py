@@ -85,4 +85,6 @@ def frontier(outcomes: Sequence[Outcome]) -> Figure:
 
 
 def _short(setting: str) -> str:
-    return setting if len(setting) <= LONGEST_NAME else f"{setting[: LONGEST_NAME - 1]}…"
+    """The name of a setting beside an axis; a dollar sign begins no formula."""
+    name = setting if len(setting) <= LONGEST_NAME else f"{setting[: LONGEST_NAME - 1]}…"
+    return name.replace("$", "\\$")

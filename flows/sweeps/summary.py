@@ -9,6 +9,7 @@ import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from html import escape
 from statistics import fmean, stdev
 
 from pydantic import Field
@@ -141,7 +142,7 @@ def markdown(name: str, outcomes: Sequence[Outcome]) -> str:
     parts += ["Every cell:", _markdown_table(cell_table(outcomes))]
     if failed:
         parts.append("Cells without figures:")
-        parts.append("\n".join(f"- {cell.setting}, seed {cell.seed}: {_inline(cell.problem)}" for cell in failed))
+        parts.append("\n".join(f"- {cell.setting}, seed {cell.seed}: {inline(cell.problem)}" for cell in failed))
     return "\n\n".join(parts) + "\n"
 
 
@@ -176,11 +177,12 @@ def _number(figures: Mapping[str, float], name: str) -> str:
 
 
 def _markdown_table(rows: Sequence[Sequence[str]]) -> str:
-    header, *others = [[_inline(cell) for cell in row] for row in rows]
+    header, *others = [[inline(cell) for cell in row] for row in rows]
     line = ["---", *("---:" for _ in header[1:])]
     return "\n".join(f"| {' | '.join(row)} |" for row in (header, line, *others))
 
 
-def _inline(text: str) -> str:
-    """A text on one line of Markdown, without its own markup."""
-    return " ".join(text.split()).translate({ord(sign): f"\\{sign}" for sign in "|<[`*"})
+def inline(text: str) -> str:
+    """A text on one line of Markdown: no HTML, no link, no code, no cell of its own."""
+    plain = escape(" ".join(text.split()), quote=False)
+    return plain.translate({ord(mark): f"&#{ord(mark)};" for mark in "|[]`"})

@@ -47,7 +47,7 @@ def test_prompts_become_sets_that_labelling_takes(model: Path, prompts: RowSourc
     assert counts == {"prompts": 5, "responses": sum(len(row.responses) for row in sets), "put aside": 2}
     assert [row.prompt.text for row in sets] == ["Who are you?", "Where is it?", "Why?", "How far?", "When?"]
     aside, _ = read_records(tmp_path / "out" / "rejected.jsonl", Rejected)
-    assert [row.line for row in aside] == [3, 6] and "64" in aside[1].reason
+    assert [row.line for row in aside] == [3, 6] and "tokens, more than 56" in aside[1].reason
     origins, _ = read_records(tmp_path / "out" / "origins.jsonl", Origin)
     assert {row.response for row in origins} == {answer.id for row in sets for answer in row.responses}
     assert {row.models for row in origins} == {("policy-1",)}

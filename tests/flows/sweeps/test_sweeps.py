@@ -114,7 +114,7 @@ def test_cells_without_figures_are_counted_and_named() -> None:
     outcomes = [*OUTCOMES, failed]
     assert table(outcomes)[2][1] == "3 of 4"
     text = markdown("tiny-1", outcomes)
-    assert "- tiny kl\\_coef" not in text and "- tiny kl_coef=0.05, seed 3: GateError: too \\| poor by \\<b>far" in text
+    assert "- tiny kl_coef=0.05, seed 3: GateError: too &#124; poor by &lt;b&gt;far&lt;/b&gt;" in text
     rows = list(csv.DictReader(io.StringIO(as_csv(outcomes))))
     assert len(rows) == 7 and rows[0]["gold_base_score"] == "0.5" and rows[6]["win_rate_vs_sft"] == ""
 
