@@ -8,6 +8,7 @@ import logging
 import os
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar, copy_context
@@ -61,8 +62,8 @@ class Progress:
         )
         self._closed = threading.Event()
         if self._shown:
-            context = copy_context()  # of the flow run, so that lines reach its page
-            threading.Thread(target=context.run, args=(self._watch,), name=f"progress-{name}", daemon=True).start()
+            watch = (copy_context().run, _watch, weakref.ref(self), self._closed)  # the context is that of the flow run
+            threading.Thread(target=watch[0], args=watch[1:], name=f"progress-{name}", daemon=True).start()
 
     def skip(self, amount: float) -> None:
         """Count what an earlier run did, which says nothing of the rate."""
@@ -75,7 +76,7 @@ class Progress:
         self._done += amount
         self._added = time.monotonic()
         self._bar.update(amount)
-        self._log_if_due()
+        self.log_if_due()
 
     def reach(self, done: float) -> None:
         """Count up to `done`."""
@@ -106,15 +107,12 @@ class Progress:
         if self._total is not None and rate:
             yield f"{duration(max(0.0, self._total - self._done) / rate)} left"
 
-    def _watch(self) -> None:
-        """Log what is due while nothing is counted, and report to the listener, for which the work does not wait."""
-        listener = _listener.get()
-        while not self._closed.wait(max(LOG_SECONDS, 1.0) / 2):
-            self._log_if_due()
-            if listener is not None:
-                listener(Report(self._name, self._done / self._total if self._total else None, self.line()))
+    def report(self) -> Report:
+        """What is done so far."""
+        return Report(self._name, self._done / self._total if self._total else None, self.line())
 
-    def _log_if_due(self) -> None:
+    def log_if_due(self) -> None:
+        """Log a line if the last one is old enough."""
         if self._shown and time.monotonic() - self._logged >= LOG_SECONDS:
             self._logged = time.monotonic()
             log.info("%s", self.line())
@@ -123,6 +121,22 @@ class Progress:
         """Remove the bar."""
         self._closed.set()
         self._bar.close()
+
+
+def _watch(of: "weakref.ref[Progress]", closed: threading.Event) -> None:
+    """Log what is due while nothing is counted, and report to the listener, for which the work does not wait.
+
+    Ends with the progress, also where an error has kept it from being closed.
+    """
+    listener = _listener.get()
+    while not closed.wait(max(LOG_SECONDS, 1.0) / 2):
+        progress = of()
+        if progress is None:
+            return
+        progress.log_if_due()
+        if listener is not None:
+            listener(progress.report())
+        del progress
 
 
 def duration(seconds: float) -> str:

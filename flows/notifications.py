@@ -18,12 +18,7 @@ from pathlib import Path
 
 import httpx
 from prefect.blocks.abstract import NotificationBlock, NotificationError
-from prefect.blocks.notifications import (
-    AppriseNotificationBlock,
-    CustomWebhookNotificationBlock,
-    MicrosoftTeamsWebhook,
-    SlackWebhook,
-)
+from prefect.blocks.notifications import CustomWebhookNotificationBlock, MicrosoftTeamsWebhook, SlackWebhook
 from prefect.runtime import flow_run
 from prefect.types import SecretDict
 from prefect.utilities.urls import url_for
@@ -32,6 +27,7 @@ from alignment.errors import ConfigError, GateError
 from flows.disk import LOW_BYTES, bytes_left, disk_shown
 from flows.failures import NotYet, explained
 from flows.home import home_directory
+from flows.mail import Email
 from flows.recipe.channels import Channel, Event, home_channels, merged
 from flows.recipe.untrusted import redacted
 from flows.tracking.logs import known_secrets
@@ -41,13 +37,6 @@ CLOSE_SECONDS = 5.0
 DISK_SECONDS = 30.0
 LONGEST_TEXT = 2000  # characters
 CHATTY = ("apprise", "httpx", "httpcore")  # loggers that write whole addresses
-
-
-class Email(AppriseNotificationBlock):
-    """Sends e-mail by SMTP. Its `url` is Apprise's: mailtos://USER:PASSWORD@SMTP-HOST?to=ADDRESS."""
-
-    _block_type_name = "E-mail"
-    _block_type_slug = "email"
 
 
 BLOCKS: Mapping[str, type[NotificationBlock]] = {

@@ -34,7 +34,8 @@ def sweep(
     What cells share is computed once, and the same command goes on where it was stopped. No alias is set: promote the
     policy of your choice with `rlhf promote`.
     """
-    cells = cells_of(recipes, overrides or [], parse_seeds(seeds))
+    options, numbers = overrides or [], parse_seeds(seeds)
+    cells = cells_of(recipes, options, numbers)
     for cell in cells:
         check_files(cell.recipe)
         check_judged(cell.recipe)
@@ -58,7 +59,7 @@ def sweep(
     configure_logging()
     with friendly_errors(), print_resume_command():
         planned = sweep_of(cells)
-        outcomes = rlhf_sweep(planned)
+        outcomes = rlhf_sweep.with_options(flow_run_name=planned.name)(recipes, options, numbers)
     _print_outcomes(outcomes)
     echo(f"report, cells and pictures: {planned.directory / REPORT}")
     if failed := [outcome for outcome in outcomes if outcome.problem]:

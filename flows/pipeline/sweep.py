@@ -6,6 +6,7 @@ command goes on where it was stopped.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,6 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.runtime import flow_run
 
 from alignment.artifacts import fingerprint, write_json, write_text
-from alignment.records import Record
 from alignment.stages import EVALUATE
 from flows.failures import NotYet, explained
 from flows.home import home_directory
@@ -24,7 +24,7 @@ from flows.pipeline.dag import keys, needed, steps
 from flows.pipeline.flow import headlines, rlhf
 from flows.pipeline.plan import finished
 from flows.recipe.schema import Recipe
-from flows.sweeps.grid import Cell
+from flows.sweeps.grid import Cell, cells_of
 from flows.sweeps.pictures import draw_pictures
 from flows.sweeps.summary import Outcome, as_csv, markdown
 from flows.tracking import links, runs
@@ -35,7 +35,8 @@ LONGEST_NAME = 60
 LONGEST_PROBLEM = 500
 
 
-class Sweep(Record):
+@dataclass(frozen=True)
+class Sweep:
     """A sweep under its name."""
 
     name: str
@@ -79,9 +80,14 @@ def stages_to_run(cells: Sequence[Cell], *, ask_mlflow: bool = True) -> dict[str
     return {name: names.count(name) for name in dict.fromkeys(names)}
 
 
-@flow(name="rlhf-sweep", flow_run_name="{sweep.name}", persist_result=False)
-def rlhf_sweep(sweep: Sweep) -> list[Outcome]:
-    """Run every cell that is not finished; returns the outcomes of all, and reports them after each cell."""
+@flow(name="rlhf-sweep", persist_result=False)
+def rlhf_sweep(recipes: list[str], options: list[str], seeds: list[int]) -> list[Outcome]:
+    """Run every cell that is not finished; returns the outcomes of all, and reports them after each cell.
+
+    The arguments are those of `flows.sweeps.grid.cells_of`: Prefect limits the size of parameters, and whole recipes of
+    some forty cells exceed it.
+    """
+    sweep = sweep_of(cells_of(recipes, options, seeds))
     log, outcomes = get_run_logger(), dict[str, Outcome]()
     for one, other in equal_settings(sweep.cells):
         log.warning("%r and %r are the same runs: the option in which they differ has no effect", one, other)

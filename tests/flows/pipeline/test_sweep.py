@@ -57,8 +57,9 @@ def pipelines(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[float, int
 def test_a_sweep_goes_on_after_a_failure_and_where_it_was_stopped(
     workplace: Path, pipelines: list[tuple[float, int]]
 ) -> None:
-    planned = sweep_of(cells_of([str(TINY)], ["ppo.kl_coef=0.02,0.05"], [0, 1]))
-    outcomes = rlhf_sweep(planned)
+    grid = ([str(TINY)], ["ppo.kl_coef=0.02,0.05"], [0, 1])
+    planned = sweep_of(cells_of(*grid))
+    outcomes = rlhf_sweep(*grid)
     assert pipelines == [(0.02, 0), (0.05, 0), (0.02, 1), (0.05, 1)]
     assert [outcome.problem for outcome in outcomes] == ["", "", "", "GateError: the reward model is poor"]
     report = (planned.directory / "report.md").read_text()
@@ -71,7 +72,7 @@ def test_a_sweep_goes_on_after_a_failure_and_where_it_was_stopped(
     assert {"sweep/report.md", "sweep/cells.csv", "sweep/figures.png", "sweep/frontier.png"} == logged
     check_names(parent.data.tags[runs.TAG_FLOW_RUN])
 
-    again = rlhf_sweep(planned)
+    again = rlhf_sweep(*grid)
     assert pipelines[4:] == [(0.05, 1)] and not any(outcome.problem for outcome in again)
     assert [run.info.run_id for run in runs.search({TAG_SWEEP: planned.name})] == [parent.info.run_id]
     assert "Cells without figures" not in (planned.directory / "report.md").read_text()
