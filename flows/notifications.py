@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar, copy_context
 from pathlib import Path
+from typing import cast
 
 import httpx
 from prefect.blocks.abstract import NotificationBlock, NotificationError
@@ -158,7 +159,7 @@ def store(block: str, address: str) -> None:
         receiver = _custom_webhook(name, address) if kind == "custom-webhook" else BLOCKS[kind](url=address)
     except (ValueError, KeyError, TypeError):
         raise ConfigError(f"the address is not one of a {kind}: see `rlhf notify add --help`") from None
-    receiver.save(name, overwrite=True, _sync=True)
+    receiver.save(name, overwrite=True)
 
 
 def _custom_webhook(name: str, address: str) -> CustomWebhookNotificationBlock:
@@ -184,9 +185,9 @@ def deliver(block: str, subject: str, body: str) -> str:
     """Send a message through a block of Prefect; returns the problem, without addresses, or "" for none."""
     kind, _, name = block.partition("/")
     try:
-        receiver = BLOCKS[kind].load(name, _sync=True)  # type: ignore[call-arg]
+        receiver = cast(NotificationBlock, BLOCKS[kind].load(name))  # Prefect's functions wait for it outside of a loop
         with receiver.raise_on_failure():
-            receiver.notify(body, subject, _sync=True)  # type: ignore[call-arg,unused-coroutine]
+            _ = receiver.notify(body, subject)
     except httpx.HTTPStatusError as error:
         return f"the receiver answers {error.response.status_code}"
     except NotificationError:

@@ -4,6 +4,7 @@ import logging
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import cast
 from uuid import UUID
 
 import httpx
@@ -36,7 +37,7 @@ class Bars:
             update_progress_artifact(self._ids[name], percent, line)
         else:
             key = re.sub(r"[^a-z0-9]+", "-", f"progress-{name}".lower()).strip("-")
-            self._ids[name] = create_progress_artifact(percent, key=key, description=line)
+            self._ids[name] = cast(UUID, create_progress_artifact(percent, key=key, description=line))
 
     def fill(self) -> None:
         """Show that all steps are finished."""
