@@ -8,6 +8,7 @@ from pathlib import Path
 from alignment.errors import ConfigError, RLHFError
 from flows.home import home_directory
 
+LOW_BYTES = 5 << 30  # people are told, and `rlhf doctor` complains, with less
 NEARLY_FULL_BYTES = 8 << 20  # servers cannot write to their databases with less, whatever they answer then
 
 

@@ -15,7 +15,7 @@ from prefect.states import AwaitingRetry
 from alignment.errors import ConfigError, RLHFError
 
 POOL = "train"
-FLOWS = ("rlhf", "rlhf-stage")  # started by `rlhf run`, also in a terminal
+FLOWS = ("rlhf", "rlhf-stage", "rlhf-sweep")  # started by `rlhf run` and `rlhf sweep`, also in a terminal
 HEARTBEAT_SECONDS = 30  # PREFECT_FLOWS_HEARTBEAT_FREQUENCY of every job
 SILENCE = timedelta(seconds=3 * HEARTBEAT_SECONDS)  # after which a run is dead
 AT_MOST = 200  # runs in one query

@@ -29,6 +29,7 @@ from flows.cli.main import main
 from flows.pipeline.dag import keys, needed, steps
 from flows.pipeline.flow import rlhf, run_stage_alone
 from flows.pipeline.plan import finished
+from flows.pipeline.sweep import rlhf_sweep
 from flows.recipe.schema import Recipe, load_recipe
 from flows.releases.lineage import lineage
 from flows.releases.report import load_release
@@ -189,6 +190,16 @@ def test_a_rerun_is_cached_throughout(release: dict[str, Any]) -> None:
     while (states := task_states(flow_run)) != ["Cached"] * len(STAGES) and time.monotonic() < deadline:
         time.sleep(0.5)
     assert states == ["Cached"] * len(STAGES)
+
+
+def test_a_sweep_over_finished_work_reports_its_release_and_moves_no_alias(release: dict[str, Any]) -> None:
+    client, (name, version) = MlflowClient(), release["models"]["policy"].removeprefix("models:/").split("/")
+    client.delete_registered_model_alias(name, "candidate")
+    (outcome,) = rlhf_sweep([str(TINY)], [], [0])
+    assert (outcome.release, outcome.model) == (release["release"], release["models"]["policy"])
+    assert outcome.figures["kl_to_sft"] == release["kl_to_sft"] and not outcome.problem
+    assert "candidate" not in client.get_registered_model(name).aliases
+    client.set_registered_model_alias(name, "candidate", version)
 
 
 def test_a_stage_runs_by_itself_on_what_it_needs(release: dict[str, Any]) -> None:

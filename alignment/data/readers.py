@@ -65,10 +65,15 @@ def locate(path: str, town: Path | None, origin: str = "") -> Path | None:
         return town / inside(path, TOWN)
     if exists(path):
         return Path(path)
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", path) and Path(path).suffix not in FILE_SUFFIXES:
+    if is_hub_id(path):
         return None
     remedy = f"it is {origin}" if origin else "give a file, or a data set as owner/name"
     raise DataError(f"{path!r} does not exist (relative to {Path.cwd()}); {remedy}")
+
+
+def is_hub_id(path: str) -> bool:
+    """Whether a path that is no file has the form of an id of the hub, owner/name."""
+    return re.fullmatch(r"[\w.-]+/[\w.-]+", path) is not None and Path(path).suffix not in FILE_SUFFIXES
 
 
 def inside(path: str, scheme: str) -> str:

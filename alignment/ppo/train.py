@@ -37,6 +37,7 @@ from alignment.ppo.rollout import recomputes_logprobs, rollout_of, sample_episod
 from alignment.ppo.shares import whole
 from alignment.ppo.snapshots import Snapshot, copy_snapshot, last_within, publish, snapshot_path
 from alignment.ppo.update import update
+from alignment.progress import progress
 from alignment.rewards.components import Component, ModelReward, Reward, named_models, reward_components, with_columns
 from alignment.rollout.build import open_engine
 from alignment.rollout.engine import Engine
@@ -119,16 +120,20 @@ def train_ppo(
 def _train(run: _Run, engine: Engine, journal: Journal) -> dict[str, float]:
     """All steps that are left; returns the metrics of the last one."""
     config, metrics = run.config, dict[str, float]()
-    while run.step < config.steps and not run.stopped_early:
-        with _errors_with_last_checkpoint(run):
-            metrics = _one_step(run, engine)
-        run.step += 1
-        processes.on_main(journal.log, metrics, run.step)
-        last = run.step == config.steps or run.stopped_early
-        if not run.stopped_early and (run.step % config.snapshot_every_steps == 0 or last):
-            _snapshot(run)
-        if run.step % config.checkpoint_every_steps == 0 or last:
-            _checkpoint(run)
+    with progress("ppo", config.steps, "steps") as shown:
+        shown.skip(run.step)
+        while run.step < config.steps and not run.stopped_early:
+            with _errors_with_last_checkpoint(run):
+                metrics = _one_step(run, engine)
+            run.step += 1
+            processes.on_main(journal.log, metrics, run.step)
+            last = run.step == config.steps or run.stopped_early
+            if not run.stopped_early and (run.step % config.snapshot_every_steps == 0 or last):
+                _snapshot(run)
+            if run.step % config.checkpoint_every_steps == 0 or last:
+                _checkpoint(run)
+            shown.describe(f"reward {metrics['reward']:.3g}, KL {metrics['kl']:.3g}")
+            shown.add(1)
     return metrics
 
 

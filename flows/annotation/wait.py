@@ -27,6 +27,8 @@ from flows.annotation.waiting import Standing
 from flows.console import console
 from flows.failures import NotYet
 from flows.flow_runs import BY_WATCHER
+from flows.notifications import notify
+from flows.recipe.channels import Event
 from flows.stack.outages import through_outages
 from labeling.collection import Collection, progress, pull_collection, reopen_full, sync_collection
 from labeling.config import LabelingConfig
@@ -157,6 +159,15 @@ def finish_waiting(standing: Standing, reason: str) -> None:
             "sure that people can reach the projects and restart the run: it continues with what is judged by then"
         )
     log.info("the labelling ends: %s", reason)
+    if standing.reason:  # else a person resumed the run
+        notify(ending(standing), standing.reason)
+
+
+def ending(standing: Standing) -> Event:
+    """What ended the wait, for those who are told."""
+    if standing.done >= standing.needed:
+        return "people_done"
+    return "deadline_reached" if datetime.now(UTC) >= standing.deadline else "quota_reached"
 
 
 def in_deployment() -> bool:

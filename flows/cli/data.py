@@ -89,7 +89,7 @@ def check(
         checks = list(_of_recipe(load_recipe(recipe, overrides or []), tokens, show))
     else:
         options = {"format": form, "split": split, "name": name, "revision": revision, "rows": rows}
-        rows_source = _source({"path": source, **options, "columns": _mapping(columns)})
+        rows_source = row_source({"path": source, **options, "columns": mapping(columns)})
         checks = _of_source(rows_source, None if kind is None else kind.value, text_field, tokens, show)
     if as_json:
         echo(json.dumps([_plain(item) for item in checks], indent=2), lines=True)
@@ -132,14 +132,16 @@ def _reading(path: str) -> AbstractContextManager[None]:
     return waiting(f"reading {visible(path)}" + ("" if exists(path) else f" from the hub ({hub_host()})"))
 
 
-def _mapping(columns: str) -> Any:
+def mapping(columns: str) -> Any:
+    """The option --columns as values. Raises ConfigError."""
     try:
         return plain_yaml(columns) if columns else None
     except (ValueError, yaml.YAMLError) as error:
         raise ConfigError(f"--columns {columns} is not YAML ({error}); write '{{prompt: question}}'") from error
 
 
-def _source(options: Mapping[str, Any]) -> RowSource:
+def row_source(options: Mapping[str, Any]) -> RowSource:
+    """A source with these options. Raises ConfigError."""
     try:
         return RowSource.model_validate(options)
     except ValidationError as error:

@@ -16,13 +16,16 @@ import typer
 
 from alignment.errors import ConfigError
 from alignment.paths import exists
-from flows.cli import operations, runs, stack
+from flows.cli import operations, runs, sample, stack, sweep
 from flows.cli.common import AsJson, Overrides, print_table, queries
 from flows.cli.data import app as data_app
 from flows.cli.interrupts import print_resume_command
 from flows.cli.label import app as label_app
+from flows.cli.notify import app as notify_app
 from flows.console import configure_logging, console, echo
 from flows.disk import check_disk, home_or_here, nearly_full
+from flows.home import home_directory
+from flows.recipe.channels import home_channels
 from flows.recipe.schema import Recipe, check_files, check_judged, load_recipe
 from flows.recipe.schema import recipes as packaged_recipes
 from flows.stack.environment import prepare, use_stack, waiting
@@ -33,9 +36,10 @@ OPEN_FILES, FEWEST_OPEN_FILES = 4096, 256
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 app.add_typer(label_app, name="label")
 app.add_typer(data_app, name="data")
+app.add_typer(notify_app, name="notify")
 for command in (
     *(stack.up, stack.down, stack.status, stack.doctor, stack.backup, stack.restore),
-    *(runs.watch, runs.resume, runs.retry, operations.logs, operations.gc),
+    *(sweep.sweep, sample.sample, runs.watch, runs.resume, runs.retry, operations.logs, operations.gc),
 ):
     app.command()(command)
 
@@ -122,7 +126,8 @@ def print_plan(config: Recipe, last: str) -> None:
     except StackError as error:
         echo(f"rlhf: {error}", err=True, lines=True)
         rows = plan(config, last, ask_mlflow=False)
-    console().print(plan_table(config, rows))
+    out = console()
+    out.print(plan_table(config, rows, out.width))
 
 
 @app.command()
@@ -137,10 +142,11 @@ def deploy(
 ) -> None:
     """Create the work pools and deployments in Prefect, with a deployment per recipe. Idempotent."""
     with queries("prefect"):
+        from flows.deployments.automations import set_up_automations
         from flows.deployments.deploy import deploy as set_up
 
-        names = set_up(recipes or [], slots)
-    print_table(["pool or deployment"], [(name,) for name in names])
+        names = [*set_up(recipes or [], slots), *set_up_automations(home_channels(home_directory()))]
+    print_table(["pool, deployment or automation"], [(name,) for name in names])
 
 
 @app.command()

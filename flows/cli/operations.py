@@ -9,17 +9,23 @@ from rich.filesize import decimal
 from flows.cli.common import print_table, queries
 from flows.console import console, echo
 from flows.stack.environment import waiting
-from flows.tracking.logs import as_text, find_log, read_log
+from flows.tracking.logs import as_text, find_log, first_line, read_log
 
 
 def logs(
-    run: Annotated[str, typer.Argument(help="Prefix of the run's id in MLflow or Prefect; the newest if empty.")] = "",
+    run: Annotated[
+        str,
+        typer.Argument(help="Prefix of the run's id in MLflow or Prefect, or a recipe; by default your newest run."),
+    ] = "",
     stage: Annotated[str, typer.Option(help="Only lines of this stage.")] = "",
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Print new lines until Ctrl-C.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the lines as JSON.")] = False,
 ) -> None:
     """Print the log of a run, from its file under logs/runs in the home."""
     path = find_log(run)
+    line = first_line(path)
+    shown = f"{line.get('recipe', 'run')} {path.stem}, since {str(line.get('time', '?'))[:19].replace('T', ' ')} UTC"
+    echo(f"rlhf: the log of {shown}", err=True)
     try:
         for line in read_log(path, stage, lambda: follow):
             echo(json.dumps(line, ensure_ascii=False) if as_json else as_text(line), lines=True)

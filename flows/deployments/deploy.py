@@ -4,6 +4,7 @@ Idempotent. Manual changes that the file does not cover are kept: the limit and 
 whether a schedule is paused.
 """
 
+import logging
 import os
 import subprocess
 from collections.abc import Iterator, Sequence
@@ -25,16 +26,20 @@ from prefect.runner.storage import LocalStorage
 from prefect.workers.process import ProcessWorker
 from pydantic import Field
 
+from alignment.data.readers import is_hub_id
 from alignment.errors import ConfigError, causes
+from alignment.paths import exists
 from alignment.records import Record
 from flows.recipe.schema import DATA_SCHEME, RECIPES, TOWN_SCHEME, Recipe, find_recipe, load_recipe, raw_values
 from flows.stack.processes import NotReady
 from labeling.child_environment import child_environment
 
+log = logging.getLogger(__name__)
 FILE = Path(__file__).with_name("prefect.yaml")
 PIPELINE, TRAIN = "pipeline", "train"
 SET_DIRECTORY = "prefect.deployments.steps.set_working_directory"
 HERE = "."
+LOCAL = ("labeling.", "compute.")  # sections whose files are never data sets of the hub
 SERVER_FAILS = 500  # and above: statuses of a server, or of a proxy before it, that fails
 
 
@@ -106,7 +111,8 @@ def read_file(path: Path = FILE) -> tuple[dict[str, Pool], list[Spec]]:
 def recipe_specs(pipeline: Spec, names: Sequence[str]) -> list[Spec]:
     """One deployment of the pipeline for each recipe of the package and of `names`, with every value filled in.
 
-    Relative paths are those of the current directory, and are deployed as absolute ones: runs work elsewhere.
+    Runs work elsewhere, so relative paths are deployed as absolute ones: below the current directory, as in `rlhf run`,
+    or beside the recipe's file if they are only there. Raises ConfigError for one that is at neither place.
     """
     own = [path.stem for path in sorted(RECIPES.glob("*.yaml"))]
     specs: dict[str, Spec] = {}
@@ -114,12 +120,15 @@ def recipe_specs(pipeline: Spec, names: Sequence[str]) -> list[Spec]:
         recipe = load_recipe(name)
         if recipe.name == pipeline.name or (recipe.name in specs and name not in own):
             raise ConfigError(f"a deployment {recipe.name} exists already: give the recipe {name} another `name`")
+        parameters = absolute_paths(recipe, find_recipe(name))
+        if name not in own:
+            _check_relative(Recipe.model_validate(parameters), name)
         specs[recipe.name] = pipeline.model_copy(
             update={
                 "name": recipe.name,
                 "description": recipe.description,
                 "tags": (*pipeline.tags, "recipe"),
-                "parameters": {"recipe": _parameters(recipe, raw_values(find_recipe(name)))},
+                "parameters": {"recipe": parameters},
             }
         )
     return list(specs.values())
@@ -134,18 +143,54 @@ def _filled(values: Any, raw: Any) -> Any:
     return raw if isinstance(raw, str) and (raw.startswith(DATA_SCHEME) or values is None) else values
 
 
-def _parameters(recipe: Recipe, raw: dict[str, Any]) -> dict[str, Any]:
-    """All values of a recipe, with the paths of files of the current directory as absolute ones."""
-    values: dict[str, Any] = _filled(recipe.model_dump(mode="json"), raw)
+def absolute_paths(recipe: Recipe, file: Path) -> dict[str, Any]:
+    """All values of the recipe in a file; files in the current directory, or beside the recipe, by absolute paths."""
+    values: dict[str, Any] = _filled(recipe.model_dump(mode="json"), raw_values(file))
     parts: Any = values  # mappings and lists
     for option, path in _files(recipe):
         *sections, last = (int(part) if part.isdigit() else part for part in option.split("."))
         section = reduce(getitem, sections, parts)
         if str(section[last]).startswith(DATA_SCHEME):
-            values["data_root"] = str(Path(recipe.data_root).absolute())
-        elif _is_here(path):
-            section[last] = str(Path(path).absolute())
+            values["data_root"] = str(_root(recipe, file))
+        else:
+            section[last] = str(_absolute(path, file))
     return values
+
+
+def _root(recipe: Recipe, file: Path) -> Path:
+    """The absolute data_root: that of the current directory, unless only the recipe's directory has one."""
+    root = Path(recipe.data_root)
+    here, beside = root.absolute(), (file.parent / root).absolute()
+    return beside if file.parent != RECIPES and beside.is_dir() and not here.is_dir() else here
+
+
+def _absolute(path: str, file: Path) -> Path | str:
+    """The absolute path of a file in the current directory or beside the recipe; anything else as it is."""
+    if path.startswith((TOWN_SCHEME, DATA_SCHEME)) or Path(path).is_absolute():
+        return path
+    here, beside = Path(path).absolute(), (file.parent / path).absolute()
+    return here if exists(here) else beside if exists(beside) else path
+
+
+def _check_relative(recipe: Recipe, name: str) -> None:
+    """Raise ConfigError for a relative path: a run, which works elsewhere, would not have the file."""
+    for option, path in _files(recipe):
+        named_elsewhere = path.startswith(TOWN_SCHEME) or (not option.startswith(LOCAL) and is_hub_id(path))
+        if not Path(path).is_absolute() and not named_elsewhere:
+            raise ConfigError(
+                f"{option} of {name} is {path!r}, which is neither in {Path.cwd()} nor beside the recipe: correct it, "
+                "or write the absolute path that it has on the workers"
+            )
+
+
+def missing_files(specs: Sequence[Spec]) -> Iterator[str]:
+    """A line for each deployment of a recipe whose files are not on this machine; workers elsewhere may have them."""
+    for spec in specs:
+        recipe = Recipe.model_validate(spec.parameters["recipe"])
+        missing = [path for _, path in _files(recipe) if Path(path).is_absolute() and not exists(path)]
+        if missing:
+            more = f" and {len(missing) - 1} more files are" if len(missing) > 1 else " is"
+            yield f"rlhf/{spec.name}: {missing[0]}{more} not on this machine; its runs fail where they are missing"
 
 
 def _files(recipe: Recipe) -> Iterator[tuple[str, str]]:
@@ -159,21 +204,17 @@ def _files(recipe: Recipe) -> Iterator[tuple[str, str]]:
         yield f"labeling.{option}", path
 
 
-def _is_here(path: str) -> bool:
-    """Whether a path is relative to the current directory; data://NAME, town://NAME and ids of the hub are not."""
-    if path.startswith((TOWN_SCHEME, DATA_SCHEME)) or Path(path).is_absolute():
-        return False
-    return path.startswith(".") or Path(path).exists()
-
-
 def deploy(names: Sequence[str] = (), slots: int | None = None) -> list[str]:
     """Create or update pools and deployments on the server at PREFECT_API_URL; returns the names, pools first.
 
-    Raises NotReady for a server that fails, after the retries of Prefect's client.
+    Logs which files of recipes are not on this machine. Raises NotReady for a server that fails, after the retries of
+    Prefect's client, and ConfigError for a recipe with relative paths that lead nowhere.
     """
     pools, specs = read_file()
-    pipeline = next(spec for spec in specs if spec.name == PIPELINE)
-    specs += recipe_specs(pipeline, names)
+    recipes = recipe_specs(next(spec for spec in specs if spec.name == PIPELINE), names)
+    specs += recipes
+    for line in missing_files(recipes):
+        log.warning(line)
     try:
         with get_client(sync_client=True) as client:
             for name, pool in pools.items():

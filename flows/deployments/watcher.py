@@ -19,6 +19,7 @@ from prefect.client.schemas.actions import ArtifactUpdate
 from prefect.client.schemas.objects import FlowRun
 from prefect.exceptions import ObjectNotFound
 from prefect.states import Crashed
+from pydantic import TypeAdapter, ValidationError
 
 from alignment.artifacts import write_json
 from alignment.errors import RLHFError
@@ -29,6 +30,8 @@ from flows.annotation.waiting import Standing, Waiting, as_markdown, read_waitin
 from flows.flow_runs import BY_WATCHER, SILENCE, StateRefused
 from flows.home import home_directory
 from flows.locks import try_lock
+from flows.notifications import Notifier
+from flows.recipe.channels import Channel, home_channels
 from labeling.collection import COLLECTION_FILE, read_collection
 from labeling.errors import LabelingError
 
@@ -151,9 +154,24 @@ def restart_crashed(prefect: SyncPrefectClient, max_restarts: int, settled: time
         given_up = (run.state.message or "").startswith(BY_WATCHER)
         if settled <= datetime.now(UTC) - run.state.timestamp < RECENT and not given_up:
             try:
-                yield restart_or_give_up(prefect, run, max_restarts)
+                message = restart_or_give_up(prefect, run, max_restarts)
+                tell(run, message)
+                yield message
             except RLHFError as error:
                 yield f"{run.name} is not restarted: {error}"
+
+
+def tell(run: FlowRun, message: str) -> None:
+    """Tell the channels of a crashed run's recipe; an automation of Prefect tells those of the home."""
+    recipe = run.parameters.get("recipe")
+    try:
+        channels = TypeAdapter(tuple[Channel, ...]).validate_python(recipe.get("notify", ()) if recipe else ())
+    except ValidationError:  # a run of another version of the recipe
+        return
+    told = {channel.to for channel in home_channels(home_directory()) if "run_died" in channel.events}
+    notifier = Notifier((channel for channel in channels if channel.to not in told), run.name)
+    notifier.send("run_died", message)
+    notifier.close()
 
 
 def last_sign_of_life(prefect: SyncPrefectClient, run: FlowRun) -> datetime | None:

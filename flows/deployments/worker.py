@@ -28,6 +28,7 @@ from prefect.workers.process import ProcessJobConfiguration, ProcessWorker
 from alignment.errors import ConfigError
 from flows.deployments.deploy import HERE, SET_DIRECTORY, read_file
 from flows.deployments.watcher import HEARTBEATS
+from flows.home import home_directory
 from flows.results import refuse_results
 from flows.stack.listeners import guard_own_servers
 
@@ -126,6 +127,7 @@ def main() -> None:
     parser.add_argument("--name", help="the name that Prefect's pages show")
     parser.add_argument("--run-once", action="store_true", help="run what is due now, and end")
     options = parser.parse_args()
+    os.environ["RLHF_HOME"] = str(home_directory())  # runs work in directories of their own
     setup_signal_handlers_worker(os.getpid(), "the worker", print)
     refuse_results()
     guard_own_servers()

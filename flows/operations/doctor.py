@@ -20,6 +20,7 @@ import httpx
 import psutil
 from packaging.requirements import Requirement
 
+from flows.disk import LOW_BYTES
 from flows.home import home_directory, open_to_others
 from flows.locks import held_locks
 from flows.operations.manifest import KEY_FILE
@@ -30,10 +31,11 @@ from flows.stack.services import HOST, NAMES, TITLES
 
 DISTRIBUTION = "rlhf-flows"
 LABEL_STUDIO = "1.23"
-DISK_GIB, MEMORY_GIB = 5.0, 2.0  # rules of thumb
+MEMORY_GIB = 2.0  # a rule of thumb
 CLOCK_SECONDS = 60.0
 STALE_DAYS = 7.0
 GIB = 1 << 30
+DISK_GIB = LOW_BYTES / GIB
 
 
 @dataclass(frozen=True)

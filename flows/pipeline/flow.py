@@ -15,6 +15,7 @@ from alignment.stages import EVALUATE, REWARD
 from flows.annotation.stages import LABELING
 from flows.annotation.suspend import suspended_while_people_label
 from flows.home import home_directory
+from flows.notifications import notify, notifying
 from flows.pipeline.dag import needed, steps
 from flows.pipeline.tasks import run_task
 from flows.recipe.schema import Recipe, check_files, check_judged
@@ -27,18 +28,23 @@ SHOWN_FIGURES = ("gold_curve.png", "criteria.png", "ppo.png", "calibration.png")
 
 
 @flow(name="rlhf", persist_result=False)
-def rlhf(recipe: Recipe) -> dict[str, Any]:
-    """One round of alignment. Running it again skips what is unchanged; returns the release's manifest."""
+def rlhf(recipe: Recipe, promote: bool = True) -> dict[str, Any]:
+    """One round of alignment. Running it again skips what is unchanged; returns the release's manifest.
+
+    `promote`: the policy becomes the candidate, and the champion if it passes the gate.
+    """
     check_files(recipe)
     check_judged(recipe)
     for line in recipe.align.warnings():
         get_run_logger().warning(line)
     alone = deployment.id is None
-    parent = runs.pipeline_run(recipe.name, recipe=recipe, flow_run_id=str(flow_run.id or ""), alone=alone)
-    with watched_disk(home_directory()), suspended_while_people_label(), parent as run_id:
+    untold = recipe.model_copy(update={"notify": ()})  # who is told is no part of the run
+    parent = runs.pipeline_run(recipe.name, recipe=untold, flow_run_id=str(flow_run.id or ""), alone=alone)
+    disk, people = watched_disk(home_directory()), suspended_while_people_label()
+    with notifying(recipe.notify, f"{recipe.name}, seed {recipe.seed}"), disk, people, parent as run_id:
         links.link_pipeline(run_id)
         artifacts = run_steps(recipe, steps(recipe))
-        return register(recipe, artifacts, run_id)
+        return register(recipe, artifacts, run_id, promote=promote)
 
 
 def run_steps(recipe: Recipe, chain: Mapping[str, Step], last: str = EVALUATE.name) -> dict[str, Artifact]:
@@ -64,27 +70,31 @@ def run_stage_alone(recipe: Recipe, stage: str) -> Artifact:
     if LABELING.name in needed(chain, stage):
         check_judged(recipe)
     flow_run_id = str(flow_run.id or "")
-    log_file = logs.log_to_file(f"{stage}-{flow_run_id}", flow_run_id=flow_run_id)
-    with watched_disk(home_directory()), log_file, suspended_while_people_label():
+    log_file = logs.log_to_file(f"{stage}-{flow_run_id}", flow_run_id=flow_run_id, recipe=recipe.name)
+    disk, people = watched_disk(home_directory()), suspended_while_people_label()
+    with notifying(recipe.notify, f"{recipe.name}, stage {stage}"), disk, log_file, people:
         artifact = run_steps(recipe, chain, stage)[stage]
     if artifact.cached:
         links.link_stage(artifact.run_id, stage)
     return artifact
 
 
-def register(recipe: Recipe, artifacts: Mapping[str, Artifact], run_id: str) -> dict[str, Any]:
+def register(recipe: Recipe, artifacts: Mapping[str, Artifact], run_id: str, *, promote: bool = True) -> dict[str, Any]:
     """Set the alias `candidate`, and `champion` if the gate is passed; log the manifest to the pipeline's run."""
     log = get_run_logger()
     manifest = release_manifest(recipe, artifacts)
     missed = missed_gates(recipe.release_gate, manifest)
     policy = artifacts[recipe.align.method].model
     assert policy is not None, "the policy is always registered"
-    registry.set_alias(policy, "candidate")
-    if not missed:
+    if promote:
+        registry.set_alias(policy, "candidate")
+    if promote and not missed:
         registry.set_alias(policy, "champion")
     manifest |= {"gate": {"passed": not missed, "missed": missed}, "mlflow_run_id": run_id}
     for line in missed:
         log.warning("%s stays candidate. %s", policy, line)
+    if missed:
+        notify("gate_failed", "\n".join([f"{policy} stays candidate", *missed]))
     log_release(run_id, manifest)
     log_report(artifacts, manifest, run_id)
     skipped = [stage for stage, artifact in artifacts.items() if artifact.cached]

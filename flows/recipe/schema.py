@@ -38,6 +38,7 @@ from alignment.paths import exists, is_file
 from alignment.ppo.config import PPOConfig
 from alignment.stage import Stage
 from alignment.stages import EVALUATE, PRETRAIN, RESPONSES, REWARD, SFT
+from flows.recipe.channels import Channel
 from flows.recipe.compute import check_compute
 from flows.recipe.messages import validation_message
 from flows.recipe.overrides import apply_override
@@ -86,6 +87,9 @@ class Recipe(Config):
     evaluation: EvaluationConfig = EvaluationConfig()
     release_gate: ReleaseGate = ReleaseGate()
     compute: ComputeConfig = ComputeConfig()
+    notify: tuple[Channel, ...] = Field(
+        (), description="who is told what becomes of the run; the home's notify.yaml names channels of all runs"
+    )
 
     @model_validator(mode="before")
     @classmethod

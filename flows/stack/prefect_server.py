@@ -27,6 +27,7 @@ from starlette.requests import HTTPConnection, Request
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from flows import mail  # noqa: F401 - a block that automations of Prefect may name
 from flows.stack.entrance import PATH, Codes
 from flows.stack.services import is_loopback
 

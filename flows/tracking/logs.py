@@ -7,6 +7,7 @@ is rotated at LONGEST_BYTES, and one older file is kept.
 
 import json
 import logging
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -124,21 +125,27 @@ def known_secrets(home: Path) -> frozenset[str]:
 
 
 def find_log(run: str = "") -> Path:
-    """The log file of a run, by a prefix of its MLflow or Prefect id; the newest for "". Raises ArtifactError."""
+    """The log file of a run, by a prefix of its MLflow or Prefect id, or the newest of a recipe; for "" the newest that
+    this account wrote. Raises ArtifactError."""
     directory = home_directory() / FOLDER
     files = sorted(directory.glob("*.jsonl"), key=lambda path: path.stat().st_mtime)
-    matching = [path for path in files if path.name.startswith(run) or (run and _flow_run(path).startswith(run))]
+    matching = [path for path in files if (_is_called(path, run) if run else path.stat().st_uid == os.geteuid())]
     if not matching:
-        known = ", ".join(path.stem for path in files[-5:])
+        known = ", ".join(f"{path.stem} ({first_line(path).get('recipe', '?')})" for path in files[-5:])
         hint = f"the newest are {known}" if known else "there is none yet, `rlhf run` creates one"
-        raise ArtifactError(f"no run{f' {run!r}' if run else ''} has a log in {directory}: {hint}")
+        raise ArtifactError(f"no run{f' {run!r}' if run else ' of this account'} has a log in {directory}: {hint}")
     return matching[-1]
 
 
-def _flow_run(path: Path) -> str:
+def _is_called(path: Path, run: str) -> bool:
+    line = first_line(path)
+    return path.name.startswith(run) or str(line.get("flow_run_id", "")).startswith(run) or line.get("recipe") == run
+
+
+def first_line(path: Path) -> dict[str, Any]:
+    """The first line of a log, which has the ids of its run; {} for a file without one."""
     with path.open(encoding="utf-8") as file:
-        line = _parse(file.readline())
-    return str(line.get("flow_run_id", ""))
+        return _parse(file.readline())
 
 
 def read_log(path: Path, stage: str = "", follow: Callable[[], bool] = lambda: False) -> Iterator[dict[str, Any]]:

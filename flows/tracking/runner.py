@@ -44,6 +44,7 @@ from flows.home import home_directory
 from flows.tracking import links, logs, registry, runs
 from flows.tracking.layout import MODEL, OUTPUT
 from flows.tracking.metrics import METRICS_FILE, MetricSender, Point, send_all
+from flows.tracking.progress import shown_progress
 from flows.tracking.provenance import git_commit, versions
 
 log = logging.getLogger(__name__)
@@ -252,7 +253,7 @@ def _perform(job: Job, perform: Perform, run_id: str) -> dict[Point, float] | No
     """Run the stage's work; `result.json` is written last and marks it as done. Returns the sent metrics."""
     out = job.partial
     started = time.monotonic()
-    with MetricSender(run_id, out / METRICS_FILE, job.stage) as sender:
+    with MetricSender(run_id, out / METRICS_FILE, job.stage) as sender, shown_progress():
         figures = perform(job.step, out, Journal(out), {name: item.path for name, item in job.inputs.items()})
     seconds = time.monotonic() - started
     write_json(out / "provenance.json", _provenance(job, run_id, seconds))

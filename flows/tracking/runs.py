@@ -241,10 +241,11 @@ def pipeline_run(name: str, *, recipe: Any, flow_run_id: str = "", alone: bool =
         else:
             unfinished = search({TAG_FLOW_RUN: flow_run_id}) if flow_run_id else []
         arguments = {"experiment_id": experiment_id(), "run_name": name, "tags": tags}
-        with active(**({"run_id": unfinished[0].info.run_id} if unfinished else arguments)) as run_id:
+        resumed = {"run_id": unfinished[0].info.run_id} if unfinished else {}
+        with active(**(resumed or arguments), nested=True) as run_id:  # below the run of a sweep, if there is one
             if unfinished:
                 MlflowClient().set_tag(run_id, TAG_FLOW_RUN, flow_run_id)
             if not unfinished or not unfinished[0].data.params:  # the earlier attempt may have been killed before this
                 log_params(run_id, flatten(recipe))
-            with logs.log_to_file(run_id, run_id=run_id, flow_run_id=flow_run_id):
+            with logs.log_to_file(run_id, run_id=run_id, flow_run_id=flow_run_id, recipe=name):
                 yield run_id

@@ -1,6 +1,8 @@
 """Progress: what is done, at which rate, and what is left, in the log."""
 
 import logging
+import threading
+import time
 
 import pytest
 
@@ -57,3 +59,29 @@ def test_lines_come_at_intervals_from_the_first_process_alone(monkeypatch, caplo
 @pytest.mark.parametrize("total", [0, 3])
 def test_nothing_to_do_is_no_error(total) -> None:
     assert list(steps("pretrain", total, total)) == []
+
+
+def test_a_slow_step_has_lines_too_and_a_listener_hears_them_elsewhere(monkeypatch, caplog) -> None:
+    """The listener may wait for a server, so it is called by another thread than the work."""
+    caplog.set_level(logging.INFO, logger="alignment.progress")
+    monkeypatch.setattr(progress, "LOG_SECONDS", 0.3)
+    heard: list[tuple[progress.Report, str]] = []
+    with (
+        progress.listen(lambda report: heard.append((report, threading.current_thread().name))),
+        progress.progress("ppo", 4, "steps") as shown,
+    ):
+        shown.add(1)
+        shown.describe("reward 0.5, KL 1.2")
+        time.sleep(1.3)
+    assert any("ppo: 1 of 4 steps" in line and "the next since" in line for line in caplog.messages)
+    assert caplog.messages[-1].endswith("reward 0.5, KL 1.2")
+    report, thread = heard[-1]
+    assert (report.name, report.share, thread) == ("ppo", 0.25, "progress-ppo")
+
+
+def test_slow_steps_are_counted_in_seconds_of_each(clock: list[float]) -> None:
+    slow = Progress("ppo", total=20)
+    clock[0] += 600
+    slow.add(2)
+    assert slow.line() == "ppo: 2 of 20 steps, 5 minutes each, 1.5 hours left"
+    slow.close()

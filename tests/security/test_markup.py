@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 
 from alignment.evaluation.samples import cell
 from flows.annotation.publish import _text
+from flows.sweeps.summary import inline
 from labeling.reports.card import _table
 from labeling.reports.figures import answers_chart
 from labeling.reports.page import svg_figure
@@ -50,7 +51,7 @@ def rendered(cells: list[str]) -> Tags:
 
 
 @pytest.mark.parametrize("text", HOSTILE)
-@pytest.mark.parametrize("write", [cell, _text, lambda text: _table(["h"], [[text]])[-1].strip("| ")])
+@pytest.mark.parametrize("write", [cell, _text, inline, lambda text: _table(["h"], [[text]])[-1].strip("| ")])
 def test_a_cell_of_a_table_stays_text(text: str, write: object) -> None:
     shown = rendered([write(text), "next"])  # type: ignore[operator]
     assert not shown.leads and shown.seen <= {"table", "thead", "tbody", "tr", "th", "td", "br", "strong", "em", "code"}

@@ -30,10 +30,11 @@ from flows.failures import RunStopped, friendly_errors, refusing_server
 from flows.pipeline.cost import checkpoint_parameters, costs, format_count, llama_parameters
 from flows.pipeline.dag import keys, steps
 from flows.pipeline.plan import plan, plan_table
-from flows.recipe.schema import Recipe
+from flows.recipe.schema import Recipe, load_recipe
 from flows.releases.lineage import lineage, lineage_tree
 from flows.releases.report import load_release, log_release, report_view
 from flows.tracking import runs
+from tests.conftest import TINY
 from tests.flows.tiny import Counted, reward_model, run_stage, text_model, write_model
 
 TOWN = Recipe(name="t", town={}, labeling={})  # type: ignore[arg-type]
@@ -110,6 +111,28 @@ def test_a_plan_without_servers_says_so() -> None:
     rows = plan(TOWN, ask_mlflow=False)
     assert {row.state for row in rows} == {"?"}
     assert "cached stages are unknown" in words(plan_table(TOWN, rows))
+
+
+def test_a_plan_has_the_hours_of_people(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """10 rankings of 240 s and 6 pairs of 120 s, each by two: 6240 s are 1.73 hours."""
+    monkeypatch.setenv("RLHF_HOME", str(tmp_path))
+    people = ["labeling.annotators=people", "labeling.poll_seconds=1"]
+    rows = plan(load_recipe(str(TINY), people), ask_mlflow=False)
+    (work,) = [row.work for row in rows if row.work]
+    assert (
+        work.hours == pytest.approx(6240 / 3600) and "10 ranking tasks · 2 annotators · 240 s (assumed)" in work.basis
+    )
+    assert "1.7 h" in words(plan_table(load_recipe(str(TINY), people), rows, width=80))
+    budget = plan(load_recipe(str(TINY), [*people, "labeling.choose.hours=0.5"]), ask_mlflow=False)
+    assert [row.work.hours for row in budget if row.work] == [0.5]
+    assert not [row for row in plan(load_recipe(str(TINY)), ask_mlflow=False) if row.work]
+
+
+def test_a_wrong_stage_is_named_before_any_server_is_asked() -> None:
+    shown = CliRunner().invoke(app, ["run", str(TINY), "--stage", "rewards"])
+    assert isinstance(shown.exception, ConfigError) and "no stage 'rewards'; it has town, corpus" in str(
+        shown.exception
+    )
 
 
 def test_a_change_of_an_option_changes_its_stage_and_what_follows() -> None:

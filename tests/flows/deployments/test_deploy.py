@@ -25,9 +25,9 @@ from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, tempor
 from alignment.errors import ConfigError
 from alignment.methods import METHODS
 from flows.deployments import deploy as deploying
-from flows.deployments.deploy import deploy, read_file, recipe_specs
+from flows.deployments.deploy import deploy, missing_files, read_file, recipe_specs
 from flows.pipeline.stage_flows import TOWN
-from flows.recipe.schema import Recipe, load_recipe
+from flows.recipe.schema import Recipe, check_files, load_recipe
 from flows.stack.processes import NotReady
 from flows.tracking import runs
 from flows.tracking.links import TAG_NOTE, TAG_PAGE, mlflow_page
@@ -183,6 +183,51 @@ def test_recipes_are_deployments_with_every_value_filled_in(made: list[str], cli
     for name in ("hh", "town"):
         steps = client.read_deployment_by_name(f"rlhf/{name}").pull_steps
         assert steps == [{deploying.SET_DIRECTORY: {"directory": "."}}]
+
+
+def own_recipe(directory: Path, **files: str) -> Path:
+    """A recipe in a directory whose paths are relative to it; the files that it names are there."""
+    directory.mkdir()
+    (directory / "text.txt").write_text("A text.")
+    for name in ("demos", "prompts", "pairs"):
+        (directory / f"{name}.jsonl").write_text('{"prompt": "Why?"}\n')
+    rows = {name: {"sources": [{"path": f"{file}.jsonl"}]} for name, file in files.items()}
+    values = {"town": None, "labeling": None, "pretrain": {"checkpoint": "owner/model", "epochs": 0}}
+    corpus = {"sources": [{"path": "./text.txt"}]}
+    (directory / "mine.yaml").write_text(yaml.safe_dump({**values, "corpus": corpus, **rows}))
+    return directory / "mine.yaml"
+
+
+FILES = {"demonstrations": "demos", "prompts": "prompts", "comparisons": "pairs"}
+
+
+def test_a_recipe_that_is_deployed_from_another_folder_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run works in an empty directory, where only absolute paths lead to the recipe's files."""
+    recipe = own_recipe(tmp_path / "project", **FILES)
+    for name in ("elsewhere", "work"):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    (spec,) = [one for one in recipe_specs(read_file()[1][0], [str(recipe)]) if one.name == "mine"]
+    monkeypatch.chdir(tmp_path / "work")
+    deployed = Recipe.model_validate(spec.parameters["recipe"])
+    check_files(deployed)
+    assert deployed.corpus.sources[0].path == str(tmp_path / "project" / "text.txt")
+    assert deployed.pretrain.checkpoint == "owner/model" and not [*missing_files([spec])]
+    (tmp_path / "project" / "demos.jsonl").unlink()
+    assert [line.partition(" is ")[0] for line in missing_files([spec])] == [
+        f"rlhf/mine: {tmp_path / 'project' / 'demos.jsonl'}"
+    ]
+
+
+def test_a_relative_path_that_leads_nowhere_is_refused_before_anything_is_created(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = own_recipe(tmp_path / "project", **{**FILES, "comparisons": "pears"})
+    monkeypatch.setattr(deploying, "set_up_pool", lambda *_: pytest.fail("something was created"))
+    with pytest.raises(
+        ConfigError, match=r"comparisons\.sources\.0\.path of .* is 'pears\.jsonl', which is neither in"
+    ):
+        deploy([str(recipe)])
 
 
 def test_a_run_of_a_worker_copies_no_files(made: list[str], client: SyncPrefectClient, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import threading
 from pathlib import Path
 
@@ -138,3 +139,18 @@ def test_a_full_disk_drops_lines_and_nothing_else(
         path.symlink_to("/dev/full")  # every write fails there as on a full disk
         logging.getLogger("flows").warning("a line")
     assert "Traceback" not in capsys.readouterr().err
+
+
+def test_a_recipe_names_its_newest_log_and_none_names_that_of_this_account(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number, recipe in enumerate(("town", "tiny", "town")):
+        with logs.log_to_file(f"run-{number}", run_id=f"run-{number}", recipe=recipe) as path:
+            logging.getLogger("flows.somewhere").info("a line")
+        os.utime(path, (number, number))
+    assert logs.find_log("town").stem == "run-2" and logs.find_log("tiny").stem == "run-1"
+    shown = CliRunner().invoke(app, ["logs"])
+    assert "rlhf: the log of town run-2, since 20" in shown.stderr and "a line" in shown.stdout
+    monkeypatch.setattr(logs.os, "geteuid", lambda: -1)
+    with pytest.raises(ArtifactError, match=r"no run of this account has a log in .*run-1 \(tiny\), run-2 \(town\)"):
+        logs.find_log()
