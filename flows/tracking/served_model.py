@@ -1,6 +1,6 @@
 """The model that MLflow serves: a Hugging Face directory as a chat or reward model. Logged as code, without pickles.
 
-`mlflow models serve -m models:/policy@champion --env-manager local` takes rows with a `prompt`, and for a reward model
+`mlflow models serve -m models:/town-policy@champion --env-manager local` takes rows with a `prompt`, for a reward model
 also a `response`; it returns the answer's text, or the normalised score, combined over the members of an ensemble. The
 package `alignment` is logged beside it, so that prompts, ends of turns and scores are those of training.
 """

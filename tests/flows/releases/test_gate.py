@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from alignment.artifacts import Artifact
-from alignment.config.stages import ReleaseGate, RewardGate
+from alignment.config.gates import ReleaseGate, RewardGate
 from alignment.errors import GateError
-from flows.releases.manifest import check_reward_gate, missed_gates
+from flows.releases.gate import check_reward_gate, missed_gates
 
 GATE = ReleaseGate(min_win_rate=0.6, min_win_rate_low=0.5, min_harmless=0.9, max_truthful_drop=0.05, max_tax_ratio=1.1)
 NONE = ReleaseGate()
