@@ -20,6 +20,7 @@ from flows.tracking.links import RunPages
 from flows.tracking.registry import name_and_number
 
 LONGEST = 5000  # MLflow's column for descriptions in PostgreSQL
+LONGEST_STATUS = 400  # the section on the gate has all of it
 NOTES = "### Notes of reviewers"
 NO_NOTES = "Below this line, notes are kept when the card is written again."
 SAMPLES = ((5, 220), (5, 150), (5, 100), (4, 80), (3, 60), (1, 60), (0, 0))  # prompts, characters of a text
@@ -92,7 +93,7 @@ def _status(name: str, number: str, manifest: Manifest) -> str:
     if ours:
         return f"Former champion; the champion is {f'version {champion}' if champion else 'none'} now."
     missed = manifest["gate"]["missed"]
-    return f"Candidate, not champion: {plain('; '.join(missed) or 'it was not promoted')}."
+    return f"Candidate, not champion: {plain('; '.join(missed) or 'it was not promoted', LONGEST_STATUS)}."
 
 
 def headline_tags(manifest: Manifest, role: str) -> dict[str, str]:
