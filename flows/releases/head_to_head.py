@@ -1,5 +1,6 @@
 """Two policies on the held-out prompts that their releases share, from the responses that both releases logged."""
 
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -8,16 +9,24 @@ from typing import Any
 
 from mlflow.entities import Run
 
+from alignment.artifacts import Artifact
+from alignment.config.base import Config
 from alignment.config.gates import ChampionGate
+from alignment.errors import ArtifactError
 from alignment.intervals import TIE_MARGIN, win_rate
-from alignment.records import Record
+from alignment.records import Record, read_lines
+from alignment.stage import Step
+from alignment.stages import RESCORE
+from flows.home import home_directory
 from flows.releases.report import read_manifest
 from flows.releases.samples import Samples, read_samples, scores
 from flows.releases.trace import stage_output
 from flows.releases.versions import release_run_of
 from flows.tracking.registry import name_and_number
+from flows.tracking.runner import find, run_step
 from flows.tracking.runs import TAG_STAGE_RUN
 
+SCORES = "scores.jsonl"  # of the stage `rescore`
 FEWEST_SHARED = 0.5  # of the held-out prompts: the shared ones of two seeds are no random part of all
 
 
@@ -116,9 +125,31 @@ def head_to_head(ours: Release, theirs: Release) -> HeadToHead:
         )
         return comparison.model_copy(update={"problem": problem})
     if by == "reward" and not ours.same(theirs, "reward"):
-        problem = "there is no gold judge, and the rewards of two reward models are on different scales"
-        return comparison.model_copy(update={"problem": problem})
+        other = rescored(ours, theirs)
     return comparison.model_copy(update={"win_rate": win_rate(mine, other, margin)})
+
+
+def rescored(ours: Release, theirs: Release) -> dict[str, list[float]]:
+    """The rewards of their responses by our reward model, by prompt: those of theirs are on another scale."""
+    sources = {"evaluation": (theirs, "evaluate"), "prompts": (ours, "prompts"), "reward": (ours, "reward")}
+    inputs = {name: _output(release, stage) for name, (release, stage) in sources.items()}
+    step = Step(RESCORE, Config(), {name: stage for name, (_, stage) in sources.items()})
+    rewards: dict[str, list[float]] = defaultdict(list)
+    for _, row, reason in read_lines(run_step(step, inputs).file(SCORES)):
+        if reason or not isinstance(row, dict):
+            raise ArtifactError(f"the rewards of {theirs.policy} by the reward model of {ours.policy} are damaged")
+        rewards[str(row["prompt_id"])].append(float(row["reward"]))
+    return rewards
+
+
+def _output(release: Release, stage: str) -> Artifact:
+    key = release.manifest.get("keys", {}).get(stage, "")
+    output = find(stage, key, home_directory()) if key else None
+    if output is None:
+        raise ArtifactError(
+            f"the output of stage '{stage}' of {release.manifest['release']} is gone; run its recipe again"
+        )
+    return output
 
 
 def _tax_ratio(ours: Release, theirs: Release) -> float | None:
