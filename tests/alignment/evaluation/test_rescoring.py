@@ -1,4 +1,4 @@
-"""Responses of one release under the reward model of another, against scores of tokens that are put together by hand."""
+"""Responses of one release under the reward model of another, against scores of tokens put together by hand."""
 
 import json
 from pathlib import Path
