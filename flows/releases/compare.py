@@ -154,8 +154,8 @@ def picture(compared: Compared) -> Figure:
     for number, (manifest, title) in enumerate(zip(manifests, titles, strict=True)):
         values = [manifest["gold"]["policy"][name] if gold else manifest["reward"]["policy"] for name in names]
         known = [_interval(manifest, name) or (value, value) for name, value in zip(names, values, strict=True)]
-        errors = [[value - low for value, (low, _) in zip(values, known, strict=True)]]
-        errors.append([high - value for value, (_, high) in zip(values, known, strict=True)])
+        errors = [[max(0.0, value - low) for value, (low, _) in zip(values, known, strict=True)]]
+        errors.append([max(0.0, high - value) for value, (_, high) in zip(values, known, strict=True)])
         places = [place + (number - 0.5) * 0.36 for place in range(len(names))]
         means.bar(places, values, width=0.34, yerr=errors, capsize=3, label=title)
         key = "score" if gold else "reward"
