@@ -111,7 +111,9 @@ def compare_view(compared: Compared) -> Group:
     titles = [f"{release.policy} ({release.manifest['release']})" for release in compared.releases]
     parts: list[Table | Text] = []
     for head, rows in (("figure", compared.figures), ("option that differs", compared.options)):
-        shown = Table(head, *map(Text, titles))
+        shown = Table(head)
+        for title in titles:
+            shown.add_column(Text(title))
         for row in rows:
             shown.add_row(*(Text(cell, overflow="fold") for cell in row))
         parts += [shown] if rows else []
@@ -131,8 +133,9 @@ def markdown(compared: Compared) -> str:
     lines += ["## The same prompts", ""] if shared else []
     for prompt in shared:
         lines += [f"### {plain(str(ours[prompt][0].get('prompt', '')))}", ""]
-        for release, rows in ((a, ours[prompt]), (b, theirs[prompt])):
-            lines.append(f"- **{release.policy}** ({_scores(rows[0])}): {plain(str(rows[0]['response']))}")
+        for release, responses in ((a, ours[prompt]), (b, theirs[prompt])):
+            first = responses[0]
+            lines.append(f"- **{release.policy}** ({_scores(first)}): {plain(str(first['response']))}")
         lines.append("")
     return "\n".join(lines)
 

@@ -84,8 +84,9 @@ def data_of(recipe: Recipe, artifacts: Mapping[str, Artifact]) -> dict[str, dict
         "comparisons": _count(artifacts, "comparisons", "comparisons"),
     }
     sources = {section: [source.path for source in getattr(recipe, section).sources] for section in SOURCES}
+    licences: Mapping[str, str] = {**recipe.registry.licences}
     return {
-        section: {"count": count, "sources": sources[section], "licence": recipe.registry.licences.get(section, "")}
+        section: {"count": count, "sources": sources[section], "licence": licences.get(section, "")}
         for section, count in counts.items()
     }
 
@@ -112,7 +113,7 @@ def labels_of(recipe: Recipe, artifacts: Mapping[str, Artifact]) -> dict[str, An
 def _hours(labelled: Artifact) -> float:
     """Hours of judging: each annotator's judgements times the median time that one took."""
     people = json.loads(labelled.file("annotators.json").read_text(encoding="utf-8"))
-    return sum(row["judgements"] * (row.get("median_lead_time_seconds") or 0.0) for row in people) / 3600
+    return float(sum(row["judgements"] * (row.get("median_lead_time_seconds") or 0.0) for row in people) / 3600)
 
 
 def _compute(policy: Artifact) -> dict[str, Any]:
