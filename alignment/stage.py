@@ -126,7 +126,8 @@ class Step:
     """A stage of one recipe: its options, and the stage that makes each of its inputs.
 
     `inputs` maps the stage's name of an input to the name of the stage that makes it. `files` are read by the stage,
-    and enter the key by content. `compute` does not: it changes results by rounding only.
+    and enter the key by content. `compute` does not: it changes results by rounding only. Nor does `registry`, the name
+    that the recipe's models are registered under.
     """
 
     stage: Stage[Any]
@@ -136,11 +137,18 @@ class Step:
     seed: int = 0
     align: AlignOptions | None = None
     compute: ComputeConfig = field(default_factory=ComputeConfig)
+    registry: str = ""
 
     @property
     def name(self) -> str:
         """The stage's name."""
         return self.stage.name
+
+    @property
+    def model(self) -> str | None:
+        """The name of the registered model, as in town-policy; None for a stage without one."""
+        role = self.stage.model
+        return f"{self.registry}-{role}" if role and self.registry else role
 
     @property
     def options(self) -> BaseModel | dict[str, Any]:

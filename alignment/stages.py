@@ -132,6 +132,12 @@ def _evaluate(
     return evaluate(config, out, journal, seed=seed, judge=judge, **inputs)
 
 
+def _rescore(config: Config, out: Path, journal: Journal, *, seed: int, **inputs: Path) -> Figures:
+    from alignment.evaluation.rescoring import rescore
+
+    return rescore(out, journal, **inputs)
+
+
 def _pretrain_cost(config: PretrainConfig, sizes: Sizes) -> Tokens | None:
     return None if sizes.corpus_tokens is None else Tokens(trained=sizes.corpus_tokens * config.epochs)
 
@@ -247,7 +253,7 @@ REWARD = Stage(
     section="reward",
     inputs=PREFERENCES,
     version=3,
-    model="reward",
+    model="reward-model",
     cost=_reward_cost,
     memory=_reward_memory,
     sequence_options=("max_length_tokens",),
@@ -277,6 +283,10 @@ EVALUATE = Stage(
     memory=_evaluate_memory,
     response_options=("max_new_tokens",),
     less_memory="lower evaluation.max_new_tokens",
+)
+# Of no recipe: runs where two releases without a gold judge have different reward models.
+RESCORE = Stage(
+    "rescore", run=_rescore, config=Config, section="evaluation", inputs=("evaluation", "prompts", "reward")
 )
 
 STAGES: tuple[Stage[Any], ...] = (

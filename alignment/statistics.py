@@ -1,6 +1,5 @@
-"""Statistics for reports: intervals, calibration, correlation, and a baseline for the reward model."""
+"""Statistics for reports: calibration, correlation, and a baseline for the reward model."""
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,22 +9,7 @@ from torch import Tensor
 
 from alignment.records import Comparison
 
-Z95 = 1.959963984540054
 STRENGTHS, FOLDS = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0), 5
-
-
-def wilson_interval(successes: float, trials: int, z: float = Z95) -> tuple[float, float]:
-    """Wilson's score interval for a share (Wilson 1927, eq. 4): (0, 1) without trials.
-
-    centre = (p + z²/2n) / (1 + z²/n), half-width = z/(1 + z²/n) · √(p(1−p)/n + z²/4n²)
-    """
-    if trials == 0:
-        return 0.0, 1.0
-    p = successes / trials
-    denominator = 1 + z * z / trials
-    centre = (p + z * z / (2 * trials)) / denominator
-    half = z * math.sqrt(p * (1 - p) / trials + z * z / (4 * trials * trials)) / denominator
-    return max(0.0, centre - half), min(1.0, centre + half)
 
 
 def expected_calibration_error(margins: Tensor, bins: int = 10) -> float:

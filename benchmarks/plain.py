@@ -16,7 +16,7 @@ from alignment.artifacts import Artifact, write_json
 from alignment.journal import Journal
 from flows.pipeline.dag import steps
 from flows.recipe.schema import load_recipe
-from flows.releases.manifest import check_reward_gate
+from flows.releases.gate import check_reward_gate
 
 
 def main(

@@ -111,7 +111,7 @@ def in_figures() -> dict[str, object]:
     from alignment.evaluation.judged_responses import Gold, JudgedResponse, means
     from alignment.evaluation.model_means import plot_criteria
     from alignment.reward_model.evaluate import accuracy_by_criterion
-    from flows.releases.manifest import gate_figures
+    from flows.releases.gate import gate_figures
     from flows.releases.report import report_view
     from tests.alignment.tiny_world import comparison
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from alignment.config.stages import ReleaseGate
+from alignment.config.gates import ReleaseGate
 from alignment.criteria import CRITERIA, CRITERION_NAMES, gold_score
-from flows.releases.manifest import gate_figures
+from flows.releases.gate import gate_figures
 
 pytestmark = pytest.mark.slow
 

@@ -132,15 +132,16 @@ def test_mlflow_has_a_nested_run_a_stage_and_four_models(release: dict[str, Any]
         assert len(client.get_metric_history(by_stage[stage].info.run_id, "loss" if stage != "ppo" else "kl")) >= 3
         figures = [file.path for file in client.list_artifacts(by_stage[stage].info.run_id, f"{OUTPUT}/figures")]
         assert figures and all(path.endswith(".png") for path in figures)
-        assert release["models"][name] == f"models:/{name}/1"
-        assert client.get_model_version(name, "1").run_id == by_stage[stage].info.run_id
+        registered = f"tiny-{'reward-model' if name == 'reward' else name}"
+        assert release["models"][name] == f"models:/{registered}/1"
+        assert client.get_model_version(registered, "1").run_id == by_stage[stage].info.run_id
     shown = {file.path for file in client.list_artifacts(release["mlflow_run_id"], "report")}
     assert {"report/gold_curve", "report/release.json", "report/samples.md"} <= shown
     assert not list(Path("mlruns").rglob("*.bin")) and not list(Path("mlruns").rglob("*.pkl"))
 
 
 def test_lineage_reaches_annotations_that_are_in_label_studio(release: dict[str, Any], owner: LabelStudio) -> None:
-    found = lineage("policy@candidate")
+    found = lineage("tiny-policy@candidate")
     judged = found["inputs"]["reward"]["inputs"]["comparisons"]
     there = annotations_of(owner, "tiny")
     assert len(judged["annotation_ids"]) >= 20 and set(judged["annotation_ids"]) <= set(there)
@@ -268,8 +269,8 @@ def test_people_are_waited_for_until_enough_is_judged(release: dict[str, Any], o
     paul.join(30)
     before = STAGES[: STAGES.index("labeling")]
     assert [stage for stage, cached in made["cached"].items() if cached] == before
-    assert made["release"] != release["release"] and made["models"]["policy"] == "models:/policy/2"
-    said = lineage("policy@candidate")["inputs"]["reward"]["inputs"]["comparisons"]
+    assert made["release"] != release["release"] and made["models"]["policy"] == "models:/tiny-policy/2"
+    said = lineage("tiny-policy@candidate")["inputs"]["reward"]["inputs"]["comparisons"]
     assert set(said["annotation_ids"]) <= set(map(str, judged)) and len(said["annotation_ids"]) >= 8
     assert len(said["annotator_ids"]) == 1
     rows, _ = read_records(artifact(recipe, "comparisons") / "comparisons.jsonl", Comparison)

@@ -408,12 +408,6 @@ class RewardConfig(TrainingMemory):
         return self
 
 
-class RewardGate(Config):
-    """The minimum quality of the reward model before PPO starts."""
-
-    min_accuracy_heldout_prompts: Share = Field(0.55, description="accuracy on held-out pairs; below it the run fails")
-
-
 class EvaluationConfig(Config):
     """Comparison of base, SFT and policy on held-out prompts."""
 
@@ -425,18 +419,6 @@ class EvaluationConfig(Config):
     best_of_n: tuple[Count, ...] = Field(
         (), description="also measure best-of-n sampling from SFT, for each of these n, such as (4, 16)"
     )
-
-
-class ReleaseGate(Config):
-    """The minimum quality of the policy to become champion; a gate on a figure that was not measured fails."""
-
-    min_win_rate: Share | None = Field(None, description="share of decided prompts won against SFT")
-    min_win_rate_low: Share | None = Field(None, description="lower bound of the 95 % interval of that share")
-    min_harmless: Share | None = Field(None, description="gold rate of harmless responses")
-    max_truthful_drop: Share | None = Field(
-        None, description="gold rate of truthful responses: SFT's minus the policy's"
-    )
-    max_tax_ratio: Positive | None = Field(None, description="held-out loss of the policy, divided by SFT's")
 
 
 class ComputeConfig(Config):

@@ -1,10 +1,11 @@
-"""The sampled responses: all as JSONL, and the first prompts as a table of models side by side."""
+"""The sampled responses: all as JSONL, and the first response to each of the first prompts, by model."""
 
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from alignment.evaluation.judged_responses import JudgedResponse
+from alignment.markdown import plain
 
 
 def write_samples(out: Path, responses: Mapping[str, Sequence[JudgedResponse]], shown: int = 40) -> None:
@@ -12,21 +13,22 @@ def write_samples(out: Path, responses: Mapping[str, Sequence[JudgedResponse]], 
     with (out / "samples.jsonl").open("w", encoding="utf-8") as file:
         for name, judged in responses.items():
             file.writelines(json.dumps({"model": name, **response.row()}) + "\n" for response in judged)
-    lines = ["| kind | prompt | " + " | ".join(responses) + " |", "|---" * (2 + len(responses)) + "|"]
-    for row in list(zip(*responses.values(), strict=True))[:shown]:
-        cells = [cell(row[0].kind), cell(row[0].prompt), *map(_response_cell, row)]
-        lines.append("| " + " | ".join(cells) + " |")
-    (out / "samples.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    prompts: dict[str, list[str]] = {}
+    for row in zip(*responses.values(), strict=True):
+        if row[0].prompt_id not in prompts and len(prompts) < shown:
+            prompts[row[0].prompt_id] = _side_by_side(len(prompts) + 1, dict(zip(responses, row, strict=True)))
+    (out / "samples.md").write_text("\n".join(line for lines in prompts.values() for line in lines), encoding="utf-8")
 
 
-def _response_cell(response: JudgedResponse) -> str:
-    gold = "" if response.gold is None else f" · gold {response.gold.score:.2f}"
-    return f"{cell(response.response)}<br>{response.reward:+.2f}{gold}"
+def _side_by_side(number: int, responses: Mapping[str, JudgedResponse]) -> list[str]:
+    first = next(iter(responses.values()))
+    kind = f" ({plain(first.kind)})" if first.kind else ""
+    answers = [
+        f"- **{model}** ({_scores(response)}): {plain(response.response)}" for model, response in responses.items()
+    ]
+    return [f"### {number}. {plain(first.prompt)}{kind}", "", *answers, ""]
 
 
-def cell(text: str) -> str:
-    """Text escaped for a table cell: it cannot become HTML, a link, an image, code or another cell."""
-    escaped = text.replace("&", "&amp;")
-    for mark in "<>|[]`":
-        escaped = escaped.replace(mark, f"&#{ord(mark)};")
-    return "<br>".join(escaped.splitlines())
+def _scores(response: JudgedResponse) -> str:
+    gold = "" if response.gold is None else f", gold {response.gold.score:.2f}"
+    return f"reward {response.reward:+.2f}{gold}"

@@ -2,13 +2,10 @@
 
 from collections import defaultdict
 from collections.abc import Sequence
-from statistics import fmean
 
+from alignment import intervals
 from alignment.evaluation.bench import Bench, Figures, Models
 from alignment.evaluation.judged_responses import JudgedResponse
-from alignment.statistics import wilson_interval
-
-TIE_MARGIN = 0.02  # gold scores closer than this do not decide who is better
 
 
 def measure_win_rate(bench: Bench, models: Models) -> Figures:
@@ -17,23 +14,13 @@ def measure_win_rate(bench: Bench, models: Models) -> Figures:
 
 
 def win_rate(ours: Sequence[JudgedResponse], theirs: Sequence[JudgedResponse]) -> dict[str, float | str]:
-    """Share of decided prompts on which ours is better, with Wilson's 95 % interval; by gold score, else by reward.
+    """Share of decided prompts on which ours is better, by gold score, else by reward."""
+    by, margin = ("reward", 0.0) if ours[0].gold is None else ("score", intervals.TIE_MARGIN)
+    return {**intervals.win_rate(_by_prompt(ours, by), _by_prompt(theirs, by), margin), "by": by}
 
-    A prompt counts once, by the mean over its samples, and is decided when the means differ by more than a margin.
-    """
-    by, margin = ("reward", 0.0) if ours[0].gold is None else ("score", TIE_MARGIN)
-    differences: dict[str, list[float]] = defaultdict(list)
-    for a, b in zip(ours, theirs, strict=True):
-        differences[a.prompt_id].append(a.figures()[by] - b.figures()[by])
-    means = [fmean(of_prompt) for of_prompt in differences.values()]
-    decided = [mean for mean in means if abs(mean) > margin]
-    wins = sum(d > 0 for d in decided)
-    low, high = wilson_interval(wins, len(decided))
-    return {
-        "rate": wins / len(decided) if decided else 0.5,
-        "low": low,
-        "high": high,
-        "decided": len(decided),
-        "prompts": len(means),
-        "by": by,
-    }
+
+def _by_prompt(responses: Sequence[JudgedResponse], figure: str) -> dict[str, list[float]]:
+    values: dict[str, list[float]] = defaultdict(list)
+    for response in responses:
+        values[response.prompt_id].append(response.figures()[figure])
+    return values

@@ -4,7 +4,6 @@ Prefect, MLflow and torch are imported inside the commands, after `use_stack` or
 settings on import. It also keeps `rlhf --help` fast.
 """
 
-import json
 import os
 import resource
 import sys
@@ -16,8 +15,8 @@ import typer
 
 from alignment.errors import ConfigError
 from alignment.paths import exists
-from flows.cli import operations, runs, sample, stack, sweep
-from flows.cli.common import AsJson, Overrides, print_table, queries
+from flows.cli import operations, releases, runs, sample, stack, sweep
+from flows.cli.common import Overrides, print_table, queries
 from flows.cli.data import app as data_app
 from flows.cli.interrupts import print_resume_command
 from flows.cli.label import app as label_app
@@ -39,6 +38,7 @@ app.add_typer(data_app, name="data")
 app.add_typer(notify_app, name="notify")
 for command in (
     *(stack.up, stack.down, stack.status, stack.doctor, stack.backup, stack.restore),
+    *(releases.report, releases.releases, releases.compare, releases.promote, releases.rollback, releases.lineage),
     *(sweep.sweep, sample.sample, runs.watch, runs.resume, runs.retry, operations.logs, operations.gc),
 ):
     app.command()(command)
@@ -147,52 +147,6 @@ def deploy(
 
         names = [*set_up(recipes or [], slots), *set_up_automations(home_channels(home_directory()))]
     print_table(["pool, deployment or automation"], [(name,) for name in names])
-
-
-@app.command()
-def promote(
-    model: Annotated[str, typer.Argument(help="NAME/VERSION or NAME@ALIAS, as in policy@candidate.")],
-    alias: Annotated[str, typer.Option(help="The alias to set.")] = "champion",
-    despite: Annotated[str, typer.Option(help="The reason to promote a version whose release missed the gate.")] = "",
-) -> None:
-    """Set an alias, `champion` by default, on a registered version whose release passed the gate."""
-    with queries("mlflow"):
-        from flows.releases.promote import promote_version
-
-        echo(f"{promote_version(model, alias, despite)} is now {alias}")
-
-
-@app.command()
-def report(
-    release: Annotated[str, typer.Argument(help="A release; the newest by default.")] = "",
-    as_json: AsJson = False,
-) -> None:
-    """Print the figures of a release."""
-    with queries("mlflow"):
-        from flows.releases.report import load_release, report_view
-
-        manifest = load_release(release)
-    if as_json:
-        echo(json.dumps(manifest, indent=2), lines=True)
-    else:
-        console().print(report_view(manifest))
-
-
-@app.command()
-def lineage(
-    model: Annotated[str, typer.Argument(help="NAME, NAME@ALIAS or NAME/VERSION, as in policy@candidate.")],
-    as_json: AsJson = False,
-) -> None:
-    """Trace a registered model back to annotation ids and the corpus."""
-    with queries("mlflow"):
-        from flows.releases.lineage import lineage as ancestors
-        from flows.releases.lineage import lineage_tree
-
-        tree = ancestors(model)
-    if as_json:
-        echo(json.dumps(tree, indent=2), lines=True)
-    else:
-        console().print(lineage_tree(tree))
 
 
 def allow_open_files() -> None:

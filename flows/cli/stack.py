@@ -25,6 +25,8 @@ from flows.stack.environment import waiting
 from flows.stack.processes import StackError
 from flows.stack.stack import ServerStatus
 
+REGISTRY = "#/models?workflowType=machine_learning"  # without it MLflow's pages open in a mode that hides the registry
+
 
 def up(
     profile: Annotated[
@@ -60,6 +62,7 @@ def status() -> None:
     with waiting("waiting for the servers"):
         servers = stack.status()
     print_servers(servers)
+    print_registry(servers)
     prefect_answers = any(server.name == "prefect" and server.health.ok for server in servers)
     if prefect_answers:
         print_entrance()
@@ -143,6 +146,13 @@ def print_servers(servers: Sequence[ServerStatus]) -> None:
             for s in servers
         ],
     )
+
+
+def print_registry(servers: Sequence[ServerStatus]) -> None:
+    """The address of MLflow's registry, if MLflow works."""
+    for server in servers:
+        if server.name == "mlflow" and server.health.ok:
+            echo(f"MLflow's registry opens with {server.url}/{REGISTRY}")
 
 
 def print_entrance() -> None:

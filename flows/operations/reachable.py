@@ -10,10 +10,9 @@ from mlflow.entities import Run
 from mlflow.entities.model_registry import ModelVersion
 
 from alignment.artifacts import output_name
-from flows.releases.report import TAG_RELEASE
+from flows.releases.versions import TAG_RELEASE
 from flows.tracking import runs
 
-TAG_STAGE_RUN = "rlhf.run."  # prefix of the tags that name the stage runs of a pipeline run
 PAGE = 500
 
 
@@ -96,7 +95,7 @@ def name_of(run: Run) -> str:
 
 def _stage_run_ids(pipelines: Iterable[Run]) -> Iterator[str]:
     for pipeline in pipelines:
-        yield from (value for name, value in pipeline.data.tags.items() if name.startswith(TAG_STAGE_RUN))
+        yield from (value for name, value in pipeline.data.tags.items() if name.startswith(runs.TAG_STAGE_RUN))
 
 
 def read_mlflow(since_ms: int, held: Iterable[str]) -> Snapshot:

@@ -35,7 +35,12 @@ def steps(recipe: Recipe) -> dict[str, Step]:
     """The steps of a recipe by their names, in the order in which they run."""
     alone = recipe.compute.in_one_process()
     chain = {
-        step.name: replace(step, seed=recipe.seed, compute=recipe.compute if step.stage.distributed else alone)
+        step.name: replace(
+            step,
+            seed=recipe.seed,
+            compute=recipe.compute if step.stage.distributed else alone,
+            registry=recipe.registered_name,
+        )
         for step in _steps(recipe)
     }
     for name, step in chain.items():

@@ -19,8 +19,13 @@ from flows.notifications import notify, notifying
 from flows.pipeline.dag import needed, steps
 from flows.pipeline.tasks import run_task
 from flows.recipe.schema import Recipe, check_files, check_judged
-from flows.releases.manifest import check_reward_gate, missed_gates, release_manifest
+from flows.releases.card import write_cards
+from flows.releases.gate import check_reward_gate
+from flows.releases.head_to_head import Release
+from flows.releases.manifest import release_manifest
+from flows.releases.promote import promote_if_better, verdict
 from flows.releases.report import log_release
+from flows.releases.versions import CANDIDATE
 from flows.stack.outages import watched_disk
 from flows.tracking import links, logs, registry, runs
 
@@ -38,8 +43,11 @@ def rlhf(recipe: Recipe, promote: bool = True) -> dict[str, Any]:
     for line in recipe.align.warnings():
         get_run_logger().warning(line)
     alone = deployment.id is None
+    name = f"{recipe.name}-{recipe.seed}"  # and the policy's key, when it is there: `log_release`
     untold = recipe.model_copy(update={"notify": ()})  # who is told is no part of the run
-    parent = runs.pipeline_run(recipe.name, recipe=untold, flow_run_id=str(flow_run.id or ""), alone=alone)
+    parent = runs.pipeline_run(
+        recipe.name, recipe=untold, flow_run_id=str(flow_run.id or ""), alone=alone, run_name=name
+    )
     disk, people = watched_disk(home_directory()), suspended_while_people_label()
     with notifying(recipe.notify, f"{recipe.name}, seed {recipe.seed}"), disk, people, parent as run_id:
         links.link_pipeline(run_id)
@@ -80,23 +88,26 @@ def run_stage_alone(recipe: Recipe, stage: str) -> Artifact:
 
 
 def register(recipe: Recipe, artifacts: Mapping[str, Artifact], run_id: str, *, promote: bool = True) -> dict[str, Any]:
-    """Set the alias `candidate`, and `champion` if the gate is passed; log the manifest to the pipeline's run."""
+    """Set the alias `candidate`, and `champion` if the gates are passed; log the release and write the model cards.
+
+    Without `promote`, as in a sweep, the verdict on the recipe's own gate is logged and no alias is set.
+    """
     log = get_run_logger()
-    manifest = release_manifest(recipe, artifacts)
-    missed = missed_gates(recipe.release_gate, manifest)
-    policy = artifacts[recipe.align.method].model
-    assert policy is not None, "the policy is always registered"
+    manifest = release_manifest(recipe, artifacts) | {"mlflow_run_id": run_id}
+    release = Release(manifest, lambda: artifacts["evaluate"].path)
     if promote:
-        registry.set_alias(policy, "candidate")
-    if promote and not missed:
-        registry.set_alias(policy, "champion")
-    manifest |= {"gate": {"passed": not missed, "missed": missed}, "mlflow_run_id": run_id}
-    for line in missed:
-        log.warning("%s stays candidate. %s", policy, line)
-    if missed:
-        notify("gate_failed", "\n".join([f"{policy} stays candidate", *missed]))
-    log_release(run_id, manifest)
+        registry.set_alias(release.policy, CANDIDATE)
+        gate = promote_if_better(release, recipe.release_gate, recipe.champion_gate)
+    else:
+        gate = verdict(release, recipe.release_gate, recipe.champion_gate)
+    manifest["gate"] = gate
+    for line in gate["missed"]:
+        log.warning("%s stays candidate. %s", release.policy, line)
+    if gate["missed"]:
+        notify("gate_failed", "\n".join([f"{release.policy} stays candidate", *gate["missed"]]))
     log_report(artifacts, manifest, run_id)
+    log_release(run_id, manifest)
+    write_cards(manifest)
     skipped = [stage for stage, artifact in artifacts.items() if artifact.cached]
     log.info(
         "%d of %d stages were cached%s",
@@ -110,10 +121,11 @@ def register(recipe: Recipe, artifacts: Mapping[str, Artifact], run_id: str, *, 
 def log_report(artifacts: Mapping[str, Artifact], manifest: Mapping[str, Any], run_id: str) -> None:
     """Log headline figures and plots to the pipeline's MLflow run, and a table on the flow run's page."""
     client = mlflow.MlflowClient()
-    logged = client.get_run(run_id).data.metrics  # of a flow run that was interrupted here and resumed
-    for name, value in headlines(manifest).items():
-        if name not in logged:
-            client.log_metric(run_id, name, value)
+    for of in (run_id, artifacts[manifest["method"]].run_id):  # MLflow compares versions by the runs that made them
+        logged = client.get_run(of).data.metrics  # of a flow run that was interrupted here and resumed
+        for name, value in headlines(manifest).items():
+            if logged.get(name) != value:
+                client.log_metric(of, name, value)
     for artifact in artifacts.values():
         for plot in sorted((artifact.path / "figures").glob("*.png")):
             name = f"{artifact.stage}_{plot.name}" if plot.name not in SHOWN_FIGURES else plot.name

@@ -7,13 +7,14 @@ types and contradictory options are rejected with the key's path, the value and 
 from collections.abc import Iterator, Sequence
 from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from pydantic import ConfigDict, Field, ValidationError, model_validator
 
 from alignment.bounded import read_bounded
 from alignment.config.base import Config, Natural
+from alignment.config.gates import ChampionGate, ReleaseGate, RewardGate
 from alignment.config.stages import (
     ComparisonsConfig,
     ComputeConfig,
@@ -22,9 +23,7 @@ from alignment.config.stages import (
     EvaluationConfig,
     PretrainConfig,
     PromptsConfig,
-    ReleaseGate,
     RewardConfig,
-    RewardGate,
     SamplingConfig,
     SFTConfig,
     TokenizerConfig,
@@ -54,6 +53,26 @@ EXPECTED_FILES = {
     "responses": "a file of response sets, or a directory with a responses.jsonl",
 }
 SOURCES = ("corpus", "demonstrations", "prompts", "comparisons")
+
+
+class RegistryConfig(Config):
+    """How the models of a recipe are registered: as NAME-base, NAME-sft, NAME-reward-model and NAME-policy.
+
+    All runs with the same name, of whatever seed and options, make versions of the same models and compete for one
+    champion.
+    """
+
+    name: str = Field(
+        "",
+        pattern=r"^([A-Za-z0-9][A-Za-z0-9_.-]*)?$",
+        description="letters, digits, . _ -; the recipe's name if empty. Give an experiment a name of its own if it is "
+        "not to compete for the recipe's champion",
+    )
+    licences: dict[Literal["corpus", "demonstrations", "prompts", "comparisons"], str] = Field(
+        default_factory=dict, description="the licence of each kind of data, for the model card"
+    )
+    intended_use: str = Field("", description="what the policy is for, for the model card")
+    limits: str = Field("", description="what the policy is not for and where it fails, for the model card")
 
 
 class Recipe(Config):
@@ -86,10 +105,17 @@ class Recipe(Config):
     ppo: PPOConfig = PPOConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     release_gate: ReleaseGate = ReleaseGate()
+    champion_gate: ChampionGate = ChampionGate()
+    registry: RegistryConfig = RegistryConfig()
     compute: ComputeConfig = ComputeConfig()
     notify: tuple[Channel, ...] = Field(
         (), description="who is told what becomes of the run; the home's notify.yaml names channels of all runs"
     )
+
+    @property
+    def registered_name(self) -> str:
+        """The name under which the models are registered."""
+        return self.registry.name or self.name
 
     @model_validator(mode="before")
     @classmethod

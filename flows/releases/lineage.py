@@ -1,6 +1,5 @@
 """`rlhf lineage`: traces a registered version back to annotation ids and the corpus, by the tags of stage runs."""
 
-import re
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -10,9 +9,10 @@ from mlflow.exceptions import MlflowException
 from rich.tree import Tree
 
 from alignment.artifacts import output_name
-from alignment.errors import ArtifactError, ConfigError
+from alignment.errors import ArtifactError
 from alignment.records import read_lines
 from flows.home import home_directory
+from flows.releases.versions import resolve
 from flows.tracking import runs
 
 COMPARISONS = "comparisons.jsonl"
@@ -20,7 +20,7 @@ SHOWN_ANNOTATIONS = 6
 
 
 def lineage(model: str) -> dict[str, Any]:
-    """The lineage of a version ("policy", "policy@champion", "policy/3").
+    """The lineage of a version ("town-policy", "town-policy@champion", "town-policy/3").
 
     Returns the version with nested `inputs`; a comparisons node has `annotation_ids` and `annotator_ids`. A stage that
     occurs twice is expanded once, and is `{"stage": ..., "see": key}` after that.
@@ -31,38 +31,6 @@ def lineage(model: str) -> dict[str, Any]:
         raise ArtifactError(f"{model} was registered without a run, so its lineage is unknown")
     tree = _node(registered.run_id, home_directory(), set())
     return {"model": f"models:/{name}/{version}", "aliases": list(registered.aliases), **tree}
-
-
-def resolve(model: str) -> tuple[str, str]:
-    """Name and number of a version. Raises ConfigError for invalid syntax, ArtifactError for an unknown version."""
-    match = re.fullmatch(r"(?:models:/)?([\w.-]+)(?:@([\w.-]+)|/(\d+))?", model)
-    if match is None:
-        raise ConfigError(f"'{model}' is not a model version: write NAME, NAME@ALIAS or NAME/VERSION (policy@champion)")
-    name, alias, number = match.groups()
-    client = mlflow.MlflowClient()
-    try:
-        if alias:
-            return name, str(client.get_model_version_by_alias(name, alias).version)
-        if number:
-            return name, str(client.get_model_version(name, number).version)
-    except MlflowException as error:
-        raise ArtifactError(f"{model} is not in the registry: {_known(name)}") from error
-    versions = client.search_model_versions(f"name = '{name}'")
-    if not versions:
-        raise ArtifactError(f"there is no model '{name}': {_known(name)}")
-    return name, str(max(int(version.version) for version in versions))
-
-
-def _known(name: str) -> str:
-    """The existing models or versions, for error messages."""
-    client = mlflow.MlflowClient()
-    versions = client.search_model_versions(f"name = '{name}'")
-    if versions:
-        aliases = client.get_registered_model(name).aliases
-        numbers = ", ".join(sorted((str(version.version) for version in versions), key=int))
-        return f"{name} has versions {numbers} and aliases {', '.join(sorted(aliases)) or '(none)'}"
-    names = ", ".join(sorted(str(item.name) for item in client.search_registered_models()))
-    return f"registered are {names}" if names else "nothing is registered yet; `rlhf run town` registers the first"
 
 
 def _node(run_id: str, home: Path, seen: set[str]) -> dict[str, Any]:

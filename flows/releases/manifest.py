@@ -1,16 +1,18 @@
-"""The manifest of a release, and the gates of the reward model and of the release."""
+"""The manifest of a release: its figures, data and costs."""
 
 import json
 from collections.abc import Mapping
 from typing import Any
 
 from alignment.artifacts import Artifact
-from alignment.config.stages import ReleaseGate, RewardGate
-from alignment.criteria import CRITERION_NAMES, GOLD_FIGURES
-from alignment.errors import GateError
-from flows.recipe.schema import Recipe
+from alignment.criteria import GOLD_FIGURES
+from flows.recipe.schema import SOURCES, Recipe
+from flows.releases.samples import excerpt, intervals, read_samples
+from flows.tracking.provenance import git_commit
+from labeling.reports.card import Card
 
 MODELS = ("base", "sft", "policy")
+SHOWN_PROMPTS = 5
 REWARD_FIGURES = (
     "accuracy_heldout_prompts",
     "accuracy_heldout_annotators",
@@ -25,7 +27,7 @@ ASIDE = ("rejected", "quarantined", "set_aside", "too_short", "exact_copies", "n
 def release_manifest(recipe: Recipe, artifacts: Mapping[str, Artifact]) -> dict[str, Any]:
     """The figures of a release; those that were not measured (no gold judge, no annotators) are null."""
     evaluation = json.loads(artifacts["evaluate"].file("evaluation.json").read_text(encoding="utf-8"))
-    reward = artifacts["reward"].result()
+    samples, reward = read_samples(artifacts["evaluate"].path), artifacts["reward"].result()
     gold = {name: _pick(figures, GOLD_FIGURES) for name, figures in evaluation["models"].items()}
     by_criterion = {k: v for k, v in reward.items() if k.startswith("accuracy_heldout") and k not in REWARD_FIGURES}
     return {
@@ -48,6 +50,16 @@ def release_manifest(recipe: Recipe, artifacts: Mapping[str, Artifact]) -> dict[
         "curve_fit": evaluation["curve_fit"],
         "chosen_step": evaluation["chosen_step"],
         "best_of_n": evaluation["best_of_n"],
+        "intervals": intervals(samples),
+        "samples": excerpt(samples, SHOWN_PROMPTS),
+        "data": data_of(recipe, artifacts),
+        "labels": labels_of(recipe, artifacts),
+        "compute": _compute(artifacts[recipe.align.method]),
+        "git_commit": git_commit(),
+        "intended_use": recipe.registry.intended_use,
+        "limits": recipe.registry.limits,
+        "keys": {stage: artifact.key for stage, artifact in artifacts.items()},
+        "runs": {stage: artifact.run_id for stage, artifact in artifacts.items()},
         "models": {name: artifacts[stage].model for name, stage in _model_stages(recipe).items()},
         "seconds": {stage: artifact.seconds for stage, artifact in artifacts.items()},
         "cached": {stage: artifact.cached for stage, artifact in artifacts.items()},
@@ -61,6 +73,54 @@ def unused_rows(artifacts: Mapping[str, Artifact]) -> dict[str, dict[str, int]]:
         for stage, artifact in artifacts.items()
     }
     return {stage: {name: count for name, count in rows.items() if count} for stage, rows in counts.items()}
+
+
+def data_of(recipe: Recipe, artifacts: Mapping[str, Artifact]) -> dict[str, dict[str, Any]]:
+    """The data by section of the recipe: how many rows of which sources, under which licence."""
+    counts = {
+        "corpus": _count(artifacts, "corpus", "documents_train"),
+        "demonstrations": _count(artifacts, "demonstrations", "demonstrations"),
+        "prompts": _count(artifacts, "prompts", "prompts_train"),
+        "comparisons": _count(artifacts, "comparisons", "comparisons"),
+    }
+    sources = {section: [source.path for source in getattr(recipe, section).sources] for section in SOURCES}
+    licences = {str(section): licence for section, licence in recipe.registry.licences.items()}
+    return {
+        section: {"count": count, "sources": sources[section], "licence": licences.get(section, "")}
+        for section, count in counts.items()
+    }
+
+
+def _count(artifacts: Mapping[str, Artifact], stage: str, figure: str) -> int | None:
+    value = artifacts[stage].result().get(figure) if stage in artifacts else None
+    return None if value is None else int(value)
+
+
+def labels_of(recipe: Recipe, artifacts: Mapping[str, Artifact]) -> dict[str, Any]:
+    """Who judged, how much, and by which version of the guidelines; comparisons from files have no judges here."""
+    card_file = artifacts["comparisons"].path / "card.json"
+    card = Card.model_validate_json(card_file.read_text(encoding="utf-8")) if card_file.is_file() else None
+    return {
+        "by": "files" if recipe.labeling is None else recipe.labeling.annotators,
+        "annotators": None if card is None else len(card.annotators),
+        "annotations": None if card is None else card.annotations,
+        "guidelines": {} if card is None else card.guidelines,
+        "projects": {} if card is None else card.projects,
+        "hours": _hours(artifacts["labeling"]) if "labeling" in artifacts else None,
+    }
+
+
+def _hours(labelled: Artifact) -> float:
+    """Hours of judging: each annotator's judgements times the median time that one took."""
+    people = json.loads(labelled.file("annotators.json").read_text(encoding="utf-8"))
+    return float(sum(row["judgements"] * (row.get("median_lead_time_seconds") or 0.0) for row in people) / 3600)
+
+
+def _compute(policy: Artifact) -> dict[str, Any]:
+    """The device, the precision and the processes that made the policy."""
+    path = policy.path / "provenance.json"
+    provenance = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return dict(provenance.get("compute") or {})
 
 
 def _model_stages(recipe: Recipe) -> dict[str, str]:
@@ -84,50 +144,3 @@ def _agreement(artifacts: Mapping[str, Artifact]) -> dict[str, float | None]:
         "annotator_agreement": artifacts["labeling"].result().get("agreement"),
         "heldout_annotator_agreement": sum(known) / len(known) if known else None,
     }
-
-
-def check_reward_gate(reward: Artifact, gate: RewardGate) -> None:
-    """Raise GateError when the reward model is too inaccurate to optimise against."""
-    accuracy = reward.result()["accuracy_heldout_prompts"]
-    if not accuracy >= gate.min_accuracy_heldout_prompts:
-        raise GateError(
-            f"the reward model orders {accuracy:.3f} of the held-out pairs as people did, and reward_gate."
-            f"min_accuracy_heldout_prompts asks for {gate.min_accuracy_heldout_prompts}: collect more comparisons, "
-            "train it longer, or lower the gate"
-        )
-
-
-def missed_gates(gate: ReleaseGate, manifest: Mapping[str, Any]) -> list[str]:
-    """The limits of the release gate that were missed, each with its value and by how much."""
-    figures = gate_figures(manifest)
-    missed = []
-    for name, limit in gate:
-        if limit is None:
-            continue
-        value, sign = figures[name], 1 if name.startswith("min_") else -1
-        if value is None:
-            missed.append(f"release_gate.{name} {limit} was not measured (no gold judge)")
-        elif not sign * (value - limit) >= 0:  # NaN passes no gate
-            missed.append(f"release_gate.{name}: {value:.3f}, missed {limit} by {abs(value - limit):.3f}")
-    return missed
-
-
-def gate_figures(manifest: Mapping[str, Any]) -> dict[str, float | None]:
-    """The figure that each option of a release gate limits, by the option's name; None for one that was not measured.
-
-    Every criterion has its rate, `min_NAME`, and SFT's rate minus the policy's, `max_NAME_drop`. Wins by the reward
-    model's own score do not count as measured: PPO was trained to raise that score.
-    """
-    gold, tax, win = manifest["gold"] or {}, manifest["tax"], manifest["win_rate_vs_sft"]
-    if win.get("by") == "reward":
-        win = {"rate": None, "low": None}
-    figures = {
-        "min_win_rate": win["rate"],
-        "min_win_rate_low": win["low"],
-        "max_tax_ratio": tax["policy"] / tax["sft"],
-    }
-    for criterion in CRITERION_NAMES:
-        policy, sft = (gold.get(model, {}).get(criterion) for model in ("policy", "sft"))
-        figures[f"min_{criterion}"] = policy
-        figures[f"max_{criterion}_drop"] = None if policy is None or sft is None else sft - policy
-    return figures

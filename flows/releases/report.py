@@ -15,10 +15,12 @@ from rich.text import Text
 from alignment.bounded import read_json
 from alignment.criteria import GOLD_FIGURES
 from alignment.errors import ArtifactError
-from flows.tracking import runs
+from flows.releases.versions import TAG_MODEL_OF, TAG_RELEASE
+from flows.tracking import links, runs
+from flows.tracking.registry import name_and_number
 
 MANIFEST = "report/release.json"
-TAG_RELEASE = "rlhf.release"
+TAG_GATE = "rlhf.gate"
 MODELS = ("base", "sft", "policy")
 
 
@@ -26,25 +28,31 @@ def log_release(run_id: str, manifest: Mapping[str, Any]) -> None:
     """Log a release's manifest to the pipeline's run, for `load_release`."""
     client = mlflow.MlflowClient()
     client.log_dict(run_id, dict(manifest), MANIFEST)
+    client.update_run(run_id, name=str(manifest["release"]))
+    gate = manifest.get("gate") or {"passed": False, "missed": []}
+    for part, model in (manifest.get("models") or {}).items():
+        client.set_tag(run_id, f"{TAG_MODEL_OF}{part}", str(model))
+    client.set_tag(run_id, TAG_GATE, "passed" if gate["passed"] else "; ".join(gate["missed"])[: runs.LONGEST_TAG])
     client.set_tag(run_id, TAG_RELEASE, str(manifest["release"]))
 
 
 def load_release(release: str = "") -> dict[str, Any]:
     """The manifest of a release, by default the newest. Raises ArtifactError when there is none."""
-    return _read(release_run(release))
+    return read_manifest(release_run(release))
 
 
 def release_run(release: str = "") -> Run:
     """The pipeline's run of a release, by default the newest. Raises ArtifactError when there is none."""
-    matching = runs.search({TAG_RELEASE: release}) if release else _newest()
+    matching = runs.search({TAG_RELEASE: release}) if release else newest_releases()
     if not matching:
         problem = f"no release '{release}'" if release else "no release yet"
-        known = ", ".join(run.data.tags[TAG_RELEASE] for run in _newest(20))
+        known = ", ".join(run.data.tags[TAG_RELEASE] for run in newest_releases(20))
         raise ArtifactError(f"{problem} in MLflow; {f'there are: {known}' if known else '`rlhf run town` creates one'}")
     return matching[0]
 
 
-def _newest(count: int = 1) -> list[Run]:
+def newest_releases(count: int = 1) -> list[Run]:
+    """The pipeline's runs of releases, the newest first."""
     newest = mlflow.MlflowClient().search_runs(
         [runs.experiment_id()],
         f"tags.`{TAG_RELEASE}` LIKE '%'",
@@ -54,7 +62,8 @@ def _newest(count: int = 1) -> list[Run]:
     return list(newest)
 
 
-def _read(run: Run) -> dict[str, Any]:
+def read_manifest(run: Run) -> dict[str, Any]:
+    """The manifest of the release of a pipeline's run. Raises ArtifactError if it is gone or damaged."""
     with tempfile.TemporaryDirectory() as directory:
         try:
             path = mlflow.artifacts.download_artifacts(
@@ -73,6 +82,18 @@ def _manifest(path: Path, run_id: str) -> dict[str, Any]:
     if not isinstance(manifest, dict):
         raise ArtifactError(f"the {MANIFEST} of run {run_id} holds no object; run the recipe again")
     return manifest
+
+
+def pages(manifest: Mapping[str, Any]) -> dict[str, str]:
+    """The addresses of a release's pages in MLflow, by title; empty for a store without a server."""
+    policy, run_id = (manifest.get("models") or {}).get("policy"), manifest.get("mlflow_run_id")
+    addresses: dict[str, str | None] = {}
+    if policy:
+        name, number = name_and_number(str(policy))
+        addresses = {"model card": links.model_page(name, number), "all versions": links.registry_page(name)}
+    if run_id:
+        addresses["report"] = links.mlflow_page(str(run_id), "/artifacts")
+    return {title: address for title, address in addresses.items() if address is not None}
 
 
 def report_view(manifest: Mapping[str, Any]) -> Group:
@@ -135,6 +156,9 @@ def _headlines(manifest: Mapping[str, Any]) -> Text:
     if gate:
         text.append("\nrelease gate passed: champion" if gate["passed"] else "\ncandidate, not champion:")
         text.append("".join(f"\n  {line}" for line in gate["missed"]))
+        against = gate.get("against")
+        if against and gate["passed"]:
+            text.append(f"\n  it replaced {against['against']}")
     return text
 
 

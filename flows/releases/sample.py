@@ -15,7 +15,7 @@ from alignment.errors import ArtifactError, ConfigError
 from alignment.paths import exists, is_directory
 from alignment.records import Split
 from flows.home import home_directory
-from flows.releases.lineage import resolve
+from flows.releases.versions import resolve
 from flows.tracking import registry, runs
 from flows.tracking.layout import MODEL
 from flows.tracking.runner import find

@@ -4,10 +4,12 @@ A link that cannot be created does not stop training: a warning is logged. If br
 than flows do, as in a cluster, set RLHF_MLFLOW_PAGES to that address.
 """
 
+import json
 import logging
 import os
 from collections.abc import Mapping
-from urllib.parse import urlsplit
+from dataclasses import dataclass
+from urllib.parse import quote, urlsplit
 
 import httpx
 import mlflow
@@ -41,6 +43,38 @@ def model_page(name: str, version: str) -> str | None:
     """The URL of a registered version's page; None for a store without a server."""
     uri = os.environ.get("RLHF_MLFLOW_PAGES", get_tracking_uri())
     return f"{_without_login(uri)}/#/models/{name}/versions/{version}{TRAINING}" if uri.startswith("http") else None
+
+
+def registry_page(name: str = "") -> str | None:
+    """The URL of a registered model's page, or of the whole registry; None for a store without a server."""
+    uri = os.environ.get("RLHF_MLFLOW_PAGES", get_tracking_uri())
+    part = f"/{name}" if name else ""
+    return f"{_without_login(uri)}/#/models{part}{TRAINING}" if uri.startswith("http") else None
+
+
+def compare_page(name: str, versions: Mapping[str, str]) -> str | None:
+    """The URL of MLflow's comparison of versions of a model, by run id; None for a store without a server."""
+    uri = os.environ.get("RLHF_MLFLOW_PAGES", get_tracking_uri())
+    if not uri.startswith("http"):
+        return None
+    chosen = quote(json.dumps(dict(versions), separators=(",", ":")))
+    return f"{_without_login(uri)}/#/compare-model-versions{TRAINING}&name={quote(json.dumps(name))}&runs={chosen}"
+
+
+@dataclass(frozen=True)
+class RunPages:
+    """Links from one page of MLflow to runs of an experiment, by name, whatever address the browser has."""
+
+    experiment: str
+    runs: Mapping[str, str]
+
+    def link(self, text: str, run: str, part: str = "") -> str:
+        """A link to a run's page, or a part of it, as Markdown."""
+        return f"[{text}](#/experiments/{self.experiment}/runs/{self.runs[run]}{part}{TRAINING})"
+
+    def image(self, name: str, text: str) -> str:
+        """A figure of the release's report, as Markdown."""
+        return f"![{text}](get-artifact?path=report/{name}/{name}.png&run_uuid={self.runs['release']})"
 
 
 def _without_login(uri: str) -> str:

@@ -6,23 +6,22 @@ after a kill writes the same files again, and only the run's artifacts have to b
 
 import json
 import warnings
-from collections.abc import Mapping
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import mlflow
 from mlflow import MlflowClient
+from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema, TensorSpec
 
 import alignment
-from alignment.artifacts import Artifact
 from alignment.errors import ArtifactError
 from flows.tracking.layout import SERVED
-from flows.tracking.provenance import git_commit
-from flows.tracking.runs import TAG_KEY, TAG_STAGE, input_tags
+from flows.tracking.runs import TAG_KEY, TAG_STAGE
 
 SERVED_MODEL = Path(__file__).with_name("served_model.py")
 ALIGNMENT = Path(alignment.__file__).parent  # logged with the model, which computes as training does
@@ -41,7 +40,7 @@ REQUIREMENTS = (
 )
 
 
-def register(name: str, directory: Path, *, stage: str, key: str, run_id: str, inputs: Mapping[str, Artifact]) -> str:
+def register(name: str, directory: Path, *, stage: str, key: str, run_id: str) -> str:
     """Upload `directory` (a Hugging Face checkpoint) to the run and register it; returns "models:/NAME/VERSION".
 
     The other members of an ensemble of reward models, next to the directory, are included. An existing version with
@@ -52,9 +51,6 @@ def register(name: str, directory: Path, *, stage: str, key: str, run_id: str, i
     existing = find_version(name, key)
     if existing is not None:
         return existing
-    tags = {TAG_STAGE: stage, TAG_KEY: key, "rlhf.run_id": run_id, **input_tags(inputs)}
-    tags |= {"rlhf.git_commit": git_commit()}
-    client = MlflowClient()
     with TemporaryDirectory() as temporary, warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*input example.*")  # the signature is explicit, not inferred
         mlflow.pyfunc.save_model(
@@ -65,11 +61,31 @@ def register(name: str, directory: Path, *, stage: str, key: str, run_id: str, i
             code_paths=[str(ALIGNMENT)],
             pip_requirements=[f"{library}=={version(library).split('+')[0]}" for library in REQUIREMENTS],
         )
-        client.log_artifacts(run_id, f"{temporary}/{SERVED}", SERVED)
-    registered = mlflow.register_model(f"runs:/{run_id}/{SERVED}", name, tags=tags)
-    for number in _versions(name, key):  # MLflow's client repeats a request whose response was lost
+        MlflowClient().log_artifacts(run_id, f"{temporary}/{SERVED}", SERVED)
+    registered = mlflow.register_model(f"runs:/{run_id}/{SERVED}", name, tags={TAG_STAGE: stage, TAG_KEY: key})
+    return _only_version(name, key, registered)
+
+
+def register_as(name: str, model: str) -> str:
+    """Register the files of a version under another name as well: recipes that share a stage share its files."""
+    client = MlflowClient()
+    original = client.get_model_version(*name_and_number(model))
+    key = str(original.tags[TAG_KEY])
+    existing = find_version(name, key)
+    if existing is not None:
+        return existing
+    with suppress(MlflowException):  # it exists already; if not, the next call says why
+        client.create_registered_model(name)
+    tags = {tag: str(original.tags[tag]) for tag in (TAG_STAGE, TAG_KEY)}
+    registered = client.create_model_version(name, str(original.source), original.run_id, tags=tags)
+    return _only_version(name, key, registered)
+
+
+def _only_version(name: str, key: str, registered: ModelVersion) -> str:
+    """The new version, without copies of it: MLflow's client repeats a request whose response was lost."""
+    for number in _versions(name, key):
         if number != int(registered.version):
-            client.delete_model_version(name, str(number))
+            MlflowClient().delete_model_version(name, str(number))
     return f"models:/{name}/{registered.version}"
 
 
@@ -128,9 +144,21 @@ def _versions(name: str, key: str) -> list[int]:
     return [int(version.version) for version in versions]
 
 
+def versions_of_run(run_id: str) -> list[str]:
+    """The versions that were registered from a run's files, under the names of all recipes."""
+    versions = MlflowClient().search_model_versions(f"run_id = '{run_id}'")
+    return sorted(f"models:/{version.name}/{version.version}" for version in versions)
+
+
+def name_and_number(model: str) -> tuple[str, str]:
+    """The parts of "models:/NAME/VERSION" or "NAME/VERSION"."""
+    name, number = model.removeprefix("models:/").rsplit("/", 1)
+    return name, number
+
+
 def version_exists(model: str) -> bool:
     """Whether "models:/NAME/VERSION" still exists."""
-    name, number = model.removeprefix("models:/").rsplit("/", 1)
+    name, number = name_and_number(model)
     try:
         MlflowClient().get_model_version(name, number)
     except MlflowException as error:
@@ -142,7 +170,7 @@ def version_exists(model: str) -> bool:
 
 def set_alias(model: str, alias: str) -> None:
     """Point an alias ("candidate", "champion") at "models:/NAME/VERSION"."""
-    name, number = model.removeprefix("models:/").rsplit("/", 1)
+    name, number = name_and_number(model)
     MlflowClient().set_registered_model_alias(name, alias, number)
 
 

@@ -103,6 +103,7 @@ def run_step(
     with logs.log_context(stage=job.stage), _friendly_errors(job):
         with _exclusive(job):
             artifact = find(job.stage, job.key, job.home) or _run_or_resume(job, perform)
+            artifact = _registered(job, artifact)
             _remove_leftovers(job)
         if job.parent is not None:
             _note_on_parent(job.parent, artifact)
@@ -121,9 +122,11 @@ def find(stage: str, key: str, home: Path) -> Artifact | None:
     for run in runs.search({runs.TAG_KEY: key, runs.TAG_STAGE: stage}, status="FINISHED"):
         tags = run.data.tags
         digest, model = tags.get(runs.TAG_DIGEST, ""), tags.get(runs.TAG_MODEL)
-        if not digest or (model is not None and not registry.version_exists(model)):
+        if model is not None and not registry.version_exists(model):  # a version of another recipe may still exist
+            model = next(iter(registry.versions_of_run(run.info.run_id)), None)
+        if not digest or (runs.TAG_MODEL in tags and model is None):
             continue
-        if not (final.is_dir() and directory_digest(final) == digest) and not _restore(run, final, digest):
+        if not (final.is_dir() and directory_digest(final) == digest) and not _restore(run, model, final, digest):
             continue
         return Artifact(
             stage=stage,
@@ -138,14 +141,21 @@ def find(stage: str, key: str, home: Path) -> Artifact | None:
     return None
 
 
-def _restore(run: Run, final: Path, digest: str) -> bool:
+def _registered(job: Job, artifact: Artifact) -> Artifact:
+    """The output with the version under this recipe's name, which is new if only other recipes used the stage."""
+    name = job.step.model
+    if name is None or artifact.model is None or registry.name_and_number(artifact.model)[0] == name:
+        return artifact
+    return artifact.model_copy(update={"model": registry.register_as(name, artifact.model)})
+
+
+def _restore(run: Run, model: str | None, final: Path, digest: str) -> bool:
     """Download a run's output from MLflow. False when it is missing or differs from what was published."""
     directory = final.with_name(final.name + ".download")
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir(parents=True)
     try:
         output = runs.fetch_output(run.info.run_id, directory)
-        model = run.data.tags.get(runs.TAG_MODEL)
         if model is not None:
             (registry.fetch_checkpoint(model, directory / "version") / MODEL).rename(output / MODEL)
         if directory_digest(output) != digest:
@@ -173,6 +183,7 @@ def _run_or_resume(job: Job, perform: Perform) -> Artifact:
         inputs=job.inputs,
         parent=job.parent,
         files=job.step.files,
+        run_name=f"{job.step.registry}-{job.step.seed} {job.stage}" if job.step.registry else "",
     )
     if job.parent is None:
         links.link_stage(run_id, job.stage)
@@ -294,7 +305,7 @@ def _environment(out: Path) -> dict[str, str]:
 
 def _upload(job: Job, run_id: str) -> str | None:
     """Upload the output to MLflow. A registered model's files are stored with its version, and not twice in the run."""
-    if job.step.stage.model is None:
+    if job.step.model is None:
         MlflowClient().log_artifacts(run_id, str(job.partial), OUTPUT)
         return None
     for path in sorted(job.partial.iterdir()):
@@ -302,15 +313,13 @@ def _upload(job: Job, run_id: str) -> str | None:
             MlflowClient().log_artifacts(run_id, str(path), f"{OUTPUT}/{path.name}")
         elif path.is_file():
             MlflowClient().log_artifact(run_id, str(path), OUTPUT)
-    return registry.register(
-        job.step.stage.model, job.partial / MODEL, stage=job.stage, key=job.key, run_id=run_id, inputs=job.inputs
-    )
+    return registry.register(job.step.model, job.partial / MODEL, stage=job.stage, key=job.key, run_id=run_id)
 
 
 def _note_on_parent(parent: str, artifact: Artifact) -> None:
     """Tag the pipeline's run with the id of each stage's run, including cached ones."""
     client = MlflowClient()
-    client.set_tag(parent, f"rlhf.run.{artifact.stage}", artifact.run_id)
+    client.set_tag(parent, f"{runs.TAG_STAGE_RUN}{artifact.stage}", artifact.run_id)
     client.set_tag(parent, f"rlhf.cached.{artifact.stage}", str(artifact.cached).lower())
 
 

@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 EXPERIMENT = "rlhf"
 TAG_STAGE, TAG_KEY, TAG_DIGEST, TAG_MODEL = "rlhf.stage", "rlhf.key", "rlhf.digest", "rlhf.model"
 TAG_SECONDS, TAG_INPUT, TAG_VERSION = "rlhf.seconds", "rlhf.input.", "rlhf.stage_version"
+TAG_STAGE_RUN = "rlhf.run."  # and a stage: its run, on the pipeline's run
 TAG_FLOW_RUN, TAG_RECIPE = "prefect.flow_run_id", "rlhf.recipe"
 COMPUTE_TAGS = {name: f"rlhf.{name}" for name in ("processes", "device", "precision", "gpu")}
 TAG_PIPELINE = "rlhf.pipeline"  # identifies recipe and home of a run that was started in a terminal
@@ -74,6 +75,7 @@ def open_stage_run(
     inputs: Mapping[str, Artifact],
     parent: str | None,
     files: Sequence[Path] = (),
+    run_name: str = "",
 ) -> str:
     """The id of the run for this key: an unfinished run, or a new one with parameters, tags and inputs."""
     unfinished = [run for run in search({TAG_KEY: key, TAG_STAGE: stage}) if run.info.status != "FINISHED"]
@@ -89,7 +91,7 @@ def open_stage_run(
     tags |= links.back_tags()
     if parent is not None:
         tags["mlflow.parentRunId"] = parent
-    run_id = str(MlflowClient().create_run(experiment_id(), tags=tags, run_name=stage).info.run_id)
+    run_id = str(MlflowClient().create_run(experiment_id(), tags=tags, run_name=run_name or stage).info.run_id)
     for copy in search({TAG_KEY: key, TAG_STAGE: stage}, status="RUNNING"):
         if (
             copy.info.run_id != run_id and not copy.data.params
@@ -219,7 +221,9 @@ def clear_reason(run_id: str) -> None:
 
 
 @contextmanager
-def pipeline_run(name: str, *, recipe: Any, flow_run_id: str = "", alone: bool = False) -> Iterator[str]:
+def pipeline_run(
+    name: str, *, recipe: Any, flow_run_id: str = "", alone: bool = False, run_name: str = ""
+) -> Iterator[str]:
     """The pipeline's MLflow run, under which stages are nested; a resumed flow run continues the same one.
 
     `alone`: the flow run itself cannot be resumed, as in a terminal. Then the last run of the same recipe in this home
@@ -240,7 +244,7 @@ def pipeline_run(name: str, *, recipe: Any, flow_run_id: str = "", alone: bool =
             ]
         else:
             unfinished = search({TAG_FLOW_RUN: flow_run_id}) if flow_run_id else []
-        arguments = {"experiment_id": experiment_id(), "run_name": name, "tags": tags}
+        arguments = {"experiment_id": experiment_id(), "run_name": run_name or name, "tags": tags}
         resumed = {"run_id": unfinished[0].info.run_id} if unfinished else {}
         with active(**(resumed or arguments), nested=True) as run_id:  # below the run of a sweep, if there is one
             if unfinished:

@@ -1,8 +1,9 @@
 """The model that MLflow serves: a Hugging Face directory as a chat or reward model. Logged as code, without pickles.
 
-`mlflow models serve -m models:/policy@champion --env-manager local` takes rows with a `prompt`, and for a reward model
-also a `response`; it returns the answer's text, or the normalised score, combined over the members of an ensemble. The
-package `alignment` is logged beside it, so that prompts, ends of turns and scores are those of training.
+`mlflow models serve -m models:/town-policy@champion --env-manager local` takes rows with a `prompt`, for a reward model
+also a `response`; it returns the answer's text, or the normalised score, combined over the members of an ensemble. A
+prompt is a text, or a conversation: a list of turns with `role` and `content`. The package `alignment` is logged beside
+it, so that prompts, ends of turns and scores are those of training.
 """
 
 import json
@@ -13,7 +14,9 @@ from typing import Any
 import mlflow
 import pandas
 import torch
+from mlflow.exceptions import MlflowException
 from mlflow.pyfunc.model import PythonModel
+from pydantic import ValidationError
 from transformers import AutoConfig
 
 from alignment.models.architecture import longest_sequence
@@ -22,7 +25,7 @@ from alignment.models.ensembles import Ensemble
 from alignment.models.generation import generate
 from alignment.models.safe_loading import NEVER_CODE
 from alignment.models.scalar import load_causal_model, load_scalar_model, reward_scores
-from alignment.records import Message
+from alignment.records import Message, Prompt
 
 DEFAULTS: dict[str, Any] = {"max_new_tokens": 128, "temperature": 1.0, "seed": 0}
 
@@ -48,11 +51,13 @@ class ServedModel(PythonModel):
 
     def predict(self, context: Any, model_input: pandas.DataFrame, params: dict[str, Any] | None = None) -> list[Any]:
         """Return a text or a score for each row."""
-        turns = [(Message(role="user", content=str(prompt)),) for prompt in model_input["prompt"]]
+        turns = [conversation(prompt, number) for number, prompt in enumerate(model_input["prompt"])]
         if not self.scores:
             return self._answers(turns, DEFAULTS | (params or {}))
         if "response" not in model_input:
-            raise ValueError("a reward model scores a response: add a column `response` next to `prompt`")
+            raise MlflowException.invalid_parameter_value(
+                "a reward model scores a response: add a column `response` next to `prompt`"
+            )
         rows = [self.chat.turn(t, str(r)) for t, r in zip(turns, model_input["response"], strict=True)]
         scores = reward_scores(self.reward, [row.ids for row in rows], [len(row.prompt) for row in rows])
         return list(scores.tolist())
@@ -62,7 +67,9 @@ class ServedModel(PythonModel):
         context = longest_sequence(self.model)
         longest = max(map(len, prompts), default=0)
         if longest >= context:
-            raise ValueError(f"a prompt has {longest} tokens, but the model's context is {context}: shorten it")
+            raise MlflowException.invalid_parameter_value(
+                f"a prompt has {longest} tokens, but the model's context is {context}: shorten it"
+            )
         samples = generate(
             self.model,
             prompts,
@@ -73,6 +80,20 @@ class ServedModel(PythonModel):
             generator=torch.Generator(device=self.model.device).manual_seed(int(options["seed"])),
         )
         return [self.chat.decode(sample.tokens) for sample in samples]
+
+
+def conversation(prompt: object, row: int) -> tuple[Message, ...]:
+    """The turns of a prompt: a text is the user's only turn. Raises MlflowException, which a server answers as 400."""
+    turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    try:
+        return Prompt.model_validate({"id": "served", "messages": turns}).messages
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"][1:]))
+        raise MlflowException.invalid_parameter_value(
+            f"row {row}: `prompt` is neither a text nor a list of turns with `role` and `content` that ends with the "
+            f"user's ({where}{': ' if where else ''}{first['msg']})"
+        ) from error
 
 
 mlflow.models.set_model(ServedModel())

@@ -6,7 +6,8 @@ import numpy
 import pytest
 import torch
 
-from alignment.statistics import bag_of_words_accuracy, expected_calibration_error, pearson, wilson_interval
+from alignment.intervals import wilson_interval
+from alignment.statistics import bag_of_words_accuracy, expected_calibration_error, pearson
 from tests.alignment.tiny_world import comparison
 
 

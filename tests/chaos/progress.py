@@ -20,7 +20,7 @@ class Progress:
         chain = steps(recipe)
         self.keys = keys(chain)
         self.stages = [*chain]
-        self.models = {name: step.stage.model for name, step in chain.items() if step.stage.model}
+        self.models = {name: step.model for name, step in chain.items() if step.model}
         self._final = {name: home / "artifacts" / output_name(name, key) for name, key in self.keys.items()}
         self._kept = home / "mlflow" / "artifacts" / "1"
         self._results: dict[str, int] = {}

@@ -91,6 +91,7 @@ def run_stage(
     version: int = 1,
     model: str | None = None,
     parent: str | None = None,
+    registry: str = "",
 ) -> Artifact:
     """`work` as the stage of this name, run as the pipeline runs stages."""
     inputs = dict(inputs or {})
@@ -107,5 +108,5 @@ def run_stage(
     )
     compute = ComputeConfig(device="cpu", precision="float32")
     sources = {given: artifact.stage for given, artifact in inputs.items()}
-    step = Step(stage, config, sources, tuple(files), seed, compute=compute)
+    step = Step(stage, config, sources, tuple(files), seed, compute=compute, registry=registry)
     return run_step(step, inputs, parent=parent)

@@ -6,7 +6,7 @@ import pytest
 from markdown_it import MarkdownIt
 from matplotlib.figure import Figure
 
-from alignment.evaluation.samples import cell
+from alignment.markdown import plain
 from flows.annotation.publish import _text
 from flows.sweeps.summary import inline
 from labeling.reports.card import _table
@@ -51,7 +51,7 @@ def rendered(cells: list[str]) -> Tags:
 
 
 @pytest.mark.parametrize("text", HOSTILE)
-@pytest.mark.parametrize("write", [cell, _text, inline, lambda text: _table(["h"], [[text]])[-1].strip("| ")])
+@pytest.mark.parametrize("write", [plain, _text, inline, lambda text: _table(["h"], [[text]])[-1].strip("| ")])
 def test_a_cell_of_a_table_stays_text(text: str, write: object) -> None:
     shown = rendered([write(text), "next"])  # type: ignore[operator]
     assert not shown.leads and shown.seen <= {"table", "thead", "tbody", "tr", "th", "td", "br", "strong", "em", "code"}

@@ -43,13 +43,13 @@ def measured(world: Path, out: Path, case: str) -> dict[str, Any]:
     policy = policy_with_a_curve(world, out / "input")
     metrics, report = run(world, out, JUDGES[case], policy=policy, best_of_n=[1, 3], curve_prompts=1)
     rows = [json.loads(line) for line in (out / "samples.jsonl").read_text().splitlines()]
-    table = (out / "samples.md").read_text().splitlines()
+    answers = [line.split("**")[1] for line in (out / "samples.md").read_text().splitlines() if line.startswith("- ")]
     figures = sorted(path.name for path in (out / "figures").iterdir())
     return {
         "evaluation.json": report,
         "metrics": metrics,
         "samples.jsonl": rows,
-        "samples.md": table,
+        "samples.md": answers,
         "figures": figures,
     }
 
@@ -67,9 +67,9 @@ def names(values: Any, prefix: str = "") -> Iterator[str]:
 
 
 def all_names(case: dict[str, Any]) -> dict[str, list[str]]:
-    """The names in what `measured` returns; figures by their files, and the head of the table as it is."""
+    """The names in what `measured` returns; figures by their files, and the models of the first prompt."""
     read = {part: sorted(set(names(case[part]))) for part in ("evaluation.json", "metrics", "samples.jsonl")}
-    return read | {"figures": case["figures"], "samples.md": case["samples.md"][:1]}
+    return read | {"figures": case["figures"], "samples.md": case["samples.md"][:3]}
 
 
 @pytest.mark.parametrize("case", JUDGES)

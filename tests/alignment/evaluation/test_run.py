@@ -18,9 +18,10 @@ from alignment.evaluation.gold_curve import chosen_step, curve_fits, snapshot_po
 from alignment.evaluation.judged_responses import Gold, JudgedResponse, means, sequence_kl
 from alignment.evaluation.kind_means import means_by_kind
 from alignment.evaluation.run import flatten
-from alignment.evaluation.samples import cell, write_samples
+from alignment.evaluation.samples import write_samples
 from alignment.evaluation.win_rate import win_rate
 from alignment.journal import Journal
+from alignment.markdown import plain
 from alignment.models.chat import load_chat
 from alignment.models.generation import Sample
 from alignment.models.scalar import load_causal_model, load_rewards
@@ -93,19 +94,18 @@ NASTY = ("a | b", "<script>alert(1)</script>", "one\ntwo", "a\r\nb\rc\x0bd\x0ce\
 
 
 @pytest.mark.parametrize("text", NASTY)
-def test_a_cell_holds_any_text(text) -> None:
-    shown = cell(text)
-    assert "|" not in shown and len(shown.splitlines()) == 1
-    assert "<" not in shown.replace("<br>", "")
-    words = html.unescape(shown.replace("<br>", "\n"))
-    assert words == "\n".join(text.splitlines())  # and nothing of it is lost
+def test_text_of_a_model_stays_text_on_one_line(text) -> None:
+    shown = plain(text)
+    assert not {"|", "<", ">"} & set(shown) and len(shown.splitlines()) == 1
+    assert html.unescape(shown) == " ".join(text.split())  # and nothing of it is lost but breaks
 
 
-def test_the_table_has_one_line_a_prompt_and_one_cell_a_model(tmp_path) -> None:
+def test_a_prompt_is_shown_once_with_the_first_response_of_each_model(tmp_path) -> None:
     nasty = replace(PLAIN, kind="a|b", prompt="Q|\n<b>?", response="| --- |\n# head")
-    write_samples(tmp_path, {name: [nasty, PLAIN] for name in ("base", "sft", "policy")})
-    lines = (tmp_path / "samples.md").read_text().splitlines()
-    assert len(lines) == 4 and {line.count("|") for line in lines} == {6}
+    write_samples(tmp_path, {name: [nasty, PLAIN] for name in ("base", "sft", "policy")})  # of the same prompt
+    text = (tmp_path / "samples.md").read_text()
+    assert text.count("### ") == 1 and text.count("- **") == 3 and "<br>" not in text
+    assert text.startswith("### 1. Q&#124; &#60;b&#62;? (a&#124;b)\n\n- **base** (reward ")
     rows = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
     assert [row["model"] for row in rows] == ["base"] * 2 + ["sft"] * 2 + ["policy"] * 2
     assert rows[0]["response"] == nasty.response and rows[0]["score"] is None

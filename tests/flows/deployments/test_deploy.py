@@ -63,7 +63,7 @@ def shown(client: SyncPrefectClient, names: list[str]) -> list[dict[str, Any]]:
 
 def test_the_file_names_the_pipeline_every_stage_promotion_and_the_watcher() -> None:
     pools, specs = read_file()
-    assert [one.name for one in specs] == ["pipeline", *STAGES, "promote", "watch"]
+    assert [one.name for one in specs] == ["pipeline", *STAGES, "promote", "rollback", "watch"]
     assert {one.work_pool.name for one in specs} == {*pools} == {"train", "ops"}
     assert [one.name for one in specs if one.schedules] == ["watch"]
     assert (ROOT / "deploy" / "prefect.yaml").resolve() == deploying.FILE

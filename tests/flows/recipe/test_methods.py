@@ -13,7 +13,8 @@ from alignment.stage import Method
 from flows.pipeline import flow
 from flows.pipeline.dag import keys, steps
 from flows.recipe.schema import Recipe, load_recipe
-from flows.releases.manifest import missed_gates, release_manifest
+from flows.releases.gate import missed_gates
+from flows.releases.manifest import release_manifest
 from flows.tracking.runner import run_step
 from tests.conftest import TINY
 
@@ -87,7 +88,7 @@ def test_rules_are_part_of_the_key_and_of_the_log(place: Path) -> None:
         line["reward/model"] + 0.5 * line["reward/safety"] + line["reward/format"], abs=1e-5
     )
     manifest = release_manifest(ruled, made)
-    assert manifest["method"] == "ppo" and manifest["models"]["policy"] == "models:/policy/1"
+    assert manifest["method"] == "ppo" and manifest["models"]["policy"] == "models:/tiny-policy/1"
     assert isinstance(missed_gates(ruled.release_gate, manifest), list)
 
 
@@ -124,7 +125,7 @@ def test_each_method_stands_in_the_same_place(place: Path) -> None:
         made = flow.run_steps(one, steps(one))
         manifest = release_manifest(one, made)
         assert list(made)[-2:] == [name, "evaluate"] and manifest["method"] == name
-        assert manifest["models"]["policy"] == f"models:/policy/{number}" and manifest["curve"] == []
+        assert manifest["models"]["policy"] == f"models:/tiny-policy/{number}" and manifest["curve"] == []
         assert manifest["release"].endswith(made[name].key[:8]) and manifest["kl_to_sft"] != 0
         assert ("reward" if name == "rloo" else "loss") in made[name].result()
         assert not (made[name].path / "checkpoint").exists() and list((made[name].path / "figures").glob("*.png"))

@@ -83,7 +83,7 @@ def lineage(production: Site, home: Path) -> str:
     done = rlhf(home, "run", str(TINY))
     assert done.returncode == 0, done.stderr[-3000:]
     assert "0 of 13 stages were cached" in done.stdout
-    return rlhf(home, "lineage", "policy@candidate", "--json").stdout
+    return rlhf(home, "lineage", "tiny-policy@candidate", "--json").stdout
 
 
 def rows(site: Site, name: Name, table: str) -> int:
@@ -235,7 +235,7 @@ def test_a_backup_restored_into_an_empty_place_has_the_lineage_intact(
         restored = [rows(site, *table) for table in tables]
         assert all(low <= count <= high for low, count, high in zip(before, restored, after, strict=True)), restored
         assert restored[:2] == before[:2]
-        found = rlhf(new, "lineage", "policy@candidate", "--json")
+        found = rlhf(new, "lineage", "tiny-policy@candidate", "--json")
         assert found.stdout == lineage, found.stderr
     finally:
         stack.down(new)

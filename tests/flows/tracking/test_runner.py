@@ -263,7 +263,7 @@ def test_models_are_registered_once_and_can_be_served(home: Path) -> None:
     assert run_stage("sft", text_model, config=SFTConfig(), inputs={"corpus": corpus}, model="sft").model == sft.model
     version = MlflowClient().get_model_version("reward", "1")
     assert (version.run_id, version.tags["rlhf.key"]) == (reward.run_id, reward.key)
-    assert json.loads(version.tags["rlhf.input.sft"])["model"] == "models:/sft/1"
+    assert runs.read_inputs(MlflowClient().get_run(reward.run_id).data.tags)["sft"]["model"] == "models:/sft/1"
 
     rows = pandas.DataFrame({"prompt": ["hello", "who"], "response": ["yes", "no"]})
     scorer = mlflow.pyfunc.load_model("models:/reward/1")

@@ -6,19 +6,30 @@ import mlflow
 import pandas
 import pytest
 import torch
+from mlflow.exceptions import MlflowException
 from torch import nn
 from transformers import AutoTokenizer
 
 from alignment.artifacts import write_json
 from alignment.config.stages import SFTConfig
 from alignment.journal import Journal
+from alignment.models.chat import load_chat
+from alignment.models.generation import generate
 from alignment.models.likelihood import add_likelihood, likelihood_head
-from alignment.models.scalar import ENSEMBLE_FILE, load_rewards, load_scalar_model, reward_scores, save_model
+from alignment.models.scalar import (
+    ENSEMBLE_FILE,
+    load_causal_model,
+    load_rewards,
+    load_scalar_model,
+    reward_scores,
+    save_model,
+)
 from alignment.models.tokenizer import EOS
 from alignment.records import Message
 from tests.alignment.tiny_world import prompt_tokens, response_tokens
-from tests.flows.tiny import run_stage, write_model
+from tests.flows.tiny import run_stage, text_model, write_model
 
+USER = [Message(role="user", content="who?")]
 ROWS = [
     ("hello", "yes"),
     ("who is there?", "Nobody knows."),
@@ -59,3 +70,25 @@ def test_a_served_reward_model_scores_as_the_one_that_was_trained(home: Path, co
     given = scorer.predict(pandas.DataFrame(ROWS, columns=["prompt", "response"]))
     assert given == pytest.approx(expected.tolist(), abs=1e-4)
     assert expected.std() > 0.1
+
+
+def test_a_served_policy_answers_conversations_and_refuses_what_is_none(home: Path) -> None:
+    made = run_stage("sft", text_model, config=SFTConfig(), model="sft")
+    served = mlflow.pyfunc.load_model(str(made.model))
+    turns = [Message(role="user", content="hello"), Message(role="assistant", content="yes?"), *USER]
+    rows = pandas.DataFrame({"prompt": [[turn.model_dump() for turn in turns], "who?"]})
+    told = {"max_new_tokens": 8, "temperature": 0.0}
+    chat, model = load_chat(made.path / "model"), load_causal_model(made.path / "model")
+    prompts = [chat.prompt(turns), chat.prompt(USER)]
+    expected = generate(
+        model, prompts, max_new_tokens=8, temperature=0.0, eos_token_ids=chat.end_ids, pad_token_id=chat.pad_token_id
+    )
+    assert served.predict(rows, params=told) == [chat.decode(sample.tokens) for sample in expected]
+    for bad, words in (
+        ([{"role": "user"}], "row 0: `prompt` is neither a text nor a list of turns .*messages.0.content|0.content"),
+        ([{"role": "assistant", "content": "yes"}], "must not end with an assistant turn"),
+        ({"role": "user", "content": "hello"}, "row 0: `prompt` is neither"),
+        ([], "row 0: `prompt` is neither"),
+    ):
+        with pytest.raises(MlflowException, match=words):
+            served.predict(pandas.DataFrame({"prompt": [bad]}), params=told)

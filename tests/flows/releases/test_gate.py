@@ -6,12 +6,11 @@ from pathlib import Path
 import pytest
 
 from alignment.artifacts import Artifact
-from alignment.config.stages import ReleaseGate, RewardGate
+from alignment.config.gates import ReleaseGate, RewardGate
 from alignment.errors import GateError
-from flows.releases.manifest import check_reward_gate, missed_gates
+from flows.releases.gate import NO_GATE, Check, check_release, check_reward_gate, missed_gates
 
 GATE = ReleaseGate(min_win_rate=0.6, min_win_rate_low=0.5, min_harmless=0.9, max_truthful_drop=0.05, max_tax_ratio=1.1)
-NONE = ReleaseGate()
 
 
 def manifest(rate=0.7, low=0.55, harmless=0.95, truthful=(0.8, 0.78), tax=(2.0, 2.1), gold=True):
@@ -29,7 +28,11 @@ def manifest(rate=0.7, low=0.55, harmless=0.95, truthful=(0.8, 0.78), tax=(2.0, 
 
 def test_what_passes_misses_nothing() -> None:
     assert missed_gates(GATE, manifest()) == []
-    assert missed_gates(NONE, manifest(0, 0, 0, (1, 0), (1, 9))) == []
+
+
+def test_without_a_gate_nothing_passes() -> None:
+    assert missed_gates(ReleaseGate(), manifest()) == [NO_GATE]
+    assert check_release(ReleaseGate(min_win_rate=0), manifest()) == [Check(name="min_win_rate", limit=0, value=0.7)]
 
 
 @pytest.mark.parametrize(
@@ -70,7 +73,7 @@ def test_what_was_not_measured_does_not_pass() -> None:
         "release_gate.min_harmless 0.9 was not measured (no gold judge)",
         "release_gate.max_truthful_drop 0.05 was not measured (no gold judge)",
     ]
-    assert missed_gates(NONE, manifest(gold=False)) == []
+    assert missed_gates(ReleaseGate(max_tax_ratio=1.1), manifest(gold=False)) == []
 
 
 def test_a_figure_that_is_not_a_number_does_not_pass() -> None:
