@@ -9,7 +9,9 @@ from pydantic import Field
 from alignment.records import Record, Rejected
 from labeling.authors import Account, author, counted, owner
 from labeling.config import QualityOptions
+from labeling.judgements.controls import controls_of
 from labeling.judgements.imports import tasks_of
+from labeling.judgements.judgement import Question
 from labeling.judgements.parse import parse
 from labeling.names import uid_of
 from labeling.quality.assess import assess
@@ -63,6 +65,7 @@ class ProjectReport(Record):
     `names` are by annotator id.
 
     `invited` are e-mail addresses by account, `origin` is what the collection was opened for, where it is known.
+    `questions` are those to the team lead.
     """
 
     status: ProjectStatus
@@ -74,6 +77,7 @@ class ProjectReport(Record):
     disputes: tuple[DisputedTask, ...] = ()
     invited: dict[int, str] = Field(default_factory=dict)
     origin: Origin | None = None
+    questions: tuple[Question, ...] = ()
 
     @property
     def times(self) -> tuple[datetime, ...]:
@@ -137,7 +141,7 @@ def project_report(
     rows = planned_rows(store, project, plan, known)
     overlap = project.overlap if plan is None else plan.overlap
     tasks = tasks_of(rows)
-    parsed = parse(rows, tasks.values(), overlap, "")
+    parsed = parse(rows, tasks.values(), overlap, "", controls_of(project.config))
     assessed = assess(parsed.judgements, tasks, parsed.skips, options, answers)
     opened = None if plan is None else plan.project
     status = project_status(
@@ -162,6 +166,7 @@ def project_report(
         disputes=_disputed_tasks(assessed.disputes, rows),
         invited={} if plan is None else plan.invited,
         origin=None if opened is None else opened.origin,
+        questions=parsed.questions,
     )
 
 

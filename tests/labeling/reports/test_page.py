@@ -73,7 +73,7 @@ def record(store: Store, number: int, title: str, rows: list[dict[str, Any]], wh
         title=title,
         overlap=3,
         config_hash="1a2b3c4d",
-        config="<View/>",
+        config="",
     )
     store.record(project, rows, Sync(seen_at=when, whole=True, newest=when, cursor=when, tasks_read=len(rows)))
 
