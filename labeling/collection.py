@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 
@@ -12,8 +13,8 @@ from labeling.authors import Account
 from labeling.config import Annotators, CrewConfig, Kind, LabelingConfig, QualityOptions
 from labeling.errors import ServerFault, UnexpectedAnswer, UnreadableAnswer
 from labeling.judgements.controls import controls_of
-from labeling.judgements.judgement import Judged
-from labeling.judgements.parse import parse
+from labeling.judgements.judgement import Judged, Question
+from labeling.judgements.parse import Parsed, parse
 from labeling.names import uid_of
 from labeling.quality.assess import Assessment, assess
 from labeling.quality.screening import Dispute
@@ -100,9 +101,11 @@ class Progress(Record):
 
 
 class Pulled(Assessment):
-    """The assessed judgements of a collection. `all_judgements` includes gold tasks and senior annotators."""
+    """The assessed judgements of a collection. `all_judgements` includes gold tasks and senior annotators; `questions`
+    are to the team lead."""
 
     quarantined: list[Rejected]
+    questions: list[Question] = Field(default_factory=list)
     all_judgements: list[Judged]
     judgements: int
     skips: int
@@ -303,20 +306,24 @@ def reopen_full(client: LabelStudio, full: Mapping[int, Mapping[int, int]]) -> N
 
 def _pull_all(
     client: LabelStudio, collection: Collection, store: Store | None, known: Container[Account] | None
-) -> tuple[list[Judged], list[Rejected], dict[str, int]]:
+) -> Parsed:
+    """The annotations of all projects of a collection, parsed."""
     store = store or Store()
-    judgements: list[Judged] = []
-    quarantined: list[Rejected] = []
-    skips: dict[str, int] = {}
+    pulled: list[Parsed] = []
+    unreadable: list[Rejected] = []
     for batch, synced in zip(collection.batches, sync_collection(client, collection, store), strict=True):
         rows, source = store.current(synced.project.project, known), f"label-studio/project/{batch.project.id}"
-        quarantined += synced.rejected
-        parsed = parse(rows, batch.tasks, batch.project.overlap, source, controls_of(synced.project.config))
-        judgements += parsed.judgements
-        quarantined += parsed.quarantined
-        for annotator, count in parsed.skips.items():
-            skips[annotator] = skips.get(annotator, 0) + count
-    return judgements, quarantined, skips
+        unreadable += synced.rejected
+        pulled.append(parse(rows, batch.tasks, batch.project.overlap, source, controls_of(synced.project.config)))
+    skips: Counter[str] = Counter()
+    for parsed in pulled:
+        skips.update(parsed.skips)
+    return Parsed(
+        judgements=[judgement for parsed in pulled for judgement in parsed.judgements],
+        quarantined=[*unreadable, *(row for parsed in pulled for row in parsed.quarantined)],
+        skips=dict(skips),
+        questions=tuple(question for parsed in pulled for question in parsed.questions),
+    )
 
 
 def pull_collection(
@@ -333,17 +340,18 @@ def pull_collection(
     kept. Judgements in the collection `senior` replace those of other annotators on the same tasks. With `known`, only
     those of these accounts count.
     """
-    judgements, quarantined, skips = _pull_all(client, collection, store, known)
-    senior_judgements, senior_quarantined, _ = _pull_all(client, senior, store, known) if senior else ([], [], {})
-    assessed = assess(
-        judgements, collection.tasks, skips, options or QualityOptions(), collection.answers, senior_judgements
-    )
+    all_tasks, answers = collection.tasks, collection.answers
+    ordinary = _pull_all(client, collection, store, known)
+    final = _pull_all(client, senior, store, known) if senior else Parsed(judgements=[], quarantined=[], skips={})
+    quality = options or QualityOptions()
+    assessed = assess(ordinary.judgements, all_tasks, ordinary.skips, quality, answers, final.judgements)
     return Pulled(
         **dict(assessed),
-        quarantined=quarantined + senior_quarantined,
-        all_judgements=judgements + senior_judgements,
-        judgements=len(judgements) + len(senior_judgements),
-        skips=sum(skips.values()),
+        quarantined=ordinary.quarantined + final.quarantined,
+        all_judgements=ordinary.judgements + final.judgements,
+        questions=[*ordinary.questions, *final.questions],
+        judgements=len(ordinary.judgements) + len(final.judgements),
+        skips=sum(ordinary.skips.values()),
     )
 
 

@@ -186,6 +186,20 @@ def shipped(language: str) -> Guidelines:
     return Guidelines.model_validate(values | texts)
 
 
+def copy_guidelines(language: str, directory: Path) -> list[Path]:
+    """Write the files of a language of the package into a new directory. Raises GuidelinesError."""
+    if language not in LANGUAGES:
+        raise GuidelinesError(f"the package has no guidelines in {language!r}; choose from {', '.join(LANGUAGES)}")
+    if directory.exists():
+        raise GuidelinesError(f"{directory} exists already: name a new directory")
+    directory.mkdir(parents=True)
+    source = files("labeling").joinpath("guidelines", language)
+    paths = [directory / name for name in (SCREEN, JUDGING, WRITING)]
+    for path in paths:
+        path.write_text(source.joinpath(path.name).read_text(encoding="utf-8"), encoding="utf-8")
+    return paths
+
+
 _TEXTS = {"judging": JUDGING, "writing": WRITING}
 
 
