@@ -13,7 +13,7 @@
   const ADDED = '[data-testid="htx-textbox-input"]';
   const CONTROL = '[data-testid="textarea-control"]';
   let timer = 0;
-  let wanted = 0; // when a person last pointed at something or pressed Tab
+  let wanted = 0; // when a person last typed into a field, pointed at one, or pressed Tab
 
   const isField = (node) => node instanceof HTMLTextAreaElement && node.closest(".desk") && node.matches(`${NEW}, ${ADDED}`);
   const annotation = () => window.Htx?.annotationStore?.selected;
@@ -24,32 +24,41 @@
     field.dispatchEvent(new Event("input", { bubbles: true }));
   }
 
+  // Calls `then` with the field that takes the place of another one in the control.
+  function replaced(control, selector, then) {
+    const look = () => {
+      const field = control.querySelector(selector);
+      if (!field) return;
+      observer.disconnect();
+      then(field);
+    };
+    const observer = new MutationObserver(look);
+    observer.observe(control, { childList: true, subtree: true });
+    setTimeout(() => observer.disconnect(), 5 * PAUSE);
+    queueMicrotask(look);
+  }
+
   // A new text becomes an added one: the field is replaced, and the cursor stays where it was.
   function add(field) {
-    const { selectionStart, selectionEnd } = field;
+    const { value, selectionStart, selectionEnd } = field;
     const focused = document.activeElement;
-    const control = field.closest(CONTROL);
-    field.dispatchEvent(new KeyboardEvent("keydown", { key: "Enter", shiftKey: true, bubbles: true, cancelable: true }));
-    queueMicrotask(() => {
-      const added = control?.querySelector(ADDED);
-      wanted = Date.now();
-      if (added && focused === field) {
+    replaced(field.closest(CONTROL), ADDED, (added) => {
+      if (focused === field) {
         added.focus();
-        added.setSelectionRange(selectionStart, selectionEnd);
-      } else if (added && document.activeElement === added) {
+        if (added.value === value) added.setSelectionRange(selectionStart, selectionEnd);
+      } else if (document.activeElement === added) {
         added.blur();
         if (focused?.isConnected) focused.focus();
       }
     });
+    field.dispatchEvent(new KeyboardEvent("keydown", { key: "Enter", shiftKey: true, bubbles: true, cancelable: true }));
   }
 
   // An added text that was emptied is removed, so that a required field counts as empty.
   function remove(field) {
     const name = field.name.split(":")[0];
-    const control = field.closest(CONTROL);
-    const focused = document.activeElement === field;
+    if (document.activeElement === field) replaced(field.closest(CONTROL), NEW, (empty) => empty.focus());
     annotation()?.names?.get(name)?.regions?.[0]?.deleteRegion();
-    queueMicrotask(() => focused && control?.querySelector(NEW)?.focus());
   }
 
   function keep(field) {
@@ -90,11 +99,11 @@
     document.addEventListener(event, (e) => e.target?.closest?.(".desk") && keepSoon(), true);
   }
   document.addEventListener("pointerdown", (e) => {
-    wanted = Date.now();
+    if (isField(e.target)) wanted = Date.now();
     if (!e.target?.closest?.(".desk")) keepNow();
   }, true);
   document.addEventListener("keydown", (e) => {
-    if (e.key === "Tab") wanted = Date.now();
+    if (e.key === "Tab" || isField(e.target)) wanted = Date.now();
     if (e.key === "Escape" && isField(e.target) && e.target.matches(ADDED)) {
       e.stopPropagation(); // Label Studio would take back what was typed since the last pause
       e.target.blur();
@@ -110,7 +119,7 @@
   });
   // Label Studio puts the focus into an added text when it opens a task, where keys would not reach the verdict.
   document.addEventListener("focusin", (e) => {
-    if (isField(e.target) && e.target.matches(ADDED) && Date.now() - wanted > PAUSE) e.target.blur();
+    if (isField(e.target) && e.target.matches(ADDED) && Date.now() - wanted > 3 * PAUSE) e.target.blur();
   });
   window.addEventListener("pagehide", keepAtTheEnd);
   document.addEventListener("visibilitychange", () => document.visibilityState === "hidden" && keepAtTheEnd());

@@ -152,7 +152,7 @@ def test_a_person_compares_two_and_text_stays_text(owner: LabelStudio, page: Pag
     page.locator(".answer").filter(has_text="Tom Berg").locator(".lsf-richtext__line").click()  # no control
     page.keyboard.press("2" if side == "a" else "6")
     page.get_by_placeholder("A word on why").fill("Tom does not bake.")
-    page.get_by_text("Ask the team lead").click()
+    page.get_by_text("Ask the team lead (optional)").click()
     page.get_by_placeholder("Your question goes to the team lead").fill("May it joke?")
     page.keyboard.press("Tab")
     submit(page)
@@ -180,7 +180,7 @@ def test_a_person_who_cannot_judge_takes_stars_back_and_asks_with_a_skip(
     for key in "qqqqqqrr8":  # five stars, and none again; a flag, and none again
         page.keyboard.press(key)
     submit(page)
-    page.get_by_text("Ask the team lead").click()
+    page.get_by_text("Ask the team lead (optional)").click()
     page.get_by_placeholder("Your question goes to the team lead").fill("Which town?")
     page.keyboard.press("Tab")
     with page.expect_response(lambda r: "/annotations" in r.url and r.request.method == "POST"):
@@ -308,14 +308,9 @@ def test_an_answer_of_spaces_or_one_that_was_emptied_cannot_be_submitted(
     assert not pull_collection(owner, opened).all_judgements
 
 
-@pytest.mark.parametrize("width", [390, 820, 1280, 1440, 1920])
-def test_everything_names_its_answer_and_fits_the_window(
-    owner: LabelStudio, page: Page, tmp_path: Path, width: int
-) -> None:
-    one = {"rankings": RankingTasks(prompts=0), "pairwise": PairwiseTasks(prompts=1, overlap=9)}
-    opened = open_sets(owner, LabelingConfig(title="widths", **one), [response_set(17, (LONG, PYTHON))], tmp_path)
+def names_and_fits(page: Page, width: int) -> None:
+    """Every control of an answer names it, there is one scroll, and nothing is beyond the sides of the window."""
     page.set_viewport_size({"width": width, "height": 844})
-    begin(page, opened.urls["pairwise"])
     for side, colour in (("a", "rgb(37, 99, 176)"), ("b", "rgb(180, 83, 9)")):
         letter, block = side.upper(), page.locator(f".side_{side}")
         expect(block.get_by_text(f"Answer {letter}", exact=True)).to_be_visible()
@@ -323,34 +318,46 @@ def test_everything_names_its_answer_and_fits_the_window(
         assert len(titles) == 3 and all(f", {letter} (key " in title for title in titles)
         assert {text[:3] for text in block.locator(".lsf-choice").all_inner_texts()} == {f"{letter}: "}
         assert block.locator(".marks").evaluate("e => getComputedStyle(e).borderTopColor") == colour
-    order = page.locator(".side_a .marks, .side_b .answer").evaluate_all(
-        "es => es.map(e => e.getBoundingClientRect().top)"
-    )
-    assert (order[0] < order[1]) == (width <= 1000)  # one under the other, each answer with its marks
+    tops = "all => all.map(e => e.getBoundingClientRect().top)"
+    marks, answer = page.locator(".side_a .marks, .side_b .answer").evaluate_all(tops)
+    assert (marks < answer) == (width <= 1000)  # one under the other, each answer with its marks
     scrolls = "e => /auto|scroll/.test(getComputedStyle(e).overflowY) && e.scrollHeight > e.clientHeight + 9"
     boxes = page.locator(".desk, .desk *").evaluate_all(f"all => all.filter({scrolls}).map(e => e.className)")
     assert boxes == []  # one scroll, that of the page
     rights = page.locator(".desk *").evaluate_all("all => all.map(one => one.getBoundingClientRect().right)")
     assert max(rights) <= width
-    submits = page.get_by_role("button", name="Submit").first.bounding_box()
-    assert submits is not None and submits["x"] >= 0 and submits["x"] + submits["width"] <= width
+    box = page.get_by_role("button", name="Submit").first.bounding_box()
+    assert box is not None and box["x"] >= 0 and box["x"] + box["width"] <= width
+
+
+def test_everything_names_its_answer_and_fits_the_window(owner: LabelStudio, page: Page, tmp_path: Path) -> None:
+    one = {"rankings": RankingTasks(prompts=0), "pairwise": PairwiseTasks(prompts=1, overlap=9)}
+    config = LabelingConfig(title="widths", annotators="people", **one)
+    opened = open_sets(owner, config, [response_set(17, (LONG, PYTHON))], tmp_path)
+    begin(page, opened.urls["pairwise"])
+    for width in (1920, 1440, 1280, 820, 390):
+        names_and_fits(page, width)
     page.get_by_role("button", name="Instructions").first.click(force=True)
-    dialog = page.locator(".lsf-modal-ls__content").first.bounding_box()
-    assert dialog is not None and dialog["x"] >= 0 and dialog["x"] + dialog["width"] <= width
+    page.wait_for_function("document.querySelector('.lsf-modal-ls_visible') !== null")  # it grows to its size
+    box = page.locator(".lsf-modal-ls__content").bounding_box()
+    assert box is not None and box["x"] >= 0 and box["x"] + box["width"] <= 390
+    page.locator("[class*=modal] button").last.click()
 
 
-def test_a_screen_in_arabic_runs_from_right_to_left_and_text_in_its_own_direction(
-    owner: LabelStudio, page: Page, tmp_path: Path
+@pytest.mark.parametrize("language", ["ar", "en"])
+def test_a_screen_runs_in_the_direction_of_its_language_and_text_in_its_own(
+    owner: LabelStudio, page: Page, tmp_path: Path, language: str
 ) -> None:
     one = {"rankings": RankingTasks(prompts=0), "pairwise": PairwiseTasks(prompts=1, overlap=9)}
-    config = LabelingConfig(title="arabic", guidelines="ar", **one)
+    config = LabelingConfig(title="directions", annotators="people", guidelines=language, **one)
     opened = open_sets(owner, config, [response_set(18, (ARABIC, "Mara Lind."))], tmp_path)
     page.set_viewport_size({"width": 1280, "height": 844})
     begin(page, opened.urls["pairwise"])
-    assert page.locator(".desk").evaluate("e => getComputedStyle(e).direction") == "rtl"
-    expect(page.get_by_text("لا أستطيع الحكم").first).to_be_visible()
+    direction, verdict = {"ar": ("rtl", "لا أستطيع الحكم"), "en": ("ltr", "I cannot judge this")}[language]
+    assert page.locator(".desk").evaluate("e => getComputedStyle(e).direction") == direction
+    expect(page.locator(".verdict").get_by_text(verdict)).to_be_visible()
     left = page.locator(".side_a .answer").evaluate("e => e.getBoundingClientRect().left")
-    assert left > 640  # the first answer is on the right
+    assert (left > 640) == (language == "ar")  # the first answer is on the right
     edges = "e => {const r = document.createRange(); r.selectNodeContents(e); const b = r.getBoundingClientRect(),"
     edges += " c = e.closest('.answer').getBoundingClientRect(); return [b.left - c.left, c.right - b.right]}"
     arabic = page.locator(".answer .lsf-richtext__line").filter(has_text="خبازة").first.evaluate(edges)

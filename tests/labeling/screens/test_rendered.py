@@ -10,9 +10,9 @@ from labeling.screens.render import screen
 
 # A changed hash opens new projects for everybody who labels: change one only together with the screen that it is of.
 SHA256 = {
-    "ranking": "2c5cff2febb85a1438ee0f20fa66ef4603ee4e8c5c1af287fec31bc55e6ee745",
-    "pairwise": "88abf590f69cd3d579aa8b0ddd368971e5d5914a5daf36e0d4fc70ee48f43475",
-    "demonstration": "243081fd4cf8b4bc988c658bbe9680f516759edec7229e8b1f18f33eda9d1906",
+    "ranking": "06680fa9252c99268fca7c31e9439f45673cc74ed156767b9d58ca8df8baa94d",
+    "pairwise": "f11da58e2d9f4964ca80a0d5180ddbdbf786bf70e11b9b69e4204da64156d784",
+    "demonstration": "2c5b2d35a30c761e76dd44561c0b567de8ec7214e853716d0da505dca7c7f845",
     "guidelines": "775061953193fbbfd250346ff86e521fb5c0130fea601c7fa72bd8e06ea9c972",
 }
 
