@@ -37,7 +37,7 @@ class Prompt(Record):
     """A conversation that ends before the assistant's answer.
 
     `kind` groups prompts for reports; `meta` is private to the source of the prompt (for a gold judge, say), and never
-    shown to annotators or models.
+    shown to models. Annotators see `meta["facts"]`, a text with what is known to be true, and nothing else of it.
     """
 
     id: str = Field(min_length=1)

@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 
@@ -11,12 +12,14 @@ from alignment.records import Record, Rejected, stable_id, write_records
 from labeling.authors import Account
 from labeling.config import Annotators, CrewConfig, Kind, LabelingConfig, QualityOptions
 from labeling.errors import ServerFault, UnexpectedAnswer, UnreadableAnswer
-from labeling.judgements.judgement import Judged
-from labeling.judgements.parse import parse
+from labeling.judgements.controls import controls_of
+from labeling.judgements.judgement import Judged, Question
+from labeling.judgements.parse import Parsed, parse
 from labeling.names import uid_of
 from labeling.quality.assess import Assessment, assess
 from labeling.quality.screening import Dispute
 from labeling.reopen import needed_overlaps, reopen
+from labeling.screens.render import Screen, screens
 from labeling.server.client import LabelStudio
 from labeling.simulation.crew import (
     Annotator,
@@ -31,7 +34,7 @@ from labeling.store.store import Store
 from labeling.store.sync import Synced, sync_project
 from labeling.tasks.gold import Answers
 from labeling.tasks.plan import Planned
-from labeling.tasks.projects import Origin, Project, open_project, screen_hash
+from labeling.tasks.projects import Origin, Project, open_project
 from labeling.tasks.tasks import Task
 from labeling.tasks.upload import push
 
@@ -98,9 +101,11 @@ class Progress(Record):
 
 
 class Pulled(Assessment):
-    """The assessed judgements of a collection. `all_judgements` includes gold tasks and senior annotators."""
+    """The assessed judgements of a collection. `all_judgements` includes gold tasks and senior annotators; `questions`
+    are to the team lead."""
 
     quarantined: list[Rejected]
+    questions: list[Question] = Field(default_factory=list)
     all_judgements: list[Judged]
     judgements: int
     skips: int
@@ -129,11 +134,12 @@ def open_planned(
     `recipe` and `seed` name the projects. `earlier` are batches of versions without collections: those with the same
     tasks go on in their projects. Idempotent: existing projects and tasks are reused.
     """
+    shown = screens(config)
     opened = []
     for kind, tasks in planned.tasks.items():
         if tasks:
             origin = collection_origin(config, kind, tasks, recipe, seed)
-            opened.append(_open_batch(client, kind, config.title, config.overlaps[kind], tasks, origin, earlier))
+            opened.append(_open_batch(client, shown[kind], config.title, config.overlaps[kind], tasks, origin, earlier))
     return _write_collection(opened, planned.rejected, planned.answers, out, config.people)
 
 
@@ -154,7 +160,7 @@ def collection_origin(config: LabelingConfig, kind: Kind, tasks: Sequence[Task],
 
 def open_adjudication(
     client: LabelStudio,
-    title: str,
+    config: LabelingConfig,
     collection: Collection,
     disputed: Sequence[Dispute],
     out: Path,
@@ -169,32 +175,27 @@ def open_adjudication(
     for dispute in disputed:
         kinds.setdefault(dispute.kind, []).append(tasks[dispute.task_uid])
     first = {batch.project.kind: batch.project for batch in collection.batches}
+    shown = screens(config)
     opened = []
     for kind, of_kind in kinds.items():
-        cut_off = any(task.cut_off for task in tasks.values() if task.kind == kind)
         named = first[kind].origin or Origin()
         origin = Origin(recipe=named.recipe, seed=named.seed, content=first[kind].key, final=True)
-        opened.append(_open_batch(client, kind, title, 1, of_kind, origin, earlier, cut_off=cut_off))
+        opened.append(_open_batch(client, shown[kind], config.title, 1, of_kind, origin, earlier))
     return _write_collection(opened, (), {}, out)
 
 
 def _open_batch(
     client: LabelStudio,
-    kind: Kind,
+    screen: Screen,
     title: str,
     overlap: int,
     tasks: Sequence[Task],
     origin: Origin,
     earlier: Sequence[Batch] = (),
-    *,
-    cut_off: bool | None = None,
 ) -> tuple[Batch, tuple[Rejected, ...]]:
     """The batch, and the tasks that the server does not take."""
-    cut_off = any(task.cut_off for task in tasks) if cut_off is None else cut_off
-    continued = {
-        batch.project.id for batch in earlier if batch.holds(tasks, overlap, screen_hash(kind, cut_off=cut_off))
-    }
-    project = open_project(client, kind, title, overlap, cut_off=cut_off, origin=origin, continued=continued)
+    continued = {batch.project.id for batch in earlier if batch.holds(tasks, overlap, screen.hash)}
+    project = open_project(client, screen.kind, title, overlap, screen=screen, origin=origin, continued=continued)
     pushed = push(client, project, tasks)
     there = tuple(task for task in tasks if task.uid in pushed.ids)
     return Batch(project=project, tasks=there, task_ids=pushed.ids), pushed.rejected
@@ -284,7 +285,7 @@ def progress(
     full: dict[int, dict[int, int]] = {}
     for batch, result in zip(collection.batches, synced, strict=True):
         rows = [row for row in store.current(result.project.project, known) if uid_of(row) in batch.task_ids]
-        parsed = parse(rows, batch.tasks, batch.project.overlap, "")
+        parsed = parse(rows, batch.tasks, batch.project.overlap, "", controls_of(result.project.config))
         full[batch.project.id] = needed_overlaps(rows, parsed.judgements, batch.project.overlap)
         by_kind[batch.project.kind] = (len(parsed.judgements), batch.needed)
     done, needed = (sum(counts[i] for counts in by_kind.values()) for i in (0, 1))
@@ -305,20 +306,24 @@ def reopen_full(client: LabelStudio, full: Mapping[int, Mapping[int, int]]) -> N
 
 def _pull_all(
     client: LabelStudio, collection: Collection, store: Store | None, known: Container[Account] | None
-) -> tuple[list[Judged], list[Rejected], dict[str, int]]:
+) -> Parsed:
+    """The annotations of all projects of a collection, parsed."""
     store = store or Store()
-    judgements: list[Judged] = []
-    quarantined: list[Rejected] = []
-    skips: dict[str, int] = {}
+    pulled: list[Parsed] = []
+    unreadable: list[Rejected] = []
     for batch, synced in zip(collection.batches, sync_collection(client, collection, store), strict=True):
         rows, source = store.current(synced.project.project, known), f"label-studio/project/{batch.project.id}"
-        quarantined += synced.rejected
-        parsed = parse(rows, batch.tasks, batch.project.overlap, source)
-        judgements += parsed.judgements
-        quarantined += parsed.quarantined
-        for annotator, count in parsed.skips.items():
-            skips[annotator] = skips.get(annotator, 0) + count
-    return judgements, quarantined, skips
+        unreadable += synced.rejected
+        pulled.append(parse(rows, batch.tasks, batch.project.overlap, source, controls_of(synced.project.config)))
+    skips: Counter[str] = Counter()
+    for parsed in pulled:
+        skips.update(parsed.skips)
+    return Parsed(
+        judgements=[judgement for parsed in pulled for judgement in parsed.judgements],
+        quarantined=[*unreadable, *(row for parsed in pulled for row in parsed.quarantined)],
+        skips=dict(skips),
+        questions=tuple(question for parsed in pulled for question in parsed.questions),
+    )
 
 
 def pull_collection(
@@ -335,17 +340,18 @@ def pull_collection(
     kept. Judgements in the collection `senior` replace those of other annotators on the same tasks. With `known`, only
     those of these accounts count.
     """
-    judgements, quarantined, skips = _pull_all(client, collection, store, known)
-    senior_judgements, senior_quarantined, _ = _pull_all(client, senior, store, known) if senior else ([], [], {})
-    assessed = assess(
-        judgements, collection.tasks, skips, options or QualityOptions(), collection.answers, senior_judgements
-    )
+    all_tasks, answers = collection.tasks, collection.answers
+    ordinary = _pull_all(client, collection, store, known)
+    final = _pull_all(client, senior, store, known) if senior else Parsed(judgements=[], quarantined=[], skips={})
+    quality = options or QualityOptions()
+    assessed = assess(ordinary.judgements, all_tasks, ordinary.skips, quality, answers, final.judgements)
     return Pulled(
         **dict(assessed),
-        quarantined=quarantined + senior_quarantined,
-        all_judgements=judgements + senior_judgements,
-        judgements=len(judgements) + len(senior_judgements),
-        skips=sum(skips.values()),
+        quarantined=ordinary.quarantined + final.quarantined,
+        all_judgements=ordinary.judgements + final.judgements,
+        questions=[*ordinary.questions, *final.questions],
+        judgements=len(ordinary.judgements) + len(final.judgements),
+        skips=sum(ordinary.skips.values()),
     )
 
 

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 Kind = Literal["ranking", "pairwise", "demonstration"]
 Annotators = Literal["simulated", "people"]
 DEFAULT_TITLE = "rlhf"
+LANGUAGES = ("en", "fr", "es", "ar", "zh")  # of the package's guidelines
 EMAIL = re.compile(r"[^@\s<>\"]+@[^@\s<>\"]+\.[^@\s<>\"]+")
 
 
@@ -25,6 +26,11 @@ class RankingTasks(Options):
 
     prompts: int = Field(default=120, ge=0, description="prompts whose responses are ranked")
     overlap: int = Field(default=2, ge=1, le=9, description="annotators per task")
+    ratings: bool = Field(
+        default=False,
+        exclude_if=lambda value: not value,  # unset, it changes no stage's key
+        description="ask for stars by criterion for each response as well",
+    )
 
 
 class PairwiseTasks(Options):
@@ -211,6 +217,12 @@ class LabelingConfig(Options):
     responses: tuple[str, ...] = Field(
         default=(), description="files of response sets, instead of the stage `responses`"
     )
+    guidelines: str = Field(
+        default="en",
+        min_length=1,
+        exclude_if=lambda value: value == "en",  # the default changes no stage's key
+        description="what annotators are told and asked: a language (en, fr, es, ar, zh), or a directory",
+    )
     choose: Choice = Choice()
     people: tuple[str, ...] = Field(default=(), description="e-mail addresses of annotators to create accounts for")
     webhook: str | None = Field(default=None, description="URL that Label Studio calls on changes")
@@ -289,6 +301,7 @@ class LabelingConfig(Options):
         """Input files outside the recipe's stages, by the option that names them."""
         paths = {"quality.gold.path": self.quality.gold.path, "choose.reward": self.choose.reward}
         paths |= {f"responses.{number}": path for number, path in enumerate(self.responses)}
+        paths["guidelines"] = None if self.guidelines in LANGUAGES else self.guidelines
         return {option: path for option, path in paths.items() if path is not None}
 
     @property

@@ -9,6 +9,7 @@ LabelingError
 ├── UnexpectedAnswer       a response that does not have the documented format
 │   └── UnreadableAnswer   a response that is no JSON, or too large
 ├── TaskError              input that no task can be built from
+├── GuidelinesError        guidelines that no screen can be made from
 ├── WebhookRefused         the server does not call the address of a webhook
 ├── ListenFailed           webhooks cannot be received
 ├── StoreError             the file is not an annotation store, or has another format
@@ -77,6 +78,10 @@ class UnreadableAnswer(UnexpectedAnswer):
 
 class TaskError(LabelingError):
     """No task can be built from the input."""
+
+
+class GuidelinesError(LabelingError):
+    """The directory of guidelines lacks something, or has something that no screen can be made from."""
 
 
 class WebhookRefused(LabelingError):

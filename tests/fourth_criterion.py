@@ -5,6 +5,7 @@ The table is read with one row more before anything else is imported, as if the 
 
 import json
 import sys
+import tempfile
 from pathlib import Path
 from types import ModuleType
 from xml.etree import ElementTree
@@ -12,9 +13,6 @@ from xml.etree import ElementTree
 ROW = """
     Criterion(
         name="concise",
-        title="Concise",
-        question="is it as short as it can be?",
-        hotkeys=("u", "j"),
         weight=0.5,
         annotator_weight=1.0,
     ),
@@ -32,16 +30,26 @@ def add_row() -> None:
 
 
 def on_screen() -> dict[str, object]:
-    from labeling.screens.render import guidelines, screen
+    import yaml
 
-    root = ElementTree.fromstring(screen("pairwise"))
+    from labeling.screens.guidelines import read_guidelines, shipped
+    from labeling.screens.render import screen
+
+    question = "is it as short as it can be?"
+    row = {"name": "concise", "title": "Concise", "question": question, "keys": ["z", "x"]}
+    criteria = [criterion.model_dump(mode="json") for criterion in shipped("en").criteria]
+    with tempfile.TemporaryDirectory() as directory:
+        (Path(directory) / "screen.yaml").write_text(yaml.safe_dump({"criteria": [*criteria, row]}))
+        guidelines = read_guidelines(directory)
+    root = ElementTree.fromstring(screen("pairwise", guidelines).label_config)
     keys = [element.get("hotkey") for element in root.iter() if element.get("hotkey")]
+    markdown = "\n".join(str(element.get("value")) for element in root.iter("Markdown")).splitlines()
     return {
         "ratings": [element.get("name") for element in root.iter("Rating")],
-        "headers": [element.get("value") for element in root.iter("Header") if "[" in str(element.get("value"))],
+        "headers": [element.get("value") for element in root.iter("Header")],
         "every key once": len(keys) == len({*keys}),
-        "guidelines": [line for line in guidelines().splitlines() if "questions" in line or "Concise" in line],
-        "keys": [line for line in guidelines().splitlines() if line.startswith("Pairwise:")],
+        "guidelines": [line for line in markdown if "**Concise**" in line],
+        "keys": [line for line in markdown if "Concise, " in line],
     }
 
 

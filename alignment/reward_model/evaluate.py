@@ -83,7 +83,7 @@ def transposed(pairs: Sequence[tuple[list[int], int]]) -> tuple[list[list[int]],
 def accuracy_by_criterion(margins: Tensor, rows: Sequence[Comparison], name: str) -> dict[str, float]:
     """Agreement with the ratings of each criterion, over the pairs whose responses were rated differently."""
     figures = {}
-    for criterion in CRITERION_NAMES:
+    for criterion in dict.fromkeys((*CRITERION_NAMES, *(name for row in rows for name in row.criteria))):
         rated = [i for i, row in enumerate(rows) if row.criteria.get(criterion)]
         if rated:
             agrees = [(float(margins[i]) > 0) == (rows[i].criteria[criterion] > 0) for i in rated]

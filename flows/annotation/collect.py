@@ -18,7 +18,7 @@ from flows.annotation.collections import already_judged
 from flows.annotation.label_studio import annotation_store, client
 from flows.annotation.planned import earlier_batches
 from flows.annotation.publish import publish_status
-from flows.annotation.select import Material, read_material, within_budget
+from flows.annotation.select import Material, informed, read_material, with_facts, within_budget
 from flows.annotation.wait import sync_annotations, wait_for_people
 from flows.stack.outages import through_outages
 from flows.tracking.links import link_projects
@@ -34,11 +34,11 @@ from labeling.collection import (
 )
 from labeling.config import LabelingConfig
 from labeling.reports.figures import crew_figures
+from labeling.screens.render import screens
 from labeling.server.client import LabelStudio
 from labeling.store.store import Store
 from labeling.tasks.balance import balance
 from labeling.tasks.plan import Planned, plan_tasks
-from labeling.tasks.projects import label_config, screen_hash
 
 log = logging.getLogger(__name__)
 SCREENS = "screens"
@@ -60,7 +60,7 @@ def collect(
     Every annotation is stored locally, and the output is derived from the store. After a kill, existing projects and
     judgements are reused, and only the missing ones are collected. Raises WaitingForPeople to suspend the run.
     """
-    material = read_material(config, responses)
+    material = with_facts(config, read_material(config, responses), town)
     with closing(annotation_store()) as store, client(config) as label_studio:
         config, _ = within_budget(config, material, store, responses)
         known, unread = known_answers(config, material.sets, town)
@@ -86,9 +86,7 @@ def collect(
             disputes = pulled.disputes
             second = through_outages(
                 label_studio,
-                lambda: open_adjudication(
-                    label_studio, config.title, collection, disputes, out / ADJUDICATION, earlier
-                ),
+                lambda: open_adjudication(label_studio, config, collection, disputes, out / ADJUDICATION, earlier),
             )
             alone = config.model_copy(
                 update={"minimum_agreement": None}
@@ -97,7 +95,7 @@ def collect(
             pulled = through_outages(label_studio, lambda: pull(label_studio, collection, store, config, second))
         if config.annotators == "people":
             publish_status(collection, store, config.quality, out)
-    figures = write_output(pulled, collection, out, journal, [*material.rejected, *unread])
+    figures = write_output(pulled, config, collection, out, journal, [*material.rejected, *unread])
     return {**figures, "collapsed_responses": float(planned.collapsed)}
 
 
@@ -125,10 +123,16 @@ def known_answers(
                 f"labeling.quality.gold.path {gold.path} has no comparisons{why}; write lines as in comparisons.jsonl "
                 "of a comparisons stage, or set labeling.quality.gold.share: 0"
             )
-        return known, unread
+        return [_informed(config, row, town) for row in known], unread
     assert town is not None, "the recipe rejects gold tasks without known answers"
     judge = Judge.load(town / "facts.json")
     return town_answers(sets[config.rankings.prompts + config.pairwise.prompts :], judge), []
+
+
+def _informed(config: LabelingConfig, row: Comparison, town: Path | None) -> Comparison:
+    """A known answer that shows the same facts as other tasks, so that nobody recognises it."""
+    prompt = informed(config, row.prompt, (row.chosen, row.rejected), town)
+    return row.model_copy(update={"prompt": prompt})
 
 
 def town_answers(sets: list[ResponseSet], judge: Judge) -> list[Comparison]:
@@ -183,19 +187,23 @@ def write_balance(planned: Planned, material: Material, out: Path) -> None:
     write_json(out / "balance.json", {"shown": positions, "worth": material.worth})
 
 
-def write_screens(collection: Collection, out: Path) -> None:
+def write_screens(config: LabelingConfig, collection: Collection, out: Path) -> None:
     """Write the screens with their guidelines as shown to people, named by the hash in the dataset card."""
     (out / SCREENS).mkdir(exist_ok=True)
+    shown = screens(config)
     for batch in collection.batches:
-        kind, digest = batch.project.kind, batch.project.screen_hash
-        for cut_off in (False, True):
-            if digest == screen_hash(kind, cut_off=cut_off):  # an older project has an older one, on the server only
-                text = label_config(kind, cut_off=cut_off)
-                (out / SCREENS / f"{kind}-{digest}.xml").write_text(text, encoding="utf-8")
+        screen, digest = shown[batch.project.kind], batch.project.screen_hash
+        if digest == screen.hash:  # an older project has an older one, on the server only
+            (out / SCREENS / f"{screen.kind}-{digest}.xml").write_text(screen.label_config, encoding="utf-8")
 
 
 def write_output(
-    pulled: Pulled, collection: Collection, out: Path, journal: Journal, unread: Sequence[Rejected] = ()
+    pulled: Pulled,
+    config: LabelingConfig,
+    collection: Collection,
+    out: Path,
+    journal: Journal,
+    unread: Sequence[Rejected] = (),
 ) -> Mapping[str, float]:
     """Write `comparisons.jsonl` (including ties), the excluded rows (`gold.jsonl`, `set_aside.jsonl`,
     `quarantine.jsonl`), all judgements (`judgements.jsonl`), `disputed.jsonl`, statistics with plots, and screens."""
@@ -206,7 +214,7 @@ def write_output(
     write_records(out / "gold.jsonl", pulled.gold)
     write_records(out / "set_aside.jsonl", pulled.set_aside)
     write_records(out / "disputed.jsonl", pulled.disputes)
-    write_screens(collection, out)
+    write_screens(config, collection, out)
     (out / "agreement.json").write_text(pulled.agreement.model_dump_json(indent=1), encoding="utf-8")
     rows = [annotator.model_dump(mode="json") for annotator in pulled.quality]
     (out / "annotators.json").write_text(json.dumps(rows, indent=1), encoding="utf-8")

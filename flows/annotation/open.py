@@ -12,7 +12,16 @@ from flows.annotation.collect import known_answers
 from flows.annotation.collections import already_judged
 from flows.annotation.label_studio import annotation_store
 from flows.annotation.planned import earlier_batches
-from flows.annotation.select import COLLECTIONS, Budget, Material, needed_stages, read_material, within_budget
+from flows.annotation.select import (
+    COLLECTIONS,
+    Budget,
+    Material,
+    informed,
+    needed_stages,
+    read_material,
+    with_facts,
+    within_budget,
+)
 from flows.home import home_directory
 from flows.recipe.schema import Recipe
 from flows.tracking.runner import find
@@ -28,6 +37,7 @@ from labeling.collection import (
 )
 from labeling.config import Kind, LabelingConfig
 from labeling.reports.effort import Pace, hours
+from labeling.screens.render import screens
 from labeling.server.client import LabelStudio
 from labeling.server.users import invite_link
 from labeling.server.webhooks import ensure_webhook, has_webhook
@@ -58,8 +68,8 @@ class Planning:
         """All that determines the collection of a kind of task."""
         config, tasks = self.config, self.planned.tasks[kind]
         origin = collection_origin(config, kind, tasks, self.recipe, self.seed)
-        cut_off = any(task.cut_off for task in tasks)
-        return Opening(kind=kind, title=config.title, overlap=config.overlaps[kind], cut_off=cut_off, origin=origin)
+        screen = screens(config)[kind]
+        return Opening(screen=screen, title=config.title, overlap=config.overlaps[kind], origin=origin)
 
     @property
     def directory(self) -> Path:
@@ -106,7 +116,8 @@ def planning(recipe: Recipe, keys: Mapping[str, str], command: str) -> Planning:
     outputs = {stage: stage_output(stage, keys[stage], command) for stage in needed_stages(config)}
     shown = config.judged > 0 or config.demonstrations.draft
     responses = outputs.get("responses")
-    material = read_material(config, responses) if shown else Material(sets=[])
+    town = stage_output("town", keys["town"], command) if recipe.town and config.annotators == "people" else None
+    material = with_facts(config, read_material(config, responses), town) if shown else Material(sets=[])
     with closing(annotation_store()) as store:
         config, budget = within_budget(config, material, store, responses)
         earlier = earlier_batches(store, config.annotators)
@@ -116,7 +127,8 @@ def planning(recipe: Recipe, keys: Mapping[str, str], command: str) -> Planning:
         prompts = [responses.prompt for responses in material.sets]
         if "prompts" in outputs:
             rows, rejected = read_records(outputs["prompts"] / "prompts.jsonl", Prompt)
-            prompts, unread = [row for row in rows if row.split == "train"], [*unread, *rejected]
+            prompts = [informed(config, row, (), town) for row in rows if row.split == "train"]
+            unread = [*unread, *rejected]
         writing: dict[Kind, list[Task]] = {"demonstration": plan_writing(config, prompts, material.sets)}
         planned = replace(planned, tasks=planned.tasks | writing)
     return Planning(recipe.name, recipe.seed, config, planned, material, budget, unread, earlier)

@@ -105,8 +105,8 @@ def hints(reports: Sequence[ProjectReport]) -> list[str]:
             if row.lost
         ),
         *(
-            f"the screen of {row.title} was edited on the server: restore it, or change it in labeling/screens and "
-            "run again, which opens a new project"
+            f"the screen of {row.title} was edited on the server: restore it, or change "
+            "labeling.guidelines and run again, which opens another collection"
             for row in rows
             if row.screen_changed and not row.deleted
         ),

@@ -1,7 +1,8 @@
 """Selects the responses of a collection: their order, and how many of them the budget covers."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,9 @@ from pydantic import ValidationError
 from alignment.artifacts import content_digest, stage_key, write_text
 from alignment.errors import ArtifactError, ConfigError, DataError
 from alignment.paths import is_directory
-from alignment.records import Record, Rejected, Response, ResponseSet, read_records
+from alignment.records import Prompt, Record, Rejected, Response, ResponseSet, read_records
+from alignment.town.facts import known_facts
+from alignment.town.world import World
 from flows.home import home_directory
 from labeling.config import Kind, LabelingConfig
 from labeling.reports.effort import Pace, measured_paces
@@ -27,6 +30,7 @@ from labeling.tasks.similarity import policy_difference
 from labeling.tasks.tasks import distinct
 
 RESPONSES = "responses.jsonl"
+FACTS = "facts.json"
 MOST_RESPONSES = 9  # of a screen
 COLLECTIONS = "collections"
 
@@ -79,6 +83,27 @@ def read_material(config: LabelingConfig, responses: Path | None) -> Material:
         if not good:
             raise DataError(f"{file} has no response sets; see responses.jsonl of a stage `responses` for the format")
     return order_material(config, [good for good, _ in read], [row for _, bad in read for row in bad])
+
+
+def with_facts(config: LabelingConfig, material: Material, town: Path | None) -> Material:
+    """The material with what is true of each prompt, for people who judge a town; else unchanged."""
+    sets = [
+        row.model_copy(update={"prompt": informed(config, row.prompt, row.responses, town)}) for row in material.sets
+    ]
+    return replace(material, sets=sets)
+
+
+def informed(config: LabelingConfig, prompt: Prompt, responses: Iterable[Response], town: Path | None) -> Prompt:
+    """The prompt with what is true of it and of the responses, if people judge a town; else unchanged."""
+    if town is None or config.annotators != "people":
+        return prompt
+    facts = known_facts(_world(town), prompt, [response.text for response in responses])
+    return prompt.model_copy(update={"meta": {**prompt.meta, "facts": facts}}) if facts else prompt
+
+
+@cache
+def _world(town: Path) -> World:
+    return World.load(town / FACTS)
 
 
 def _file(path: str) -> Path:

@@ -5,6 +5,7 @@ from collections.abc import Collection
 from alignment.records import Demonstration, Rejected
 from flows.annotation.accounts import accounts_by_server
 from labeling.judgements.comparisons import demonstrations
+from labeling.judgements.controls import controls_of
 from labeling.judgements.imports import tasks_of
 from labeling.judgements.parse import parse
 from labeling.store.store import Store
@@ -19,7 +20,8 @@ def written_demonstrations(store: Store, projects: Collection[int] = ()) -> tupl
         if not projects or project.number in projects:
             annotations = store.current(project.project, known.get(project.url))
             tasks = tasks_of(annotations)
-            parsed = parse(annotations, tasks.values(), project.overlap, f"label-studio/project/{project.number}")
+            source, controls = f"label-studio/project/{project.number}", controls_of(project.config)
+            parsed = parse(annotations, tasks.values(), project.overlap, source, controls)
             rows += demonstrations(parsed.judgements, tasks)
             rejected += parsed.quarantined
     return rows, rejected

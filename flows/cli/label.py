@@ -18,8 +18,9 @@ from flows.console import echo
 from flows.recipe.schema import check_files, load_recipe
 from flows.stack.environment import load_clients, use_stack, waiting
 from flows.stack.services import Name
-from labeling.config import LabelingConfig
+from labeling.config import LANGUAGES, LabelingConfig
 from labeling.errors import LabelingError, ServerFault
+from labeling.screens.guidelines import copy_guidelines
 
 if TYPE_CHECKING:
     from labeling.reports.report import ProjectReport
@@ -36,6 +37,16 @@ app.command("demonstrations")(exchange.export_written)
 NEXT_STEP = (
     "no collection is known: `rlhf label open RECIPE` opens one and prints its address; `rlhf recipes` lists recipes"
 )
+
+
+@app.command("guidelines")
+def write_guidelines(
+    directory: Annotated[Path, typer.Argument(help="A new directory.")],
+    language: Annotated[str, typer.Option(help=f"One of {', '.join(LANGUAGES)}.")] = "en",
+) -> None:
+    """Write the guidelines of a language into a directory, to be changed and named in `labeling.guidelines`."""
+    written = copy_guidelines(language, directory)
+    echo(f"{directory} has {', '.join(path.name for path in written)}; name it in the recipe: labeling.guidelines")
 
 
 @app.command("open")

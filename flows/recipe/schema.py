@@ -43,6 +43,7 @@ from flows.recipe.messages import validation_message
 from flows.recipe.overrides import apply_override
 from flows.recipe.untrusted import LONGEST_BYTES, plain_yaml, refuse_credentials
 from labeling.config import LabelingConfig
+from labeling.screens.render import screens
 
 LONGEST_NAME = 200  # characters of a packaged recipe's
 RECIPES = Path(__file__).parent.parent / "recipes"
@@ -51,6 +52,7 @@ EXPECTED_FILES = {
     "quality": "a JSONL file of comparisons",
     "choose": "the output directory of a reward stage, which `rlhf run RECIPE --stage reward` prints",
     "responses": "a file of response sets, or a directory with a responses.jsonl",
+    "guidelines": "a directory of guidelines (`rlhf label guidelines DIRECTORY` writes one), or a language",
 }
 SOURCES = ("corpus", "demonstrations", "prompts", "comparisons")
 
@@ -269,6 +271,7 @@ def check_files(recipe: Recipe) -> None:
     for key, path in recipe.labeling.files.items():
         if not exists(path):
             raise DataError(f"labeling.{key} {path} does not exist: name {EXPECTED_FILES[key.split('.')[0]]}")
+    screens(recipe.labeling)  # raises GuidelinesError
 
 
 def check_judged(recipe: Recipe) -> None:

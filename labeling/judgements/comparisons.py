@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Mapping
 from itertools import combinations
 
-from alignment.criteria import CRITERION_NAMES
 from alignment.records import Comparison, Demonstration, stable_id
 from labeling.judgements.judgement import Judgement, PairwiseJudgement, RankingJudgement, WrittenAnswer
 from labeling.tasks.tasks import Task
@@ -33,17 +32,27 @@ def from_pairwise(judgement: PairwiseJudgement, task: Task) -> Comparison:
     sides = ("a", "b") if judgement.preference >= 0 else ("b", "a")
     chosen, rejected = (a, b) if judgement.preference >= 0 else (b, a)
     rated = judgement.ratings
-    criteria = {
-        name: rated[f"{sides[0]}_{name}"] - rated[f"{sides[1]}_{name}"]
-        for name in CRITERION_NAMES
-        if f"a_{name}" in rated and f"b_{name}" in rated
-    }
+    criteria = {name: rated[f"{sides[0]}_{name}"] - rated[f"{sides[1]}_{name}"] for name in rated_criteria(judgement)}
     return _comparison(judgement, task, chosen, rejected, abs(judgement.preference), criteria)
+
+
+def rated_criteria(judgement: PairwiseJudgement) -> tuple[str, ...]:
+    """The criteria that were rated on both sides."""
+    names = (name.partition("_")[2] for name in judgement.ratings if name.startswith("a_"))
+    return tuple(name for name in names if f"b_{name}" in judgement.ratings)
+
+
+def _rated_apart(judgement: RankingJudgement, better: str, worse: str) -> dict[str, int]:
+    """The difference in stars of two answers of a ranking, for each criterion rated on both."""
+    first, second = (judgement.ratings.get(opaque, {}) for opaque in (better, worse))
+    return {name: first[name] - second[name] for name in first if name in second}
 
 
 def _comparison(
     judgement: Judgement, task: Task, chosen: str, rejected: str, strength: int, criteria: dict[str, int] | None = None
 ) -> Comparison:
+    if isinstance(judgement, RankingJudgement):
+        criteria = _rated_apart(judgement, chosen, rejected)
     better, worse = task.responses[chosen], task.responses[rejected]
     return Comparison(
         id=stable_id("cmp", judgement.task_uid, judgement.annotation_id, *sorted((better.id, worse.id))),
@@ -68,7 +77,7 @@ def comparisons(
         task = tasks[judgement.task_uid]
         if isinstance(judgement, RankingJudgement):
             rows += from_ranking(judgement, task)
-        elif isinstance(judgement, PairwiseJudgement):
+        elif isinstance(judgement, PairwiseJudgement) and not judgement.cannot_judge:
             rows.append(from_pairwise(judgement, task))
     return [row for row in rows if row.strength], [row for row in rows if not row.strength]
 

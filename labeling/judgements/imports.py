@@ -37,12 +37,13 @@ from alignment.records import (
 from labeling.config import Kind
 from labeling.errors import TaskError
 from labeling.judgements.comparisons import comparisons, demonstrations
+from labeling.judgements.controls import controls_in
 from labeling.judgements.judgement import Judged
 from labeling.judgements.layout import LayoutOptions, layout_of
 from labeling.judgements.parse import Parsed, parse
 from labeling.judgements.templates import is_task, read_template
 from labeling.tasks.characters import NO_UNICODE, is_unicode, shown, unicode_only
-from labeling.tasks.tasks import SPEAKERS, Task, completed
+from labeling.tasks.tasks import SPEAKERS, Task, is_cut_off, judged_parts
 
 ROLES = {name: role for role, name in SPEAKERS.items()}
 UID = re.compile(r"task_[0-9a-f]{12}")
@@ -102,7 +103,9 @@ def _import_ours(exported: Sequence[Any], path: Path, problems: Mapping[int, str
         else:
             tasks[task.uid] = task
             rows.append(row)
-    return _imported(parse(rows, tasks.values(), NO_LIMIT, str(path)), tasks, _explained(rejected, problems))
+    return _imported(
+        parse(rows, tasks.values(), NO_LIMIT, str(path), controls_in(rows)), tasks, _explained(rejected, problems)
+    )
 
 
 def _explained(rejected: Sequence[Rejected], problems: Mapping[int, str]) -> list[Rejected]:
@@ -162,14 +165,24 @@ def task_of(row: Any) -> Task:
         raise TaskError(NO_UNICODE)
     kind, responses = _shown(data)
     messages = _messages(data)
-    prompt = Prompt(id=stable_id("p", *(f"{m.role}:{m.content}" for m in messages)), messages=messages)
+    prompt = Prompt(
+        id=stable_id("p", *(f"{m.role}:{m.content}" for m in messages)), messages=messages, meta=_meta(data)
+    )
     if not isinstance(data.get("uid"), str) or not data["uid"]:
         raise TaskError("the task has no `uid`: it was not created by rlhf-flows")
     draft = data.get("draft", "") if kind == "demonstration" else ""
     task = Task(uid=data["uid"], kind=kind, prompt=prompt, responses=responses, draft=draft)
-    if task.data != shown(completed(data)):
+    if judged_parts(task.data) != judged_parts(shown(data)):
         raise TaskError("the task's data differ from what rlhf-flows uploads")
     return task
+
+
+def _meta(data: Mapping[str, Any]) -> dict[str, Any]:
+    """The facts that were shown, as the only part of a prompt's `meta` that a task has."""
+    match data.get("facts"):
+        case [str(facts)]:
+            return {"facts": facts}
+    return {}
 
 
 def _shown(data: Mapping[str, Any]) -> tuple[Kind, dict[str, Response]]:
@@ -182,7 +195,7 @@ def _shown(data: Mapping[str, Any]) -> tuple[Kind, dict[str, Response]]:
         listed = data["responses"]
         if not isinstance(listed, list) or not all(isinstance(item, Mapping) for item in listed):
             raise TaskError("`responses` is not a list of objects")
-        return kind, _responses([(item.get("id"), item.get("body"), "html" in item) for item in listed])
+        return kind, _responses([(item.get("id"), item.get("body"), is_cut_off(item)) for item in listed])
     return kind, {}
 
 

@@ -8,49 +8,84 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from alignment.criteria import CRITERION_NAMES
 from alignment.records import Record, Rejected
 from labeling.authors import author, owner
-from labeling.judgements.judgement import Judged, Judgement, PairwiseJudgement, RankingJudgement, WrittenAnswer
+from labeling.judgements.controls import Controls, Shape, known_controls, shapes
+from labeling.judgements.judgement import (
+    Judged,
+    Judgement,
+    PairwiseJudgement,
+    Question,
+    RankingJudgement,
+    WrittenAnswer,
+)
+from labeling.screens.render import MOST_ANSWERS
 from labeling.set_aside import SET_ASIDE, annotation_refusal, stand_in
 from labeling.tasks.characters import NO_UNICODE, is_unicode, shown, unicode_only
-from labeling.tasks.tasks import Task, completed
+from labeling.tasks.tasks import Task, judged_parts
 
 PREFERENCES = {"a_3": 3, "a_2": 2, "a_1": 1, "tie": 0, "b_1": -1, "b_2": -2, "b_3": -3}
+CANNOT_JUDGE = "cannot_judge"
 LONGEST_SECONDS = 366 * 86_400.0
-FLAGS = ("refuses_wrongly", "made_up_fact", "unsafe")
-RATINGS = tuple(f"{side}_{criterion}" for side in "ab" for criterion in CRITERION_NAMES)
 
 
 class Parsed(Record):
-    """The annotations of a project, parsed. `skips` counts skips by annotator."""
+    """The annotations of a project, parsed. `skips` counts skips by annotator; `questions` are to the team lead."""
 
     judgements: list[Judged]
     quarantined: list[Rejected]
     skips: dict[str, int]
+    questions: tuple[Question, ...] = ()
 
 
 class InvalidAnnotation(Exception):
     """An annotation that our labeling interface cannot have produced."""
 
 
-def parse(exported: Sequence[Mapping[str, Any]], tasks: Iterable[Task], overlap: int, source: str) -> Parsed:
+def parse(
+    exported: Sequence[Mapping[str, Any]],
+    tasks: Iterable[Task],
+    overlap: int,
+    source: str,
+    controls: Controls | None = None,
+) -> Parsed:
     """Sort exported annotations into judgements, skips and quarantined rows.
 
     `exported` has the shape of an export and of `Store.current`; rows of tasks not in `tasks` are ignored. An
     annotator's newest annotation of a task counts; with more than `overlap` annotators, the earliest ones count.
-    `source` names the project in quarantined rows.
+    `source` names the project in quarantined rows. `controls` are those of the project's label config, by default
+    those of the package's English screens.
     """
     by_uid = {task.uid: task for task in tasks}
     rows = [(by_uid.get(str(row["data"].get("uid"))), row) for row in exported]
     annotations = [(task, raw, row) for task, row in rows if task is not None for raw in row["annotations"]]
 
     def read(raw: Mapping[str, Any], task: Task, row: Mapping[str, Any]) -> Judged:
-        if shown(completed(row["data"])) != task.data:
+        if judged_parts(shown(row["data"])) != judged_parts(task.data):
             raise InvalidAnnotation("the task's data on the server differ from what was uploaded")
-        return parse_annotation(raw, task)
+        return parse_annotation(raw, task, controls)
 
-    return sort_annotations(annotations, read, overlap, source)
+    parsed = sort_annotations(annotations, read, overlap, source)
+    asked = (question(raw, task) for task, raw, _ in annotations if SET_ASIDE not in raw)
+    return parsed.model_copy(update={"questions": tuple(row for row in asked if row is not None)})
+
+
+def question(raw: Mapping[str, Any], task: Task) -> Question | None:
+    """What an annotation asks the team lead; it may also be a skip, or one that no judgement can be read from."""
+    result = raw.get("result")
+    for item in result if isinstance(result, list) else ():
+        if isinstance(item, Mapping) and item.get("from_name") == "question" and item.get("type") == "textarea":
+            match item.get("value"):
+                case {"text": [str(text)] | str(text)} if text.strip() and is_unicode(text):
+                    return Question(
+                        annotation_id=str(raw.get("id")),
+                        annotator_id=str(author(raw)),
+                        task_uid=task.uid,
+                        asked_at=str(raw.get("updated_at") or raw.get("created_at")),
+                        text=text.strip(),
+                        skipped=bool(raw.get("was_cancelled")),
+                    )
+    return None
 
 
 def sort_annotations(
@@ -122,14 +157,17 @@ def _by_annotator(judgement: Judgement) -> tuple[int, str]:
     return (int(identity), "") if identity.isdecimal() else (-1, identity)
 
 
-def parse_annotation(raw: Mapping[str, Any], task: Task) -> Judged:
+def parse_annotation(raw: Mapping[str, Any], task: Task, controls: Controls | None = None) -> Judged:
     """One annotation as a judgement. Raises InvalidAnnotation if our labeling interface cannot have produced it."""
-    common = provenance(raw, task)
+    told = controls or known_controls()
     result = raw.get("result")
     if not isinstance(result, list) or not result:
         raise InvalidAnnotation("the result is empty")
     # LabelInterface.validate_annotation accepts missing and duplicate controls, and rejects a clicked answer.
-    return PARSERS[task.kind](_controls(result, SHAPES[task.kind]), task, common)
+    values = _controls(result, shapes(task.kind, told))
+    asked = _one_text(values, "question").strip()
+    common = provenance(raw, task) | {"guidelines": told.guidelines, "question": asked}
+    return PARSERS[task.kind](values, task, common, told)
 
 
 def provenance(raw: Mapping[str, Any], task: Task) -> dict[str, Any]:
@@ -154,7 +192,7 @@ def provenance(raw: Mapping[str, Any], task: Task) -> dict[str, Any]:
     return common | {"created_at": str(raw.get("created_at")), "lead_time": lead_time}
 
 
-def _controls(result: Sequence[Any], shapes: Mapping[str, tuple[str, str, str]]) -> dict[str, Any]:
+def _controls(result: Sequence[Any], shapes: Mapping[str, Shape]) -> dict[str, Any]:
     """The value of each control, by name. `shapes`: name → (to_name, type, key of the value)."""
     values: dict[str, Any] = {}
     for item in result:
@@ -203,11 +241,21 @@ def _one_text(values: Mapping[str, Any], name: str) -> str:
     raise InvalidAnnotation(f"{name!r} holds {str(values[name])[:100]}")
 
 
-def _ranking(values: dict[str, Any], task: Task, common: dict[str, Any]) -> RankingJudgement:
-    confirm = _one_choice(values, "confirm", ("ranked", "unrankable", "cannot_judge"))
-    ties = _some_choices(values, "ties", [str(position) for position in range(1, len(task.responses))])
+def _stars(values: Mapping[str, Any], names: Iterable[str]) -> dict[str, int]:
+    """The stars of the controls `names` that were rated; one whose stars were taken back holds none."""
+    stars = {name: values[name] for name in names if values.get(name) not in (None, 0) or values.get(name) is False}
+    for name, value in stars.items():
+        if type(value) is not int or not 1 <= value <= 5:
+            raise InvalidAnnotation(f"{name!r} holds {value!r}")
+    return stars
+
+
+def _ranking(values: dict[str, Any], task: Task, common: dict[str, Any], controls: Controls) -> RankingJudgement:
+    confirm = _one_choice(values, "confirm", ("ranked", "unrankable", CANNOT_JUDGE))
+    marks = _marks(values, task, controls)
+    ties = _some_choices(values, "ties", [str(position) for position in range(1, MOST_ANSWERS)])
     if confirm != "ranked":
-        return RankingJudgement(**common, ranking=(), cannot_judge=confirm == "cannot_judge")
+        return RankingJudgement(**common, **marks, ranking=(), cannot_judge=confirm == CANNOT_JUDGE)
     order = values.get("ranking")
     if not isinstance(order, Mapping) or set(order) != {"ranking"} or not isinstance(order["ranking"], list):
         raise InvalidAnnotation(f"'ranking' holds {str(order)[:100]}")
@@ -216,27 +264,49 @@ def _ranking(values: dict[str, Any], task: Task, common: dict[str, Any]) -> Rank
         raise InvalidAnnotation(
             f"the ranking {str(ids)[:200]} is not an order of the task's {len(task.responses)} responses"
         )
-    return RankingJudgement(**common, ranking=tuple(ids), ties=tuple(map(int, ties)))
+    neighbours = tuple(int(tie) for tie in ties if int(tie) < len(ids))  # keys reach ties that the task does not have
+    return RankingJudgement(**common, **marks, ranking=tuple(ids), ties=neighbours)
 
 
-def _pairwise(values: dict[str, Any], task: Task, common: dict[str, Any]) -> PairwiseJudgement:
-    preference = PREFERENCES[_one_choice(values, "preference", PREFERENCES)]
-    ratings = {name: values[name] for name in RATINGS if name in values}
-    for name, stars in ratings.items():
-        if type(stars) is not int or not 1 <= stars <= 5:
-            raise InvalidAnnotation(f"{name!r} holds {stars!r}")
+def _marks(values: Mapping[str, Any], task: Task, controls: Controls) -> dict[str, Any]:
+    """The stars and flags of single answers of a ranking, by opaque id; their controls count in the order shown."""
+    ratings, flags = {}, {}
+    for number, opaque in enumerate(task.shown):
+        stars = _stars(values, [f"{criterion}_{number}" for criterion in controls.criteria])
+        if stars:
+            ratings[opaque] = {name.rpartition("_")[0]: value for name, value in stars.items()}
+        if chosen := _some_choices(values, f"flags_{number}", controls.flags):
+            flags[opaque] = chosen
+    beyond = [name for name in values if name.rpartition("_")[2].isdecimal() and int(name[-1]) >= len(task.shown)]
+    if beyond:
+        raise InvalidAnnotation(f"{beyond[0]!r} is about an answer that the task does not have")
+    return {"ratings": ratings, "flags": flags}
+
+
+def _pairwise(values: dict[str, Any], task: Task, common: dict[str, Any], controls: Controls) -> PairwiseJudgement:
+    choice = _one_choice(values, "preference", (*PREFERENCES, CANNOT_JUDGE))
+    preference = PREFERENCES.get(choice, 0)
+    ratings = _stars(values, [f"{side}_{criterion}" for side in "ab" for criterion in controls.criteria])
     side = values.get("pairwise")
     if side not in (None, "left", "right"):
         raise InvalidAnnotation(f"'pairwise' holds {side!r}")
     if (side, preference > 0) in (("left", False), ("right", True)) and preference != 0:
-        raise InvalidAnnotation(f"the {side} answer was clicked, but the preference is for the other ({preference:+d})")
-    flags = {name: _some_choices(values, name, FLAGS) for name in ("a_flags", "b_flags") if name in values}
+        raise InvalidAnnotation(
+            f"the {side} answer was clicked, but the preference is for the other ({preference:+d}), which screens of "
+            "earlier versions allowed: the annotator opens the task, clicks the better answer and presses Update"
+        )
+    flags = {name: _some_choices(values, name, controls.flags) for name in ("a_flags", "b_flags") if name in values}
     return PairwiseJudgement(
-        **common, preference=preference, ratings=ratings, flags=flags, rationale=_one_text(values, "rationale")
+        **common,
+        preference=preference,
+        cannot_judge=choice == CANNOT_JUDGE,
+        ratings=ratings,
+        flags=flags,
+        rationale=_one_text(values, "rationale"),
     )
 
 
-def _demonstration(values: dict[str, Any], task: Task, common: dict[str, Any]) -> WrittenAnswer:
+def _demonstration(values: dict[str, Any], _: Task, common: dict[str, Any], __: Controls) -> WrittenAnswer:
     answer = _one_text(values, "answer")
     if not answer.strip():
         raise InvalidAnnotation("'answer' is missing or empty")
@@ -246,25 +316,7 @@ def _demonstration(values: dict[str, Any], task: Task, common: dict[str, Any]) -
     return WrittenAnswer(**common, answer=answer, prompt_quality=quality)
 
 
-SHAPES: dict[str, dict[str, tuple[str, str, str]]] = {
-    "ranking": {
-        "ranking": ("responses", "ranker", "ranker"),
-        "confirm": ("prompt", "choices", "choices"),
-        "ties": ("prompt", "choices", "choices"),
-    },
-    "pairwise": {
-        "pairwise": ("pairwise", "pairwise", "selected"),
-        "preference": ("prompt", "choices", "choices"),
-        "rationale": ("prompt", "textarea", "text"),
-    }
-    | {name: (f"response_{name[0]}", "rating", "rating") for name in RATINGS}
-    | {f"{side}_flags": (f"response_{side}", "choices", "choices") for side in "ab"},
-    "demonstration": {
-        "answer": ("prompt", "textarea", "text"),
-        "prompt_quality": ("prompt", "choices", "choices"),
-    },
-}
-PARSERS: dict[str, Callable[[dict[str, Any], Task, dict[str, Any]], Judged]] = {
+PARSERS: dict[str, Callable[[dict[str, Any], Task, dict[str, Any], Controls], Judged]] = {
     "ranking": _ranking,
     "pairwise": _pairwise,
     "demonstration": _demonstration,

@@ -130,7 +130,8 @@ def alpha_interval(pair_votes: Votes) -> tuple[float | None, float | None]:
 def agreement(comparisons: Sequence[Comparison]) -> Agreement:
     """All agreement figures of comparisons. Pass ties too: they count in alpha."""
     overall = votes(comparisons)
-    by_criterion = {name: votes(comparisons, name) for name in CRITERION_NAMES}
+    rated = dict.fromkeys((*CRITERION_NAMES, *(name for row in comparisons for name in row.criteria)))
+    by_criterion = {name: votes(comparisons, name) for name in rated}
     doubles = double_judgements(overall)
     pairs: dict[str, list[tuple[str, str, str, bool]]] = defaultdict(list)
     for double in doubles:

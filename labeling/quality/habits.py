@@ -13,7 +13,7 @@ from statistics import median
 import numpy as np
 from scipy import stats
 
-from alignment.criteria import CRITERION_NAMES
+from labeling.judgements.comparisons import rated_criteria
 from labeling.judgements.judgement import Judgement, PairwiseJudgement, RankingJudgement
 from labeling.quality.agreement import Votes
 from labeling.tasks.tasks import Task
@@ -77,8 +77,7 @@ def contradictions(judgements: Iterable[Judgement]) -> tuple[float | None, int]:
     contradictory = []
     for judgement in decided(judgements):
         rated = judgement.ratings
-        both = [name for name in CRITERION_NAMES if f"a_{name}" in rated and f"b_{name}" in rated]
-        stars = sum(rated[f"a_{name}"] - rated[f"b_{name}"] for name in both)
+        stars = sum(rated[f"a_{name}"] - rated[f"b_{name}"] for name in rated_criteria(judgement))
         if stars:
             contradictory.append((stars > 0) != (judgement.preference > 0))
     return (sum(contradictory) / len(contradictory) if contradictory else None), len(contradictory)

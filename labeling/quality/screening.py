@@ -164,7 +164,11 @@ def distance(judgements: Sequence[Judgement]) -> float | None:
     ]
     if len(orders) > 1:
         return mean(_kendall(first, second) for first, second in combinations(orders, 2))
-    preferences = [judgement.preference for judgement in judgements if isinstance(judgement, PairwiseJudgement)]
+    preferences = [
+        judgement.preference
+        for judgement in judgements
+        if isinstance(judgement, PairwiseJudgement) and not judgement.cannot_judge
+    ]
     return float(max(preferences) - min(preferences)) if len(preferences) > 1 else None
 
 

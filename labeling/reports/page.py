@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 
 from labeling.quality.results import AnnotatorQuality, Rate
 from labeling.reports.figures import answers_chart, habits_chart, progress_chart
+from labeling.reports.guidelines import Period, periods
 from labeling.reports.report import ProjectReport
 from labeling.reports.today import Item, Today, facts, name_of_annotator, project_url, today
 
@@ -60,7 +61,12 @@ def status_page(reports: Sequence[ProjectReport], now: datetime | None = None) -
     time = now or datetime.now(UTC)
     with matplotlib.rc_context(INKED):
         sections = "".join(_collection(report, time) for report in reports)
-    body = f"{_navigation(reports, time)}<main>{sections}</main>" if reports else "<p>No collections are known yet.</p>"
+    changes = "".join(map(_periods, periods(reports)))
+    body = (
+        f"{_navigation(reports, time)}<main>{sections}</main>{changes}"
+        if reports
+        else "<p>No collections are known yet.</p>"
+    )
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
@@ -83,12 +89,38 @@ def _navigation(reports: Sequence[ProjectReport], now: datetime) -> str:
     return f'<nav aria-label="Collections"><ul>{links}</ul></nav>'
 
 
+def _periods(rows: Sequence[Period]) -> str:
+    """Agreement by version of the guidelines, the earliest first."""
+    heads = ("collection", "guidelines", "first", "last", "judgements", "agreement", "alpha", "by criterion")
+    cells = (
+        (
+            row.collection,
+            row.guidelines,
+            _time(row.first),
+            _time(row.last),
+            str(row.judgements),
+            _rate(row.agreement),
+            "-" if row.alpha is None else f"{row.alpha:.2f}",
+            ", ".join(f"{name} {_rate(rate)}" for name, rate in row.criteria.items()),
+        )
+        for row in rows
+    )
+    body = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in cells)
+    head = "".join(f"<th>{name}</th>" for name in heads)
+    return (
+        "<h2>Agreement before and after a change of guidelines</h2>"
+        f'<div class="wide"><table><tr>{head}</tr>{body}</table></div>'
+    )
+
+
 def _anchor(report: ProjectReport) -> str:
     return f"collection-{report.status.number}"
 
 
 def _to_do(work: Today) -> str:
-    count = len(work.disputed) + sum(len(group.items) for group in work.set_aside) + len(work.quiet)
+    count = (
+        len(work.questions) + len(work.disputed) + sum(len(group.items) for group in work.set_aside) + len(work.quiet)
+    )
     return f", {count} to look at" if count else ""
 
 
@@ -126,6 +158,8 @@ def _today(work: Today) -> str:
     if work.empty:
         return '<div class="today"><h3>Today</h3><p>Nothing to look at.</p></div>'
     parts = ['<div class="today"><h3>Today</h3>']
+    if work.questions:
+        parts.append(f"<h4>{len(work.questions)} questions of annotators</h4>{_items(work.questions)}")
     if work.disputed:
         parts.append(f"<h4>{len(work.disputed)} disputed tasks</h4>{_items(work.disputed)}")
     if work.set_aside:

@@ -9,7 +9,9 @@ from pydantic import Field
 from alignment.records import Record, Rejected
 from labeling.authors import Account, author, counted, owner
 from labeling.config import QualityOptions
+from labeling.judgements.controls import controls_of
 from labeling.judgements.imports import tasks_of
+from labeling.judgements.judgement import Question
 from labeling.judgements.parse import parse
 from labeling.names import uid_of
 from labeling.quality.assess import assess
@@ -48,6 +50,16 @@ class DisputedTask(Record):
     annotator_ids: tuple[str, ...]
 
 
+class AskedQuestion(Record):
+    """What an annotator asked the team lead, with the task's number on the server."""
+
+    task: int
+    annotator_id: str
+    asked_at: datetime
+    text: str
+    skipped: bool
+
+
 class SetAsideAnnotation(Record):
     """An annotation that does not count, with its task's number and the reason."""
 
@@ -63,6 +75,7 @@ class ProjectReport(Record):
     `names` are by annotator id.
 
     `invited` are e-mail addresses by account, `origin` is what the collection was opened for, where it is known.
+    `questions` are those to the team lead, `guidelines` is the version that annotators saw.
     """
 
     status: ProjectStatus
@@ -74,6 +87,8 @@ class ProjectReport(Record):
     disputes: tuple[DisputedTask, ...] = ()
     invited: dict[int, str] = Field(default_factory=dict)
     origin: Origin | None = None
+    questions: tuple[AskedQuestion, ...] = ()
+    guidelines: str = ""
 
     @property
     def times(self) -> tuple[datetime, ...]:
@@ -137,7 +152,8 @@ def project_report(
     rows = planned_rows(store, project, plan, known)
     overlap = project.overlap if plan is None else plan.overlap
     tasks = tasks_of(rows)
-    parsed = parse(rows, tasks.values(), overlap, "")
+    controls = controls_of(project.config)
+    parsed = parse(rows, tasks.values(), overlap, "", controls)
     assessed = assess(parsed.judgements, tasks, parsed.skips, options, answers)
     opened = None if plan is None else plan.project
     status = project_status(
@@ -162,7 +178,25 @@ def project_report(
         disputes=_disputed_tasks(assessed.disputes, rows),
         invited={} if plan is None else plan.invited,
         origin=None if opened is None else opened.origin,
+        questions=_asked(parsed.questions, rows),
+        guidelines=controls.guidelines,
     )
+
+
+def _asked(questions: Sequence[Question], rows: Sequence[Mapping[str, Any]]) -> tuple[AskedQuestion, ...]:
+    """The questions to the team lead, the newest first."""
+    numbers = {uid_of(row): int(row["id"]) for row in rows}
+    asked = [
+        AskedQuestion(
+            task=numbers[question.task_uid],
+            annotator_id=question.annotator_id,
+            asked_at=moment(question.asked_at),
+            text=question.text,
+            skipped=question.skipped,
+        )
+        for question in questions
+    ]
+    return tuple(sorted(asked, key=lambda question: question.asked_at, reverse=True))
 
 
 def _set_aside(row: Rejected) -> SetAsideAnnotation:

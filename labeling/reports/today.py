@@ -1,4 +1,5 @@
-"""What a team lead does today about a collection: disputed tasks, annotations that do not count, quiet annotators.
+"""What a team lead does today about a collection: questions, disputed tasks, annotations that do
+not count, quiet annotators.
 
 A pure function of the report and the time, with links into Label Studio, for the page, the terminal and servers of it.
 """
@@ -38,6 +39,7 @@ class Day(Record):
 class Today(Record):
     """The list of today, and who judged how much on which day, the newest day first."""
 
+    questions: tuple[Item, ...] = ()
     disputed: tuple[Item, ...] = ()
     set_aside: tuple[SetAside, ...] = ()
     quiet: tuple[Item, ...] = ()
@@ -46,12 +48,13 @@ class Today(Record):
     @property
     def empty(self) -> bool:
         """Whether there is nothing to do."""
-        return not (self.disputed or self.set_aside or self.quiet)
+        return not (self.questions or self.disputed or self.set_aside or self.quiet)
 
 
 def today(report: ProjectReport, now: datetime, zone: tzinfo | None = None) -> Today:
     """The list of `now`; days are those of `zone`, by default of this machine."""
     return Today(
+        questions=tuple(_questions(report)),
         disputed=tuple(_disputed(report)),
         set_aside=tuple(_set_aside(report)),
         quiet=tuple(_quiet(report, now)),
@@ -75,6 +78,13 @@ def name_of_annotator(report: ProjectReport, annotator: object) -> str:
     """The annotator's name, else the address of the invitation, else the account's number."""
     known = report.names.get(str(annotator))
     return known or (report.invited.get(annotator, "") if isinstance(annotator, int) else "") or f"account {annotator}"
+
+
+def _questions(report: ProjectReport) -> Iterator[Item]:
+    for row in report.questions:
+        who, when = name_of_annotator(report, row.annotator_id), f"{row.asked_at.astimezone():%Y-%m-%d %H:%M}"
+        skipped = ", and skipped it" if row.skipped else ""
+        yield Item(text=f"task {row.task}, {who}, {when}{skipped}: “{row.text}”", url=_task_url(report, row.task))
 
 
 def _disputed(report: ProjectReport) -> Iterator[Item]:

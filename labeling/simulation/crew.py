@@ -187,10 +187,6 @@ def pairwise_result(difference: float, stars: Sequence[Sequence[int]]) -> list[d
     result: list[dict[str, Any]] = [
         {"type": "choices", "from_name": "preference", "to_name": "prompt", "value": {"choices": [choice]}}
     ]
-    if size:
-        side = "left" if difference > 0 else "right"
-        click = {"type": "pairwise", "from_name": "pairwise", "to_name": "pairwise", "value": {"selected": side}}
-        result.insert(0, click)
     for letter, ratings in zip("ab", stars, strict=True):
         for name, value in zip(CRITERION_NAMES, ratings, strict=True):
             control = {"type": "rating", "from_name": f"{letter}_{name}", "to_name": f"response_{letter}"}

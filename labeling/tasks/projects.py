@@ -17,8 +17,9 @@ from alignment.records import Record, stable_id
 from labeling.config import DEFAULT_TITLE, Annotators, Kind
 from labeling.errors import UnexpectedAnswer
 from labeling.locks import exclusive_lock
-from labeling.names import SETTINGS, SIGNATURE, collection_of, config_hash
-from labeling.screens.render import instruction, screen, screen_with_cuts
+from labeling.names import SETTINGS, SIGNATURE, collection_of
+from labeling.screens.render import Screen
+from labeling.screens.render import screen as default_screen
 from labeling.server.client import LabelStudio, expect
 
 TITLE_CHARACTERS = 50
@@ -68,31 +69,25 @@ class Project(Record):
         return f"{self.url}/projects/{self.id}/data?labeling=1"
 
 
-def label_config(kind: Kind, *, cut_off: bool = False) -> str:
-    """The label config of a kind of task; `cut_off`: of tasks of which some have an answer that was cut off."""
-    return screen_with_cuts(kind) if cut_off else screen(kind)
-
-
-def screen_hash(kind: Kind, *, cut_off: bool = False) -> str:
-    """A short hash of the label config of a kind of task."""
-    return config_hash(label_config(kind, cut_off=cut_off))
-
-
 class Opening(BaseModel):
     """All that determines a collection. `title` is the recipe's option."""
 
     model_config = ConfigDict(frozen=True)
 
-    kind: Kind
+    screen: Screen
     title: str
     overlap: int
-    cut_off: bool = False
     origin: Origin = Origin()
+
+    @property
+    def kind(self) -> Kind:
+        """The kind of its tasks."""
+        return self.screen.kind
 
     @property
     def screen_hash(self) -> str:
         """The version of the screen and its guidelines."""
-        return screen_hash(self.kind, cut_off=self.cut_off)
+        return self.screen.hash
 
     @property
     def key(self) -> str:
@@ -180,18 +175,16 @@ def open_project(
     title: str,
     overlap: int,
     *,
-    cut_off: bool = False,
+    screen: Screen | None = None,
     origin: Origin | None = None,
     continued: Collection[int] = (),
 ) -> Project:
-    """Get or create the project of a collection.
-
-    `cut_off`: some of its answers were cut off. Only then the label config can say so, so that projects without such
-    answers stay the ones that they are.
+    """Get or create the project of a collection; without `screen` it shows the package's English one.
 
     Idempotent; concurrent callers on one machine get the same project.
     """
-    opening = Opening(kind=kind, title=title, overlap=overlap, cut_off=cut_off, origin=origin or Origin())
+    shown = screen or default_screen(kind)
+    opening = Opening(screen=shown, title=title, overlap=overlap, origin=origin or Origin())
     with exclusive_lock(f"{client.url} projects"):
         listed = list(client.projects())
         raw = _current(listed, opening, continued)
@@ -230,8 +223,8 @@ def _create(client: LabelStudio, opening: Opening, name: str) -> int:
         lambda **options: client.sdk.projects.create(**options).id,
         title=name,
         description=opening.description,
-        label_config=label_config(opening.kind, cut_off=opening.cut_off),
-        expert_instruction=instruction(),
+        label_config=opening.screen.label_config,
+        expert_instruction=opening.screen.instruction,
         maximum_annotations=opening.overlap,
         **SETTINGS,
     )

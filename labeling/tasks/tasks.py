@@ -15,7 +15,11 @@ from labeling.tasks.characters import NO_UNICODE, is_unicode, shown, unicode_onl
 from labeling.tasks.similarity import nearly_same
 
 CUT_OFF = "cut off here: the limit of length was reached"
-CUT_OFF_HTML = f"<em>{CUT_OFF}</em>"  # a constant: no text of a model is ever HTML
+CUT_OFF_HTML = f"<em>{CUT_OFF}</em>"  # constants: no text of a model is ever HTML
+CODE_HTML = "<samp>code</samp>"
+CODE = "code"
+LETTERS = "ABCDEFGHI"
+FENCE, INDENT = "```", ("    ", "\t")
 SPEAKERS = {"system": "Told to the assistant", "user": "Person", "assistant": "Assistant"}
 
 
@@ -50,38 +54,70 @@ class Task(Record):
     @property
     def _texts(self) -> dict[str, Any]:
         *before, last = self.prompt.messages
-        turns = [{"who": SPEAKERS[turn.role], "text": turn.content} for turn in before]
-        common: dict[str, Any] = {"uid": self.uid, "before": turns, "prompt": last.content}
+        common: dict[str, Any] = {
+            "uid": self.uid,
+            "before": [{"who": SPEAKERS[turn.role], "text": turn.content, turn.role: [1]} for turn in before],
+            "prompt": last.content,
+            "prompt_code": _code(*(turn.content for turn in self.prompt.messages)),
+            "facts": [facts] if (facts := facts_of(self.prompt)) else [],
+        }
         if self.kind == "demonstration":
             return common | {"draft": self.draft}
         if self.kind == "pairwise":
-            a, b = self.shown
-            return common | {
-                "a_id": a,
-                "response_a": self.responses[a].text,
-                "b_id": b,
-                "response_b": self.responses[b].text,
-                **(self._cuts if self.cut_off else {}),
-            }
-        letters = "ABCDEFGHI"
-        listed = [
-            {"id": opaque, "title": f"Answer {letters[i]}", "body": self.responses[opaque].text}
-            | ({"html": CUT_OFF_HTML} if self.responses[opaque].ended is False else {})
-            for i, opaque in enumerate(self.shown)
-        ]
-        return common | {"responses": listed}
-
-    @property
-    def _cuts(self) -> dict[str, Any]:
-        """The notes at the end of two answers, as lists of none or one."""
-        cuts = [[CUT_OFF] if response.ended is False else [] for response in self.responses.values()]
-        return {f"{side}_cut": cut for side, cut in zip("ab", cuts, strict=True)}
+            sides = zip("ab", self.responses.items(), strict=True)
+            return common | {name: value for side, shown in sides for name, value in _side(side, *shown).items()}
+        answers = zip(LETTERS, self.responses.items(), strict=False)
+        return common | {"responses": [_item(letter, *shown) for letter, shown in answers]}
 
 
-def completed(data: Mapping[str, Any]) -> dict[str, Any]:
-    """A task's data with defaults for fields that older label configs lack: earlier turns, and the draft."""
-    writing = not {"responses", "response_a"} & {*data}
-    return {"before": [], **({"draft": ""} if writing else {}), **data}
+def _side(side: str, opaque: str, response: Response) -> dict[str, Any]:
+    """The fields of one of two answers; its notes are lists of none or one."""
+    return {
+        f"{side}_id": opaque,
+        f"response_{side}": response.text,
+        f"{side}_code": _code(response.text),
+        f"{side}_cut": [CUT_OFF] if response.ended is False else [],
+    }
+
+
+def _item(letter: str, opaque: str, response: Response) -> dict[str, str]:
+    """An answer of a ranking."""
+    notes = (CUT_OFF_HTML if response.ended is False else "") + (CODE_HTML if _code(response.text) else "")
+    return {"id": opaque, "title": letter, "body": response.text} | ({"html": notes} if notes else {})
+
+
+def _code(*texts: str) -> list[str]:
+    """A list of one if a text has code, which is shown in a fixed face: a fence, or two indented lines."""
+    indented = (line for text in texts for line in text.splitlines() if line.startswith(INDENT) and line.strip())
+    return [CODE] if any(FENCE in text for text in texts) or len(list(indented)) > 1 else []
+
+
+def facts_of(prompt: Prompt) -> str:
+    """What is known to be true of a prompt: the one part of `meta` that annotators see."""
+    facts = prompt.meta.get("facts", "")
+    return facts if isinstance(facts, str) else ""
+
+
+def judged_parts(data: Mapping[str, Any]) -> dict[str, Any]:
+    """What annotators judge in a task's data, in one form for all label configs so far, without display marks."""
+    parts = {name: value for name, value in data.items() if not name.endswith("_code")}
+    parts["facts"] = data.get("facts", [])
+    parts["before"] = [{"who": turn.get("who"), "text": turn.get("text")} for turn in _mappings(data.get("before", []))]
+    if "response_a" in data:
+        return parts | {f"{side}_cut": bool(data.get(f"{side}_cut")) for side in "ab"}
+    if "responses" not in data:
+        return {"draft": "", **parts}
+    items = _mappings(data["responses"])
+    return parts | {"responses": [(item.get("id"), item.get("body"), is_cut_off(item)) for item in items]}
+
+
+def is_cut_off(item: Mapping[str, Any]) -> bool:
+    """Whether an answer of a ranking has the note that it was cut off."""
+    return str(item.get("html", "")).startswith(CUT_OFF_HTML)
+
+
+def _mappings(value: Any) -> list[Mapping[str, Any]]:
+    return [item for item in value if isinstance(item, Mapping)] if isinstance(value, list) else []
 
 
 def distinct(responses: Sequence[Response]) -> list[Response]:
@@ -105,7 +141,8 @@ def make_task(kind: Kind, prompt: Prompt, responses: Sequence[Response], seed: i
     if kind == "pairwise":
         choices = rng.sample(choices, 2)
     rng.shuffle(choices)
-    uid = stable_id("task", kind, prompt.id, prompt.text, *map(_identity, choices))
+    facts = facts_of(prompt)
+    uid = stable_id("task", kind, prompt.id, prompt.text, *map(_identity, choices), *([facts] if facts else []))
     return Task(uid=uid, kind=kind, prompt=prompt, responses={stable_id("r", uid, r.id): r for r in choices})
 
 

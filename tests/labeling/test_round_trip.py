@@ -20,12 +20,13 @@ from labeling.collection import (
 )
 from labeling.config import CrewConfig, GoldTasks, LabelingConfig, PairwiseTasks, QualityOptions, RankingTasks
 from labeling.errors import BadCredentials
+from labeling.screens.guidelines import shipped
+from labeling.screens.render import screen
 from labeling.server.client import LabelStudio
 from labeling.server.process import wait_until_ready
 from labeling.server.users import ensure_account
 from labeling.simulation.crew import ranking_result
 from labeling.store.store import Store
-from labeling.tasks import projects
 from labeling.tasks.projects import open_project
 from labeling.tasks.tasks import build_tasks
 from labeling.tasks.upload import push, stored
@@ -95,7 +96,7 @@ def test_pushing_twice_stores_once(owner: LabelStudio) -> None:
     assert len(owner.tasks(project.id, "id")) == len(stored(owner, project)) == 30
 
 
-def test_a_project_is_found_again_until_its_screen_changes(owner: LabelStudio, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_project_is_found_again_until_its_screen_changes(owner: LabelStudio) -> None:
     one = open_project(owner, "pairwise", "versions", 2)
     assert open_project(owner, "pairwise", "versions", 2) == one
     more = open_project(owner, "pairwise", "versions", 3)
@@ -104,9 +105,8 @@ def test_a_project_is_found_again_until_its_screen_changes(owner: LabelStudio, m
     owner.call(owner.sdk.projects.update, one.id, title="renamed by hand", maximum_annotations=5)
     assert open_project(owner, "pairwise", "versions", 2) == one.model_copy(update={"title": "renamed by hand"})
     assert owner.get(f"/api/projects/{one.id}/")["maximum_annotations"] == 2
-    screen = projects.screen("pairwise").replace("The person asks", "Someone asks")
-    monkeypatch.setattr(projects, "screen", lambda kind: screen)
-    assert open_project(owner, "pairwise", "versions", 2).id != one.id
+    french = screen("pairwise", shipped("fr"))
+    assert open_project(owner, "pairwise", "versions", 2, screen=french).id != one.id
 
 
 def test_every_task_has_exactly_the_overlap_from_different_people(owner: LabelStudio, collection: Collection) -> None:
@@ -220,7 +220,7 @@ def test_gold_tasks_and_a_senior_through_the_server(owner: LabelStudio, tmp_path
     store = Store()
     pulled = pull_collection(owner, opened, store, quality)
     assert len(pulled.gold) == 2 * 2 * 6 and len(pulled.comparisons) == 4 * 2 * 6 and pulled.disputes
-    second = open_adjudication(owner, told.title, opened, pulled.disputes, tmp_path / "senior")
+    second = open_adjudication(owner, told, opened, pulled.disputes, tmp_path / "senior")
     assert {batch.project.overlap for batch in second.batches} == {1}
     assert not {batch.project.id for batch in second.batches} & {batch.project.id for batch in opened.batches}
     (batch,) = second.batches

@@ -1,13 +1,15 @@
 # mypy: ignore-errors
-"""Label Studio's addresses, and one of ours for the accounts that may write annotations."""
+"""Label Studio's addresses, and two of ours: the accounts that may write annotations, and our script."""
 
 from core.urls import *  # noqa: F403
 from core.urls import urlpatterns as label_studio
 from django.contrib.auth.models import Group
+from django.http import HttpResponse
 from django.urls import path
 from rest_framework.response import Response
 from rest_framework.views import APIView
 from rlhf_guard import GROUP
+from rlhf_pages import ADDRESS, SCRIPT
 from users.models import User
 
 
@@ -24,4 +26,9 @@ class AnnotatorsAPI(APIView):
         return Response({"ids": sorted(group.user_set.values_list("id", flat=True))})
 
 
-urlpatterns = [path("api/rlhf/annotators", AnnotatorsAPI.as_view()), *label_studio]
+def drafts(_):
+    """The script that keeps typed text in drafts."""
+    return HttpResponse(SCRIPT.read_bytes(), content_type="text/javascript", headers={"Cache-Control": "max-age=3600"})
+
+
+urlpatterns = [path("api/rlhf/annotators", AnnotatorsAPI.as_view()), path(ADDRESS, drafts), *label_studio]

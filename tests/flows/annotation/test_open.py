@@ -32,7 +32,6 @@ from labeling.server.users import ensure_account, members
 from labeling.server.webhooks import has_webhook
 from labeling.simulation.crew import ranking_result
 from labeling.store.sync import sync
-from labeling.tasks import projects
 from tests.labeling.helpers import TOKEN, free_port, response_set
 
 RECIPE = {
@@ -78,9 +77,7 @@ def recipe_file(home: Path, title: str, sets: list[ResponseSet], **labeling: obj
 
 
 @pytest.mark.server
-def test_open_again_changes_nothing_and_a_new_screen_keeps_the_old_project(
-    on_server: Path, owner: LabelStudio, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_open_again_changes_nothing_and_a_new_screen_keeps_the_old_project(on_server: Path, owner: LabelStudio) -> None:
     people = ["nora@open.local", "omar@open.local"]
     recipe = recipe_file(on_server, "opened", [response_set(n) for n in range(6)], people=people)
 
@@ -109,13 +106,17 @@ def test_open_again_changes_nothing_and_a_new_screen_keeps_the_old_project(
     again = open_(recipe)  # and does not ask
     assert again.exit_code == 0 and "nothing to do: everything exists already" in again.output
     assert (of_title(), accounts_file().read_bytes()) == before
-    screens = {kind: projects.screen(kind) for kind in ("ranking", "pairwise")}
-    screens["ranking"] = screens["ranking"].replace("Done?", "Finished?")
-    monkeypatch.setattr(projects, "screen", screens.get)
-    changed = open_(recipe, "--yes")
+    (on_server / "ours").mkdir()
+    (on_server / "ours" / "screen.yaml").write_text("labels: {done: Finished?}")
+    changed = open_(recipe, "--yes", "--set", f"labeling.guidelines={on_server / 'ours'}")
     assert "opened ranking is another collection (another screen or other guidelines)" in changed.output
     assert "stays with its 1 annotations" in changed.output and "opened ranking 2 (new)" in changed.output
-    assert of_title() == {"opened ranking": 4, "opened ranking 2": 4, "opened pairwise": 2}
+    assert of_title() == {
+        "opened ranking": 4,
+        "opened ranking 2": 4,
+        "opened pairwise": 2,
+        "opened pairwise 2": 2,
+    }
 
 
 @pytest.mark.server

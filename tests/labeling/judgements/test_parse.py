@@ -5,8 +5,13 @@ from typing import Any
 import pytest
 
 from labeling.judgements.comparisons import comparisons, demonstrations
+from labeling.judgements.controls import controls_of
 from labeling.judgements.judgement import PairwiseJudgement, RankingJudgement, WrittenAnswer
-from labeling.judgements.parse import InvalidAnnotation, parse, parse_annotation
+from labeling.judgements.parse import PREFERENCES, InvalidAnnotation, parse, parse_annotation
+from labeling.names import config_hash
+from labeling.quality.screening import distance
+from labeling.screens.guidelines import shipped
+from labeling.screens.render import screen
 from labeling.tasks.tasks import Task, make_task
 from tests.labeling.helpers import response_set
 
@@ -16,6 +21,8 @@ PAIRWISE = make_task("pairwise", ROW.prompt, ROW.responses, 0)
 WRITING = make_task("demonstration", ROW.prompt, (), 0)
 RANKED = {"type": "choices", "from_name": "confirm", "to_name": "prompt", "value": {"choices": ["ranked"]}}
 UNRANKABLE = RANKED | {"value": {"choices": ["unrankable"]}}
+CANNOT = RANKED | {"value": {"choices": ["cannot_judge"]}}
+LABEL_CONFIGS = {task.kind: screen(task.kind, ratings=True).label_config for task in (RANKING, PAIRWISE, WRITING)}
 
 
 def ranker(ids: Any) -> dict[str, Any]:
@@ -33,6 +40,14 @@ def several(name: str, to: str, *choices: Any) -> dict[str, Any]:
 
 def rating(name: str, stars: Any) -> dict[str, Any]:
     return {"type": "rating", "from_name": name, "to_name": f"response_{name[0]}", "value": {"rating": stars}}
+
+
+def one_of(name: str, stars: Any) -> dict[str, Any]:
+    return {"type": "rating", "from_name": name, "to_name": "prompt", "value": {"rating": stars}}
+
+
+def asked(text: str) -> dict[str, Any]:
+    return answer(text) | {"from_name": "question"}
 
 
 def clicked(side: str) -> dict[str, Any]:
@@ -115,7 +130,8 @@ def test_flags_are_kept_by_side_and_an_annotation_of_older_screens_has_none() ->
 
 def test_a_task_of_an_older_screen_is_still_believed() -> None:
     rows = exported(PAIRWISE, annotation([preference("a_1")]))
-    rows[0]["data"] = {name: value for name, value in PAIRWISE.data.items() if name != "before"}
+    older = ("before", "facts", "prompt_code", "a_code", "b_code", "a_cut", "b_cut")
+    rows[0]["data"] = {name: value for name, value in PAIRWISE.data.items() if name not in older}
     assert len(parse(rows, [PAIRWISE], 2, "place").judgements) == 1
 
 
@@ -165,7 +181,10 @@ STRANGE: list[tuple[Task, Any, str]] = [
     (RANKING, [ranker(list(RANKING.shown)), RANKED | {"value": {"choices": ["ranked", "unrankable"]}}], "'confirm'"),
     (RANKING, [ranker(list(RANKING.shown)), RANKED, preference("a_1")], "unknown control 'preference'"),
     (RANKING, [ranker(list(RANKING.shown)) | {"type": "choices"}, RANKED], "'ranking' holds"),
-    (RANKING, [ranker(list(RANKING.shown)), RANKED, several("ties", "prompt", "4")], "'ties' holds"),  # no fifth
+    (RANKING, [ranker(list(RANKING.shown)), RANKED, several("ties", "prompt", "9")], "'ties' holds"),
+    (RANKING, [RANKED, one_of("helpful_4", 3)], "about an answer that the task does not have"),
+    (RANKING, [RANKED, one_of("helpful_0", 6)], "'helpful_0' holds 6"),
+    (RANKING, [RANKED, several("flags_0", "prompt", "funny")], "'flags_0' holds"),
     (RANKING, [ranker(list(RANKING.shown)), RANKED, several("ties", "prompt", 1)], "'ties' holds"),
     (PAIRWISE, [preference("a_1"), several("a_flags", "response_a", "funny")], "'a_flags' holds"),
     (PAIRWISE, [preference("a_1"), several("a_flags", "response_a", "unsafe", "unsafe")], "'a_flags' holds"),
@@ -183,6 +202,86 @@ STRANGE: list[tuple[Task, Any, str]] = [
     (WRITING, [answer("  ")], "'answer' is missing or empty"),
     (WRITING, [answer("x") | {"value": {"text": ["a", "b"]}}], "'answer' holds"),
 ]
+
+
+ALLOWED: list[tuple[Task, list[Any]]] = [  # whatever the screens let through is a judgement
+    *((PAIRWISE, [preference(choice)]) for choice in (*PREFERENCES, "cannot_judge")),
+    (PAIRWISE, [preference("cannot_judge"), rating("a_helpful", 5), several("b_flags", "response_b", "sexual")]),
+    (PAIRWISE, [preference("b_3"), rating("a_helpful", 5), rating("b_helpful", 1)]),
+    (PAIRWISE, [preference("a_1"), rating("a_helpful", 0), rating("b_truthful", None)]),  # stars taken back
+    (PAIRWISE, [preference("tie"), several("a_flags", "response_a")]),  # flags taken back
+    (PAIRWISE, [preference("tie"), answer("") | {"from_name": "rationale"}, asked(" ")]),
+    *((RANKING, [ranker(list(RANKING.shown)), choice]) for choice in (RANKED, UNRANKABLE, CANNOT)),
+    (RANKING, [ranker(list(RANKING.shown)), CANNOT, several("ties", "prompt", "1"), one_of("truthful_3", 1)]),
+    (RANKING, [ranker(list(RANKING.shown)), RANKED, several("ties", "prompt", "8", "1")]),  # by keys: no ninth answer
+    (WRITING, [answer("Mara Lind."), asked("Is a joke fine?")]),
+]
+
+
+@pytest.mark.parametrize(("task", "result"), ALLOWED)
+def test_whatever_a_screen_allows_is_counted(task: Task, result: list[Any]) -> None:
+    parsed = parse(exported(task, annotation(result)), [task], 2, "place", controls_of(LABEL_CONFIGS[task.kind]))
+    assert len(parsed.judgements) == 1 and not parsed.quarantined
+    assert parsed.judgements[0].guidelines == shipped("en").version
+
+
+def test_ties_of_answers_that_a_task_lacks_are_none() -> None:
+    found = parse_annotation(annotation(ALLOWED[-2][1]), RANKING)
+    assert isinstance(found, RankingJudgement) and found.ties == (1,)
+
+
+def test_who_cannot_judge_a_pair_compares_nothing_and_disputes_nothing() -> None:
+    results = ([preference("cannot_judge")], [preference("b_3")])
+    judged = [parse_annotation(annotation(result, i, by=i), PAIRWISE) for i, result in enumerate(results, start=1)]
+    rows, ties = comparisons(judged, {PAIRWISE.uid: PAIRWISE})
+    assert [row.annotation_id for row in rows] == ["2"] and not ties
+    assert distance(judged) is None
+
+
+def test_stars_of_a_ranking_are_by_answer_and_become_criteria() -> None:
+    order = list(RANKING.shown[::-1])
+    stars = [one_of("helpful_0", 2), one_of("helpful_3", 5), one_of("truthful_3", 4)]
+    flags = several("flags_0", "prompt", "sexual", "made_up_fact")
+    found = parse_annotation(annotation([ranker(order), RANKED, *stars, flags]), RANKING)
+    assert isinstance(found, RankingJudgement)
+    first, last = RANKING.shown[0], RANKING.shown[3]
+    assert found.ratings == {first: {"helpful": 2}, last: {"helpful": 5, "truthful": 4}}
+    assert found.flags == {first: ("made_up_fact", "sexual")}
+    rows, _ = comparisons([found], {RANKING.uid: RANKING})
+    rated = [row for row in rows if row.criteria]
+    assert [(row.chosen.id, row.criteria) for row in rated] == [(RANKING.responses[last].id, {"helpful": 3})]
+
+
+def test_a_question_to_the_team_lead_is_read_from_judgements_and_skips() -> None:
+    rows = exported(
+        PAIRWISE,
+        annotation([preference("a_1"), asked(" May it joke? ")], 1),
+        annotation([asked("Is this a language?")], 2, by=6, was_cancelled=True, updated_at="2026-01-02"),
+        annotation([preference("a_2")], 3, by=7),
+    )
+    parsed = parse(rows, [PAIRWISE], 9, "place")
+    assert [(q.text, q.annotator_id, q.skipped, q.asked_at) for q in parsed.questions] == [
+        ("May it joke?", "5", False, "2026-01-01"),
+        ("Is this a language?", "6", True, "2026-01-02"),
+    ]
+    assert {q.task_uid for q in parsed.questions} == {PAIRWISE.uid}
+    assert [judgement.question for judgement in parsed.judgements] == ["May it joke?", ""]
+
+
+def test_a_label_config_of_an_earlier_version_is_read_by_its_own_criteria_and_flags() -> None:
+    old = """<View><Rating name="a_helpful" toName="response_a"/><Rating name="a_brief" toName="response_a"/>
+      <Choices name="a_flags" toName="response_a"><Choice value="Unsafe" alias="unsafe"/></Choices></View>"""
+    controls = controls_of(old)
+    assert (controls.criteria, controls.flags) == (("helpful", "brief"), ("unsafe",))
+    assert controls.guidelines == config_hash(old)
+    result = [preference("a_1"), rating("a_brief", 2), several("a_flags", "response_a", "unsafe"), clicked("left")]
+    parsed = parse(exported(PAIRWISE, annotation(result)), [PAIRWISE], 1, "place", controls)
+    assert not parsed.quarantined and isinstance(judgement := parsed.judgements[0], PairwiseJudgement)
+    assert (judgement.ratings, judgement.flags) == ({"a_brief": 2}, {"a_flags": ("unsafe",)})
+    later = parse(
+        exported(PAIRWISE, annotation(result)), [PAIRWISE], 1, "place", controls_of(LABEL_CONFIGS["pairwise"])
+    )
+    assert "unknown control 'a_brief'" in later.quarantined[0].reason
 
 
 @pytest.mark.parametrize(("task", "result", "reason"), STRANGE)

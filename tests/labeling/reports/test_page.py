@@ -9,9 +9,12 @@ from xml.etree import ElementTree
 import pytest
 
 from labeling.reports.figures import progress_chart
+from labeling.reports.guidelines import periods
 from labeling.reports.page import status_page
 from labeling.reports.report import Plan, reports
 from labeling.reports.today import Item, facts, today
+from labeling.screens.guidelines import shipped
+from labeling.screens.render import screen
 from labeling.simulation.crew import pairwise_result, ranking_result
 from labeling.store.store import Store
 from labeling.store.versions import SeenProject, Sync
@@ -73,7 +76,7 @@ def record(store: Store, number: int, title: str, rows: list[dict[str, Any]], wh
         title=title,
         overlap=3,
         config_hash="1a2b3c4d",
-        config="<View/>",
+        config="",
     )
     store.record(project, rows, Sync(seen_at=when, whole=True, newest=when, cursor=when, tasks_read=len(rows)))
 
@@ -180,3 +183,25 @@ def test_it_is_readable_in_chromium_light_and_dark(page: str, tmp_path: Path) ->
             shown.screenshot(path=tmp_path / f"status-{scheme}.png", full_page=True)
             shown.close()
     assert set(asked) == {file.as_uri()}
+
+
+def test_questions_come_first_and_agreement_is_told_by_version_of_the_guidelines() -> None:
+    store, tasks = Store(), build_tasks("pairwise", [response_set(n) for n in range(3)], 0)[0]
+    for number, guidelines in ((1, shipped("en")), (2, shipped("fr"))):
+        config = screen("pairwise", guidelines).label_config
+        asked = {"type": "textarea", "from_name": "question", "to_name": "prompt", "value": {"text": ["<b>Why</b>?"]}}
+        result = pairwise_result(2.0 * (3 - 2 * number), [(5, 5, 5)] * 2)
+        said = [annotation(100 * number + i, 7, i, result, 9.0) for i in (1, 2)]
+        said[0]["result"] = [*said[0]["result"], asked]
+        row = {"id": 7, "data": tasks[0].data, "updated_at": said[0]["updated_at"], "annotations": said}
+        fields = {"project": f"{number}@x", "number": number, "url": "http://x", "overlap": 2, "config_hash": ""}
+        project = SeenProject(title="town pairwise", config=config, **fields)
+        store.record(project, [row], Sync(seen_at=START, whole=True, newest=START, cursor=START, tasks_read=1))
+    found = reports(store)
+    (changed,) = periods(found)
+    assert [period.guidelines for period in changed] == [shipped("en").version, shipped("fr").version]
+    assert [(period.judgements, period.agreement.share) for period in changed] == [(2, 1.0), (2, 1.0)]
+    assert {judgement.text for report in found for judgement in report.questions} == {"<b>Why</b>?"}
+    page = status_page(found)
+    assert "1 questions of annotators" in page and "task 7, " in page and "&lt;b&gt;Why&lt;/b&gt;?" in page
+    assert "Agreement before and after a change of guidelines" in page and shipped("fr").version in page

@@ -16,6 +16,7 @@ from labeling.collection import (
 from labeling.config import LabelingConfig, PairwiseTasks, RankingTasks
 from labeling.judgements.comparisons import demonstrations
 from labeling.judgements.judgement import PairwiseJudgement, RankingJudgement
+from labeling.screens.guidelines import shipped
 from labeling.server.client import LabelStudio
 from labeling.tasks.plan import Planned
 from labeling.tasks.tasks import build_writing_tasks
@@ -53,7 +54,7 @@ def begin(page: Page, url: str) -> None:
     """Open the labeling stream, read the instructions, and put the focus on the page."""
     page.goto(url)
     dialog = page.locator("[class*=modal]").filter(has_text="Labeling Instructions").first
-    expect(dialog).to_contain_text("When they pull in different directions")
+    expect(dialog).to_contain_text(re.compile("When they pull in different directions|Step by step|حين تتعارض"))
     page.locator("[class*=modal] button").last.click()
     expect(page.get_by_text("Labeling Instructions")).to_have_count(0)
     page.get_by_text("Who is the baker of town").first.click()
@@ -146,23 +147,72 @@ def test_a_person_compares_two_and_text_stays_text(owner: LabelStudio, page: Pag
     for key, presses in (("q" if side == "a" else "a", 5), ("a" if side == "a" else "q", 2)):
         for _ in range(presses):
             page.keyboard.press(key)
-    page.keyboard.press("t" if side == "b" else "g")  # the other one has a made-up fact
-    page.keyboard.press("y" if side == "b" else "h")  # and is unsafe
+    page.keyboard.press("y" if side == "b" else "h")  # the other one has a made-up fact
+    page.keyboard.press("o" if side == "b" else "l")  # and harmful advice
+    page.locator(".answer").filter(has_text="Tom Berg").locator(".lsf-richtext__line").click()  # no control
     page.keyboard.press("2" if side == "a" else "6")
     page.get_by_placeholder("A word on why").fill("Tom does not bake.")
+    page.get_by_text("Ask the team lead (optional)").click()
+    page.get_by_placeholder("Your question goes to the team lead").fill("May it joke?")
     page.keyboard.press("Tab")
     submit(page)
     pulled = pull_collection(owner, opened)
     (row,), (said,) = pulled.comparisons, pulled.all_judgements
     assert isinstance(said, PairwiseJudgement)
-    assert said.rationale == "Tom does not bake."
-    assert said.flags == {f"{'b' if side == 'a' else 'a'}_flags": ("made_up_fact", "unsafe")}
+    assert (said.rationale, said.question) == ("Tom does not bake.", "May it joke?")
+    assert said.flags == {f"{'b' if side == 'a' else 'a'}_flags": ("made_up_fact", "harmful_advice")}
+    assert said.guidelines == shipped("en").version
     correct(page, opened, "6" if side == "a" else "2")
     (corrected,) = pull_collection(owner, opened).comparisons
     assert (corrected.chosen.text, corrected.annotation_id) == ("Tom Berg.", row.annotation_id)
     assert not pulled.quarantined
     assert (row.chosen.text, row.rejected.text, row.strength) == (MARKUP, "Tom Berg.", 2)
     assert row.criteria == {"helpful": 3}
+
+
+def test_a_person_who_cannot_judge_takes_stars_back_and_asks_with_a_skip(
+    owner: LabelStudio, page: Page, tmp_path: Path
+) -> None:
+    none, pairwise = RankingTasks(prompts=0), PairwiseTasks(prompts=2, overlap=1)
+    config = LabelingConfig(title="cannot", rankings=none, pairwise=pairwise)
+    opened = open_sets(owner, config, [response_set(n, ("Mara Lind.", "Tom Berg.")) for n in (11, 12)], tmp_path)
+    begin(page, opened.urls["pairwise"])
+    for key in "qqqqqqrr8":  # five stars, and none again; a flag, and none again
+        page.keyboard.press(key)
+    submit(page)
+    page.get_by_text("Ask the team lead (optional)").click()
+    page.get_by_placeholder("Your question goes to the team lead").fill("Which town?")
+    page.keyboard.press("Tab")
+    with page.expect_response(lambda r: "/annotations" in r.url and r.request.method == "POST"):
+        page.get_by_role("button", name="Skip").click()
+    pulled = pull_collection(owner, opened)
+    (said,) = pulled.all_judgements
+    assert isinstance(said, PairwiseJudgement) and said.cannot_judge and not said.ratings
+    assert not (pulled.quarantined or pulled.comparisons or pulled.ties) and pulled.skips == 1
+    assert [(asked.text, asked.skipped) for asked in pulled.questions] == [("Which town?", True)]
+
+
+def test_a_person_ranks_stars_and_flags_single_answers(owner: LabelStudio, page: Page, tmp_path: Path) -> None:
+    ranking = RankingTasks(prompts=1, overlap=1, ratings=True)
+    config = LabelingConfig(title="stars", rankings=ranking, pairwise=PairwiseTasks(prompts=0), annotators="people")
+    opened = open_sets(owner, config, [response_set(13)], tmp_path)
+    (task,) = opened.batches[0].tasks
+    begin(page, opened.urls["ranking"])
+    rows = page.locator(".each .one")
+    expect(rows).to_have_count(4)
+    assert [row.split("\n")[0] for row in rows.all_inner_texts()] == [f"Answer {letter}" for letter in "ABCD"]
+    rows.nth(2).locator(".mark").first.locator(".ant-rate-star").nth(3).click()
+    rows.nth(0).locator(".mark").first.locator(".ant-rate-star").nth(0).click()
+    rows.nth(1).get_by_text("C: Refuses wrongly").or_(rows.nth(1).get_by_text("B: Refuses wrongly")).click()
+    page.get_by_text("This is my order").click()
+    page.locator(".question").click()
+    submit(page)
+    pulled = pull_collection(owner, opened)
+    (said,) = pulled.all_judgements
+    assert isinstance(said, RankingJudgement) and not pulled.quarantined
+    assert said.ratings == {task.shown[2]: {"helpful": 4}, task.shown[0]: {"helpful": 1}}
+    assert said.flags == {task.shown[1]: ("refuses_wrongly",)}
+    assert [row.criteria for row in pulled.comparisons if row.criteria] == [{"helpful": -3}]
 
 
 def open_writing(
@@ -184,6 +234,140 @@ def test_a_person_writes_an_answer(owner: LabelStudio, page: Page, tmp_path: Pat
     assert not pulled.quarantined
     assert [row.completion for row in demonstrations(pulled.all_judgements, opened.tasks)] == [
         "Mara Lind is the baker.\nShe lives on Mill Lane."
+    ]
+
+
+def typed(page: Page) -> str:
+    """What the answer's field holds."""
+    return page.locator(".writing textarea").first.input_value()
+
+
+def close_dialog(page: Page) -> None:
+    """Close the instructions, which Label Studio shows once for each visit of a project."""
+    page.wait_for_selector(".desk textarea")
+    if page.locator("[class*=modal] button").count():
+        page.locator("[class*=modal] button").last.click()
+
+
+def test_typed_text_is_there_after_a_reload_the_way_to_projects_and_another_task(
+    owner: LabelStudio, page: Page, tmp_path: Path
+) -> None:
+    opened = open_writing(owner, "kept", [response_set(n).prompt for n in (14, 15)], tmp_path)
+    begin(page, opened.urls["demonstration"])
+    asked = page.locator(".question").inner_text()
+    page.locator(".writing textarea").first.click()
+    page.keyboard.type("Mara Lind")
+    expect(
+        page.locator(".writing [data-testid=htx-textbox-input]")
+    ).to_be_focused()  # a pause made it a part of the draft
+    page.keyboard.type(" is the baker.")
+    page.reload()  # at once
+    close_dialog(page)
+    expect(page.locator(".writing textarea").first).to_have_value("Mara Lind is the baker.")
+    page.locator(".writing textarea").first.click()
+    page.keyboard.press("Control+End")
+    page.keyboard.type("\nShe lives")
+    page.get_by_role("link", name="Projects").first.click()  # at once
+    page.wait_for_url(lambda url: "/data" not in url)
+    page.goto(opened.urls["demonstration"])
+    close_dialog(page)
+    expect(page.locator(".question")).to_have_text(asked, use_inner_text=True)
+    expect(page.locator(".writing textarea").first).to_have_value("Mara Lind is the baker.\nShe lives")
+    page.locator(".writing textarea").first.click()
+    page.keyboard.press("Control+End")
+    page.keyboard.type(" on Mill Lane.")
+    page.keyboard.press("Escape")  # takes nothing back
+    page.locator("[data-testid=next-task]").click()
+    expect(page.locator(".question")).not_to_have_text(asked, use_inner_text=True)
+    assert typed(page) == ""
+    page.locator("[data-testid=prev-task]").click()
+    expect(page.locator(".question")).to_have_text(asked, use_inner_text=True)
+    expect(page.locator(".writing textarea").first).to_have_value("Mara Lind is the baker.\nShe lives on Mill Lane.")
+    page.locator(".question").click()
+    submit(page)
+    pulled = pull_collection(owner, opened)
+    assert not pulled.quarantined
+    (row,) = demonstrations(pulled.all_judgements, opened.tasks)
+    assert row.completion == "Mara Lind is the baker.\nShe lives on Mill Lane."
+
+
+def test_an_answer_of_spaces_or_one_that_was_emptied_cannot_be_submitted(
+    owner: LabelStudio, page: Page, tmp_path: Path
+) -> None:
+    opened = open_writing(owner, "empty", [response_set(16).prompt], tmp_path)
+    begin(page, opened.urls["demonstration"])
+    for text in ("   ", "Mara"):
+        page.locator(".writing textarea").first.fill(text)
+        page.wait_for_timeout(1000)  # longer than the pause after which a text is kept
+        page.locator(".writing textarea").first.fill(text.strip() and "")
+        page.locator(".question").click()
+        page.keyboard.press(SUBMIT)
+        expect(page.get_by_text("Please write an answer").first).to_be_visible()
+        page.locator(".ant-modal-wrap").get_by_role("button").last.click()
+        expect(page.locator(".ant-modal-wrap")).to_be_hidden()
+    assert not pull_collection(owner, opened).all_judgements
+
+
+def names_and_fits(page: Page, width: int) -> None:
+    """Every control of an answer names it, there is one scroll, and nothing is beyond the sides of the window."""
+    page.set_viewport_size({"width": width, "height": 844})
+    for side, colour in (("a", "rgb(37, 99, 176)"), ("b", "rgb(180, 83, 9)")):
+        letter, block = side.upper(), page.locator(f".side_{side}")
+        expect(block.get_by_text(f"Answer {letter}", exact=True)).to_be_visible()
+        titles = block.locator(".mark h4, .mark h5").all_inner_texts()
+        assert len(titles) == 3 and all(f", {letter} (key " in title for title in titles)
+        assert {text[:3] for text in block.locator(".lsf-choice").all_inner_texts()} == {f"{letter}: "}
+        assert block.locator(".marks").evaluate("e => getComputedStyle(e).borderTopColor") == colour
+    tops = "all => all.map(e => e.getBoundingClientRect().top)"
+    marks, answer = page.locator(".side_a .marks, .side_b .answer").evaluate_all(tops)
+    assert (marks < answer) == (width <= 1000)  # one under the other, each answer with its marks
+    scrolls = "e => /auto|scroll/.test(getComputedStyle(e).overflowY) && e.scrollHeight > e.clientHeight + 9"
+    boxes = page.locator(".desk, .desk *").evaluate_all(f"all => all.filter({scrolls}).map(e => e.className)")
+    assert boxes == []  # one scroll, that of the page
+    rights = page.locator(".desk *").evaluate_all("all => all.map(one => one.getBoundingClientRect().right)")
+    assert max(rights) <= width
+    box = page.get_by_role("button", name="Submit").first.bounding_box()
+    assert box is not None and box["x"] >= 0 and box["x"] + box["width"] <= width
+
+
+def test_everything_names_its_answer_and_fits_the_window(owner: LabelStudio, page: Page, tmp_path: Path) -> None:
+    one = {"rankings": RankingTasks(prompts=0), "pairwise": PairwiseTasks(prompts=1, overlap=9)}
+    config = LabelingConfig(title="widths", annotators="people", **one)
+    opened = open_sets(owner, config, [response_set(17, (LONG, PYTHON))], tmp_path)
+    begin(page, opened.urls["pairwise"])
+    for width in (1920, 1440, 1280, 820, 390):
+        names_and_fits(page, width)
+    page.get_by_role("button", name="Instructions").first.click(force=True)
+    page.wait_for_function("document.querySelector('.lsf-modal-ls_visible') !== null")  # it grows to its size
+    box = page.locator(".lsf-modal-ls__content").bounding_box()
+    assert box is not None and box["x"] >= 0 and box["x"] + box["width"] <= 390
+    page.locator("[class*=modal] button").last.click()
+
+
+@pytest.mark.parametrize("language", ["ar", "en"])
+def test_a_screen_runs_in_the_direction_of_its_language_and_text_in_its_own(
+    owner: LabelStudio, page: Page, tmp_path: Path, language: str
+) -> None:
+    one = {"rankings": RankingTasks(prompts=0), "pairwise": PairwiseTasks(prompts=1, overlap=9)}
+    config = LabelingConfig(title="directions", annotators="people", guidelines=language, **one)
+    opened = open_sets(owner, config, [response_set(18, (ARABIC, "Mara Lind."))], tmp_path)
+    page.set_viewport_size({"width": 1280, "height": 844})
+    begin(page, opened.urls["pairwise"])
+    direction, verdict = {"ar": ("rtl", "لا أستطيع الحكم"), "en": ("ltr", "I cannot judge this")}[language]
+    assert page.locator(".desk").evaluate("e => getComputedStyle(e).direction") == direction
+    expect(page.locator(".verdict").get_by_text(verdict)).to_be_visible()
+    left = page.locator(".side_a .answer").evaluate("e => e.getBoundingClientRect().left")
+    assert (left > 640) == (language == "ar")  # the first answer is on the right
+    edges = "e => {const r = document.createRange(); r.selectNodeContents(e); const b = r.getBoundingClientRect(),"
+    edges += " c = e.closest('.answer').getBoundingClientRect(); return [b.left - c.left, c.right - b.right]}"
+    arabic = page.locator(".answer .lsf-richtext__line").filter(has_text="خبازة").first.evaluate(edges)
+    english = page.locator(".answer .lsf-richtext__line").filter(has_text="Mara Lind.").first.evaluate(edges)
+    assert arabic[1] < 60 < arabic[0] and english[0] < 60 < english[1]
+    page.get_by_role("textbox").first.fill("سبب")
+    field = page.get_by_role("textbox").first
+    assert field.evaluate("e => [getComputedStyle(e).unicodeBidi, getComputedStyle(e).textAlign]") == [
+        "plaintext",
+        "start",
     ]
 
 
@@ -225,6 +409,11 @@ def test_any_text_is_shown_faithfully_in_the_dark_at_1280_and_loads_nothing(
     expect(page.locator(".htx-ranker-item")).to_have_count(len(FAITHFUL))
     shown = page.locator(".htx-ranker-item").evaluate_all("items => items.map(i => i.querySelector('p').textContent)")
     assert sorted(shown) == sorted(FAITHFUL)
+    code = page.locator(".htx-ranker-item p").filter(has_text="return sum(values)")
+    assert code.evaluate("e => getComputedStyle(e).fontFamily") == "monospace"
+    assert "monospace" not in page.locator(".htx-ranker-item p").filter(has_text="river").evaluate(
+        "e => getComputedStyle(e).fontFamily"
+    )
     turns = page.locator(".question .lsf-richtext__line").evaluate_all("lines => lines.map(l => l.textContent)")
     assert turns == list(TALK)
     free = page.locator(".htx-ranker-item p").filter(has_text="خبازة").evaluate(FREE)
@@ -238,6 +427,8 @@ def test_any_text_is_shown_faithfully_in_the_dark_at_1280_and_loads_nothing(
     begin(page, opened.urls["pairwise"])
     for text in ("return sum(values)", "said the page"):
         expect(page.locator(".answer").filter(has_text=text)).to_have_count(1)
+    code = page.locator(".answer .lsf-richtext__line").filter(has_text="return sum(values)").first
+    assert code.evaluate("e => getComputedStyle(e).fontFamily") == "monospace"
     lines = page.locator(".answer .lsf-richtext__line").evaluate_all("lines => lines.map(l => l.innerText)")
     assert "\n".join(lines).replace("\r", "").count("        return 0\n\treturn sum(values)") == 1
     assert any(IMAGE + SCRIPT in line for line in lines)

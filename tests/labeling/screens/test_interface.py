@@ -1,12 +1,15 @@
 """Label configs as label-studio-sdk reads them, and its validation of annotations compared with ours."""
 
+import re
 from typing import Any
 
 import pytest
 from label_studio_sdk.label_interface import LabelInterface
 
-from labeling.judgements.parse import FLAGS, PREFERENCES, SHAPES, InvalidAnnotation, parse_annotation
-from labeling.tasks.projects import screen
+from labeling.judgements.controls import controls_of, shapes
+from labeling.judgements.parse import CANNOT_JUDGE, PREFERENCES, InvalidAnnotation, parse_annotation
+from labeling.screens.guidelines import shipped
+from labeling.screens.render import screen
 from labeling.tasks.tasks import Task
 from tests.labeling.judgements.test_parse import (
     PAIRWISE,
@@ -17,20 +20,22 @@ from tests.labeling.judgements.test_parse import (
     WRITING,
     annotation,
     answer,
-    clicked,
     preference,
     ranker,
     rating,
     several,
 )
 
-SCREENS = {task.kind: LabelInterface(screen(task.kind)) for task in (RANKING, PAIRWISE, WRITING)}
+CONFIGS = {task.kind: screen(task.kind, ratings=True).label_config for task in (RANKING, PAIRWISE, WRITING)}
+SCREENS = {kind: LabelInterface(config) for kind, config in CONFIGS.items()}
+FLAGS = [flag.name for flag in shipped("en").flags]
 CHOICES = {
     "ranking": {
         "confirm": ["ranked", "unrankable", "cannot_judge"],
         "ties": ["1", "2", "3", "4", "5", "6", "7", "8"],
+        "flags_{{idx}}": FLAGS,
     },
-    "pairwise": {"preference": list(PREFERENCES), "a_flags": list(FLAGS), "b_flags": list(FLAGS)},
+    "pairwise": {"preference": [*PREFERENCES, CANNOT_JUDGE], "a_flags": FLAGS, "b_flags": FLAGS},
     "demonstration": {"prompt_quality": ["good", "ambiguous", "unsafe"]},
 }
 MADE_BY_SCREENS: list[tuple[Task, list[Any]]] = [
@@ -39,7 +44,7 @@ MADE_BY_SCREENS: list[tuple[Task, list[Any]]] = [
     (RANKING, [ranker(list(RANKING.shown)), RANKED, several("ties", "prompt", "3", "1")]),
     (PAIRWISE, [preference("tie")]),
     (PAIRWISE, [rating("a_helpful", 5), rating("b_harmless", 1), preference("a_3")]),
-    (PAIRWISE, [preference("b_1"), several("a_flags", "response_a", "unsafe", "refuses_wrongly")]),
+    (PAIRWISE, [preference("b_1"), several("a_flags", "response_a", "sexual", "refuses_wrongly")]),
     (WRITING, [answer("Mara Lind."), several("prompt_quality", "prompt", "good")]),
 ]
 LET_THROUGH_BY_THE_SDK = {  # what the SDK would let through, by the reason for which parse.py puts it aside
@@ -61,14 +66,14 @@ LET_THROUGH_BY_THE_SDK = {  # what the SDK would let through, by the reason for 
 def test_a_screen_is_valid_and_has_the_controls_that_are_parsed(task: Task) -> None:
     interface = SCREENS[task.kind]
     interface.validate()
-    shapes = {
+    shown = {
         control.name: (control.to_name[0], control.tag.lower(), next(iter(control._value_class.model_fields)))
         for control in interface.controls
     }
-    if task.kind == "pairwise":  # a click on a side is stored with its own name for the object
-        assert interface.get_control("pairwise").to_name == ["response_a", "response_b"]
-        shapes["pairwise"] = ("pairwise", "pairwise", "selected")
-    assert shapes == SHAPES[task.kind]
+    parsed = shapes(task.kind, controls_of(CONFIGS[task.kind]))
+    parsed.pop("pairwise", None)  # of earlier screens, where a click on an answer was kept as well
+    first = {name: shape for name, shape in parsed.items() if not re.search("_[1-8]$", name)}
+    assert shown == {name.replace("_0", "_{{idx}}"): shape for name, shape in first.items()}
     choices = {control.name: control.labels for control in interface.controls if control.tag == "Choices"}
     assert choices == CHOICES[task.kind]
 
@@ -92,10 +97,3 @@ def test_whatever_the_sdk_lets_through_is_still_put_aside(task: Task, result: An
         parse_annotation(annotation(result), task)
     if SCREENS[task.kind].validate_annotation(annotation(result)):
         assert reason in LET_THROUGH_BY_THE_SDK
-
-
-def test_the_sdk_refuses_a_click_on_an_answer_that_the_browser_makes() -> None:
-    """When this fails the SDK has learnt what Label Studio stores for a Pairwise control: look at parse.py again."""
-    result = [preference("a_1"), clicked("left")]
-    parse_annotation(annotation(result), PAIRWISE)
-    assert not SCREENS["pairwise"].validate_annotation(annotation(result))

@@ -16,6 +16,7 @@ import pytest
 from labeling.collection import pull_collection, sync_collection
 from labeling.config import LabelingConfig, PairwiseTasks, RankingTasks
 from labeling.errors import BadCredentials, ServerUnavailable, UnexpectedAnswer
+from labeling.screens.render import screen
 from labeling.server import client as client_module
 from labeling.server.client import LabelStudio
 from labeling.server.users import Account, ensure_account
@@ -23,7 +24,7 @@ from labeling.simulation.crew import ranking_result
 from labeling.store.store import Store
 from labeling.store.sync import sync, sync_project
 from labeling.store.versions import stamp
-from labeling.tasks.projects import Project, open_project, screen_hash
+from labeling.tasks.projects import Project, open_project
 from labeling.tasks.tasks import Task, build_tasks
 from labeling.tasks.upload import push, stored
 from tests.labeling.faults import Faults, proxy
@@ -217,7 +218,7 @@ def test_every_version_of_an_edited_skipped_and_deleted_annotation_is_kept(owner
         (True, "annotation"),
     ]
     assert versions[0].raw["result"][0]["value"]["ranker"]["ranking"] == list(tasks[0].shown)
-    assert {one.config_hash for one in versions} == {project.screen_hash} == {screen_hash("ranking")}
+    assert {one.config_hash for one in versions} == {project.screen_hash} == {screen("ranking").hash}
     assert [one.uid for one in versions] == [tasks[0].uid] * 4
 
 
