@@ -115,8 +115,8 @@ def _unknown(raw: Mapping[str, Any]) -> str:
     if CREW in name:
         return f"account {person} ({name}) is a simulated annotator, and people are asked here"
     return (
-        f"account {person}{f' ({name})' if name else ''} is no annotator of this home: name its address in "
-        "labeling.people and run `rlhf label open` to count its judgements"
+        f"account {person}{f' ({name})' if name else ''} is no annotator of this collection: "
+        "to count people's judgements, name the address in labeling.people and run `rlhf label open`"
     )
 
 

@@ -60,7 +60,9 @@ def _row(report: ProjectReport) -> list[str]:
         origin.recipe if origin else "",
         str(origin.seed) if origin else "",
         status.kind or "",
-        _annotators(origin.annotators, status.overlap) if origin else "all in one project (earlier version)",
+        _annotators(origin.annotators, status.overlap)
+        if origin
+        else f"{status.overlap} per task, not opened from here",
         judged,
         str(len(report.disputes)),
         ", ".join(names[:SHOWN_NAMES]) + more,

@@ -64,7 +64,7 @@ def test_sync_and_status(home: Path, owner: LabelStudio, monkeypatch: pytest.Mon
     listed = rlhf("collections", *mine)
     assert listed.exit_code == 0 and "at the terminal ranking" in listed.output and "2 of 4 (50%)" in listed.output
     looked = rlhf("show", "terminal")
-    assert "ranking tasks, 2 annotators per task" in looked.output and "nothing to look at today" in looked.output
+    assert "ranking tasks, 2 annotators per task" in looked.output and "2 of 4 judged" in looked.output
     page = home / "pages" / "status.html"
     assert f"the page is {page}" in rlhf("status", "--html", str(page), *mine).output
     assert "at the terminal ranking" in page.read_text() and page.read_text().count("<svg") == 1

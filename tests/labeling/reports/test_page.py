@@ -124,7 +124,9 @@ def test_the_list_of_today_comes_from_the_report_and_the_time() -> None:
         Item(text=f"task 7, 100% of the pairs: {NAMES[1]}, {NAMES[3]}: “Who is the baker of town 1?”", url=url),
     )
     ((reason, items),) = [(group.reason, group.items) for group in found.set_aside]
-    assert items == (Item(text=f"annotation 4 of {NAMES[4]}", url=url),) and "is no annotator of this home" in reason
+    assert (
+        items == (Item(text=f"annotation 4 of {NAMES[4]}", url=url),) and "is no annotator of this collection" in reason
+    )
     first, *silent = found.quiet
     assert first == Item(text="quinn@x has judged nothing here yet")
     assert [item.text.partition(" judged last on ")[0] for item in silent] == [NAMES[1], NAMES[3]]
