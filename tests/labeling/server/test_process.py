@@ -3,6 +3,7 @@
 import os
 import socket
 import stat
+import sys
 import time
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 from pydantic import SecretStr, ValidationError
 
 from labeling.errors import ServerStartFailed
-from labeling.server.process import ServerSettings, command, environment, running_server, start, stop
+from labeling.server.process import GUARD, ServerSettings, command, environment, running_server, start, stop
 from tests.labeling.helpers import TOKEN, free_port
 
 
@@ -93,3 +94,14 @@ def test_a_token_of_another_kind_is_refused_early(tmp_path: Path) -> None:
         ServerSettings(
             executable=tmp_path, data_dir=tmp_path, port=1, password=SecretStr("x" * 8), token=SecretStr("secret")
         )
+
+
+def test_the_script_of_the_pages_is_at_the_end_of_the_body_only() -> None:
+    sys.path.insert(0, str(GUARD))
+    try:
+        from rlhf_pages import SCRIPT, with_script  # type: ignore[import-not-found]
+    finally:
+        sys.path.remove(str(GUARD))
+    assert SCRIPT.is_file()
+    assert with_script(b"<body>a</body></html>", b"<script>") == b"<body>a<script></body></html>"
+    assert with_script(b"no page", b"<script>") == b"no page"
