@@ -10,7 +10,7 @@ Kind = Literal["ranking", "pairwise", "demonstration"]
 Annotators = Literal["simulated", "people"]
 DEFAULT_TITLE = "rlhf"
 LANGUAGES = ("en", "fr", "es", "ar", "zh")  # of the package's guidelines
-EMAIL = re.compile(r"[^@\s<>\"]+@[^@\s<>\"]+\.[^@\s<>\"]+")
+EMAIL = re.compile(r"{0}+@{0}+\.{0}+".format(r"[!#-;=?A-~]"))  # ASCII: others can be invisible or look alike
 
 
 class Options(BaseModel):
@@ -253,7 +253,7 @@ class LabelingConfig(Options):
         if self.choose.by == "policies" and len(self.responses) != 2:
             raise ValueError(f"choose.by: policies compares two files in `responses`; got {len(self.responses)}")
         if invalid := [address for address in self.people if not EMAIL.fullmatch(address)]:
-            raise ValueError(f"people: {invalid[0]!r} is not an e-mail address such as paula@example.org")
+            raise ValueError(f"people: {invalid[0]!r} is not an e-mail address in ASCII such as paula@example.org")
         if self.webhook is not None and not self.webhook.startswith(("http://", "https://")):
             raise ValueError(f"webhook {self.webhook!r} is not a URL such as http://127.0.0.1:8099/")
         overlap = max(self.rankings.overlap, self.pairwise.overlap)

@@ -42,7 +42,7 @@ class ServerFault(ServerUnavailable):
         LabelingError.__init__(
             self,
             f"Label Studio at {url} fails on a request: {request} returned 500{': ' if self.body else ''}{self.body}. "
-            "The server runs, and its log says why (`rlhf logs label-studio`).",
+            "The server runs, and its log says why: of a local one, logs/label-studio.log in the home.",
         )
 
 

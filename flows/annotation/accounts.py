@@ -1,7 +1,7 @@
 """Annotators' accounts: created on the server, with passwords and tokens in a file that only its owner can read."""
 
 import secrets
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -16,10 +16,14 @@ from labeling.config import Annotators
 from labeling.errors import BadCredentials
 from labeling.locks import exclusive_lock
 from labeling.server.client import LabelStudio
-from labeling.server.users import ensure_account, let_annotate, members
+from labeling.server.users import Member, ensure_account, let_annotate, members
 
 FILE = "annotators.json"
 State = Literal["new", "ready", "token changed", "signed up", "own password"]
+NOT_CONFIRMED = (
+    "account {0} signed up by itself and does not count, because nobody confirmed whose it is: ask the person, then "
+    "run `rlhf label open` with --accept {0}"
+)
 
 
 class Account(Record):
@@ -55,19 +59,20 @@ def states(owner: LabelStudio, emails: Iterable[str]) -> dict[str, State]:
     """The state of each account; read-only.
 
     `new`: it does not exist yet. `ready`: created here, and its token is valid. `token changed`: created here, but its
-    token is no longer valid. `signed up`: the person signed up with the invitation link, set the password, and was not
-    named before, so that the judgements do not count yet. `own password`: the same, and they count.
+    token is no longer valid. `signed up`: somebody signed up with the invitation link and set the password, and nobody
+    has confirmed yet that it is the person's account, so that its judgements do not count. `own password`: they signed
+    up too, and they count.
     """
     accounts, existing = _read(), members(owner)
     known, ids = accounts.servers.get(owner.url, {}), accounts.known.get(owner.url, ())
     return {email: _state(owner, known.get(email), existing.get(email.lower()), ids) for email in emails}
 
 
-def _state(owner: LabelStudio, account: Account | None, number: int | None, known: Collection[int]) -> State:
-    if number is None:
+def _state(owner: LabelStudio, account: Account | None, member: Member | None, known: Collection[int]) -> State:
+    if member is None:
         return "new"
     if account is None:
-        return "own password" if number in known else "signed up"
+        return "own password" if member.id in known else "signed up"
     with LabelStudio(owner.url, account.token) as client:
         try:
             client.whoami()
@@ -76,15 +81,28 @@ def _state(owner: LabelStudio, account: Account | None, number: int | None, know
     return "ready"
 
 
-def ensure_people(owner: LabelStudio, emails: Iterable[str]) -> dict[str, State]:
-    """Create missing accounts, refresh changed tokens, and let the judgements of all count. Returns the states before.
+def sign_ups(owner: LabelStudio, people: Mapping[str, State]) -> dict[str, str]:
+    """When the accounts were created that signed up themselves and do not count yet.
 
-    Each account is written to the file before the next is created.
+    Whoever has the invitation can sign up with any address: that an account has somebody's address does not show that
+    it is theirs.
+    """
+    waiting = [email for email, state in people.items() if state == "signed up"]
+    existing = members(owner) if waiting else {}
+    return {email: existing[email.lower()].joined for email in waiting if email.lower() in existing}
+
+
+def ensure_people(owner: LabelStudio, emails: Iterable[str], confirmed: Collection[str] = ()) -> dict[str, State]:
+    """Create missing accounts, refresh changed tokens, and let the judgements of these accounts count.
+
+    Accounts that signed up themselves count from when a person `confirmed` that they are theirs. Each account is
+    written to the file before the next is created. Returns the states before.
     """
     with exclusive_lock(f"accounts {home_directory()}"):
         before = states(owner, emails)
         existing = members(owner)
-        _remember(owner, [existing[email.lower()] for email, state in before.items() if state == "signed up"])
+        waiting = [email for email, state in before.items() if state == "signed up"]
+        _remember(owner, [existing[email.lower()].id for email in waiting if email in confirmed])
         for email, state in before.items():
             if state not in ("new", "token changed"):
                 continue
@@ -111,7 +129,7 @@ def _remember(owner: LabelStudio, ids: Iterable[int], annotators: Annotators = "
     accounts = _read()
     people, crew = {*accounts.known.get(owner.url, ())}, {*accounts.crew.get(owner.url, ())}
     if owner.url not in accounts.crew:  # a file of an earlier version has them among the people
-        crew = {number for email, number in members(owner).items() if email.endswith(CREW) and number in people}
+        crew = {member.id for email, member in members(owner).items() if email.endswith(CREW) and member.id in people}
     if annotators == "simulated":
         crew |= {*ids}
     people = ({*people, int(owner.whoami()["id"])} | ({*ids} if annotators == "people" else set())) - crew

@@ -1,6 +1,6 @@
 """`rlhf label open`: creates the projects, tasks, accounts and webhooks of a recipe's `labeling` on the server."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -183,13 +183,14 @@ def standing(owner: LabelStudio, planning: Planning) -> list[str]:
         return already_judged(store, collection)
 
 
-def open_plan(owner: LabelStudio, planning: Planning) -> tuple[Collection, list[str]]:
+def open_plan(owner: LabelStudio, planning: Planning, confirmed: Iterable[str] = ()) -> tuple[Collection, list[str]]:
     """Create accounts, then projects with their tasks, then webhooks. Idempotent, also after an interruption.
 
-    Returns the collection, and notes on tasks that the server does not take.
+    `confirmed` are the addresses of people who signed up themselves. Returns the collection, and notes on tasks that
+    the server does not take.
     """
     config, out = planning.config, planning.directory
-    ensure_people(owner, config.people)
+    ensure_people(owner, config.people, {*confirmed})
     opened = open_planned(owner, config, planning.planned, out, planning.recipe, planning.seed, planning.earlier)
     if config.webhook is not None:
         for batch in opened.batches:
@@ -246,7 +247,7 @@ def notes(planning: Planning, projects: Sequence[ProjectState], people: Mapping[
             for kind, tasks in planned.tasks.items()
             for positions in balance(tasks, material.origins)
         ),
-        *(f"account {email}: {state}" for email, state in people.items()),
+        *(f"account {email}: {state}" for email, state in people.items() if state != "signed up"),
     ]
 
 
@@ -265,5 +266,6 @@ def links(owner: LabelStudio, planning: Planning, projects: Sequence[ProjectStat
     return [
         *(f"{project.title}: {owner.url}/projects/{project.number}/data?labeling=1" for project in projects),
         *([f"passwords and tokens: {accounts_file()}"] if planning.config.people else []),
-        f"anyone with this link can sign up, and counts once labeling.people names the address: {invite_link(owner)}",
+        "anyone with this link can sign up with any address, and counts once labeling.people names it and you confirm "
+        f"here whose account it is: {invite_link(owner)}",
     ]

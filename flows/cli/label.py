@@ -55,10 +55,14 @@ def open_collection(
     overrides: Overrides = None,
     plan: Annotated[bool, typer.Option("--plan", help="Print tasks and hours; change nothing.")] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Open without asking.")] = False,
+    accept: Annotated[
+        list[str] | None,
+        typer.Option(metavar="EMAIL", help="An account that signed up by itself is the person's; can be repeated."),
+    ] = None,
 ) -> None:
     """Create the projects, tasks, accounts and webhooks of the recipe's `labeling`.
 
-    Shows the estimated hours and asks first. Idempotent.
+    Shows the estimated hours and asks first, and asks whose the accounts are that signed up by themselves. Idempotent.
     """
     config = load_recipe(recipe, overrides or [])
     check_files(config)
@@ -71,16 +75,19 @@ def open_collection(
     command = " ".join([recipe, *(f"--set {shlex.quote(override)}" for override in overrides or [])])
     with queries(*servers, label_studio=config.labeling.url):
         from flows.annotation import open as opening
-        from flows.annotation.accounts import states
+        from flows.annotation.accounts import NOT_CONFIRMED, sign_ups, states
         from flows.annotation.label_studio import client
         from flows.pipeline.dag import keys, steps
 
         planning = opening.planning(config, keys(steps(config)), command)
         with client(planning.config) as owner:
             projects, people = opening.projects(owner, planning), states(owner, planning.config.people)
+            joined = sign_ups(owner, people)
     print_table(opening.PLAN_COLUMNS, opening.plan_rows(planning, projects))
     for note in opening.notes(planning, projects, people):
         echo(note)
+    for email, time in joined.items():
+        echo(f"account {email}: signed up by itself on {time} UTC; whoever has the invitation link could")
     with client(planning.config) as owner:
         if not any(project.changes for project in projects) and not {"new", "token changed", "signed up"} & {
             *people.values()
@@ -90,13 +97,20 @@ def open_collection(
             echo("nothing was changed")
             return
         else:
+            confirmed = {*(accept or [])}
+            confirmed |= {email for email in joined if email not in confirmed and not yes and _is_theirs(email)}
             with waiting(f"opening the projects at {owner.url}"):
-                _, remarks = opening.open_plan(owner, planning)
+                _, remarks = opening.open_plan(owner, planning, confirmed)
                 projects = opening.projects(owner, planning)
-            for remark in remarks:
-                echo(remark)
+            for note in [*remarks, *(NOT_CONFIRMED.format(email) for email in joined if email not in confirmed)]:
+                echo(note)
         for line in (*opening.standing(owner, planning), *opening.links(owner, planning, projects)):
             echo(line)
+
+
+def _is_theirs(email: str) -> bool:
+    """Whether the user says that an account belongs to the person whose address it has."""
+    return typer.confirm(f"is the account {email} theirs? If you are not sure, ask the person when they signed up")
 
 
 @app.command()

@@ -29,7 +29,7 @@ class Which(StrEnum):
 def sample(
     models: Annotated[
         list[str],
-        typer.Argument(metavar="MODEL", help="NAME@ALIAS or NAME/VERSION, as in town-policy@champion, or a checkpoint."),
+        typer.Argument(metavar="MODEL", help="NAME@ALIAS, NAME/VERSION, as in town-policy@champion, or a directory."),
     ],
     prompts: Annotated[str, typer.Option(help="A file of prompts, in any format of recipes.")],
     responses: Annotated[int, typer.Option("--n", min=1, max=9, help="Responses of each model to a prompt.")] = 4,

@@ -10,6 +10,7 @@ from prefect import flow, get_run_logger
 from alignment.artifacts import Artifact
 from alignment.errors import ConfigError
 from alignment.records import write_records
+from flows.annotation import accounts
 from flows.annotation.label_studio import annotation_store, client
 from flows.annotation.open import open_plan, planning
 from flows.annotation.written import written_demonstrations
@@ -87,6 +88,9 @@ def open_writing(recipe: Recipe) -> tuple[int, Path, int]:
     plan = planning(writing, keys(steps(writing)), recipe.name)
     plan = replace(plan, planned=replace(plan.planned, tasks={"demonstration": plan.planned.tasks["demonstration"]}))
     with client(plan.config) as owner, closing(annotation_store()) as store:
+        for email, state in accounts.ensure_people(owner, plan.config.people).items():
+            if state == "signed up":
+                get_run_logger().warning(accounts.NOT_CONFIRMED.format(email))
         opened, _ = open_plan(owner, plan)
         links.link_projects(opened.urls)
         sync_collection(owner, opened, store)

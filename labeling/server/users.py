@@ -6,7 +6,8 @@ Accounts created by the API, and so by the SDK, have no password and no organisa
 import hashlib
 import hmac
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
 from urllib.parse import urljoin
 
 import httpx
@@ -31,10 +32,22 @@ class Account(BaseModel):
     token: SecretStr
 
 
-def members(owner: LabelStudio) -> dict[str, int]:
-    """The ids of all accounts by lower-case e-mail address."""
+class Member(NamedTuple):
+    """An account of the server, and when it was created."""
+
+    id: int
+    joined: str
+
+
+def members(owner: LabelStudio) -> dict[str, Member]:
+    """All accounts by lower-case e-mail address."""
     users = expect(owner.get("/api/users"), list, "the list of users")
-    return owner.call(lambda: {str(user["email"]).lower(): int(user["id"]) for user in users})
+    return owner.call(lambda: {str(user["email"]).lower(): _member(user) for user in users})
+
+
+def _member(user: Mapping[str, object]) -> Member:
+    joined = str(user.get("date_joined") or "an unknown day")[:16].replace("T", " ")
+    return Member(int(str(user["id"])), joined)
 
 
 def let_annotate(owner: LabelStudio, ids: Iterable[int]) -> None:

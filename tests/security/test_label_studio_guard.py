@@ -3,29 +3,26 @@
 import json
 import shutil
 import socket
+import sqlite3
 import threading
 from collections.abc import Iterator
+from contextlib import closing
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import httpx
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
-from labeling.errors import RequestRefused
+from labeling.errors import BadCredentials, RequestRefused
 from labeling.server import users
 from labeling.server.client import LabelStudio
-from labeling.server.guard.rlhf_guard import (
-    MOST_FILTERS,
-    account_refusal,
-    body_refusal,
-    filter_refusal,
-    is_open,
-    is_outside,
-    query_refusal,
-)
+from labeling.server.guard.rlhf_guard.accounts import is_open, query_refusal
+from labeling.server.guard.rlhf_guard.bodies import MOST_FILTERS, account_refusal, body_refusal, filter_refusal
+from labeling.server.guard.rlhf_guard.connections import is_outside
+from labeling.server.guard.rlhf_guard.passwords import FAILURES, Attempts, is_log_in
 from labeling.server.process import running_server
 from labeling.server.users import ensure_account
 from labeling.tasks.projects import open_project
@@ -96,7 +93,18 @@ ODD_RESULTS = (
     *(SURROGATE, json.dumps(SURROGATE), "[NaN]", "[1e999]", "[-Infinity]", "[", "{}", '"[]', "7", f"[{2**63}]"),
     *("[" * 60 + "]" * 60, "[" * 100_000, "[" + "9" * 5000 + "]"),
 )
-ODD_TIMES = ("inf", "-inf", "nan", "Infinity", " inf ", "1e999", "NaN", "x", "\uff11e999", "9" * 400)
+ODD_TIMES = (
+    *("inf", "-inf", "nan", "Infinity", " inf ", "1e999", "NaN", "x", "\uff11e999", "9" * 400),
+    *("1.7e308", "-1.7e308", "1e9"),  # two of the first add up to infinity
+)
+ODD_ITEMS: tuple[Any, ...] = (  # on which Label Studio's counts or exports fail
+    *(True, "x", [], {}, {"from_name": "preference"}, {"from_name": "preference", "value": "x"}),
+    *({"from_name": {"a": 1}, "value": {}}, {"from_name": "a", "to_name": [], "value": {}}, {"type": 7, "value": {}}),
+    {"from_name": "preference", "to_name": "prompt", "type": "rating", "value": {"rating": 3}},
+    {"from_name": "preference", "to_name": "prompt", "type": "choices", "value": {"choices": {"a": 1}}},
+    {"from_name": "rationale", "to_name": "prompt", "type": "textarea", "value": {}},
+)
+CONTROLS = {"preference": "Choices", "rationale": "TextArea"}
 
 
 @pytest.mark.parametrize("result", ODD_RESULTS)
@@ -107,25 +115,43 @@ def test_results_are_decoded_and_plain(result: str) -> None:
 
 
 @pytest.mark.parametrize("time", ODD_TIMES)
-def test_times_are_finite_numbers_also_as_texts(time: str) -> None:
+def test_times_can_be_averaged_also_as_texts(time: str) -> None:
     assert body_refusal({"lead_time": time}, 5) and body_refusal(Form(lead_time=["1.0", time]), 5)
 
 
 def test_results_as_texts_are_taken() -> None:
-    good = [preference("a_1"), {"text": "\u00e9\U0001f600", "number": 1e308}]
+    good = [
+        preference("a_1"),
+        {"from_name": "rationale", "value": {"text": ["\u00e9\U0001f600"], "number": 1e308}},
+        {"type": "relation", "from_id": "a", "to_id": "b"},
+    ]
+    assert not body_refusal({"result": good}, 5, CONTROLS)
     for text in (json.dumps(good), json.dumps(good, ensure_ascii=False), json.dumps(json.dumps(good))):
         assert not body_refusal({"result": text}, 5) and not body_refusal(Form(result=[text], lead_time=["2"]), 5)
 
 
-class Filter(NamedTuple):
-    operator: str
-    child_filter: "Filter | None" = None
+@pytest.mark.parametrize("item", ODD_ITEMS)
+def test_items_of_results_are_what_label_studio_counts_and_exports(item: Any) -> None:
+    assert body_refusal({"result": [preference("a_1"), item]}, 5, CONTROLS)
+    assert body_refusal(Form(result=[json.dumps([item])]), 5, CONTROLS)
+
+
+def test_every_field_that_holds_json_text_is_plain() -> None:
+    for field in ("custom_hotkeys", "interaction_data", "data", "filter_group.filters[0].value"):
+        for text in (SURROGATE, json.dumps(SURROGATE), "[NaN]", "1e999", "[" * 60 + "]" * 60, "[" * 100_000):
+            assert body_refusal(Form({field: ["", text]}), 5), (field, text[:20])
+            assert body_refusal({field: text}, 5)
+    for text in ('{"a:b": {"key": "x"}}', "Mia [x", "\u00e9", "", "7", '"'):
+        assert not body_refusal(Form(first_name=[text]), 5)
 
 
 def test_regular_expressions_and_huge_queries_are_the_owners() -> None:
-    assert not filter_refusal([Filter("contains")] * MOST_FILTERS)
-    assert "filters" in filter_refusal([Filter("contains")] * (MOST_FILTERS + 1))
-    for items in ([Filter("regex")], [Filter("equal"), Filter("less", Filter("greater", Filter("Regex")))]):
+    contains = {"filter": "filter:tasks:data.text", "operator": "contains"}
+    assert not filter_refusal([contains] * MOST_FILTERS)
+    assert "filters" in filter_refusal([contains] * (MOST_FILTERS + 1))
+    nested = {"operator": "less", "child_filter": {"operator": "greater", "child_filter": {"operator": "Regex"}}}
+    lookup, stored = {"filter": "filter:tasks:data.text__iregex"}, {"column": "filter:tasks:data.text__regex"}
+    for items in ([{"operator": "regex"}], [contains, nested], [contains | lookup], [{"operator": "equal"} | stored]):
         assert "regular expressions" in filter_refusal(items)
     assert not query_refusal("project=1", "1000") and query_refusal("", "1001") and query_refusal("x" * 20_001, "")
 
@@ -135,6 +161,18 @@ def test_an_account_has_its_own_name() -> None:
     assert not account_refusal({"first_name": "Mia", "username": "mia", "active_organization": "1"}, own)
     for change in ({"username": "ned"}, {"active_organization": 2}, {"last_name": "ned@guard.local"}):
         assert account_refusal(change, own)
+    assert account_refusal({"first_name": "ned\uff20guard.local"}, own)  # a wide @
+
+
+def test_wrong_passwords_are_limited_by_address_and_account() -> None:
+    attempts, who = Attempts(), ("127.0.0.1", "mia@guard.local")
+    assert all(attempts.begin(who) for _ in range(FAILURES)) and not attempts.begin(who)
+    assert attempts.begin(("127.0.0.1", "ned@guard.local")) and attempts.begin(("127.0.0.2", "mia@guard.local"))
+    attempts.forget(who)  # one of them was right
+    assert attempts.begin(who) and not attempts.begin(who)
+    for path in ("/user/login/", "/admin/login/", "/api-auth/login/", "/user/login"):
+        assert is_log_in("POST", path) and not is_log_in("GET", path)
+    assert not is_log_in("POST", "/api/tasks/")
 
 
 @pytest.mark.server
@@ -280,6 +318,113 @@ def test_what_others_started_is_theirs_and_what_pages_fail_on_is_refused(owner: 
         assert ned.get(f"/api/drafts/{draft}/")["result"] == [preference("a_3")]
     assert owner.get(f"/api/annotations/{starred['id']}/")["ground_truth"] is True
     assert owner.get(f"/api/projects/{project.id}/export", exportType="JSON")
+
+
+@pytest.mark.server
+def test_what_an_account_stores_stops_nobody_else(owner: LabelStudio) -> None:
+    """Hotkeys, times, tabs and results on which the pages of others, lists and exports would fail."""
+    project = open_project(owner, "pairwise", "poison", 3)
+    (task,) = push(owner, project, build_tasks("pairwise", [response_set(0)], 0)[0]).ids.values()
+    mia = ensure_account(owner, "mia@guard.local", "password of mia")
+    me, tab = f"/api/users/{mia.id}/", {"project": project.id}
+    column = {"filter": "filter:tasks:data.text", "operator": "regex", "type": "String", "value": "(a+)+$"}
+    lookup = column | {"filter": "filter:tasks:data.prompt__regex", "operator": "equal"}
+    plain = column | {"operator": "contains", "value": "a"}
+    hotkeys = json.dumps({"a:b": {"key": "\ud800"}})
+    group = {"filter_group.conjunction": "and", "filter_group.filters[0]column": column["filter"]}
+    group |= {f"filter_group.filters[0]{name}": str(column[name]) for name in ("operator", "type", "value")}
+    with httpx.Client(base_url=owner.url, trust_env=False, timeout=30) as http:
+        http.headers["Authorization"] = f"Token {mia.token.get_secret_value()}"
+        refused(http, "PATCH", me, data={"custom_hotkeys": hotkeys})
+        refused(http, "PATCH", "/api/current-user/product-tour?name=x", data={"interaction_data": hotkeys})
+        refused(http, "PATCH", me, json={"custom_hotkeys": {f"a:{number}": {} for number in range(20_000)}})
+        refused(http, "PATCH", me, json={"date_joined": "2020-01-01T00:00:00Z"})
+        joined = http.get(me).json()["date_joined"]
+        assert http.patch(me, json={"first_name": "Mia", "date_joined": joined}).status_code == 200
+        for path in (f"/api/tasks/{task}/annotations/", f"/api/tasks/{task}/drafts"):
+            refused(http, "POST", path, json={"result": [], "lead_time": 1.7e308})
+            refused(http, "POST", path, data={"result": "[]", "lead_time": "1.7e308"})
+            for item in ODD_ITEMS:
+                refused(http, "POST", path, json={"result": [item]})
+        for hidden in (column, lookup, plain | {"child_filter": column}, plain | {"child_filter": lookup}):
+            filters = {"filters": {"conjunction": "and", "items": [plain, hidden]}}
+            refused(http, "POST", "/api/dm/views/", json=tab | {"data": {"title": "x"} | filters})
+            refused(http, "GET", "/api/tasks", params=tab | {"query": json.dumps(filters)})
+        refused(http, "POST", "/api/dm/views/", json=tab | {"data": {}, "filter_group": _group(column)})
+        many = {"filters": {"conjunction": "and", "items": [plain] * 21}}
+        refused(http, "POST", "/api/dm/views/", json=tab | {"data": many})
+        view = http.post("/api/dm/views/", json=tab | {"data": {"title": "mine"}}).json()["id"]
+        refused(http, "PATCH", f"/api/dm/views/{view}/", json=tab | {"data": {"filters": filters["filters"]}})
+        assert http.post("/api/dm/views/", data=tab | group).status_code >= 400
+        assert http.post(f"/api/tasks/{task}/annotations/", json={"result": [preference("a_1")]}).status_code == 201
+    assert {row["id"] for row in owner.get("/api/users")} >= {mia.id}
+    assert owner.get(f"/api/tasks/{task}/") and owner.tasks_with_annotations(project.id)
+    headers = {"Authorization": f"Token {TOKEN}"}
+    for kind in ("JSON", "JSON_MIN", "CSV"):
+        path = f"{owner.url}/api/projects/{project.id}/export?exportType={kind}"
+        assert httpx.get(path, headers=headers, trust_env=False, timeout=60).status_code == 200
+
+
+def _group(column: dict[str, str]) -> dict[str, Any]:
+    return {"conjunction": "and", "filters": [column | {"column": column["filter"]}]}
+
+
+@pytest.mark.server
+def test_the_owner_does_not_run_the_filters_of_a_tab_of_somebody_else(
+    owner: LabelStudio, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """A tab that was stored before the guard refused it."""
+    project = open_project(owner, "pairwise", "tabs", 3)
+    push(owner, project, build_tasks("pairwise", [response_set(0)], 0)[0])
+    mia = ensure_account(owner, "mia@guard.local", "password of mia")
+    regex = {"filter": "filter:tasks:data.prompt", "operator": "regex", "type": "String", "value": "."}
+    filters = {"filters": {"conjunction": "and", "items": [regex]}}
+    view = owner.post("/api/dm/views/", {"project": project.id, "data": {"title": "x", **filters}})["id"]
+    assert owner.get("/api/tasks", project=project.id, view=view)["total"] == 1
+    (database,) = tmp_path_factory.getbasetemp().glob("label-studio[0-9]*/data/label_studio.sqlite3")
+    with closing(sqlite3.connect(database, timeout=30)) as connection:
+        connection.execute("UPDATE data_manager_view SET user_id = ? WHERE id = ?", (mia.id, view))
+        connection.commit()
+    with pytest.raises(RequestRefused, match=f"of account {mia.id}"):
+        owner.get("/api/tasks", project=project.id, view=view)
+    assert [row["id"] for row in owner.get("/api/dm/views/", project=project.id)] == [view]
+    owner.delete(f"/api/dm/views/{view}/")
+
+
+@pytest.mark.server
+def test_the_invitation_is_the_owners_and_names_do_not_look_alike(owner: LabelStudio) -> None:
+    token = owner.get("/api/invite")["token"]
+    mia = ensure_account(owner, "mia@guard.local", "password of mia")
+    for account in (mia.token.get_secret_value(), stranger(owner, "sock@invited.local")):
+        with httpx.Client(base_url=owner.url, trust_env=False, timeout=30) as http:
+            http.headers["Authorization"] = f"Token {account}"
+            for path in ("/api/organizations/1", "/api/organizations", "/api/organizations/1/memberships", "/people/"):
+                answer = http.get(path, follow_redirects=True)
+                assert answer.status_code == 200 and token not in answer.text, path
+    assert "token" not in owner.get("/api/organizations/1")
+    with httpx.Client(base_url=owner.url, trust_env=False, timeout=60) as http:
+        for twin in ("mia@guard.local\u200b", "mia@gu\u0430rd.local"):
+            with pytest.raises(BadCredentials):
+                users._sign_up(owner, http, twin, "password of a twin")
+        assert users._log_in(http, "mia@guard.local", "password of mia")
+        names = {"first_name": "ned@guard.local", "last_name": "", "phone": ""}
+        assert not users._submit(http, "/user/account/", names)
+        assert users._submit(http, "/user/account/", names | {"first_name": "Mia"})
+    assert owner.get(f"/api/users/{mia.id}/")["first_name"] == "Mia"
+
+
+@pytest.mark.server
+def test_wrong_passwords_of_an_account_are_limited(owner: LabelStudio) -> None:
+    ensure_account(owner, "ned@guard.local", "password of ned")
+    with httpx.Client(base_url=owner.url, trust_env=False, timeout=60) as http:
+        page = http.get("/user/login/")
+        form = {"email": "guessed@guard.local", "csrfmiddlewaretoken": users._form_token(page)}
+        headers = {"Referer": str(page.request.url)}
+        for number in range(FAILURES):
+            assert http.post("/user/login/", data=form | {"password": f"{number}"}, headers=headers).status_code == 200
+        shut_out = [http.post(path, data=form, headers=headers) for path in ("/user/login/", "/api-auth/login/")]
+        assert [answer.status_code for answer in shut_out] == [429, 429] and shut_out[0].headers["Retry-After"] == "60"
+        assert users._log_in(http, "ned@guard.local", "password of ned")
 
 
 @pytest.fixture

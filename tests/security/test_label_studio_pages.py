@@ -14,7 +14,7 @@ import pytest
 from playwright.sync_api import Page, sync_playwright
 
 from labeling.server.client import LabelStudio
-from labeling.server.guard.rlhf_guard import elsewhere, origin_refusal
+from labeling.server.guard.rlhf_guard.browsers import elsewhere, origin_refusal
 from labeling.server.process import ServerSettings, page_host, pages_link, running_server
 from labeling.server.users import ensure_account
 from labeling.tasks.projects import open_project
@@ -85,8 +85,11 @@ def test_browsers_ask_under_the_name_of_the_pages_and_programs_under_any() -> No
     for host in ("127.0.0.1:8080", "localhost:8080", "evil.example:8080", "other.localhost:8080", "[::1]:8080"):
         assert elsewhere("labels.localhost:8080", {"HTTP_HOST": host} | page)
         assert elsewhere("labels.localhost:8080", {"HTTP_HOST": host, "HTTP_SEC_FETCH_SITE": "same-origin"} | program)
-        assert not elsewhere("labels.localhost:8080", {"HTTP_HOST": host} | program)
         assert not elsewhere("", {"HTTP_HOST": host} | page)
+    for host in ("127.0.0.1:8080", "localhost:8080", "LOCALHOST", "[::1]:8080", ""):
+        assert not elsewhere("labels.localhost:8080", {"HTTP_HOST": host} | program)
+    for host in ("evil.example:8080", "other.localhost:8080", "127.0.0.1.evil.example", "[evil]:80"):
+        assert elsewhere("labels.localhost:8080", {"HTTP_HOST": host} | program)  # a page that reads after a rebinding
     assert not elsewhere("labels.localhost:8080", {"HTTP_HOST": "Labels.localhost:9999"} | page)  # a tunnel
 
 
@@ -153,6 +156,9 @@ def test_pages_of_others_cause_nothing_and_get_no_cookie(tmp_path: Path, label_s
             answer = http.get("/user/login/", headers={"Accept": "text/html", "Cookie": "sessionid=x"})
             assert answer.status_code == 403 and "sessionid" in answer.headers["set-cookie"]
             assert not re.search("labels-[0-9a-f]{16}", answer.text + http.get("/user/login/").text)
+            for path in ("/user/login/", "/api/version/", "/health/"):
+                led = http.get(path, headers={"Host": "evil.example"})  # neither Origin nor Sec-Fetch-Site
+                assert led.status_code == 403 and "set-cookie" not in led.headers and "version" not in led.text
         with sync_playwright() as playwright:
             chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
             page = chromium.new_page()

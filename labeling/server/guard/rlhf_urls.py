@@ -8,7 +8,7 @@ from django.http import HttpResponse
 from django.urls import path
 from rest_framework.response import Response
 from rest_framework.views import APIView
-from rlhf_guard import GROUP
+from rlhf_guard.accounts import GROUP
 from rlhf_pages import ADDRESS, SCRIPT
 from users.models import User
 

@@ -191,11 +191,13 @@ def test_accounts_of_people_who_chose_a_password_or_changed_a_token(on_server: P
     ensure_account(owner, "paul@open.local", "a password of his own")
     told = ["paul@open.local", "Quinn@open.local"]
     assert states(owner, told) == {"paul@open.local": "signed up", "Quinn@open.local": "new"}
-    paul = members(owner)["paul@open.local"]
+    paul = members(owner)["paul@open.local"].id
     assert paul not in known_accounts(owner)
     assert ensure_people(owner, told)["Quinn@open.local"] == "new"
+    assert states(owner, told)["paul@open.local"] == "signed up" and paul not in known_accounts(owner)
+    assert ensure_people(owner, told, ["paul@open.local"])["Quinn@open.local"] == "ready"
     assert states(owner, told)["paul@open.local"] == "own password"
-    assert {paul, members(owner)["quinn@open.local"], owner.whoami()["id"]} <= known_accounts(owner)
+    assert {paul, members(owner)["quinn@open.local"].id, owner.whoami()["id"]} <= known_accounts(owner)
     assert states(owner, told)["Quinn@open.local"] == "ready"
     book = json.loads(accounts_file().read_text())
     old = book["servers"][owner.url]["Quinn@open.local"]["token"]
@@ -206,6 +208,30 @@ def test_accounts_of_people_who_chose_a_password_or_changed_a_token(on_server: P
     accounts_file().write_text("{}}")
     with pytest.raises(ArtifactError, match=r"annotators\.json cannot be read"):
         states(owner, told)
+
+
+@pytest.mark.server
+def test_an_account_that_signed_up_before_it_was_named_counts_when_a_person_says_whose_it_is(
+    on_server: Path, owner: LabelStudio
+) -> None:
+    """A stranger with the invitation can sign up with anybody's address before the team names it."""
+    for name in ("carol", "dora", "erik"):
+        ensure_account(owner, f"{name}@named.local", "a password of a stranger")
+    people = [f"{name}@named.local" for name in ("carol", "dora", "erik")]
+    carol, dora, erik = (members(owner)[email].id for email in people)
+    recipe = recipe_file(on_server, "named", [response_set(n) for n in range(6)], people=people)
+    opened = open_(recipe, "--yes", "--accept", "dora@named.local")
+    assert opened.exit_code == 0, opened.output
+    today = members(owner)["carol@named.local"].joined
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d", today)
+    assert f"account carol@named.local: signed up by itself on {today} UTC" in opened.output
+    assert "account carol@named.local signed up by itself and does not count" in opened.output
+    assert {carol, dora, erik} & known_accounts(owner) == {dora}
+    asked = CliRunner().invoke(app, ["label", "open", str(recipe)], input="y\nn\ny\n")
+    assert asked.exit_code == 0 and "is the account carol@named.local theirs?" in asked.output
+    assert {carol, dora, erik} & known_accounts(owner) == {dora, erik}
+    strange = open_(recipe, "--yes", "--accept", "fred@named.local")
+    assert strange.exit_code == 1 and "labeling.people does not name" in str(strange.exception)
 
 
 @pytest.mark.server
