@@ -408,8 +408,8 @@ def test_the_invitation_is_the_owners_and_names_do_not_look_alike(owner: LabelSt
                 users._sign_up(owner, http, twin, "password of a twin")
         assert users._log_in(http, "mia@guard.local", "password of mia")
         names = {"first_name": "ned@guard.local", "last_name": "", "phone": ""}
-        assert not users._submit(http, "/user/account/", names)
-        assert users._submit(http, "/user/account/", names | {"first_name": "Mia"})
+        assert http.post("/user/account/", data=names).status_code == 200  # the form again
+        assert http.post("/user/account/", data=names | {"first_name": "Mia"}).status_code == 302
     assert owner.get(f"/api/users/{mia.id}/")["first_name"] == "Mia"
 
 
@@ -418,7 +418,8 @@ def test_wrong_passwords_of_an_account_are_limited(owner: LabelStudio) -> None:
     ensure_account(owner, "ned@guard.local", "password of ned")
     with httpx.Client(base_url=owner.url, trust_env=False, timeout=60) as http:
         page = http.get("/user/login/")
-        form = {"email": "guessed@guard.local", "csrfmiddlewaretoken": users._form_token(page)}
+        email = f"{'g' * 250}@guard.local"  # too long: refused without the tenths of a second that a password takes
+        form = {"email": email, "csrfmiddlewaretoken": users._form_token(page)}
         headers = {"Referer": str(page.request.url)}
         for number in range(FAILURES):
             assert http.post("/user/login/", data=form | {"password": f"{number}"}, headers=headers).status_code == 200
