@@ -171,7 +171,7 @@ def picture(compared: Compared) -> Figure:
     curves.set_xlabel("√KL(policy ‖ SFT), nats½ a response")
     for axes in (means, curves):
         axes.grid(alpha=0.25)
-    means.legend(frameon=False, fontsize=8, loc="lower right")
+    curves.legend(frameon=False, fontsize=8)
     return figure
 
 
@@ -180,8 +180,8 @@ def _mlflow_page(a: Release, b: Release) -> str | None:
     versions = [name_and_number(release.policy) for release in (a, b)]
     if versions[0][0] != versions[1][0]:
         return None
-    by_run = {
-        str(release.manifest["runs"][release.manifest["method"]]): number
+    runs_by_version = {
+        number: str(release.manifest["runs"][release.manifest["method"]])
         for release, (_, number) in zip((a, b), versions, strict=True)
     }
-    return links.compare_page(versions[0][0], by_run)
+    return links.compare_page(versions[0][0], runs_by_version)

@@ -52,13 +52,14 @@ def registry_page(name: str = "") -> str | None:
     return f"{_without_login(uri)}/#/models{part}{TRAINING}" if uri.startswith("http") else None
 
 
-def compare_page(name: str, versions: Mapping[str, str]) -> str | None:
-    """The URL of MLflow's comparison of versions of a model, by run id; None for a store without a server."""
+def compare_page(name: str, runs_by_version: Mapping[str, str]) -> str | None:
+    """The URL of MLflow's comparison of versions of a model; None for a store without a server."""
     uri = os.environ.get("RLHF_MLFLOW_PAGES", get_tracking_uri())
     if not uri.startswith("http"):
         return None
-    chosen = quote(json.dumps(dict(versions), separators=(",", ":")))
-    return f"{_without_login(uri)}/#/compare-model-versions{TRAINING}&name={quote(json.dumps(name))}&runs={chosen}"
+    runs = quote(json.dumps(dict(runs_by_version), separators=(",", ":")))
+    query = f"?name={quote(json.dumps(name))}&runs={runs}&{TRAINING[1:]}"  # MLflow reads the name in first place only
+    return f"{_without_login(uri)}/#/compare-model-versions{query}"
 
 
 @dataclass(frozen=True)
