@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 from alignment.errors import ConfigError
 from flows.cli.main import app
 from flows.releases.compare import compare
+from flows.tracking.links import compare_page
 from tests.flows.releases.world import BETTER, GOOD, finish
 
 
@@ -39,3 +40,11 @@ def test_releases_that_share_no_prompts_are_still_shown(home: Path) -> None:
     assert compared.wins.win_rate is None and "they share 0 of 20 held-out prompts" in compared.wins.sentence()
     with pytest.raises(ConfigError, match="is not a model version"):
         compare("tiny policy/2", "tiny-policy/1")
+
+
+def test_mlflow_s_comparison_has_the_name_in_first_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RLHF_MLFLOW_PAGES", "http://reviewer:secret@mlflow.example/")
+    assert compare_page("town-policy", {"1": "a", "2": "b"}) == (
+        "http://mlflow.example/#/compare-model-versions?name=%22town-policy%22"
+        "&runs=%7B%221%22%3A%22a%22%2C%222%22%3A%22b%22%7D&workflowType=machine_learning"
+    )
