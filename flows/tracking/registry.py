@@ -66,17 +66,16 @@ def register(name: str, directory: Path, *, stage: str, key: str, run_id: str) -
     return _only_version(name, key, registered)
 
 
-def register_as(name: str, model: str) -> str:
+def register_as(name: str, model: str, *, stage: str, key: str) -> str:
     """Register the files of a version under another name as well: recipes that share a stage share its files."""
     client = MlflowClient()
     original = client.get_model_version(*name_and_number(model))
-    key = str(original.tags[TAG_KEY])
     existing = find_version(name, key)
     if existing is not None:
         return existing
     with suppress(MlflowException):  # it exists already; if not, the next call says why
         client.create_registered_model(name)
-    tags = {tag: str(original.tags[tag]) for tag in (TAG_STAGE, TAG_KEY)}
+    tags = {TAG_STAGE: stage, TAG_KEY: key}
     registered = client.create_model_version(name, str(original.source), original.run_id, tags=tags)
     return _only_version(name, key, registered)
 

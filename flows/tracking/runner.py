@@ -146,7 +146,8 @@ def _registered(job: Job, artifact: Artifact) -> Artifact:
     name = job.step.model
     if name is None or artifact.model is None or registry.name_and_number(artifact.model)[0] == name:
         return artifact
-    return artifact.model_copy(update={"model": registry.register_as(name, artifact.model)})
+    model = registry.register_as(name, artifact.model, stage=job.stage, key=job.key)
+    return artifact.model_copy(update={"model": model})
 
 
 def _restore(run: Run, model: str | None, final: Path, digest: str) -> bool:

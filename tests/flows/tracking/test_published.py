@@ -52,4 +52,4 @@ def test_every_stage_of_a_published_run_is_found(home: Path) -> None:
         artifacts[name] = run_step(step, inputs, fail)
         assert artifacts[name].cached and artifacts[name].run_id == published[name]
         assert artifacts[name].result() == {"loss": 0.25} and artifacts[name].seconds == 1.5
-        assert artifacts[name].model == (f"models:/{MODELS[name]}/1" if name in MODELS else None)
+        assert artifacts[name].model == (f"models:/{step.model}/1" if name in MODELS else None)
