@@ -142,7 +142,7 @@ class Deeds:
 
     def create(self, skip: bool = False) -> None:
         task_id, person = self.task(), self.rng.choice(self.people)
-        result = self.rng.choice([self.order(task_id), [{"foo": "bar"}], []])
+        result = self.rng.choice([self.order(task_id), [{"from_name": "foo", "value": {}}], []])
         self.here[task_id].append(person.annotate(task_id, result, self.rng.random(), skip=skip))
         self.ever.add(self.here[task_id][-1])
 
