@@ -68,6 +68,8 @@ def open_collection(
     check_files(config)
     if config.labeling is None:
         raise ConfigError(f"the recipe {config.name} has no section `labeling`, so there is nothing to label: add one")
+    if strange := sorted({*(accept or [])} - {*config.labeling.people}):
+        raise ConfigError(f"--accept {strange[0]}: labeling.people does not name this address")
     with waiting("loading the stages"):
         from flows.annotation.select import needed_stages
 
@@ -97,7 +99,7 @@ def open_collection(
             echo("nothing was changed")
             return
         else:
-            confirmed = {*(accept or [])}
+            confirmed = {*(accept or [])} & joined.keys()
             confirmed |= {email for email in joined if email not in confirmed and not yes and _is_theirs(email)}
             with waiting(f"opening the projects at {owner.url}"):
                 _, remarks = opening.open_plan(owner, planning, confirmed)
