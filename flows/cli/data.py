@@ -31,10 +31,10 @@ from alignment.data.check import (
 from alignment.errors import ConfigError
 from alignment.hub import hub_host
 from alignment.paths import exists
+from alignment.plain_yaml import plain_yaml
 from flows.cli.common import BAD, GOOD, AsJson, Overrides
 from flows.console import console, echo
 from flows.recipe.schema import TOWN_SCHEME, Recipe, load_recipe
-from flows.recipe.untrusted import plain_yaml
 from flows.stack.environment import waiting
 
 app = typer.Typer(help="Data of your own: what a file or a data set would become.", no_args_is_help=True)

@@ -16,7 +16,7 @@ from alignment.artifacts import write_text
 from alignment.bounded import read_bounded
 from alignment.config.base import Config
 from alignment.errors import ConfigError
-from flows.recipe.untrusted import LONGEST_BYTES, plain_yaml
+from alignment.plain_yaml import LONGEST_BYTES, plain_yaml
 
 FILE = "notify.yaml"  # in the home
 Event = Literal["people_done", "quota_reached", "deadline_reached", "gate_failed", "run_died", "disk_low"]

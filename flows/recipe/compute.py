@@ -11,7 +11,7 @@ from alignment.bounded import read_bounded
 from alignment.config.stages import ComputeConfig
 from alignment.distributed import devices
 from alignment.errors import ConfigError
-from flows.recipe.untrusted import LONGEST_BYTES, plain_yaml
+from alignment.plain_yaml import LONGEST_BYTES, plain_yaml
 
 DEFAULTS: dict[str, Any] = {
     "compute_environment": "LOCAL_MACHINE",

@@ -6,8 +6,8 @@ from typing import Any
 import yaml
 
 from alignment.errors import ConfigError
+from alignment.plain_yaml import plain_yaml
 from flows.recipe.messages import shortened
-from flows.recipe.untrusted import plain_yaml
 
 LONGEST_OVERRIDE = 200  # characters in messages
 

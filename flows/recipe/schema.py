@@ -34,6 +34,7 @@ from alignment.data.readers import inside, locate
 from alignment.errors import ConfigError, DataError
 from alignment.methods.align import AlignConfig
 from alignment.paths import exists, is_file
+from alignment.plain_yaml import LONGEST_BYTES, plain_yaml
 from alignment.ppo.config import PPOConfig
 from alignment.stage import Stage
 from alignment.stages import EVALUATE, PRETRAIN, RESPONSES, REWARD, SFT
@@ -41,7 +42,7 @@ from flows.recipe.channels import Channel
 from flows.recipe.compute import check_compute
 from flows.recipe.messages import validation_message
 from flows.recipe.overrides import apply_override
-from flows.recipe.untrusted import LONGEST_BYTES, plain_yaml, refuse_credentials
+from flows.recipe.untrusted import refuse_credentials
 from labeling.config import LabelingConfig
 from labeling.screens.render import screens
 

@@ -9,10 +9,10 @@ from typing import Any
 import yaml
 
 from alignment.errors import ConfigError
+from alignment.plain_yaml import plain_yaml
 from alignment.records import Record
 from flows.recipe.messages import shortened
 from flows.recipe.schema import Recipe, load_recipe
-from flows.recipe.untrusted import plain_yaml
 
 MOST_SEEDS = 1000
 

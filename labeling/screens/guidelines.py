@@ -18,6 +18,8 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
+from alignment.bounded import read_bounded
+from alignment.plain_yaml import LONGEST_BYTES, plain_yaml
 from labeling.config import LANGUAGES, Kind
 from labeling.errors import GuidelinesError
 
@@ -232,8 +234,8 @@ def _texts(base: Guidelines) -> dict[str, str]:
 
 def _read_text(path: Path) -> str:
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        text = read_bounded(path, LONGEST_BYTES).decode("utf-8")
+    except (OSError, ValueError) as error:
         raise GuidelinesError(f"{path} cannot be read as UTF-8 text: {error}") from error
     if not text.strip():
         raise GuidelinesError(f"{path} is empty: write the guidelines in it, or remove it to use the package's")
@@ -243,8 +245,8 @@ def _read_text(path: Path) -> str:
 def _read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file; texts of guidelines have files of their own."""
     try:
-        values = yaml.safe_load(_read_text(path))
-    except yaml.YAMLError as error:
+        values = plain_yaml(_read_text(path))
+    except (yaml.YAMLError, ValueError) as error:
         raise GuidelinesError(f"{path} is no valid YAML: {error}") from error
     known = {"language", "criteria", "flags", "labels"}
     if not isinstance(values, dict) or (unknown := sorted(map(str, {*values} - known))):

@@ -21,9 +21,9 @@ from alignment.config.stages import ComputeConfig, RowSource, TextSource
 from alignment.data import files, parquet, readers
 from alignment.data.readers import read_as, read_comparisons, read_documents, to_prompt
 from alignment.errors import ConfigError, DataError, PathError
+from alignment.plain_yaml import plain_yaml
 from flows.recipe.compute import launch_options
 from flows.recipe.schema import load_recipe
-from flows.recipe.untrusted import plain_yaml
 from labeling.errors import TaskError
 from labeling.judgements.imports import import_export
 

@@ -17,8 +17,8 @@ from alignment.artifacts import directory_digest, output_name
 from alignment.config.stages import SFTConfig
 from alignment.data.readers import locate
 from alignment.errors import ArtifactError, ConfigError
+from alignment.plain_yaml import plain_yaml
 from flows.recipe.schema import load_recipe
-from flows.recipe.untrusted import plain_yaml
 from flows.releases.report import load_release
 from flows.releases.trace import stage_output
 from flows.tracking import runs
