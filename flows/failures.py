@@ -19,7 +19,7 @@ import requests
 from alignment.errors import ConfigError, RLHFError, causes
 from alignment.stage import Stage
 from flows.disk import MachineFault, bytes_left, denied, disk_shown, full_disk, home_or_here, nearly_full
-from flows.recipe.untrusted import redacted, shown_address
+from flows.recipe.credentials import redacted, shown_address
 from labeling.errors import LabelingError, ServerStartFailed, ServerUnavailable
 
 ON_PURPOSE = (RLHFError, LabelingError)

@@ -30,7 +30,7 @@ from flows.failures import NotYet, explained
 from flows.home import home_directory
 from flows.mail import Email
 from flows.recipe.channels import Channel, Event, home_channels, merged
-from flows.recipe.untrusted import redacted
+from flows.recipe.credentials import redacted
 from flows.tracking.logs import known_secrets
 
 log = logging.getLogger(__name__)

@@ -3,7 +3,7 @@
 import os
 
 from flows.home import home_directory
-from flows.recipe.untrusted import holds_credentials, shown_address
+from flows.recipe.credentials import holds_credentials, shown_address
 from flows.stack.processes import StackError
 from labeling.config import LabelingConfig
 from labeling.server.client import LabelStudio

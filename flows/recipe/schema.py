@@ -40,9 +40,9 @@ from alignment.stage import Stage
 from alignment.stages import EVALUATE, PRETRAIN, RESPONSES, REWARD, SFT
 from flows.recipe.channels import Channel
 from flows.recipe.compute import check_compute
+from flows.recipe.credentials import refuse_credentials
 from flows.recipe.messages import validation_message
 from flows.recipe.overrides import apply_override
-from flows.recipe.untrusted import refuse_credentials
 from labeling.config import LabelingConfig
 from labeling.screens.render import screens
 

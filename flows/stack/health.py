@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from flows.recipe.untrusted import redacted, shown_address
+from flows.recipe.credentials import redacted, shown_address
 from flows.stack import postgres
 from flows.stack.processes import StackError
 from flows.stack.services import Name, Secrets, Site

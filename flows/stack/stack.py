@@ -19,7 +19,7 @@ from threading import Event
 
 from flows.disk import check_disk
 from flows.home import create_home, home_directory
-from flows.recipe.untrusted import shown_address
+from flows.recipe.credentials import shown_address
 from flows.stack import commands, credentials, entrance, postgres, processes, services
 from flows.stack.databases import check_database
 from flows.stack.health import (

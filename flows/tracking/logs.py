@@ -20,7 +20,7 @@ from typing import Any
 
 from alignment.errors import ArtifactError
 from flows.home import home_directory
-from flows.recipe.untrusted import SHORTEST_SECRET, redacted, secrets_of
+from flows.recipe.credentials import SHORTEST_SECRET, redacted, secrets_of
 
 FOLDER = Path("logs") / "runs"
 LONGEST_BYTES = 20_000_000

@@ -18,8 +18,8 @@ from alignment.artifacts import PRIVATE, write_text
 from alignment.errors import ConfigError
 from flows.annotation.accounts import Account, Accounts
 from flows.annotation.label_studio import client
+from flows.recipe.credentials import redacted, secrets_of, shown_address
 from flows.recipe.schema import Recipe, load_recipe
-from flows.recipe.untrusted import redacted, secrets_of, shown_address
 from flows.stack import credentials, stack
 from flows.stack.commands import launch_of, prepare
 from flows.stack.processes import StackError
