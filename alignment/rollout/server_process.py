@@ -30,7 +30,7 @@ class ServerProcess:
         port = _free_port()
         self.url = f"http://127.0.0.1:{port}"
         words = [word.format(model=model.resolve(), port=port) for word in shlex.split(command)]
-        tether = [sys.executable, "-m", "alignment.distributed.parent_death", str(os.getpid())]
+        tether = [sys.executable, "-P", "-m", "alignment.distributed.parent_death", str(os.getpid())]
         with log_file.open("ab") as output:
             self.process = subprocess.Popen(
                 [*tether, *words],

@@ -11,11 +11,14 @@ its state says why.
 import argparse
 import asyncio
 import os
+import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from uuid import UUID
 
+import httpx
 from prefect import flow
 from prefect.client.schemas.objects import Flow as FlowRecord
 from prefect.client.schemas.objects import FlowRun, WorkPool
@@ -26,13 +29,15 @@ from prefect.workers import process
 from prefect.workers.process import ProcessJobConfiguration, ProcessWorker
 
 from alignment.errors import ConfigError
-from flows.deployments.deploy import HERE, SET_DIRECTORY, read_file
+from flows.deployments.deploy import HERE, SERVER_FAILS, SET_DIRECTORY, read_file
 from flows.deployments.watcher import HEARTBEATS
 from flows.home import home_directory
 from flows.results import refuse_results
 from flows.stack.listeners import guard_own_servers
 
+REFUSES = 400  # and above: statuses of a request that failed
 VARIABLES = {HEARTBEATS}  # which a deployment may set
+HEARTBEAT_SECONDS = "[3-9][0-9]|[1-9][0-9]{2,3}"  # Prefect takes no less than 30
 
 
 class Refused(ConfigError):
@@ -68,9 +73,46 @@ class Job(ProcessJobConfiguration):
 
 
 class Worker(ProcessWorker):
-    """Prefect's process worker with jobs that were checked."""
+    """Prefect's process worker with jobs that were checked. No failing server ends it, and so none of its runs."""
 
     job_configuration = Job
+
+    async def get_and_submit_flow_runs(self) -> list[FlowRun]:
+        """Look for runs that are due; none while Prefect's server fails."""
+        with self._outlives("could not look for runs"):
+            return await super().get_and_submit_flow_runs()
+        return []
+
+    async def _sync_and_initialize(self) -> None:
+        with self._outlives("could not report to its pool"):
+            await super()._sync_and_initialize()
+
+    async def _submit_run(self, flow_run: FlowRun) -> None:
+        """Submit a run. One that the server's failure prevents stays scheduled, and is submitted at a later look."""
+        with self._outlives(f"could not submit {flow_run.name}", REFUSES):
+            await super()._submit_run(flow_run)
+            return
+        self._release_limit_slot(flow_run.id)
+        self._submitting_flow_run_ids.discard(flow_run.id)
+        if self._cancelling_observer is not None:
+            self._cancelling_observer.remove_in_flight_flow_run_id(flow_run.id)
+
+    async def _cancel_run(self, flow_run_id: UUID) -> None:
+        with self._outlives(f"could not cancel the run {flow_run_id}", REFUSES):
+            await super()._cancel_run(flow_run_id)
+
+    @contextmanager
+    def _outlives(self, what: str, status: int = SERVER_FAILS) -> Iterator[None]:
+        """Log a failure of Prefect's server: no answer, or one of `status` and above.
+
+        Prefect's own worker ends at one, with its runs, or after some minutes of them.
+        """
+        try:
+            yield
+        except httpx.HTTPError as error:
+            if isinstance(error, httpx.HTTPStatusError) and error.response.status_code < status:
+                raise
+            self._logger.warning("the worker %s, and tries again: %s", what, str(error).partition("\n")[0][:200])
 
     @classmethod
     def __dispatch_key__(cls) -> str:
@@ -87,15 +129,16 @@ def check_job(command: str | None, directory: Path | None, variables: Mapping[st
     if foreign := sorted(variables.keys() - VARIABLES):
         raise Refused(f"the job sets variables ({', '.join(foreign)}): set them where the worker is started")
     for name, value in variables.items():
-        if value is None or not value.isdecimal():
-            raise Refused(f"the job sets {name} to {value!r}: it must be a number")
+        if value is None or not re.fullmatch(HEARTBEAT_SECONDS, value):
+            raise Refused(f"the job sets {name} to {str(value)[:20]!r}: it must be a number of seconds from 30 to 9999")
 
 
 def check_entrypoint(entrypoint: str | None) -> str:
     """The entrypoint. Raises Refused if it is none of this project's flows."""
     known = {spec.entrypoint for spec in read_file()[1]}
-    if entrypoint not in known:
-        raise Refused(f"{entrypoint!r} is no flow of this project: run it with a worker and in a pool of its own")
+    if not isinstance(entrypoint, str) or entrypoint not in known:
+        name = str(entrypoint)[:200]
+        raise Refused(f"{name!r} is no flow of this project: run it with a worker and in a pool of its own")
     return entrypoint
 
 

@@ -13,6 +13,7 @@ import secrets
 import stat
 from collections.abc import Iterator
 from datetime import datetime
+from itertools import pairwise
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -29,6 +30,7 @@ from flows.stack.services import Profile
 
 FILE, SIGNATURE, KEY_FILE = "manifest.json", "manifest.hmac", "backup.key"
 LONGEST_BYTES = 256 << 20  # of a manifest
+LONGEST_NAME = 4096  # PATH_MAX
 EXCLUDED = ("logs", "locks", "postgres", state.FILE, state.UNFINISHED, KEY_FILE)  # at the top of a home
 TRANSIENT_SUFFIXES = (  # files that are still being written, and locks
     ".partial",
@@ -157,11 +159,11 @@ def _check_signature(source: Path, content: bytes, key: bytes) -> None:
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """An object of JSON in which no name is there twice. Raises ValueError."""
-    names = [name for name, _ in pairs]
-    values = dict(pairs)
-    if len(values) != len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"{twice[:200]!r} is there twice")
+    values: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in values:
+            raise ValueError(f"{name[:200]!r} is there twice")
+        values[name] = value
     return values
 
 
@@ -172,6 +174,8 @@ def _names_problem(manifest: Manifest) -> str:
     """What is wrong with the names of a manifest; "" if they are those of a backup."""
     names = [*manifest.files, *(f"home/{name}" for name in manifest.links)]
     for name in names:
+        if len(name) > LONGEST_NAME:
+            return f"{name[:200]!r} has {len(name):,} characters, more than the path of a file"
         try:
             path_below(Path(), name)
         except PathError as error:
@@ -184,9 +188,9 @@ def _names_problem(manifest: Manifest) -> str:
             return f"{name!r} does not belong into a backup"
     if twice := set(manifest.files) & {f"home/{name}" for name in manifest.links}:
         return f"{min(twice)!r} is both a file and a link"
-    parents = {str(parent) for name in names for parent in PurePosixPath(name).parents}
-    if inside := parents & set(names):
-        return f"{min(inside)!r} is both a directory and a file or link"
+    ordered = sorted(name.replace("/", "\0") for name in names)  # what is in a directory follows its name
+    if inside := [name for name, after in pairwise(ordered) if after.startswith(f"{name}\0")]:
+        return f"{inside[0].replace(chr(0), '/')!r} is both a directory and a file or link"
     if bad := next((name for name, digest in manifest.files.items() if not re.fullmatch("[0-9a-f]{64}", digest)), None):
         return f"{bad!r} has no SHA-256 digest"
     if not re.fullmatch(r"([0-9a-f]{32})?", manifest.salt):
@@ -202,8 +206,13 @@ def _links_problem(manifest: Manifest) -> str:
     """
     for name, target in manifest.links.items():
         joined = os.path.normpath(f"{PurePosixPath(name).parent}/{target}")
-        plain = "\0" not in target and target == os.path.normpath(target) and not target.startswith("/")
-        if not plain or joined.split("/")[0] == "..":
+        plain = (
+            len(target) <= LONGEST_NAME
+            and "\0" not in target
+            and target == os.path.normpath(target)
+            and not target.startswith("/")
+        )
+        if not plain or target.startswith("/") or joined.split("/")[0] == "..":
             return f"the link {name!r} leads out of the home, to {target[:200]!r}"
     return ""
 

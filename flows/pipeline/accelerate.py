@@ -33,6 +33,7 @@ from alignment.journal import Journal
 from alignment.stage import Figures, Step
 from flows.home import home_directory
 from flows.recipe.compute import launch_options
+from flows.stack.services import SAFE_PATH
 from labeling.child_environment import child_environment
 
 log = logging.getLogger(__name__)
@@ -89,15 +90,15 @@ def _announced(directory: Path, options: Mapping[str, Any]) -> Iterator[None]:
 
 def start_launcher(directory: Path, output: BinaryIO, options: Mapping[str, Any]) -> subprocess.Popen[bytes]:
     """Start the launcher in its own session. It is tied to the calling thread, which must outlive it."""
-    tether = [sys.executable, "-m", "alignment.distributed.parent_death", str(os.getpid())]
-    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(directory / CONFIG_FILE)]
+    tether = [sys.executable, "-P", "-m", "alignment.distributed.parent_death", str(os.getpid())]
+    launcher = [sys.executable, "-P", "-m", "accelerate.commands.launch", "--config_file", str(directory / CONFIG_FILE)]
     machine = ["--machine_rank", str(options["machine_rank"])]
     port = ["--main_process_port", str(options.get("main_process_port", 0))]  # 0: any that is free
     worker = [*machine, *port, "-m", "alignment.worker", str(directory)]
     threads = str(max(1, (os.cpu_count() or 1) * options["num_machines"] // options["num_processes"]))
     return subprocess.Popen(
         [*tether, *launcher, *worker],
-        env={"OMP_NUM_THREADS": threads, **child_environment("training", os.environ)},
+        env={"OMP_NUM_THREADS": threads, **SAFE_PATH, **child_environment("training", os.environ)},
         start_new_session=True,
         stdin=subprocess.DEVNULL,
         stdout=output,

@@ -10,12 +10,12 @@ from pathlib import Path
 
 from pydantic import SecretStr
 
+from flows.prefect_configuration import NO_CONFIGURATION
 from flows.stack import postgres
 from flows.stack.processes import StackError
 from flows.stack.proxies import direct_loopback
 from flows.stack.services import (
     LABEL_STUDIO,
-    NO_CONFIGURATION,
     NO_NETRC,
     POOLS,
     QUIET,

@@ -25,7 +25,7 @@ from flows.stack import stack, state
 from flows.stack.health import ADDRESSES, check_address
 from flows.stack.processes import StackError
 from flows.stack.proxies import direct_loopback, malformed_proxies, unreadable_exemptions, unusable_proxies
-from flows.stack.services import LABEL_STUDIO, NAMES, NO_TEMPORARY_SERVER, QUIET, TITLES, Name
+from flows.stack.services import LABEL_STUDIO, NAMES, NO_TEMPORARY_SERVER, QUIET, SAFE_PATH, TITLES, Name
 
 SILENT_SECONDS, BRIEF_SECONDS, REPEAT_SECONDS = 2.0, 0.5, 10.0
 _note_times = [0.0]  # the times of all notes
@@ -39,14 +39,15 @@ FOREIGN = (  # of Prefect and MLflow: other servers, accounts on them, and runs 
 
 
 def prepare() -> None:
-    """Keep files private; switch off telemetry, Prefect's temporary server, and proxies to this machine.
+    """Keep files private; switch off telemetry, Prefect's temporary server, proxies to this machine, and imports from
+    the working directory in processes that this one starts.
 
     The first thing that a command does.
     """
     keep_files_private()
     for entry in unreadable_exemptions(os.environ):
         _note(f"{entry!r} in NO_PROXY is ignored, because it is neither a host, HOST:PORT nor an address")
-    os.environ.update(QUIET | NO_TEMPORARY_SERVER | direct_loopback(os.environ))
+    os.environ.update(QUIET | NO_TEMPORARY_SERVER | SAFE_PATH | direct_loopback(os.environ))
     for name in unusable_proxies(os.environ):
         scheme = os.environ.pop(name).partition(":")[0]
         _note(f"{name} is ignored, because proxies of the kind {scheme}:// are not supported; http:// is")

@@ -13,6 +13,7 @@ from typing import Literal
 from pydantic import ConfigDict, Field
 
 from alignment.records import Record
+from flows.prefect_configuration import NO_CONFIGURATION
 from flows.stack import outages
 from flows.stack.listeners import own_servers
 from flows.stack.processes import StackError
@@ -42,11 +43,6 @@ DEFAULT_PORTS: Mapping[Name, int] = {
 LABEL_STUDIO = ("LABEL_STUDIO_URL", "LABEL_STUDIO_API_KEY")
 NO_TEMPORARY_SERVER = {"PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "false"}  # its answers look like those of an empty stack
 NO_NETRC = {"NETRC": os.devnull}  # else a `default` entry of ~/.netrc replaces the password of MLflow
-NOWHERE = f"{os.devnull}/none"  # no file can be there
-NO_CONFIGURATION = {  # else files in PREFECT_HOME, which a backup may contain, decide what Prefect imports and calls
-    "PREFECT_PROFILES_PATH": NOWHERE,
-    "PREFECT_LOGGING_CONFIG_PATH": NOWHERE,
-}
 SAFE_PATH = {"PYTHONSAFEPATH": "1"}  # no module is imported from the working directory
 QUIET = {
     "DO_NOT_TRACK": "1",

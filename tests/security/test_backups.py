@@ -5,6 +5,7 @@ import os
 import shutil
 import sqlite3
 import stat
+import time
 from collections.abc import Callable
 from contextlib import closing, suppress
 from pathlib import Path
@@ -157,6 +158,8 @@ CRAFTED: dict[str, Craft] = {
     "half a character": named("home/evil\ud800"),
     "an escape sequence": named("home/\x1b]0;evil\x07"),
     "a name of 300 characters": named("home/" + "e" * 300),
+    "a name of 60,000 parts": named("home/" + "a/" * 60_000 + "b"),
+    "a link of 60,000 parts": linked({"out": "a/" * 60_000 + "b"}),
     "beside the home": named("evil"),
     "a dump that is none of ours": named("databases/evil.dump"),
     "the process of a server": named("home/stack.json"),
@@ -224,6 +227,21 @@ def test_a_manifest_that_is_none(kept: Path, tmp_path: Path, text: str, words: s
     (kept / manifest.FILE).write_text(text)
     with pytest.raises(StackError, match=words):
         restore.restore(kept, tmp_path / "new", trust=True)
+
+
+def test_a_small_manifest_takes_no_hours(kept: Path, tmp_path: Path) -> None:
+    """A name that is there twice after 200,000 others, and 1,000 names of 2,000 parts."""
+    values = json.loads((kept / manifest.FILE).read_text())
+    twice = '"home/0": "", ' + ", ".join(f'"home/{n}": ""' for n in range(200_000)) + ', "home/199999": ""'
+    (kept / manifest.FILE).write_text(json.dumps(values | {"files": "FILES"}).replace('"FILES"', f"{{{twice}}}"))
+    started = time.process_time()
+    with pytest.raises(StackError, match=r"'home/0' is there twice"):
+        restore.restore(kept, tmp_path / "new", trust=True)
+    deep = {f"home/{n}/{'a/' * 2000}b": "0" * 64 for n in range(1000)}
+    (kept / manifest.FILE).write_text(json.dumps(values | {"files": deep | {"home/7": "0" * 64}}))
+    with pytest.raises(StackError, match=r"'home/7' is both a directory and a file"):
+        restore.restore(kept, tmp_path / "new", trust=True)
+    assert time.process_time() - started < 15
 
 
 @pytest.mark.parametrize("name", [manifest.FILE, manifest.SIGNATURE])
