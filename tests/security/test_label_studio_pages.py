@@ -157,7 +157,7 @@ def test_pages_of_others_cause_nothing_and_get_no_cookie(tmp_path: Path, label_s
             assert answer.status_code == 403 and "sessionid" in answer.headers["set-cookie"]
             assert not re.search("labels-[0-9a-f]{16}", answer.text + http.get("/user/login/").text)
             for path in ("/user/login/", "/api/version/", "/health/"):
-                led = http.get(path, headers={"Host": "evil.example"})  # neither Origin nor Sec-Fetch-Site
+                led = httpx.get(url + path, headers={"Host": "evil.example"}, trust_env=False)  # as after a rebinding
                 assert led.status_code == 403 and "set-cookie" not in led.headers and "version" not in led.text
         with sync_playwright() as playwright:
             chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
