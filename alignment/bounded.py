@@ -7,13 +7,13 @@ cannot be kept (NaN, infinity, thousands of digits) becomes a `Number`, so that 
 Errors are OSError for what cannot be read and ValueError for what cannot be parsed; callers add the next step.
 """
 
-import gzip
 import io
 import json
 import math
 import os
 import re
 import stat
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,6 +28,7 @@ MOST_DOCUMENT = 64 * MIB  # bytes of a recipe, a manifest, a configuration
 KERNEL = (Path("/proc"), Path("/sys"))  # below them are files of no size that may have no end
 LONGEST_LINE = 64 * MIB
 CHUNK = MIB
+GZIP, GZIP_CHUNK = 31, 16 << 10  # the format; what is read at once, copied for each member in it
 FREE_CONTAINERS, BYTES_PER_CONTAINER = 1_000_000, 32  # of JSON: an empty list takes 2 bytes there and 56 in memory
 STRUCTURE = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|[\[\]{},]', re.DOTALL)
 
@@ -85,6 +86,41 @@ class _Limited(io.RawIOBase):
         return len(data)
 
 
+class _Unzipped(io.RawIOBase):
+    """The content of a gzip file.
+
+    Python's own reader takes minutes for a header of megabytes, or for a million members in a small file.
+    """
+
+    def __init__(self, source: BinaryIO) -> None:
+        self._source, self._zipped, self._stream = source, b"", zlib.decompressobj(wbits=GZIP)
+        self._inside = False  # of a member: it has begun, and has not ended
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while True:
+            self._zipped = self._zipped or self._source.read(GZIP_CHUNK)
+            if not self._inside and not self._zipped.strip(b"\0"):  # padding between members, or the end
+                if not self._zipped:
+                    return 0
+                self._zipped = b""
+                continue
+            if not self._zipped:
+                raise EOFError("it ends in the middle; fetch it again")
+            if not self._inside:
+                self._zipped = self._zipped.lstrip(b"\0")
+            data = self._stream.decompress(self._zipped, len(buffer))
+            self._inside = not self._stream.eof
+            self._zipped = self._stream.unconsumed_tail
+            if self._stream.eof:
+                self._zipped, self._stream = self._stream.unused_data, zlib.decompressobj(wbits=GZIP)
+            if data:
+                buffer[: len(data)] = data
+                return len(data)
+
+
 @contextmanager
 def open_bounded(path: Path, *, zipped: bool = False, most: int = MOST_PLAIN) -> Iterator[BinaryIO]:
     """A file's bytes, unzipped, at most `most`. Raises OSError; EOFError, zlib.error for a damaged gzip."""
@@ -94,9 +130,8 @@ def open_bounded(path: Path, *, zipped: bool = False, most: int = MOST_PLAIN) ->
             return
         expanded = max(MOST_EXPANDED, MOST_RATIO * os.fstat(file.fileno()).st_size)
         remedy = "split it" if most < expanded else "if that is right, unzip it and give the plain file"
-        with gzip.GzipFile(fileobj=file) as unzipped:
-            limited = _Limited(cast(BinaryIO, unzipped), min(most, expanded), f"{remedy}")
-            yield cast(BinaryIO, io.BufferedReader(limited, CHUNK))
+        limited = _Limited(cast(BinaryIO, _Unzipped(file)), min(most, expanded), remedy)
+        yield cast(BinaryIO, io.BufferedReader(limited, CHUNK))
 
 
 def read_bounded(path: Path, most: int = MOST_DOCUMENT, *, zipped: bool = False) -> bytes:

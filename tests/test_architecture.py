@@ -15,7 +15,7 @@ FOUNDATIONS = {
     *("alignment.records", "alignment.criteria", "alignment.errors", "alignment.bounded", "alignment.encodings"),
 }
 SHARED_WITH_LABELING = (  # rows, what a response is rated on, and how a file from outside is read
-    *("alignment.records", "alignment.criteria", "alignment.bounded", "alignment.encodings"),
+    *("alignment.records", "alignment.criteria", "alignment.bounded", "alignment.encodings", "alignment.plain_yaml"),
 )
 MATHEMATICS = {
     *("alignment.ppo.advantages", "alignment.ppo.losses", "alignment.ppo.kl", "alignment.ppo.shaping"),

@@ -4,6 +4,7 @@ It needs the package `gguf` (extra `gguf`). A file holds tensors and plain value
 """
 
 import math
+import struct
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,7 +26,7 @@ from alignment.bounded import open_regular
 from alignment.errors import CheckpointError
 from alignment.models.safe_loading import NEVER_CODE
 
-SUFFIX, MAGIC = ".gguf", b"GGUF"
+SUFFIX, MAGIC, HEADER = ".gguf", b"GGUF", struct.Struct("<IQ")  # version, number of tensors
 
 
 def is_gguf(path: str | Path) -> bool:
@@ -35,6 +36,7 @@ def is_gguf(path: str | Path) -> bool:
 
 def load_model(path: str | Path, dtype: torch.dtype) -> PreTrainedModel:
     """The language model of a GGUF file, with weights of `dtype`."""
+    _check_layers(Path(path))
     with _alone(Path(path)) as directory:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             directory, gguf_file=Path(path).name, dtype=dtype, output_loading_info=True, **NEVER_CODE
@@ -80,17 +82,31 @@ def count_parameters(path: Path) -> int:
     return sum(math.prod(map(int, tensor.shape)) for tensor in GGUFReader(path).tensors)
 
 
-def check_file(path: Path) -> None:
-    """Raise CheckpointError for what is no GGUF file, and if the package that reads one is missing."""
+def _check_layers(path: Path) -> None:
+    """Raise CheckpointError for more layers than tensors: the model would be built, for minutes, before that is seen."""
+    layers, tensors = load_config(path).get_text_config().num_hidden_layers, check_file(path)
+    if layers > tensors:
+        raise CheckpointError(f"{path} describes {layers} layers, but has {tensors} tensors: fetch it again")
+
+
+def check_file(path: Path) -> int:
+    """The number of tensors in a GGUF file.
+
+    Raises CheckpointError for what is none, or has no tensors, and if the package that reads one is missing.
+    """
     try:
         with open_regular(path) as file:
-            start = file.read(len(MAGIC))
+            start, counts = file.read(len(MAGIC)), file.read(HEADER.size)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
     if start != MAGIC:
         raise CheckpointError(f"{path} is no GGUF file, as its first bytes are {start!r}: fetch it again")
     if find_spec("gguf") is None:
         raise CheckpointError(f"{path} needs the package gguf: pip install 'rlhf-flows[gguf]'")
+    tensors = int(HEADER.unpack(counts)[1]) if len(counts) == HEADER.size else 0
+    if not tensors:
+        raise CheckpointError(f"{path} has no tensors: fetch it again")
+    return tensors
 
 
 @contextmanager

@@ -62,6 +62,10 @@ def read_plainly(what: str, path: str | Path) -> Iterator[None]:
                 "docs/models.md lists architectures that work"
             ) from error
         raise CheckpointError(f"{what} could be loaded from {path}: {_reason(error)}") from error
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":  # of the tokenizers' Rust, and no Exception
+            raise
+        raise CheckpointError(f"{what} could be used from {path}: {str(error)[:LONGEST_REASON]}") from error
 
 
 def _reason(error: Exception) -> str:

@@ -1,20 +1,26 @@
 """Stage `tokenizer`: a byte-level BPE with the special tokens and the chat template that every later stage uses."""
 
-from collections.abc import Iterator
+import json
+import math
+import string
+from collections.abc import Iterator, Mapping
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from alignment.config.stages import TokenizerConfig
-from alignment.errors import UnfitRowError
+from alignment.errors import CheckpointError, UnfitRowError
 from alignment.journal import Journal
 from alignment.models import gguf_files
 from alignment.models.safe_loading import NEVER_CODE, read_plainly
 from alignment.records import Document, Rejected, shard_files, stream_numbered
 
 PAD, EOS, USER, ASSISTANT, SYSTEM = "<|pad|>", "<|end|>", "<|user|>", "<|assistant|>", "<|system|>"
+MOST_GROWTH = 64
+PROBE = string.printable + "!".join(40 * letter for letter in string.printable)  # runs on which bad expressions fail
 
 # <|user|>question<|assistant|>answer EOS, after BOS if the tokenizer has one. Only an answer ends with EOS: in
 # pretraining EOS separates unrelated documents, and an answer is related to its question.
@@ -77,7 +83,32 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
         if gguf_files.is_gguf(path):
             return gguf_files.load_tokenizer(path)
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path, **NEVER_CODE)
+        if (backend := getattr(tokenizer, "backend_tokenizer", None)) is not None:
+            check_growth(backend, path)
+            backend.encode(PROBE)
     return tokenizer
+
+
+def check_growth(tokenizer: Tokenizer, path: str | Path) -> None:
+    """Raise CheckpointError where normalization or decoding makes many characters of each: a few steps that multiply
+    turn a word into gigabytes."""
+    for part in (tokenizer.normalizer, tokenizer.decoder):
+        growth = 1 if part is None else _growth(json.loads(part.__getstate__()))
+        if growth > MOST_GROWTH:
+            raise CheckpointError(
+                f"the tokenizer of {path} makes up to {growth:,} characters of each, and more than {MOST_GROWTH} are "
+                "not taken: take the tokenizer of the model that it was made from"
+            )
+
+
+def _growth(step: Mapping[str, Any]) -> int:
+    """How many characters a step of a tokenizer makes of one, at most."""
+    if step["type"] == "Sequence":
+        return math.prod(map(_growth, step.get("normalizers") or step.get("decoders") or ()))
+    if step["type"] == "Replace":
+        shortest = len(step["pattern"].get("String", "")) or 1  # of a regular expression it is unknown
+        return max(1, math.ceil(len(step["content"]) / shortest))
+    return max(1, len(step.get("prepend", "")))
 
 
 def plain_tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:

@@ -4,9 +4,11 @@ import gzip
 import itertools
 import json
 import os
+import random
 import resource
 import socket
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -385,3 +387,33 @@ def test_the_items_of_a_list_are_those_that_json_finds(values: list[object]) -> 
     for broken in ("[1, 2", "{}", ""):
         with pytest.raises(ValueError):
             list(list_items(broken))
+
+
+def test_gzip_of_many_members_and_long_headers_is_read_at_once(tmp_path: Path) -> None:
+    """A million empty members, 100,000 of a row, and a name of 30 MB in the header; zeros may follow a member."""
+    row, started = b'{"prompt": "Q one?"}\n', time.process_time()
+    empty, full, name = (
+        gzip.compress(b""),
+        gzip.compress(row),
+        b"\x1f\x8b\x08\x08" + bytes(6) + b"n" * (30 << 20) + b"\0",
+    )
+    contents = {
+        empty * 1_000_000: b"",
+        full * 100_000: row * 100_000,
+        name + full[10:]: row,
+        full + bytes(20_000) + full + bytes(9): row * 2,
+        b"": b"",
+    }
+    for zipped, content in contents.items():
+        (tmp_path / "a.gz").write_bytes(zipped)
+        assert read_bounded(tmp_path / "a.gz", zipped=True) == content
+    assert time.process_time() - started < 20
+    big = random.Random(0).randbytes(300_000) + bytes(3_000_000)
+    for times in (1, 2):
+        zipped = gzip.compress(big) * times
+        (tmp_path / "a.gz").write_bytes(zipped)
+        assert read_bounded(tmp_path / "a.gz", zipped=True) == big * times
+        for broken in (zipped[:-1], zipped[:5], zipped + b"garbage", zipped[:-5] + b"\0" + zipped[-4:]):
+            (tmp_path / "a.gz").write_bytes(broken)
+            with pytest.raises((EOFError, zlib.error)):
+                read_bounded(tmp_path / "a.gz", zipped=True)

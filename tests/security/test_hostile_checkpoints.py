@@ -127,6 +127,17 @@ def adapter_alone(directory: Path) -> None:
     (directory / WEIGHTS).rename(directory / "adapter_model.safetensors")
 
 
+def tokenizer(**parts: object) -> Spoil:
+    """Replaces parts of the tokenizer."""
+
+    def spoil(directory: Path) -> None:
+        values = json.loads((directory / "tokenizer.json").read_text()) | parts
+        (directory / "tokenizer.json").write_text(json.dumps(values))
+
+    return spoil
+
+
+TENFOLD = {"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 10}
 DEEP, DIGITS = "[" * 100_000, '{"hidden_size": ' + "9" * 5000 + "}"
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:abc\nsize 1\n"
 HUGE_HEADER = (99_000_000).to_bytes(8, "little") + b"{" + b" " * 98_999_998 + b"}"
@@ -209,6 +220,18 @@ CASES: dict[str, tuple[Spoil, str]] = {
     "weights of zeros": (linked("/dev/zero"), r"model\.safetensors is not a file"),
     "an adapter beside": (adapter, r"holds a PEFT adapter over '.*base', .* never read from where an adapter says"),
     "an adapter": (adapter_alone, "holds a PEFT adapter over"),
+    "a tokenizer that multiplies": (
+        tokenizer(normalizer={"type": "Sequence", "normalizers": [TENFOLD] * 12}),
+        "makes up to 1,000,000,000,000 characters of each",
+    ),
+    "a decoder that multiplies": (
+        tokenizer(decoder={"type": "Sequence", "decoders": [TENFOLD] * 3}),
+        "makes up to 1,000 characters of each",
+    ),
+    "an expression that fails": (
+        tokenizer(normalizer={**TENFOLD, "pattern": {"Regex": "(a|a)*$"}}),
+        "no tokenizer could be used .*retry-limit",
+    ),
 }
 
 
