@@ -13,6 +13,7 @@ from collections.abc import Iterable
 import typer
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
+from typer import rich_utils
 
 from alignment.errors import RLHFError
 from labeling.errors import LabelingError
@@ -35,6 +36,9 @@ class TerminalConsole(Console):
         """The segments of a renderable, with control characters made visible."""
         for segment in super().render(renderable, options):
             yield segment if segment.control else Segment(terminal_text(segment.text, lines=True), segment.style)
+
+
+vars(rich_utils)["Console"] = TerminalConsole  # with which typer draws its boxes about options
 
 
 def console() -> TerminalConsole:

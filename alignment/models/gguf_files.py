@@ -83,7 +83,7 @@ def count_parameters(path: Path) -> int:
 
 
 def _check_layers(path: Path) -> None:
-    """Raise CheckpointError for more layers than tensors: the model would be built, for minutes, before that is seen."""
+    """Raise CheckpointError for more layers than tensors: the model would be built, for minutes, before that shows."""
     layers, tensors = load_config(path).get_text_config().num_hidden_layers, check_file(path)
     if layers > tensors:
         raise CheckpointError(f"{path} describes {layers} layers, but has {tensors} tensors: fetch it again")

@@ -26,6 +26,7 @@ from flows.stack.health import ADDRESSES, check_address
 from flows.stack.processes import StackError
 from flows.stack.proxies import direct_loopback, malformed_proxies, unreadable_exemptions, unusable_proxies
 from flows.stack.services import LABEL_STUDIO, NAMES, NO_TEMPORARY_SERVER, QUIET, SAFE_PATH, TITLES, Name
+from labeling.tasks.characters import terminal_text
 
 SILENT_SECONDS, BRIEF_SECONDS, REPEAT_SECONDS = 2.0, 0.5, 10.0
 _note_times = [0.0]  # the times of all notes
@@ -179,7 +180,7 @@ def waiting(what: str) -> Iterator[None]:
 
 def _note(text: str) -> None:
     _note_times.append(time.time())
-    print(f"rlhf: {text}", file=sys.stderr, flush=True)
+    print(f"rlhf: {terminal_text(text)}", file=sys.stderr, flush=True)
 
 
 def _listed(names: tuple[Name, ...] | list[Name]) -> str:

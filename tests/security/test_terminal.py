@@ -3,6 +3,7 @@
 import ast
 import io
 import logging
+import os
 import unicodedata
 from pathlib import Path
 
@@ -11,8 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.table import Table
 from rich.text import Text
+from typer.testing import CliRunner
 
 from flows import console as module
+from flows.cli.main import app
 from flows.console import TerminalConsole, TerminalLines, echo
 from labeling.tasks.characters import terminal_text
 
@@ -70,6 +73,19 @@ def test_a_log_line_stays_one_line() -> None:
     log.addHandler(handler)
     log.warning("the project %s", f"{HOSTILE}\nERROR forged")
     assert out.getvalue() == f"WARNING the project {SHOWN}\n  ERROR forged\n"
+
+
+def test_boxes_and_notes_about_options_show_it_so(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """typer draws the boxes, with a console of its own."""
+    monkeypatch.setenv("HTTPS_PROXY", "\x1b[2J\u202e\x07://proxy")
+    for arguments in (["recipes", "--\u202e\x9bx"], ["\u202e\x9bx"], ["deploy", "--slots", "\u202e\x9bx"]):
+        result = CliRunner().invoke(app, arguments)
+        written = result.output + capsys.readouterr().err
+        assert result.exit_code == 2
+        assert not {"\u202e", "\x9b", "\x07"} & {*written} and "\x1b[2J" not in written
+    assert "HTTPS_PROXY" not in os.environ
 
 
 def test_every_command_writes_through_the_console() -> None:
