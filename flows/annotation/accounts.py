@@ -1,7 +1,7 @@
 """Annotators' accounts: created on the server, with passwords and tokens in a file that only its owner can read."""
 
 import secrets
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Container, Iterable, Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -92,7 +92,7 @@ def sign_ups(owner: LabelStudio, people: Mapping[str, State]) -> dict[str, str]:
     return {email: existing[email.lower()].joined for email in waiting if email.lower() in existing}
 
 
-def ensure_people(owner: LabelStudio, emails: Iterable[str], confirmed: Collection[str] = ()) -> dict[str, State]:
+def ensure_people(owner: LabelStudio, emails: Iterable[str], confirmed: Container[str] = ()) -> dict[str, State]:
     """Create missing accounts, refresh changed tokens, and let the judgements of these accounts count.
 
     Accounts that signed up themselves count from when a person `confirmed` that they are theirs. Each account is
