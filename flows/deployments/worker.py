@@ -79,9 +79,10 @@ class Worker(ProcessWorker):
 
     async def get_and_submit_flow_runs(self) -> list[FlowRun]:
         """Look for runs that are due; none while Prefect's server fails."""
+        runs: list[FlowRun] = []
         with self._outlives("could not look for runs"):
-            return await super().get_and_submit_flow_runs()
-        return []
+            runs = await super().get_and_submit_flow_runs()
+        return runs
 
     async def _sync_and_initialize(self) -> None:
         with self._outlives("could not report to its pool"):
@@ -90,12 +91,18 @@ class Worker(ProcessWorker):
     async def _submit_run(self, flow_run: FlowRun) -> None:
         """Submit a run. One that the server's failure prevents stays scheduled, and is submitted at a later look."""
         with self._outlives(f"could not submit {flow_run.name}", REFUSES):
-            await super()._submit_run(flow_run)
-            return
-        self._release_limit_slot(flow_run.id)
-        self._submitting_flow_run_ids.discard(flow_run.id)
+            try:
+                await super()._submit_run(flow_run)
+            except httpx.HTTPError:
+                self._forget_submission(flow_run.id)
+                raise
+
+    def _forget_submission(self, flow_run_id: UUID) -> None:
+        """Release what the worker holds for a run that it submits, so that it can be submitted again."""
+        self._release_limit_slot(flow_run_id)
+        self._submitting_flow_run_ids.discard(flow_run_id)
         if self._cancelling_observer is not None:
-            self._cancelling_observer.remove_in_flight_flow_run_id(flow_run.id)
+            self._cancelling_observer.remove_in_flight_flow_run_id(flow_run_id)
 
     async def _cancel_run(self, flow_run_id: UUID) -> None:
         with self._outlives(f"could not cancel the run {flow_run_id}", REFUSES):
