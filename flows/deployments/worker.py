@@ -81,7 +81,7 @@ class Worker(ProcessWorker):
         """Look for runs that are due; none while Prefect's server fails."""
         runs: list[FlowRun] = []
         with self._outlives("could not look for runs"):
-            runs = await super().get_and_submit_flow_runs()
+            runs.extend(await super().get_and_submit_flow_runs())
         return runs
 
     async def _sync_and_initialize(self) -> None:
