@@ -28,6 +28,7 @@ MOST_DOCUMENT = 64 * MIB  # bytes of a recipe, a manifest, a configuration
 KERNEL = (Path("/proc"), Path("/sys"))  # below them are files of no size that may have no end
 LONGEST_LINE = 64 * MIB
 CHUNK = MIB
+MOST_EMPTY = 10_000  # members of a gzip file without content, one after the other
 GZIP, GZIP_CHUNK = 31, 16 << 10  # the format; what is read at once, copied for each member in it
 FREE_CONTAINERS, BYTES_PER_CONTAINER = 1_000_000, 32  # of JSON: an empty list takes 2 bytes there and 56 in memory
 STRUCTURE = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|[\[\]{},]', re.DOTALL)
@@ -95,6 +96,7 @@ class _Unzipped(io.RawIOBase):
     def __init__(self, source: BinaryIO) -> None:
         self._source, self._zipped, self._stream = source, b"", zlib.decompressobj(wbits=GZIP)
         self._inside = False  # of a member: it has begun, and has not ended
+        self._empty = 0  # members without content, one after the other
 
     def readable(self) -> bool:
         return True
@@ -108,7 +110,7 @@ class _Unzipped(io.RawIOBase):
                 self._zipped = b""
                 continue
             if not self._zipped:
-                raise EOFError("it ends in the middle; fetch it again")
+                raise EOFError("it ends in the middle")
             if not self._inside:
                 self._zipped = self._zipped.lstrip(b"\0")
             data = self._stream.decompress(self._zipped, len(buffer))
@@ -116,6 +118,9 @@ class _Unzipped(io.RawIOBase):
             self._zipped = self._stream.unconsumed_tail
             if self._stream.eof:
                 self._zipped, self._stream = self._stream.unused_data, zlib.decompressobj(wbits=GZIP)
+                self._empty = 0 if data else self._empty + 1
+                if self._empty > MOST_EMPTY:
+                    raise UnreadableFileError(f"more than {MOST_EMPTY:,} empty gzip members follow each other")
             if data:
                 buffer[: len(data)] = data
                 return len(data)

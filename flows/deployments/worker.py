@@ -35,7 +35,6 @@ from flows.home import home_directory
 from flows.results import refuse_results
 from flows.stack.listeners import guard_own_servers
 
-REFUSES = 400  # and above: statuses of a request that failed
 VARIABLES = {HEARTBEATS}  # which a deployment may set
 HEARTBEAT_SECONDS = "[3-9][0-9]|[1-9][0-9]{2,3}"  # Prefect takes no less than 30
 
@@ -81,7 +80,7 @@ class Worker(ProcessWorker):
         """Look for runs that are due; none while Prefect's server fails."""
         runs: list[FlowRun] = []
         with self._outlives("could not look for runs"):
-            runs.extend(await super().get_and_submit_flow_runs())
+            runs += await super().get_and_submit_flow_runs()
         return runs
 
     async def _sync_and_initialize(self) -> None:
@@ -90,36 +89,33 @@ class Worker(ProcessWorker):
 
     async def _submit_run(self, flow_run: FlowRun) -> None:
         """Submit a run. One that the server's failure prevents stays scheduled, and is submitted at a later look."""
-        with self._outlives(f"could not submit {flow_run.name}", REFUSES):
-            try:
-                await super()._submit_run(flow_run)
-            except httpx.HTTPError:
-                self._forget_submission(flow_run.id)
-                raise
-
-    def _forget_submission(self, flow_run_id: UUID) -> None:
-        """Release what the worker holds for a run that it submits, so that it can be submitted again."""
-        self._release_limit_slot(flow_run_id)
-        self._submitting_flow_run_ids.discard(flow_run_id)
-        if self._cancelling_observer is not None:
-            self._cancelling_observer.remove_in_flight_flow_run_id(flow_run_id)
+        try:
+            await super()._submit_run(flow_run)
+        except httpx.HTTPError as error:
+            self._note(f"could not submit {flow_run.name}", error)
+            self._release_limit_slot(flow_run.id)
+            self._submitting_flow_run_ids.discard(flow_run.id)
+            if self._cancelling_observer is not None:
+                self._cancelling_observer.remove_in_flight_flow_run_id(flow_run.id)
 
     async def _cancel_run(self, flow_run_id: UUID) -> None:
-        with self._outlives(f"could not cancel the run {flow_run_id}", REFUSES):
+        try:
             await super()._cancel_run(flow_run_id)
+        except httpx.HTTPError as error:
+            self._note(f"could not cancel the run {flow_run_id}", error)
 
     @contextmanager
-    def _outlives(self, what: str, status: int = SERVER_FAILS) -> Iterator[None]:
-        """Log a failure of Prefect's server: no answer, or one of `status` and above.
-
-        Prefect's own worker ends at one, with its runs, or after some minutes of them.
-        """
+    def _outlives(self, what: str) -> Iterator[None]:
+        """Log failures of Prefect's server, after some minutes of which Prefect's own worker ends, with its runs."""
         try:
             yield
         except httpx.HTTPError as error:
-            if isinstance(error, httpx.HTTPStatusError) and error.response.status_code < status:
+            if isinstance(error, httpx.HTTPStatusError) and error.response.status_code < SERVER_FAILS:
                 raise
-            self._logger.warning("the worker %s, and tries again: %s", what, str(error).partition("\n")[0][:200])
+            self._note(what, error)
+
+    def _note(self, what: str, error: httpx.HTTPError) -> None:
+        self._logger.warning("the worker %s, and tries again: %s", what, str(error).partition("\n")[0][:200])
 
     @classmethod
     def __dispatch_key__(cls) -> str:
