@@ -42,6 +42,7 @@ ALLOWED: dict[str, str] = {
     "alignment/models/finite.py:read_weights": "the header was checked, or is checked here",
     "alignment/models/gguf_files.py:load_config": "check_file stands before it",
     "alignment/models/scalar.py:_config_of": "read_plainly stands before it",
+    "alignment/models/tokenizer.py:check_growth": "what it parses was read within limits",
     "alignment/ppo/checkpoint.py:read_checkpoint": OWN,
     "alignment/records.py:read_lines": "what it parses was read within limits",
     "alignment/rollout/server_process.py:_last_lines": "the log of a server that this run started",
