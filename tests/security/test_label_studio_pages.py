@@ -168,7 +168,7 @@ def test_pages_of_others_cause_nothing_and_get_no_cookie(tmp_path: Path, label_s
             attack(page, named, task, project.id)
             page.goto(project.labeling_url)  # printed for programs; the browser remembers the name
             page.wait_for_url(lambda url: named.page_host in url)
-            page.get_by_text("Submit").first.wait_for()
+            page.get_by_role("button", name="Submit").first.wait_for()
             chromium.close()
         assert owner.whoami()["email"] == "owner@rlhf.local" and owner.get("/api/invite") == invitation
         assert owner.project(project.id)["total_annotations_number"] == 0

@@ -7,6 +7,8 @@ from flows.annotation.collections import find_numbers
 from labeling.collection import collection_origin
 from labeling.config import CrewConfig, LabelingConfig, WritingTasks
 from labeling.names import collection_of
+from labeling.screens.guidelines import shipped
+from labeling.screens.render import screen
 from labeling.store.versions import SeenProject
 from labeling.tasks.projects import Opening, Origin, differences
 from labeling.tasks.tasks import build_tasks, build_writing_tasks
@@ -58,7 +60,7 @@ def test_an_unknown_name_is_refused_with_those_that_are_known() -> None:
 
 
 def test_a_collection_is_named_by_its_recipe_and_by_what_tells_it_from_others() -> None:
-    people = Opening(kind="ranking", title="rlhf", overlap=2, origin=Origin(recipe="town"))
+    people = Opening(screen=screen("ranking"), title="rlhf", overlap=2, origin=Origin(recipe="town"))
     crew = people.model_copy(update={"origin": Origin(recipe="town", seed=3, annotators="simulated")})
     assert (people.name(1), people.name(2)) == ("town ranking", "town ranking 2")
     assert crew.name(1) == "town ranking (seed 3, crew)" and crew.name(2) == "town ranking 2 (seed 3, crew)"
@@ -87,14 +89,15 @@ def test_what_makes_another_collection_and_what_does_not() -> None:
     faster = crew.model_copy(update={"crew": CrewConfig(threads=1)})
     assert content(crew) == content(faster)
     assert len({content(people), content(people, 2), content(crew), content(another)}) == 4
+    english, french = (screen("pairwise", shipped(language)) for language in ("en", "fr"))
     keys = [
-        Opening(kind="pairwise", title=title, overlap=overlap, cut_off=cut, origin=Origin(annotators=who)).key
-        for title, overlap, cut, who in (
-            ("rlhf", 2, False, "people"),
-            ("mine", 2, False, "people"),
-            ("rlhf", 3, False, "people"),
-            ("rlhf", 2, True, "people"),
-            ("rlhf", 2, False, "simulated"),
+        Opening(screen=shown, title=title, overlap=overlap, origin=Origin(annotators=who)).key
+        for title, overlap, shown, who in (
+            ("rlhf", 2, english, "people"),
+            ("mine", 2, english, "people"),
+            ("rlhf", 3, english, "people"),
+            ("rlhf", 2, french, "people"),
+            ("rlhf", 2, english, "simulated"),
         )
     ]
     assert len({*keys}) == 5

@@ -107,7 +107,7 @@ def test_open_again_changes_nothing_and_a_new_screen_keeps_the_old_project(on_se
     assert again.exit_code == 0 and "nothing to do: everything exists already" in again.output
     assert (of_title(), accounts_file().read_bytes()) == before
     (on_server / "ours").mkdir()
-    (on_server / "ours" / "screen.yaml").write_text("labels: {done: Finished?}")
+    (on_server / "ours" / "screen.yaml").write_text("labels: {done: 'Finished?'}")
     changed = open_(recipe, "--yes", "--set", f"labeling.guidelines={on_server / 'ours'}")
     assert "opened ranking is another collection (another screen or other guidelines)" in changed.output
     assert "stays with its 1 annotations" in changed.output and "opened ranking 2 (new)" in changed.output

@@ -109,7 +109,7 @@ def test_the_command_prints_a_run_and_says_what_there_is(tmp_path: Path) -> None
     assert "newest" in CliRunner().invoke(app, ["logs"], env=told).output
     shown = CliRunner().invoke(app, ["logs", "abc", "--stage", "sft"], env=told).output
     assert "INFO    sft           in a stage [bold]as it is" in shown
-    assert json.loads(CliRunner().invoke(app, ["logs", "abd", "--json"], env=told).output)["message"] == "newest"
+    assert json.loads(CliRunner().invoke(app, ["logs", "abd", "--json"], env=told).stdout)["message"] == "newest"
     unknown = CliRunner().invoke(app, ["logs", "zzz"], env=told)
     assert "no run 'zzz' has a log" in str(unknown.exception) and "abc-1, abd-2" in str(unknown.exception)
 

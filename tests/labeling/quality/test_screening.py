@@ -3,16 +3,13 @@
 from pathlib import Path
 
 import pytest
-from annotated_types import MaxLen
 from pydantic import ValidationError
 
 from alignment.records import Comparison, ResponseSet
-from labeling.collection import FINAL
 from labeling.config import CrewConfig, GoldTasks, LabelingConfig, QualityOptions, Screening
 from labeling.judgements.comparisons import comparisons
 from labeling.judgements.judgement import Judged, PairwiseJudgement, RankingJudgement
 from labeling.judgements.parse import parse_annotation
-from labeling.names import HASH_CHARACTERS
 from labeling.quality.assess import Assessment, assess
 from labeling.quality.known_answers import gold_accuracy
 from labeling.quality.screening import SENIOR, disputes, distance
@@ -20,7 +17,6 @@ from labeling.reports.figures import crew_figures
 from labeling.simulation.crew import deal, make_crew, utilities, work_on
 from labeling.simulation.temperature import fitting_temperature
 from labeling.tasks.gold import Answers, gold_tasks
-from labeling.tasks.projects import TITLE_CHARACTERS
 from labeling.tasks.tasks import Task, build_tasks, make_task
 from tests.labeling.helpers import judge, response_set
 
@@ -183,13 +179,6 @@ def test_disputes_and_the_seniors_word() -> None:
     ruled = assess(said, tasks, {}, QualityOptions(), senior=[order("9", 2, 0, 1, 3)])
     assert {row.annotator_id for row in ruled.comparisons if row.prompt == task.prompt} == {"9"}
     assert [row.reasons for row in ruled.set_aside] == [(SENIOR,)] * 12 and not ruled.disputes
-
-
-def test_the_longest_title_leaves_room_for_the_second_project() -> None:
-    rules = LabelingConfig.model_fields["title"].metadata
-    longest = next(rule.max_length for rule in rules if isinstance(rule, MaxLen))
-    for kind in ("ranking", "pairwise"):
-        assert len(f"{'x' * longest} {FINAL} {kind} [{'0' * HASH_CHARACTERS}]") <= TITLE_CHARACTERS
 
 
 def test_options_that_cannot_be() -> None:

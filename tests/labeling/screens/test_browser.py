@@ -338,9 +338,9 @@ def test_everything_names_its_answer_and_fits_the_window(owner: LabelStudio, pag
     for width in (1920, 1440, 1280, 820, 390):
         names_and_fits(page, width)
     page.get_by_role("button", name="Instructions").first.click(force=True)
-    page.wait_for_function("document.querySelector('.lsf-modal-ls_visible') !== null")  # it grows to its size
-    box = page.locator(".lsf-modal-ls__content").bounding_box()
-    assert box is not None and box["x"] >= 0 and box["x"] + box["width"] <= 390
+    inside = "box => box.left >= 0 && box.right <= 390"
+    dialog = "document.querySelector('.lsf-modal-ls_visible .lsf-modal-ls__content')"
+    page.wait_for_function(f"{dialog} && ({inside})({dialog}.getBoundingClientRect())")  # it grows to its size
     page.locator("[class*=modal] button").last.click()
 
 

@@ -11,6 +11,7 @@ import pytest
 from labeling.errors import StoreError
 from labeling.reports.report import reports
 from labeling.reports.status import pace
+from labeling.screens.render import screen
 from labeling.simulation.crew import pairwise_result, ranking_result
 from labeling.store import schema
 from labeling.store import store as stores
@@ -235,12 +236,13 @@ def test_status_by_hand() -> None:
 
 def test_status_of_pairs_and_of_what_is_not_ours() -> None:
     store, pair = Store(), task(1, "pairwise")
-    project = PROJECT.model_copy(update={"title": "trial pairwise [0a1b2c3d]"})
+    pairwise = screen("pairwise").label_config
+    project = PROJECT.model_copy(update={"title": "trial pairwise [0a1b2c3d]", "config": pairwise})
     result = pairwise_result(3.0, [[5, 5, 5], [1, 1, 1]])
     rows = [row(1, said(1, result, 5), said(2, result, 6), data=pair.data), row(2, data={"text": "of somebody else"})]
     store.record(project, rows, reading())
     assert reports(store)[0].status.agreement.share == 1.0
-    strange = PROJECT.model_copy(update={"project": "8@x", "number": 8, "title": "somebody's own"})
+    strange = project.model_copy(update={"project": "8@x", "number": 8, "title": "somebody's own"})
     store.record(strange, rows, reading())
     newest = reports(store)[0].status
     assert (newest.number, newest.agreement.share, newest.done) == (8, 1.0, 2)  # its name says nothing about it
