@@ -192,6 +192,7 @@ def test_a_person_who_cannot_judge_takes_stars_back_and_asks_with_a_skip(
     assert [(asked.text, asked.skipped) for asked in pulled.questions] == [("Which town?", True)]
 
 
+@pytest.mark.long
 def test_a_person_ranks_stars_and_flags_single_answers(owner: LabelStudio, page: Page, tmp_path: Path) -> None:
     ranking = RankingTasks(prompts=1, overlap=1, ratings=True)
     config = LabelingConfig(title="stars", rankings=ranking, pairwise=PairwiseTasks(prompts=0), annotators="people")
@@ -249,6 +250,7 @@ def close_dialog(page: Page) -> None:
         page.locator("[class*=modal] button").last.click()
 
 
+@pytest.mark.long
 def test_typed_text_is_there_after_a_reload_the_way_to_projects_and_another_task(
     owner: LabelStudio, page: Page, tmp_path: Path
 ) -> None:
@@ -330,6 +332,7 @@ def names_and_fits(page: Page, width: int) -> None:
     assert box is not None and box["x"] >= 0 and box["x"] + box["width"] <= width
 
 
+@pytest.mark.long
 def test_everything_names_its_answer_and_fits_the_window(owner: LabelStudio, page: Page, tmp_path: Path) -> None:
     one = {"rankings": RankingTasks(prompts=0), "pairwise": PairwiseTasks(prompts=1, overlap=9)}
     config = LabelingConfig(title="widths", annotators="people", **one)
@@ -344,6 +347,7 @@ def test_everything_names_its_answer_and_fits_the_window(owner: LabelStudio, pag
     page.locator("[class*=modal] button").last.click()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("language", ["ar", "en"])
 def test_a_screen_runs_in_the_direction_of_its_language_and_text_in_its_own(
     owner: LabelStudio, page: Page, tmp_path: Path, language: str
