@@ -184,6 +184,7 @@ def run(client: SyncPrefectClient, name: str, changes: dict[str, Any], **job: An
     return client.create_flow_run_from_deployment(deployment, **job)
 
 
+@pytest.mark.long
 @pytest.mark.server
 def test_who_has_the_password_still_runs_no_commands_on_our_workers(
     site: Site, client: SyncPrefectClient, tmp_path: Path

@@ -342,6 +342,7 @@ def test_a_demo_people_a_second_seed_and_another_overlap_are_four_collections(
     assert sorted(overlaps.values()) == [2, 2, 2, 3] and overlaps["village pairwise 2"] == 3
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("with_crew", [False, True])
 def test_people_go_on_in_a_project_of_an_earlier_version_unless_the_crew_judged_there(
     owner: LabelStudio, town: Path, home: Path, with_crew: bool

@@ -114,6 +114,7 @@ def test_a_slot_is_an_accelerator(monkeypatch: pytest.MonkeyPatch, listed: str |
     assert deploying.accelerators() == slots
 
 
+@pytest.mark.long
 def test_the_prefect_command_makes_the_same_from_the_same_file(
     made: list[str], client: SyncPrefectClient, prefect_server: str
 ) -> None:

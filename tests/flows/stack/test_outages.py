@@ -93,6 +93,7 @@ def test_metrics_of_an_outage_are_sent_while_the_stage_still_works(tracked: Serv
     assert history(made.run_id, "final/loss") == [(0, 0.1)]
 
 
+@pytest.mark.long
 def test_a_stage_begins_and_ends_while_mlflow_is_away_and_registers_one_version(tracked: Server) -> None:
     def work(out: Path, journal: Journal) -> Mapping[str, float]:
         write_model(out / "model")
@@ -249,6 +250,7 @@ def test_a_collection_is_complete_and_without_copies_though_label_studio_was_awa
         assert set(who.values()) == {1} and len(who) == 2 * len(rows)
 
 
+@pytest.mark.long
 def test_a_pull_waits_for_label_studio_and_in_the_end_says_what_to_do(
     cable: Wire, town: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
