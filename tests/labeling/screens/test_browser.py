@@ -293,6 +293,7 @@ def test_typed_text_is_there_after_a_reload_the_way_to_projects_and_another_task
     assert row.completion == "Mara Lind is the baker.\nShe lives on Mill Lane."
 
 
+@pytest.mark.long
 def test_an_answer_of_spaces_or_one_that_was_emptied_cannot_be_submitted(
     owner: LabelStudio, page: Page, tmp_path: Path
 ) -> None:
