@@ -68,6 +68,11 @@ def _roots(directory: Path) -> Iterator[Path]:
         yield (directory.absolute().parent.parent / "blobs").resolve()
 
 
+def is_gguf(path: str | Path) -> bool:
+    """Whether a checkpoint is a GGUF file, by its name."""
+    return Path(path).suffix.lower() == ".gguf"
+
+
 def read_config(path: Path, most: int = LARGEST_CONFIG) -> dict[str, Any]:
     """The options in a JSON file of a checkpoint. Raises CheckpointError if it is no JSON object."""
     try:

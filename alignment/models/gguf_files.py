@@ -26,12 +26,7 @@ from alignment.bounded import open_regular
 from alignment.errors import CheckpointError
 from alignment.models.safe_loading import NEVER_CODE
 
-SUFFIX, MAGIC, HEADER = ".gguf", b"GGUF", struct.Struct("<IQ")  # version, number of tensors
-
-
-def is_gguf(path: str | Path) -> bool:
-    """Whether a checkpoint is a GGUF file, by its name."""
-    return Path(path).suffix.lower() == SUFFIX
+MAGIC, HEADER = b"GGUF", struct.Struct("<IQ")  # version, number of tensors
 
 
 def load_model(path: str | Path, dtype: torch.dtype) -> PreTrainedModel:

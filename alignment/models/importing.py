@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from alignment.errors import CheckpointError
 from alignment.models.chat import ChatFormat, configured_eos_ids
-from alignment.models.gguf_files import is_gguf
+from alignment.models.checkpoint_files import is_gguf
 from alignment.models.scalar import load_causal_model
 from alignment.models.tokenizer import ASSISTANT, CHAT_TEMPLATE, PAD, SYSTEM, USER, load_tokenizer
 

@@ -35,7 +35,7 @@ from alignment.distributed.devices import autocast, device, frozen_dtype, to_dev
 from alignment.errors import CheckpointError, ConfigError
 from alignment.models import gguf_files
 from alignment.models.architecture import cache_argument, context_length
-from alignment.models.checkpoint_files import count_parameters, refuse_adapter
+from alignment.models.checkpoint_files import count_parameters, is_gguf, refuse_adapter
 from alignment.models.ensembles import Ensemble, EnsembleFile, combined
 from alignment.models.finite import check_finite
 from alignment.models.heads import at_least_float32
@@ -59,7 +59,7 @@ def load_causal_model(
 ) -> PreTrainedModel:
     """A language model from a directory, a GGUF file or the hub, in eval mode, on the device of this process."""
     with read_plainly("no causal language model", path):
-        if gguf_files.is_gguf(path):
+        if is_gguf(path):
             model = gguf_files.load_model(path, dtype)
             check_finite(model.state_dict(), path)
         else:
@@ -83,7 +83,7 @@ def decoder_config(path: str | Path) -> PreTrainedConfig:
 def check_config(path: Path) -> None:
     """Raise CheckpointError for a checkpoint whose config shows that a stage cannot use it; no weights are read."""
     with read_plainly("no causal language model", path):
-        if gguf_files.is_gguf(path):
+        if is_gguf(path):
             gguf_files.check_file(path)
             return
         config = decoder_config(path)

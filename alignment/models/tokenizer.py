@@ -15,6 +15,7 @@ from alignment.config.stages import TokenizerConfig
 from alignment.errors import CheckpointError, UnfitRowError
 from alignment.journal import Journal
 from alignment.models import gguf_files
+from alignment.models.checkpoint_files import is_gguf
 from alignment.models.safe_loading import NEVER_CODE, read_plainly
 from alignment.records import Document, Rejected, shard_files, stream_numbered
 
@@ -80,7 +81,7 @@ def corpus_texts(corpus: Path) -> Iterator[str]:
 def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
     """A tokenizer from a directory, a GGUF file or the hub."""
     with read_plainly("no tokenizer", path):
-        if gguf_files.is_gguf(path):
+        if is_gguf(path):
             return gguf_files.load_tokenizer(path)
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path, **NEVER_CODE)
         if (backend := getattr(tokenizer, "backend_tokenizer", None)) is not None:

@@ -11,12 +11,11 @@ from types import SimpleNamespace
 
 from alignment.footprint import peaks
 from alignment.footprint.model import Footprint, Shape, shape_of
-from alignment.models.checkpoint_files import count_parameters, read_config
+from alignment.models.checkpoint_files import count_parameters, is_gguf, read_config
 from alignment.paths import is_file
 from alignment.stage import Sizes, Step
 from flows.recipe.schema import TOWN_SCHEME, Recipe
 
-GGUF = ".gguf"
 BYTES_PER_TOKEN = 3.5  # byte-level BPE of about a thousand tokens on English
 TOWN_DOCUMENT_BYTES = 110
 LONGEST_ROW = 2048  # of packed text, as in alignment.models.architecture
@@ -70,7 +69,7 @@ def parameters(recipe: Recipe) -> int | None:
 
 def checkpoint_shape(path: Path) -> Shape:
     """The sizes of the decoder in a directory or a GGUF file."""
-    if path.suffix.lower() == GGUF:
+    if is_gguf(path):
         from alignment.models import gguf_files  # with torch, which is slow to import
 
         return shape_of(gguf_files.load_config(path))
@@ -80,7 +79,7 @@ def checkpoint_shape(path: Path) -> Shape:
 
 def checkpoint_parameters(path: Path) -> int | None:
     """Number of parameters of a checkpoint in a directory or a GGUF file, from the headers of its weights."""
-    if path.suffix.lower() == GGUF and path.is_file():
+    if is_gguf(path) and path.is_file():
         from alignment.models import gguf_files  # with torch, which is slow to import
 
         return gguf_files.count_parameters(path)
