@@ -3,6 +3,10 @@
 import getpass
 import os
 import shutil
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import copy_context
 from pathlib import Path
 
 from alignment.errors import ConfigError, RLHFError
@@ -85,3 +89,16 @@ def home_or_here() -> Path:
     except ConfigError:
         return Path.cwd()
     return _existing(home)
+
+
+@contextmanager
+def in_background(watch: Callable[[threading.Event], None], name: str) -> Iterator[None]:
+    """Run `watch(ended)` in a thread with the context's variables. The end of the block sets `ended` and joins it."""
+    ended = threading.Event()
+    thread = threading.Thread(target=copy_context().run, args=(watch, ended), name=name, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()

@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar, copy_context
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -25,7 +26,7 @@ from prefect.types import SecretDict
 from prefect.utilities.urls import url_for
 
 from alignment.errors import ConfigError, GateError
-from flows.disk import LOW_BYTES, bytes_left, disk_shown
+from flows.disk import LOW_BYTES, bytes_left, disk_shown, in_background
 from flows.failures import NotYet, explained
 from flows.home import home_directory
 from flows.mail import Email
@@ -103,7 +104,7 @@ def notifying(channels: Iterable[Channel], about: str) -> Iterator[None]:
         logging.getLogger(name).setLevel(logging.CRITICAL)
     before = _notifier.set(notifier)
     try:
-        with _watched_disk(home):
+        with in_background(partial(_watch_disk, home), "notify-disk"):
             yield
     except NotYet:
         raise
@@ -124,25 +125,13 @@ def notify(event: Event, text: str) -> None:
         notifier.send(event, text if page is None else f"{text}\n{page}")
 
 
-@contextmanager
-def _watched_disk(home: Path) -> Iterator[None]:
-    """Tell once when little is left on the disk of the home."""
-    ended = threading.Event()
-
-    def watch() -> None:
-        while not ended.is_set():
-            if bytes_left(home) < LOW_BYTES:
-                notify("disk_low", disk_shown(home))
-                return
-            ended.wait(DISK_SECONDS)
-
-    thread = threading.Thread(target=copy_context().run, args=(watch,), name="notify-disk", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join()
+def _watch_disk(home: Path, ended: threading.Event) -> None:
+    """Notify once when little is left on the disk of the home."""
+    while not ended.is_set():
+        if bytes_left(home) < LOW_BYTES:
+            notify("disk_low", disk_shown(home))
+            return
+        ended.wait(DISK_SECONDS)
 
 
 def store(block: str, address: str) -> None:

@@ -12,13 +12,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from contextvars import copy_context
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import httpx
 
-from flows.disk import disk_shown, full_disk, home_or_here, nearly_full
+from flows.disk import disk_shown, full_disk, home_or_here, in_background, nearly_full
 from labeling.errors import ServerUnavailable
 
 if TYPE_CHECKING:
@@ -105,9 +104,8 @@ def without_retries() -> Iterator[None]:
 @contextmanager
 def watched_disk(path: Path) -> Iterator[None]:
     """Disable MLflow's retries within the block while the disk is full: waiting for its server does not help then."""
-    ended = threading.Event()
 
-    def watch() -> None:
+    def watch(ended: threading.Event) -> None:
         while not ended.wait(DISK_SECONDS):
             if nearly_full(path):
                 log.warning("only %s: free some space", disk_shown(path))
@@ -115,13 +113,8 @@ def watched_disk(path: Path) -> Iterator[None]:
                     while nearly_full(path) and not ended.wait(DISK_SECONDS):
                         pass
 
-    thread = threading.Thread(target=copy_context().run, args=(watch,), name="disk", daemon=True)
-    thread.start()
-    try:
+    with in_background(watch, "disk"):
         yield
-    finally:
-        ended.set()
-        thread.join()
 
 
 def mlflow_answers(uri: str) -> bool:
