@@ -11,7 +11,6 @@ from math import erfc, factorial, sqrt
 from statistics import median
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import stats
 
 from labeling.judgements.comparisons import rated_criteria
@@ -21,7 +20,6 @@ from labeling.tasks.tasks import Task
 
 FITTED = 400  # sample size of the Theil-Sen fit, whose cost is quadratic
 HASTY = 0.25
-Floats = NDArray[np.float64]
 Tested = tuple[float | None, float | None]
 
 
@@ -126,19 +124,11 @@ def hasty(judgements: Sequence[Judgement], tasks: Mapping[str, Task]) -> dict[st
             continue
         sample = timed[:: -(-len(timed) // FITTED)]
         read, seconds = (np.array([row[i] for row in sample], dtype=float) for i in (0, 1))
-        slope = max(0.0, _median_slope(read, seconds))
+        with np.errstate(invalid="ignore"):  # in the slope's interval, where most texts are of one length
+            slope = max(0.0, float(stats.theilslopes(seconds, read).slope)) if np.ptp(read) else 0.0
         start = median((seconds - slope * read).tolist())
         least = float(np.min(seconds))
         too_fast |= {
             identity: duration < HASTY * max(start + slope * count, least) for count, duration, identity in timed
         }
     return too_fast
-
-
-def _median_slope(x: Floats, y: Floats) -> float:
-    """The median of the slopes between all points of different x, 0 if there are none (Theil 1950, Sen 1968).
-
-    That of SciPy also computes an interval, and warns of it where most x are the same.
-    """
-    right, above = (values[:, None] - values[None, :] for values in (x, y))
-    return float(np.median(above[right > 0] / right[right > 0])) if np.ptp(x) else 0.0
