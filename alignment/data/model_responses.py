@@ -64,7 +64,7 @@ class SampleOptions(Config):
         return self
 
 
-class Asked(Record):
+class SourcePrompt(Record):
     """A prompt with the place where it was read."""
 
     prompt: Prompt
@@ -96,7 +96,7 @@ class Origin(Record):
 
 def sample_sets(
     models: Mapping[str, Path],
-    asked: Sequence[Asked],
+    prompts: Sequence[SourcePrompt],
     rejected: Sequence[Rejected],
     options: SampleOptions,
     compute: ComputeConfig,
@@ -115,8 +115,8 @@ def sample_sets(
         path = out / SAMPLES / f"{name.replace('/', '-')}.jsonl"
         path.parent.mkdir(parents=True, exist_ok=True)
         with computing(compute):
-            answers[name] = _answers(name, directory, [row.prompt for row in asked], options, path)
-    return _write_sets(asked, rejected, answers, options.seed, out)
+            answers[name] = _answers(name, directory, [row.prompt for row in prompts], options, path)
+    return _write_sets(prompts, rejected, answers, options.seed, out)
 
 
 def _answers(
@@ -197,7 +197,7 @@ def _generator(text: str) -> torch.Generator:
 
 
 def _write_sets(
-    asked: Sequence[Asked],
+    prompts: Sequence[SourcePrompt],
     rejected: Iterable[Rejected],
     answers: Mapping[str, Mapping[str, Answered]],
     seed: int,
@@ -207,7 +207,7 @@ def _write_sets(
     sets: list[ResponseSet] = []
     origins: list[Origin] = []
     aside = list(rejected)
-    for row in asked:
+    for row in prompts:
         rows = {name: answered[row.prompt.id] for name, answered in answers.items()}
         models: dict[str, dict[str, bool]] = {}  # by text: whether it ended, by the model's name
         for name, answered in rows.items():
@@ -238,18 +238,18 @@ def _problem(rows: Mapping[str, Answered], texts: Mapping[str, bool]) -> str:
     return f"{len(texts)} different responses, and a set needs 2: ask for more, or raise the temperature"
 
 
-def read_prompts(source: RowSource, split: Split | None) -> tuple[list[Asked], list[Rejected], int]:
+def read_prompts(source: RowSource, split: Split | None) -> tuple[list[SourcePrompt], list[Rejected], int]:
     """The prompts of a file without duplicates, the rows that are none, and how many belong to another split.
 
     Besides the formats of recipes these may be prompts and response sets that a stage wrote, with their ids and splits.
     """
-    rows, bad = read_as(source, _to_asked, None)
+    rows, bad = read_as(source, _to_source_prompt, None)
     chosen = {row.prompt.id: row for row in reversed(rows) if split is None or row.prompt.split == split}
     kept = [row for row in rows if chosen.get(row.prompt.id) is row]
     return kept, bad, sum(split is not None and row.prompt.split != split for row in rows)
 
 
-def _to_asked(row: Row, source: RowSource, number: int) -> Asked:
+def _to_source_prompt(row: Row, source: RowSource, number: int) -> SourcePrompt:
     prompt = row.get("prompt")
     if source.format == "auto" and source.columns is None and RECORD <= row.keys() <= Prompt.model_fields.keys():
         read = Prompt.model_validate(row)
@@ -257,4 +257,4 @@ def _to_asked(row: Row, source: RowSource, number: int) -> Asked:
         read = Prompt.model_validate(prompt)
     else:
         read = to_prompt(row, source, number)
-    return Asked(prompt=read, file=source.path, line=number)
+    return SourcePrompt(prompt=read, file=source.path, line=number)

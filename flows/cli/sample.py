@@ -4,6 +4,7 @@ import shlex
 from contextlib import nullcontext
 from enum import StrEnum
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated, get_args
 
 import typer
@@ -63,12 +64,13 @@ def sample(
     configure_logging()
     chosen: Split | None = None if split is Which.both else "train" if split is Which.train else "heldout"
     needs_registry = not all(is_directory(model) for model in models)
-    with queries("mlflow") if needs_registry else nullcontext():
-        from flows.releases.sample import find_model
-        from flows.releases.sample import sample as sample_responses
+    with TemporaryDirectory(prefix="rlhf-models-") as downloads:
+        with queries("mlflow") if needs_registry else nullcontext():
+            from flows.releases.sample import find_model
+            from flows.releases.sample import sample as sample_responses
 
-        checkpoints = [find_model(model) for model in models]
-    directory, counts = sample_responses(checkpoints, source, chosen, options, compute, out)
+            checkpoints = [find_model(model, Path(downloads)) for model in models]
+        directory, counts = sample_responses(checkpoints, source, chosen, options, compute, out)
     echo(", ".join(f"{count} {name}" for name, count in counts.items() if count))
     echo(f"label them with: --set {shlex.quote(f'labeling.responses=[{directory}]')}")
     if counts["put aside"]:

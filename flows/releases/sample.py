@@ -33,8 +33,11 @@ class Checkpoint:
     directory: Path
 
 
-def find_model(model: str) -> Checkpoint:
-    """A registered version (NAME, NAME@ALIAS, NAME/VERSION) or a directory with a checkpoint."""
+def find_model(model: str, downloads: Path) -> Checkpoint:
+    """A registered version (NAME, NAME@ALIAS, NAME/VERSION) or a directory with a checkpoint.
+
+    A version whose files are not in the home is downloaded into a new directory in `downloads`.
+    """
     if is_directory(model):
         path = Path(model) / MODEL if is_directory(Path(model) / MODEL) else Path(model)
         if not exists(path / "config.json"):
@@ -45,7 +48,7 @@ def find_model(model: str) -> Checkpoint:
     artifact = find(tags.get(runs.TAG_STAGE, ""), tags.get(runs.TAG_KEY, ""), home_directory())
     if artifact is not None:
         return Checkpoint(f"{name}-{version}", artifact.digest, artifact.path / MODEL)
-    directory = registry.fetch_checkpoint(f"models:/{name}/{version}", Path(mkdtemp(prefix="rlhf-model-"))) / MODEL
+    directory = registry.fetch_checkpoint(f"models:/{name}/{version}", Path(mkdtemp(dir=downloads))) / MODEL
     return Checkpoint(f"{name}-{version}", content_digest(directory), directory)
 
 
@@ -67,16 +70,16 @@ def sample(
     if len(set(names)) < len(names):
         raise ConfigError(f"the models {', '.join(names)} have the same name: name each model once")
     settings = SampleOptions.model_validate(options)
-    asked, rejected, others = read_prompts(source, split)
+    prompts, rejected, others = read_prompts(source, split)
     identity = {
         "models": {checkpoint.name: checkpoint.identity for checkpoint in checkpoints},
-        "prompts": fingerprint([row.prompt.model_dump(mode="json") for row in asked]),
+        "prompts": fingerprint([row.prompt.model_dump(mode="json") for row in prompts]),
         "options": settings.model_dump(mode="json", exclude={"batch_size"}),
     }
     directory = out or home_directory() / FOLDER / f"{'-'.join(names)[:LONGEST_NAME]}-{fingerprint(identity)[:8]}"
     _claim(directory, identity)
     paths = {checkpoint.name: checkpoint.directory for checkpoint in checkpoints}
-    counts = sample_sets(paths, asked, rejected, settings, compute, directory)
+    counts = sample_sets(paths, prompts, rejected, settings, compute, directory)
     return directory, counts | {"of another split": others}
 
 

@@ -18,14 +18,14 @@ def test_a_registered_version_is_read_where_it_was_published_or_from_mlflow(home
     made = run_stage("ppo", text_model, config=SFTConfig(), model="policy")
     assert made.model is not None
     registry.set_alias(made.model, "champion")
-    champion = find_model("policy@champion")
+    champion = find_model("policy@champion", home)
     assert (champion.name, champion.directory) == ("policy-1", made.path / "model")
     shutil.rmtree(made.path)
-    assert (find_model("policy").directory / "config.json").exists()
+    assert (find_model("policy", home).directory / "config.json").exists()
     with pytest.raises(ArtifactError, match="policy has versions 1"):
-        find_model("policy/2")
+        find_model("policy/2", home)
     with pytest.raises(ConfigError, match="a directory without a config"):
-        find_model(str(home))
+        find_model(str(home), home)
 
 
 def test_the_command_samples_and_refuses_other_options_in_the_same_directory(home: Path) -> None:
