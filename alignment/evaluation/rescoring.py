@@ -23,15 +23,15 @@ def rescore(out: Path, journal: Journal, *, evaluation: Path, prompts: Path, rew
 
     A response that does not fit into the reward model's context, or that its template refuses, is left out and counted.
     """
-    asked = {row.id: row for row in read_records(prompts / "prompts.jsonl", Prompt)[0] if row.split == "heldout"}
+    heldout = {row.id: row for row in read_records(prompts / "prompts.jsonl", Prompt)[0] if row.split == "heldout"}
     sampled = [row for _, row, _ in read_lines(evaluation / "samples.jsonl") if row is not None]
-    rows = [row for row in sampled if row["model"] == "policy" and row["prompt_id"] in asked]
+    rows = [row for row in sampled if row["model"] == "policy" and row["prompt_id"] in heldout]
     model, chat = load_rewards(reward), load_chat(reward / "model")
     context = longest_sequence(*(model.models if isinstance(model, Ensemble) else (model,)))
     turns, names, unfit = [], [], 0
     for row in rows:
         try:
-            turn = chat.turn(asked[row["prompt_id"]].messages, row["response"], ended=bool(row["ended"]))
+            turn = chat.turn(heldout[row["prompt_id"]].messages, row["response"], ended=bool(row["ended"]))
         except UnfitRowError:
             unfit += 1
             continue

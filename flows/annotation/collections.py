@@ -26,12 +26,12 @@ def find_numbers(words: Sequence[str], projects: Sequence[SeenProject]) -> list[
     """
     if not words:
         return []
-    asked = _words(" ".join(words))
+    name_words = _words(" ".join(words))
     there = [project for project in projects if not project.deleted] or projects
-    if len(asked) == 1 and asked[0].isdecimal():
-        return [int(asked[0])]
-    named = [project for project in there if _words(project.title) == asked]
-    matching = named or [project for project in projects if {*asked} <= {*_words(project.title)}]
+    if len(name_words) == 1 and name_words[0].isdecimal():
+        return [int(name_words[0])]
+    named = [project for project in there if _words(project.title) == name_words]
+    matching = named or [project for project in projects if {*name_words} <= {*_words(project.title)}]
     if not matching:
         names = ", ".join(project.title for project in there) or "none yet"
         raise ConfigError(

@@ -151,19 +151,19 @@ def _project(owner: LabelStudio, planning: Planning, kind: Kind) -> ProjectState
     config, tasks, opening = planning.config, planning.planned.tasks[kind], planning.opening(kind)
     uids, overlap = {task.uid for task in tasks}, config.overlaps[kind]
     continued = {batch.project.id for batch in planning.earlier if batch.holds(tasks, overlap, opening.screen_hash)}
-    found = find_project(owner, opening, continued)
+    match = find_project(owner, opening, continued)
     others = [
         f"{raw['title']} is another collection ({differences(raw, opening)}) and stays with its "
         f"{raw['total_annotations_number']} annotations"
-        for raw in found.others
+        for raw in match.others
     ]
-    if found.current is None:
-        return ProjectState(kind, found.name, None, 0, len(uids), None, others, config.webhook is not None)
-    number, there = int(found.current["id"]), int(found.current["maximum_annotations"])
+    if match.current is None:
+        return ProjectState(kind, match.name, None, 0, len(uids), None, others, config.webhook is not None)
+    number, there = int(match.current["id"]), int(match.current["maximum_annotations"])
     existing = {*task_ids(owner, number)}
     return ProjectState(
         kind,
-        found.name,
+        match.name,
         number,
         len(uids & existing),
         len(uids - existing),

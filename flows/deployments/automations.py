@@ -28,14 +28,14 @@ def set_up_automations(channels: Iterable[Channel]) -> list[str]:
 
     Raises ConfigError for a channel whose block Prefect does not have.
     """
-    wanted = {f"{PREFIX}{channel.to}": channel.to for channel in channels if "run_died" in channel.events}
+    block_by_name = {f"{PREFIX}{channel.to}": channel.to for channel in channels if "run_died" in channel.events}
     with get_client(sync_client=True) as prefect:
         existing = {one.name: one for one in prefect.read_automations() if one.name.startswith(PREFIX)}
-        for name in existing.keys() - wanted.keys():
+        for name in existing.keys() - block_by_name.keys():
             prefect.delete_automation(existing[name].id)
-        for name, block in wanted.items():
+        for name, block in block_by_name.items():
             _set_up(prefect, existing.get(name), _automation(name, block_id(prefect, block)))
-    return [*wanted]
+    return [*block_by_name]
 
 
 def _set_up(prefect: SyncPrefectClient, before: Automation | None, automation: AutomationCore) -> None:

@@ -155,21 +155,21 @@ def restart_crashed(prefect: SyncPrefectClient, max_restarts: int, settled: time
         if settled <= datetime.now(UTC) - run.state.timestamp < RECENT and not given_up:
             try:
                 message = restart_or_give_up(prefect, run, max_restarts)
-                tell(run, message)
+                notify_crash(run, message)
                 yield message
             except RLHFError as error:
                 yield f"{run.name} is not restarted: {error}"
 
 
-def tell(run: FlowRun, message: str) -> None:
+def notify_crash(run: FlowRun, message: str) -> None:
     """Tell the channels of a crashed run's recipe; an automation of Prefect tells those of the home."""
     recipe = run.parameters.get("recipe")
     try:
         channels = TypeAdapter(tuple[Channel, ...]).validate_python(recipe.get("notify", ()) if recipe else ())
     except ValidationError:  # a run of another version of the recipe
         return
-    told = {channel.to for channel in home_channels(home_directory()) if "run_died" in channel.events}
-    notifier = Notifier((channel for channel in channels if channel.to not in told), run.name)
+    notified_by_prefect = {channel.to for channel in home_channels(home_directory()) if "run_died" in channel.events}
+    notifier = Notifier((channel for channel in channels if channel.to not in notified_by_prefect), run.name)
     notifier.send("run_died", message)
     notifier.close()
 

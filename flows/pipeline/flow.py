@@ -44,9 +44,9 @@ def rlhf(recipe: Recipe, promote: bool = True) -> dict[str, Any]:
         get_run_logger().warning(line)
     alone = deployment.id is None
     name = f"{recipe.name}-{recipe.seed}"  # and the policy's key, when it is there: `log_release`
-    untold = recipe.model_copy(update={"notify": ()})  # who is told is no part of the run
+    logged_recipe = recipe.model_copy(update={"notify": ()})  # who is notified is no part of the run
     parent = runs.pipeline_run(
-        recipe.name, recipe=untold, flow_run_id=str(flow_run.id or ""), alone=alone, run_name=name
+        recipe.name, recipe=logged_recipe, flow_run_id=str(flow_run.id or ""), alone=alone, run_name=name
     )
     disk, people = watched_disk(home_directory()), suspended_while_people_label()
     with notifying(recipe.notify, f"{recipe.name}, seed {recipe.seed}"), disk, people, parent as run_id:

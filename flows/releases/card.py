@@ -49,7 +49,7 @@ def write_card(name: str, number: str) -> None:
         return
     manifest, client = read_manifest(run), MlflowClient()
     model = f"{name}/{number}"
-    role = next((role for role, made in manifest["models"].items() if made == f"models:/{model}"), "")
+    role = next((role for role, registered in manifest["models"].items() if registered == f"models:/{model}"), "")
     if not role or "keys" not in manifest:
         return
     status = _status(name, number, manifest) if role == "policy" else ""
@@ -145,10 +145,10 @@ def _headline(manifest: Manifest, role: str, status: str) -> str:
 
 
 def _links(manifest: Manifest, pages: RunPages) -> str:
-    made = [pages.link(stage, stage) for stage in manifest["runs"] if stage in (*_trained(manifest), "comparisons")]
+    stages = [pages.link(stage, stage) for stage in manifest["runs"] if stage in (*_trained(manifest), "comparisons")]
     report = pages.link(f"release {manifest['release']}", "release")
     return (
-        f"{report} ({pages.link('report, all samples', 'release', '/artifacts')}) · lineage: {' ← '.join(made[::-1])}"
+        f"{report} ({pages.link('report, all samples', 'release', '/artifacts')}) · lineage: {' ← '.join(stages[::-1])}"
     )
 
 

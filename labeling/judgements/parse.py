@@ -66,8 +66,8 @@ def parse(
         return parse_annotation(raw, task, controls)
 
     parsed = sort_annotations(annotations, read, overlap, source)
-    asked = (question(raw, task) for task, raw, _ in annotations if SET_ASIDE not in raw)
-    return parsed.model_copy(update={"questions": tuple(row for row in asked if row is not None)})
+    questions = (question(raw, task) for task, raw, _ in annotations if SET_ASIDE not in raw)
+    return parsed.model_copy(update={"questions": tuple(row for row in questions if row is not None)})
 
 
 def question(raw: Mapping[str, Any], task: Task) -> Question | None:
@@ -159,15 +159,15 @@ def _by_annotator(judgement: Judgement) -> tuple[int, str]:
 
 def parse_annotation(raw: Mapping[str, Any], task: Task, controls: Controls | None = None) -> Judged:
     """One annotation as a judgement. Raises InvalidAnnotation if our labeling interface cannot have produced it."""
-    told = controls or known_controls()
+    controls = controls or known_controls()
     result = raw.get("result")
     if not isinstance(result, list) or not result:
         raise InvalidAnnotation("the result is empty")
     # LabelInterface.validate_annotation accepts missing and duplicate controls, and rejects a clicked answer.
-    values = _controls(result, shapes(task.kind, told))
-    asked = _one_text(values, "question").strip()
-    common = provenance(raw, task) | {"guidelines": told.guidelines, "question": asked}
-    return PARSERS[task.kind](values, task, common, told)
+    values = _controls(result, shapes(task.kind, controls))
+    question_text = _one_text(values, "question").strip()
+    common = provenance(raw, task) | {"guidelines": controls.guidelines, "question": question_text}
+    return PARSERS[task.kind](values, task, common, controls)
 
 
 def provenance(raw: Mapping[str, Any], task: Task) -> dict[str, Any]:

@@ -69,12 +69,12 @@ def screen(kind: Kind, guidelines: Guidelines | None = None, ratings: bool = Fal
 
     `ratings`: a ranking also asks for stars for each answer.
     """
-    told = guidelines or shipped("en")
+    guidelines = guidelines or shipped("en")
     return Screen(
         kind=kind,
-        label_config=_label_config(kind, told, ratings),
-        instruction=instruction(told, kind),
-        guidelines=told.version,
+        label_config=_label_config(kind, guidelines, ratings),
+        instruction=instruction(guidelines, kind),
+        guidelines=guidelines.version,
     )
 
 
@@ -130,10 +130,10 @@ def _label_config(kind: Kind, guidelines: Guidelines, ratings: bool) -> str:
 
 def _side(side: str, index: int, guidelines: Guidelines, labels: Mapping[str, str]) -> str:
     """Answer A (index 0) or B (index 1) with its stars and flags."""
-    letter, told = side.upper(), guidelines.labels
+    letter = side.upper()
     ratings = [
         _rating(
-            _named_key(told.key, row.title, letter, row.keys[index]),
+            _named_key(guidelines.labels.key, row.title, letter, row.keys[index]),
             f"{side}_{row.name}",
             f"response_{side}",
             row.keys[index],
@@ -199,15 +199,15 @@ def _hidden_ties() -> str:
 
 def _keys(kind: Kind, guidelines: Guidelines) -> str:
     """What each key does, as Markdown."""
-    told = guidelines.labels
+    labels = guidelines.labels
     first: dict[Kind, str] = {
-        "pairwise": told.keys_pairwise,
-        "ranking": told.keys_ranking,
-        "demonstration": told.keys_demonstration,
+        "pairwise": labels.keys_pairwise,
+        "ranking": labels.keys_ranking,
+        "demonstration": labels.keys_demonstration,
     }
     rows: Sequence[tuple[str, str]] = ()
     if kind == "pairwise":
         keyed = [(mark.title, mark.keys) for mark in guidelines.marks if mark.keys]
         rows = [(f"{title}, {side}", keys[index]) for index, side in enumerate("AB") for title, keys in keyed]
-    lines = [f"- {first[kind]}", *(f"- **{key.upper()}**: {title}" for title, key in rows), f"- {told.keys_all}"]
+    lines = [f"- {first[kind]}", *(f"- **{key.upper()}**: {title}" for title, key in rows), f"- {labels.keys_all}"]
     return "\n".join(lines)

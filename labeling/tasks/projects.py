@@ -124,7 +124,7 @@ class Opening(BaseModel):
         return f"{SIGNATURE}: {self.facts} Do not edit the labeling interface. ({self.key})"
 
 
-class Found(BaseModel):
+class ProjectMatch(BaseModel):
     """A collection's name, its project on the server, None if there is none, and the other projects with its stem."""
 
     model_config = ConfigDict(frozen=True)
@@ -134,7 +134,7 @@ class Found(BaseModel):
     others: tuple[dict[str, Any], ...]
 
 
-def find_project(client: LabelStudio, opening: Opening, continued: Collection[int] = ()) -> Found:
+def find_project(client: LabelStudio, opening: Opening, continued: Collection[int] = ()) -> ProjectMatch:
     """The project of a collection; read-only.
 
     `continued` are projects without a key whose tasks are those of the collection: it goes on in the first that exists.
@@ -143,7 +143,7 @@ def find_project(client: LabelStudio, opening: Opening, continued: Collection[in
     current = _current(listed, opening, continued)
     others = (raw for raw in listed if raw is not current and _same_stem(str(raw["title"]), opening))
     name = _free_name(opening, {str(raw["title"]) for raw in listed}) if current is None else str(current["title"])
-    return Found(name=name, current=current, others=tuple(others))
+    return ProjectMatch(name=name, current=current, others=tuple(others))
 
 
 def _same_stem(title: str, opening: Opening) -> bool:

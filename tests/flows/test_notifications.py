@@ -29,7 +29,7 @@ from flows.annotation.waiting import Standing
 from flows.cli import notify as command
 from flows.cli.main import app
 from flows.deployments.automations import set_up_automations
-from flows.deployments.watcher import tell
+from flows.deployments.watcher import notify_crash
 from flows.notifications import deliver, notify, notifying, store
 from flows.recipe.channels import EVENTS, Channel, home_channels, merged, write_home_channels
 from flows.recipe.schema import load_recipe
@@ -201,7 +201,7 @@ def test_crashed_runs_are_told_by_the_watcher_to_the_recipe_and_by_prefect_to_th
         (message,) = received(blocks, 1)
         assert message["subject"] == f"{run.name}: the run died" and "no heartbeat" in message["text"]
     recipe = {"notify": [{"to": "slack-webhook/team"}, {"to": "custom-webhook/team"}]}
-    tell(FlowRun(flow_id=run.flow_id, name="otter", parameters={"recipe": recipe}), "otter is restarted")
+    notify_crash(FlowRun(flow_id=run.flow_id, name="otter", parameters={"recipe": recipe}), "otter is restarted")
     (message,) = received(blocks, 1)
     assert (message["title"], message["message"]) == ("otter: the run died", "otter is restarted")
     assert set_up_automations([]) == [] and blocks.empty()
