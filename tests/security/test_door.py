@@ -184,17 +184,23 @@ def run(client: SyncPrefectClient, name: str, changes: dict[str, Any], **job: An
     return client.create_flow_run_from_deployment(deployment, **job)
 
 
+@pytest.fixture
+def deployed(site: Site) -> None:
+    """The work pools and deployments of `rlhf deploy`."""
+    url = f"{site.url('prefect')}/api"
+    with temporary_settings({PREFECT_API_URL: url, PREFECT_API_AUTH_STRING: site.prefect_auth}):
+        deploy()
+
+
 @pytest.mark.long
 @pytest.mark.server
+@pytest.mark.usefixtures("deployed")
 def test_who_has_the_password_still_runs_no_commands_on_our_workers(
     site: Site, client: SyncPrefectClient, tmp_path: Path
 ) -> None:
     mark = tmp_path / "mark"
     script = {"prefect.deployments.steps.run_shell_script": {"script": f"touch {mark}", "stream_output": False}}
     (tmp_path / "evil.py").write_text(f"open({str(mark)!r}, 'w')\nfrom prefect import flow\n@flow\ndef f(): pass\n")
-    url = f"{site.url('prefect')}/api"
-    with temporary_settings({PREFECT_API_URL: url, PREFECT_API_AUTH_STRING: site.prefect_auth}):
-        deploy()
     good = client.create_flow_run_from_deployment(client.read_deployment_by_name("watch/watch").id)
     elsewhere = [{SET_DIRECTORY: {"directory": str(tmp_path)}}]
     startup = {"env": {"PYTHONSTARTUP": str(tmp_path / "evil.py")}}
@@ -263,6 +269,7 @@ def complete(client: SyncPrefectClient, run: FlowRun, data: dict[str, Any]) -> N
 
 
 @pytest.mark.server
+@pytest.mark.usefixtures("deployed")
 def test_a_result_that_a_state_names_is_not_read(site: Site, client: SyncPrefectClient, tmp_path: Path) -> None:
     """By the engine of a worker's run that was completed meanwhile, from a file and from a block, and by any process
     that asks for it; and reading the state imports no module that it names."""
