@@ -15,8 +15,9 @@ from textwrap import dedent
 # zero-width spaces except in the scripts that part words by them (Thai, Lao, Burmese, Khmer).
 MEANINGLESS = re.compile(
     "[\x00-\x08\x0e-\x1f\x7f-\x9f\xad\u200b\ufeff\ufdd0-\ufdef\ufffe\uffff\ud800-\udfff\ue000-\uf8ff"
-    "\U000f0000-\U0010ffff]"
+    "\U000f0000-\U0010ffff]+"
 )
+MOST_MARKS = 30  # on one letter, https://www.unicode.org/reports/tr15/#Stream_Safe_Text_Format
 PARTS_WORDS = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff]")
 NEWLINES = ("\r\n", "\r", "\v", "\f", "\x85")
 UNTIDY = re.compile(r"[ \t]{2}|\t|^\s|\s$", re.MULTILINE)
@@ -44,10 +45,9 @@ def clean(text: str) -> str:
 
     The indentation that all lines share is dropped, except in code.
     """
-    text = compose(text)
     for newline in NEWLINES:
         text = text.replace(newline, "\n")
-    text = MEANINGLESS.sub(_meaning, text)
+    text = compose(MEANINGLESS.sub(_meaning, text))  # a character that is dropped parts marks which then combine
     if not text.strip() or is_tidy(text):
         return text.strip()
     if is_code(text):
@@ -60,9 +60,13 @@ def clean(text: str) -> str:
 
 
 def _meaning(match: re.Match[str]) -> str:
-    """What stays of a character that has no meaning in most texts."""
-    before = match.string[match.start() - 1 : match.start()]
-    return "\u200b" if match.group() == "\u200b" and PARTS_WORDS.match(before) else ""
+    """What stays of characters that have no meaning in most texts: one zero-width space after a letter of a script that
+    parts words by it. Marks on the letter are passed over, since composing puts them into another order."""
+    if "\u200b" not in match.group():
+        return ""
+    before = reversed(match.string[max(0, match.start() - MOST_MARKS) : match.start()])
+    letter = next((c for c in before if not unicodedata.combining(c) and not MEANINGLESS.match(c)), "")
+    return "\u200b" if PARTS_WORDS.match(letter) else ""
 
 
 def compose(text: str) -> str:

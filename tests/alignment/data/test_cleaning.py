@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 import alignment
@@ -70,7 +70,9 @@ def test_prose_is_not_taken_for_code(text: str) -> None:
     assert not is_code(text)
 
 
-@given(st.text(st.sampled_from("ab:{(#;=\n\t \u200b\u00a0é\u0301`क\u093c\u0958"), max_size=40))
+@given(st.text(st.sampled_from("ab:{(#;=\n\t \u200b\u00a0é\u0301`क\u093c\u0958\u0e01\u0e38"), max_size=40))
+@example("\u0301\u200b\u093c")
+@example("\u0301\u0e38\u200b")
 def test_cleaning_cleaned_text_changes_nothing_and_no_letter_is_lost(text: str) -> None:
     cleaned = clean(text)
     assert clean(cleaned) == cleaned
