@@ -9,7 +9,7 @@ import os
 import subprocess
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
-from functools import reduce
+from functools import cache, reduce
 from operator import getitem
 from pathlib import Path
 from typing import Any, Literal
@@ -18,7 +18,7 @@ import httpx
 import yaml
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import DeploymentScheduleCreate, WorkPoolCreate, WorkPoolUpdate
-from prefect.client.schemas.objects import ConcurrencyLimitConfig
+from prefect.client.schemas.objects import ConcurrencyLimitStrategy, ConcurrencyOptions
 from prefect.client.schemas.schedules import IntervalSchedule
 from prefect.deployments.runner import DeploymentApplyError, RunnerDeployment
 from prefect.exceptions import ObjectNotFound
@@ -262,23 +262,34 @@ def set_up_pool(client: SyncPrefectClient, name: str, pool: Pool, limit: int | N
         client.update_work_pool(name, WorkPoolUpdate(**wanted))
 
 
+@cache
+def _undeployed(entrypoint: str) -> RunnerDeployment:
+    """A deployment of a flow, with its parameters' schema, which takes longest and is the same for all recipes."""
+    return RunnerDeployment.from_entrypoint(entrypoint, "undeployed")
+
+
 def set_up_deployment(spec: Spec) -> str:
     """Create or update a deployment; returns FLOW/NAME."""
-    limit = spec.concurrency_limit
-    deployment = RunnerDeployment.from_entrypoint(
-        spec.entrypoint,
-        spec.name,
-        description=spec.description or None,
-        tags=list(spec.tags),
-        parameters=spec.parameters,
-        work_pool_name=spec.work_pool.name,
-        job_variables=spec.work_pool.job_variables,
-        concurrency_limit=None if limit is None else ConcurrencyLimitConfig.model_validate(limit.model_dump()),
+    flow, limit = _undeployed(spec.entrypoint), spec.concurrency_limit
+    deployment = flow.model_copy(
+        update={
+            "name": spec.name,
+            "description": spec.description or flow.description,
+            "tags": list(spec.tags),
+            "parameters": spec.parameters,
+            "work_pool_name": spec.work_pool.name,
+            "job_variables": spec.work_pool.job_variables,
+            "storage": WorkingDirectory(),
+        }
     )
+    if limit is not None:
+        deployment.concurrency_limit = limit.limit
+        deployment.concurrency_options = ConcurrencyOptions(
+            collision_strategy=ConcurrencyLimitStrategy(limit.collision_strategy)
+        )
     deployment.schedules = [
         DeploymentScheduleCreate(schedule=IntervalSchedule(interval=timedelta(seconds=every.interval)), slug=every.slug)
         for every in spec.schedules
     ]  # without `active`: a paused schedule stays paused
-    deployment.storage = WorkingDirectory()
     deployment.apply()
     return deployment.full_name

@@ -1,6 +1,7 @@
 """Every alignment method takes the same place in the pipeline: run through the graph, without servers."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -55,23 +56,23 @@ def recipe(place: Path, *told: str) -> Recipe:
     return load_recipe(str(TINY), ["labeling=null", source, *SMALL, *told])
 
 
-@pytest.fixture
-def place(home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A home with judgements in it, where stages are plain functions and no Prefect tasks."""
-    monkeypatch.setattr(flow, "run_task", run_step)
-    chain = steps(load_recipe(str(TINY), SMALL))
-    town = run_step(chain["town"], {})
-    prompts, _ = read_records(run_step(chain["prompts"], {"town": town}).file("prompts.jsonl"), Prompt)
-    sides = [Response(id=word, text=word) for word in ("I do not know.", "Ask somebody else, you fool.")]
-    write_records(
-        home / "judged.jsonl",
-        [
+@pytest.fixture(scope="module")
+def place(workplace: Path) -> Iterator[Path]:
+    """A home with judgements in it, where stages are plain functions and no Prefect tasks; what one test made is found
+    by the others."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(flow, "run_task", run_step)
+        chain = steps(load_recipe(str(TINY), SMALL))
+        town = run_step(chain["town"], {})
+        prompts, _ = read_records(run_step(chain["prompts"], {"town": town}).file("prompts.jsonl"), Prompt)
+        sides = [Response(id=word, text=word) for word in ("I do not know.", "Ask somebody else, you fool.")]
+        pairs = [
             Comparison(id=row.id, prompt=row, chosen=sides[0], rejected=sides[1])
             for row in prompts
             if row.split == "train"
-        ],
-    )
-    return home
+        ]
+        write_records(workplace / "judged.jsonl", pairs)
+        yield workplace
 
 
 def test_rules_are_part_of_the_key_and_of_the_log(place: Path) -> None:
@@ -88,7 +89,7 @@ def test_rules_are_part_of_the_key_and_of_the_log(place: Path) -> None:
         line["reward/model"] + 0.5 * line["reward/safety"] + line["reward/format"], abs=1e-5
     )
     manifest = release_manifest(ruled, made)
-    assert manifest["method"] == "ppo" and manifest["models"]["policy"] == "models:/tiny-policy/1"
+    assert manifest["method"] == "ppo" and manifest["models"]["policy"] == made["ppo"].model
     assert isinstance(missed_gates(ruled.release_gate, manifest), list)
 
 
@@ -121,11 +122,11 @@ def test_each_method_stands_in_the_same_place(place: Path) -> None:
     others = [method for method in METHODS if method is not ppo.METHOD]
     recipes = {method.name: recipe(place, f"align.method={method.name}", *small_options(method)) for method in others}
     assert len({keys(steps(one))["evaluate"] for one in recipes.values()}) == len(others)
-    for number, (name, one) in enumerate(recipes.items(), start=1):
+    for name, one in recipes.items():
         made = flow.run_steps(one, steps(one))
         manifest = release_manifest(one, made)
         assert list(made)[-2:] == [name, "evaluate"] and manifest["method"] == name
-        assert manifest["models"]["policy"] == f"models:/tiny-policy/{number}" and manifest["curve"] == []
+        assert manifest["models"]["policy"] == made[name].model and manifest["curve"] == []
         assert manifest["release"].endswith(made[name].key[:8]) and manifest["kl_to_sft"] != 0
         assert ("reward" if name == "rloo" else "loss") in made[name].result()
         assert not (made[name].path / "checkpoint").exists() and list((made[name].path / "figures").glob("*.png"))
