@@ -32,6 +32,7 @@ from flows.stack.entrance import PATH, Codes
 from flows.stack.services import is_loopback
 
 API = "/api"
+WITH_PASSWORD = (f"{API}/", "/docs/", "/redoc/", "/openapi.json/")  # what needs it, with a slash after the path
 OPEN = {"/api/health", "/api/ready"}  # for probes, which ask by address; they say no more than `true`
 FAILURES, MINUTE_SECONDS, ADDRESSES = 20, 60.0, 10_000
 LONGEST_CODE = 1000  # bytes
@@ -113,7 +114,7 @@ class Door:
             return PlainTextResponse("requests from pages of another origin are refused", 403)
         if connection.scope["type"] == "websocket":  # its password comes in the first message, to Prefect
             return self._too_many() if self._is_shut_out(_address(connection), right=True) else None
-        if connection.scope["path"] != API and not connection.scope["path"].startswith(f"{API}/"):
+        if not f"{connection.scope['path']}/".startswith(WITH_PASSWORD):
             return None
         return self._wrong_password(connection)
 

@@ -131,6 +131,8 @@ def test_without_the_password_there_is_only_health(site: Site) -> None:
         assert http.get("/api/health").json() is True
         for path in ("/api/admin/version", "/api/flows/filter", "/api/csrf-token?client=x", "/api/ui-settings"):
             assert http.get(path).status_code == http.get(path, auth=("rlhf", "")).status_code == 401, path
+        for path in ("/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json", "/openapi.json/"):  # slow to make
+            assert http.get(path).status_code == 401, path
         assert http.post("/api/flows/", content=b'{"name": "attack"}').status_code == 401
         answer = http.post("/api/flows/", content=b'{"name": "attack"}', auth=("rlhf", site.prefect_auth[5:]))
         assert answer.status_code == 403 and "CSRF" in answer.text

@@ -149,9 +149,17 @@ def test_regular_expressions_and_huge_queries_are_the_owners() -> None:
     contains = {"filter": "filter:tasks:data.text", "operator": "contains"}
     assert not filter_refusal([contains] * MOST_FILTERS)
     assert "filters" in filter_refusal([contains] * (MOST_FILTERS + 1))
+    assert "filters" in filter_refusal([contains | {"child_filter": contains}] * (MOST_FILTERS // 2 + 1))
     nested = {"operator": "less", "child_filter": {"operator": "greater", "child_filter": {"operator": "Regex"}}}
     lookup, stored = {"filter": "filter:tasks:data.text__iregex"}, {"column": "filter:tasks:data.text__regex"}
-    for items in ([{"operator": "regex"}], [contains, nested], [contains | lookup], [{"operator": "equal"} | stored]):
+    dotted = {"operator": "equal", "filter": "filter:tasks:data.iRegex"}
+    for items in (
+        [{"operator": "regex"}],
+        [contains, nested],
+        [contains | lookup],
+        [{"operator": "equal"} | stored],
+        [dotted],
+    ):
         assert "regular expressions" in filter_refusal(items)
     assert not query_refusal("project=1", "1000") and query_refusal("", "1001") and query_refusal("x" * 20_001, "")
 
