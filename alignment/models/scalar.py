@@ -35,7 +35,6 @@ from alignment.distributed.devices import autocast, device, frozen_dtype, to_dev
 from alignment.errors import CheckpointError, ConfigError
 from alignment.models import gguf_files
 from alignment.models.architecture import cache_argument, context_length
-from alignment.models.attention import register_attention
 from alignment.models.checkpoint_files import count_parameters, is_gguf, refuse_adapter
 from alignment.models.ensembles import Ensemble, EnsembleFile, combined
 from alignment.models.finite import check_finite
@@ -109,7 +108,6 @@ def _with_all_weights(
     options: dict[str, Any] = {}
     if quantization is not None:
         options = {"quantization_config": quantization, "device_map": {"": device()}}
-    register_attention()
     model, report = auto.from_pretrained(path, dtype=dtype, output_loading_info=True, **options, **PLAIN)
     missing = sorted(report["missing_keys"])
     if missing:
